@@ -1,0 +1,80 @@
+"""Axes of a study: a scalar, a list or a geometric range becomes a tuple of values, each of a strict type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+)
+
+from scalebench.errors import unknown
+
+
+def _geometric(spec: dict[str, Any]) -> list[float | int]:
+    """Expand { geom = [lo, hi], points = n } or { log2 = [a, b], points = n }; integers stay integers."""
+    kind = "geom" if "geom" in spec else "log2"
+    ends = spec.get(kind)
+    if set(spec) - {kind, "points"} or not isinstance(ends, list) or len(ends) != 2:
+        raise ValueError("an axis is a list, { geom = [lo, hi], points = n } or { log2 = [a, b], points = n }")
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+        raise ValueError(f"{kind} needs two numbers, as in {kind} = [1, 8]")
+    whole = all(isinstance(end, int) for end in ends)
+    points = spec.get("points", abs(ends[1] - ends[0]) + 1 if kind == "log2" and whole else None)
+    low, high = (2.0 ** ends[0], 2.0 ** ends[1]) if kind == "log2" else ends
+    if not isinstance(points, int) or points < 2:
+        raise ValueError(f"points must be a whole number of at least 2, as in {{ {kind} = {ends}, points = 5 }}")
+    if low <= 0 or high <= 0:
+        raise ValueError(f"{kind} needs positive ends, given {ends}")
+    values = [low * (high / low) ** (i / (points - 1)) for i in range(points)]
+    return [round(value) if whole and min(ends) >= 0 else float(f"{value:.12g}") for value in values]
+
+
+def _expand(value: Any) -> tuple[Any, ...]:
+    """Turn what stands in the file into the tuple of an axis' values; a scalar becomes a tuple of one."""
+    if isinstance(value, dict):
+        return tuple(_geometric(value))
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("an axis needs at least one value")
+        return tuple(value)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _whole(value: Any) -> Any:
+    """Accept 1e6 for a count: TOML calls it a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def one_of(allowed: Sequence[str]) -> AfterValidator:
+    """Refuse a value outside ``allowed``, with the list of what is and a suggestion."""
+
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(unknown(value, allowed))
+        return value
+
+    return AfterValidator(check)
+
+
+def _learning_rate(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")):
+        return value if value == "auto" else float(value)
+    raise ValueError('expected a positive number or "auto" (the family\'s rule for each size)')
+
+
+T = TypeVar("T")
+Axis = Annotated[tuple[T, ...], BeforeValidator(_expand)]
+Count = Annotated[PositiveInt, BeforeValidator(_whole)]
+WholeNumber = Annotated[NonNegativeInt, BeforeValidator(_whole)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Finite = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+LearningRate = Annotated[Any, AfterValidator(_learning_rate)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]

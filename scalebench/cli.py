@@ -1,0 +1,186 @@
+"""The command line: one short function per command. Torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from scalebench import __version__
+
+app = App(
+    name="scalebench",
+    version=__version__,
+    help="Scaling studies by measurement: what a growing model costs, and what it buys.",
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and says that it can go on
+)
+
+OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
+
+Settings = Annotated[
+    list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
+]
+Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
+RESULTS = Path("results")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 some trial not ok, 2 usage or invalid input, 3 interrupted (resumable)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(arguments, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        sys.exit(USAGE)  # cyclopts has said what was wrong
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(OK)
+    except ValueError as error:
+        if not _is_input_error(error):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(USAGE)
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _is_input_error(error: ValueError) -> bool:
+    """Say whether an error is the input's, to be told in a line, rather than a fault of ours."""
+    from scalebench.errors import StudyError
+    from scalebench.store import StoreError
+
+    return isinstance(error, StudyError | StoreError)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+@app.command
+def run(
+    study: str,
+    /,
+    *,
+    settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
+    results: Path = RESULTS,
+    jobs: Annotated[int | None, Parameter(validator=lambda _, value: _positive(value))] = None,
+    retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
+    fresh_code: Annotated[
+        bool, Parameter(negative=(), help="Run again what another version of the code made.")
+    ] = False,
+    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    as_json: Json = False,
+) -> int:
+    """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
+
+    Parameters
+    ----------
+    results:
+        The folder that holds results; a study gets a folder of its own in it.
+    jobs:
+        Workers at a time: one per core on a CPU unless given, one on a GPU.
+    """
+    from scalebench import console
+
+    return console.run_study(
+        study, settings, results, jobs, console.statuses(retry), fresh_code=fresh_code, as_json=as_json
+    )
+
+
+def _positive(value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"must be at least 1, given {value}")
+
+
+@app.command
+def plan(
+    study: str,
+    /,
+    *,
+    settings: Settings = [],  # noqa: B006
+    results: Path = RESULTS,
+    every: Annotated[bool, Parameter("--all", negative=(), help="List every size, however many.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
+    from scalebench import console
+
+    return console.show_plan(study, settings, results, every=every, as_json=as_json)
+
+
+@app.command
+def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
+    """Show how far the studies under RESULTS are, and every trial that did not end well."""
+    from scalebench import console
+
+    return console.show_status(results, as_json=as_json)
+
+
+@app.command
+def report(
+    results: Annotated[list[Path], Parameter(negative=())] = [RESULTS],  # noqa: B006
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
+) -> int:
+    """Write one self-contained HTML report of the studies under RESULTS."""
+    from scalebench.reporting import report as write_report
+
+    print(write_report(results, output))
+    return OK
+
+
+@app.command
+def export(
+    results: Path = RESULTS,
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
+) -> int:
+    """Write every trial of every study under RESULTS as a table, one row per trial."""
+    from scalebench import console
+
+    return console.export_table(results, output)
+
+
+@app.command(name="list")
+def list_(*, as_json: Json = False) -> int:
+    """Show the families, studies, laws, optimizers and data sources there are."""
+    from scalebench import console
+
+    return console.show_catalogue(as_json=as_json)
+
+
+@app.command
+def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
+    """Say what this machine is and what will not work on it."""
+    from scalebench.doctor import show
+
+    return show(results, as_json=as_json)
+
+
+@app.command
+def demo(
+    *,
+    results: Path = RESULTS,
+    output: Annotated[Path, Parameter(["--output", "-o"])] = Path("reports/demo/index.html"),
+) -> int:
+    """Run the demo study and write its report."""
+    from scalebench import console
+
+    return console.run_demo(results, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is measured of a trial: time, memory, energy and the environment. Loss is the training loop's own."""

@@ -1,0 +1,49 @@
+"""Energy of the device over the training window, from the driver's own counter."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+# The counter moves every 20 to 100 ms: below two seconds its steps are too coarse to mean anything.
+MINIMUM_WINDOW_S = 2.0
+
+
+@dataclass
+class EnergyMeter:
+    """Reads NVML's total-energy counter at both ends of a window; a CPU has none that an ordinary user can read."""
+
+    device: torch.device
+    _start_mj: int | None = None
+    _start_s: float = 0.0
+
+    def start(self) -> None:
+        """Begin the window."""
+        self._start_mj, self._start_s = self._counter_mj(), time.monotonic()
+
+    def columns(self) -> dict[str, float | str | None]:
+        """End the window and return energy_j and energy_method; null with the reason where it was not measured."""
+        window_s = time.monotonic() - self._start_s
+        end_mj = self._counter_mj()
+        if self.device.type != "cuda":
+            return {"energy_j": None, "energy_method": "none: no counter readable on a CPU without root"}
+        if end_mj is None or self._start_mj is None:
+            return {"energy_j": None, "energy_method": "none: the driver offers no energy counter"}
+        if window_s < MINIMUM_WINDOW_S:
+            return {"energy_j": None, "energy_method": f"none: window of {window_s:.2g} s is below 2 s"}
+        return {"energy_j": (end_mj - self._start_mj) * 1e-3, "energy_method": "nvml total energy counter"}
+
+    def _counter_mj(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.synchronize(self.device)
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")))
+        except pynvml.NVMLError:
+            return None

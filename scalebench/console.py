@@ -1,0 +1,305 @@
+"""What the commands do and print: tables on a terminal, JSON where asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scalebench import store
+from scalebench.errors import StudyError, unknown
+
+if TYPE_CHECKING:
+    from scalebench.planning import PlannedTrial
+    from scalebench.sweep import Sweep
+
+SHOWN_SIZES = 40
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: no markup, no wrapping."""
+    for line in lines:
+        print(line)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
+    """Print a table; the first ``text_columns`` columns to the left, numbers to the right."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        grid.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    # Into a file or a pipe nothing is cut to a width that nobody looks at.
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
+
+
+def si(value: float | None, unit: str = "") -> str:
+    """Write a number with three digits and an SI prefix: 1.23 M."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return "-"
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Write a time: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / 86400:.3g} days"
+
+
+def statuses(text: str) -> list[str]:
+    """Read ``failed,timeout``; ``StudyError`` for a status that does not exist."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [f"--retry: {unknown(name, store.STATUSES)}" for name in names if name not in store.STATUSES]
+    if wrong:
+        raise StudyError(wrong)
+    return names
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def run_study(
+    name: str,
+    settings: Sequence[str],
+    results: Path,
+    jobs: int | None,
+    retry: Sequence[str],
+    *,
+    fresh_code: bool,
+    as_json: bool,
+) -> int:
+    """Run a study's missing trials; return the exit code."""
+    from scalebench.planning import load_study
+    from scalebench.progress import RunProgress
+    from scalebench.sweep import execute, survey
+
+    begun = time.monotonic()
+    study = load_study(name, settings)
+    store.check_writable(results)
+    sweep = survey(study, results, retry, fresh_code=fresh_code)
+    _announce(sweep, as_json=as_json)
+    weights = {trial.trial_id: (trial.seconds(5e10), trial.trial.train.steps) for trial in sweep.missing}
+    with RunProgress(weights, quiet=as_json) as progress:
+        for row in execute(sweep, study, jobs=jobs, tick=progress.tick):
+            progress.trial(row, as_json=as_json)
+    _conclude(sweep, time.monotonic() - begun, as_json=as_json)
+    return 0 if set(sweep.statuses()) <= {"ok"} else 1
+
+
+def _announce(sweep: Sweep, *, as_json: bool) -> None:
+    for line in sweep.damaged:
+        print(f"damaged, counts as missing: {line}", file=sys.stderr)
+    if sweep.other_code:
+        text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
+        print(text, file=sys.stderr)
+    if not as_json:
+        say(f"{sweep.study_dir.name}: {len(sweep.planned)} trials, {len(sweep.missing)} to run")
+
+
+def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
+    counts = dict(sweep.statuses())
+    if as_json:
+        summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
+        print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
+        return
+    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    wrong = sorted(set(counts) - {"ok", "missing"})
+    if wrong:
+        say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
+    say(f"report: scalebench report {sweep.study_dir}")
+
+
+def run_demo(results: Path, output: Path) -> int:
+    """Run the demo study, write its report and say what it found."""
+    from scalebench.reporting import report, verdict
+
+    code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
+    study_dir = results / "demo"
+    say("", *verdict(store.read_results(study_dir)), "", f"report: {report([study_dir], output)}")
+    return code
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def show_plan(name: str, settings: Sequence[str], results: Path, *, every: bool, as_json: bool) -> int:
+    """Print what a study would run, size by size."""
+    from scalebench.hardware import device_peak
+    from scalebench.planning import load_study
+    from scalebench.sweep import survey
+
+    study = load_study(name, settings)
+    sweep = survey(study, results)
+    first = sweep.planned[0].trial
+    peak = device_peak(first.device_kind, first.train.precision, 1).flops_per_s
+    sizes = _by_size(sweep.planned, peak)
+    total = {
+        "trials": len(sweep.planned),
+        "missing": len(sweep.missing),
+        "flops": sum(trial.flops for trial in sweep.planned),
+        "estimated_work_s": sum(trial.seconds(peak) for trial in sweep.planned),
+    }
+    if as_json:
+        print_json({"study": study.name, "total": total, "sizes": sizes})
+        return 0
+    _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    return 0
+
+
+def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
+    groups: dict[str, list[PlannedTrial]] = {}
+    for trial in planned:
+        groups.setdefault(json.dumps([trial.trial.family, trial.trial.model]), []).append(trial)
+    return [
+        {
+            "family": group[0].trial.family,
+            "model": group[0].trial.model,
+            "trials": len(group),
+            "params": group[0].counts.total,
+            "params_non_embedding": group[0].counts.non_embedding,
+            "steps": sorted({trial.trial.train.steps for trial in group}),
+            "flops_per_trial": max(trial.flops for trial in group),
+            "estimated_time_s": max(trial.seconds(peak) for trial in group),
+            "estimated_memory_bytes": max(trial.memory_bytes for trial in group),
+        }
+        for group in groups.values()
+    ]
+
+
+def _grown(sizes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the whole-number fields that differ between sizes, or all of them when there is one size."""
+    names = dict.fromkeys(key for size in sizes for key, value in size["model"].items() if type(value) is int)
+    values = {name: {size["model"].get(name) for size in sizes} for name in names}
+    return [name for name in names if len(values[name]) > 1 or len(sizes) == 1]
+
+
+def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: dict[str, Any]) -> None:
+    header = ("family", "shape", "trials", "params", "non-emb.", "steps", "FLOPs", "~time", "~memory")
+    grown = _grown(sizes)
+    rows = [
+        (
+            size["family"],
+            " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
+            str(size["trials"]),
+            si(size["params"]),
+            si(size["params_non_embedding"]),
+            "…".join(str(steps) for steps in sorted({size["steps"][0], size["steps"][-1]})),
+            si(size["flops_per_trial"]),
+            duration(size["estimated_time_s"]),
+            si(size["estimated_memory_bytes"], "B"),
+        )
+        for size in sizes
+    ]
+    table(f"{name}: {total['trials']} trials, {total['missing']} to run", header, rows, text_columns=2)
+    if count > len(sizes):
+        say(f"… and {count - len(sizes)} more sizes (--all lists them)")
+    say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")
+    say("per trial; times by rule of thumb (a fifth of the peak rate, a floor per step), memory estimated in float32")
+
+
+# --- status, export, list --------------------------------------------------------------------------------------------
+
+
+def show_status(results: Path, *, as_json: bool) -> int:
+    """Print how far each study is; exit code 1 when a trial is missing or did not end well."""
+    found = store.read_results(results)
+    counts = {name: _study_counts(found, name) for name in found.studies}
+    bad = found.frame[found.frame["status"] != "ok"]
+    shown = bad[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
+    if as_json:
+        unwell = json.loads(shown.to_json(orient="records"))
+        print_json({"studies": counts, "not_ok": unwell, "damaged": list(found.damaged)})
+    else:
+        names = [*store.STATUSES, "missing"]
+        used = [name for name in names if any(count.get(name) for count in counts.values())]
+        rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
+        table(str(results), ("study", *used), rows)
+        for row in shown.itertuples(index=False):
+            say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}")
+        say(*(f"damaged, counts as missing: {line}" for line in found.damaged))
+    return 0 if all(set(count) <= {"ok"} for count in counts.values()) and not found.damaged else 1
+
+
+def _study_counts(found: store.Results, name: str) -> dict[str, int]:
+    rows = found.frame[found.frame["study"] == name]
+    planned = {trial["trial_id"] for trial in found.studies[name].get("planned", [])}
+    counts = Counter(str(status) for status in rows["status"])
+    missing = len(planned - set(rows["trial_id"]))
+    return dict(counts) | ({"missing": missing} if missing else {})
+
+
+def export_table(results: Path, output: Path) -> int:
+    """Write the table of every trial; damaged attempts are told and left out."""
+    found = store.read_results(results)
+    for line in found.damaged:
+        print(f"damaged, left out: {line}", file=sys.stderr)
+    store.export(found, output)
+    say(f"{output}: {len(found.frame)} trials")
+    return 0
+
+
+def catalogue() -> dict[str, Any]:
+    """Return every name a study can use, with what it stands for."""
+    from scalebench.data import SOURCES, source_names
+    from scalebench.families import FAMILIES, model_fields
+    from scalebench.laws import LAWS
+    from scalebench.optimizers import OPTIMIZERS
+    from scalebench.planning import studies_dir
+    from scalebench.study_file import read_toml
+
+    studies = {path.stem: read_toml(path).get("title", "") for path in sorted(studies_dir().glob("*.toml"))}
+    return {
+        "families": {
+            name: {
+                "summary": family.SUMMARY,
+                "sizes": list(family.SIZES),
+                "fields": model_fields(family),
+                "implementations": list(family.IMPLEMENTATIONS),
+            }
+            for name, family in FAMILIES.items()
+        },
+        "studies": studies,
+        "laws": {name: law.formula for name, law in LAWS.items()},
+        "optimizers": {name: choice.summary for name, choice in OPTIMIZERS.items()},
+        "sources": dict(zip(source_names(), (source.summary for source in SOURCES.values()), strict=True)),
+    }
+
+
+def show_catalogue(*, as_json: bool) -> int:
+    """Print the families, studies, laws, optimizers and data sources."""
+    found = catalogue()
+    if as_json:
+        print_json(found)
+        return 0
+    for name, family in found["families"].items():
+        say(f"family {name}: {family['summary']}")
+        say(
+            f"    fields: {', '.join(family['fields'])}", f"    implementations: {', '.join(family['implementations'])}"
+        )
+        if family["sizes"]:
+            say(f"    sizes: {', '.join(family['sizes'])}")
+    for kind, key in (("study", "studies"), ("law", "laws"), ("optimizer", "optimizers"), ("source", "sources")):
+        say("", *(f"{kind} {name}: {text}" for name, text in found[key].items()))
+    return 0

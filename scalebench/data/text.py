@@ -1,0 +1,126 @@
+"""Text as bytes: documents split by the hash of their content, so that a copy of a file never lies on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOCABULARY = 256
+SEPARATOR = b"\x00"  # ends each document, so that a model can learn where one begins
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Documents, as bytes; equal only to itself, so that what is computed from it can be kept."""
+
+    documents: tuple[bytes, ...] = field(repr=False)
+    vocab_size: int = VOCABULARY
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over all documents, each preceded by its length, in order."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(len(document).to_bytes(8, "big") + document)
+        return digest.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+    """Return the training bytes (n,) and the validation documents; a document's own hash decides its side.
+
+    Raises ``ValueError`` when a side stays empty.
+    """
+    held_out = [document for document in text.documents if _uniform(document) < validation_fraction]
+    training = [document for document in text.documents if _uniform(document) >= validation_fraction]
+    if not held_out or not training:
+        raise ValueError(
+            f"{len(text.documents)} document(s) leave no {'training' if held_out else 'validation'} text at "
+            f"validation_fraction = {validation_fraction}; give more files, or another fraction"
+        )
+    joined = np.frombuffer(SEPARATOR.join(training) + SEPARATOR, dtype=np.uint8)
+    return joined, [np.frombuffer(document + SEPARATOR, dtype=np.uint8) for document in held_out]
+
+
+@lru_cache(maxsize=8)
+def validation_windows(
+    text: Text, validation_fraction: float, samples: int, span: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return about ``samples`` held-out windows (w, span) and the document (w,) of each.
+
+    They lie evenly over the documents and evenly within each, so that no long file outweighs the others. Raises
+    ``ValueError`` when no validation document is as long as a window.
+    """
+    documents = [document for document in split(text, validation_fraction)[1] if document.size >= span]
+    if not documents:
+        raise ValueError(f"no validation document holds a window of {span} bytes; use a shorter sequence_length")
+    chosen = np.linspace(0, len(documents) - 1, min(len(documents), samples)).astype(int)
+    each = max(1, samples // len(chosen))
+    starts = [
+        (index, start)
+        for index in chosen
+        for start in np.unique(np.linspace(0, documents[index].size - span, each).astype(int))
+    ]
+    windows = np.stack([documents[index][start : start + span] for index, start in starts])
+    return windows, np.array([index for index, _ in starts], dtype=np.int64)
+
+
+def _uniform(document: bytes) -> float:
+    """Map a document to [0, 1) by its hash: the same everywhere, whatever the file is called."""
+    return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+
+
+def _read(paths: Iterable[Path], origin: str) -> Text:
+    documents = tuple(dict.fromkeys(content for path in sorted(paths) if (content := path.read_bytes()).strip()))
+    if not documents:
+        raise ValueError(f"{origin}: holds no text")
+    return Text(documents)
+
+
+def open_stdlib(_argument: str = "") -> Text:
+    """Open the source of the Python standard library that runs this; its test suites, which vary by packager, apart."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skipped]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return _read(files, f"stdlib ({root})")
+
+
+# A single file is cut here, at line ends, so that a part of it can be held out.
+_PART_BYTES = 8192
+
+
+def _parts(content: bytes) -> list[bytes]:
+    lines = content.splitlines(keepends=True)
+    ends = np.cumsum([len(line) for line in lines])
+    chunks: dict[int, list[bytes]] = {}
+    for line, end in zip(lines, ends, strict=True):
+        chunks.setdefault(int(end - 1) // _PART_BYTES, []).append(line)
+    return [b"".join(chunk) for chunk in chunks.values()]
+
+
+def open_path(path: str) -> Text:
+    """Open a folder (every file below it is a document) or a file (cut into documents of about 8 kB at line ends).
+
+    Raises ``ValueError`` or ``OSError`` naming the path when it does not exist, cannot be read or holds no text.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"text path {path!r} does not exist")
+    if root.is_dir():
+        hidden = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
+        return _read(hidden, f"text path {path!r}")
+    content = root.read_bytes()
+    if not content.strip():
+        raise ValueError(f"text path {path!r} is empty")
+    return Text(tuple(dict.fromkeys(_parts(content))))

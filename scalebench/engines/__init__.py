@@ -1,0 +1,1 @@
+"""Engines place workers and do nothing else: they pass files, and no function of theirs changes a number."""

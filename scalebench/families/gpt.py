@@ -1,0 +1,303 @@
+"""GPT: a decoder language model, in GPT-2's form for the published sizes and in a modern one for the dial.
+
+Legend: B batch, T time, C width, H heads, D head dimension, F hidden width of the MLP, V vocabulary, L depth.
+
+The dial. ``at(params)`` takes non-embedding parameters N ~ 12 L C^2 and turns one knob:
+
+1. aspect ratio C/L = 32 (N/1e5)^0.1, which passes through GPT-2 small (64 at 8.5e7) and GPT-3 (128 at 1.7e11);
+2. depth L = (N / 12 aspect^2)^(1/3), at least 2: with one layer attention cannot compose;
+3. width C = sqrt(N / 12 L), a multiple of 4 (of 8 from 64 up, of 64 from 512 up);
+4. heads of dimension 16, 32, 64 or 128 as the width grows, H D ~ C: all dimensions the kernels take;
+5. hidden width F ~ 4 C takes up what rounding left, a multiple of 2 (of 8 from 256 up, of 64 from 2048 up), so that
+   N lands within 5 %, and a request one tenth larger never gives a smaller model.
+
+The modern block is RMSNorm, rotary positions, no biases; ``depth`` or ``width`` may be held instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.text import Text
+from scalebench.families.base import Counts, OutOfReach
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks import NextToken
+
+SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
+DATA = "stdlib"
+TAKES = Text
+SEQUENCES = True
+IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A GPT's shape. Widths in features; ``context`` is the longest sequence it takes."""
+
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    vocab_size: int
+    context: int
+    norm: Literal["rms", "layer"] = "rms"
+    positions: Literal["rotary", "learned"] = "rotary"
+    bias: bool = False
+    tied: bool = True
+
+    @property
+    def inner(self) -> int:
+        """Features that attention works in: H D."""
+        return self.heads * self.head_dim
+
+
+def _gpt2(depth: int, width: int, heads: int, context: int = 1024) -> Config:
+    return Config(depth, width, heads, width // heads, 4 * width, 50257, context, "layer", "learned", bias=True)
+
+
+# Radford et al. 2019 (the released checkpoints' shapes) and Brown et al. 2020, table 2.1.
+SIZES = {
+    "gpt2": _gpt2(12, 768, 12),
+    "gpt2-medium": _gpt2(24, 1024, 16),
+    "gpt2-large": _gpt2(36, 1280, 20),
+    "gpt2-xl": _gpt2(48, 1600, 25),
+    "gpt3-175b": _gpt2(96, 12288, 96, context=2048),
+}
+
+
+# --- the dial --------------------------------------------------------------------------------------------------------
+
+
+def _rounded(value: float, steps: Mapping[float, int]) -> int:
+    """Round to a multiple of the step of the first limit that ``value`` lies below, and at least one step up."""
+    step = next(step for limit, step in steps.items() if value < limit)
+    return max(step, round(value / step) * step)
+
+
+# Larger widths in coarser steps: tensor cores want multiples of 8 and tiles multiples of 64.
+_WIDTH_STEPS = {64: 4, 512: 8, math.inf: 64}
+_HIDDEN_STEPS = {256: 2, 2048: 8, math.inf: 64}
+
+
+def explicit(
+    depth: int,
+    width: int,
+    *,
+    vocab_size: int,
+    context: int,
+    head_dim: int | None = None,
+    heads: int | None = None,
+    hidden: int | None = None,
+    **fields: Any,
+) -> Config:
+    """Return the modern Config of a given depth and width, heads and hidden width by the dial's rules unless given."""
+    if head_dim is None:
+        head_dim = next((size for limit, size in ((128, 16), (384, 32), (2048, 64)) if width < limit), 128)
+    heads = heads or max(1, round(width / head_dim))
+    return Config(depth, width, heads, head_dim, hidden or 4 * width, vocab_size, context, **fields)
+
+
+def at(params: float, **held: Any) -> Config:
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+
+    ``held`` keeps any field of Config: ``depth``, ``width``, ``heads``, … and must give vocab_size and context.
+    """
+    aspect = 32 * (params / 1e5) ** 0.1
+    ideal_depth = (params / (12 * aspect**2)) ** (1 / 3)
+    if "width" in held:
+        ideal_depth = params / (12 * held["width"] ** 2)
+    depth = held.pop("depth", None) or max(1 if "width" in held else 2, round(ideal_depth))
+    ideal_width = math.sqrt(params / (12 * depth))
+    width = held.pop("width", None) or _rounded(ideal_width, _WIDTH_STEPS)
+    config = explicit(depth, width, **held)
+    if "hidden" not in held:
+        # Non-embedding parameters are linear in the hidden width: solve for it.
+        base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
+        ideal_hidden = (params - base) / (one_more - base)
+        config = replace(config, hidden=_rounded(ideal_hidden, _HIDDEN_STEPS))
+    found = count(config).non_embedding
+    if abs(found / params - 1) > 0.05:
+        raise OutOfReach(
+            f"{params:g} non-embedding parameters: the nearest gpt (depth {depth}, width {width}) has {found:,}; "
+            "the dial reaches within 5 % from about 1,500 up when no field is held"
+        )
+    return config
+
+
+def defaults(data: Text, sequence_length: int | None) -> dict[str, Any]:
+    """Return the fields that the data decides: its vocabulary, and a context as long as the sequences."""
+    return {"vocab_size": data.vocab_size, "context": sequence_length}
+
+
+def learning_rate(config: Config) -> float:
+    """Return AdamW's learning rate for a size: 0.02 (N / 1e4)^(-1/3).
+
+    The exponent is OLMo's model ladder's (Bhagia et al. 2024). The constant was tuned on 500 steps of 2,048 bytes of
+    Python source: the best of a factor-two grid lay at 0.03 to 0.05, 0.02 to 0.03 and 0.008 for 1.5e3, 1.2e4 and 9.6e4.
+    """
+    return float(0.02 * (count(config).non_embedding / 1e4) ** (-1 / 3))
+
+
+def count(config: Config, sequence_length: int | None = None) -> Counts:
+    """Count a GPT exactly. Matrix products only; attention scores halved for causality; per sample of T tokens.
+
+    ``non_embedding`` leaves out token and position embeddings and the output matrix (Kaplan et al. 2020).
+    """
+    c, length = config, sequence_length or config.context
+    bias = int(c.bias)
+    groups = {
+        "token_embedding": c.vocab_size * c.width,
+        "position_embedding": c.context * c.width if c.positions == "learned" else 0,
+        "attention": c.depth * (4 * c.width * c.inner + bias * (3 * c.inner + c.width)),
+        "mlp": c.depth * (2 * c.width * c.hidden + bias * (c.hidden + c.width)),
+        "norm": (2 * c.depth + 1) * c.width * (2 if c.norm == "layer" else 1),
+        "head": 0 if c.tied else c.vocab_size * c.width,
+    }
+    matrices = c.depth * (4 * c.width * c.inner + 2 * c.width * c.hidden) + c.vocab_size * c.width
+    attention_flops = c.depth * 4 * length * length * c.inner // 2
+    # Kept for backward, per token: block inputs and norms, q k v and their rotation, mixed values, MLP twice, logits.
+    per_token = c.depth * (6 * c.width + 8 * c.inner + 2 * c.hidden) + 3 * c.vocab_size + 4 * c.width
+    total = sum(groups.values())
+    return Counts(
+        by_group=groups,
+        non_embedding=groups["attention"] + groups["mlp"] + groups["norm"],
+        active=total,
+        forward_flops=2 * length * matrices + attention_flops,
+        attention_flops=attention_flops,
+        activation_bytes=4 * length * per_token + 4 * c.depth * c.heads * length * length,
+    )
+
+
+def task(config: Config, data: Text, spec: DataSpec, train: TrainSpec) -> NextToken:
+    """Return next-byte prediction on the data's text. Raises ``OutOfReach`` when sequences outgrow the context."""
+    assert train.sequence_length is not None
+    if train.sequence_length > config.context:
+        raise OutOfReach(f"sequence_length = {train.sequence_length} is longer than the context of {config.context}")
+    return NextToken(
+        data, train.sequence_length, train.batch_size, train.seed, spec.validation_fraction, spec.validation_samples
+    )
+
+
+# --- the module ------------------------------------------------------------------------------------------------------
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al. 2021): turn pairs of features by an angle that grows with position."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, context: int) -> None:
+        super().__init__()
+        frequency = 10_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+        angle = torch.arange(context)[:, None] * frequency  # (T, D/2)
+        self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)
+        self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, T, D)
+        """Turn x (B, H, T, D)."""
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+        length = x.size(-2)
+        return x * self.cos[:length] + turned * self.sin[:length]
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T)."""
+    length = q.size(-2)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(dim=-1) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention by torch's fused operator, shapes as in ``eager_attention``."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.bias)
+        self.out = nn.Linear(config.inner, config.width, bias=config.bias)
+        self.rotary = Rotary(config.head_dim, config.context) if config.positions == "rotary" else nn.Identity()
+        self.attend = eager_attention if implementation == "eager" else sdpa_attention
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+        """Mix x (B, T, C) over time."""
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        mixed = self.attend(self.rotary(q), self.rotary(k), v)  # (B, H, T, D)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _norm(config: Config) -> nn.Module:
+    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-6)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to what it was given."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(config), _norm(config)
+        self.attention = Attention(config, implementation)
+        self.up = nn.Linear(config.width, config.hidden, bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+        """Refine x (B, T, C)."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """Tokens (B, T) to logits (B, T, V)."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.tokens.weight
+        self._initialise(config)
+
+    @torch.no_grad()
+    def _initialise(self, config: Config) -> None:
+        """Scale matrices by 1/sqrt(fan in) and what is added to the stream by 1/sqrt(2 L), as GPT-2 does."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 2:
+                residual = name.endswith(("out.weight", "down.weight"))
+                embedding = name.startswith(("tokens", "positions", "head"))
+                fan_in = config.width if embedding else parameter.shape[1]
+                parameter.normal_(std=fan_in**-0.5 / (math.sqrt(2 * config.depth) if residual else 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, T)
+        """Predict the next token at each place: logits (B, T, V)."""
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.size(1)]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def build(config: Config, implementation: str) -> nn.Module:
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's fused operator."""
+    return GPT(config, implementation)

@@ -1,0 +1,113 @@
+"""A deep fully connected network, y = W_L tanh-like(… W_1 x), on regression with a known noise floor.
+
+The dial holds the depth (2 hidden layers unless given) and solves for the width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from scalebench.data.synthetic import Teacher
+from scalebench.families.base import Counts, OutOfReach
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks import Regression
+
+SUMMARY = "deep fully connected network on a teacher's regression task"
+DATA = "teacher"
+TAKES = Teacher
+SEQUENCES = False
+IMPLEMENTATIONS = ("eager", "compile")
+
+
+@dataclass(frozen=True)
+class Config:
+    """``depth`` hidden layers of ``width`` features between ``inputs`` and ``outputs``."""
+
+    depth: int
+    width: int
+    inputs: int = 8
+    outputs: int = 1
+
+
+SIZES: dict[str, Config] = {}
+
+
+def explicit(width: int, depth: int = 2, **fields: Any) -> Config:
+    """Return the Config of a given width and depth."""
+    return Config(depth, width, **fields)
+
+
+def at(params: float, *, depth: int = 2, width: int | None = None, **fields: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; depth or width may be held."""
+    if width is not None:
+        raise OutOfReach(
+            "an mlp's dial solves for the width: hold depth instead, or give depth and width without params"
+        )
+    inputs, outputs = fields.get("inputs", Config.inputs), fields.get("outputs", Config.outputs)
+    # (depth - 1) w^2 + (inputs + depth + outputs) w + outputs = params
+    a, b, c = depth - 1, inputs + depth + outputs, outputs - params
+    ideal = -c / b if a == 0 else (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
+    config = Config(depth, max(1, round(ideal)), **fields)
+    found = count(config).total
+    if abs(found / params - 1) > 0.05:
+        raise OutOfReach(
+            f"{params:g} parameters: the nearest mlp (depth {depth}, width {config.width}, {inputs} inputs) "
+            f"has {found:,}; within 5 % from about 1,000 up"
+        )
+    return config
+
+
+def defaults(_data: Teacher, _sequence_length: int | None) -> dict[str, Any]:
+    """Return nothing: a teacher takes any number of inputs and outputs."""
+    return {}
+
+
+def learning_rate(config: Config) -> float:
+    """Return AdamW's learning rate for a size: 0.01 (N / 1e4)^(-1/4), tuned at 1e3 to 1e5 on the mlp teacher."""
+    return float(0.01 * (count(config).total / 1e4) ** -0.25)
+
+
+def layer_sizes(config: Config) -> list[tuple[int, int]]:
+    """Return (inputs, outputs) of each layer, first to last."""
+    widths = [config.inputs, *[config.width] * config.depth, config.outputs]
+    return list(pairwise(widths))
+
+
+def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
+    """Count layer by layer. Matrix products only, per sample."""
+    layers = layer_sizes(config)
+    groups = {f"layer{i}": inputs * outputs + outputs for i, (inputs, outputs) in enumerate(layers)}
+    return Counts(
+        by_group=groups,
+        non_embedding=sum(groups.values()),
+        active=sum(groups.values()),
+        forward_flops=2 * sum(inputs * outputs for inputs, outputs in layers),
+        attention_flops=0,
+        activation_bytes=4 * (config.inputs + 2 * config.depth * config.width + 3 * config.outputs),
+    )
+
+
+def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
+    """Return regression on the tanh teacher."""
+    assert spec.noise_std is not None
+    return Regression(
+        data,
+        "mlp",
+        config.inputs,
+        config.outputs,
+        spec.noise_std,
+        train.batch_size,
+        train.seed,
+        spec.validation_samples,
+    )
+
+
+def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
+    """Return the network: linear layers with GELU between them."""
+    *hidden, last = [nn.Linear(inputs, outputs) for inputs, outputs in layer_sizes(config)]
+    return nn.Sequential(*[module for layer in hidden for module in (layer, nn.GELU())], last)

@@ -1,0 +1,252 @@
+"""Fit a scaling law to points: check them, minimise from many starts (see `solver`), judge and describe the result."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalebench.laws import uncertainty
+from scalebench.laws.forms import Array, FitRefused, Law, Points, check_design, read_inputs, read_points, select_law
+from scalebench.laws.solver import Problem, polish, starts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Huber widths of "squares" (no outliers) and "absolute" (a corner rounded far below any residual that matters).
+WIDTHS = {"squares": math.inf, "absolute": 1e-9}
+DEGENERATE = 1e7  # condition number beyond which digits of the parameters mean nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law. `parameters` and `objective` are those of the best start; the rest says how far to trust them.
+
+    `objective` is the sum of losses. `status`: converged · at_bound (`bounds_hit` names the parameters) ·
+    max_iterations · degenerate (`condition_number` of the unit-column Jacobian too large, or a term switched off).
+    `starts_agreeing` of `starts` reached the objective within 1e-6. `residuals` [n] are measured minus fitted, in the
+    space of the fit.
+    """
+
+    law: Law
+    parameters: dict[str, float]
+    objective: float
+    status: str
+    bounds_hit: tuple[str, ...]
+    starts_agreeing: int
+    starts: int
+    condition_number: float
+    n_points: int
+    n_configurations: int
+    residuals: Array
+    settings: dict[str, Any]
+    points: Points = field(repr=False)
+    problem: Problem = field(repr=False)
+    theta: Array = field(repr=False)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Configurations minus free parameters."""
+        return self.n_configurations - int(self.problem.free.sum())
+
+    def predict(self, points: Mapping[str, ArrayLike] | DataFrame | None = None, **columns: ArrayLike) -> Array:
+        """Fitted response, [n], at the law's inputs: a mapping or keywords, `fit.predict(params=[1e6, 1e7])`."""
+        logs = read_inputs(self.law, columns if points is None else points)
+        return np.asarray(self.law.predict(self.parameters, logs)[0])
+
+    def beyond(self, points: Mapping[str, ArrayLike] | DataFrame) -> Array:
+        """How many times beyond the fitted range the inputs lie, [n]; 1 inside it, the worst input counts."""
+        logs = read_inputs(self.law, points)
+        out = [np.maximum(logs[k] - seen.max(), seen.min() - logs[k]) for k, seen in self.points.logs.items()]
+        return np.asarray(np.exp(np.maximum(np.max(out, axis=0), 0.0)))
+
+    def refit(self, target: Array, weights: Array) -> dict[str, Array]:
+        """Parameters, each [batch], refitted from this optimum to targets or weights [batch, n]; one may be [n]."""
+        problem = replace(self.problem, target=target, weights=weights)
+        batch = max(len(value) for value in (target, weights) if value.ndim == 2)
+        theta, _, _ = polish(problem, np.tile(self.theta, (batch, 1)), self.settings["width"])
+        return problem.parameters(theta)
+
+    def least_squares_residuals(self) -> Array:
+        """Measured minus fitted, [n], of the least-squares fit next to this one."""
+        theta, _, _ = polish(self.problem, self.theta[None], math.inf)
+        return np.asarray(-self.problem.residuals(theta)[0])
+
+    def subset(self, rows: NDArray[np.bool_]) -> Fit:
+        """The same law with the same settings, fitted to some of the points."""
+        columns = {name: np.exp(log[rows]) for name, log in self.points.logs.items()}
+        columns |= {self.law.response: self.points.response[rows], "config": self.points.configuration[rows]}
+        options = {name: self.settings[name] for name in ("loss", "delta", "space", "fixed")}
+        return fit(columns, self.law, weights=self.problem.weights[rows], **options)
+
+    def bootstrap(self, n: int = 1000, seed: int = 0) -> uncertainty.Bootstrap:
+        """Refit `n` resamples; see `uncertainty`. Raises FitRefused with zero degrees of freedom."""
+        return uncertainty.bootstrap(self, n, seed)
+
+    @cached_property
+    def _default_bootstrap(self) -> uncertainty.Bootstrap:
+        return self.bootstrap()
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of a parameter, from 1000 bootstrap refits."""
+        return self._default_bootstrap.interval(name, level)
+
+    def prediction_interval(
+        self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
+    ) -> tuple[Array, Array]:
+        """Lower and upper ends, each [n], for the mean over runs (`kind="mean"`) or for one new run (`kind="new"`)."""
+        return self._default_bootstrap.prediction_interval(points, level, kind)
+
+    def backtest(self, holdout: str = "largest", seed: int = 0) -> list[uncertainty.Holdout]:
+        """Predict each of the largest sizes from the sizes below it: "largest" only that one, "rolling" up to 8."""
+        return uncertainty.backtest(self, holdout, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe summary with 95 % intervals; what is not finite or was refused is None."""
+        intervals: dict[str, list[float | None] | None]
+        try:
+            boot = self._default_bootstrap
+            intervals, method = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}, boot.method
+        except FitRefused as reason:
+            intervals, method = dict.fromkeys(self.parameters), f"refused: {reason}"
+        counts = ("starts_agreeing", "starts", "n_points", "n_configurations", "degrees_of_freedom")
+        return {
+            "law": self.law.name,
+            "formula": self.law.formula,
+            "parameters": {name: _finite(value) for name, value in self.parameters.items()},
+            "intervals": intervals,
+            "interval_method": method,
+            "objective": _finite(self.objective),
+            "status": self.status,
+            "bounds_hit": list(self.bounds_hit),
+            "condition_number": _finite(self.condition_number),
+            **{name: int(getattr(self, name)) for name in counts},
+            "residuals": [_finite(value) for value in self.residuals],
+            **{name: self.settings[name] for name in ("loss", "delta", "space", "fixed")},
+        }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def fit(
+    points: Mapping[str, ArrayLike] | DataFrame,
+    law: str | Law = "power",
+    *,
+    loss: str = "huber",
+    delta: float = 1e-3,
+    space: str = "log",
+    weights: ArrayLike | None = None,
+    fixed: Mapping[str, float] | None = None,
+) -> Fit:
+    """Fit `law` to `points`: columns of the law's inputs and response (`x`, `y` for laws of one input), each [n].
+
+    An optional column `config` names the independent configuration of each row; without it, rows with equal inputs are
+    one. `loss` is huber (corner at `delta`), squares or absolute, of log residuals or, with `space="raw"`, of plain
+    ones, summed with `weights`. `fixed` pins parameters by name. Raises FitRefused, with the reason, where the points
+    cannot carry the fit.
+    """
+    form, pinned = select_law(law), {name: float(value) for name, value in (fixed or {}).items()}
+    _check_options(form, loss, delta, space, pinned)
+    read = read_points(form, points)
+    check_design(form, read, len(form.parameters) - len(pinned))
+    problem = _pose(form, read, space, _weights(weights, len(read.response)), pinned)
+    width = WIDTHS.get(loss, delta)
+    theta, value, done = polish(problem, starts(problem), width)
+    best = int(value.argmin())
+    settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width}
+    return _conclude(problem, read, settings, theta=theta[best], values=value, done=bool(done[best]))
+
+
+def _check_options(law: Law, loss: str, delta: float, space: str, pinned: dict[str, float]) -> None:
+    for name, given, known in (("loss", loss, ("huber", *WIDTHS)), ("space", space, ("log", "raw"))):
+        if given not in known:
+            raise FitRefused(f"{name} {given!r} is not known; choose one of {', '.join(known)}")
+    if not (math.isfinite(delta) and delta > 0):
+        raise FitRefused(f"delta is {delta}; it needs a positive number")
+    for name, value in pinned.items():
+        if name not in law.parameters:
+            raise FitRefused(f"fixed names {name!r}; parameters of {law.name} are {', '.join(law.parameters)}")
+        if not (math.isfinite(value) and (value >= 0 or name in law.exponents)):
+            raise FitRefused(f"fixed {name} is {value}; it needs a finite number, not negative for a coefficient")
+
+
+def _weights(weights: ArrayLike | None, n: int) -> Array:
+    if weights is None:
+        return np.ones(n)
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (n,) or not (np.isfinite(values) & (values > 0)).all():
+        raise FitRefused(f"weights have shape {values.shape}; they need {n} positive finite numbers, one for each row")
+    return values
+
+
+def _pose(law: Law, points: Points, space: str, weights: Array, pinned: dict[str, float]) -> Problem:
+    """The problem with its box."""
+    lower = np.array([*(0.0 for _ in law.coefficients), *(low for low, _ in law.exponents.values())])
+    upper = np.array([*(math.inf for _ in law.coefficients), *(high for _, high in law.exponents.values())])
+    free_ceiling, pinned_ceiling = points.highest_offset()
+    if law.offset and law.offset in pinned and pinned[law.offset] > pinned_ceiling:
+        raise FitRefused(
+            f"fixed {law.offset} is {pinned[law.offset]:.6g}, more than 3 standard errors above a configuration mean "
+            f"(at most {pinned_ceiling:.6g}); pin a lower one or leave it free"
+        )
+    if law.offset:
+        upper[law.parameters.index(law.offset)] = free_ceiling
+    for name, value in pinned.items():
+        lower[law.parameters.index(name)] = upper[law.parameters.index(name)] = value
+    target = np.log(points.response) if space == "log" else points.response
+    return Problem(law, points.logs, target, weights, lower, upper, space == "log")
+
+
+def _conclude(
+    problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
+) -> Fit:
+    """Judge the best start and describe it."""
+    residuals = problem.residuals(theta[None])[0]
+    best = values.min()
+    exact = (problem.weights * np.abs(residuals)).sum() if settings["loss"] == "absolute" else best
+    touching = problem.free & ((theta <= problem.lower) | (theta >= problem.upper))
+    inside = problem.free & ~touching
+    condition = _condition(problem, theta, inside)
+    off = [n for n, t in zip(problem.law.coefficients, touching, strict=False) if t and n != problem.law.offset]
+    status = "converged" if done else "max_iterations"
+    if condition > DEGENERATE or (off and problem.law.exponents):
+        status = "degenerate"
+    elif done and touching.any():
+        status = "at_bound"
+    # Noise-free data reach rounding level, where ratios of objectives mean nothing.
+    agreeing = values <= best * (1 + 1e-6) + 1e-24 * problem.weights.sum()
+    return Fit(
+        law=problem.law,
+        parameters={name: float(value[0]) for name, value in problem.parameters(theta[None]).items()},
+        objective=float(exact),
+        status=status,
+        bounds_hit=tuple(itertools.compress(problem.law.parameters, touching)),
+        starts_agreeing=int(agreeing.sum()),
+        starts=len(values),
+        condition_number=condition,
+        n_points=len(residuals),
+        n_configurations=points.n_configurations,
+        residuals=-residuals,
+        settings=settings,
+        points=points,
+        problem=problem,
+        theta=theta,
+    )
+
+
+def _condition(problem: Problem, theta: Array, inside: NDArray[np.bool_]) -> float:
+    """Condition number of the Jacobian of the parameters off their bounds, columns scaled to one length."""
+    majorant = problem.derivatives(theta[None], math.inf)[2][0][np.ix_(inside, inside)]
+    if not inside.any() or (np.diag(majorant) <= 0).any():
+        return 1.0 if not inside.any() else math.inf
+    scale = np.sqrt(np.diag(majorant))
+    eigenvalues = np.linalg.eigvalsh(majorant / scale[:, None] / scale)
+    return float(np.sqrt(eigenvalues[-1] / max(eigenvalues[0], 1e-300)))

@@ -1,0 +1,35 @@
+"""The HTML report: one self-contained file made from results folders. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scalebench.store import Results
+
+__all__ = ["render", "report", "verdict"]
+
+# The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
+
+
+def report(paths: Sequence[Path], output: Path) -> Path:
+    """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
+    from scalebench.reporting import page
+
+    return page.report(paths, output)
+
+
+def render(results: Results) -> str:
+    """Return the page on every study of ``results``; the same results give the same bytes."""
+    from scalebench.reporting import page
+
+    return page.render(results)
+
+
+def verdict(results: Results) -> list[str]:
+    """Return the sentences that stand first in each study's part of the report."""
+    from scalebench.reporting import page
+
+    return page.verdicts(results)

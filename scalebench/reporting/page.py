@@ -1,0 +1,229 @@
+"""The page: verdict, figures, tables and downloads of each study, filled into one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from scalebench.reporting import figures, run_figures, tables
+from scalebench.reporting.figures import Analysis, Words
+from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
+from scalebench.reporting.quantities import present, quantity
+from scalebench.reporting.sentences import verdict
+from scalebench.reporting.svg import Marks, canvas, to_svg
+from scalebench.reporting.tables import Table
+from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
+
+FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | None]]] = {
+    "loss": ("Validation loss against size", figures.loss_figure),
+    "step-time": ("Time per training step against size", figures.step_time_figure),
+    "memory": ("Memory against size", figures.memory_figure),
+    "efficiency": ("Achieved arithmetic rate against size", figures.efficiency_figure),
+    "curves": ("Training loss over the steps", run_figures.curves_figure),
+    "compute": ("Validation loss against compute", run_figures.compute_figure),
+    "noise": ("Noise of the step times", run_figures.noise_figure),
+}
+MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """One figure of the page; ``svg`` is empty where nothing was measured."""
+
+    title: str
+    svg: Markup
+    caption: str
+    table: Table | None
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file carried in the page."""
+
+    name: str
+    uri: str
+    sha256: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One study of the page."""
+
+    id: str
+    name: str
+    title: str
+    verdict: tuple[str, ...]
+    counts: str
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+    figures: tuple[FigureView, ...]
+    axes: Table
+    problems: Table
+    damaged: tuple[str, ...]
+    fits: tuple[Table, ...]
+    trials: Table
+    environment: Table
+    command: str
+    study_toml: str
+    methods: tuple[str, ...]
+    downloads: tuple[Download, ...]
+
+
+def report(paths: Sequence[Path], output: Path) -> Path:
+    """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
+    html = render(read_results(*paths))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, html.encode())
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
+    return output
+
+
+def render(results: Results) -> str:
+    """Return the page on every study of ``results``; the same results give the same bytes."""
+    if "study" not in results.frame:
+        results = replace(results, frame=results.frame.assign(study=""))
+    names = list(dict.fromkeys([*results.studies, *results.frame["study"].dropna().astype(str)]))
+    damaged = damaged_by_study(results.damaged, names)
+    sections = [section(i, name, results, damaged.get(name, ())) for i, name in enumerate(names, 1)]
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    css, js = (Markup((folder / name).read_text()) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
+    template = environment.get_template("template.html.j2")
+    return template.render(sections=sections, damaged=damaged.get("", ()), css=css, js=js) + "\n"
+
+
+def verdicts(results: Results) -> list[str]:
+    """Return the verdict of every study of ``results``, without drawing anything."""
+    found: list[str] = []
+    for name, raw in results.frame.groupby("study", sort=False):
+        frame = prepare(raw)
+        found += verdict(frame, list(series_of(frame, results.studies.get(str(name)) or {})))
+    return found
+
+
+def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) -> Section:
+    """Analyse one study and lay out its part of the page."""
+    name_id, study = f"study{number}", results.studies.get(name) or {}
+    raw = results.frame[results.frame["study"] == name]
+    frame = prepare(raw)
+    series = list(series_of(frame, study))
+    analysis = Analysis(frame, series, load_steps(frame))
+    varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
+    missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
+    return Section(
+        id=name_id,
+        name=name,
+        title=str(study.get("title") or name or "Untitled study"),
+        verdict=tuple(verdict(frame, series)),
+        counts=counts(frame, study, missing),
+        missing=tuple(missing),
+        notes=tuple(note for one in series for note in one.notes),
+        figures=tuple(figure_view(f"{name_id}-{key}", key, analysis) for key in FIGURES),
+        axes=tables.axes_table(study),
+        problems=tables.problems_table(frame),
+        damaged=damaged,
+        fits=tuple(make(series) for make in tables.FIT_TABLES),
+        trials=tables.trials_table(frame, varying),
+        environment=tables.environment_table(frame),
+        command=str(study.get("command") or ""),
+        study_toml=str(study.get("study_toml") or ""),
+        methods=methods(),
+        downloads=tuple(downloads(name or name_id, raw, share)),
+    )
+
+
+def damaged_by_study(lines: Sequence[str], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Group the lines on damaged files by the study whose folder the path of each passes through, "" for none."""
+    owner = [next((name for name in names if name in Path(line.partition(": ")[0]).parts), "") for line in lines]
+    return {name: tuple(line for line, of in zip(lines, owner, strict=True) if of == name) for name in set(owner)}
+
+
+def load_steps(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Read the steps of as many trials as the figures show; trials without readable steps are left out."""
+    steps: dict[str, pd.DataFrame] = {}
+    spread = np.linspace(0, len(frame) - 1, min(len(frame), run_figures.MAX_CURVES)).round().astype(int)
+    for _, row in frame.iloc[spread].iterrows():
+        try:
+            found = read_steps(row["attempt_dir"]) if present(row.get("attempt_dir")) else None
+        except StoreError:
+            continue
+        if found is not None:
+            steps[row["trial_id"]] = found
+    return steps
+
+
+def figure_view(name: str, key: str, analysis: Analysis) -> FigureView:
+    """Draw one figure of ``FIGURES``."""
+    title, draw = FIGURES[key]
+    with canvas(name) as marks:
+        words = draw(marks, analysis)
+        if words is None:
+            return FigureView(title, Markup(""), "Not measured in these trials.", None)
+        # Safe: ElementTree has escaped every text and attribute of it.
+        thinned = " Crowded groups of marks are thinned evenly." if marks.thinned else ""
+        caption = words.caption + thinned
+        return FigureView(title, Markup(to_svg(marks, name, title, caption)), caption, words.table)  # noqa: S704
+
+
+def downloads(name: str, raw: pd.DataFrame, limit: int) -> Iterator[Download]:
+    """Carry the rows as CSV and JSON of at most ``limit`` bytes each.
+
+    The attempt's folder stays out: it is a path of one machine.
+    """
+    rows = raw.drop(columns="attempt_dir", errors="ignore")
+    records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
+    for suffix, kind, text in (("csv", "text/csv", rows.to_csv(index=False)), ("json", "application/json", records)):
+        content = text.encode()
+        if len(content) <= limit:
+            uri = f"data:{kind};charset=utf-8;base64,{base64.b64encode(content).decode()}"
+            digest = hashlib.sha256(content).hexdigest()
+            yield Download(f"{name}.{suffix}", uri, digest, quantity(len(content), "B"))
+
+
+def missing_trials(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[str]:
+    """Return the planned trials without a readable record."""
+    planned = [trial["trial_id"] if isinstance(trial, dict) else trial for trial in study.get("planned") or []]
+    there = set(frame["trial_id"])
+    return [str(trial_id) for trial_id in planned if trial_id not in there]
+
+
+def counts(frame: pd.DataFrame, study: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """Say how many trials were planned, and how they ended."""
+    planned = len(study.get("planned") or [])
+    by_status = Counter(frame["status"].dropna().astype(str))
+    ended = [f"{by_status[status]} {status}" for status in sorted(by_status, key=lambda name: (name != "ok", name))]
+    invalid = int(((frame["status"] == "ok") & frame["invalid_reason"].notna()).sum())
+    ended += [f"{invalid} of the ok ones invalid"] * bool(invalid) + [f"{len(missing)} missing"] * bool(missing)
+    head = f"{planned} trials planned" if planned else f"{len(frame)} trials recorded"
+    return f"{head}: {', '.join(ended) or 'none has a record yet'}."
+
+
+def methods() -> tuple[str, ...]:
+    """Say how the numbers were made."""
+    return (
+        "Every trial trains for the number of steps its row states. Step times are medians over the steps after "
+        "warm-up; the first step is kept apart. Losses are in nats, on a held-out validation sample, with a standard "
+        "error clustered by source unit. The error of a size's mean combines the spread over seeds, divided by their "
+        "number, with the validation error, which the seeds share; with one seed it is the validation error alone. "
+        "Intervals are at 95 %. Sizes are non-embedding parameters.",
+        f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
+        f"{version('matplotlib')} and seaborn {version('seaborn')}.",
+    )

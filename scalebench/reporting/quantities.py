@@ -1,0 +1,99 @@
+"""Numbers written for people: SI stays in storage; prefixes, units and digits are chosen here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+NOT_MEASURED = "—"
+NBSP = "\u00a0"  # keeps a number and its unit on one line
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
+SI_PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6, "n": 1e-9}
+BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
+
+
+def scale(value: float, unit: str) -> tuple[float, str]:
+    """Return the divisor and prefixed unit for a magnitude: (1e-3, "ms") for 0.004 "s". Bytes take binary prefixes."""
+    prefixes = BINARY_PREFIXES if unit == "B" else SI_PREFIXES
+    size = abs(value)
+    fitting = [item for item in prefixes.items() if size >= item[1] * 0.9995]
+    # Counts, bytes and rates have no thousandths; a time below a nanosecond keeps the nano.
+    usable = fitting or ([("n", 1e-9)] if unit == "s" and size > 0 else [("", 1.0)])
+    prefix, factor = usable[0] if unit == "s" or usable[0][1] >= 1 else ("", 1.0)
+    return factor, f"{prefix}{unit}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Write a number with so many significant digits, without an exponent between 1e-4 and 1e6."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else ("∞" if value > 0 else "−∞")
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}".replace("-", "−")
+    rounded = float(f"{value:.{digits - 1}e}")  # 0.9999 has the decimals of 1.00
+    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def quantity(value: Any, unit: str = "", digits: int = 3) -> str:
+    """Write a value with its unit: 98.3 k, 4.21 ms, 12.5 MiB; an em dash for what was not measured."""
+    if not present(value):
+        return NOT_MEASURED
+    if not unit and float(value).is_integer() and abs(value) < 10_000:
+        return f"{value:,.0f}".replace("-", "−")
+    factor, prefixed = scale(float(value), unit)
+    return f"{significant(float(value) / factor, digits)}{NBSP}{prefixed}".rstrip()
+
+
+def present(value: Any) -> bool:
+    """Tell whether a cell of the results holds a number or text at all."""
+    return isinstance(value, str) or bool(pd.notna(value))
+
+
+def decimals_of(width: float) -> int:
+    """Return the decimals that leave two digits of an uncertainty of this width."""
+    if not (width > 0 and math.isfinite(width)):
+        return 3
+    return min(9, max(0, 1 - math.floor(math.log10(float(f"{width:.1e}")))))
+
+
+def uncertain(value: float, error: float) -> str:
+    """Write ``value ± error`` with two digits of the error, or the value alone where the error is unknown."""
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:.3f}"
+    return f"{value:.{decimals_of(error)}f}{NBSP}±{NBSP}{error:.{decimals_of(error)}f}"
+
+
+def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str, str]:
+    """Write a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns")."""
+    factor, prefixed = scale(value, unit) if unit else (1.0, "")
+    suffix = f"{NBSP}{prefixed}" if prefixed else ""
+    if math.isnan(low) or math.isnan(high):
+        return significant(value / factor) + suffix, "no interval"
+    width = max((abs(end - value) for end in (low, high) if math.isfinite(end)), default=0.0) / factor
+    # Two digits of the value at least, and four at most: an interval may be wide, or have no width at all.
+    least = decimals_of(abs(value / factor))
+    decimals = min(max(decimals_of(width), least), least + 2)
+    one, *ends = (
+        f"{x:,.{decimals}f}" if abs(x) < 1e6 else significant(x, 2) for x in (v / factor for v in (value, low, high))
+    )
+    return (one + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
+
+
+def percent(fraction: float, sign: bool = True) -> str:
+    """Write a fraction as a percentage with one decimal, two below one percent."""
+    digits = 1 if abs(fraction) >= 0.01 else 2
+    return f"{100 * fraction:{'+' if sign else ''}.{digits}f}{NBSP}%".replace("-", "−")
+
+
+def symbol(name: str) -> str:
+    """Write a parameter's name as its letter."""
+    return GREEK.get(name, name)
+
+
+def formula(text: str) -> str:
+    """Write a law's formula with its letters and signs: L = E + A·N^−α."""
+    for name, letter in GREEK.items():
+        text = text.replace(name, letter)
+    return text.replace(" * ", "·").replace("^-", "^−")

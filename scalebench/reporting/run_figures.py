@@ -1,0 +1,149 @@
+"""Figures of what happened during the runs: loss curves, compute spent, and noise of the step times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from numpy.typing import NDArray
+
+from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.reporting.fits import LOSS, N, Series, numeric
+from scalebench.reporting.quantities import quantity, significant
+from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, look, size_axis
+from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.statistics import OUTLIER_MADS, outlier_mask
+
+Times = NDArray[np.float64]
+MAX_CURVES = 48
+CURVE_POINTS = 100
+DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
+
+
+def with_steps(study: Analysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
+    """Yield each trial whose steps are there, smallest first, with its series and its steps."""
+    series = {index: one for one in study.series for index in one.trials.index}
+    for index, row in study.frame[study.frame[N].notna()].iterrows():
+        if row["trial_id"] in study.steps and index in series:
+            yield row, series[index], study.steps[row["trial_id"]]
+
+
+def chosen(study: Analysis) -> str:
+    """Say that only some trials are shown, where that is so."""
+    shown, all_of_them = len(study.steps), len(study.frame)
+    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_CURVES else ""
+
+
+def binned(steps: pd.DataFrame) -> pd.DataFrame:
+    """Average the training loss over equal stretches of steps, at most CURVE_POINTS of them."""
+    kept = steps.dropna(subset=["train_loss_nats"])
+    group = np.arange(len(kept)) * min(CURVE_POINTS, len(kept)) // max(len(kept), 1)
+    return kept.groupby(group)[["step", "train_loss_nats"]].mean()
+
+
+def curves_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Training loss over the steps, one line per trial, coloured by size."""
+    trials = [(row, one, binned(steps)) for row, one, steps in with_steps(study)]
+    trials = [trial for trial in trials if len(trial[2])]
+    if not trials:
+        return None
+    sizes = sorted({float(row[N]) for row, _, _ in trials})
+    colors = {size: SERIES_COLORS[i % len(SERIES_COLORS)] for i, size in enumerate(sizes)}
+    dashes = {one.label: DASHES[i % len(DASHES)] for i, one in enumerate(study.series)}
+    data = pd.concat([
+        line.assign(step=line["step"] + 1, trial=i, size=row[N], series=one.label)
+        for i, (row, one, line) in enumerate(trials)
+    ])  # fmt: skip
+    sns.lineplot(data, x="step", y="train_loss_nats", hue="size", style="series", units="trial", estimator=None,
+                 palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1, legend=False)  # fmt: skip
+    for size in sizes:
+        marks.axes.plot([], [], color=colors[size], label=quantity(size))
+    for label in filter(None, dashes):
+        marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
+    size_axis(marks.axes, "training step (mean of each stretch)")
+    marks.axes.set_ylabel("training loss (nats)")
+    legend(marks, title="size N")
+    rows = []
+    for row, one, line in trials:
+        ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]
+        rows.append([word(who(row, one)), word(row["trial_id"]), *ends])
+    return Words(
+        f"Each line is one trial, averaged over at most {CURVE_POINTS} equal stretches of its steps.{chosen(study)}",
+        table("Training loss (nats) by stretch.", ("trial", "id", "first", "middle", "last"), rows),
+    )
+
+
+def compute_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Validation loss against the training compute spent."""
+    frame = study.frame.assign(compute=numeric(study.frame, "flops_per_step") * numeric(study.frame, "steps"))
+    frame = frame[frame["valid"] & (frame["compute"] > 0) & frame[LOSS].notna()]
+    if frame.empty:
+        return None
+    rows: list[Sequence[Cell]] = []
+    for i, one in enumerate(study.series):
+        part, style = frame.loc[frame.index.intersection(one.usable.index)], look(i)
+        marks.draw(part["compute"], part[LOSS], titles_of(one, part, LOSS, "nats"), **style, label=one.label or None)
+        means = part.groupby(N)[["compute", LOSS]].mean()
+        marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1)
+        for _, row in part.iterrows():
+            rows.append((word(who(row, one)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
+    finish(marks, "validation loss (nats)")
+    marks.axes.set_xlabel("training compute (FLOP)")
+    return Words(
+        "FLOP per step times steps, against the loss reached; lines join the means of the sizes.",
+        table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
+    )
+
+
+def noise_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Step times of each trial over that trial's median, and how many are outliers."""
+    trials = [(who(row, one), row["trial_id"], warm_times(steps)) for row, one, steps in with_steps(study)]
+    trials = [trial for trial in trials if len(trial[2])]
+    if not trials:
+        return None
+    data = pd.concat([pd.DataFrame({"ratio": x / np.median(x), "trial": i}) for i, (*_, x) in enumerate(trials)])
+    for inside, width in ((90, 1.2), (50, 4)):
+        bars: dict[str, Any] = {
+            "errorbar": ("pi", inside),
+            "err_kws": {"linewidth": width},
+            "markersize": 4,
+            "linestyle": "none",
+        }
+        sns.pointplot(data, x="ratio", y="trial", orient="y", estimator="median", color=SERIES_COLORS[0],
+                      ax=marks.axes, **bars)  # fmt: skip
+    # A few slow steps would squeeze all the rest into one line: they are drawn at the edge.
+    low, high = data["ratio"].quantile([0.01, 0.99]) + np.array([-0.02, 0.03])
+    rows = []
+    for i, (name, trial_id, x) in enumerate(trials):
+        outliers = int(outlier_mask(x).sum())
+        _slowest(marks, i, x, (low, high))
+        rows.append((word(name), word(trial_id), number(len(x)), number(np.median(x), "s"), number(outliers)))
+    marks.axes.set_yticks(range(len(trials)), [name.replace(" parameters", "") for name, *_ in trials])
+    marks.figure.set_figheight(1.0 + 0.22 * len(trials))
+    marks.axes.set(xlabel="step time over the trial's median", ylabel="", xlim=(low, high))
+    columns = ("trial", "id", "timed steps", "median", "outliers")
+    return Words(
+        "Dots are medians, thick bars hold the middle half of a trial's timed steps, thin ones the middle 90 %. Arrows "
+        "are the slowest outliers, at most five a trial, at the edge where they lie beyond it. An outlier is more "
+        f"than {OUTLIER_MADS} median absolute deviations from the median; outliers are counted, none is dropped."
+        f"{chosen(study)}",
+        table("Noise of the step times.", columns, rows),
+    )
+
+
+def _slowest(marks: Marks, place: int, times: Times, edges: tuple[float, float]) -> None:
+    """Mark a trial's slowest outliers, those beyond the edges at the edge."""
+    found, median = np.flatnonzero(outlier_mask(times)), np.median(times)
+    worst = times[found[np.argsort(-times[found], kind="stable")[:5]]]
+    titles = [f"a step of {quantity(time, 's')}, {significant(time / median)} times the median" for time in worst]
+    marks.draw(np.clip(worst / median, *edges), np.full(len(worst), place), titles, color=SERIES_COLORS[1], marker=">",
+               markersize=5, clip_on=False)  # fmt: skip
+
+
+def warm_times(steps: pd.DataFrame) -> Times:
+    """Return the step times (n,) in seconds after warm-up."""
+    kept = steps[steps["warm"].astype(bool)] if "warm" in steps else steps
+    return np.asarray(numeric(kept, "step_time_s").dropna(), dtype=np.float64)

@@ -1,0 +1,109 @@
+"""The verdict: what a study found, in sentences with numbers and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from scalebench.reporting.fits import MEMORY_PEAKS, STEP_TIME, N, Series
+from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol, uncertain
+
+MANY_SERIES = 3
+CLEAR = 2.0  # standard errors below which a change is called noise
+
+
+def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
+    """Say what the study found, in sentences, most important first."""
+    usable = int(frame["valid"].sum())
+    if not usable:
+        yield f"No conclusion: none of the {len(frame)} trials recorded ended ok with valid numbers."
+        return
+    # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
+    many = len(series) > MANY_SERIES
+    if many:
+        yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
+    for one in series:
+        prefix = f"{one.label}: " if one.label else ""
+        costs = (cost_sentence(one, what) for what in ("step_time", "memory"))
+        sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))
+        yield from ((prefix + sentence).replace(" %", f"{NBSP}%") for sentence in sentences if sentence)
+    bad = len(frame) - usable
+    if bad:
+        yield f"{bad} of {len(frame)} trials recorded ended otherwise than ok, or are invalid, and are in no fit."
+    else:
+        yield f"All {len(frame)} trials recorded ended ok."
+
+
+def loss_sentence(one: Series) -> str:
+    """Say how the loss went from the smallest to the largest size."""
+    sizes = one.sizes
+    if sizes.empty:
+        return "no validation loss was measured."
+    first, last = sizes.iloc[0], sizes.iloc[-1]
+    start, end = (uncertain(row["mean"], row["se"]) for row in (first, last))
+    if len(sizes) == 1:
+        return f"Validation loss is {start} nats at {quantity(first['params'])} parameters, the only size."
+    change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
+    rises = [
+        quantity(size) for size, step in zip(sizes["params"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0
+    ]
+    steps = f"without falling on the step to {', '.join(rises)}" if rises else "falling at every step of size"
+    ratio = abs(change) / error if error > 0 else np.nan
+    noise = ", which is within the noise" if ratio < CLEAR else ""
+    clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
+    return (
+        f"Validation loss went from {start} to {end} nats as the model grew from {quantity(first['params'])} to "
+        f"{quantity(last['params'])} non-embedding parameters (×{significant(last['params'] / first['params'], 2)})"
+        f"{clear}, {steps}."
+    )
+
+
+def law_sentence(one: Series) -> str:
+    """State exponent and irreducible loss of the law fitted without the held-out size, and whether a bound holds."""
+    trend = one.loss
+    if trend.fit is None:
+        return f"No law is fitted: {trend.reason}." if len(one.sizes) else ""
+    without = "without the largest size " if one.held else ""
+    parts = []
+    for name, value in trend.fit.parameters.items():
+        text, interval = bounded(value, *trend.interval(name))
+        held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
+        parts += [f"{symbol(name)} = {text} (95 % interval {interval}{held})"] * (name != "A")
+    return f"The law {formula(trend.fit.law.formula)} fitted {without}has {', '.join(parts)}."
+
+
+def held_out_sentence(one: Series) -> str:
+    """Say how well the smaller sizes predicted the largest, against repeating the next-smaller size's loss."""
+    held = one.held
+    if held is None:
+        return ""
+    _, interval = bounded(held.predicted, held.low, held.high)
+    where = "inside" if held.inside else "outside"
+    inside = f"; the measured mean lies {where} the 95 % interval {interval}" if held.has_interval else ""
+    return (
+        f"From the smaller sizes the law predicted {held.predicted:.3f} nats for the largest, measured "
+        f"{held.measured:.3f}: an error of {percent(held.error)}, where repeating the next-smaller size's loss errs by "
+        f"{percent(held.naive_error)}{inside}."
+    )
+
+
+def cost_sentence(one: Series, what: str) -> str:
+    """Say how step time or memory grew, and what a further parameter costs."""
+    timed = what == "step_time"
+    trend, column, unit = (one.step_time, STEP_TIME, "s") if timed else (one.memory, one.memory_column, "B")
+    kept = one.trials[one.trials["timed"]] if timed else one.usable
+    means = kept.groupby(N)[column].median().dropna() if column else pd.Series(dtype=float)
+    if means.empty:
+        return ""
+    name = "A training step" if timed else MEMORY_PEAKS[str(column)].capitalize()
+    verb = "takes" if timed else "is"
+    head = f"{name} {verb} {quantity(means.iloc[0], unit)} at {quantity(means.index[0])} parameters"
+    if len(means) > 1:
+        head += f" and {quantity(means.iloc[-1], unit)} at {quantity(means.index[-1])}"
+    if trend.fit is None:
+        return f"{head}; no linear trend: {trend.reason}."
+    value, interval = bounded(trend.fit.parameters["c1"], *trend.interval("c1"), unit=unit)
+    offset = quantity(trend.fit.parameters["c0"], unit)
+    return f"{head}; the linear trend is {offset} plus {value} per parameter (95 % interval {interval})."

@@ -1,0 +1,189 @@
+"""One figure as inline SVG: text stays text, colours become CSS variables, marks get titles."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+# Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
+INK, MUTED, GRID, PAPER = "#111111", "#777777", "#dddddd", "#fefefe"
+SERIES_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#5e4fa2")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one fewer than the colours: a pair repeats only after 56 series
+CSS_COLORS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
+    color: f"--s{i}" for i, color in enumerate(SERIES_COLORS, 1)
+}
+RC = {
+    "font.size": 10.5, "axes.labelsize": 10.5, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 9.5,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
+    "axes.axisbelow": True, "legend.frameon": False, "axes.facecolor": "none", "figure.facecolor": "none",
+    "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
+}  # fmt: skip
+LEGEND_ROOM = 66  # characters of legend text across the axes
+MAX_MARKS = 400  # of one group: more would be one blot, and megabytes
+
+
+@dataclass
+class Marks:
+    """A figure, its axes and, per drawn group of marks, the title of each mark."""
+
+    figure: Figure
+    axes: Axes
+    titles: dict[str, list[str]] = field(default_factory=dict)
+    thinned: bool = False
+
+    def draw(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
+        """Draw marks at x, y (n,) with a title each; those without a coordinate are left out, crowds thinned evenly."""
+        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        good = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if good.size > MAX_MARKS:
+            good = good[np.linspace(0, good.size - 1, MAX_MARKS).round().astype(int)]
+            self.thinned = True
+        if good.size:
+            gid = f"marks{len(self.titles)}"
+            self.titles[gid] = [titles[i] for i in good.tolist()]
+            self.axes.plot(x[good], y[good], linestyle="none", gid=gid, **style)
+
+
+def look(i: int) -> dict[str, Any]:
+    """Return colour and marker of series ``i``: they differ together, so that neither alone carries the meaning."""
+    return {"color": SERIES_COLORS[i % len(SERIES_COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def size_axis(axes: Axes, label: str = "size N (non-embedding parameters)") -> None:
+    """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+
+
+def legend_width(labels: Sequence[str], columns: int) -> int:
+    """Return the width of a legend in characters; a handle and its gaps take about nine."""
+    shares = np.array_split([len(label) for label in labels], columns)
+    return int(sum(share.max() + 9 for share in shares))
+
+
+def legend(marks: Marks, title: str | None = None) -> None:
+    """Put the legend above the axes, where it hides no data, in as many columns as its labels leave room for."""
+    labels = marks.axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    columns = next((n for n in range(len(labels), 1, -1) if legend_width(labels, n) <= LEGEND_ROOM), 1)
+    marks.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, title=title, alignment="left")
+    rows = -(-len(labels) // columns) + bool(title)
+    marks.figure.set_figheight(marks.figure.get_figheight() + 0.19 * rows)
+
+
+def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
+    """Label the y axis, logarithmic where asked for, the size axis, and the series."""
+    axes = marks.axes
+    if log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    size_axis(axes)
+    axes.set_ylabel(ylabel)
+    legend(marks)
+
+
+# --- from matplotlib to the page -------------------------------------------------------------------------------------
+
+COLOR = re.compile(r"#[0-9a-f]{6}\b")
+DECIMALS = re.compile(r"-?\d+\.\d{3,}")
+FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
+REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
+
+
+@contextmanager
+def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
+    """Give empty axes in the report's style; what is drawn and converted inside depends on no global setting."""
+    style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(5.6, height), layout="constrained")
+        axes = figure.subplots()
+        sns.despine(ax=axes)
+        yield Marks(figure, axes)
+
+
+def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
+    """Return the figure as an inline SVG element whose ids all start with ``name``."""
+    buffer = io.StringIO()
+    # With every entry empty, matplotlib writes no date, version or address.
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(marks.figure).print_svg(buffer, metadata=empty)  # type: ignore[no-untyped-call]
+    root = ElementTree.fromstring(buffer.getvalue().encode())  # noqa: S314 - written two lines above
+    _strip_namespaces(root)
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    _add_titles(root, marks.titles)
+    _rename_ids(root, name)
+    _restyle(root)
+    return _labelled(root, name, title, description)
+
+
+def _strip_namespaces(root: ElementTree.Element) -> None:
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+
+
+def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None:
+    """Give each mark its title; matplotlib writes one <use> per point of a line without a line, in order."""
+    groups = {group.get("id"): group for group in root.iter("g")}
+    for gid, texts in titles.items():
+        for use, text in zip(groups[gid].iter("use"), texts, strict=True):
+            ElementTree.SubElement(use, "title").text = text
+
+
+def _rename_ids(root: ElementTree.Element, name: str) -> None:
+    """Make ids unique within the page, and drop those that nothing refers to."""
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    used = {match.group(1) for value in values if (match := REFERENCE.search(value))}
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id" and value not in used:
+                del element.attrib[key]
+            elif key == "id":
+                element.set(key, f"{name}-{value}")
+            else:
+                element.set(key, re.sub(r"(url\(#|^#)(?=[A-Za-z])", rf"\1{name}-", value) if key != "style" else value)
+
+
+def _restyle(root: ElementTree.Element) -> None:
+    """Replace colours by CSS variables, leave the font to the page, drop digits finer than a hundredth of a point."""
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "style":
+                colored = COLOR.sub(lambda match: f"var({CSS_COLORS.get(match.group(), match.group())})", value)
+                element.set(key, FONT_FAMILY.sub("", colored))
+            elif key in ("d", "x", "y", "transform", "points"):
+                element.set(key, DECIMALS.sub(lambda match: f"{float(match.group()):.2f}", " ".join(value.split())))
+
+
+def _labelled(root: ElementTree.Element, name: str, title: str, description: str) -> str:
+    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ElementTree.Element(tag, id=f"{name}-{tag}")
+        element.text = text
+        root.insert(position, element)
+    box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
+    root.attrib = box
+    return ElementTree.tostring(root, encoding="unicode")

@@ -1,0 +1,136 @@
+"""Reading a study file: TOML, overrides, and every mistake at once as one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scalebench.errors import StudyError, unknown
+from scalebench.study import BUDGETS, Point, Study
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, or raise ``StudyError`` naming it and the place of the mistake."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError([f"{path}: not valid TOML: {error}"]) from error
+
+
+def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
+    """Apply ``key=value`` settings in place; the value is TOML (``train.steps=[100,200]``), a bare word a string."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise StudyError([f"--set {setting}: expected key=value, as in --set train.steps=100"])
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *tables, leaf = key.strip().split(".")
+        node = raw
+        for table in tables:
+            node = node.setdefault(table, {})
+            if not isinstance(node, dict):
+                raise StudyError([f"--set {setting}: {table} is not a table of the study"])
+        node[leaf] = value
+
+
+def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
+    fixed = {f"{section}.{key}" for section in ("model", "train", "data") for key in raw.get(section, {})}
+    seen: set[str] = set()
+    for index, entry in enumerate(study.zipped):
+        axes = entry.axes()
+        lengths = {name: len(values) for name, values in axes.items()}
+        if len(set(lengths.values())) > 1:
+            yield f"zip[{index}]: axes that advance together need equal lengths, given {lengths}"
+        if len(lengths) < 2:
+            yield f"zip[{index}]: needs at least two fields, given {list(lengths)}"
+        for name in sorted(set(axes) & (fixed | seen)):
+            yield f"zip[{index}].{name}: set elsewhere as well; leave it in one place"
+        seen |= set(axes)
+
+
+def _budget_lines(study: Study) -> Iterator[str]:
+    given = [key for key in BUDGETS if f"train.{key}" in study.axes()]
+    if len(given) > 1:
+        yield f"train.{given[1]}: only one of {', '.join(BUDGETS)} can be set, given {' and '.join(given)}"
+    if "model.family" not in study.axes():
+        yield 'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them)'
+    if {"model.params", "model.size"} <= set(study.axes()):
+        yield "model.size: params and size exclude each other; leave one out"
+
+
+def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return raw
+
+
+def _fields_at(path: Sequence[str | int]) -> list[str]:
+    """Return the known keys of the table at ``path``, for suggestions."""
+    kind: Any = Study
+    for part in path:
+        fields = {field.alias or name: field for name, field in getattr(kind, "model_fields", {}).items()}
+        if isinstance(part, str) and part in fields:
+            kind = Point if part in ("zip", "exclude") else fields[part].annotation
+    return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]
+
+
+def _describe(error: Any, raw: Mapping[str, Any]) -> str:
+    """Write one pydantic error as ``key: what is wrong (given …)``."""
+    path = list(error["loc"])
+    if path and isinstance(path[-1], int) and not isinstance(_lookup(raw, path[:-1]), list):
+        path.pop()
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{key}: {unknown(str(path[-1]), _fields_at(path[:-1])).replace('unknown', 'unknown key', 1)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if message.startswith("unknown") else f" (given {error['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _without(raw: Mapping[str, Any], paths: Sequence[Sequence[str | int]]) -> dict[str, Any]:
+    """Return a copy of ``raw`` with the fields at ``paths`` left out (a list that holds a bad value goes whole)."""
+    pruned = copy.deepcopy(dict(raw))
+    for path in paths:
+        names = list(itertools.takewhile(lambda part: isinstance(part, str), path))
+        table = _lookup(pruned, names[:-1])
+        if isinstance(table, dict) and names:
+            table.pop(names[-1], None)
+    return pruned
+
+
+def _tupled(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+def parse_study(raw: Mapping[str, Any]) -> tuple[Study | None, list[str]]:
+    """Validate a study's content. Return it with a line ``key: what is wrong (given …)`` for every error found.
+
+    When there are errors the study returned is its sound part, or None, so that a caller can go on and find more.
+    """
+    lines: list[str] = []
+    try:
+        study = Study.model_validate(_tupled(raw))
+    except ValidationError as errors:
+        lines = [_describe(error, raw) for error in errors.errors()]
+        try:
+            study = Study.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
+        except ValidationError:
+            return None, lines
+    lines += [*_zip_lines(raw, study), *_budget_lines(study)]
+    return (None if any(line.startswith("zip") for line in lines) else study), lines

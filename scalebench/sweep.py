@@ -1,0 +1,139 @@
+"""Run a study: find what is missing, place it, say how it goes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scalebench import store
+from scalebench.collectors.environment import code_fingerprint
+from scalebench.engines import local
+from scalebench.hardware import device_peak
+from scalebench.planning import PlannedTrial, plan
+from scalebench.study import Study
+
+
+@dataclass
+class Sweep:
+    """What a run found and did. ``rows`` maps each planned trial's id to its latest record, as far as there is one."""
+
+    study_dir: Path
+    planned: list[PlannedTrial]
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    executed: int = 0
+    other_code: int = 0
+
+    @property
+    def missing(self) -> list[PlannedTrial]:
+        """The planned trials without a record."""
+        return [trial for trial in self.planned if trial.trial_id not in self.rows]
+
+    def statuses(self) -> Counter[str]:
+        """Count the planned trials by status, those without a record as missing."""
+        counts = Counter(str(row["status"]) for row in self.rows.values())
+        return counts + Counter({"missing": len(self.missing)})
+
+
+def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:
+    """Plan the study and look up what is already there; ``retry`` statuses, and other code's rows, count as missing."""
+    sweep = Sweep(results / study.name, plan(study))
+    fingerprint = code_fingerprint()
+    for trial in sweep.planned:
+        row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
+        sweep.damaged.extend(damaged)
+        if row is None or row["status"] in retry:
+            continue
+        other = row["code_fingerprint"] not in (fingerprint, None)
+        if other and fresh_code:
+            continue
+        sweep.other_code += other
+        sweep.rows[trial.trial_id] = row
+    return sweep
+
+
+def execute(
+    sweep: Sweep, study: Study, *, jobs: int | None = None, tick: Callable[[Sequence[Path]], None] = lambda _: None
+) -> Iterator[dict[str, Any]]:
+    """Run what is missing, yielding each trial's record as it comes; ``tick`` hears often which attempts are running.
+
+    Closing the iterator stops the workers; what they were at counts as missing again.
+    """
+    missing = sweep.missing
+    _save_study(sweep, study)
+    if not missing:
+        return
+    slots = _slots(missing, jobs)
+    # The longest first: begun last, it would keep one worker waiting for the other.
+    attempts = [_prepare(sweep.study_dir, study, trial) for trial in sorted(missing, key=lambda trial: -trial.flops)]
+    for attempt in local.place(attempts, slots, study.run.timeout_s, tick):
+        row = store.read_record(attempt)
+        sweep.rows[row["trial_id"]] = row
+        sweep.executed += 1
+        yield row
+
+
+def run(study: Study, results: str | Path = "results", *, jobs: int | None = None) -> Sweep:
+    """Run what is missing of a study under ``results`` and return what is there: ``rows`` by trial id.
+
+    Raises ``StoreError`` when the folder cannot be written.
+    """
+    store.check_writable(Path(results))
+    sweep = survey(study, Path(results))
+    for _ in execute(sweep, study, jobs=jobs):
+        pass
+    return sweep
+
+
+def _save_study(sweep: Sweep, study: Study) -> None:
+    """Keep with the results what a report needs of the study: axes, plan, fit, command."""
+    axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
+    sweep.study_dir.mkdir(parents=True, exist_ok=True)
+    store.write_json(
+        sweep.study_dir / "study.json",
+        {
+            "schema": store.SCHEMA,
+            "name": study.name,
+            "title": study.title or study.name,
+            "axes": axes,
+            "fit": study.fit.model_dump(),
+            "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
+            "command": command_line(),
+            "study_toml": study.text,
+        },
+    )
+
+
+def command_line() -> str:
+    """Return the command as one would type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
+    attempt = store.new_attempt(study_dir, planned.trial_id)
+    header = {
+        "study": study.name,
+        "trial_id": planned.trial_id,
+        "requested": dict(planned.requested),
+        "command": command_line(),
+        "trial": planned.trial.model_dump(),
+    }
+    store.write_json(attempt / "trial.json", header)
+    return attempt
+
+
+def _slots(trials: Sequence[PlannedTrial], jobs: int | None) -> list[local.Slot]:
+    """Return the workers' places: by default one per core on a CPU, and one in all on a GPU."""
+    kind = "cuda" if any(planned.trial.device_kind == "cuda" for planned in trials) else "cpu"
+    cores = len(local.usable_cpus())
+    count = jobs or (1 if kind == "cuda" else min(cores, len(trials)))
+    core_sets = local.core_sets(count)
+    exclusive = count == 1 if kind == "cuda" else count <= cores
+    precisions = sorted({planned.trial.train.precision for planned in trials})
+    peaks = {precision: asdict(device_peak(kind, precision, len(core_sets[0]))) for precision in precisions}
+    return [local.Slot(cpus, exclusive, peaks) for cpus in core_sets]

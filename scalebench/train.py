@@ -1,0 +1,91 @@
+"""The training loop, to be read top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from scalebench.collectors.time import StepClock
+from scalebench.optimizers import build_schedule
+from scalebench.statistics import clustered_mean
+from scalebench.study import TrainSpec
+from scalebench.tasks import Batch, Task
+
+# How often the loop looks at its losses: looking waits for the device, so not at every step.
+CHECK_EVERY = 20
+
+
+class Diverged(ArithmeticError):  # noqa: N818 - a status, named as the record names it
+    """The loss stopped being a number."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass runs at ``precision``."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch; on a GPU from pinned memory, without waiting."""
+    if device.type == "cpu":
+        return batch
+    inputs, targets = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+    return inputs, targets
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    spec: TrainSpec,
+    clock: StepClock,
+    losses: Tensor,
+    check: Callable[[int], None],
+) -> None:
+    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged."""
+    device, schedule = losses.device, build_schedule(optimizer, spec)
+    model.train()
+    clock.lap()
+    for step in range(spec.steps):
+        batch = to_device(task.batch(step), device)
+        clock.data_ready()
+        with autocast(device, spec.precision):
+            loss = task.losses(model, batch).mean()
+        loss.backward()
+        clip_grad_norm_(model.parameters(), spec.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses[step] = loss.detach()
+        clock.lap()
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
+            check(step + 1)
+
+
+def check_finite(losses: Tensor, done: int) -> None:
+    """Raise ``Diverged`` at the first of the ``done`` losses that is not finite."""
+    broken = (~torch.isfinite(losses[:done])).nonzero()
+    if broken.numel():
+        raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
+
+
+@torch.no_grad()
+def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> tuple[float, float]:
+    """Return the mean loss on the held-out sample in nats, and its standard error clustered as the task says."""
+    model.eval()
+    losses: list[NDArray[np.float64]] = []
+    clusters: list[NDArray[np.int64]] = []
+    for batch, cluster in task.validation():
+        with autocast(device, spec.precision):
+            losses.append(task.losses(model, to_device(batch, device)).double().cpu().numpy())
+        clusters.append(cluster)
+    mean, error = clustered_mean(np.concatenate(losses), np.concatenate(clusters))
+    if not np.isfinite(mean):
+        raise Diverged("the validation loss is not finite")
+    return mean, error

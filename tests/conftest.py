@@ -1,0 +1,56 @@
+"""What several test files share: small studies, and a way to run the command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The smallest study that has everything: two sizes, two seeds, real text is not needed to learn a teacher.
+SMALL = """
+schema = 1
+name = "small"
+[model]
+family = "mlp"
+params = [200, 800]
+depth = 1
+[train]
+steps = 30
+batch_size = 32
+weight_decay = 0.0
+seed = [0, 1]
+[data]
+validation_samples = 128
+"""
+
+
+@pytest.fixture
+def small_study(tmp_path: Path) -> Path:
+    """The path of a study of four trials that takes seconds."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a fresh process, in an empty folder."""
+
+    def command(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+        return subprocess.run(
+            [sys.executable, "-m", "scalebench.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    return command

@@ -1,0 +1,147 @@
+"""Memory against closed forms, peaks against what is known, and an environment that can be traced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import spec
+
+from scalebench.collectors import memory
+from scalebench.collectors.energy import EnergyMeter
+from scalebench.collectors.environment import code_fingerprint, environment, environment_file, machine_id
+from scalebench.families import gpt, mlp
+from scalebench.hardware import PEAKS, datasheet_peak, matmul_ceiling
+from scalebench.optimizers import OPTIMIZERS, build_optimizer
+
+CPU = torch.device("cpu")
+
+
+def split(optimizer_name: str, config: gpt.Config, implementation: str = "eager") -> tuple[dict[str, object], int]:
+    model = gpt.build(config, implementation)
+    optimizer = build_optimizer(model, spec(optimizer=optimizer_name))
+    tokens = torch.zeros(2, 32, dtype=torch.int64)
+
+    def backward(_step: int) -> None:
+        torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+
+    columns = memory.split_columns(model, optimizer, backward)
+    return columns, memory.checkpoint_bytes(model, optimizer)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_memory_by_category_is_the_closed_form(name: str) -> None:
+    config = gpt.at(5e4, vocab_size=256, context=32)
+    counts = gpt.count(config)
+    columns, stored = split(name, config)
+    tables = 2 * 32 * config.head_dim * 4 * config.depth  # rotary cos and sin
+    assert columns["memory_parameters_bytes"] == 4 * counts.total
+    assert columns["memory_gradients_bytes"] == 4 * counts.total
+    steps = 4 * len(list(gpt.build(config, "eager").parameters())) if name.startswith("adam") else 0
+    state = 4 * counts.total * OPTIMIZERS[name].state_per_param + steps
+    assert columns["memory_optimizer_bytes"] == state
+    assert stored == 4 * counts.total + state + tables
+    assert columns["memory_activations_bytes"] == pytest.approx(2 * counts_at(config), rel=0.35)
+    peak = sum(value for name, value in columns.items() if name.startswith("memory_at_peak_"))
+    assert columns["memory_tracked_peak_bytes"] == peak
+
+
+def counts_at(config: gpt.Config) -> int:
+    return gpt.count(config, 32).activation_bytes
+
+
+def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
+    model = mlp.build(mlp.at(2e3), "eager")
+    found = []
+    for batch in (10, 1000):
+        optimizer, x = build_optimizer(model, spec()), torch.zeros(batch, 8)
+        found.append(memory.split_columns(model, optimizer, lambda _, x=x: model(x).square().mean().backward()))
+    assert found[0]["memory_parameters_bytes"] == found[1]["memory_parameters_bytes"]
+    assert found[1]["memory_activations_bytes"] > 50 * found[0]["memory_activations_bytes"]
+
+
+def test_the_resident_set_grows_by_what_is_held() -> None:
+    before = memory.peak_columns(CPU)
+    assert before["peak_memory_allocated_bytes"] is None
+    assert before["peak_rss_bytes"] is not None
+    held = np.ones(max(1, (before["peak_rss_bytes"] + 64 * 2**20) // 8))
+    after = memory.peak_columns(CPU)["peak_rss_bytes"]
+    assert after is not None
+    assert after - before["peak_rss_bytes"] > 48 * 2**20
+    assert held.size
+
+
+def test_energy_on_a_cpu_is_null_with_the_reason() -> None:
+    meter = EnergyMeter(CPU)
+    meter.start()
+    assert meter.columns() == {"energy_j": None, "energy_method": "none: no counter readable on a CPU without root"}
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H300", None),
+        ("", None),
+    ],
+)
+def test_a_device_has_its_own_peak_or_none(device: str, expected: float | None) -> None:
+    peak = datasheet_peak(device, "bfloat16")
+    assert peak.flops_per_s == expected
+    assert peak.source
+    assert datasheet_peak("NVIDIA H200", "int3").flops_per_s is None
+
+
+def test_every_peak_rises_as_precision_falls() -> None:
+    assert all(peak["bfloat16"] > peak["float32"] > 1e13 for peak in PEAKS.values())
+
+
+def test_the_measured_ceiling_is_above_an_elementwise_rate_and_is_called_what_it_is() -> None:
+    threads = torch.get_num_threads()
+    peak = matmul_ceiling("float32", 1, size=256, seconds=0.1)
+    assert peak.flops_per_s is not None
+    assert peak.flops_per_s > 1e9
+    assert peak.source == "measured ceiling: float32 matrix product of 256, 1 thread"
+    assert torch.get_num_threads() == threads
+
+
+def test_the_environment_names_versions_code_and_machine() -> None:
+    found = environment("cpu")
+    assert found["torch_version"] == torch.__version__
+    assert found["machine_id"] == machine_id()
+    assert len(found["code_fingerprint"]) == 12
+    assert found["threads"] == torch.get_num_threads()
+    whole = json.loads(json.dumps(environment_file("cpu")))
+    assert whole["cpu_count"] >= 1
+    assert found.items() <= whole.items()
+
+
+def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, monkeypatch) -> None:
+    import shutil
+
+    from scalebench.collectors import environment as module
+
+    copy = tmp_path / "scalebench"
+    shutil.copytree(module.PACKAGE, copy)
+    monkeypatch.setattr(module, "PACKAGE", copy)
+
+    def fresh() -> str:
+        code_fingerprint.cache_clear()
+        return code_fingerprint()
+
+    try:
+        base = fresh()
+        (copy / "cli.py").write_text("changed")
+        assert fresh() == base
+        (copy / "train.py").write_text("changed")
+        assert fresh() != base
+    finally:
+        code_fingerprint.cache_clear()

@@ -1,0 +1,183 @@
+"""Intervals against their promise: Student-t in the linear case, coverage on simulated studies, backtests by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scalebench.laws import FitRefused, Holdout, fit
+from scalebench.laws.solver import polish, starts
+from scalebench.laws.uncertainty import estimate_noise
+
+SIZES = np.geomspace(1e3, 1e5, 6)
+TRUTH = {"E": 1.7, "A": 30.0, "alpha": 0.35}
+
+
+def study(rng, sizes=SIZES, seeds=2, noise=0.005, lack=0.0):
+    """A simulated power study: log noise of each run, and of each size (`lack`)."""
+    params = np.repeat(sizes, seeds)
+    scatter = noise * rng.standard_normal(len(params)) + np.repeat(lack * rng.standard_normal(len(sizes)), seeds)
+    return {"params": params, "loss": (1.7 + 30.0 * params**-0.35) * np.exp(scatter)}
+
+
+@pytest.mark.parametrize(("lack", "studies"), [(0.0, 200), (0.01, 60)])
+def test_intervals_cover_the_truth(lack, studies):
+    far = {"params": [4 * SIZES[-1]]}
+    expected = 1.7 + 30.0 * far["params"][0] ** -0.35
+    covered = dict.fromkeys(("E", "A", "alpha", "mean", "new"), 0)
+    for seed in range(studies):
+        rng = np.random.default_rng([0, seed])
+        boot = fit(study(rng, lack=lack)).bootstrap(200, seed)
+        intervals = {name: boot.interval(name) for name in TRUTH}
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= TRUTH[name] <= high
+        new = expected * np.exp(0.005 * rng.standard_normal() + lack * rng.standard_normal())
+        for kind, value in (("mean", expected), ("new", new)):
+            (low,), (high,) = boot.prediction_interval(far, kind=kind)
+            covered[kind] += low <= value <= high
+    # Three standard errors of the simulation below 95 %: 4.6 % of 200 studies, 8.4 % of 60.
+    assert all(count / studies >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / studies) for count in covered.values()), covered
+
+
+def test_linear_law_gets_student_t_intervals():
+    x = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
+    y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 6)
+    found = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw")
+    line = stats.linregress(x, y)
+    half = stats.t.ppf(0.975, 4) * line.stderr
+    assert found.parameters["c1"] == pytest.approx(line.slope, rel=1e-9)
+    low, high = found.bootstrap(20_000, 0).interval("c1")
+    # Monte-Carlo error of a 2.5 % quantile from 20,000 draws of t_4: about 2 % of it.
+    assert (low, high) == pytest.approx((line.slope - half, line.slope + half), abs=0.06 * half)
+
+
+def test_prediction_interval_of_a_line_matches_the_textbook():
+    x = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
+    y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 6)
+    boot = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw").bootstrap(20_000, 0)
+    scale = np.sqrt(np.sum((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2) / 4)
+    leverage = 1 / 6 + (30 - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2)
+    for kind, variance in (("mean", leverage), ("new", 1 + leverage)):
+        (low,), (high,) = boot.prediction_interval({"x": [30.0]}, kind=kind)
+        assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * scale * np.sqrt(variance), rel=0.06)
+
+
+def test_lack_of_fit_widens_what_replicates_alone_would_hide():
+    rng = np.random.default_rng(4)
+    points = study(rng, seeds=4, noise=1e-4, lack=0.02)
+    noise = estimate_noise(fit(points))
+    assert noise.seed == pytest.approx(1e-4, rel=0.5)
+    assert noise.lack > 5e-3
+
+
+def test_noise_scales_are_unbiased():
+    squares = [
+        [noise.seed**2, (noise.means**2).mean()]
+        for seed in range(100)
+        for noise in [estimate_noise(fit(study(np.random.default_rng([1, seed])), loss="squares"))]
+    ]
+    seeds, means = np.mean(squares, axis=0)
+    assert seeds == pytest.approx(0.005**2, rel=0.2)  # chi-squared, 6 x 100 degrees of freedom: standard error 5.8 %
+    assert means == pytest.approx(0.005**2 / 2, rel=0.25)  # 3 x 100: 8.2 %
+
+
+def test_method_is_stated():
+    rng = np.random.default_rng(0)
+    assert fit(study(rng)).bootstrap(50, 0).method == "parametric bootstrap, t with 3 degrees of freedom"
+    many = fit(study(rng, sizes=np.geomspace(1e3, 1e6, 12))).bootstrap(50, 0)
+    assert many.method == "bootstrap of 12 configurations, percentile"
+
+
+def test_bootstrap_repeats_by_seed():
+    found = fit(study(np.random.default_rng(0)))
+    first, again, other = (found.bootstrap(100, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.samples["alpha"], again.samples["alpha"])
+    assert not np.array_equal(first.samples["alpha"], other.samples["alpha"])
+
+
+@pytest.mark.parametrize("count", [6, 14])
+def test_refits_reach_the_optimum_of_a_multi_start(count):
+    found = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
+    rng = np.random.default_rng(0)
+    target = found.problem.target + 0.01 * rng.standard_normal((40, found.n_points))
+    refitted = found.refit(target, found.problem.weights)
+    for i, row in enumerate(target):
+        alone = fit({"params": np.exp(found.points.logs["params"]), "loss": np.exp(row)})
+        size = np.abs(np.log(alone.law.predict({k: v[i] for k, v in refitted.items()}, found.points.logs)[0]) - row)
+        reached = np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum()
+        assert reached <= alone.objective * (1 + 1e-6)
+
+
+def test_polish_agrees_from_every_start():
+    found = fit(study(np.random.default_rng(8)))
+    _, values, done = polish(found.problem, starts(found.problem), 1e-3)
+    assert done.all()
+    assert values.min() == pytest.approx(found.objective, rel=1e-12)
+
+
+def test_as_many_configurations_as_parameters_fit_but_have_no_interval():
+    found = fit(study(np.random.default_rng(0), sizes=SIZES[::2]))
+    assert found.degrees_of_freedom == 0
+    with pytest.raises(FitRefused, match="zero degrees of freedom"):
+        found.interval("alpha")
+    with pytest.raises(FitRefused, match="zero degrees of freedom"):
+        found.prediction_interval({"params": [1e6]})
+
+
+def test_config_column_sets_the_clusters():
+    points = study(np.random.default_rng(0))
+    found = fit({**points, "config": [f"size {i // 2}" for i in range(12)]})
+    assert found.n_configurations == 6
+    assert fit({**points, "config": np.arange(12)}).n_configurations == 12
+
+
+def test_unknown_questions_are_refused():
+    found = fit(study(np.random.default_rng(0)))
+    with pytest.raises(FitRefused, match="'gamma' is not a parameter; those of power are E, A, alpha"):
+        found.interval("gamma")
+    with pytest.raises(FitRefused, match=r"level is 1\.5"):
+        found.interval("E", 1.5)
+    with pytest.raises(FitRefused, match="choose one of mean, new"):
+        found.prediction_interval({"params": [1e6]}, kind="old")
+    with pytest.raises(FitRefused, match="a bootstrap of 1 refits"):
+        found.bootstrap(1)
+
+
+def test_backtest_predicts_the_largest_size_from_the_smaller():
+    points = study(np.random.default_rng(6))
+    (held,) = fit(points).backtest("largest")
+    smaller = fit({name: values[:-2] for name, values in points.items()})
+    measured = points["loss"][-2:].mean()
+    assert isinstance(held, Holdout)
+    assert held.size == pytest.approx(1e5)
+    assert held.measured == measured
+    assert held.predicted == pytest.approx(smaller.predict(params=[1e5])[0], rel=1e-9)
+    assert held.error_percent == pytest.approx(100 * (held.predicted / measured - 1))
+    assert held.naive_error_percent == pytest.approx(100 * (points["loss"][-4:-2].mean() / measured - 1))
+    assert held.inside_interval is True
+    assert held.interval[0] < held.measured < held.interval[1]
+
+
+def test_rolling_backtest_stops_where_too_few_sizes_are_left():
+    held = fit(study(np.random.default_rng(6))).backtest("rolling")
+    np.testing.assert_allclose([h.size for h in held], SIZES[3:])  # three smaller sizes carry three parameters
+    assert [h.inside_interval is None for h in held] == [True, False, False]
+
+
+def test_backtest_misses_what_the_law_does_not_hold_for():
+    points = study(np.random.default_rng(6), noise=1e-3)
+    points["loss"][-2:] *= 1.2  # the largest size breaks the trend
+    (held,) = fit(points).backtest()
+    assert held.inside_interval is False
+    assert held.error_percent < -10
+
+
+def test_backtest_needs_a_smaller_design_and_a_known_name():
+    with pytest.raises(FitRefused, match="2 configurations"):
+        fit(study(np.random.default_rng(0), sizes=SIZES[::2])).backtest("largest")
+    with pytest.raises(FitRefused, match="choose one of largest, rolling"):
+        fit(study(np.random.default_rng(0))).backtest("smallest")
+
+
+def test_beyond_says_how_far_the_data_reach():
+    found = fit(study(np.random.default_rng(0)))
+    np.testing.assert_allclose(found.beyond({"params": [1e4, 4e5, 1e2]}), [1, 4, 10])

@@ -1,0 +1,71 @@
+"""The shape of the distribution: what must be there, and what must never be."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points, version
+
+import pytest
+from conftest import REPOSITORY
+
+import scalebench
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+
+
+def test_kernels_is_a_folder_and_never_a_package() -> None:
+    assert not (REPOSITORY / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+def test_both_packages_are_typed(package: str) -> None:
+    assert (REPOSITORY / package / "py.typed").exists()
+    assert (REPOSITORY / package / "__init__.py").exists()
+
+
+def test_the_project_cannot_be_uploaded_by_mistake() -> None:
+    assert "Private :: Do Not Upload" in PROJECT["project"]["classifiers"]
+
+
+def test_the_version_is_said_once_and_the_same() -> None:
+    assert PROJECT["project"]["version"] == scalebench.__version__
+    try:
+        installed = version("scalebench")
+    except ModuleNotFoundError:
+        pytest.skip("not installed: running from source")
+    assert installed == scalebench.__version__
+    assert any(entry.value == "scalebench.cli:main" for entry in entry_points(name="scalebench"))
+
+
+def test_every_dependency_is_pinned_by_the_constraints() -> None:
+    pinned = {
+        re.split("==", line)[0].lower().replace("_", "-")
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    needed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
+    assert {re.split("[><=; ]", name)[0].lower() for name in needed} <= pinned
+
+
+def test_importing_the_package_or_the_laws_takes_no_torch() -> None:
+    light = "laws, reporting, store, statistics, study, hardware"
+    script = (
+        f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'kernels')!r}]\n"
+        f"from scalebench import {light}\n"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
+    import scalebench.reporting
+
+    import scalebench.planning
+    import scalebench.sweep
+
+    assert all(callable(getattr(scalebench, name)) for name in scalebench.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        scalebench.absent  # noqa: B018

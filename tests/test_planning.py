@@ -1,0 +1,168 @@
+"""From a study file to trials: names, defaults, budgets, sizes, and every mistake at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scalebench.errors import StudyError
+from scalebench.families import gpt
+from scalebench.planning import find_study, load_study, plan, studies_dir
+from scalebench.study import Trial, trial_id
+
+GPT = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def loader(text: str, *settings: str):
+        path = tmp_path / "study.toml"
+        path.write_text(text)
+        return load_study(path, settings)
+
+    return loader
+
+
+def refused(load, text: str) -> list[str]:
+    with pytest.raises(StudyError) as caught:
+        plan(load(text))
+    return list(caught.value.lines)
+
+
+def test_defaults_are_filled_in_and_decided(load) -> None:
+    (planned,) = plan(load(GPT + "params = 1e4"))
+    trial = planned.trial
+    assert Trial.model_validate(trial.model_dump()) == trial
+    assert trial.data.source == "stdlib"
+    assert len(trial.data.sha256) == 64
+    assert trial.train.steps == 400
+    assert trial.train.sequence_length == 128
+    assert trial.model["vocab_size"] == 256
+    assert trial.model["context"] == 128
+    assert trial.train.learning_rate == gpt.learning_rate(gpt.Config(**trial.model))
+    assert planned.trial_id == trial_id(trial)
+
+
+def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:
+    (by_default,) = plan(load(GPT + "params = 1e4"))
+    shape = by_default.trial.model
+    explicit = "".join(
+        f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n" for name, value in shape.items()
+    )
+    rate = by_default.trial.train.learning_rate
+    (written_out,) = plan(load(GPT + explicit + f"[train]\nlearning_rate = {rate!r}\nsteps = 400\nseed = [0]"))
+    assert written_out.trial_id == by_default.trial_id
+
+
+def test_points_that_come_to_the_same_trial_are_planned_once(load) -> None:
+    assert len(plan(load(GPT + "params = [1e4, 1.0001e4]"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ("steps = 7", 7),
+        ("tokens = 1e6", round(1e6 / (16 * 128))),
+        ("tokens_per_param = 20", None),
+        ("flops = 1e12", None),
+        ("tokens = 5", 1),
+    ],
+)
+def test_every_budget_comes_to_steps(load, budget: str, steps: int | None) -> None:
+    (planned,) = plan(load(GPT + f"params = 1e5\n[train]\n{budget}"))
+    counts, train = planned.counts, planned.trial.train
+    if budget.startswith("tokens_per_param"):
+        steps = round(20 * counts.non_embedding / (16 * 128))
+    if budget.startswith("flops"):
+        assert planned.flops == pytest.approx(1e12, rel=0.5 / train.steps)
+        return
+    assert train.steps == steps
+
+
+def test_an_isoflop_study_trades_size_against_steps(load) -> None:
+    trials = plan(load(GPT + "params = [1e4, 1e5]\n[train]\nflops = [1e12, 1e13]"))
+    assert [round(trial.flops, -11) for trial in trials] == pytest.approx([1e12, 1e13, 1e12, 1e13], rel=0.05)
+    assert trials[0].trial.train.steps > trials[2].trial.train.steps
+
+
+def test_all_kinds_of_mistakes_are_told_at_once(load) -> None:
+    lines = refused(
+        load,
+        GPT + "params = [10, 1e5]\n"
+        '[train]\nstepz = 3\noptimizer = "adamww"\nbatch_size = 0\n'
+        '[data]\nsource = "stdlob"\n[fit]\nlaw = "pover"\nbest_over = ["learning_rat"]',
+    )
+    text = "\n".join(lines)
+    for expected in (
+        "train.stepz: unknown key 'stepz'; did you mean 'steps'?",
+        "train.batch_size: input should be greater than 0 (given 0)",
+        "train.optimizer: unknown 'adamww'; did you mean 'adamw'? (known: sgd, momentum, adam, adamw)",
+        "data.source: unknown 'stdlob'; did you mean 'stdlib'? (known: stdlib, text:PATH, teacher)",
+        "fit.law: unknown 'pover'; did you mean 'power'?",
+        "fit.best_over: unknown 'learning_rat'; did you mean 'learning_rate'?",
+    ):
+        assert expected in text
+    assert all(line.count("study.toml: ") == 1 and "\n" not in line for line in lines)
+
+
+def test_a_size_out_of_reach_is_told_beside_a_wrong_type_and_a_wrong_name(load) -> None:
+    lines = refused(load, GPT + 'params = [10, 1e5]\n[train]\nbatch_size = "many"\noptimizer = "adamww"')
+    assert [line.partition("study.toml: ")[2].partition(":")[0] for line in lines] == [
+        "train.batch_size", "train.optimizer", "model",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('schema=1\nname="s"\n[model]\nfamily="gtp"\nparams=1e4', "model.family: unknown 'gtp'; did you mean 'gpt'?"),
+        (GPT + "params = [10, 1e4]", "model: 10 non-embedding parameters"),
+        (GPT + 'size = "gpt9"', "model.size: unknown 'gpt9'"),
+        (GPT + "params = 1e4\ndepht = 2", "model.depht: unknown key 'depht'; did you mean 'depth'?"),
+        (GPT + "params = 1e4\ndepth = -2", "model.depth: expected a positive whole number (given -2)"),
+        (GPT + "depth = 2", "model: width missing"),
+        (GPT + 'size = "gpt2"\n[train]\nsequence_length = 2000', "sequence_length = 2000 is longer than the context"),
+        (GPT + "params = 1e4\n[train]\nsequence_length = 9e7", "outgrows"),
+        (GPT + 'params = 1e4\n[data]\nsource = "teacher"', "gpt cannot learn from 'teacher'"),
+        (GPT + 'params = 1e4\n[data]\nsource = "text:/no/such"', "data.source: text path '/no/such' does not exist"),
+        (GPT + "params = 1e4\n[[exclude]]\ntrain.seed = 0", "every combination is excluded"),
+        ('schema=1\nname="s"\n[model]\nfamily="mlp"\nparams=1e4\n[train]\nsequence_length=8', "mlp takes no sequences"),
+    ],
+)
+def test_each_mistake_names_file_and_key(load, text: str, expected: str) -> None:
+    (line,) = refused(load, text)
+    assert "study.toml: " in line
+    assert expected in line
+
+
+def test_an_empty_text_file_is_refused_before_any_trial(load, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (line,) = refused(load, GPT + f'params = 1e4\n[data]\nsource = "text:{tmp_path}/empty.txt"')
+    assert "is empty" in line
+
+
+def test_shipped_studies_are_found_by_name_and_misspelt_ones_suggested() -> None:
+    assert find_study("demo") == studies_dir() / "demo.toml"
+    with pytest.raises(StudyError, match="did you mean 'demo'"):
+        find_study("demmo")
+
+
+@pytest.mark.parametrize("path", sorted(studies_dir().glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_study_plans(path: Path) -> None:
+    study = load_study(path)
+    assert study.name == path.stem
+    assert study.title
+    assert plan(study)
+
+
+def test_the_estimate_of_memory_is_near_what_the_closed_form_says(load) -> None:
+    (planned,) = plan(load(GPT + "params = 1e5"))
+    state = 16 * planned.counts.total
+    assert planned.memory_bytes == state + 16 * planned.counts.activation_bytes
+    assert planned.seconds(1e11) > planned.seconds(1e12)
+
+
+def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
+    trials = plan(load(GPT + "params = { geom = [2e3, 1e9], points = 100 }\n[train]\nseed = " + str(list(range(100)))))
+    assert len({trial.trial_id for trial in trials}) == 10_000

@@ -1,0 +1,168 @@
+"""The report in a real browser: themes, scripts on and off, a phone's width, sorting, and nothing refused or logged."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from scalebench.reporting import render
+from scalebench.store import Results
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
+)
+# The widest words a study can hold: an id without a place to break, and a long reason.
+LONG = "x" * 300
+
+
+def study() -> Results:
+    """Six sizes, two seeds, one failure; a law with 0.004 nats of noise."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "study": "s", "trial_id": f"{size:08x}{seed:08x}", "status": "ok", "params_non_embedding": size,
+            "seed": seed, "steps": 100, "validation_loss_nats": 1.4 + 6 * size**-0.28 + rng.normal(0, 0.004),
+            "validation_loss_se_nats": 0.003, "step_time_median_s": 3e-3 + 6e-8 * size, "flops_per_step": 1e4 * size,
+            "memory_tracked_peak_bytes": 2e6 + 18 * size, "achieved_flops_per_s": 1e9, "error_message": None,
+            "invalid_reason": None, "timing_exclusive": True, "command": LONG,
+        }
+        for size in (1_536, 4_096, 10_240, 24_576, 49_152, 98_304) for seed in (0, 1)
+    ]  # fmt: skip
+    rows[3] |= {"status": "failed", "error_message": LONG, "validation_loss_nats": None, "step_time_median_s": None}
+    planned = [{"trial_id": LONG}]
+    return Results(pd.DataFrame(rows), (LONG,), {"s": {"title": "A study", "command": LONG, "planned": planned}})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(render(study()))
+    return path
+
+
+def open_page(page: Path, *flags: str, width: int = 1200) -> tuple[str, list[str]]:
+    """Open a page and return its final DOM and the lines of its console."""
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [str(CHROMIUM), *FLAGS, profile, f"--window-size={width},1600", *flags, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def with_script(page: Path, script: str) -> Path:
+    """Return a copy of the page with a script at its end."""
+    copy = page.with_name("copy.html")
+    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    return copy
+
+
+def framed(page: Path, attributes: str) -> Path:
+    """Return a page that holds this one in a frame and keeps the message it sends."""
+    outer = page.with_name("outer.html")
+    listen = "onmessage = (event) => { document.body.dataset.probe = event.data; }"
+    outer.write_text(f"<body style='margin:0'><script>{listen}</script><iframe src={page.name} {attributes}></iframe>")
+    return outer
+
+
+def probe(page: Path, expression: str, *flags: str, frame: str = "") -> Any:
+    """Evaluate a JavaScript expression on the page, in a frame where its attributes are given."""
+    target = "parent.postMessage(found, '*')" if frame else "document.body.dataset.probe = found"
+    copy = with_script(page, f"const found = JSON.stringify({expression}); {target}")
+    dom, _ = open_page(framed(copy, frame) if frame else copy, "--dump-dom", "--virtual-time-budget=2000", *flags)
+    found = re.search(r'data-probe="([^"]*)"', dom)
+    assert found, "the probe did not run"
+    return json.loads(html.unescape(found.group(1)))
+
+
+def test_nothing_is_logged_or_refused(page: Path) -> None:
+    dom, console = open_page(page, "--dump-dom")
+    assert console == []
+    assert "<h1>A study</h1>" in dom
+
+
+def test_policy_refuses_the_network(page: Path) -> None:
+    """The same page asked for an image elsewhere has it refused: the silence above is not a deaf test."""
+    ask = "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/a.png'}))"
+    _, console = open_page(with_script(page, ask), "--dump-dom")
+    assert any("Content Security Policy" in line for line in console)
+
+
+COLORS = """(() => {
+  const of = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+  return {paper: of('html', 'backgroundColor'), ink: of('body', 'color'), text: of('.drawing text', 'fill')};
+})()"""
+
+
+def test_dark_theme_reaches_the_drawings(page: Path) -> None:
+    light = probe(page, COLORS, "--blink-settings=preferredColorScheme=1")
+    dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
+    assert brightness(light["paper"]) > 700
+    assert brightness(light["ink"]) < 150
+    assert brightness(dark["paper"]) < 150
+    assert brightness(dark["ink"]) > 600
+    assert [light["text"], dark["text"]] == [light["ink"], dark["ink"]]
+
+
+def brightness(color: str) -> int:
+    """Sum the three channels of an rgb() colour."""
+    return sum(map(int, re.findall(r"\d+", color)[:3]))
+
+
+def test_theme_button(page: Path) -> None:
+    dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
+    clicked = f"(document.getElementById('theme').click(), {COLORS})"
+    assert probe(page, clicked, "--blink-settings=preferredColorScheme=1") == dark
+
+
+def test_no_overflow_and_legible_text_on_a_phone(page: Path) -> None:
+    measured = probe(page, """{
+      window: innerWidth, page: document.documentElement.scrollWidth,
+      text: Math.min(...[...document.querySelectorAll('.drawing text')].map((text) =>
+        parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a || Infinity)),
+      open: (document.querySelectorAll('details').forEach((d) => { d.open = true; }),
+             document.documentElement.scrollWidth)}""", frame="width=390 height=800 style='border:0'")  # fmt: skip
+    assert measured["window"] == 390
+    assert max(measured["page"], measured["open"]) <= 390
+    assert measured["text"] >= 8
+
+
+def test_page_is_complete_without_scripts(page: Path) -> None:
+    """The browser is told to run no script, says that it refused the page's, and shows all of it."""
+    silent, picture = page.with_name("silent.html"), page.with_name("page.png")
+    silent.write_text(page.read_text().replace("script-src 'unsafe-inline'", "script-src 'none'"))
+    _, console = open_page(silent, f"--screenshot={picture}")
+    assert any("script" in line for line in console)
+    pixels = imread(picture)[:, :, :3]
+    assert pixels.shape[:2] == (1600, 1200)
+    # Text and drawings all the way down, and no theme button, which would do nothing, in the top right corner.
+    assert (pixels.min(axis=(1, 2)) < 0.5).mean() > 0.3
+    assert pixels[:90, 1000:].min() > 0.95
+
+
+SORT = """(() => {
+  const table = document.querySelector('table.sortable'), head = table.tHead.rows[0];
+  const column = [...head.cells].findIndex((cell) => cell.textContent.startsWith('validation loss'));
+  const button = head.cells[column].querySelector('button');
+  const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+  button.click(); const up = read(), sort = head.cells[column].ariaSort;
+  button.click(); return {up, down: read(), sort};
+})()"""
+
+
+def test_columns_sort_by_number_and_keep_the_unmeasured_last(page: Path) -> None:
+    found = probe(page, SORT)
+    assert found["sort"] == "ascending"
+    values = [float(text) for text in found["up"][:-1]]
+    assert values == sorted(values)
+    assert len(values) == 11
+    assert found["down"] == [*found["up"][-2::-1], "—"]

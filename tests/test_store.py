@@ -1,0 +1,137 @@
+"""Trial folders: atomic, mergeable, and damage is told rather than believed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scalebench import store
+
+
+def attempt(root: Path, trial: str = "t" * 16, study: str = "s", *, steps: int = 50, **columns: object) -> Path:
+    folder = store.new_attempt(root / study, trial)
+    pd.DataFrame({"step": range(steps), "step_time_s": [0.1] * steps}).to_parquet(folder / "steps.parquet")
+    row = {"study": study, "trial_id": trial, "status": "ok", "params": 10} | columns
+    store.write_record(folder, row)
+    return folder
+
+
+def test_a_record_holds_every_column_with_null_for_what_was_not_measured(tmp_path: Path) -> None:
+    folder = attempt(tmp_path, learning_rate=0.1)
+    record = json.loads((folder / "record.json").read_text())
+    assert set(store.RECORD_COLUMNS) <= set(record)
+    assert record["energy_j"] is None
+    frame = store.load_results(tmp_path)
+    assert list(frame.columns[: len(store.RECORD_COLUMNS)]) == list(store.RECORD_COLUMNS)
+    assert frame.loc[0, "learning_rate"] == 0.1
+    assert frame.loc[0, "attempt"] == folder.name
+
+
+def test_statuses_outside_the_vocabulary_and_nan_are_refused(tmp_path: Path) -> None:
+    folder = store.new_attempt(tmp_path / "s", "t")
+    with pytest.raises(ValueError, match="'done' is not one of ok, oom"):
+        store.write_record(folder, {"trial_id": "t", "status": "done"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_record(folder, {"trial_id": "t", "status": "ok", "mfu": float("nan")})
+    assert not (folder / "record.json").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.json"
+    store.write_atomically(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_latest_attempt_counts_and_earlier_ones_stay(tmp_path: Path) -> None:
+    first = attempt(tmp_path, status="failed")
+    second = attempt(tmp_path)
+    frame = store.load_results(tmp_path)
+    assert frame["attempt"].tolist() == [second.name]
+    assert (first / "record.json").exists()
+
+
+def test_an_attempt_without_a_record_does_not_count(tmp_path: Path) -> None:
+    store.new_attempt(tmp_path / "s", "a")
+    attempt(tmp_path, "b")
+    assert store.load_results(tmp_path)["trial_id"].tolist() == ["b"]
+
+
+@pytest.mark.parametrize("name", ["record.json", "steps.parquet"])
+def test_a_file_cut_in_half_is_told_and_the_earlier_attempt_is_used(tmp_path: Path, name: str) -> None:
+    attempt(tmp_path, "a", params=1)
+    broken = attempt(tmp_path, "a", params=2)
+    attempt(tmp_path, "b", params=3)
+    half = (broken / name).read_bytes()
+    (broken / name).write_bytes(half[: len(half) // 2])
+    results = store.read_results(tmp_path)
+    assert results.frame["params"].tolist() == [1, 3]
+    assert len(results.damaged) == 1
+    assert str(broken / name) in results.damaged[0]
+    with pytest.warns(UserWarning, match="damaged"):
+        store.load_results(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"schema": 9}', '{"schema": 1, "status": "fine"}', "\x00"])
+def test_a_record_that_is_not_one_is_damage(tmp_path: Path, content: str) -> None:
+    folder = attempt(tmp_path)
+    (folder / "record.json").write_text(content)
+    results = store.read_results(tmp_path)
+    assert results.frame.empty
+    assert "record.json" in results.damaged[0]
+
+
+def test_copying_folders_merges_results(tmp_path: Path) -> None:
+    attempt(tmp_path / "one", "a")
+    attempt(tmp_path / "two", "b")
+    shutil.copytree(tmp_path / "two", tmp_path / "one", dirs_exist_ok=True)
+    assert store.load_results(tmp_path / "one")["trial_id"].tolist() == ["a", "b"]
+    assert len(store.load_results(tmp_path / "one", tmp_path / "two")) == 3
+
+
+def test_a_study_folder_and_the_results_folder_both_serve(tmp_path: Path) -> None:
+    attempt(tmp_path, study="s")
+    store.write_json(tmp_path / "s" / "study.json", {"title": "T"})
+    for path in (tmp_path, tmp_path / "s"):
+        assert store.read_results(path).studies == {"s": {"title": "T"}}
+    for path in (tmp_path / "absent", tmp_path / "s" / "trials"):
+        with pytest.raises(store.StoreError, match=path.name):
+            store.read_results(path)
+
+
+def test_export_by_suffix(tmp_path: Path) -> None:
+    attempt(tmp_path / "r", status="failed", error_message='a "quoted", text\nof two lines')
+    results = store.read_results(tmp_path / "r")
+    for name, read in (("x.csv", pd.read_csv), ("y.parquet", pd.read_parquet)):
+        store.export(results, tmp_path / "out" / name)
+        row = read(tmp_path / "out" / name).iloc[0]
+        assert row["error_message"] == 'a "quoted", text\nof two lines'
+        assert row["params"] == 10
+    with pytest.raises(store.StoreError, match=r"\.xlsx"):
+        store.export(results, tmp_path / "z.xlsx")
+
+
+def test_steps_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = attempt(tmp_path)
+    assert len(store.read_steps(folder)) == 50
+    (folder / "steps.parquet").write_bytes(b"PAR1rubbish")
+    with pytest.raises(store.StoreError, match=r"steps\.parquet"):
+        store.read_steps(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(store.StoreError, match=r"file.*cannot be written"):
+        store.check_writable(blocked / "results")

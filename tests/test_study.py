@@ -1,0 +1,161 @@
+"""The study file: axes, every error at once, and the identity of a trial."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalebench.errors import StudyError
+from scalebench.study import DataSpec, Study, TrainSpec, Trial, trial_id
+from scalebench.study_file import override, parse_study, read_toml
+
+HEAD = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
+
+
+def parse(text: str) -> tuple[Study | None, list[str]]:
+    return parse_study(tomllib.loads(text))
+
+
+def sound(text: str) -> Study:
+    study, lines = parse(text)
+    assert not lines
+    assert study is not None
+    return study
+
+
+def test_axes_multiply_and_scalars_stand_for_one_value() -> None:
+    study = sound(HEAD + "params = [1e4, 1e5]\n[train]\nseed = [0, 1, 2]\nsteps = 7")
+    points = list(study.points())
+    assert [(point["model.params"], point["train.seed"]) for point in points] == [
+        (size, seed) for size in (1e4, 1e5) for seed in (0, 1, 2)
+    ]
+    assert {point["train.steps"] for point in points} == {7}
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1.1, 1e4), st.integers(2, 40))
+def test_a_geometric_axis_has_equal_ratios_and_the_ends_asked_for(low: float, ratio: float, points: int) -> None:
+    study = sound(HEAD + f"params = {{ geom = [{low!r}, {low * ratio!r}], points = {points} }}")
+    values = study.model.params
+    assert values is not None
+    assert len(values) == points
+    assert math.isclose(values[0], low, rel_tol=1e-11)
+    assert math.isclose(values[-1], low * ratio, rel_tol=1e-11)
+    steps = [later / earlier for earlier, later in pairwise(values)]
+    assert max(steps) / min(steps) - 1 < 1e-9
+
+
+def test_a_log2_axis_of_whole_exponents_gives_whole_powers() -> None:
+    assert sound(HEAD + "[train]\nbatch_size = { log2 = [3, 6] }").train.batch_size == (8, 16, 32, 64)
+    assert sound(HEAD + "[train]\nsteps = 1e3").train.steps == (1000,)
+
+
+def test_zipped_axes_advance_together_and_excluded_points_are_gone() -> None:
+    study = sound(
+        HEAD + "[train]\nseed = [0, 1]\n[[zip]]\nmodel.width = [8, 16]\ntrain.batch_size = [4, 2]\n"
+        "[[exclude]]\nmodel.width = 16\ntrain.seed = 1"
+    )
+    rows = [(point["model.width"], point["train.batch_size"], point["train.seed"]) for point in study.points()]
+    assert sorted(rows) == [(8, 4, 0), (8, 4, 1), (16, 2, 0)]
+
+
+def test_every_error_is_told_at_once_with_its_key_value_and_what_is_allowed() -> None:
+    _, lines = parse(
+        HEAD + "params = [1e4, -1]\n"
+        '[train]\nstepz = 3\nbatch_size = [16, 0, "a"]\nlearning_rate = "fast"\nschedule = "cosin"\nseed = []\n'
+        "[data]\nvalidation_fraction = 2.0\n[fit]\nholdout = 3\n[oven]\nheat = 1"
+    )
+    said = {line.partition(":")[0]: line for line in lines}
+    assert set(said) == {
+        "model.params[1]", "train.stepz", "train.batch_size[1]", "train.batch_size[2]", "train.learning_rate",
+        "train.schedule", "train.seed", "data.validation_fraction", "fit.holdout", "oven",
+    }  # fmt: skip
+    assert "did you mean 'steps'?" in said["train.stepz"]
+    assert "did you mean 'cosine'? (known: constant, linear, cosine, wsd)" in said["train.schedule"]
+    assert said["train.batch_size[1]"].endswith("(given 0)")
+    assert "'largest' or 'none'" in said["fit.holdout"]
+    assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "word"),
+    [
+        ('name = "s"\n[model]\nfamily = "gpt"', "schema", "missing"),
+        ('schema = 2\nname = "s"\n[model]\nfamily = "gpt"', "schema", "1"),
+        ('schema = 1\nname = "a/b"\n[model]\nfamily = "gpt"', "name", "pattern"),
+        ('schema = 1\nname = "s"\n[model]\nparams = 1e4', "model.family", "missing"),
+        (HEAD + 'params = 1e4\nsize = "gpt2"', "model.size", "exclude each other"),
+        (HEAD + "[train]\nsteps = 1\ntokens = 2", "train.tokens", "only one of"),
+        (HEAD + "[train]\nsteps = 1.5", "train.steps", "integer"),
+        (HEAD + "[train]\nsteps = true", "train.steps", "integer"),
+        (HEAD + "params = { geom = [1, 2, 3], points = 4 }", "model.params", "geom"),
+        (HEAD + "params = { geom = [1, 20] }", "model.params", "points"),
+        (HEAD + "params = { geom = [0, 20], points = 3 }", "model.params", "positive"),
+        (HEAD + "params = { line = [1, 20] }", "model.params", "an axis is"),
+        (HEAD + "params = inf", "model.params", "finite"),
+        (HEAD + "[[zip]]\nmodel.width = [1, 2]\ntrain.seed = [1, 2, 3]", "zip[0]", "equal lengths"),
+        (HEAD + "width = 3\n[[zip]]\nmodel.width = [1, 2]\ntrain.seed = [1, 2]", "zip[0].model.width", "elsewhere"),
+        (HEAD + "[[zip]]\ntrain.sed = [1, 2]", "zip[0].train.sed", "did you mean 'seed'"),
+    ],
+)
+def test_one_mistake_is_one_line_that_names_the_key(text: str, key: str, word: str) -> None:
+    _, lines = parse(text)
+    assert len([line for line in lines if line.startswith(f"{key}:")]) == 1
+    assert any(word in line for line in lines)
+
+
+def test_settings_override_fields_and_bad_ones_are_refused() -> None:
+    raw = tomllib.loads(HEAD)
+    override(raw, ["train.seed=[1,2]", "train.schedule=cosine", "model.params = 1e4"])
+    study, _ = parse_study(raw)
+    assert study is not None
+    assert (study.train.seed, study.train.schedule, study.model.params) == ((1, 2), ("cosine",), (1e4,))
+    for bad in ("train.seed", "=3", "name.x=3"):
+        with pytest.raises(StudyError, match="--set"):
+            override(raw, [bad])
+
+
+def test_files_that_are_no_toml_are_refused_by_name(tmp_path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("a = = 3")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (broken, binary, tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(StudyError, match=path.name):
+            read_toml(path)
+
+
+TRAIN = {
+    "steps": 10, "batch_size": 4, "sequence_length": 16, "optimizer": "adamw", "learning_rate": 0.01,
+    "schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.8, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
+    "momentum": 0.9, "gradient_clip": 1.0, "precision": "float32", "implementation": "eager", "seed": 0,
+}  # fmt: skip
+DATA = {"source": "stdlib", "validation_fraction": 0.2, "validation_samples": 64, "noise_std": 0.5, "sha256": "ab"}
+
+
+def trial(model: dict[str, int], **changes: object) -> Trial:
+    train = TRAIN | {key: value for key, value in changes.items() if key in TRAIN}
+    data = DATA | {key: value for key, value in changes.items() if key in DATA}
+    kind = str(changes.get("device_kind", "cpu"))
+    return Trial(family="gpt", model=model, train=TrainSpec(**train), data=DataSpec(**data), device_kind=kind)
+
+
+def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() -> None:
+    base = trial_id(trial({"width": 8, "depth": 2}))
+    assert len(base) == 16
+    assert int(base, 16) >= 0
+    assert trial_id(trial({"depth": 2, "width": 8})) == base
+    changed = [trial({"width": 9, "depth": 2}), trial({"width": 8, "depth": 2}, device_kind="cuda")]
+    for name, value in (TRAIN | DATA).items():
+        other = value + "x" if isinstance(value, str) else value + 1
+        changed.append(trial({"width": 8, "depth": 2}, **{name: other}))
+    assert len({base, *map(trial_id, changed)}) == len(changed) + 1
+
+
+def test_the_identity_survives_being_written_and_read() -> None:
+    written = trial({"width": 8}).model_dump_json()
+    assert trial_id(Trial.model_validate_json(written)) == trial_id(trial({"width": 8}))
