@@ -133,11 +133,12 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
 
 def run_demo(results: Path, output: Path) -> int:
     """Run the demo study, write its report and say what it found."""
-    from scalebench.reporting import report, verdict
+    from scalebench.reporting import picture, report, verdict
 
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
-    study_dir = results / "demo"
-    say("", *verdict(store.read_results(study_dir)), "", f"report: {report([study_dir], output)}")
+    found = store.read_results(results / "demo")
+    say("", *verdict(found), "")
+    say(f"report: {report([results / 'demo'], output)}", f"picture: {picture(found, output.with_name('loss.png'))}")
     return code
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from support import SOURCE_PATH
 
 from scalebench import store
 
@@ -24,7 +24,7 @@ seed = %s
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{REPOSITORY}:{REPOSITORY / 'kernels'}")
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
 
     def run(*arguments: str | Path) -> None:
         line = [sys.executable, "-m", "scalebench.cli", *map(str, arguments)]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from test_train import spec
+from support import train_spec
 from torch.nn.utils import clip_grad_norm_
 
 from scalebench.collectors.time import StepClock
@@ -27,25 +27,25 @@ CHUNK, ROUNDS = 20, 40
 
 
 def prepared(params: float):
-    train_spec = spec(steps=CHUNK, batch_size=16, sequence_length=128, implementation="sdpa")
+    spec = train_spec(steps=CHUNK, batch_size=16, sequence_length=128, implementation="sdpa")
     family, data = FAMILIES["gpt"], open_source("stdlib")
     config = configure(family, {"params": params}, data, 128)
     data_spec = DataSpec(
         source="stdlib", validation_fraction=0.2, validation_samples=64, noise_std=None, sha256=data.sha256
     )
     model = family.build(config, "sdpa")
-    return model, build_optimizer(model, train_spec), family.task(config, data, data_spec, train_spec), train_spec
+    return model, build_optimizer(model, spec), family.task(config, data, data_spec, spec), spec
 
 
 def bare(params: float) -> Callable[[], None]:
-    model, optimizer, task, train_spec = prepared(params)
+    model, optimizer, task, spec = prepared(params)
 
     def chunk() -> None:
-        schedule = build_schedule(optimizer, train_spec)
+        schedule = build_schedule(optimizer, spec)
         for step in range(CHUNK):
             loss = task.losses(model, task.batch(step)).mean()
             loss.backward()
-            clip_grad_norm_(model.parameters(), train_spec.gradient_clip)
+            clip_grad_norm_(model.parameters(), spec.gradient_clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -54,12 +54,12 @@ def bare(params: float) -> Callable[[], None]:
 
 
 def measured(params: float) -> Callable[[], None]:
-    model, optimizer, task, train_spec = prepared(params)
+    model, optimizer, task, spec = prepared(params)
 
     def chunk() -> None:
         losses = torch.full((CHUNK,), torch.nan)
         clock = StepClock(torch.device("cpu"))
-        train(model, optimizer, task, train_spec, clock, losses, lambda done: check_finite(losses, done))
+        train(model, optimizer, task, spec, clock, losses, lambda done: check_finite(losses, done))
 
     return chunk
 

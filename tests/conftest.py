@@ -9,25 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-# The smallest study that has everything: two sizes, two seeds, real text is not needed to learn a teacher.
-SMALL = """
-schema = 1
-name = "small"
-[model]
-family = "mlp"
-params = [200, 800]
-depth = 1
-[train]
-steps = 30
-batch_size = 32
-weight_decay = 0.0
-seed = [0, 1]
-[data]
-validation_samples = 128
-"""
+from support import SMALL, SOURCE_PATH
 
 
 @pytest.fixture
@@ -43,14 +25,13 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     """Run the command line in a fresh process, in an empty folder."""
 
     def command(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
         return subprocess.run(
             [sys.executable, "-m", "scalebench.cli", *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=timeout,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": SOURCE_PATH},
         )
 
     return command

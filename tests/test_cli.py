@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from support import SMALL, SOURCE_PATH
 
 COMMANDS = ("run", "plan", "status", "report", "export", "list", "doctor", "demo")
 
@@ -18,14 +18,13 @@ COMMANDS = ("run", "plan", "status", "report", "export", "list", "doctor", "demo
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder: a small study done, one trial of it unsupported."""
-    from conftest import SMALL
-
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.toml").write_text(SMALL)
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
     command = [sys.executable, "-m", "scalebench.cli", "run", "small.toml", "--set"]
     command.append('train.implementation=["eager", "triton"]')
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": SOURCE_PATH}, capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     assert "8 executed" in done.stdout
     assert "4 ok, 4 unsupported" in done.stdout
@@ -116,10 +115,10 @@ def test_report_is_written_where_asked_and_the_same_again(scalebench, finished: 
 def test_plan_says_what_would_run_and_runs_nothing(scalebench, tmp_path: Path) -> None:
     done = scalebench("plan", "demo")
     assert done.returncode == 0
-    assert "12 trials, 12 to run" in done.stdout
+    assert "14 trials, 14 to run" in done.stdout
     assert not (tmp_path / "results").exists()
     found = json.loads(scalebench("plan", "demo", "--json").stdout)
-    assert found["total"]["trials"] == found["total"]["missing"] == 12
+    assert found["total"]["trials"] == found["total"]["missing"] == 14
     assert sum(size["flops_per_trial"] * size["trials"] for size in found["sizes"]) == found["total"]["flops"]
     assert all(size["estimated_time_s"] > 0 and size["estimated_memory_bytes"] > 0 for size in found["sizes"])
 
@@ -162,11 +161,10 @@ def test_what_only_reads_does_not_import_torch(finished: Path, tmp_path: Path, a
         "except SystemExit as end:\n    assert end.code in (0, 1), end.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": SOURCE_PATH},
         capture_output=True,
         text=True,
     )

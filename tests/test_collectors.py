@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import spec
+from support import train_spec
 
 from scalebench.collectors import memory
 from scalebench.collectors.energy import EnergyMeter
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def split(optimizer_name: str, config: gpt.Config, implementation: str = "eager") -> tuple[dict[str, object], int]:
     model = gpt.build(config, implementation)
-    optimizer = build_optimizer(model, spec(optimizer=optimizer_name))
+    optimizer = build_optimizer(model, train_spec(optimizer=optimizer_name))
     tokens = torch.zeros(2, 32, dtype=torch.int64)
 
     def backward(_step: int) -> None:
@@ -57,7 +57,7 @@ def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
     model = mlp.build(mlp.at(2e3), "eager")
     found = []
     for batch in (10, 1000):
-        optimizer, x = build_optimizer(model, spec()), torch.zeros(batch, 8)
+        optimizer, x = build_optimizer(model, train_spec()), torch.zeros(batch, 8)
         found.append(memory.split_columns(model, optimizer, lambda _, x=x: model(x).square().mean().backward()))
     assert found[0]["memory_parameters_bytes"] == found[1]["memory_parameters_bytes"]
     assert found[1]["memory_activations_bytes"] > 50 * found[0]["memory_activations_bytes"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, SMALL
+from support import SMALL, SOURCE_PATH
 
 from scalebench import store
 from scalebench.engines import local
@@ -23,7 +22,7 @@ from scalebench.sweep import execute, run, survey
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let worker processes find the packages when they are not installed."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")]))
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
 
 
 def one(tmp_path: Path, *settings: str, text: str = SMALL) -> dict[str, object]:

@@ -9,7 +9,7 @@ import tomllib
 from importlib.metadata import entry_points, version
 
 import pytest
-from conftest import REPOSITORY
+from support import REPOSITORY
 
 import scalebench
 
@@ -61,9 +61,8 @@ def test_importing_the_package_or_the_laws_takes_no_torch() -> None:
 
 
 def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
-    import scalebench.reporting
-
     import scalebench.planning
+    import scalebench.reporting
     import scalebench.sweep
 
     assert all(callable(getattr(scalebench, name)) for name in scalebench.__all__)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support import train_spec
 
 from scalebench.collectors.time import StepClock, time_columns, warm_mask
 from scalebench.data import open_source
@@ -15,37 +16,28 @@ from scalebench.optimizers import OPTIMIZERS, build_optimizer, schedule_factor
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.train import Diverged, check_finite, train, validate
 
-BASE = {
-    "steps": 10, "batch_size": 8, "sequence_length": None, "optimizer": "adamw", "learning_rate": 0.01,
-    "schedule": "constant", "warmup_steps": 0, "decay_fraction": 0.8, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
-    "momentum": 0.9, "gradient_clip": 1e9, "precision": "float32", "implementation": "eager", "seed": 0,
-}  # fmt: skip
 CPU = torch.device("cpu")
 
 
-def spec(**changes: object) -> TrainSpec:
-    return TrainSpec(**(BASE | changes))
-
-
-def run(family_name: str, request: dict[str, object], train_spec: TrainSpec, samples: int = 2048):
+def run(family_name: str, request: dict[str, object], spec: TrainSpec, samples: int = 2048):
     family = FAMILIES[family_name]
     data = open_source(family.DATA)
-    config = configure(family, request, data, train_spec.sequence_length)
+    config = configure(family, request, data, spec.sequence_length)
     data_spec = DataSpec(
         source=family.DATA, validation_fraction=0.2, validation_samples=samples, noise_std=0.5, sha256=data.sha256
     )
-    task = family.task(config, data, data_spec, train_spec)
-    torch.manual_seed(train_spec.seed)
-    model = family.build(config, train_spec.implementation)
-    losses, clock = torch.full((train_spec.steps,), torch.nan), StepClock(CPU)
-    train(model, build_optimizer(model, train_spec), task, train_spec, clock, losses, lambda done: None)
+    task = family.task(config, data, data_spec, spec)
+    torch.manual_seed(spec.seed)
+    model = family.build(config, spec.implementation)
+    losses, clock = torch.full((spec.steps,), torch.nan), StepClock(CPU)
+    train(model, build_optimizer(model, spec), task, spec, clock, losses, lambda done: None)
     return model, task, losses, clock
 
 
 def test_linear_regression_reaches_what_its_inputs_allow() -> None:
-    train_spec = spec(steps=600, batch_size=256, learning_rate=0.02, schedule="linear", weight_decay=0.0)
-    model, task, _, _ = run("linear", {"inputs": 20}, train_spec, samples=8192)
-    loss, error = validate(model, task, train_spec, CPU)
+    spec = train_spec(steps=600, batch_size=256, learning_rate=0.02, schedule="linear", weight_decay=0.0)
+    model, task, _, _ = run("linear", {"inputs": 20}, spec, samples=8192)
+    loss, error = validate(model, task, spec, CPU)
     unseen = math.pi**2 / 6 - sum(1 / k**2 for k in range(1, 21))
     best = 0.5 * math.log(2 * math.pi * 0.25) + (0.25 + unseen) / 0.5
     assert abs(loss - best) < 4 * error + 0.01
@@ -53,19 +45,19 @@ def test_linear_regression_reaches_what_its_inputs_allow() -> None:
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_does_not() -> None:
-    request, train_spec = {"params": 2e3}, spec(steps=6, sequence_length=16)
-    first, again = (run("gpt", request, train_spec, 64)[2] for _ in range(2))
+    request, spec = {"params": 2e3}, train_spec(steps=6, sequence_length=16)
+    first, again = (run("gpt", request, spec, 64)[2] for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, run("gpt", request, spec(steps=6, sequence_length=16, seed=1), 64)[2])
+    assert not torch.equal(first, run("gpt", request, train_spec(steps=6, sequence_length=16, seed=1), 64)[2])
 
 
 def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
-    train_spec = spec(steps=150, sequence_length=64, learning_rate=0.02, schedule="linear", warmup_steps=10)
-    model, task, losses, _ = run("gpt", {"params": 2e4}, train_spec, 256)
+    spec = train_spec(steps=150, sequence_length=64, learning_rate=0.02, schedule="linear", warmup_steps=10)
+    model, task, losses, _ = run("gpt", {"params": 2e4}, spec, 256)
     text = task._validation[0].ravel()
     frequencies = np.bincount(text, minlength=256) / text.size
     entropy = -sum(p * math.log(p) for p in frequencies if p)
-    assert validate(model, task, train_spec, CPU)[0] < entropy
+    assert validate(model, task, spec, CPU)[0] < entropy
     assert losses[0] > 5
 
 
@@ -73,15 +65,15 @@ def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_optimizers_step_as_their_formulas_say(name: str, implementation: str) -> None:
     """Three steps on f(w) = w.a with constant gradient a, in float64, against the update written out."""
-    train_spec = spec(optimizer=name, implementation=implementation, learning_rate=0.1)
+    spec = train_spec(optimizer=name, implementation=implementation, learning_rate=0.1)
     gradient = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
     module = torch.nn.Linear(2, 2, bias=False).double()
     start = module.weight.detach().clone()
-    optimizer = build_optimizer(module, train_spec)
+    optimizer = build_optimizer(module, spec)
     for _ in range(3):
         module.weight.grad = gradient.clone()
         optimizer.step()
-    expected = written_out(name, start.numpy().copy(), gradient.numpy(), train_spec)
+    expected = written_out(name, start.numpy().copy(), gradient.numpy(), spec)
     np.testing.assert_allclose(module.weight.detach().numpy(), expected, rtol=1e-9)
 
 
@@ -106,7 +98,7 @@ def written_out(name: str, w: np.ndarray, gradient: np.ndarray, s: TrainSpec) ->
 
 def test_vectors_do_not_decay_and_matrices_do() -> None:
     module = torch.nn.Linear(3, 3)
-    groups = build_optimizer(module, spec()).param_groups
+    groups = build_optimizer(module, train_spec()).param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     assert decay == {id(module.weight): 0.1, id(module.bias): 0.0}
 
@@ -121,12 +113,12 @@ def test_vectors_do_not_decay_and_matrices_do() -> None:
     ],
 )
 def test_schedules_warm_up_and_fall_as_drawn(schedule: str, expected: list[float]) -> None:
-    s = spec(steps=8, schedule=schedule, warmup_steps=4, decay_fraction=0.25)
+    s = train_spec(steps=8, schedule=schedule, warmup_steps=4, decay_fraction=0.25)
     np.testing.assert_allclose([schedule_factor(s, step) for step in range(8)], expected, rtol=1e-6)
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
-    s = spec(steps=1, optimizer="sgd", learning_rate=1.0, gradient_clip=0.25, weight_decay=0.0)
+    s = train_spec(steps=1, optimizer="sgd", learning_rate=1.0, gradient_clip=0.25, weight_decay=0.0)
     torch.manual_seed(0)
     start = FAMILIES["mlp"].build(configure(FAMILIES["mlp"], {"params": 500}, open_source("teacher"), None), "eager")
     moved = run("mlp", {"params": 500}, s, 64)[0]
@@ -146,7 +138,7 @@ def test_bfloat16_trains_close_to_float32() -> None:
     settings = {"steps": 60, "sequence_length": 32, "learning_rate": 0.01}
     ends = []
     for precision in ("float32", "bfloat16"):
-        s = spec(**settings, precision=precision)
+        s = train_spec(**settings, precision=precision)
         model, task, losses, _ = run("gpt", {"params": 5e3}, s, 64)
         assert losses.dtype == torch.float32
         ends.append(validate(model, task, s, CPU)[0])

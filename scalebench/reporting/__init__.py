@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scalebench.store import Results
 
-__all__ = ["render", "report", "verdict"]
+__all__ = ["picture", "render", "report", "verdict"]
 
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
@@ -26,6 +26,13 @@ def render(results: Results) -> str:
     from scalebench.reporting import page
 
     return page.render(results)
+
+
+def picture(results: Results, output: Path) -> Path:
+    """Draw the first study's loss against size as a PNG and return its path."""
+    from scalebench.reporting import page
+
+    return page.picture(results, output)
 
 
 def verdict(results: Results) -> list[str]:

@@ -119,6 +119,16 @@ def verdicts(results: Results) -> list[str]:
     return found
 
 
+def picture(results: Results, output: Path) -> Path:
+    """Draw the first study's loss against size as a PNG on white, for a README or a slide; return its path."""
+    name = next(iter(results.studies))
+    frame = prepare(results.frame[results.frame["study"] == name])
+    with canvas(name) as marks:
+        figures.loss_figure(marks, Analysis(frame, list(series_of(frame, results.studies[name])), {}))
+        marks.figure.savefig(output, dpi=150, facecolor="white", metadata={"Software": None})
+    return output
+
+
 def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) -> Section:
     """Analyse one study and lay out its part of the page."""
     name_id, study = f"study{number}", results.studies.get(name) or {}

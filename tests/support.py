@@ -1,0 +1,41 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scalebench.study import TrainSpec
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The smallest study that has everything: two sizes, two seeds, real text is not needed to learn a teacher.
+SMALL = """
+schema = 1
+name = "small"
+[model]
+family = "mlp"
+params = [200, 800]
+depth = 1
+[train]
+steps = 30
+batch_size = 32
+weight_decay = 0.0
+seed = [0, 1]
+[data]
+validation_samples = 128
+"""
+
+# For child processes: find both packages when they run from source.
+SOURCE_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+
+_TRAIN = {
+    "steps": 10, "batch_size": 8, "sequence_length": None, "optimizer": "adamw", "learning_rate": 0.01,
+    "schedule": "constant", "warmup_steps": 0, "decay_fraction": 0.8, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
+    "momentum": 0.9, "gradient_clip": 1e9, "precision": "float32", "implementation": "eager", "seed": 0,
+}  # fmt: skip
+
+
+def train_spec(**changes: object) -> TrainSpec:
+    """One trial's training, short and plain, with some of its values changed."""
+    return TrainSpec(**(_TRAIN | changes))
