@@ -1,4 +1,4 @@
-# Every target but gpu sets up .venv first where it is missing; nothing is done twice.
+# Every target sets up .venv first where it is missing; nothing is done twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-_NVIDIA = "NVIDIA datasheet, dense tensor-core rate"
-
 
 @dataclass(frozen=True)
 class Peak:
@@ -20,20 +18,30 @@ class Peak:
     source: str
 
 
-# Name as the driver gives it (the longest match counts) -> FLOP/s by precision of the products. float32 is the plain
-# rate: torch leaves TF32 off for matrix products unless asked. Sources: the vendor's datasheets of each product.
-PEAKS: dict[str, dict[str, float]] = {
-    "NVIDIA B200": {"float32": 75e12, "bfloat16": 2250e12},
-    "NVIDIA H200": {"float32": 67e12, "bfloat16": 989.4e12},
-    "NVIDIA H100 80GB HBM3": {"float32": 67e12, "bfloat16": 989.4e12},
-    "NVIDIA H100 PCIe": {"float32": 51e12, "bfloat16": 756e12},
-    "NVIDIA A100": {"float32": 19.5e12, "bfloat16": 312e12},
-    "NVIDIA L40S": {"float32": 91.6e12, "bfloat16": 362e12},
-    "NVIDIA L4": {"float32": 30.3e12, "bfloat16": 121e12},
-    "NVIDIA A10": {"float32": 31.2e12, "bfloat16": 125e12},
-    "NVIDIA GeForce RTX 4090": {"float32": 82.6e12, "bfloat16": 165.2e12},
-    "NVIDIA GeForce RTX 3090": {"float32": 35.6e12, "bfloat16": 71e12},
+@dataclass(frozen=True)
+class Datasheet:
+    """A device's dense rates in FLOP/s: plain float32, and 16-bit products on the tensor cores (both formats alike)."""
+
+    float32: float
+    half: float
+    document: str
+
+
+# By the name that the driver gives. float32 is the plain rate: torch leaves TF32 off for matrix products unless asked.
+# Vendors print 16-bit rates with sparsity; these are the dense ones, half of that.
+PEAKS: dict[str, Datasheet] = {
+    "NVIDIA B200": Datasheet(75e12, 2250e12, "NVIDIA Blackwell architecture technical brief, HGX B200 per GPU"),
+    "NVIDIA H200": Datasheet(67e12, 989.4e12, "NVIDIA H200 Tensor Core GPU datasheet, SXM"),
+    "NVIDIA H100 80GB HBM3": Datasheet(67e12, 989.4e12, "NVIDIA H100 Tensor Core GPU datasheet, SXM"),
+    "NVIDIA H100 PCIe": Datasheet(51e12, 756e12, "NVIDIA H100 Tensor Core GPU datasheet, PCIe"),
+    "NVIDIA A100": Datasheet(19.5e12, 312e12, "NVIDIA A100 Tensor Core GPU datasheet"),
+    "NVIDIA L40S": Datasheet(91.6e12, 362e12, "NVIDIA L40S datasheet"),
+    "NVIDIA L4": Datasheet(30.3e12, 121e12, "NVIDIA L4 Tensor Core GPU datasheet"),
+    "NVIDIA A10": Datasheet(31.2e12, 125e12, "NVIDIA A10 Tensor Core GPU datasheet"),
+    "NVIDIA GeForce RTX 4090": Datasheet(82.6e12, 165.2e12, "NVIDIA Ada GPU architecture, float32 accumulation"),
+    "NVIDIA GeForce RTX 3090": Datasheet(35.6e12, 71e12, "NVIDIA Ampere GA102 architecture, float32 accumulation"),
 }
+_RATES = {"float32": "float32", "bfloat16": "half", "float16": "half"}
 
 
 def datasheet_peak(device_name: str, precision: str) -> Peak:
@@ -42,10 +50,10 @@ def datasheet_peak(device_name: str, precision: str) -> Peak:
     matches = [name for name in PEAKS if f"{device_name} ".startswith((f"{name} ", f"{name}-"))]
     if not matches:
         return Peak(None, f"unknown device {device_name!r}: no peak on file")
-    name = max(matches, key=len)
-    if precision not in PEAKS[name]:
-        return Peak(None, f"no {precision} peak on file for {name}")
-    return Peak(PEAKS[name][precision], f"{_NVIDIA} ({name}, {precision})")
+    sheet = PEAKS[max(matches, key=len)]
+    if precision not in _RATES:
+        return Peak(None, f"no {precision} peak on file for {device_name}")
+    return Peak(getattr(sheet, _RATES[precision]), f"{sheet.document}: dense {precision}")
 
 
 def matmul_ceiling(precision: str, threads: int, size: int = 1024, seconds: float = 0.5) -> Peak:

@@ -91,22 +91,25 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
 
 
 def _save_study(sweep: Sweep, study: Study) -> None:
-    """Keep with the results what a report needs of the study: axes, plan, fit, command."""
+    """Keep with the results what a report needs of the study: axes, plan, fit, command.
+
+    A run that finds the same study finished leaves the command that made its results.
+    """
+    path = sweep.study_dir / "study.json"
     axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
+    content = {
+        "schema": store.SCHEMA,
+        "name": study.name,
+        "title": study.title or study.name,
+        "axes": axes,
+        "fit": study.fit.model_dump(mode="json"),
+        "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
+        "study_toml": study.text,
+    }
+    if not sweep.missing and path.exists():
+        content["command"] = store.read_json(path).get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(
-        sweep.study_dir / "study.json",
-        {
-            "schema": store.SCHEMA,
-            "name": study.name,
-            "title": study.title or study.name,
-            "axes": axes,
-            "fit": study.fit.model_dump(),
-            "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
-            "command": command_line(),
-            "study_toml": study.text,
-        },
-    )
+    store.write_json(path, {"command": command_line()} | content)
 
 
 def command_line() -> str:
