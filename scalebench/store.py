@@ -183,7 +183,8 @@ def _rows(study_dir: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _study_json(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
+def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
+    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``."""
     path = study_dir / "study.json"
     if not path.exists():
         return {}
@@ -202,7 +203,7 @@ def read_results(*paths: str | Path) -> Results:
     rows: list[dict[str, Any]] = []
     studies: dict[str, dict[str, Any]] = {}
     for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
-        studies[study_dir.name] = _study_json(study_dir, damaged)
+        studies[study_dir.name] = read_study(study_dir, damaged)
         rows.extend(_rows(study_dir, damaged))
     extra = dict.fromkeys(name for row in rows for name in row if name not in RECORD_COLUMNS)
     frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *extra])

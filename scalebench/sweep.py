@@ -95,7 +95,6 @@ def _save_study(sweep: Sweep, study: Study) -> None:
 
     A run that finds the same study finished leaves the command that made its results.
     """
-    path = sweep.study_dir / "study.json"
     axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
     content = {
         "schema": store.SCHEMA,
@@ -106,10 +105,9 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
         "study_toml": study.text,
     }
-    if not sweep.missing and path.exists():
-        content["command"] = store.read_json(path).get("command", command_line())
+    before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(path, {"command": command_line()} | content)
+    store.write_json(sweep.study_dir / "study.json", content | {"command": before.get("command", command_line())})
 
 
 def command_line() -> str:

@@ -45,6 +45,10 @@ def test_a_study_runs_once_and_then_has_nothing_left(small_study: Path, tmp_path
     assert about["axes"] == {"params": [200.0, 800.0], "seed": [0, 1]}
     assert {trial["trial_id"] for trial in about["planned"]} == set(first.rows)
     assert about["study_toml"] == small_study.read_text()
+    half = tmp_path / "r" / "small" / "study.json"
+    half.write_bytes(half.read_bytes()[:40])
+    run(study, tmp_path / "r")
+    assert store.read_results(tmp_path / "r").studies["small"]["title"] == "small"
     frame = store.load_results(tmp_path / "r").sort_values(["params", "seed"])
     assert frame["params"].tolist() == [201, 201, 801, 801]
     assert frame["seed"].tolist() == [0, 1, 0, 1]
