@@ -157,9 +157,9 @@ def export(
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
     """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench import console
+    from scalebench.catalogue import show_catalogue
 
-    return console.show_catalogue(as_json=as_json)
+    return show_catalogue(as_json=as_json)
 
 
 @app.command

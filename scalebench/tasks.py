@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from scalebench.data.synthetic import Teacher, TeacherKind, generator
 from scalebench.data.text import Text, split, validation_windows
+from scalebench.study import DataSpec, TrainSpec
 
 Batch = tuple[Tensor, Tensor]
 # Streams of random numbers that must never meet: training batches and the validation sample.
@@ -162,3 +163,10 @@ class Regression:
         inputs, targets = batch
         squared = (model(inputs).float() - targets).square().mean(1)
         return 0.5 * math.log(2 * math.pi * self.noise_std**2) + squared / (2 * self.noise_std**2)
+
+
+def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: TrainSpec) -> Regression:
+    """Return regression on a teacher for a Config with ``inputs`` and ``outputs``."""
+    assert spec.noise_std is not None
+    shape, noise = (config.inputs, config.outputs), spec.noise_std
+    return Regression(teacher, kind, *shape, noise, train.batch_size, train.seed, spec.validation_samples)

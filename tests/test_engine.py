@@ -86,6 +86,21 @@ def test_the_same_trial_gives_the_same_loss_again(tmp_path: Path) -> None:
     assert first["validation_loss_nats"] == second["validation_loss_nats"]
 
 
+def test_every_implementation_on_a_cpu_reaches_the_same_loss(tmp_path: Path) -> None:
+    text = SMALL.replace("mlp", "gpt").replace("depth = 1", "depth = 2")
+    path = tmp_path / "three.toml"
+    path.write_text(text)
+    settings = ["model.params=1500", "train.seed=0", "train.steps=12", "train.sequence_length=16"]
+    study = load_study(path, [*settings, 'train.implementation=["eager", "sdpa", "compile"]'])
+    rows = {row["implementation"]: row for row in run(study, tmp_path / "r").rows.values()}
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    losses = [rows[name]["validation_loss_nats"] for name in ("eager", "sdpa", "compile")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    # Compilation is the first step's, and is kept apart.
+    assert rows["compile"]["first_step_time_s"] > 20 * rows["compile"]["step_time_median_s"]
+    assert rows["compile"]["memory_parameters_bytes"] == rows["eager"]["memory_parameters_bytes"]
+
+
 def test_a_loss_that_explodes_is_diverged_and_keeps_its_samples(tmp_path: Path) -> None:
     row = one(
         tmp_path, "train.optimizer=sgd", "train.learning_rate=1e30", "train.gradient_clip=1e30", "train.warmup_steps=0"

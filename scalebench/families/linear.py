@@ -14,7 +14,7 @@ from torch import nn
 from scalebench.data.synthetic import Teacher
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.tasks import Regression
+from scalebench.tasks import Regression, regression
 
 SUMMARY = "linear regression on a teacher with infinitely many features"
 DATA = "teacher"
@@ -76,17 +76,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
 
 def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
     """Return regression on the linear teacher."""
-    assert spec.noise_std is not None
-    return Regression(
-        data,
-        "linear",
-        config.inputs,
-        config.outputs,
-        spec.noise_std,
-        train.batch_size,
-        train.seed,
-        spec.validation_samples,
-    )
+    return regression(data, "linear", config, spec, train)
 
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module

@@ -15,7 +15,7 @@ from torch import nn
 from scalebench.data.synthetic import Teacher
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.tasks import Regression
+from scalebench.tasks import Regression, regression
 
 SUMMARY = "deep fully connected network on a teacher's regression task"
 DATA = "teacher"
@@ -94,17 +94,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
 
 def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
     """Return regression on the tanh teacher."""
-    assert spec.noise_std is not None
-    return Regression(
-        data,
-        "mlp",
-        config.inputs,
-        config.outputs,
-        spec.noise_std,
-        train.batch_size,
-        train.seed,
-        spec.validation_samples,
-    )
+    return regression(data, "mlp", config, spec, train)
 
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
