@@ -236,7 +236,7 @@ def test_counting_names_are_checked_and_one_column_follows_from_6nd():
 
 def test_other_laws_have_no_approach_3():
     sizes = np.geomspace(1e3, 1e6, 8)
-    with pytest.raises(FitRefused, match="law power has no B, beta"):
+    with pytest.raises(FitRefused, match="law power of params has no closed form"):
         parametric(fit({"params": sizes, "loss": 1.7 + 30 * sizes**-0.35}))
 
 

@@ -167,10 +167,10 @@ def parametric(
     `counting` says what the N of the fit was; `cost` as in `closed_form`, from `flops_law`, for exact FLOPs.
     Raises FitRefused for another law, and where a term of the law is switched off.
     """
-    missing = [name for name in ("A", "alpha", "B", "beta") if name not in surface.parameters]
-    if missing:
+    if set(surface.law.inputs) != {"params", "tokens"} or not {"A", "alpha", "B", "beta"} <= set(surface.parameters):
         raise FitRefused(
-            f"law {surface.law.name} has no {', '.join(missing)}; Approach 3 needs one of params and tokens: chinchilla"
+            f"law {surface.law.name} of {', '.join(surface.law.inputs)} has no closed form; Approach 3 needs A, "
+            "alpha, B and beta of params and tokens: fit chinchilla"
         )
     if not surface.parameters["A"] * surface.parameters["B"] > 0:
         raise FitRefused("a fitted coefficient is 0, so loss does not fall with both sizes; add points that vary them")
