@@ -1,5 +1,6 @@
 """Optima of sweeps against planted ones: vertices, edges refused, and laws of learning rate and batch with coverage."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -28,7 +29,6 @@ def test_vertex_of_an_exact_parabola():
     found = quadratic_optimum(x, 1.5 + 0.3 * np.log(x / 7e-4) ** 2, None)
     assert (found.x, found.loss, found.curvature) == pytest.approx((7e-4, 1.5, 0.6), rel=1e-9)
     assert found.degrees_of_freedom == 3
-    assert found.spacing == pytest.approx(np.log(100) / 5)
 
 
 def test_only_neighbours_of_the_best_enter():
@@ -93,16 +93,21 @@ def test_intervals_cover_exponent_constant_and_prediction():
     assert all(0.912 <= count / studies <= 0.988 for count in covered.values()), covered
 
 
-def test_precise_optima_weigh_more():
-    rng = np.random.default_rng(2)
-    narrow = sweeps(rng, noise=0.01, sizes=[1e7], wide=0.5, points=9)
-    wide = sweeps(rng, noise=0.01, sizes=[1e6], wide=2.0, points=33)  # the same spacing
-    optima = [quadratic_optimum(frame["learning_rate"], frame["loss"], None) for frame in (narrow, wide)]
-    variances = vertex_variances(optima)
-    spare = sum(o.degrees_of_freedom for o in optima)
-    noise = sum(o.residual_squares for o in optima) / spare
-    assert variances[0] > 3 * variances[1]
-    assert variances == pytest.approx([max(noise * o.gain**2, (o.spacing / 3) ** 2) for o in optima])
+def test_noise_of_the_parabolas_sets_the_weights_until_the_vertices_scatter_more():
+    frames = [
+        sweeps(np.random.default_rng([2, i]), noise=0.01, sizes=[size], wide=wide, points=15)
+        for i, (size, wide) in enumerate(zip(SIZES, [2.0, 2.0, 2.0, 2.0, 0.8, 0.8, 0.8], strict=True))
+    ]
+    optima = [quadratic_optimum(frame["learning_rate"], frame["loss"], None) for frame in frames]
+    design = np.stack([np.ones(7), np.log(SIZES)], axis=1)
+    variances = vertex_variances(optima, design)
+    noise = sum(o.residual_squares for o in optima) / sum(o.degrees_of_freedom for o in optima)
+    assert noise == pytest.approx(0.01**2, rel=0.35)  # 84 degrees of freedom: standard error 15 %
+    assert variances == pytest.approx([noise * o.gain**2 for o in optima], rel=0.5)
+    assert variances[-1] > 5 * variances[0]
+    shaken = [dataclasses.replace(o, x=o.x * factor) for o, factor in zip(optima, [2, 0.5] * 3 + [2], strict=True)]
+    common = vertex_variances(shaken, design)
+    assert common == pytest.approx(np.full(7, np.log(2) ** 2 * 7 / 5), rel=0.5)
 
 
 def test_sweeps_with_the_best_at_an_edge_are_left_out_and_listed():

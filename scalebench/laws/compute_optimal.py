@@ -1,13 +1,13 @@
 """Compute-optimal allocation by the three approaches of Hoffmann et al. 2022 (arXiv 2203.15556).
 
-1, `envelope`: the best run at each compute, then a line. 2, `isoflop`: the vertex of a parabola for each budget, then a
-line. 3, `parametric`: closed form from a fitted surface. `conventions` shows what the counting of N and C changes.
+1 is in `envelope`: the best run at each compute, then a line. Here 2, `isoflop`: the vertex of a parabola for each
+budget, then a line; and 3, `parametric`: closed form from a fitted surface. `conventions` shows what the counting of N
+and C changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +16,14 @@ from numpy.typing import ArrayLike
 from scalebench.laws.allocation import Allocation, Bias, Counting, count
 from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.optima import Regression, groups, regress, sweep_optima, vertex_variances
+from scalebench.laws.optima import Regression, regress, sweep_optima, vertex_variances
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 DRAWS = 1000
+LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
-RUNS_NEEDED = 12  # fewer runs than this make a resampling bootstrap too narrow
-GRID = 200  # compute levels of an envelope: far finer than any set of runs
 BIAS_NOTE = (
     "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
     "even without noise, the more so the wider and the further off centre its grid (`bias` holds it for this grid)"
@@ -57,16 +56,13 @@ def isoflop(
         )
     used = np.isin(columns["flops"], [group["flops"] for group, _ in found])
     by_tokens, _ = sweep_optima({k: v[used] for k, v in columns.items()}, "tokens", ("flops",), neighbours)
-    lines = [_line(optima, weighted) for optima in (found, by_tokens)]
-    sizes, tokens = (line.draws(DRAWS, seed) for line in lines)
-    # At a fixed budget more parameters are fewer tokens: the same noise enters both lines with opposite signs.
-    draws = np.concatenate([sizes, 2 * lines[1].coefficients - tokens], axis=1)
+    lines = _line(found, weighted), _line(by_tokens, weighted)
     freedom = lines[0].degrees_of_freedom
     return Allocation(
         approach=2,
         counting=counting,
         coefficients=np.concatenate([line.coefficients for line in lines]),
-        draws=draws,
+        draws=_opposed(*lines, seed),
         method=f"parametric bootstrap of the line through {len(found)} minima, t with {freedom} degrees of freedom",
         notes=(BIAS_NOTE,),
         optima=tuple((group["flops"], optimum) for group, optimum in found),
@@ -75,9 +71,16 @@ def isoflop(
     )
 
 
+def _opposed(sizes: Regression, tokens: Regression, seed: int) -> Array:
+    """Draws of both lines, [n, 4]: at a fixed budget more parameters are fewer tokens, so their errors are opposed."""
+    return np.concatenate(
+        [sizes.draws(LINE_DRAWS, seed), 2 * tokens.coefficients - tokens.draws(LINE_DRAWS, seed)], axis=1
+    )
+
+
 def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> Regression:
     design = np.array([[1.0, np.log(group["flops"])] for group, _ in optima])
-    variances = vertex_variances([o for _, o in optima]) if weighted else np.ones(len(optima))
+    variances = vertex_variances([o for _, o in optima], design) if weighted else np.ones(len(optima))
     return regress(design, np.log([o.x for _, o in optima]), variances)
 
 
@@ -184,84 +187,6 @@ def parametric(
     coefficients = closed_form(surface.parameters, cost)[0]
     used = counting or Counting(flops="6ND" if cost is None else "exact")
     return Allocation(3, used, coefficients, draws, method, (f"status of the fit: {surface.status}",))
-
-
-def envelope(
-    points: Mapping[str, ArrayLike] | DataFrame, counting: Counting | None = None, *, n: int = DRAWS, seed: int = 0
-) -> Allocation:
-    """Approach 1: at each compute the run of lowest loss gives N and D; a line through them in log space.
-
-    Columns as `count` takes them, and `run`: rows of one run are its training curve, interpolated in log compute.
-    A compute level where the best run is the smallest or the largest of those that reach it is an edge and is left out.
-    Intervals resample runs, from 12 runs up. Raises FitRefused with fewer than three runs on the envelope.
-    """
-    counting = counting or Counting()
-    columns = count(points, counting)
-    if "run" not in list(points.keys()):
-        raise FitRefused("column 'run' is missing; the envelope needs training curves: name the run of each row")
-    curves = _Curves.read(columns, np.asarray(points["run"]).astype(str))
-    everything = np.ones(len(curves.sizes), dtype=bool)
-    line = curves.line(everything)
-    draws, method = None, f"{len(everything)} runs; a bootstrap of runs needs {RUNS_NEEDED}"
-    if len(everything) >= RUNS_NEEDED:
-        draws, method = curves.resampled(n, seed), f"bootstrap of {len(everything)} runs, percentile"
-    note = "the envelope of runs on a decaying schedule is too high before their end: use the points after the decay"
-    return Allocation(1, counting, line, draws, method, (note,))
-
-
-@dataclass(frozen=True, eq=False)
-class _Curves:
-    """Loss and tokens of every run at common compute levels, [runs, levels]; NaN where a run does not reach."""
-
-    log_flops: Array
-    sizes: Array
-    loss: Array
-    log_tokens: Array
-
-    @staticmethod
-    def read(columns: dict[str, Array], run: Any) -> _Curves:
-        code = np.unique(run, return_inverse=True)[1].reshape(-1).astype(float)
-        log = np.log(columns["flops"])
-        levels = np.linspace(log.min(), log.max(), GRID)
-        sizes, losses, tokens = [], [], []
-        for _, rows in groups({"run": code}, ("run",)):
-            order = np.flatnonzero(rows)[np.argsort(log[rows], kind="stable")]
-            seen = {"left": np.nan, "right": np.nan}
-            sizes.append(np.log(columns["params"][order]).mean())
-            losses.append(np.interp(levels, log[order], columns["loss"][order], **seen))
-            tokens.append(np.interp(levels, log[order], np.log(columns["tokens"][order]), **seen))
-        return _Curves(levels, np.array(sizes), np.array(losses), np.array(tokens))
-
-    def line(self, kept: Any) -> Array:
-        """Both lines through the envelope of the runs `kept`: (ln params_constant, a, ln tokens_constant, b)."""
-        rows = np.flatnonzero(kept)
-        loss = np.where(np.isnan(self.loss[rows]), np.inf, self.loss[rows])
-        reach = np.isfinite(loss)
-        sizes = self.sizes[rows]
-        smallest = np.where(reach, sizes[:, None], np.inf).min(axis=0)
-        largest = np.where(reach, sizes[:, None], -np.inf).max(axis=0)
-        winner = loss.argmin(axis=0)
-        inside = (sizes[winner] > smallest) & (sizes[winner] < largest)
-        if len(set(sizes[winner[inside]])) < 3:
-            raise FitRefused(
-                f"{len(set(sizes[winner[inside]]))} sizes on the envelope away from its edges; Approach 1 needs 3: add "
-                "sizes, or train small runs longer"
-            )
-        design = np.stack([np.ones(int(inside.sum())), self.log_flops[inside]], axis=1)
-        tokens = self.log_tokens[rows][winner[inside], np.flatnonzero(inside)]
-        targets = np.stack([sizes[winner[inside]], tokens], axis=1)
-        return np.asarray(np.linalg.lstsq(design, targets, rcond=None)[0].T.reshape(-1))
-
-    def resampled(self, n: int, seed: int) -> Array:
-        """Lines of `n` resamples of runs, [at most n, 4]; a resample without an envelope gives none."""
-        rng, size = np.random.default_rng(seed), len(self.sizes)
-        drawn = []
-        for _ in range(n):
-            try:
-                drawn.append(self.line(np.bincount(rng.integers(size, size=size), minlength=size) > 0))
-            except FitRefused:
-                continue
-        return np.array(drawn)
 
 
 def conventions(points: Mapping[str, ArrayLike] | DataFrame, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:

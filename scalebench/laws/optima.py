@@ -19,17 +19,13 @@ from scalebench.laws.forms import Array, FitRefused
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# No vertex is known better than this share of the spacing of its grid, however small its noise looks: Porian et al.
-# 2024 (2406.19146) use the same floor.
-GRID_SHARE = 1 / 3
-
 
 @dataclass(frozen=True)
 class Optimum:
     """The vertex of loss = loss* + curvature / 2 * (ln x - ln x*)^2, fitted by least squares.
 
     `gain`: standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over
-    `degrees_of_freedom` estimates the square of that noise. `spacing` is the median step of the grid in ln x.
+    `degrees_of_freedom` estimates the square of that noise.
     """
 
     x: float
@@ -38,7 +34,6 @@ class Optimum:
     gain: float
     residual_squares: float
     degrees_of_freedom: int
-    spacing: float
     n_points: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,10 +72,10 @@ def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2)
         )
     reach = len(grid) if neighbours is None else neighbours
     near = np.abs(member - best) <= reach
-    return _vertex(log[near], values[near], grid)
+    return _vertex(log[near], values[near])
 
 
-def _vertex(log: Array, loss: Array, grid: Array) -> Optimum:
+def _vertex(log: Array, loss: Array) -> Optimum:
     """Least-squares parabola and its vertex, refused where that is no minimum inside the sampled range."""
     centre = log.mean()
     design = np.vander(log - centre, 3)
@@ -104,16 +99,29 @@ def _vertex(log: Array, loss: Array, grid: Array) -> Optimum:
         gain=float(np.sqrt(gradient @ np.linalg.inv(design.T @ design) @ gradient)),
         residual_squares=float(((design @ coefficients - loss) ** 2).sum()),
         degrees_of_freedom=len(log) - 3,
-        spacing=float(np.median(np.diff(grid))),
         n_points=len(log),
     )
 
 
-def vertex_variances(optima: Sequence[Optimum]) -> Array:
-    """Variance of each ln x*, [n]: noise pooled over the groups times each one's gain, with the floor of its grid."""
+def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
+    """Relative variance of each ln x*, [n]: noise pooled over the groups times each one's gain, and a common part.
+
+    The common part, what the vertices scatter about the line through `design` [n, k] beyond that noise, is the moment
+    estimate of DerSimonian and Laird 1986; with Student t on the scatter it makes the intervals those of Hartung and
+    Knapp 2001. Without spare points, where the noise is not known, the gains alone set the weights.
+    """
     spare = sum(o.degrees_of_freedom for o in optima)
     noise = sum(o.residual_squares for o in optima) / spare if spare else 0.0
-    return np.array([max(noise * o.gain**2, (GRID_SHARE * o.spacing) ** 2) for o in optima])
+    gains = np.array([o.gain**2 for o in optima])
+    target = np.log([o.x for o in optima])
+    if noise * gains.max() < 1e-20 or len(optima) <= design.shape[1]:
+        return gains
+    weights = 1 / (noise * gains)
+    rows = design * np.sqrt(weights)[:, None]
+    residuals = target - design @ np.linalg.lstsq(rows, target * np.sqrt(weights), rcond=None)[0]
+    hat = np.linalg.pinv(rows.T @ rows) @ (design * weights[:, None] ** 2).T @ design
+    excess = (weights * residuals**2).sum() - (len(optima) - design.shape[1])
+    return np.asarray(noise * gains + max(0.0, excess / (weights.sum() - np.trace(hat))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +245,7 @@ def optimum_law(
         )
     optima = [optimum for _, optimum in found]
     design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in found])
-    line = regress(design, np.log([o.x for o in optima]), vertex_variances(optima))
+    line = regress(design, np.log([o.x for o in optima]), vertex_variances(optima, design))
     exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
     return OptimumLaw(optimised, float(np.exp(line.coefficients[0])), exponents, tuple(found), refused, line)
 
