@@ -173,6 +173,15 @@ def test_a_cut_that_leaves_too_little_is_listed():
     assert found.forecasts
 
 
+def test_one_configuration_held_out_tells_nothing_apart():
+    points = power_points(np.random.default_rng(1), noise=0.005, sizes=SIZES[:4])
+    found = choose(points, ["power", BARE])
+    assert found.n_configurations == 1
+    assert found.ranking[1].tied
+    assert found.ranking[1].behind_se_percent is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
     for found in (rolling(points, "power"), choose(points, ["power", BARE])):

@@ -283,7 +283,7 @@ def test_llama_3_isoflops_give_the_published_law():
     # two digits, cut off or rounded, so the exponent lies in .525 to .54 and the constant in .285 to .30.
     assert 0.525 <= equal.b <= 0.54
     assert 0.285 <= equal.tokens_constant <= 0.30
-    # Points read off a figure: one part in a hundred of ln D* at the budgets is five at 3.8e25, 8 e-folds beyond.
+    # Points read off a figure: 1 % in D* at the ends of the budgets grows to about 3 %, 8 e-folds beyond them.
     assert equal.tokens(3.8e25)[0] == pytest.approx(16.55e12, rel=0.05)
     assert equal.params(3.8e25)[0] == pytest.approx(402e9, rel=0.05)
     assert weighted.tokens(3.8e25)[0] == pytest.approx(16.55e12, rel=0.05)

@@ -92,8 +92,15 @@ def test_an_end_that_no_replicate_reaches_is_none():
 
 def test_refusals():
     baseline, changed = fit(study()), fit(study(2.0, E=1.9))
-    with pytest.raises(FitRefused, match=r"loss 1\.8 is not reached by the changed fit .* floor is 1\.9"):
+    with pytest.raises(FitRefused, match=r"loss 1\.8 is not crossed by the changed fit .* floor is 1\.9"):
         compute_multiplier(baseline, changed, 1.8)
+    with pytest.raises(FitRefused, match=r"loss 1e\+09 is not crossed by the baseline fit"):
+        compute_multiplier(baseline, changed, 1e9)
+    with pytest.raises(FitRefused, match=r"loss is -1"):
+        compute_multiplier(baseline, changed, -1.0)
+    rising = fit({"x": FLOPS, "y": 2 + 1e-20 * FLOPS}, "offset_linear")
+    with pytest.raises(FitRefused, match="is not crossed by the changed fit"):
+        compute_multiplier(baseline, rising, 2.05)
     with pytest.raises(FitRefused, match=r"level is 95"):
         compute_multiplier(baseline, changed, 2.5, level=95)
     with pytest.raises(FitRefused, match="zero degrees of freedom"):

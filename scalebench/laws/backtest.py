@@ -192,13 +192,13 @@ class Ranked:
     """A law and its hold-out error: the mean of |ln(predicted / measured)| over the shared forecasts, in percent.
 
     `behind_percent` is how much worse than the best law, `behind_se_percent` the standard error of that difference,
-    paired by configuration; `tied` with the best where it is within two of them.
+    paired by configuration (None with one configuration); `tied` with the best where it is within two of them.
     """
 
     law: str
     error_percent: float
     behind_percent: float
-    behind_se_percent: float
+    behind_se_percent: float | None
     tied: bool
     reason: str
 
@@ -277,14 +277,16 @@ def _rank(errors: Mapping[str, Array], counts: NDArray[np.intp]) -> tuple[Ranked
         behind = mean[name] - mean[best]
         difference = (errors[name] - errors[best] - behind) * counts / counts.mean()
         n = len(counts)
-        spread = float(np.sqrt((difference**2).sum() / (n - 1) / n)) if n > 1 else float("inf")
-        tied = name != best and behind <= TIE * spread
+        spread = float(np.sqrt((difference**2).sum() / (n - 1) / n)) if n > 1 else None
+        tied = name != best and (spread is None or behind <= TIE * spread)
         ranked.append(Ranked(name, mean[name], behind, spread, tied, _reason(name == best, tied, behind, spread)))
     return tuple(ranked)
 
 
-def _reason(best: bool, tied: bool, behind: float, spread: float) -> str:
+def _reason(best: bool, tied: bool, behind: float, spread: float | None) -> str:
     if best:
         return "lowest error on points held out"
+    if spread is None:
+        return f"error higher by {behind:.3g} percent on the one configuration held out: too few to tell apart"
     told = "not told apart from the best" if tied else "worse than the best"
     return f"{told}: error higher by {behind:.3g} +- {spread:.2g} percent"

@@ -52,6 +52,8 @@ def compute_multiplier(
     """
     fits = baseline, changed
     target = max(float(fit.points.response.min()) for fit in fits) if loss is None else float(loss)
+    if not (np.isfinite(target) and target > 0):
+        raise FitRefused(f"loss is {target}; it needs a positive finite number in the unit of the fits")
     if not 0 < level < 1:
         raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
     needed = [_needed(fit, name, target) for fit, name in zip(fits, ("baseline", "changed"), strict=True)]
@@ -85,8 +87,8 @@ def _needed(fit: Fit, name: str, loss: float) -> float:
     if not np.isfinite(log):
         floor = fit.parameters.get(fit.law.offset or "", 0.0)
         raise FitRefused(
-            f"loss {loss:.6g} is not reached by the {name} fit within 1e6 times its data (its floor is {floor:.6g}); "
-            "choose a loss that both studies reach"
+            f"loss {loss:.6g} is not crossed by the {name} fit within 1e6 times its data (its floor is {floor:.6g}); "
+            "choose a loss that both studies come down to"
         )
     return log
 
