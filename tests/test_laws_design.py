@@ -109,6 +109,18 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
     assert np.median(ratios) < 1.0 + 1e-6
 
 
+def test_a_set_spreads_over_what_each_trial_adds():
+    x, flops = np.array([100.0, 99.0, 98.0, 97.0, 0.1]), np.array([1.0, 1.0, 1.0, 1.0, 1.0])
+    points = {"x": np.array([4.0, 5.0, 6.0, 12.5]), "y": 5.0 + 2.0 * np.array([4.0, 5.0, 6.0, 12.5])}
+    points["y"] += [0.1, -0.1, 0.1, -0.1]
+    near = fit(points, "offset_linear", loss="squares", space="raw")
+    design = best_set(near, {"x": x, "flops": flops}, {"x": 0.2}, 2.0)
+    pairs = list(itertools.combinations(range(5), 2))
+    spread = [leverage(np.append(points["x"], x[list(pair)]), 0.2) for pair in pairs]
+    assert sorted(c.row for c in design.chosen) == list(pairs[int(np.argmin(spread))])
+    assert 4 in {c.row for c in design.chosen}
+
+
 def _gradients(params, tokens):
     """Of ln L by (E, A, B, alpha, beta) at the planted surface, analytically, [n, 5]."""
     N, D = np.asarray(params), np.asarray(tokens)
