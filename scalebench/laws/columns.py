@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.forms import Array, FitRefused, Law
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,6 +26,15 @@ def positive_columns(points: Mapping[str, ArrayLike] | DataFrame, names: Sequenc
     if len(set(lengths.values())) > 1:
         raise FitRefused(f"columns differ in length: {', '.join(f'{k} {v}' for k, v in lengths.items())}")
     return found
+
+
+def law_inputs(law: Law, points: Mapping[str, ArrayLike] | DataFrame) -> dict[str, Array]:
+    """Natural logs of the inputs of a law, each [n]; a law of one input also takes it as `x`."""
+    names = {name: name for name in law.inputs}
+    if len(law.inputs) == 1 and law.inputs[0] not in list(points.keys()) and "x" in list(points.keys()):
+        names = {law.inputs[0]: "x"}
+    read = positive_columns(points, tuple(names.values()))
+    return {name: np.log(read[column]) for name, column in names.items()}
 
 
 def _positive(name: str, raw: ArrayLike) -> Array:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scalebench.laws.allocation import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.laws.columns import positive_columns
+from scalebench.laws.columns import law_inputs, positive_columns
 from scalebench.laws.fit import Fit
-from scalebench.laws.forms import Array, FitRefused, read_inputs
+from scalebench.laws.forms import Array, FitRefused
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -122,10 +122,10 @@ class _Problem:
             )
         if fit.status == "degenerate":
             raise FitRefused(f"the fit of {fit.law.name} is degenerate; a design needs one that tells its terms apart")
-        goal = read_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
+        goal = law_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
-        logs = read_inputs(fit.law, candidates)
+        logs = law_inputs(fit.law, candidates)
         at = [_derivatives(fit, fit.parameters, where) for where in (fit.points.logs, logs, goal)]
         named = {name: float(np.exp(log[0])) for name, log in goal.items()}
         return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
@@ -220,7 +220,7 @@ class _Problem:
     def _narrowing_interval(self, rows: tuple[int, ...], seed: int) -> tuple[float, float]:
         """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
         samples = self.fit.bootstrap(PARAMETER_DRAWS, seed).samples
-        goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
+        goal = law_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         picked = {name: log[list(rows)] for name, log in self.logs.items()}
         t = self._quantile(len(rows)) / self._quantile(0)
         ratios = []

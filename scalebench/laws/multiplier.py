@@ -23,7 +23,9 @@ REACH = np.log(1e6)
 class ComputeMultiplier:
     """Compute of the baseline over compute of the changed study at equal `loss`: above 1, the change saves compute.
 
-    An end of `interval` is None where the replicates there do not reach the loss at any compute considered.
+    `unreached` is the share of replicates in which one of the studies does not come down to the loss within 1e6 times
+    its data: they count as infinite, an end of `interval` among them is None, and those where neither does are left
+    out.
     `beyond` is how many times the needed compute lies beyond the data, for the (baseline, changed) study.
     """
 
@@ -32,6 +34,7 @@ class ComputeMultiplier:
     interval: tuple[float | None, float | None]
     baseline_flops: float
     changed_flops: float
+    unreached: float
     beyond: tuple[float, float]
     method: str
 
@@ -59,14 +62,18 @@ def compute_multiplier(
     needed = [_needed(fit, name, target) for fit, name in zip(fits, ("baseline", "changed"), strict=True)]
     boots = [fit.bootstrap(n, seed + i) for i, fit in enumerate(fits)]
     drawn = [_flops_at(fit, boot.samples, target) for fit, boot in zip(fits, boots, strict=True)]
-    logs = drawn[0] - drawn[1]
-    low, high = np.quantile(logs[~np.isnan(logs)], [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    reached = np.isfinite(drawn[0]) | np.isfinite(drawn[1])
+    if not reached.any():
+        raise FitRefused(f"no replicate of either study comes down to loss {target:.6g}; choose a higher loss")
+    logs = drawn[0][reached] - drawn[1][reached]
+    low, high = np.quantile(logs, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return ComputeMultiplier(
         loss=target,
         multiplier=float(np.exp(needed[0] - needed[1])),
         interval=(_finite(low), _finite(high)),
         baseline_flops=float(np.exp(needed[0])),
         changed_flops=float(np.exp(needed[1])),
+        unreached=float(1 - np.mean(np.isfinite(drawn[0]) & np.isfinite(drawn[1]))),
         beyond=(_beyond(baseline, needed[0]), _beyond(changed, needed[1])),
         method="; ".join(boot.method for boot in boots),
     )
