@@ -1,0 +1,258 @@
+"""What to run next: the trial, or the set of trials within a FLOP budget, that most narrows a chosen prediction.
+
+Delta method: with J the derivatives of the predictions at the points by the parameters and g those at the target, the
+variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on where
+the trial lies and not on its outcome, so it is known beforehand (Chaloner and Verdinelli 1995, Bayesian experimental
+design: c-optimality).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scalebench.laws.allocation import FLOPS_PER_PARAMETER_TOKEN
+from scalebench.laws.columns import law_inputs, positive_columns
+from scalebench.laws.fit import Fit
+from scalebench.laws.forms import Array, FitRefused
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
+PARAMETER_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that could be run: its row among the candidates, inputs, FLOPs (None if unknown).
+
+    `narrowing` is the expected width of the interval of the target after it alone, over the width now.
+    """
+
+    row: int
+    inputs: dict[str, float]
+    flops: float | None
+    narrowing: float
+
+
+@dataclass(frozen=True)
+class Design:
+    """Trials to run and what they are expected to do to the 95 % interval of the mean at `target`.
+
+    `interval_now` and `interval_after` are in units of the response; `narrowing` is the ratio of their widths in the
+    space of the fit, `narrowing_interval` its 95 % interval over the uncertainty of the parameters (None without
+    degrees of freedom). `ranking` lists every candidate on its own, best first.
+    """
+
+    target: dict[str, float]
+    predicted: float
+    interval_now: tuple[float, float]
+    chosen: tuple[Candidate, ...]
+    flops: float | None
+    interval_after: tuple[float, float]
+    narrowing: float
+    narrowing_interval: tuple[float, float] | None
+    ranking: tuple[Candidate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def next_trial(
+    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int = 0
+) -> Design:
+    """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
+
+    `candidates` has the inputs of the law, [n], and may have `flops`. Raises FitRefused without degrees of freedom.
+    """
+    problem = _Problem.of(fit, candidates, target)
+    best = int(problem.gains(problem.inverse()).argmax())
+    return problem.describe((best,), seed)
+
+
+def best_set(
+    fit: Fit,
+    candidates: Mapping[str, ArrayLike] | DataFrame,
+    target: Mapping[str, float],
+    budget_flops: float,
+    seed: int = 0,
+) -> Design:
+    """The candidates, each at most once, that together most narrow the prediction at `target` within a FLOP budget.
+
+    Greedy by gain and by gain per FLOP, each improved by exchanges; the better of the two. List a candidate twice to
+    allow two seeds of it. FLOPs are the column `flops`, or 6 * params * tokens. Raises FitRefused without FLOPs, or
+    where no candidate is affordable.
+    """
+    problem = _Problem.of(fit, candidates, target)
+    if problem.flops is None:
+        raise FitRefused("candidates have no column 'flops', nor params and tokens; a FLOP budget needs their cost")
+    if not (problem.flops <= budget_flops).any():
+        raise FitRefused(
+            f"budget of {budget_flops:.3g} FLOPs; the cheapest candidate costs {problem.flops.min():.3g}: raise it or "
+            "offer smaller trials"
+        )
+    found = [problem.exchange(problem.greedy((), budget_flops, per), budget_flops, per) for per in (True, False)]
+    return problem.describe(min(found, key=problem.variance), seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Derivatives at the points, the candidates and the target, in the space of the fit."""
+
+    fit: Fit
+    target: dict[str, float]
+    logs: dict[str, Array]
+    flops: Array | None
+    at_points: Array
+    at_candidates: Array
+    at_target: Array
+
+    @staticmethod
+    def of(fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float]) -> _Problem:
+        if fit.degrees_of_freedom < 1:
+            raise FitRefused(
+                f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; its interval "
+                "needs one more size before it can be narrowed"
+            )
+        if fit.status == "degenerate":
+            raise FitRefused(f"the fit of {fit.law.name} is degenerate; a design needs one that tells its terms apart")
+        goal = law_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
+        if len(next(iter(goal.values()))) != 1:
+            raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
+        logs = law_inputs(fit.law, candidates)
+        at = [_derivatives(fit, fit.parameters, where) for where in (fit.points.logs, logs, goal)]
+        named = {name: float(np.exp(log[0])) for name, log in goal.items()}
+        return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
+
+    def inverse(self, rows: tuple[int, ...] = ()) -> Array:
+        """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
+        seen = np.concatenate([self.at_points, self.at_candidates[list(rows)]])
+        return np.asarray(np.linalg.pinv(seen.T @ seen, rcond=1e-14, hermitian=True))
+
+    def variance(self, rows: tuple[int, ...]) -> float:
+        """Variance of the prediction per unit of noise."""
+        return float(self.at_target @ self.inverse(rows) @ self.at_target)
+
+    def gains(self, inverse: Array) -> Array:
+        """Fall of the variance by each candidate alone, [n] (Sherman-Morrison)."""
+        spread = self.at_candidates @ inverse
+        return np.asarray((spread @ self.at_target) ** 2 / (1 + (spread * self.at_candidates).sum(axis=1)))
+
+    def greedy(self, rows: tuple[int, ...], budget: float, per_flop: bool) -> tuple[int, ...]:
+        """Add the best affordable candidate until none is left."""
+        assert self.flops is not None
+        while True:
+            open_ = self.flops <= budget - self.flops[list(rows)].sum()
+            open_[list(rows)] = False
+            if not open_.any():
+                return rows
+            score = self.gains(self.inverse(rows)) / (self.flops if per_flop else 1.0)
+            rows = (*rows, int(np.where(open_, score, -np.inf).argmax()))
+
+    def exchange(self, rows: tuple[int, ...], budget: float, per_flop: bool) -> tuple[int, ...]:
+        """Drop one and fill up again, for as long as that helps."""
+        assert self.flops is not None
+        best = rows
+        while True:
+            trials = [self._without(best, row, budget, per_flop) for row in best]
+            better = min(trials, key=self.variance)
+            if self.variance(better) >= self.variance(best) * (1 - 1e-9):
+                return best
+            best = better
+
+    def _without(self, rows: tuple[int, ...], dropped: int, budget: float, per_flop: bool) -> tuple[int, ...]:
+        """The set without one of its candidates, refilled by the largest gain first and then by `greedy`."""
+        assert self.flops is not None
+        kept = tuple(row for row in rows if row != dropped)
+        open_ = self.flops <= budget - self.flops[list(kept)].sum()
+        open_[[*kept, dropped]] = False
+        if not open_.any():
+            return rows
+        best = int(np.where(open_, self.gains(self.inverse(kept)), -np.inf).argmax())
+        return self.greedy((*kept, best), budget, per_flop)
+
+    def describe(self, rows: tuple[int, ...], seed: int) -> Design:
+        """The design that runs `rows`."""
+        widths = self._half_width(()), self._half_width(rows)
+        ratio = self.variance(rows) / self.variance(())
+        predicted = float(self.fit.predict(self.target)[0])
+        flops = None if self.flops is None else float(self.flops[list(rows)].sum())
+        alone = np.sqrt(np.maximum(1 - self.gains(self.inverse()) / self.variance(()), 0.0))
+        alone *= self._quantile(1) / self._quantile(0)
+        ranking = [self._candidate(int(row), float(alone[row])) for row in np.argsort(alone, kind="stable")]
+        return Design(
+            target=self.target,
+            predicted=predicted,
+            interval_now=self._around(predicted, widths[0]),
+            chosen=tuple(self._candidate(row, float(alone[row])) for row in rows),
+            flops=flops,
+            interval_after=self._around(predicted, widths[1]),
+            narrowing=float(self._quantile(len(rows)) / self._quantile(0) * np.sqrt(ratio)),
+            narrowing_interval=self._narrowing_interval(rows, seed),
+            ranking=tuple(ranking),
+        )
+
+    def _candidate(self, row: int, narrowing: float) -> Candidate:
+        inputs = {name: float(np.exp(log[row])) for name, log in self.logs.items()}
+        return Candidate(row, inputs, None if self.flops is None else float(self.flops[row]), narrowing)
+
+    def _quantile(self, added: int) -> float:
+        from scipy.special import stdtrit  # lazily: slow to import
+
+        return float(stdtrit(self.fit.degrees_of_freedom + added, 0.975))
+
+    def _half_width(self, rows: tuple[int, ...]) -> float:
+        spare = max(len(self.at_points) - self.at_points.shape[1], 1)
+        noise = np.sqrt((self.fit.residuals**2).sum() / spare)
+        return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
+
+    def _around(self, predicted: float, half: float) -> tuple[float, float]:
+        if self.fit.settings["space"] == "log":
+            return predicted * float(np.exp(-half)), predicted * float(np.exp(half))
+        return predicted - half, predicted + half
+
+    def _narrowing_interval(self, rows: tuple[int, ...], seed: int) -> tuple[float, float]:
+        """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
+        samples = self.fit.bootstrap(PARAMETER_DRAWS, seed).samples
+        goal = law_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
+        picked = {name: log[list(rows)] for name, log in self.logs.items()}
+        t = self._quantile(len(rows)) / self._quantile(0)
+        ratios = []
+        for i in range(PARAMETER_DRAWS):
+            drawn = {name: float(values[i]) for name, values in samples.items()}
+            seen, added, g = (_derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal))
+            moved = _Problem(self.fit, self.target, picked, None, seen, added, g[0])
+            before, after = moved.variance(()), moved.variance(tuple(range(len(rows))))
+            ratios.append(t * np.sqrt(after / before) if before > 0 else t)
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
+    """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
+    held = {*fit.settings["fixed"], *fit.bounds_hit}
+    free = [name for name in parameters if name not in held]
+    nudge = 1 + STEP * np.concatenate([np.eye(len(free)), -np.eye(len(free))])
+    moved = {name: np.full(2 * len(free), value) for name, value in parameters.items()}
+    for i, name in enumerate(free):
+        moved[name] = moved[name] * nudge[:, i]
+    values = fit.law.predict(moved, logs)
+    values = np.log(values) if fit.settings["space"] == "log" else values
+    return np.asarray((values[: len(free)] - values[len(free) :]).T / (2 * STEP))
+
+
+def _cost(candidates: Mapping[str, ArrayLike] | DataFrame) -> Array | None:
+    """FLOPs of every candidate, [n]; None where they do not say."""
+    present = list(candidates.keys())
+    if "flops" in present:
+        return positive_columns(candidates, ("flops",))["flops"]
+    if "params" in present and "tokens" in present:
+        sizes = positive_columns(candidates, ("params", "tokens"))
+        return FLOPS_PER_PARAMETER_TOKEN * sizes["params"] * sizes["tokens"]
+    return None

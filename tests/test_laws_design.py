@@ -1,0 +1,184 @@
+"""What to run next against the textbook, exhaustive search and simulation."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scalebench.laws import FitRefused, fit
+from scalebench.laws.design import best_set, next_trial
+
+X = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
+Y = 5.0 + 2.0 * X + np.random.default_rng(2).normal(0, 0.1, 6)
+SURFACE = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
+TARGET = {"params": 7e9, "tokens": 1e12}
+
+
+def line():
+    return fit({"x": X, "y": Y}, "offset_linear", loss="squares", space="raw")
+
+
+def leverage(x, at):
+    rows = np.stack([np.ones(len(x)), x], axis=1)
+    return np.array([1, at]) @ np.linalg.inv(rows.T @ rows) @ np.array([1, at])
+
+
+def surface_loss(params, tokens):
+    return 1.8 + 480.0 * np.asarray(params) ** -0.35 + 2100.0 * np.asarray(tokens) ** -0.37
+
+
+def surface_points(rng, noise=0.002):
+    params, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 3e8, 4), np.geomspace(1e9, 3e10, 4)))
+    loss = surface_loss(params, tokens) * np.exp(noise * rng.standard_normal(16))
+    return {"params": params, "tokens": tokens, "loss": loss}
+
+
+def surface_candidates(n=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"params": np.exp(rng.uniform(np.log(1e7), np.log(3e9), n)), "tokens": np.exp(rng.uniform(20.7, 26, n))}
+
+
+def test_intervals_and_narrowing_of_a_line_are_the_textbook_ones():
+    candidates = np.array([2.0, 12.0, 40.0, 100.0])
+    found = next_trial(line(), {"x": candidates}, {"x": 60.0})
+    book = stats.linregress(X, Y)
+    scale = np.sqrt(np.sum((Y - book.intercept - book.slope * X) ** 2) / 4)
+    half = stats.t.ppf(0.975, 4) * scale * np.sqrt(leverage(X, 60.0))
+    centre = book.intercept + 60 * book.slope
+    assert found.interval_now == pytest.approx((centre - half, centre + half), rel=1e-6)
+    after = [leverage(np.append(X, x), 60.0) for x in candidates]
+    ratio = stats.t.ppf(0.975, 5) / stats.t.ppf(0.975, 4) * np.sqrt(np.array(after) / leverage(X, 60.0))
+    assert [c.row for c in found.ranking] == list(np.argsort(ratio))
+    assert [c.narrowing for c in found.ranking] == pytest.approx(sorted(ratio), rel=1e-6)
+    assert found.chosen[0].row == int(np.argmin(ratio))
+    assert found.narrowing == pytest.approx(ratio.min(), rel=1e-6)
+    low, high = found.interval_after
+    assert (high - low) / 2 == pytest.approx(half * ratio.min(), rel=1e-6)
+    # A line's design does not depend on its parameters.
+    assert found.narrowing_interval == pytest.approx((found.narrowing, found.narrowing), rel=1e-6)
+    assert found.flops is None
+
+
+def test_expected_interval_now_is_that_of_the_bootstrap():
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    design = next_trial(found, surface_candidates(), {"params": 6e8, "tokens": 6e10})
+    (low,), (high,) = found.bootstrap(1000, 0).prediction_interval({"params": [6e8], "tokens": [6e10]})
+    now = np.log(design.interval_now[1] / design.interval_now[0])
+    # A percentile bootstrap of 16 configurations is narrower than Student t with 11 degrees of freedom, and skewed.
+    assert 0.6 < np.log(high / low) / now < 1.4
+
+
+def test_chosen_trial_beats_random_ones_in_simulation():
+    candidates = surface_candidates(8)
+    errors = {"chosen": [], "random": []}
+    for seed in range(40):
+        rng = np.random.default_rng([1, seed])
+        points = surface_points(rng)
+        chosen = next_trial(fit(points, "chinchilla", loss="squares"), candidates, TARGET).chosen[0].row
+        picks = {"chosen": chosen, "random": int(rng.integers(8))}
+        noise = 0.002 * rng.standard_normal()
+        for name, row in picks.items():
+            size, tokens = candidates["params"][row], candidates["tokens"][row]
+            measured = surface_loss(size, tokens) * np.exp(noise)
+            added = {"params": size, "tokens": tokens, "loss": measured}
+            grown = fit({k: np.append(points[k], added[k]) for k in points}, "chinchilla", loss="squares")
+            errors[name].append(np.log(grown.predict({k: [v] for k, v in TARGET.items()})[0] / surface_loss(**TARGET)))
+    chosen, random = (np.square(errors[name]) for name in ("chosen", "random"))
+    assert chosen.mean() < 0.7 * random.mean()
+    # Paired by study, so that the difference is not luck: beyond two standard errors.
+    difference = random - chosen
+    assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(40)
+
+
+def test_best_set_is_near_the_exhaustive_one_and_within_budget():
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    ratios = []
+    for seed in range(8):
+        candidates = surface_candidates(8, seed)
+        flops = 6 * candidates["params"] * candidates["tokens"]
+        budget = 0.4 * flops.sum()
+        design = best_set(found, candidates, TARGET, budget)
+        rows = tuple(c.row for c in design.chosen)
+        assert len(set(rows)) == len(rows)
+        assert design.flops == pytest.approx(flops[list(rows)].sum())
+        assert design.flops <= budget
+        ratios.append(_spread(found, candidates, rows) / _exhaustive(found, candidates, flops, budget))
+    assert max(ratios) < 1.05
+    assert np.median(ratios) < 1.0 + 1e-6
+
+
+def test_a_set_spreads_over_what_each_trial_adds():
+    x, flops = np.array([100.0, 99.0, 98.0, 97.0, 0.1]), np.array([1.0, 1.0, 1.0, 1.0, 1.0])
+    points = {"x": np.array([4.0, 5.0, 6.0, 12.5]), "y": 5.0 + 2.0 * np.array([4.0, 5.0, 6.0, 12.5])}
+    points["y"] += [0.1, -0.1, 0.1, -0.1]
+    near = fit(points, "offset_linear", loss="squares", space="raw")
+    design = best_set(near, {"x": x, "flops": flops}, {"x": 0.2}, 2.0)
+    pairs = list(itertools.combinations(range(5), 2))
+    spread = [leverage(np.append(points["x"], x[list(pair)]), 0.2) for pair in pairs]
+    assert sorted(c.row for c in design.chosen) == list(pairs[int(np.argmin(spread))])
+    assert 4 in {c.row for c in design.chosen}
+
+
+def _gradients(params, tokens):
+    """Of ln L by (E, A, B, alpha, beta) at the planted surface, analytically, [n, 5]."""
+    N, D = np.asarray(params), np.asarray(tokens)
+    terms = np.stack([480.0 * N**-0.35, 2100.0 * D**-0.37])
+    rows = [1 + 0 * N, terms[0], terms[1], -terms[0] * np.log(N), -terms[1] * np.log(D)]
+    return np.stack(rows, axis=1) / surface_loss(N, D)[:, None]
+
+
+def _spread(found, candidates, rows):
+    base = np.exp(found.points.logs["params"]), np.exp(found.points.logs["tokens"])
+    picked = list(rows)
+    seen = _gradients(
+        np.append(base[0], candidates["params"][picked]), np.append(base[1], candidates["tokens"][picked])
+    )
+    goal = _gradients([TARGET["params"]], [TARGET["tokens"]])[0]
+    return np.linalg.norm(np.linalg.lstsq(seen.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
+
+
+def _exhaustive(found, candidates, flops, budget):
+    sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, 9))
+    return min(_spread(found, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
+
+
+def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    candidates = surface_candidates()
+    one = next_trial(found, candidates, TARGET)
+    low, high = one.narrowing_interval
+    assert low <= one.narrowing <= high
+    assert low < high
+    assert one.narrowing == pytest.approx(one.ranking[0].narrowing)
+    several = best_set(found, candidates, TARGET, 1e30)
+    assert len(several.chosen) == 12
+    assert several.narrowing < one.narrowing < 1
+
+
+def test_pinned_parameters_are_known_and_leave_less_to_learn():
+    points = surface_points(np.random.default_rng(0))
+    free = next_trial(fit(points, "chinchilla", loss="squares"), surface_candidates(), TARGET)
+    pinned = next_trial(fit(points, "chinchilla", loss="squares", fixed={"E": 1.8}), surface_candidates(), TARGET)
+    widths = [np.diff(np.log(design.interval_now))[0] for design in (free, pinned)]
+    assert widths[1] < 0.8 * widths[0]
+
+
+def test_refusals():
+    found = line()
+    with pytest.raises(FitRefused, match="no column 'flops', nor params and tokens"):
+        best_set(found, {"x": [1.0, 2.0]}, {"x": 60.0}, 1e20)
+    with pytest.raises(FitRefused, match=r"budget of 1 FLOPs; the cheapest candidate costs 3: raise it"):
+        best_set(found, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 1.0)
+    with pytest.raises(FitRefused, match="2 targets; a design narrows one prediction"):
+        next_trial(found, {"x": [1.0, 2.0]}, {"x": [60.0, 70.0]})
+    exact = fit({"x": X[:2], "y": Y[:2]}, "offset_linear", loss="squares", space="raw", fixed=None)
+    with pytest.raises(FitRefused, match="zero degrees of freedom"):
+        next_trial(exact, {"x": [1.0]}, {"x": 60.0})
+
+
+def test_to_dict_survives_json():
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    summary = best_set(found, surface_candidates(), TARGET, 1e21).to_dict()
+    assert json.loads(json.dumps(summary, allow_nan=False))["target"] == pytest.approx(TARGET)
