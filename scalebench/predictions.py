@@ -1,0 +1,269 @@
+"""What a size will need and reach, from measured trials or from a fitted law: each answer with its interval and reach.
+
+Step time, memory, FLOPs per step and checkpoint size are offset-linear trends of the trials; what the trials cannot
+support is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scalebench.errors import InputError, unknown
+from scalebench.laws import FitRefused
+from scalebench.laws import fit as fit_law
+from scalebench.point_files import frame_block
+from scalebench.points import mask_of, parse_where
+from scalebench.reporting.fits import LOSS, N, Series, Trend, numeric, prepare, rolling_backtest, series_of, trend_of
+from scalebench.store import read_results
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit, Holdout
+
+# How long a trial trains makes a point of another size or compute; it does not make another kind of trial.
+LENGTH_AXES = ("steps", "tokens", "tokens_per_param", "flops")
+SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One predicted quantity in SI units with the 95 % interval of a new run, or the reason why there is none.
+
+    ``beyond`` is how many times outside the data the prediction lies, 1 inside; ``basis`` says what it rests on.
+    """
+
+    quantity: str
+    unit: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    beyond: float | None = None
+    basis: str = ""
+    reason: str = ""
+
+    def times(self, factor: float, quantity: str, unit: str, basis: str) -> Answer:
+        """Return the answer to a quantity that is a known multiple of this one; a refusal stays one."""
+        value, low, high = (end if end is None else end * factor for end in (self.value, self.low, self.high))
+        return replace(self, quantity=quantity, unit=unit, basis=basis, value=value, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answers for one size, and how well larger sizes were predicted from smaller ones before (the loss)."""
+
+    params: float
+    tokens: float | None
+    answers: tuple[Answer, ...]
+    backtest: tuple[Holdout, ...]
+
+
+# --- from a fitted law -----------------------------------------------------------------------------------------------
+
+
+def predict_fit(path: Path, fitted: Fit, params: float, tokens: float | None, named: str) -> Prediction:
+    """Predict from a law alone: its response, nothing about costs. Raises ``InputError`` where an input is missing."""
+    given = {"params": params, "x": params, "tokens": tokens}
+    missing = [name for name in fitted.law.inputs if given.get(name) is None]
+    if missing:
+        raise InputError(
+            [f"{path}: {fitted.law.name} predicts from {' and '.join(fitted.law.inputs)}; give --{missing[0]}"]
+        )
+    inputs = {name: np.array([given[name]], dtype=np.float64) for name in fitted.law.inputs}
+    answer = law_answer(fitted, inputs, named, "")
+    refused = [
+        Answer(quantity, unit, reason="a fit of one law holds no costs: give a results folder")
+        for quantity, unit in (("step time", "s"), ("memory", "B"), ("compute", "FLOP"), ("checkpoint", "B"))
+    ]
+    data = (
+        Answer("data", "tokens", tokens, basis="as asked")
+        if tokens
+        else Answer("data", "tokens", reason="no --tokens given")
+    )
+    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)))
+
+
+def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str) -> Answer:
+    """Return a law's prediction at one place with the interval of a new run, where there is one."""
+    value, beyond = float(fitted.predict(inputs)[0]), float(fitted.beyond(inputs)[0])
+    basis = f"{fitted.law.formula}, {fitted.n_configurations} configurations, {fitted.status}"
+    try:
+        low, high = (float(end[0]) for end in fitted.prediction_interval(inputs, kind="new"))
+    except FitRefused as refusal:
+        return Answer(quantity, unit, value, None, None, beyond, f"{basis}; no interval: {refusal}")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Answer(quantity, unit, value, None, None, beyond, f"{basis}; the interval has no end")
+    return Answer(quantity, unit, value, low, high, beyond, basis)
+
+
+def _backtest(fitted: Fit) -> Sequence[Holdout]:
+    return rolling_backtest(Trend(fitted))
+
+
+# --- from results ----------------------------------------------------------------------------------------------------
+
+
+def predict_results(path: Path, params: float, tokens: float | None, where: str | None) -> Prediction:
+    """Predict from the trials of one study that differ in size, length and seed only. Raises ``InputError``."""
+    one = one_series(path, where)
+    recipe = Recipe.of(one.usable)
+    if tokens is not None and recipe.unit != "tokens":
+        raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
+    amount = recipe.amount(params) if tokens is None else tokens
+    step, flops = cost(one.step_time, params, "step time", "s"), _trend_answer(one, "flops_per_step", params, "FLOP")
+    loss, backtest = loss_answer(one, recipe, params, amount)
+    steps = amount / recipe.per_step if amount and recipe.per_step else None
+    answers = (
+        loss,
+        step,
+        over_steps(step, steps, "training time", "s"),
+        cost(one.memory, params, "memory", "B"),
+        over_steps(flops, steps, "compute", "FLOP"),
+        _data(recipe, amount, asked=tokens is not None),
+        storage(one.usable, params),
+    )
+    return Prediction(params, amount, answers, backtest)
+
+
+def one_series(path: Path, where: str | None) -> Series:
+    """Return the analysed trials, refusing a mixture of studies, devices, implementations and the like."""
+    results = read_results(path)
+    if len(results.studies) > 1:
+        named = ", ".join(str(path / name) for name in results.studies)
+        raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {named}"])
+    frame, study = results.frame, dict(next(iter(results.studies.values())))
+    condition = parse_where(where)
+    if condition is not None:
+        wrong = [f"{path}: column {unknown(name, [*map(str, frame)])}" for name in condition.names if name not in frame]
+        if wrong:
+            raise InputError(wrong)
+        frame = frame[mask_of(frame_block(frame, condition.names), condition)]
+    prepared = prepare(frame)
+    if not prepared["valid"].any():
+        chosen = f" that --where {where!r} selects" if where else ""
+        raise InputError([f"{path}: no trial{chosen} ended ok with valid numbers"])
+    axes = {name: values for name, values in (study.get("axes") or {}).items() if name not in LENGTH_AXES}
+    found = list(series_of(prepared[prepared["valid"]], study | {"axes": axes}))
+    if len(found) > 1:
+        labels = "; ".join(one.label for one in found)
+        raise InputError(
+            [f"{path}: holds {len(found)} series: {labels}; choose one, as in --where \"implementation == 'sdpa'\""]
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much data trials of a size see: a fixed amount, so much per parameter, or neither (an axis of its own).
+
+    ``per_step`` is the data of a step, None where it differs between trials.
+    """
+
+    unit: str
+    fixed: float | None
+    per_parameter: float | None
+    per_step: float | None
+
+    @classmethod
+    def of(cls, usable: pd.DataFrame) -> Recipe:
+        """Read the recipe off the trials."""
+        unit = "tokens" if numeric(usable, "tokens_seen").notna().any() else "samples"
+        seen = numeric(usable, f"{unit}_seen")
+        steps = numeric(usable, "steps").fillna(numeric(usable, "stop_step"))
+        fixed = _constant(seen)
+        return cls(unit, fixed, None if fixed else _constant(seen / usable[N]), _constant(seen / steps))
+
+    def amount(self, params: float) -> float | None:
+        """Return the data a size sees by this recipe."""
+        return self.fixed if self.per_parameter is None else self.per_parameter * params
+
+    def fits(self, params: float, amount: float) -> bool:
+        """Tell whether an amount of data is the recipe's."""
+        by_recipe = self.amount(params)
+        return by_recipe is not None and abs(amount / by_recipe - 1) <= SAME_RECIPE
+
+
+def _constant(values: pd.Series[float]) -> float | None:
+    """Return the middle of values that agree, None for those that do not."""
+    known = values.dropna()
+    if known.empty or known.max() > known.min() * (1 + SAME_RECIPE):
+        return None
+    return float(known.median())
+
+
+def loss_answer(one: Series, recipe: Recipe, params: float, amount: float | None) -> tuple[Answer, tuple[Holdout, ...]]:
+    """Return the loss with its backtest: by size along the recipe, or by size and data where both were varied."""
+    nats = ("validation loss", "nats")
+    if amount is None:
+        return Answer(*nats, reason="the trials vary size and data: give --tokens"), ()
+    if recipe.fits(params, amount):
+        answer = cost(one.loss_all, params, *nats)
+        return replace(answer, basis=f"{answer.basis}; along the recipe of the trials"), tuple(one.backtest)
+    if recipe.fixed is not None or recipe.per_parameter is not None:
+        rule = (
+            f"{recipe.fixed:.4g} {recipe.unit}"
+            if recipe.fixed
+            else f"{recipe.per_parameter:.4g} {recipe.unit} a parameter"
+        )
+        return Answer(*nats, reason=f"every trial saw {rule}: add trials with other lengths, or leave --tokens out"), ()
+    points = one.usable[[N, "tokens_seen", LOSS]].dropna().set_axis(["params", "tokens", "loss"], axis=1)
+    try:
+        fitted = fit_law(points, "chinchilla")
+    except FitRefused as refusal:
+        return Answer(*nats, reason=str(refusal)), ()
+    at = {"params": np.array([params]), "tokens": np.array([amount])}
+    return law_answer(fitted, at, *nats), tuple(_backtest(fitted))
+
+
+def cost(trend: Trend, params: float, quantity: str, unit: str) -> Answer:
+    """Return a trend of the size alone at one size, or why there is none."""
+    if trend.fit is None:
+        return Answer(quantity, unit, reason=trend.reason)
+    return law_answer(trend.fit, {"x": np.array([params])}, quantity, unit)
+
+
+def _trend_answer(one: Series, column: str, params: float, unit: str) -> Answer:
+    frame = one.usable.assign(**{column: numeric(one.usable, column)})
+    return cost(trend_of(frame, column, "offset_linear"), params, column, unit)
+
+
+def over_steps(answer: Answer, steps: float | None, quantity: str, unit: str) -> Answer:
+    """Return what a whole training takes, from what a step takes."""
+    if steps is None:
+        return Answer(quantity, unit, reason="the number of steps is open: give --tokens, or trials of one batch size")
+    return answer.times(steps, quantity, unit, f"{steps:,.0f} steps of it; {answer.basis}" if answer.value else "")
+
+
+def _data(recipe: Recipe, amount: float | None, *, asked: bool) -> Answer:
+    if amount is None:
+        return Answer("data", recipe.unit, reason="the trials vary size and data: give --tokens")
+    each = (
+        "as many as every trial saw"
+        if recipe.fixed
+        else f"{recipe.per_parameter or 0:.4g} per parameter, as the trials"
+    )
+    return Answer("data", recipe.unit, amount, basis="as asked" if asked else each)
+
+
+def storage(usable: pd.DataFrame, params: float) -> Answer:
+    """Return the bytes of a checkpoint, linear in all parameters: those asked for and the embeddings of that size.
+
+    Embeddings grow with the width alone, so that they are a straight line in log-log, which the trials give.
+    """
+    total, size = numeric(usable, "params").fillna(usable[N]), usable[N]
+    rest = (total - size).where(total > size)
+    asked = params
+    if rest.notna().any() and size[rest.notna()].nunique() > 1:
+        known = rest.notna()
+        slope, height = np.polyfit(np.log(size[known]), np.log(rest[known]), 1)
+        asked = params + float(np.exp(height) * params**slope)
+    frame = usable.assign(**{N: total, "checkpoint_bytes": numeric(usable, "checkpoint_bytes")})
+    if frame["checkpoint_bytes"].isna().all():
+        return Answer("checkpoint", "B", reason="checkpoint sizes were not measured")
+    answer = cost(trend_of(frame, "checkpoint_bytes", "offset_linear"), asked, "checkpoint", "B")
+    return replace(answer, basis=f"{asked:.4g} parameters with embeddings; {answer.basis}") if answer.value else answer
