@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def run_fit(
     if refits < 2:
         raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
     fitted, read = fit_points(points, law, columns, where, options)
+    for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
+        print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
     document = to_document(fitted, read, refits, 0, rows)
     if output == STANDARD_OUTPUT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support import SOURCE_PATH, reference_data
+from support import REPOSITORY, SOURCE_PATH, reference_data
 
 from scalebench.fit_file import from_document, law_columns
 from scalebench.laws import LAWS, fit
@@ -104,6 +105,34 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
     a, b, c = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc")
     assert a["parameters"] == pytest.approx({"c0": 2, "c1": 3e-6}, rel=1e-6)
     assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
+
+
+def test_columns_that_a_law_does_not_use_are_said(command) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    code, _, err = command("fit", "p.csv", "--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
+    assert (code, err) == (0, "not used by power: column 'D' for tokens\n")
+
+
+def test_rows_of_one_run_are_one_configuration(command, tmp_path: Path) -> None:
+    table = surface(0.01).assign(run=lambda frame: "run " + frame["N"].round().astype(str))
+    table.to_csv("p.csv", index=False)
+    columns = ("--tokens-column", "D", "--config-column", "run", "--json", "f.json")
+    assert command("fit", "p.csv", *CHINCHILLA, *columns)[0] == 0
+    document = json.loads((tmp_path / "f.json").read_text())
+    assert document["n_configurations"] == 5
+    again, _ = from_document(tmp_path / "f.json")
+    assert again.n_configurations == 5
+
+
+def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
+    section = (REPOSITORY / "README.md").read_text().split("## Bring your own points")[1].split("\n## ")[0]
+    table, commands = (part.split("```")[0] for part in section.split("```")[1::2][:2])
+    (tmp_path / "points.csv").write_text(table.partition("\n")[2])
+    said = [line for line in commands.replace("\\\n", " ").splitlines() if line.startswith("scalebench ")]
+    assert len(said) == 3
+    for line in said:
+        code, _, err = command(*shlex.split(line, comments=True)[1:])
+        assert (code, err) == (0, ""), line
 
 
 def test_default_columns() -> None:
