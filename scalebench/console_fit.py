@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.console import print_json, say, si, table
 from scalebench.errors import InputError
 from scalebench.fit_file import fit_points, to_document
+from scalebench.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
@@ -50,6 +51,9 @@ def run_fit(
     fitted, read = fit_points(points, law, columns, where, options)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
+    mixed = differing(points, where) if points.is_dir() else []
+    if mixed:
+        print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
     document = to_document(fitted, read, refits, 0, rows)
     if output == STANDARD_OUTPUT:

@@ -20,8 +20,19 @@ from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.point_files import frame_block
 from scalebench.points import mask_of, parse_where
-from scalebench.reporting.fits import LOSS, N, Series, Trend, numeric, prepare, rolling_backtest, series_of, trend_of
-from scalebench.store import read_results
+from scalebench.reporting.fits import (
+    LOSS,
+    N,
+    Series,
+    Trend,
+    numeric,
+    prepare,
+    rolling_backtest,
+    series_of,
+    split_columns,
+    trend_of,
+)
+from scalebench.store import Results, read_results
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Holdout
@@ -136,8 +147,18 @@ def one_series(path: Path, where: str | None) -> Series:
     if len(results.studies) > 1:
         named = ", ".join(str(path / name) for name in results.studies)
         raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {named}"])
-    frame, study = results.frame, dict(next(iter(results.studies.values())))
-    condition = parse_where(where)
+    study = of_any_length(next(iter(results.studies.values())))
+    found = list(series_of(chosen_trials(path, results, where), study))
+    if len(found) > 1:
+        labels = "; ".join(one.label for one in found)
+        example = "--where \"implementation == 'sdpa'\""
+        raise InputError([f"{path}: holds {len(found)} series: {labels}; choose one, as in {example}"])
+    return found[0]
+
+
+def chosen_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
+    """Return the valid trials that fulfil a condition, prepared for the laws. Raises ``InputError`` when none does."""
+    frame, condition = results.frame, parse_where(where)
     if condition is not None:
         wrong = [f"{path}: column {unknown(name, [*map(str, frame)])}" for name in condition.names if name not in frame]
         if wrong:
@@ -147,14 +168,21 @@ def one_series(path: Path, where: str | None) -> Series:
     if not prepared["valid"].any():
         chosen = f" that --where {where!r} selects" if where else ""
         raise InputError([f"{path}: no trial{chosen} ended ok with valid numbers"])
+    return prepared[prepared["valid"]]
+
+
+def of_any_length(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study whose lengths of training are no axes that split it."""
     axes = {name: values for name, values in (study.get("axes") or {}).items() if name not in LENGTH_AXES}
-    found = list(series_of(prepared[prepared["valid"]], study | {"axes": axes}))
-    if len(found) > 1:
-        labels = "; ".join(one.label for one in found)
-        raise InputError(
-            [f"{path}: holds {len(found)} series: {labels}; choose one, as in --where \"implementation == 'sdpa'\""]
-        )
-    return found[0]
+    return {**study, "axes": axes}
+
+
+def differing(path: Path, where: str | None) -> list[str]:
+    """Return the columns, sizes and lengths aside, in which the chosen trials of results folders differ."""
+    results = read_results(path)
+    trials = chosen_trials(path, results, where)
+    found = [name for study in results.studies.values() for name in split_columns(trials, of_any_length(study))]
+    return list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + found))
 
 
 @dataclass(frozen=True)

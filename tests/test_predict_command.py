@@ -128,6 +128,16 @@ def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path
     assert json.loads(out)["answers"]["step_time"]["value"] == pytest.approx(3 * (2e-3 + 50e-9 * 3e6), rel=0.02)
 
 
+def test_a_fit_of_a_mixture_says_so(command, tmp_path: Path) -> None:
+    other = [row | {"implementation": "sdpa", "trial_id": f"s{row['trial_id']}"} for row in planted()]
+    write_study(tmp_path / "planted", planted() + other)
+    code, out, err = command("fit", "planted", "--law", "power")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "these trials differ in implementation: choose with --where" in err
+    assert "points      28 in 7 configurations" in out
+    assert command("fit", "planted", "--where", "implementation == 'sdpa'")[2] == ""
+
+
 def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> None:
     rows = planted()
     rows[0] |= {"status": "diverged", "validation_loss_nats": 99.0}
