@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from scalebench.console import duration, print_json, say, table
 from scalebench.errors import InputError
-from scalebench.fit_file import from_document
+from scalebench.fit_file import from_document, json_safe
 from scalebench.predictions import Answer, Prediction, predict_fit, predict_results
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 
 if TYPE_CHECKING:
     from scalebench.laws import Holdout
 
+SENSIBLE = (1e-30, 1e30)  # beyond these, powers of the number overflow
+PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
 TESTED_REACH = 10  # coverage of intervals is measured for predictions this many times beyond the data
 
 
@@ -27,7 +29,7 @@ def run_predict(source: Path, params: float, tokens: float | None, where: str | 
     if as_json:
         rows = [asdict(row) for row in found.backtest]
         answers = {answer.quantity.replace(" ", "_"): asdict(answer) for answer in found.answers}
-        print_json({"params": found.params, "tokens": found.tokens, "answers": answers, "backtest": rows})
+        print_json(json_safe({"params": found.params, "tokens": found.tokens, "answers": answers, "backtest": rows}))
     else:
         print_prediction(found)
     return 0 if any(answer.value is not None for answer in found.answers) else 2
@@ -35,8 +37,11 @@ def run_predict(source: Path, params: float, tokens: float | None, where: str | 
 
 def _check(params: float, tokens: float | None) -> None:
     given = {"--params": params} | ({} if tokens is None else {"--tokens": tokens})
+    low, high = SENSIBLE
     wrong = [
-        f"{name} {value:g}: a positive number is needed" for name, value in given.items() if not 0 < value < math.inf
+        f"{name} {value:g}: a number from {low:g} to {high:g} is needed"
+        for name, value in given.items()
+        if not low <= value <= high
     ]
     if wrong:
         raise InputError(wrong)
@@ -69,7 +74,8 @@ def print_prediction(found: Prediction) -> None:
 def _row(answer: Answer) -> tuple[str, str, str, str]:
     assert answer.value is not None
     low, high = (float("nan") if end is None else end for end in (answer.low, answer.high))
-    value, interval = bounded(answer.value, low, high, answer.unit)
+    value, interval = bounded(answer.value, low, high, answer.unit if answer.unit in PREFIXED else "")
+    value = value if answer.unit in PREFIXED else f"{value} {answer.unit}".rstrip()
     if answer.beyond is None:
         return answer.quantity, quantity(answer.value, answer.unit), "", ""
     if answer.unit == "s" and answer.value >= 60:

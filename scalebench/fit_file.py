@@ -79,16 +79,25 @@ def to_document(fit: Fit, table: PointTable, refits: int, seed: int, rows: list[
     if refits != DEFAULT_REFITS and document["intervals"][fit.law.parameters[0]] is not None:
         boot = fit.bootstrap(refits, seed)
         ends = {name: boot.interval(name) for name in fit.parameters}
-        document["intervals"] = {name: [e if math.isfinite(e) else None for e in pair] for name, pair in ends.items()}
+        document["intervals"] = json_safe(ends)
         document["interval_method"] = boot.method
     points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
     source = {"file": table.path.name, "columns": table.columns, "where": table.where, "refits": refits}
     return {
         **document,
-        "backtest": None if rows is None else [asdict(row) for row in rows],
+        "backtest": None if rows is None else [json_safe(asdict(row)) for row in rows],
         "points": points,
         "source": source,
     }
+
+
+def json_safe(value: Any) -> Any:
+    """Return a value with null for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
