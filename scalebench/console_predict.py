@@ -62,7 +62,7 @@ def print_prediction(found: Prediction) -> None:
     seen = "" if found.tokens is None else f", {quantity(found.tokens)} of data"
     say(f"prediction for {quantity(found.params)} parameters{seen}", "")
     known = [answer for answer in found.answers if answer.value is not None]
-    header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data")
+    header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data", "worst hold-out error")
     table("", header, [_row(answer) for answer in known])
     for answer in found.answers:
         if answer.value is None:
@@ -71,20 +71,21 @@ def print_prediction(found: Prediction) -> None:
     say(*filter(None, (hold_out_line(found.backtest), reach_line(found))))
 
 
-def _row(answer: Answer) -> tuple[str, str, str, str]:
+def _row(answer: Answer) -> tuple[str, ...]:
     assert answer.value is not None
     low, high = (float("nan") if end is None else end for end in (answer.low, answer.high))
     value, interval = bounded(answer.value, low, high, answer.unit if answer.unit in PREFIXED else "")
     value = value if answer.unit in PREFIXED else f"{value} {answer.unit}".rstrip()
     if answer.beyond is None:
-        return answer.quantity, quantity(answer.value, answer.unit), "", ""
+        return answer.quantity, quantity(answer.value, answer.unit), "", "", ""
     if answer.unit == "s" and answer.value >= 60:
         value, interval = (
             duration(answer.value),
             interval if math.isnan(low) else f"{duration(low)} to {duration(high)}",
         )
     reach = "inside" if answer.beyond == 1 else f"×{significant(answer.beyond)}"
-    return answer.quantity, value, interval, reach
+    held = "none" if answer.hold_out_percent is None else percent(answer.hold_out_percent / 100, sign=False)
+    return answer.quantity, value, interval, reach, held
 
 
 def reach_line(found: Prediction) -> str:

@@ -20,6 +20,7 @@ from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.point_files import frame_block
 from scalebench.points import mask_of, parse_where
+from scalebench.recipe import Recipe
 from scalebench.reporting.fits import (
     LOSS,
     N,
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 
 # How long a trial trains makes a point of another size or compute; it does not make another kind of trial.
 LENGTH_AXES = ("steps", "tokens", "tokens_per_param", "flops")
-SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
 
 
 @dataclass(frozen=True)
 class Answer:
     """One predicted quantity in SI units with the 95 % interval of a new run, or the reason why there is none.
 
-    ``beyond`` is how many times outside the data the prediction lies, 1 inside; ``basis`` says what it rests on.
+    ``beyond`` is how many times outside the data the prediction lies, 1 inside; ``hold_out_percent`` the largest error
+    of the law when it predicted the larger sizes from the smaller ones; ``basis`` says what the answer rests on.
     """
 
     quantity: str
@@ -55,6 +56,7 @@ class Answer:
     low: float | None = None
     high: float | None = None
     beyond: float | None = None
+    hold_out_percent: float | None = None
     basis: str = ""
     reason: str = ""
 
@@ -103,13 +105,15 @@ def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str)
     """Return a law's prediction at one place with the interval of a new run, where there is one."""
     value, beyond = float(fitted.predict(inputs)[0]), float(fitted.beyond(inputs)[0])
     basis = f"{fitted.law.formula}, {fitted.n_configurations} configurations, {fitted.status}"
+    worst = max((abs(row.error_percent) for row in _backtest(fitted)), default=None)
+    answer = Answer(quantity, unit, value, beyond=beyond, hold_out_percent=worst, basis=basis)
     try:
         low, high = (float(end[0]) for end in fitted.prediction_interval(inputs, kind="new"))
     except FitRefused as refusal:
-        return Answer(quantity, unit, value, None, None, beyond, f"{basis}; no interval: {refusal}")
+        return replace(answer, basis=f"{basis}; no interval: {refusal}")
     if not (math.isfinite(low) and math.isfinite(high)):
-        return Answer(quantity, unit, value, None, None, beyond, f"{basis}; the interval has no end")
-    return Answer(quantity, unit, value, low, high, beyond, basis)
+        return replace(answer, basis=f"{basis}; the interval has no end")
+    return replace(answer, low=low, high=high)
 
 
 def _backtest(fitted: Fit) -> Sequence[Holdout]:
@@ -183,45 +187,6 @@ def differing(path: Path, where: str | None) -> list[str]:
     trials = chosen_trials(path, results, where)
     found = [name for study in results.studies.values() for name in split_columns(trials, of_any_length(study))]
     return list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + found))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How much data trials of a size see: a fixed amount, so much per parameter, or neither (an axis of its own).
-
-    ``per_step`` is the data of a step, None where it differs between trials.
-    """
-
-    unit: str
-    fixed: float | None
-    per_parameter: float | None
-    per_step: float | None
-
-    @classmethod
-    def of(cls, usable: pd.DataFrame) -> Recipe:
-        """Read the recipe off the trials."""
-        unit = "tokens" if numeric(usable, "tokens_seen").notna().any() else "samples"
-        seen = numeric(usable, f"{unit}_seen")
-        steps = numeric(usable, "steps").fillna(numeric(usable, "stop_step"))
-        fixed = _constant(seen)
-        return cls(unit, fixed, None if fixed else _constant(seen / usable[N]), _constant(seen / steps))
-
-    def amount(self, params: float) -> float | None:
-        """Return the data a size sees by this recipe."""
-        return self.fixed if self.per_parameter is None else self.per_parameter * params
-
-    def fits(self, params: float, amount: float) -> bool:
-        """Tell whether an amount of data is the recipe's."""
-        by_recipe = self.amount(params)
-        return by_recipe is not None and abs(amount / by_recipe - 1) <= SAME_RECIPE
-
-
-def _constant(values: pd.Series[float]) -> float | None:
-    """Return the middle of values that agree, None for those that do not."""
-    known = values.dropna()
-    if known.empty or known.max() > known.min() * (1 + SAME_RECIPE):
-        return None
-    return float(known.median())
 
 
 def loss_answer(one: Series, recipe: Recipe, params: float, amount: float | None) -> tuple[Answer, tuple[Holdout, ...]]:

@@ -64,6 +64,9 @@ def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -
         assert answers[name]["low"] * (1 - 1e-4) <= value <= answers[name]["high"] * (1 + 1e-4), name
         assert answers[name]["beyond"] == pytest.approx(3, rel=0.05), name
     assert answers["data"]["value"] == found["tokens"] == steps * BATCH_TOKENS
+    worst = max(abs(row["error_percent"]) for row in found["backtest"])
+    assert answers["validation_loss"]["hold_out_percent"] == worst
+    assert answers["compute"]["hold_out_percent"] < 1e-3  # without noise, a line is predicted
     assert [row["size"] for row in found["backtest"]] == pytest.approx(list(SIZES[-len(found["backtest"]) :]))
 
 
