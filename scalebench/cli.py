@@ -173,7 +173,7 @@ def fit(
     config_column: Column = None,
     other_columns: Annotated[list[str], Parameter("--column", negative=(), show_default=False)] = [],  # noqa: B006
     where: Annotated[str | None, Parameter(show_default=False)] = None,
-    loss: Literal["huber", "squares", "absolute"] = "huber",
+    loss: str = "huber",
     delta: float = 1e-3,
     space: Literal["log", "raw"] = "log",
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
@@ -194,7 +194,7 @@ def fit(
     x_column:
         The input of a law of one input; "x" unless given.
     y_column:
-        The response of a law of one input; "y" unless given.
+        The response of the law, where it is no loss; "y" unless given.
     flops_column:
         Training FLOPs C, which give D = C / 6N where no tokens column is given.
     config_column:
@@ -204,7 +204,7 @@ def fit(
     where:
         Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
     loss:
-        What is summed over the residuals.
+        What is summed over the residuals: huber, squares or absolute.
     delta:
         Corner of the Huber loss.
     space:
@@ -240,6 +240,7 @@ def predict(
     *,
     params: float,
     tokens: Annotated[float | None, Parameter(show_default=False)] = None,
+    inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
     where: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
@@ -251,12 +252,15 @@ def predict(
         The size to predict: non-embedding parameters N for a results folder.
     tokens:
         Training tokens D; without it those that the recipe of the trials gives.
+    inputs:
+        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10; may be repeated.
     where:
         Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
     """
-    from scalebench import console_predict
+    from scalebench import console_fit, console_predict
 
-    return console_predict.run_predict(source, params, tokens, where, as_json=as_json)
+    others = console_fit.assigned("--input", inputs)
+    return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
 
 
 @app.command(name="list")

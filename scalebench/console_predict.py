@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,12 @@ PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
 TESTED_REACH = 10  # coverage of intervals is measured for predictions this many times beyond the data
 
 
-def run_predict(source: Path, params: float, tokens: float | None, where: str | None, *, as_json: bool) -> int:
+def run_predict(
+    source: Path, params: float, tokens: float | None, others: Mapping[str, float], where: str | None, *, as_json: bool
+) -> int:
     """Print the prediction for a size; exit code 2 when nothing of it can be answered."""
-    _check(params, tokens)
-    found = _predict(source, params, tokens, where)
+    _check(params, tokens, others)
+    found = _predict(source, params, tokens, others, where)
     if as_json:
         rows = [asdict(row) for row in found.backtest]
         answers = {answer.quantity.replace(" ", "_"): asdict(answer) for answer in found.answers}
@@ -35,8 +37,9 @@ def run_predict(source: Path, params: float, tokens: float | None, where: str | 
     return 0 if any(answer.value is not None for answer in found.answers) else 2
 
 
-def _check(params: float, tokens: float | None) -> None:
+def _check(params: float, tokens: float | None, others: Mapping[str, float]) -> None:
     given = {"--params": params} | ({} if tokens is None else {"--tokens": tokens})
+    given |= {f"--input {name}": value for name, value in others.items()}
     low, high = SENSIBLE
     wrong = [
         f"{name} {value:g}: a number from {low:g} to {high:g} is needed"
@@ -47,14 +50,19 @@ def _check(params: float, tokens: float | None) -> None:
         raise InputError(wrong)
 
 
-def _predict(source: Path, params: float, tokens: float | None, where: str | None) -> Prediction:
+def _predict(
+    source: Path, params: float, tokens: float | None, others: Mapping[str, float], where: str | None
+) -> Prediction:
     if source.is_dir() or source.suffix != ".json":
+        if others:
+            raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
         return predict_results(source, params, tokens, where)
     if where is not None:
         raise InputError([f"{source}: --where chooses trials of a results folder; a fit has chosen its points"])
     fitted, document = from_document(source)
     columns = (document.get("source") or {}).get("columns") or {}
-    return predict_fit(source, fitted, params, tokens, str(columns.get(fitted.law.response, fitted.law.response)))
+    inputs = {"params": params, "x": params, "tokens": tokens, **others}
+    return predict_fit(source, fitted, inputs, str(columns.get(fitted.law.response, fitted.law.response)))
 
 
 def print_prediction(found: Prediction) -> None:

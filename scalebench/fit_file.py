@@ -36,13 +36,14 @@ def find_law(name: str) -> Law:
 def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict[str, str]:
     """Return role -> column for a law, from those given by role and the defaults.
 
-    A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other. With ``flops`` and without
-    ``tokens``, a law of tokens reads FLOPs in their place.
+    A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
+    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place.
     """
     defaults = OF_RESULTS if of_results else {}
     columns = {}
     for role in (*law.inputs, law.response):
-        names = [role, *(ALIASES.get(role, ()) if len(law.inputs) == 1 else ())]
+        one = len(law.inputs) == 1
+        names = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
         found = next((name for name in names if name in given), None)
         if found is None and role == "tokens" and "flops" in given:
             columns["flops"] = given["flops"]

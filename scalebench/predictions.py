@@ -79,15 +79,18 @@ class Prediction:
 # --- from a fitted law -----------------------------------------------------------------------------------------------
 
 
-def predict_fit(path: Path, fitted: Fit, params: float, tokens: float | None, named: str) -> Prediction:
-    """Predict from a law alone: its response, nothing about costs. Raises ``InputError`` where an input is missing."""
-    given = {"params": params, "x": params, "tokens": tokens}
-    missing = [name for name in fitted.law.inputs if given.get(name) is None]
+def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], named: str) -> Prediction:
+    """Predict from a law alone, at inputs by name: its response, nothing about costs.
+
+    Raises ``InputError`` where an input is missing.
+    """
+    law, params, tokens = fitted.law, given["params"], given.get("tokens")
+    options = {name: f"--{name}" if name == "tokens" else f"--input {name}=NUMBER" for name in law.inputs}
+    missing = [options[name] for name in law.inputs if given.get(name) is None]
     if missing:
-        raise InputError(
-            [f"{path}: {fitted.law.name} predicts from {' and '.join(fitted.law.inputs)}; give --{missing[0]}"]
-        )
-    inputs = {name: np.array([given[name]], dtype=np.float64) for name in fitted.law.inputs}
+        needed = " and ".join(law.inputs)
+        raise InputError([f"{path}: {law.name} predicts from {needed}; give {' and '.join(missing)}"])
+    inputs = {name: np.array([given[name]], dtype=np.float64) for name in law.inputs}
     answer = law_answer(fitted, inputs, named, "")
     refused = [
         Answer(quantity, unit, reason="a fit of one law holds no costs: give a results folder")
@@ -98,7 +101,7 @@ def predict_fit(path: Path, fitted: Fit, params: float, tokens: float | None, na
         if tokens
         else Answer("data", "tokens", reason="no --tokens given")
     )
-    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)))
+    return Prediction(params or 0.0, tokens, (answer, data, *refused), tuple(_backtest(fitted)))
 
 
 def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str) -> Answer:

@@ -157,6 +157,7 @@ def test_default_columns() -> None:
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "N < 2e7"), "column 'N' is 1e+07 in all 5 rows"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "N<2e7 and D<2e9"), "1 points selected by"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "N"), "p.csv: columns params, tokens lie on one line"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--loss", "hubber"), "p.csv: loss 'hubber' is not known"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--delta", "0"), "p.csv: delta is 0.0"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "E"), "--fix E: expected NAME=NUMBER"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "F=1"), "p.csv: fixed names 'F'"),

@@ -190,6 +190,8 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
         (("no.json", "--params", "1e6"), "no.json: no law, points"),
         (("bad.json", "--params", "1e6"), "bad.json: the fit in it cannot be made again (column 'params' is missing"),
         (("results", "--params", "-3"), "--params -3: a number from 1e-30 to 1e+30 is needed"),
+        (("two.json", "--params", "1e6"), "two.json: chinchilla predicts from params and tokens; give --tokens"),
+        (("results/a", "--params", "1e6", "--input", "u=3"), "results/a: --input is for fitted laws"),
         (("results", "--params", "1e300"), "--params 1e+300: a number from"),
         (("results", "--params", "1e6", "--tokens", "nan"), "--tokens nan: a number from"),
         (("results", "--params", "1e6"), "results: holds 2 studies; name one: results/a, results/b"),
@@ -202,8 +204,12 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, argument
     write_study(tmp_path / "results" / "a", planted())
     write_study(tmp_path / "results" / "b", planted())
     (tmp_path / "no.json").write_text("{}")
-    bad = {"law": "power", "points": {"x": [1.0]}, "loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}}
-    (tmp_path / "bad.json").write_text(json.dumps(bad | {"points": {}}))
+    n, d = (axis.ravel().tolist() for axis in np.meshgrid([1e6, 1e7, 1e8], [1e8, 1e9, 1e10]))
+    loss = [1.7 + 400 * a**-0.34 + 410 * b**-0.28 for a, b in zip(n, d, strict=True)]
+    two = {"law": "chinchilla", "points": {"params": n, "tokens": d, "loss": loss}}
+    settings = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}}
+    (tmp_path / "two.json").write_text(json.dumps(two | settings))
+    (tmp_path / "bad.json").write_text(json.dumps({"law": "power", "points": {}} | settings))
     code, _, err = command("predict", *arguments)
     assert code == 2
     (line,) = err.strip().splitlines()
