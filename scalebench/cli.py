@@ -57,10 +57,11 @@ def _interrupt(*_: object) -> None:
 
 def _is_input_error(error: ValueError) -> bool:
     """Say whether an error is the input's, to be told in a line, rather than a fault of ours."""
-    from scalebench.errors import StudyError
+    from scalebench.errors import InputError
+    from scalebench.laws import FitRefused
     from scalebench.store import StoreError
 
-    return isinstance(error, StudyError | StoreError)
+    return isinstance(error, InputError | StoreError | FitRefused)
 
 
 def _print_json(value: Any) -> None:
@@ -152,6 +153,114 @@ def export(
     from scalebench import console
 
     return console.export_table(results, output)
+
+
+Column = Annotated[str | None, Parameter(show_default=False)]
+
+
+@app.command
+def fit(
+    points: Path,
+    /,
+    *,
+    law: Annotated[str, Parameter(help="The law; `scalebench list` shows them.")] = "power",
+    params_column: Column = None,
+    tokens_column: Column = None,
+    loss_column: Column = None,
+    x_column: Column = None,
+    y_column: Column = None,
+    flops_column: Column = None,
+    config_column: Column = None,
+    other_columns: Annotated[list[str], Parameter("--column", negative=(), show_default=False)] = [],  # noqa: B006
+    where: Annotated[str | None, Parameter(show_default=False)] = None,
+    loss: str = "huber",
+    delta: float = 1e-3,
+    space: Literal["log", "raw"] = "log",
+    fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
+    bootstrap: int = 1000,
+    backtest: Annotated[bool, Parameter(negative=())] = False,
+    output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
+) -> int:
+    """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
+
+    Parameters
+    ----------
+    params_column:
+        Parameters N; "params" unless given, "params_non_embedding" of a results folder.
+    tokens_column:
+        Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.
+    loss_column:
+        Loss L; "loss" unless given, "validation_loss_nats" of a results folder.
+    x_column:
+        The input of a law of one input; "x" unless given.
+    y_column:
+        The response of the law, where it is no loss; "y" unless given.
+    flops_column:
+        Training FLOPs C, which give D = C / 6N where no tokens column is given.
+    config_column:
+        Names the independent run of each row; without it, rows with equal inputs are one configuration.
+    other_columns:
+        A further input of the law as INPUT=COLUMN; may be repeated.
+    where:
+        Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
+    loss:
+        What is summed over the residuals: huber, squares or absolute.
+    delta:
+        Corner of the Huber loss.
+    space:
+        Residuals of the logs, or raw.
+    fix:
+        Pin a parameter, as E=1.69; may be repeated.
+    bootstrap:
+        Refits behind the intervals.
+    backtest:
+        Predict each of the largest sizes from the smaller ones, too.
+    output:
+        Write the fit as JSON; `--json=-` prints it instead of the table.
+    """
+    from scalebench import console_fit
+
+    given = {"params": params_column, "tokens": tokens_column, "loss": loss_column, "x": x_column, "y": y_column}
+    given |= {"flops": flops_column, "config": config_column}
+    columns = {role: name for role, name in given.items() if name is not None}
+    options: dict[str, Any] = {
+        "loss": loss,
+        "delta": delta,
+        "space": space,
+        "fixed": console_fit.assigned("--fix", fix),
+    }
+    columns |= console_fit.assigned("--column", other_columns, text=True)
+    return console_fit.run_fit(points, law, columns, where, options, bootstrap, backtest=backtest, output=output)
+
+
+@app.command
+def predict(
+    source: Path,
+    /,
+    *,
+    params: float,
+    tokens: Annotated[float | None, Parameter(show_default=False)] = None,
+    inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
+    where: Annotated[str | None, Parameter(show_default=False)] = None,
+    as_json: Json = False,
+) -> int:
+    """Predict a size from SOURCE: a results folder (time, memory, compute, data, storage, loss) or the JSON of a fit.
+
+    Parameters
+    ----------
+    params:
+        The size to predict: non-embedding parameters N for a results folder.
+    tokens:
+        Training tokens D; without it those that the recipe of the trials gives.
+    inputs:
+        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10; may be repeated.
+    where:
+        Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
+    """
+    from scalebench import console_fit, console_predict
+
+    others = console_fit.assigned("--input", inputs)
+    return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
 
 
 @app.command(name="list")

@@ -6,16 +6,21 @@ import difflib
 from collections.abc import Collection, Sequence
 
 
-class StudyError(ValueError):
-    """An invalid study; ``lines`` holds one line per error, each naming file and key."""
+class InputError(ValueError):
+    """Wrong input, told in ``lines``: one per mistake, each naming what was given and what is allowed."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         self.lines = tuple(dict.fromkeys(lines))
         super().__init__("\n".join(self.lines))
 
 
+class StudyError(InputError):
+    """An invalid study; each line names file and key."""
+
+
 def unknown(name: str, known: Collection[str]) -> str:
     """Say that ``name`` is not known, what is, and which one may have been meant."""
-    close = difflib.get_close_matches(name, known, n=1)
-    suggestion = f"; did you mean {close[0]!r}?" if close else ""
+    by_lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
     return f"unknown {name!r}{suggestion} (known: {', '.join(known)})"

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import SMALL, SOURCE_PATH
 
+from scalebench.cli import main
+
 
 @pytest.fixture
 def small_study(tmp_path: Path) -> Path:
@@ -35,3 +37,17 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return command
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process, in an empty folder; return exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from scalebench.study import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,3 +41,11 @@ _TRAIN = {
 def train_spec(**changes: object) -> TrainSpec:
     """One trial's training, short and plain, with some of its values changed."""
     return TrainSpec(**(_TRAIN | changes))
+
+
+def reference_data(name: str) -> Path:
+    """The path of a public data file, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("SCALEBENCH_REFERENCE_DATA", REPOSITORY.parent / "shared" / "reference-data"))
+    if not (folder / name).exists():
+        pytest.skip(f"{folder / name} is not there; SCALEBENCH_REFERENCE_DATA names its folder")
+    return folder / name

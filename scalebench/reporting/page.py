@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.reporting import figures, run_figures, tables
+from scalebench.reporting import figures, law_figures, run_figures, tables
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.quantities import present, quantity
@@ -28,6 +28,8 @@ from scalebench.store import Results, StoreError, read_results, read_steps, writ
 
 FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),
+    "residuals": ("Residuals of the law", law_figures.residuals_figure),
+    "backtest": ("Larger sizes predicted from smaller ones", law_figures.backtest_figure),
     "step-time": ("Time per training step against size", figures.step_time_figure),
     "memory": ("Memory against size", figures.memory_figure),
     "efficiency": ("Achieved arithmetic rate against size", figures.efficiency_figure),

@@ -10,7 +10,20 @@ import pandas as pd
 NOT_MEASURED = "—"
 NBSP = "\u00a0"  # keeps a number and its unit on one line
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
-SI_PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6, "n": 1e-9}
+SI_PREFIXES = {
+    "Y": 1e24,
+    "Z": 1e21,
+    "E": 1e18,
+    "P": 1e15,
+    "T": 1e12,
+    "G": 1e9,
+    "M": 1e6,
+    "k": 1e3,
+    "": 1.0,
+    "m": 1e-3,
+    "µ": 1e-6,
+    "n": 1e-9,
+}
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
 
 

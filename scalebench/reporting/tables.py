@@ -151,7 +151,7 @@ def backtest_table(series: Sequence[Series]) -> Table:
         (word(one.label or "all trials"), number(held.size), (f"{held.predicted:.3f}", held.predicted),
          (f"{held.measured:.3f}", held.measured), (percent(held.error_percent / 100), held.error_percent),
          (percent(held.naive_error_percent / 100), held.naive_error_percent),
-         word("yes" if held.inside_interval else "no"))
+         word({None: "no interval", True: "yes", False: "no"}[held.inside_interval]))
         for one in series for held in one.backtest
     ]  # fmt: skip
     columns = ("series", "held-out size", "predicted (nats)", "measured (nats)", "error",

@@ -1,0 +1,211 @@
+"""`scalebench fit`: planted laws come back, the JSON is the fit's, and wrong input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support import REPOSITORY, SOURCE_PATH, reference_data
+
+from scalebench.fit_file import from_document, law_columns
+from scalebench.laws import LAWS, fit
+
+PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
+
+
+def surface(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """Chinchilla's law on a grid of 5 x 5."""
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+    loss = PLANTED["E"] + PLANTED["A"] * n ** -PLANTED["alpha"] + PLANTED["B"] * d ** -PLANTED["beta"]
+    loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(n.size))
+    return pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "L": loss, "kind": np.where(n > 5e7, "big", "small")})
+
+
+CHINCHILLA = ("--law", "chinchilla", "--params-column", "N", "--loss-column", "L")
+
+
+@pytest.mark.parametrize("data", [("--tokens-column", "D"), ("--flops-column", "C")], ids=["tokens", "flops"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str) -> None:
+    table = surface()
+    table.to_csv("p.csv", index=False) if suffix == "csv" else table.to_parquet("p.parquet")
+    code, out, _ = command("fit", f"p.{suffix}", *CHINCHILLA, *data, "--json", "f.json")
+    assert code == 0
+    assert "converged" in out
+    found = json.loads((tmp_path / "f.json").read_text())["parameters"]
+    assert found == pytest.approx(PLANTED, rel=1e-5)
+
+
+def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
+    table = surface(0.01)
+    table.to_csv("p.csv", index=False)
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "f.json")[0] == 0
+    document = json.loads((tmp_path / "f.json").read_text())
+    points = table.set_axis(["params", "tokens", "flops", "loss", "kind"], axis=1)[["params", "tokens", "loss"]]
+    expected = fit(points, "chinchilla").to_dict()
+    assert {key: document[key] for key in expected} == json.loads(json.dumps(expected))
+    assert set(document) == set(expected) | {"backtest", "points", "source"}
+    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json=-")
+    assert json.loads(out) == document
+
+
+def test_a_fit_made_again_from_its_json_predicts_the_same(command, tmp_path: Path) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    options = ("--loss", "squares", "--space", "raw", "--fix", "alpha=0.34", "--where", "kind == 'big'")
+    assert command("fit", "p.csv", *CHINCHILLA, "--flops-column", "C", *options, "--json", "f.json")[0] == 0
+    again, document = from_document(tmp_path / "f.json")
+    table = surface(0.01)[lambda frame: frame["kind"] == "big"]
+    points = {"params": table["N"], "tokens": table["C"] / 6 / table["N"], "loss": table["L"]}
+    once = fit(points, "chinchilla", loss="squares", space="raw", fixed={"alpha": 0.34})
+    at = {"params": [7e9, 1e12], "tokens": [1.4e12, 1e14]}
+    assert np.array_equal(again.predict(at), once.predict(at))
+    assert np.array_equal(again.prediction_interval(at), once.prediction_interval(at))
+    assert again.parameters == document["parameters"]
+
+
+def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    arguments = (
+        "fit",
+        "p.csv",
+        *CHINCHILLA,
+        "--tokens-column",
+        "D",
+        "--bootstrap",
+        300,
+        "--backtest",
+        "--json",
+        "f.json",
+    )
+    code, out, _ = command(*arguments)
+    assert code == 0
+    document = json.loads((tmp_path / "f.json").read_text())
+    read = {"params": "N", "tokens": "D", "loss": "L"}
+    fitted = fit({role: surface(0.01)[name] for role, name in read.items()}, "chinchilla")
+    boot = fitted.bootstrap(300, 0)
+    assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
+    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling")]
+    assert "rolling backtest" in out
+    assert boot.method in out
+
+
+def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Path) -> None:
+    x = np.geomspace(1e3, 1e6, 6)
+    pd.DataFrame({"x": x, "y": 2 + 3e-6 * x, "N": x, "L": 1.5 + 20 * x**-0.4}).to_csv("p.csv", index=False)
+    command("fit", "p.csv", "--law", "offset_linear", "--json", "a.json")
+    command("fit", "p.csv", "--params-column", "N", "--loss-column", "L", "--json", "b.json")
+    command("fit", "p.csv", "--x-column", "N", "--y-column", "L", "--json", "c.json")
+    a, b, c = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc")
+    assert a["parameters"] == pytest.approx({"c0": 2, "c1": 3e-6}, rel=1e-6)
+    assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
+
+
+def test_columns_that_a_law_does_not_use_are_said(command) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    code, _, err = command("fit", "p.csv", "--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
+    assert (code, err) == (0, "not used by power: column 'D' for tokens\n")
+
+
+def test_rows_of_one_run_are_one_configuration(command, tmp_path: Path) -> None:
+    table = surface(0.01).assign(run=lambda frame: "run " + frame["N"].round().astype(str))
+    table.to_csv("p.csv", index=False)
+    columns = ("--tokens-column", "D", "--config-column", "run", "--json", "f.json")
+    assert command("fit", "p.csv", *CHINCHILLA, *columns)[0] == 0
+    document = json.loads((tmp_path / "f.json").read_text())
+    assert document["n_configurations"] == 5
+    again, _ = from_document(tmp_path / "f.json")
+    assert again.n_configurations == 5
+
+
+def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
+    section = (REPOSITORY / "README.md").read_text().split("## Bring your own points")[1].split("\n## ")[0]
+    table, commands = (part.split("```")[0] for part in section.split("```")[1::2][:2])
+    (tmp_path / "points.csv").write_text(table.partition("\n")[2])
+    said = [line for line in commands.replace("\\\n", " ").splitlines() if line.startswith("scalebench ")]
+    assert len(said) == 3
+    for line in said:
+        code, _, err = command(*shlex.split(line, comments=True)[1:])
+        assert (code, err) == (0, ""), line
+
+
+def test_default_columns() -> None:
+    assert law_columns(LAWS["power"], {}, of_results=False) == {"params": "params", "loss": "loss"}
+    ours = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
+    assert law_columns(LAWS["chinchilla"], {}, of_results=True) == ours
+    flops = {"params": "params", "flops": "C", "loss": "loss"}
+    assert law_columns(LAWS["chinchilla"], {"flops": "C"}, of_results=False) == flops
+    both = {"params": "params", "tokens": "D", "loss": "loss"}
+    assert law_columns(LAWS["chinchilla"], {"flops": "C", "tokens": "D"}, of_results=False) == both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("absent.csv",), "absent.csv: cannot be read"),
+        (("p.csv", "--law", "chinchila"), "--law: unknown 'chinchila'; did you mean 'chinchilla'?"),
+        (("p.csv", "--loss-column", "L"), "p.csv: column unknown 'params'"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "kind"), "line 2, column 'kind': 'small' is not a number"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "N > 1e99"), "selects none of 25 rows"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "__import__('os').system('x')"), "is not allowed"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "N < 2e7"), "column 'N' is 1e+07 in all 5 rows"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--where", "N<2e7 and D<2e9"), "1 points selected by"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "N"), "p.csv: columns params, tokens lie on one line"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--loss", "hubber"), "p.csv: loss 'hubber' is not known"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--delta", "0"), "p.csv: delta is 0.0"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "E"), "--fix E: expected NAME=NUMBER"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "F=1"), "p.csv: fixed names 'F'"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--bootstrap", "1"), "--bootstrap 1: intervals need"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--json", "p.csv/f.json"), "p.csv/f.json: cannot be written"),
+        (("empty",), "empty: no results here"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    (tmp_path / "empty").mkdir()
+    code, _, err = command("fit", *arguments)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert expected in line
+
+
+def test_duplicate_headers_and_an_empty_file_exit_2(command, tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("params,loss,loss\n1,2,3\n")
+    (tmp_path / "none.csv").write_text("")
+    assert "'loss' stands at places 2, 3" in command("fit", "two.csv")[2]
+    assert "none.csv: the file is empty" in command("fit", "none.csv")[2]
+    assert command("fit", "none.csv")[0] == 2
+
+
+def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
+    path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
+    columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")
+    assert command("fit", path, "--law", "chinchilla", *columns, "--json", "f.json")[0] == 0
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["n_points"] == 240
+    assert found["objective"] <= 1.01827403e-3
+    a = found["parameters"]["beta"] / (found["parameters"]["alpha"] + found["parameters"]["beta"])
+    assert a == pytest.approx(0.5139, abs=1e-4)
+
+
+def test_neither_fit_nor_predict_imports_torch(tmp_path: Path) -> None:
+    surface(0.01).to_csv(tmp_path / "p.csv", index=False)
+    script = (
+        "import sys\nfrom scalebench.cli import main\n"
+        "fit = ['fit', 'p.csv', '--law', 'chinchilla', '--params-column', 'N', '--tokens-column', 'D']\n"
+        "for command in (fit + ['--loss-column', 'L', '--json', 'f.json'],\n"
+        "                ['predict', 'f.json', '--params', '7e9', '--tokens', '1e12']):\n"
+        "    try:\n        main(command)\n    except SystemExit as end:\n        assert end.code == 0, end.code\n"
+        "assert not {'torch', 'matplotlib', 'seaborn'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SOURCE_PATH},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

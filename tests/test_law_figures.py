@@ -1,0 +1,64 @@
+"""The figures on a fitted law show its own residuals and hold-out errors, and nothing without a fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.laws import fit
+from scalebench.reporting.figures import Analysis
+from scalebench.reporting.fits import prepare, series_of
+from scalebench.reporting.law_figures import backtest_figure, residuals_figure
+from scalebench.reporting.svg import canvas
+
+SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)
+NOISE = 0.004
+
+
+def analysis(sizes: tuple[int, ...] = SIZES) -> Analysis:
+    rng = np.random.default_rng(5)
+    rows = [
+        {"trial_id": f"{size}-{seed}", "status": "ok", "params_non_embedding": size, "seed": seed,
+         "invalid_reason": None,
+         "validation_loss_nats": (1.4 + 6 * size**-0.28) * np.exp(rng.normal(0, NOISE))}
+        for size in sizes for seed in (0, 1)
+    ]  # fmt: skip
+    frame = prepare(pd.DataFrame(rows))
+    return Analysis(frame, list(series_of(frame, {"fit": {"law": "power"}})), {})
+
+
+def fitted(study: Analysis):
+    return fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power")
+
+
+def test_residuals_are_those_of_the_fit_to_every_size() -> None:
+    study = analysis()
+    with canvas("x") as marks:
+        words = residuals_figure(marks, study)
+        (titles,) = marks.titles.values()
+    expected = np.exp(fitted(study).residuals) - 1
+    assert [row[-1][1] for row in words.table.rows] == pytest.approx(expected, abs=1e-9)
+    assert len(titles) == len(study.frame)
+    assert np.std(expected) == pytest.approx(NOISE, rel=0.5)
+
+
+def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
+    study = analysis()
+    rows = study.series[0].backtest
+    with canvas("x") as marks:
+        backtest_figure(marks, study)
+        points = [line.get_xydata() for line in marks.axes.lines if len(line.get_xydata()) == len(rows)]
+        bars = [part.get_segments()[0] for part in marks.axes.collections]
+    law, naive = points
+    assert [row.error_percent for row in rows] == [row.error_percent for row in fitted(study).backtest("rolling")]
+    assert law[:, 1] == pytest.approx([row.error_percent for row in rows])
+    assert naive[:, 1] == pytest.approx([row.naive_error_percent for row in rows])
+    ends = [[100 * (end / row.measured - 1) for end in row.interval] for row in rows if row.interval]
+    assert np.array(bars)[:, :, 1] == pytest.approx(np.array(ends))
+
+
+@pytest.mark.parametrize("figure", [residuals_figure, backtest_figure])
+def test_without_a_fit_nothing_is_drawn(figure) -> None:
+    with canvas("x") as marks:
+        assert figure(marks, analysis(SIZES[:2])) is None

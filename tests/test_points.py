@@ -1,0 +1,200 @@
+"""Points of any trainer: what is read, and that every mistake is told with file, row and column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench import points
+from scalebench.point_files import PointsError
+from scalebench.points import read_points
+from scalebench.where import WhereError, parse
+
+COLUMNS = {"params": "N", "loss": "L"}
+GOOD = "N,L,kind,ok\n1e6,3.5,dense,True\n2e6,3.2,moe,False\n4e6,3,dense,True\n"
+
+
+def written(folder: Path, content: str | bytes, name: str = "p.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 1) -> tuple[str, ...]:
+    with pytest.raises(PointsError) as caught:
+        read_points(path, columns, where, least=least)
+    return caught.value.lines
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        "\ufeff" + GOOD,
+        "\n\n" + GOOD.replace("2e6", "\n\n2e6"),
+        GOOD.replace(",", ";"),
+        GOOD.replace(",", "\t"),
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace(",", ", ").replace("2e6", '"2000000"'),
+        GOOD.rstrip(),
+    ],
+    ids=["plain", "bom", "empty-lines", "semicolons", "tabs", "crlf", "spaces", "no-newline-at-the-end"],
+)
+def test_values_are_read_whatever_the_dialect(tmp_path: Path, content: str) -> None:
+    table = read_points(written(tmp_path, content), COLUMNS)
+    assert table.values["params"].tolist() == [1e6, 2e6, 4e6]
+    assert table.values["loss"].tolist() == [3.5, 3.2, 3.0]
+
+
+def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"N": rng.uniform(1, 9, 400_000), "L": rng.uniform(1, 9, 400_000), "more": "x" * 30})
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    frame.to_parquet(tmp_path / "p.parquet", index=False)
+    kept = frame[(frame["N"] > 5) & (frame["L"] * 2 < frame["N"])]
+    for name in ("p.csv", "p.parquet"):
+        table = read_points(tmp_path / name, COLUMNS, "N > 5 and L * 2 < N")
+        assert np.array_equal(table.values["params"], kept["N"])
+        assert np.array_equal(table.values["loss"], kept["L"])
+
+
+def test_a_bad_value_in_a_late_block_is_found_at_its_line(tmp_path: Path) -> None:
+    lines = ["N,L,padding", *(f"{i + 1},2,{'x' * 90}" for i in range(300_000))]
+    lines[250_000] = "oops,2,x"
+    (line,) = refused(written(tmp_path, "\n".join(lines)))
+    assert "p.csv, line 250001, column 'N': 'oops' is not a number" in line
+
+
+def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(points, "MAX_POINTS", 2)
+    assert refused(written(tmp_path, GOOD))[0].endswith(
+        "more than 2 points; thin them with --where, or average repeats"
+    )
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "fault"),
+    [
+        ("abc", "'abc' is not a number"), ("", "nothing there"), ("nan", "nan is not finite"),
+        ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
+        ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' is not a number"), ("true", "'true' is not"),
+        ('"1,5"', "'1,5' is not a number"), ('"2\n2"', "'2\\n2' is not a number"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:
+    path = written(tmp_path, GOOD.replace("2e6", cell))
+    (line,) = refused(path)
+    at = 4 if "\n" in cell else 3  # the row ends on the line after the one it starts on
+    assert line.startswith(f"{path}, line {at}, column 'N': {fault}")
+
+
+def test_wrong_values_count_and_every_column_has_its_line(tmp_path: Path) -> None:
+    first, second = refused(written(tmp_path, "N,L\n1,0\n-1,2\n-2,-3\n"))
+    assert "line 3, column 'N'" in first
+    assert first.endswith("(and 1 more)")
+    assert "line 2, column 'L'" in second
+
+
+def test_values_that_where_leaves_out_may_be_wrong(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace("2e6", "oops"))
+    assert len(read_points(path, COLUMNS, "kind == 'dense'")) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "p.csv: the file is empty; it needs a line of column names"),
+        ("\n \n\n", "p.csv: the file is empty"),
+        ("N,L\n", "p.csv: column names and no rows"),
+        ("N,L,N\n1,2,3\n", "p.csv, line 1: column 'N' stands at places 1, 3"),
+        ("N,L\n1,2\n3\n", "p.csv, line 3: 1 columns where the header has 2: '3'"),
+        ("N,L\n1,2\n3,4,5\n", "p.csv, line 3: 3 columns where the header has 2"),
+        ("N,L\n5,2\n5,4\n", "p.csv: column 'N' is 5 in all 2 rows; it has to vary"),
+        (b"\xff\xfeN\x00,L\n1,2\n", "p.csv: not a text file in UTF-8"),
+        ("x" * 2_000_000, "p.csv: its first line has over 1,048,576 characters"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_line(tmp_path: Path, content: str | bytes, expected: str) -> None:
+    (line,) = refused(written(tmp_path, content))
+    assert expected in line
+
+
+def test_missing_columns_are_listed_with_a_suggestion(tmp_path: Path) -> None:
+    first, second = refused(written(tmp_path, "Params,Loss\n1,2\n"), columns={"params": "params", "loss": "Lss"})
+    assert first.endswith("column unknown 'params'; did you mean 'Params'? (known: Params, Loss)")
+    assert second.endswith("column unknown 'Lss'; did you mean 'Loss'? (known: Params, Loss)")
+    assert refused(written(tmp_path, "1,2\n3,4\n"))[-1].endswith("it must name the columns")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    assert "suffix '.xlsx' is not one of .csv" in refused(tmp_path / "p.xlsx")[0]
+    assert "cannot be read (No such file" in refused(tmp_path / "absent.csv")[0]
+    assert "not readable as Parquet" in refused(written(tmp_path, b"PAR1" + bytes(99), "p.parquet"))[0]
+
+
+def test_too_few_points_and_none_selected(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    assert "2 points selected by --where \"kind == 'dense'\"" in refused(path, "kind == 'dense'", least=3)[0]
+    assert refused(path, "kind == 'none'") == (f"{path}: --where \"kind == 'none'\" selects none of 3 rows",)
+    assert "did you mean 'kind'" in refused(path, "knd == 'a'")[0]
+
+
+def test_a_wrong_value_in_parquet_is_told_by_row(tmp_path: Path) -> None:
+    pd.DataFrame({"N": [1.0, 2.0, np.nan], "L": [1, 2, 3]}).to_parquet(tmp_path / "p.parquet")
+    assert "p.parquet, row 3, column 'N': nothing there" in refused(tmp_path / "p.parquet")[0]
+
+
+# --- where -----------------------------------------------------------------------------------------------------------
+
+NUMBERS = {"N": [1.0, 2.0, np.nan], "a b": [3.0, 2.0, 1.0]}
+TEXTS = {"kind": ["x", "y`", ""]}
+
+
+def column(name: str, kind: str) -> np.ndarray:
+    return np.array(TEXTS[name], dtype=object) if kind == "text" else np.array(NUMBERS[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("N > 1", [0, 1, 0]), ("N != 1", [0, 1, 1]), ("not N == 1", [0, 1, 1]), ("1 <= N < 2", [1, 0, 0]),
+        ("N == 1 or `a b` == 1", [1, 0, 1]), ("N + `a b` / 2 >= 2.5 and N < 9", [1, 1, 0]), ("-N ** 2 < -3", [0, 1, 0]),
+        ("N in [1, 7]", [1, 0, 0]), ("N not in (1, -2)", [0, 1, 1]), ("kind == 'x'", [1, 0, 0]),
+        ("kind in ['x', '']", [1, 0, 1]), ("'y`' == kind", [0, 1, 0]), ("N == True", [1, 0, 0]),
+        ("N % 2 == 0", [0, 1, 0]), ("N / 0 > 1", [1, 1, 0]), ("10 ** 10 ** 10 > N", [1, 1, 0]),
+    ],
+)  # fmt: skip
+def test_where_means_what_python_would(text: str, expected: list[int]) -> None:
+    assert parse(text).mask(column, 3).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch owned')", "().__class__.__bases__[0].__subclasses__() == N", "N.real > 1",
+        "open('owned', 'w')", "[x for x in N]", "lambda: 1", "N[0] > 1", "f'{N}' == kind", "(N := 1) > 0",
+        "N if N > 1 else N", "exec('1') == N", "N > 1; N", "import os", "N = 1", "", "N >", "N", "N and N > 1", "1 < 2",
+        "N > 1 & N < 3", "(N > 1) | (N < 3)", "~(N > 1)", "N == 1j", "N is None", "kind == b'x'", "kind == 'a' < 3",
+        "'x' * 10 ** 9 == kind", "N in N", "[1] < N", "N == ...", "kind in ['a', 1]", "`N > 1", "'", "*N",
+        "-" * 900 + "N > 1", "not " * 240 + "N > 1", "(" * 300 + "N" + ")" * 300 + " > 1", "9" * 400 + " > N",
+        "N > 1 or " * 300 + "N > 2", "{N} == 1", "{1: N} == 1", "print(N) == 1", "N @ N > 1", "N << 2 > 1",
+    ],
+)  # fmt: skip
+def test_where_refuses_all_else_and_runs_nothing(tmp_path: Path, monkeypatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WhereError, match=r"^--where[^\n]*$"):
+        parse(text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_reads_truth_of_text_columns(tmp_path: Path) -> None:
+    assert len(read_points(written(tmp_path, GOOD), COLUMNS, "ok == True")) == 2

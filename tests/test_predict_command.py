@@ -1,0 +1,216 @@
+"""`scalebench predict`: planted costs and losses come back, each with interval and reach; the rest is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.laws import fit
+from scalebench.store import write_json, write_record
+
+SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+E, A, ALPHA = 1.5, 20.0, 0.3
+VOCABULARY_BYTES, BATCH_TOKENS, STEPS = 40, 2_048, 500
+
+
+def record(size: int, seed: int, rng: np.random.Generator) -> dict[str, object]:
+    """One trial: 2 ms + 50 ns a parameter, 1 MiB + 18 bytes, 12 bytes of checkpoint for each parameter of all."""
+    embedding = round(VOCABULARY_BYTES * size**0.5)
+    return {
+        "study": "planted", "trial_id": f"{size:08x}{seed:08x}", "status": "ok", "family": "gpt",
+        "params": size + embedding, "params_non_embedding": size, "seed": seed, "steps": STEPS,
+        "implementation": "eager", "optimizer": "adamw", "precision": "float32", "device_name": "a processor",
+        "validation_loss_nats": (E + A * size**-ALPHA) * np.exp(rng.normal(0, 0.001)), "validation_loss_se_nats": 0.001,
+        "step_time_median_s": (2e-3 + 50e-9 * size) * np.exp(rng.normal(0, 0.01)), "timing_exclusive": True,
+        "memory_tracked_peak_bytes": 2.0**20 + 18 * size, "flops_per_step": 1e6 + 6.0 * size * BATCH_TOKENS,
+        "checkpoint_bytes": 5_000 + 12 * (size + embedding), "tokens_seen": STEPS * BATCH_TOKENS,
+    }  # fmt: skip
+
+
+def write_study(folder: Path, rows: list[dict[str, object]], axes: dict[str, object] | None = None) -> Path:
+    for row in rows:
+        attempt = folder / "trials" / str(row["trial_id"]) / "attempt-1"
+        attempt.mkdir(parents=True)
+        write_record(attempt, row)
+    write_json(folder / "study.json", {"name": folder.name, "axes": axes or {}, "fit": {"law": "power"}, "planned": []})
+    return folder
+
+
+def planted(**changes: object) -> list[dict[str, object]]:
+    rng = np.random.default_rng(3)
+    return [record(size, seed, rng) | changes for size in SIZES for seed in (0, 1)]
+
+
+def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "results" / "planted", planted())
+    code, out, _ = command("predict", "results", "--params", "3e6", "--json")
+    assert code == 0
+    found = json.loads(out)
+    answers = found["answers"]
+    n, steps = 3e6, STEPS
+    truth = {
+        "validation_loss": E + A * n**-ALPHA,
+        "step_time": 2e-3 + 50e-9 * n, "training_time": steps * (2e-3 + 50e-9 * n),
+        "memory": 2.0**20 + 18 * n, "compute": steps * (1e6 + 6 * n * BATCH_TOKENS),
+        "checkpoint": 5_000 + 12 * (n + VOCABULARY_BYTES * n**0.5),
+    }  # fmt: skip
+    assert set(answers) == set(truth) | {"data"}
+    for name, value in truth.items():
+        assert answers[name]["value"] == pytest.approx(value, rel=0.01), name
+        assert answers[name]["low"] * (1 - 1e-4) <= value <= answers[name]["high"] * (1 + 1e-4), name
+        assert answers[name]["beyond"] == pytest.approx(3, rel=0.05), name
+    assert answers["data"]["value"] == found["tokens"] == steps * BATCH_TOKENS
+    worst = max(abs(row["error_percent"]) for row in found["backtest"])
+    assert answers["validation_loss"]["hold_out_percent"] == worst
+    assert answers["compute"]["hold_out_percent"] < 1e-3  # without noise, a line is predicted
+    assert [row["size"] for row in found["backtest"]] == pytest.approx(list(SIZES[-len(found["backtest"]) :]))
+
+
+def test_the_table_says_reach_and_the_hold_out_error(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "planted", planted())
+    _, out, _ = command("predict", "planted", "--params", "1e8")
+    assert "×100" in out
+    assert "rolling hold-out of the loss: " in out
+    assert "×100 beyond the data: the intervals hold only if the laws do" in out.replace("×100.0", "×100")
+    _, inside, _ = command("predict", "planted", "--params", "2e4")
+    assert inside.count("inside") == 6
+    assert "hold only if" not in inside
+
+
+def test_other_data_scale_time_and_compute_and_refuse_the_loss(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "planted", planted())
+    once = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
+    tokens = 10 * STEPS * BATCH_TOKENS
+    ten = json.loads(command("predict", "planted", "--params", "3e6", "--tokens", tokens, "--json")[1])["answers"]
+    for name in ("training_time", "compute"):
+        assert ten[name]["value"] == pytest.approx(10 * once[name]["value"])
+        assert ten[name]["high"] == pytest.approx(10 * once[name]["high"])
+    assert ten["memory"] == once["memory"]
+    assert ten["validation_loss"]["value"] is None
+    assert "every trial saw 1.024e+06 tokens" in ten["validation_loss"]["reason"]
+
+
+def test_tokens_per_parameter_are_carried_on(command, tmp_path: Path) -> None:
+    rows = [row | {"tokens_seen": 20 * row["params_non_embedding"], "steps": 5} for row in planted()]
+    write_study(tmp_path / "planted", rows)
+    found = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])
+    assert found["tokens"] == pytest.approx(6e7)
+    assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    assert "number of steps is open" in found["answers"]["compute"]["reason"]
+
+
+def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path: Path) -> None:
+    beta, b, rows = 0.35, 300.0, []
+    for i, steps in enumerate((200, 800, 3_200, 12_800)):
+        for row in planted()[::2]:
+            n, tokens = float(row["params_non_embedding"]), steps * BATCH_TOKENS
+            loss = E + A * n**-ALPHA + b * tokens**-beta
+            changed = {"steps": steps, "tokens_seen": tokens, "validation_loss_nats": loss, "trial_id": f"{n:.0f}-{i}"}
+            rows.append(row | changed)
+    write_study(tmp_path / "planted", rows, {"steps": [200, 800, 3_200, 12_800]})
+    found = json.loads(command("predict", "planted", "--params", "3e6", "--tokens", "1e8", "--json")[1])
+    assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA + b * 1e8**-beta, rel=1e-5)
+    code, out, _ = command("predict", "planted", "--params", "3e6")
+    assert code == 0
+    assert "validation loss: refused: the trials vary size and data: give --tokens" in out
+
+
+def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path: Path) -> None:
+    other = [row | {"implementation": "sdpa", "trial_id": f"s{row['trial_id']}"} for row in planted()]
+    slow = [row | {"step_time_median_s": 3 * row["step_time_median_s"]} for row in other]
+    write_study(tmp_path / "planted", planted() + slow)
+    code, _, err = command("predict", "planted", "--params", "3e6")
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert "holds 2 series: eager; sdpa; choose one, as in --where" in line
+    _, out, _ = command("predict", "planted", "--params", "3e6", "--where", "implementation == 'sdpa'", "--json")
+    assert json.loads(out)["answers"]["step_time"]["value"] == pytest.approx(3 * (2e-3 + 50e-9 * 3e6), rel=0.02)
+
+
+def test_a_fit_of_a_mixture_says_so(command, tmp_path: Path) -> None:
+    other = [row | {"implementation": "sdpa", "trial_id": f"s{row['trial_id']}"} for row in planted()]
+    write_study(tmp_path / "planted", planted() + other)
+    code, out, err = command("fit", "planted", "--law", "power")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "these trials differ in implementation: choose with --where" in err
+    assert "points      28 in 7 configurations" in out
+    assert command("fit", "planted", "--where", "implementation == 'sdpa'")[2] == ""
+
+
+def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> None:
+    rows = planted()
+    rows[0] |= {"status": "diverged", "validation_loss_nats": 99.0}
+    rows[3] |= {"invalid_reason": "MFU above 100 %", "validation_loss_nats": 99.0}
+    rows[5] |= {"timing_exclusive": False, "step_time_median_s": 99.0}
+    write_study(tmp_path / "planted", rows)
+    answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
+    assert answers["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    assert answers["step_time"]["value"] == pytest.approx(2e-3 + 50e-9 * 3e6, rel=0.02)
+
+
+def test_what_was_not_measured_is_refused_with_its_reason(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "planted", planted(checkpoint_bytes=None, memory_tracked_peak_bytes=None))
+    answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
+    assert answers["checkpoint"]["reason"] == "checkpoint sizes were not measured"
+    assert answers["memory"]["reason"] == "memory was not measured"
+    write_study(tmp_path / "few", planted()[:4])
+    code, out, _ = command("predict", "few", "--params", "3e6")
+    assert code == 0  # the data are known
+    assert "validation loss: refused: 2 configurations for 3 free parameters of power" in out
+
+
+def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
+    loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.002 * rng.standard_normal(25))
+    pd.DataFrame({"params": n, "tokens": d, "nats": loss}).to_csv(tmp_path / "p.csv", index=False)
+    assert command("fit", "p.csv", "--law", "chinchilla", "--loss-column", "nats", "--json", "f.json")[0] == 0
+    code, out, _ = command("predict", "f.json", "--params", "7e10", "--tokens", "1.4e12", "--json")
+    assert code == 0
+    answers = json.loads(out)["answers"]
+    fitted, at = fit({"params": n, "tokens": d, "loss": loss}, "chinchilla"), {"params": [7e10], "tokens": [1.4e12]}
+    low, high = fitted.prediction_interval(at, kind="new")
+    found = answers["nats"]
+    assert (found["value"], found["low"], found["high"]) == (fitted.predict(at)[0], low[0], high[0])
+    assert found["beyond"] == pytest.approx(7)
+    for name in ("step_time", "memory", "compute", "checkpoint"):
+        assert answers[name]["value"] is None
+        assert "a fit of one law holds no costs" in answers[name]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("nowhere", "--params", "1e6"), "nowhere: no results here"),
+        (("absent.json", "--params", "1e6"), "absent.json: not readable as JSON"),
+        (("no.json", "--params", "1e6"), "no.json: no law, points"),
+        (("bad.json", "--params", "1e6"), "bad.json: the fit in it cannot be made again (column 'params' is missing"),
+        (("results", "--params", "-3"), "--params -3: a number from 1e-30 to 1e+30 is needed"),
+        (("two.json", "--params", "1e6"), "two.json: chinchilla predicts from params and tokens; give --tokens"),
+        (("results/a", "--params", "1e6", "--input", "u=3"), "results/a: --input is for fitted laws"),
+        (("results", "--params", "1e300"), "--params 1e+300: a number from"),
+        (("results", "--params", "1e6", "--tokens", "nan"), "--tokens nan: a number from"),
+        (("results", "--params", "1e6"), "results: holds 2 studies; name one: results/a, results/b"),
+        (("results/a", "--params", "1e6", "--where", "family == 'mlp'"), "no trial that --where"),
+        (("results/a", "--params", "1e6", "--where", "famly == 'mlp'"), "did you mean 'family'?"),
+        (("results/a", "--params", "1e6", "--where", "exec('1') == family"), "is not allowed"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
+    write_study(tmp_path / "results" / "a", planted())
+    write_study(tmp_path / "results" / "b", planted())
+    (tmp_path / "no.json").write_text("{}")
+    n, d = (axis.ravel().tolist() for axis in np.meshgrid([1e6, 1e7, 1e8], [1e8, 1e9, 1e10]))
+    loss = [1.7 + 400 * a**-0.34 + 410 * b**-0.28 for a, b in zip(n, d, strict=True)]
+    two = {"law": "chinchilla", "points": {"params": n, "tokens": d, "loss": loss}}
+    settings = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}}
+    (tmp_path / "two.json").write_text(json.dumps(two | settings))
+    (tmp_path / "bad.json").write_text(json.dumps({"law": "power", "points": {}} | settings))
+    code, _, err = command("predict", *arguments)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert expected in line
