@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from scalebench.laws import FitRefused, Holdout, fit
+from scalebench.laws.noise import estimate_noise
 from scalebench.laws.solver import polish, starts
-from scalebench.laws.uncertainty import estimate_noise
 
 SIZES = np.geomspace(1e3, 1e5, 6)
 TRUTH = {"E": 1.7, "A": 30.0, "alpha": 0.35}

@@ -4,8 +4,9 @@
 `uncertainty` where intervals, prediction intervals and backtests come from. NumPy only, and every draw is seeded.
 """
 
+from scalebench.laws.catalogue import LAWS
 from scalebench.laws.fit import Fit, fit
-from scalebench.laws.forms import LAWS, FitRefused, Law
+from scalebench.laws.forms import FitRefused, Law
 from scalebench.laws.uncertainty import Bootstrap, Holdout
 
 __all__ = ["LAWS", "Bootstrap", "Fit", "FitRefused", "Holdout", "Law", "fit"]

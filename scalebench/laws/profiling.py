@@ -1,0 +1,100 @@
+"""Profile of the objective over one parameter, and the interval where it stays below what noise explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.noise import estimate_noise, simulate
+from scalebench.laws.problem import Problem
+from scalebench.laws.solver import polish
+
+if TYPE_CHECKING:
+    from scalebench.laws.fit import Fit
+
+WIDEST = 12  # doublings of the bootstrap's half-width in search of an end
+BISECTIONS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """The objective minimised over all other parameters, `objective` [m], at `values` [m] of parameter `name`.
+
+    `interval` is where it rises above its minimum by no more than `rise`, the quantile of that rise among `n` studies
+    simulated from the fit; an end that the objective never reaches is the parameter's bound, 0 or infinite.
+    """
+
+    name: str
+    values: Array = field(repr=False)
+    objective: Array = field(repr=False)
+    rise: float
+    interval: tuple[float, float]
+    level: float
+    n: int
+
+
+def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
+    """Profile E or an exponent of `fit`. Raises FitRefused for others and with zero degrees of freedom."""
+    if name not in fit.law.pinnable:
+        raise FitRefused(f"{name!r} cannot be profiled; parameters that can: {', '.join(fit.law.pinnable)}")
+    if fit.degrees_of_freedom < 1:
+        raise FitRefused(f"zero degrees of freedom for {fit.law.name}: a profile needs at least one more size")
+    index = fit.law.coordinates.index(name)
+    targets, _ = simulate(fit, estimate_noise(fit), n, np.random.default_rng(seed))
+    rise = float(np.quantile(_rises(fit, targets, index), level))
+    low, high = (_end(fit, index, side, rise) for side in (-1, 1))
+    span = np.linspace(max(low, fit.problem.lower[index]), min(high, fit.problem.upper[index]), 41)
+    return Profile(name, span, _pinned(fit, index, span), rise, (low, high), level, n)
+
+
+def _rises(fit: Fit, targets: Array, index: int) -> Array:
+    """Objective with the parameter at its true value less the free one, [n], of each simulated study."""
+    problem, width = replace(fit.problem, target=targets), fit.settings["width"]
+    theta = np.tile(fit.theta, (len(targets), 1))
+    free = polish(problem, theta, width)[1]
+    return np.asarray(np.maximum(polish(_at(problem, index, fit.theta[index]), theta, width)[1] - free, 0.0))
+
+
+def _at(problem: Problem, index: int, value: float) -> Problem:
+    """The problem with one coordinate held."""
+    lower, upper = problem.lower.copy(), problem.upper.copy()
+    lower[index] = upper[index] = value
+    return replace(problem, lower=lower, upper=upper)
+
+
+def _pinned(fit: Fit, index: int, values: Array) -> Array:
+    """Objective with the parameter at each value, [m], each fit starting from the one before."""
+    found = np.empty(len(values))
+    for order in (np.flatnonzero(values >= fit.theta[index]), np.flatnonzero(values < fit.theta[index])[::-1]):
+        theta = fit.theta[None]
+        for i in order:
+            start = theta.copy()
+            start[:, index] = values[i]
+            theta, value, _ = polish(_at(fit.problem, index, values[i]), start, fit.settings["width"])
+            found[i] = value[0]
+    return found
+
+
+def _end(fit: Fit, index: int, side: int, rise: float) -> float:
+    """Where the profile has risen by `rise` on one side: doubling steps, then bisection."""
+    best, bound = fit.theta[index], (fit.problem.lower if side < 0 else fit.problem.upper)[index]
+    ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
+    inside, outside = best, bound
+    for step in best * 0.01 * 2.0 ** np.arange(WIDEST) + 1e-12:
+        trial = np.clip(best + side * step, fit.problem.lower[index], fit.problem.upper[index])
+        if _pinned(fit, index, np.array([trial]))[0] > ceiling:
+            outside = trial
+            break
+        inside = trial
+        if trial == bound:
+            return float(bound)
+    for _ in range(BISECTIONS if np.isfinite(outside) else 0):
+        middle = (inside + outside) / 2
+        if _pinned(fit, index, np.array([middle]))[0] > ceiling:
+            outside = middle
+        else:
+            inside = middle
+    return float(inside) if np.isfinite(outside) else float(outside)
