@@ -11,6 +11,7 @@ from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.noise import estimate_noise, simulate
 from scalebench.laws.problem import Problem
 from scalebench.laws.solver import polish
+from scalebench.laws.uncertainty import clusters_needed, resample
 
 if TYPE_CHECKING:
     from scalebench.laws.fit import Fit
@@ -23,8 +24,9 @@ BISECTIONS = 30
 class Profile:
     """The objective minimised over all other parameters, `objective` [m], at `values` [m] of parameter `name`.
 
-    `interval` is where it rises above its minimum by no more than `rise`, the quantile of that rise among `n` studies
-    simulated from the fit; an end that the objective never reaches is the parameter's bound, 0 or infinite.
+    `interval` is where it rises above its minimum by no more than `rise`, the quantile of that rise at the true value
+    among `n` studies, resampled or simulated as for the bootstrap; an end that the objective never reaches is the
+    parameter's bound, 0 or infinite.
     """
 
     name: str
@@ -43,19 +45,22 @@ def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
     if fit.degrees_of_freedom < 1:
         raise FitRefused(f"zero degrees of freedom for {fit.law.name}: a profile needs at least one more size")
     index = fit.law.coordinates.index(name)
-    targets, _ = simulate(fit, estimate_noise(fit), n, np.random.default_rng(seed))
-    rise = float(np.quantile(_rises(fit, targets, index), level))
+    rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))
     low, high = (_end(fit, index, side, rise) for side in (-1, 1))
     span = np.linspace(max(low, fit.problem.lower[index]), min(high, fit.problem.upper[index]), 41)
     return Profile(name, span, _pinned(fit, index, span), rise, (low, high), level, n)
 
 
-def _rises(fit: Fit, targets: Array, index: int) -> Array:
-    """Objective with the parameter at its true value less the free one, [n], of each simulated study."""
-    problem, width = replace(fit.problem, target=targets), fit.settings["width"]
-    theta = np.tile(fit.theta, (len(targets), 1))
-    free = polish(problem, theta, width)[1]
-    return np.asarray(np.maximum(polish(_at(problem, index, fit.theta[index]), theta, width)[1] - free, 0.0))
+def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
+    """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
+    if fit.n_configurations >= clusters_needed(fit):
+        problem = replace(fit.problem, weights=resample(fit, n, rng))
+    else:
+        problem = replace(fit.problem, target=simulate(fit, estimate_noise(fit), n, rng)[0])
+    theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
+    held = polish(_at(problem, index, fit.theta[index]), theta, width)
+    # From where the held fit ended: the free one can then only be lower.
+    return np.asarray(held[1] - polish(problem, held[0], width)[1])
 
 
 def _at(problem: Problem, index: int, value: float) -> Problem:

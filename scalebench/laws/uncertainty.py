@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalebench.laws import bca
 from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.noise import Noise, estimate_noise, simulate
 from scalebench.laws.points import Points, read_inputs
@@ -38,16 +39,21 @@ class Bootstrap:
 
     fit: Fit = field(repr=False)
     method: str
+    resampled: bool
     samples: dict[str, Array] = field(repr=False)
     noise: Noise
     inflation: Array = field(repr=False)  # factor on the noise of each replicate, [n]
     n: int
     seed: int
 
-    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of a parameter at `level`."""
+    def interval(self, name: str, level: float = 0.95, kind: str = "percentile") -> tuple[float, float]:
+        """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations)."""
+        if kind not in ("percentile", "bca"):
+            raise FitRefused(f"kind {kind!r} is not known; choose one of percentile, bca")
         if name not in self.samples:
             raise FitRefused(f"{name!r} is not a parameter; those of {self.fit.law.name} are {', '.join(self.samples)}")
+        if kind == "bca":
+            return bca.interval(self, name, level)
         low, high = self.ends(self.samples[name][:, None], level)
         return float(low[0]), float(high[0])
 
@@ -90,24 +96,25 @@ def bootstrap(fit: Fit, n: int, seed: int, method: str) -> Bootstrap:
     if method not in ("auto", "resample", "parametric"):
         raise FitRefused(f"method {method!r} is not known; choose one of auto, resample, parametric")
     rng, noise = np.random.default_rng(seed), estimate_noise(fit)
-    if method == "resample" or (method == "auto" and fit.n_configurations >= _clusters_needed(fit)):
+    resampled = method == "resample" or (method == "auto" and fit.n_configurations >= clusters_needed(fit))
+    if resampled:
         said = f"bootstrap of {fit.n_configurations} configurations, percentile"
         inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n))
-        samples = fit.refit(fit.problem.target, _resample(fit, n, rng))
+        samples = fit.refit(fit.problem.target, resample(fit, n, rng))
     else:
         said = f"parametric bootstrap, t with {freedom} degree{'s' * (freedom > 1)} of freedom"
         targets, inflation = simulate(fit, noise, n, rng)
         samples = fit.refit(targets, fit.problem.weights)
-    return Bootstrap(fit, said, samples, noise, inflation, n, seed)
+    return Bootstrap(fit, said, resampled, samples, noise, inflation, n, seed)
 
 
-def _clusters_needed(fit: Fit) -> int:
+def clusters_needed(fit: Fit) -> int:
     """Configurations from which resampling them covers what it says."""
     free = int(fit.problem.free.sum())
     return CLUSTERS_NEEDED if free <= FEW else max(CLUSTERS_NEEDED, CLUSTERS_EACH * free)
 
 
-def _resample(fit: Fit, n: int, rng: np.random.Generator) -> Array:
+def resample(fit: Fit, n: int, rng: np.random.Generator) -> Array:
     """Weights [n, rows] of configurations drawn with replacement."""
     size = fit.n_configurations
     counts = rng.multinomial(size, np.full(size, 1 / size), size=n)
