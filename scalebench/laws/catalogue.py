@@ -184,7 +184,6 @@ LAWS: dict[str, Law] = {
         log_terms=data_constrained,
         offset="E",
         same_unit={"unique_tokens": "tokens"},
-        curved=True,
         naming=Naming(("E", "A", "alpha", "B", "beta", "R_N", "R_D"), _constrained_usual, _constrained_coordinates),
     ),
     "skaling": Law(
@@ -198,7 +197,6 @@ LAWS: dict[str, Law] = {
         exponents={"alpha": EXPONENT, "beta": EXPONENT, "k": (0.1, 5.0), "mix": MIX},
         log_terms=skaling,
         offset="E",
-        curved=True,
         naming=Naming(("E", "A", "alpha", "B", "beta", "k"), _skaling_usual, _skaling_coordinates),
     ),
     "broken": Law(
@@ -213,7 +211,6 @@ LAWS: dict[str, Law] = {
         log_terms=broken,
         offset="E",
         positions={"log_break": "params"},
-        curved=True,
         naming=Naming(("E", "A", "alpha", "c", "N_b", "f"), _broken_usual, _broken_coordinates),
     ),
     "kaplan": Law(
@@ -226,7 +223,6 @@ LAWS: dict[str, Law] = {
         coefficients=("scale",),
         exponents={"alpha_N": EXPONENT, "alpha_D": EXPONENT, "mix": MIX},
         log_terms=kaplan,
-        curved=True,
         naming=Naming(("N_c", "alpha_N", "D_c", "alpha_D"), _kaplan_usual, _kaplan_coordinates),
     ),
     "overtraining": Law(

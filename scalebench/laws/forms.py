@@ -47,7 +47,7 @@ class Law:
     `offset` names the coefficient that is an irreducible loss: it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
     `same_unit` names the inputs measured in the unit of another, whose spread of their own is not needed.
-    `curved` says that log terms are not linear in the exponents. `naming` is for laws whose usual parameters are not
+    `naming` is for laws whose usual parameters are not
     their coefficients and exponents; such laws see inputs divided by their geometric means while they are fitted.
     """
 
@@ -63,7 +63,6 @@ class Law:
     offset: str | None = None
     positions: Mapping[str, str] = field(default_factory=dict)
     same_unit: Mapping[str, str] = field(default_factory=dict)
-    curved: bool = False
     naming: Naming | None = None
 
     @property

@@ -25,7 +25,7 @@ class Noise:
 
     `lack` between configurations beyond seeds, `seed` between replicates, `means` [configurations] that of each
     configuration's mean, from both; `runs` of a configuration, on average (harmonic), and `spare` runs beyond the
-    first of each.
+    first of each; `freedom` are the degrees of freedom of `means`.
     """
 
     lack: float
@@ -33,18 +33,23 @@ class Noise:
     means: Array
     runs: float
     spare: int
+    freedom: int
 
     def of_new_runs(self, runs: float | NDArray[np.intp], inflation: Array, rng: np.random.Generator) -> Array:
-        """Standard deviation of the mean of new runs at a place, [replicates, 1 or n].
+        """Standard deviation of the mean of new runs at a place, [replicates, 1 or n], drawn for each replicate.
 
         From the variance of configuration means, which holds lack of fit without splitting it off: a split that is cut
-        at zero adds variance on average. Both scales are drawn anew for each replicate.
+        at zero adds variance on average. With replicates two estimates are added, with the degrees of freedom of
+        Satterthwaite 1946; drawing each on its own covers too much. Without, it is the scale of the refits itself.
         """
-        seeds = self.spare / rng.chisquare(self.spare, len(inflation)) if self.spare else np.zeros(len(inflation))
-        seeds = self.seed**2 * seeds[:, None]
-        means = (self.means**2).mean() * inflation[:, None] ** 2
-        each = 1 / np.atleast_1d(runs)
-        return np.asarray(np.sqrt(np.maximum(means + seeds * (each - 1 / self.runs), seeds * each)))
+        of_means = float((self.means**2).mean())
+        each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
+        beyond = self.seed**2 * (each - 1 / self.runs)
+        if not self.spare or not of_means:
+            return np.asarray(np.sqrt(of_means) * inflation[:, None] * np.ones_like(each))
+        variance = np.maximum(of_means + beyond, self.seed**2 * each)
+        freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
+        return np.asarray(np.sqrt(variance * freedom / rng.chisquare(freedom, (len(inflation), len(each)))))
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ def estimate_noise(fit: Fit) -> Noise:
     lack = max(0.0, of_means - seed * (1 / runs).mean())
     shape = lack + seed / runs
     means = np.sqrt(of_means * shape / shape.mean()) if shape.any() else np.zeros(len(runs))
-    return Noise(float(np.sqrt(lack)), float(np.sqrt(seed)), means, float(1 / (1 / runs).mean()), spare)
+    return Noise(
+        float(np.sqrt(lack)), float(np.sqrt(seed)), means, float(1 / (1 / runs).mean()), spare, fit.degrees_of_freedom
+    )
 
 
 def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator) -> tuple[Array, Array]:

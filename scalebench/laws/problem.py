@@ -9,6 +9,7 @@ a coefficient and its exponent out of the problem.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,27 @@ from scalebench.laws.forms import Array, Law
 
 COMPLEX_STEP = 1e-30
 REAL_STEP = 1e-5  # of central differences of the complex step: second derivatives to about 1e-10
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Centred log terms that are linear in the exponents: `base` [m, n] + exponents @ `slopes` [k, m, n].
+
+    `active` [m] are the terms that any exponent moves, `moves` [k, m] which of them each one does.
+    """
+
+    base: Array
+    slopes: Array
+    active: NDArray[np.bool_]
+    moves: NDArray[np.bool_]
+
+    def basis(self, exponents: Array) -> Array:
+        """The terms, [batch, m, n]."""
+        found = np.empty((len(exponents), *self.base.shape))
+        found[:, ~self.active] = np.exp(self.base[~self.active])
+        logs = np.tensordot(exponents, self.slopes[:, self.active], axes=1) + self.base[self.active]
+        found[:, self.active] = np.exp(logs, out=logs)
+        return found
 
 
 @dataclass(frozen=True)
@@ -59,10 +81,28 @@ class Problem:
         m = len(self.law.coefficients)
         return terms - np.where(self.free[:m, None], terms.mean(axis=2, keepdims=True), 0.0)
 
+    @cached_property
+    def affine(self) -> Affine | None:
+        """Log terms as linear functions of the exponents, where they are: that saves most of the work."""
+        k = len(self.law.exponents)
+        low, high = self.lower[-k:] if k else self.lower[:0], self.upper[-k:] if k else self.upper[:0]
+        probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
+        terms = self.centred_terms(probes)
+        slopes = np.array([self._complex_slope(probes[:1], j)[0] for j in range(k)]).reshape(k, *terms.shape[1:])
+        base = terms[0] - np.tensordot(probes[0], slopes, axes=1)
+        if not np.allclose(base + np.tensordot(probes, slopes, axes=1), terms, rtol=1e-10, atol=1e-10):
+            return None
+        moves = np.asarray(slopes.any(axis=2))
+        return Affine(base, slopes, np.asarray(moves.any(axis=0)), moves)
+
+    def basis(self, exponents: Array) -> Array:
+        """Centred terms, [batch, m, n]."""
+        return self.affine.basis(exponents) if self.affine else np.asarray(np.exp(self.centred_terms(exponents)))
+
     def residuals(self, theta: Array) -> Array:
         """Prediction minus target in the space of the fit, [batch, n]."""
         coefficients, exponents = self.split(theta)
-        prediction = np.einsum("bm,bmn->bn", coefficients, np.exp(self.centred_terms(exponents)))
+        prediction = (coefficients[:, None] @ self.basis(exponents))[:, 0]
         # All coefficients at zero is a corner of the box, not a prediction.
         return np.asarray((np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction) - self.target)
 
@@ -80,59 +120,77 @@ class Problem:
         return np.asarray(jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian)
 
     def _expand(self, theta: Array) -> tuple[Array, list[Array], Array, Array]:
-        """Terms [batch, m, n], their derivatives by each exponent, those of the prediction, and it, [batch, n]."""
+        """Terms [batch, m, n], slopes of their logs by each exponent, slopes of the prediction, and it, [batch, n]."""
         coefficients, exponents = self.split(theta)
-        basis = np.exp(self.centred_terms(exponents))
-        bent = [self._slope(exponents, k) * basis for k in range(exponents.shape[1])]
-        slopes = [np.einsum("bm,bmn->bn", coefficients, b)[:, None] for b in bent]
-        return basis, bent, np.concatenate([basis, *slopes], axis=1), np.einsum("bm,bmn->bn", coefficients, basis)
+        basis = self.basis(exponents)
+        m, k = basis.shape[1], exponents.shape[1]
+        slopes = [self._slope(exponents, j) for j in range(k)]
+        jacobian = np.empty((len(theta), m + k, basis.shape[2]))
+        jacobian[:, :m] = basis
+        for j in range(k):
+            moved = self._moved(j)
+            jacobian[:, m + j] = (coefficients[:, None, moved] @ (basis[:, moved] * slopes[j][:, moved]))[:, 0]
+        return basis, slopes, jacobian, (coefficients[:, None] @ basis)[:, 0]
+
+    def _moved(self, k: int) -> NDArray[np.intp]:
+        """The terms that exponent k moves."""
+        return np.flatnonzero(self.affine.moves[k]) if self.affine else np.arange(len(self.law.coefficients))
 
     def derivatives(self, theta: Array, width: float) -> tuple[Array, Array, Array]:
         """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P]."""
-        basis, bent, jacobian, prediction = self._expand(theta)
+        basis, slopes, jacobian, prediction = self._expand(theta)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
         residuals = (np.log(scale) if self.log_space else prediction) - self.target
         _, psi, inside, irls = huber(residuals, width)
         weights = self.weights * self._tilt(residuals)
         psi, inside, irls = weights * psi, weights * inside, weights * irls
-        bending = self._bending(theta, basis, bent, psi / scale)
-        jacobian = jacobian / scale[:, None]
+        bending = self._bending(theta, basis, slopes, psi / scale)
+        jacobian /= scale[:, None]
         transposed = jacobian.swapaxes(1, 2)
         # d2 log f = d2 f / f - (d log f)^2
         curved = (jacobian * (inside - psi * self.log_space)[:, None]) @ transposed + bending
         return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
 
     def _slope(self, exponents: Array, k: int) -> Array:
-        """Derivative of the centred log terms by exponent k, by the complex step: exact to machine precision."""
+        """Derivative of the centred log terms by exponent k, [batch or 1, m, n]."""
+        return self.affine.slopes[k][None] if self.affine else self._complex_slope(exponents, k)
+
+    def _complex_slope(self, exponents: Array, k: int) -> Array:
+        """The same by the complex step: exact to machine precision."""
         step = exponents.astype(np.complex128)
         step[:, k] += 1j * COMPLEX_STEP
         return np.asarray(self.centred_terms(step).imag / COMPLEX_STEP)
 
-    def _bending(self, theta: Array, basis: Array, bent: list[Array], pull: Array) -> Array:
+    def _bending(self, theta: Array, basis: Array, slopes: list[Array], pull: Array) -> Array:
         """Sum over points of pull * second derivative of the prediction, [batch, P, P]."""
         coefficients, exponents = self.split(theta)
-        m, batch = coefficients.shape[1], len(coefficients)
-        total = np.zeros((batch, m + len(bent), m + len(bent)))
-        for k, first in enumerate(bent):
-            total[:, :m, m + k] = total[:, m + k, :m] = (first @ pull[..., None])[..., 0]
-            for j, second in enumerate(bent[: k + 1]):
-                both = first * second / np.maximum(basis, 1e-300)
-                if self.law.curved:
-                    both = both + basis * self._second_slope(exponents, k, j)
-                both = np.einsum("bm,bmn->bn", coefficients, both)
-                total[:, m + k, m + j] = total[:, m + j, m + k] = (both * pull).sum(axis=1)
+        m = coefficients.shape[1]
+        total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
+        for k, first in enumerate(slopes):
+            moved = self._moved(k)
+            pulled = basis[:, moved] * pull[:, None]
+            total[:, moved, m + k] = total[:, m + k, moved] = (pulled * first[:, moved]).sum(axis=2)
+            for j, second in enumerate(slopes[: k + 1]):
+                both = first[:, moved] * second[:, moved]
+                if not self.affine:
+                    both = both + self._second_slope(exponents, k, j)
+                bent = (pulled * both).sum(axis=2)
+                total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
         return total
 
     def _second_slope(self, exponents: Array, k: int, j: int) -> Array:
         """Second derivative of the centred log terms by exponents k and j, [batch, m, n]."""
         step = np.zeros(exponents.shape[1])
         step[j] = REAL_STEP
-        return (self._slope(exponents + step, k) - self._slope(exponents - step, k)) / (2 * REAL_STEP)
+        ahead, behind = (self._complex_slope(exponents + sign * step, k) for sign in (1, -1))
+        return (ahead - behind) / (2 * REAL_STEP)
 
     def rows(self, index: NDArray[np.intp]) -> Problem:
         """The same problem for some replicates of the batch."""
         pick = {name: value[index] for name in ("target", "weights") if (value := getattr(self, name)).ndim == 2}
-        return replace(self, **pick) if pick else self
+        part = replace(self, **pick) if pick else self
+        vars(part)["affine"] = self.affine  # the same inputs: nothing to find out again
+        return part
 
     def parameters(self, theta: Array) -> dict[str, Array]:
         """Parameters by their usual names in natural units, each [batch]."""

@@ -15,6 +15,7 @@ from scalebench.laws.problem import Problem
 GRID_POINTS = {0: 1, 1: 64, 2: 32, 3: 12, 4: 7, 5: 5}
 STARTS = 8
 STARTS_MANY = 24  # three exponents and more: several valleys
+BLOCK = 60_000  # residuals minimised at a time
 ROWS = 4000  # more than these, and starts compete on a sample
 GRID_ROWS = 1000
 GRID_ROWS_MANY = 250
@@ -67,7 +68,7 @@ def move(theta: Array, source: Problem, target: Problem) -> Array:
 
 def _project(problem: Problem, grid: Array) -> tuple[Array, Array]:
     """Best coefficients >= 0 for each grid point, [grid, m], and their squares, [grid], by trying every support."""
-    basis = np.exp(problem.centred_terms(grid))
+    basis = problem.basis(grid)
     m = basis.shape[1]
     measured = np.exp(problem.target) if problem.log_space else problem.target
     # Squares of relative errors stand in for squares of log errors.
@@ -147,7 +148,21 @@ def _step(problem: Problem, theta: Array, width: float, damping: Array) -> tuple
 
 
 def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:
-    """Minimise from every row of theta, first with wide Huber corners, then ever narrower ones down to `width`."""
+    """Minimise from every row of theta [batch, P]: theta, objective [batch], converged [batch].
+
+    In blocks whose arrays stay in the processor's cache: that halves the time of a bootstrap.
+    """
+    rows = max(BLOCK // problem.target.shape[-1], 8)
+    if len(theta) <= rows:
+        return _polish(problem, theta, width)
+    blocks = [np.arange(first, min(first + rows, len(theta))) for first in range(0, len(theta), rows)]
+    found = [_polish(problem.rows(block), theta[block], width) for block in blocks]
+    best, value, done = (np.concatenate(part) for part in zip(*found, strict=True))
+    return best, value, done
+
+
+def _polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:
+    """First with wide Huber corners, then ever narrower ones down to `width`."""
     corner = float(np.quantile(np.abs(problem.residuals(theta)), 0.9))
     while corner > width:
         theta = descend(problem, theta, corner, 1e-3, 12)[0]
