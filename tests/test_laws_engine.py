@@ -3,9 +3,10 @@
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import optimize, stats
-from test_laws import SIZES, chinchilla_points, epoch_points, power_points
+from scipy import optimize, special, stats
+from test_laws import REFERENCE, SIZES, chinchilla_points, epoch_points, power_points
 
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.solver import polish, starts
@@ -155,8 +156,11 @@ def test_another_law_is_flagged_and_the_right_one_seldom():
 
 
 def test_lack_of_fit_needs_replicates():
+    alone = fit(power_points(noise=0.01))
     with pytest.raises(FitRefused, match="no replicates"):
-        fit(power_points(noise=0.01)).lack_of_fit()
+        alone.lack_of_fit()
+    assert alone.to_dict()["lack_of_fit"] is None
+    assert fit(power_points(noise=0.01, seeds=2)).to_dict()["lack_of_fit"]["flagged"] is False
 
 
 def test_profile_of_a_line_is_the_t_interval():
@@ -201,3 +205,38 @@ def test_bca_and_methods_are_refused_by_name():
     with pytest.raises(FitRefused, match="choose one of auto, resample, parametric"):
         boot.fit.bootstrap(50, method="wild")
     assert len(SIZES) == boot.fit.n_configurations
+
+
+def published(name):
+    """Points of the other public data sets: D = C / 6N or N = C / 6D where one of them is not given."""
+    path = REFERENCE / name
+    if not path.exists():
+        pytest.skip(f"reference data not found: {path} (set SCALEBENCH_REFERENCE_DATA)")
+    table = pd.read_csv(path)
+    if "N" in table:
+        return {"params": table["N"], "tokens": table["D"], "loss": table["loss"]}
+    params = table["compute_budget"] / 6 / table["training_tokens"]
+    return {"params": params, "tokens": table["training_tokens"], "loss": table["validation_loss"]}
+
+
+@pytest.mark.parametrize("name", ["kyo_chinchilla/df.csv", "llama3_isoflop/isoflops_points.csv"])
+def test_no_start_of_scipy_ends_lower_on_public_data(name):
+    found = fit(published(name), "chinchilla")
+    problem, rng = found.problem, np.random.default_rng(0)
+    logs = np.stack([problem.logs["params"], problem.logs["tokens"]])
+
+    def objective(theta):  # log A, log B, log E, alpha, beta, as published fits: nothing of ours
+        terms = np.stack(
+            [theta[0] - theta[3] * logs[0], theta[1] - theta[4] * logs[1], np.full_like(logs[0], theta[2])]
+        )
+        shares = np.exp(terms - special.logsumexp(terms, axis=0))
+        residual = special.logsumexp(terms, axis=0) - problem.target
+        near = np.clip(residual, -1e-3, 1e-3)
+        pull = near * shares
+        gradient = np.array([*pull.sum(axis=1), -(pull[0] @ logs[0]), -(pull[1] @ logs[1])])
+        return 1e3 * (near * (residual - near / 2)).sum(), 1e3 * gradient
+
+    begin = rng.uniform([0, 0, -1, 0, 0], [25, 25, 1, 2, 2], (20, 5))
+    ends = [optimize.minimize(objective, x, jac=True, method="BFGS", options={"gtol": 1e-8}).fun for x in begin]
+    assert found.objective <= min(ends) / 1e3 * (1 + 1e-9)
+    assert found.status in ("converged", "at_bound")

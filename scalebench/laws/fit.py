@@ -131,6 +131,13 @@ class Fit:
         """Predict each of the largest sizes from the sizes below it: "largest" only that one, "rolling" up to 8."""
         return uncertainty.backtest(self, holdout, seed)
 
+    def _lack_of_fit_said(self) -> dict[str, Any] | None:
+        try:
+            found = self.lack_of_fit()
+        except FitRefused:
+            return None
+        return {"statistic": _finite(found.statistic), "p_value": found.p_value, "flagged": found.flagged}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe summary with 95 % intervals; what is not finite or was refused is None."""
         intervals: dict[str, list[float | None] | None]
@@ -146,6 +153,7 @@ class Fit:
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
+            "lack_of_fit": self._lack_of_fit_said(),
             "objective": _finite(self.objective),
             "status": self.status,
             "bounds_hit": list(self.bounds_hit),

@@ -29,6 +29,7 @@ CLUSTERS_NEEDED = 12  # fewer configurations than this make a resampling bootstr
 # Fewer than this for each parameter, and resamples lose corners of the design. Of 95 % intervals, resampling covered
 # 98.4 % for alpha of power from 12 sizes and 98 to 100 % for chinchilla from 25; simulation 93 to 96 %, and narrower.
 CLUSTERS_EACH = 8
+MOST_VALUES = 20_000_000  # weights or targets held at once
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
 
@@ -99,12 +100,20 @@ def bootstrap(fit: Fit, n: int, seed: int, method: str) -> Bootstrap:
     if resampled:
         said = f"bootstrap of {fit.n_configurations} configurations, percentile"
         inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n))
-        samples = fit.refit(fit.problem.target, resample(fit, n, rng))
+        parts = [fit.refit(fit.problem.target, resample(fit, k, rng)) for k in _blocks(fit, n)]
     else:
         said = f"parametric bootstrap, t with {freedom} degree{'s' * (freedom > 1)} of freedom"
-        targets, inflation = simulate(fit, noise, n, rng)
-        samples = fit.refit(targets, fit.problem.weights)
+        drawn = [simulate(fit, noise, k, rng) for k in _blocks(fit, n)]
+        inflation = np.concatenate([factor for _, factor in drawn])
+        parts = [fit.refit(targets, fit.problem.weights) for targets, _ in drawn]
+    samples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Bootstrap(fit, said, resampled, samples, noise, inflation, n, seed)
+
+
+def _blocks(fit: Fit, n: int) -> list[int]:
+    """Sizes of blocks of refits whose arrays stay below about 200 MB."""
+    most = max(MOST_VALUES // fit.n_points, 1)
+    return [min(most, n - first) for first in range(0, n, most)]
 
 
 def clusters_needed(fit: Fit) -> int:
