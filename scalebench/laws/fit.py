@@ -23,6 +23,7 @@ from scalebench.laws.solver import minimise, polish
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+ROUNDING = 1e-11  # of a parameter, relative to the measurements (coefficients) or to 1 (exponents)
 DEGENERATE = 1e7  # condition number beyond which digits of the parameters mean nothing
 
 
@@ -218,6 +219,7 @@ def _conclude(
     problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
 ) -> Fit:
     """Judge the best start and describe it."""
+    theta = _snapped(problem, points, theta)
     residuals = problem.residuals(theta[None])[0]
     best = values.min()
     exact = (problem.weights * np.abs(residuals)).sum() if settings["loss"] == "absolute" else best
@@ -249,6 +251,14 @@ def _conclude(
         problem=problem,
         theta=theta,
     )
+
+
+def _snapped(problem: Problem, points: Points, theta: Array) -> Array:
+    """Coordinates [P] within rounding of a bound, put on it: exact points end that close without touching it."""
+    m = len(problem.law.coefficients)
+    sizes = np.where(np.arange(len(theta)) < m, np.median(points.response), 1.0)
+    theta = np.where(theta - problem.lower <= ROUNDING * sizes, problem.lower, theta)
+    return np.where(problem.upper - theta <= ROUNDING * sizes, problem.upper, theta)
 
 
 def _condition(problem: Problem, theta: Array, inside: NDArray[np.bool_]) -> float:
