@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import optimize, special, stats
-from test_laws import REFERENCE, SIZES, chinchilla_points, epoch_points, power_points
+from test_laws import REFERENCE, SIZES, epoch_points, power_points
 
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.solver import polish, starts
@@ -182,8 +182,17 @@ def test_profile_ends_where_the_objective_has_risen():
     for end in (low, high):
         pinned = fit(power_points(noise=0.005, seeds=2), fixed={"alpha": end})
         assert pinned.objective == pytest.approx(found.objective + curve.rise, rel=1e-6)
-    with pytest.raises(FitRefused, match="parameters that can: E, alpha, beta, k"):
-        fit(chinchilla_points(noise=0.001), "skaling").profile("A")
+    with pytest.raises(FitRefused, match=r"'A' cannot be profiled; parameters that can: E, alpha$"):
+        found.profile("A")
+
+
+def test_profile_of_a_floor_at_zero_starts_there():
+    points = {"params": SIZES, "loss": 30 * SIZES**-0.35 * np.exp(0.01 * np.array([2, -1, 0, 1, -1, -2]))}
+    found = fit(points, loss="squares")
+    assert found.bounds_hit == ("E",)
+    low, high = found.profile("E", n=200).interval
+    assert low == 0.0
+    assert 0.0 < high < points["loss"].min() * 1.5
 
 
 def test_bca_of_a_mean_matches_scipy():

@@ -16,7 +16,8 @@ from scalebench.laws.uncertainty import clusters_needed, resample
 if TYPE_CHECKING:
     from scalebench.laws.fit import Fit
 
-WIDEST = 12  # doublings of the bootstrap's half-width in search of an end
+LEAST = 1e-3  # a parameter at 0 has no size to step by
+WIDEST = 12  # doublings of a step of 1 % in search of an end
 BISECTIONS = 30
 
 
@@ -40,8 +41,9 @@ class Profile:
 
 def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
     """Profile E or an exponent of `fit`. Raises FitRefused for others and with zero degrees of freedom."""
-    if name not in fit.law.pinnable:
-        raise FitRefused(f"{name!r} cannot be profiled; parameters that can: {', '.join(fit.law.pinnable)}")
+    known = _profiled(fit)
+    if name not in known:
+        raise FitRefused(f"{name!r} cannot be profiled; parameters that can: {', '.join(known)}")
     if fit.degrees_of_freedom < 1:
         raise FitRefused(f"zero degrees of freedom for {fit.law.name}: a profile needs at least one more size")
     index = fit.law.coordinates.index(name)
@@ -49,6 +51,14 @@ def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
     low, high = (_end(fit, index, side, rise) for side in (-1, 1))
     span = np.linspace(max(low, fit.problem.lower[index]), min(high, fit.problem.upper[index]), 41)
     return Profile(name, span, _pinned(fit, index, span), rise, (low, high), level, n)
+
+
+def _profiled(fit: Fit) -> list[str]:
+    """Free exponents, and coefficients of constant terms: others trade places with their exponent."""
+    problem, law = fit.problem, fit.law
+    constant = problem.centres(fit.theta[None, len(law.coefficients) :])[0] == 0.0
+    names = [name for name, same in zip(law.coefficients, constant, strict=True) if same] + [*law.exponents]
+    return [name for name in law.pinnable if name in names and problem.free[law.coordinates.index(name)]]
 
 
 def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
@@ -88,7 +98,7 @@ def _end(fit: Fit, index: int, side: int, rise: float) -> float:
     best, bound = fit.theta[index], (fit.problem.lower if side < 0 else fit.problem.upper)[index]
     ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
     inside, outside = best, bound
-    for step in best * 0.01 * 2.0 ** np.arange(WIDEST) + 1e-12:
+    for step in max(abs(best), LEAST) * 0.01 * 2.0 ** np.arange(WIDEST):
         trial = np.clip(best + side * step, fit.problem.lower[index], fit.problem.upper[index])
         if _pinned(fit, index, np.array([trial]))[0] > ceiling:
             outside = trial
