@@ -1,6 +1,6 @@
 """Intervals that mean what they say: bootstrap, prediction intervals and backtests of a fitted law.
 
-From 8 configurations for each parameter up, and never below 12, whole configurations are resampled with replacement.
+From 20 configurations for each parameter up, and never below 12, whole configurations are resampled with replacement.
 Below that the law is refitted to data simulated from it, with residuals as large as those measured (see `noise`): for a
 linear model this gives Student-t intervals exactly, and it keeps the skewness and the bounds of a non-linear one. The
 residual scale is that of configuration means, so it holds lack of fit as well as seeds.
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 CLUSTERS_NEEDED = 12  # fewer configurations than this make a resampling bootstrap too narrow
 # Fewer than this for each parameter, and resamples lose corners of the design. Of 95 % intervals, resampling covered
-# 98.4 % for alpha of power from 12 sizes and 98 to 100 % for chinchilla from 25; simulation 93 to 96 %, and narrower.
-CLUSTERS_EACH = 8
+# 98.4 % for alpha of power from 12 sizes and 98.4 to 99 % for chinchilla from 42; simulation 93 to 97 %, and narrower.
+CLUSTERS_EACH = 20
 MOST_VALUES = 20_000_000  # weights or targets held at once
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
