@@ -173,10 +173,10 @@ def table(summaries: list[dict]) -> str:
         "",
         f"Per cent of studies whose interval holds the truth (median width over the oracle's), defaults of `fit` and "
         f"{REFITS} refits; 500 studies have a standard error of 1 %. Predictions are 10x beyond every input. Outside "
-        "92 to 98 %: **bold**. Scenarios and what the oracle is: `tests/coverage_laws.py`. Scenarios and target were fixed "
+        "92 to 98 %: **bold**. Scenarios and oracle: `tests/coverage_laws.py`. They and the target were fixed "
         "in advance; two choices of the method were not: a first run of the same scenarios showed resampling and the "
         "scale of new runs to cover up to 99 %, whereupon resampling was kept for 20 configurations a parameter and "
-        "new runs were given Satterthwaite's degrees of freedom. Every design here is fitted to simulated studies.",
+        "new runs were given Satterthwaite's degrees of freedom. No design here is large enough for resampling.",
         "",
         "| scenario | studies | refused % | intervals |",
         "|---|---|---|---|",
