@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench report clean
+.PHONY: demo test check format bench coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -24,6 +24,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/pytest tests/bench_*.py --benchmark-enable --benchmark-only
+
+# Simulated studies against their intervals; what is already in results/coverage is not run again.
+coverage: $(READY)
+	$(BIN)/python tests/coverage_laws.py
 
 report: $(READY)
 	$(BIN)/scalebench report results --output report.html

@@ -1,12 +1,18 @@
-"""Speed of a point fit and of the bootstrap: `pytest tests/bench_laws.py --benchmark-enable`."""
+"""Speed of point fits and of the bootstrap: `pytest tests/bench_laws.py --benchmark-enable`."""
 
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from scipy.optimize import minimize
 
 from scalebench.laws import fit
+from scalebench.laws.solver import polish
+from scalebench.laws.uncertainty import resample
 
 REFERENCE = Path(
     os.environ.get("SCALEBENCH_REFERENCE_DATA", Path(__file__).parents[1] / ".." / "shared" / "reference-data")
@@ -48,3 +54,59 @@ def test_1000_bootstraps_of_chinchilla(benchmark):
     found = fit(chinchilla_points(), "chinchilla")
     boot = benchmark.pedantic(lambda: found.bootstrap(1000, 0), rounds=3)
     assert boot.n == 1000
+
+
+def test_4000_bootstraps_of_chinchilla(benchmark):
+    found = fit(chinchilla_points(), "chinchilla")
+    boot = benchmark.pedantic(lambda: found.bootstrap(4000, 0), rounds=1)
+    assert boot.n == 4000
+
+
+def log_sum_exp_objective(problem, weights, delta=1e-3):
+    """Huber loss of chinchilla in (log A, log B, log E, alpha, beta) with its analytic gradient, as published fits."""
+    logs = np.stack([problem.logs["params"], problem.logs["tokens"]])
+
+    def objective(theta):
+        terms = np.stack(
+            [theta[0] - theta[3] * logs[0], theta[1] - theta[4] * logs[1], np.full(logs.shape[1], theta[2])]
+        )
+        top = terms.max(axis=0)
+        shares = np.exp(terms - top)
+        total = shares.sum(axis=0)
+        residual = top + np.log(total) - problem.target
+        near = np.clip(residual, -delta, delta)
+        pull = weights * near * shares / total
+        gradient = np.array([*pull.sum(axis=1), -(pull[0] @ logs[0]), -(pull[1] @ logs[1])])
+        return float((weights * near * (residual - near / 2)).sum()), gradient
+
+    return objective
+
+
+def test_bootstraps_against_scipy_bfgs(benchmark):
+    """Refits of the same resamples from the same start, in one run: objectives no worse, and times side by side."""
+    found = fit(chinchilla_points(), "chinchilla")
+    weights = resample(found, 1000, np.random.default_rng(0))
+    problem = replace(found.problem, weights=weights)
+    p = found.parameters
+    start = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["alpha"], p["beta"]])
+    objectives = [log_sum_exp_objective(found.problem, row) for row in weights[:40]]
+    began = time.perf_counter()
+    theirs = [minimize(objective, start, jac=True, method="BFGS").fun for objective in objectives]
+    each = (time.perf_counter() - began) / 40
+    _, ours, done = benchmark.pedantic(lambda: polish(problem, np.tile(found.theta, (1000, 1)), 1e-3), rounds=3)
+    assert done.all()
+    assert (ours[:40] <= np.array(theirs) * (1 + 1e-9)).all()
+    if benchmark.stats:
+        ratio = each * 1000 / benchmark.stats.stats.median
+        benchmark.extra_info["times faster than SciPy BFGS"] = round(ratio, 1)
+        print(f"SciPy BFGS {1e3 * each:.1f} ms a refit, {ratio:.1f} times ours")
+
+
+@pytest.mark.parametrize("n", [100_000])
+def test_point_fit_of_many_points(benchmark, n):
+    rng = np.random.default_rng(0)
+    params, tokens = np.exp(rng.uniform(np.log([[4e7], [1e9]]), np.log([[2e10], [1e12]]), (2, n)))
+    loss = (1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37) * np.exp(0.005 * rng.standard_t(3, n))
+    points = {"params": params, "tokens": tokens, "loss": loss}
+    found = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=3)
+    assert found.status == "converged"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalebench.laws import LAWS, FitRefused, Law, fit
-from scalebench.laws.solver import Problem
+from scalebench.laws.problem import Problem
 
 REFERENCE = Path(
     os.environ.get("SCALEBENCH_REFERENCE_DATA", Path(__file__).parents[1] / ".." / "shared" / "reference-data")

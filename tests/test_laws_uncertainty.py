@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from scalebench.laws import FitRefused, Holdout, fit
+from scalebench.laws.noise import estimate_noise
 from scalebench.laws.solver import polish, starts
-from scalebench.laws.uncertainty import estimate_noise
 
 SIZES = np.geomspace(1e3, 1e5, 6)
 TRUTH = {"E": 1.7, "A": 30.0, "alpha": 0.35}
@@ -83,8 +83,9 @@ def test_noise_scales_are_unbiased():
 def test_method_is_stated():
     rng = np.random.default_rng(0)
     assert fit(study(rng)).bootstrap(50, 0).method == "parametric bootstrap, t with 3 degrees of freedom"
-    many = fit(study(rng, sizes=np.geomspace(1e3, 1e6, 12))).bootstrap(50, 0)
-    assert many.method == "bootstrap of 12 configurations, percentile"
+    many = fit(study(rng, sizes=np.geomspace(1e3, 1e6, 60)))
+    assert many.bootstrap(50, 0).method == "bootstrap of 60 configurations, percentile"
+    assert many.bootstrap(50, 0, "parametric").method == "parametric bootstrap, t with 57 degrees of freedom"
 
 
 def test_bootstrap_repeats_by_seed():

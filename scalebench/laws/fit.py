@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalebench.laws import uncertainty
-from scalebench.laws.forms import Array, FitRefused, Law, Points, check_design, read_inputs, read_points, select_law
-from scalebench.laws.solver import Problem, polish, starts
+from scalebench.laws import adequacy, profiling, uncertainty
+from scalebench.laws.catalogue import select_law
+from scalebench.laws.forms import Array, FitRefused, Law
+from scalebench.laws.points import Points, check_design, read_inputs, read_points
+from scalebench.laws.posing import WIDTHS, bound_offset, check_options, check_pinned_offset, pose, read_weights
+from scalebench.laws.problem import Problem
+from scalebench.laws.solver import minimise, polish
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Huber widths of "squares" (no outliers) and "absolute" (a corner rounded far below any residual that matters).
-WIDTHS = {"squares": math.inf, "absolute": 1e-9}
+ROUNDING = 1e-11  # of a parameter, relative to the measurements (coefficients) or to 1 (exponents)
 DEGENERATE = 1e7  # condition number beyond which digits of the parameters mean nothing
 
 
@@ -73,21 +76,43 @@ class Fit:
         theta, _, _ = polish(problem, np.tile(self.theta, (batch, 1)), self.settings["width"])
         return problem.parameters(theta)
 
+    @cached_property
+    def least_squares(self) -> Array:
+        """Coordinates [P] of the least-squares fit next to this one."""
+        problem = replace(self.problem, overestimate=1.0)
+        return np.asarray(polish(problem, self.theta[None], math.inf)[0][0])
+
     def least_squares_residuals(self) -> Array:
         """Measured minus fitted, [n], of the least-squares fit next to this one."""
-        theta, _, _ = polish(self.problem, self.theta[None], math.inf)
-        return np.asarray(-self.problem.residuals(theta)[0])
+        return np.asarray(-self.problem.residuals(self.least_squares[None])[0])
 
-    def subset(self, rows: NDArray[np.bool_]) -> Fit:
-        """The same law with the same settings, fitted to some of the points."""
+    def subset(self, rows: NDArray[np.bool_], **changed: Any) -> Fit:
+        """The same law with the same settings but those `changed`, fitted to some of the points."""
         columns = {name: np.exp(log[rows]) for name, log in self.points.logs.items()}
         columns |= {self.law.response: self.points.response[rows], "config": self.points.configuration[rows]}
         options = {name: self.settings[name] for name in ("loss", "delta", "space", "fixed")}
-        return fit(columns, self.law, weights=self.problem.weights[rows], **options)
+        weights = self.problem.weights[rows] if self.settings["weighted"] else None
+        return fit(columns, self.law, weights=weights, **options | changed)
 
-    def bootstrap(self, n: int = 1000, seed: int = 0) -> uncertainty.Bootstrap:
-        """Refit `n` resamples; see `uncertainty`. Raises FitRefused with zero degrees of freedom."""
-        return uncertainty.bootstrap(self, n, seed)
+    def delta_sweep(self, deltas: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)) -> dict[float, Fit]:
+        """The same fit with other Huber corners, by corner: what the choice of delta changes."""
+        everything = np.ones(self.n_points, dtype=bool)
+        return {delta: self.subset(everything, loss="huber", delta=delta) for delta in deltas}
+
+    def lack_of_fit(self) -> adequacy.LackOfFit:
+        """Test the law against the scatter of replicates. Raises FitRefused without replicates."""
+        return adequacy.lack_of_fit(self)
+
+    def profile(self, name: str, level: float = 0.95, n: int = 400, seed: int = 0) -> profiling.Profile:
+        """Profile of the objective over E or an exponent, its interval calibrated by `n` simulated studies."""
+        return profiling.profile(self, name, level, n, seed)
+
+    def bootstrap(self, n: int = 1000, seed: int = 0, method: str = "auto") -> uncertainty.Bootstrap:
+        """Refit `n` resamples; see `uncertainty`. `method` is auto, resample or parametric.
+
+        Raises FitRefused with zero degrees of freedom.
+        """
+        return uncertainty.bootstrap(self, n, seed, method)
 
     @cached_property
     def _default_bootstrap(self) -> uncertainty.Bootstrap:
@@ -107,6 +132,13 @@ class Fit:
         """Predict each of the largest sizes from the sizes below it: "largest" only that one, "rolling" up to 8."""
         return uncertainty.backtest(self, holdout, seed)
 
+    def _lack_of_fit_said(self) -> dict[str, Any] | None:
+        try:
+            found = self.lack_of_fit()
+        except FitRefused:
+            return None
+        return {"statistic": _finite(found.statistic), "p_value": found.p_value, "flagged": found.flagged}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe summary with 95 % intervals; what is not finite or was refused is None."""
         intervals: dict[str, list[float | None] | None]
@@ -122,6 +154,7 @@ class Fit:
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
+            "lack_of_fit": self._lack_of_fit_said(),
             "objective": _finite(self.objective),
             "status": self.status,
             "bounds_hit": list(self.bounds_hit),
@@ -149,66 +182,44 @@ def fit(
     """Fit `law` to `points`: columns of the law's inputs and response (`x`, `y` for laws of one input), each [n].
 
     An optional column `config` names the independent configuration of each row; without it, rows with equal inputs are
-    one. `loss` is huber (corner at `delta`), squares or absolute, of log residuals or, with `space="raw"`, of plain
-    ones, summed with `weights`. `fixed` pins parameters by name. Raises FitRefused, with the reason, where the points
-    cannot carry the fit.
+    one. `loss` is huber (corner at `delta`), squares, absolute or envelope (huber with predictions above their points
+    counted ten times: the lower envelope), of log residuals or, with `space="raw"`, of plain ones, summed with
+    `weights`; equal rows that come with weights are one measurement. `fixed` pins parameters by name. Raises
+    FitRefused, with the reason, where the points cannot carry the fit.
     """
     form, pinned = select_law(law), {name: float(value) for name, value in (fixed or {}).items()}
-    _check_options(form, loss, delta, space, pinned)
+    check_options(form, loss, delta, space, pinned)
     read = read_points(form, points)
     check_design(form, read, len(form.parameters) - len(pinned))
-    problem = _pose(form, read, space, _weights(weights, len(read.response)), pinned)
+    weighted = weights is not None
+    if weighted:
+        read = read.merged()
+    problem = pose(form, read, space, read_weights(weights, len(read.response)), pinned, loss)
     width = WIDTHS.get(loss, delta)
-    theta, value, done = polish(problem, starts(problem), width)
-    best = int(value.argmin())
-    settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width}
-    return _conclude(problem, read, settings, theta=theta[best], values=value, done=bool(done[best]))
+    if form.offset in pinned:
+        _check_pinned(problem, read, pinned[form.offset or ""], width)
+    theta, values, done = minimise(problem, width)
+    settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width, "weighted": weighted}
+    return _conclude(bound_offset(problem, read, theta), read, settings, theta=theta, values=values, done=done)
 
 
-def _check_options(law: Law, loss: str, delta: float, space: str, pinned: dict[str, float]) -> None:
-    for name, given, known in (("loss", loss, ("huber", *WIDTHS)), ("space", space, ("log", "raw"))):
-        if given not in known:
-            raise FitRefused(f"{name} {given!r} is not known; choose one of {', '.join(known)}")
-    if not (math.isfinite(delta) and delta > 0):
-        raise FitRefused(f"delta is {delta}; it needs a positive number")
-    for name, value in pinned.items():
-        if name not in law.parameters:
-            raise FitRefused(f"fixed names {name!r}; parameters of {law.name} are {', '.join(law.parameters)}")
-        if not (math.isfinite(value) and (value >= 0 or name in law.exponents)):
-            raise FitRefused(f"fixed {name} is {value}; it needs a finite number, not negative for a coefficient")
-
-
-def _weights(weights: ArrayLike | None, n: int) -> Array:
-    if weights is None:
-        return np.ones(n)
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (n,) or not (np.isfinite(values) & (values > 0)).all():
-        raise FitRefused(f"weights have shape {values.shape}; they need {n} positive finite numbers, one for each row")
-    return values
-
-
-def _pose(law: Law, points: Points, space: str, weights: Array, pinned: dict[str, float]) -> Problem:
-    """The problem with its box."""
-    lower = np.array([*(0.0 for _ in law.coefficients), *(low for low, _ in law.exponents.values())])
-    upper = np.array([*(math.inf for _ in law.coefficients), *(high for _, high in law.exponents.values())])
-    free_ceiling, pinned_ceiling = points.highest_offset()
-    if law.offset and law.offset in pinned and pinned[law.offset] > pinned_ceiling:
-        raise FitRefused(
-            f"fixed {law.offset} is {pinned[law.offset]:.6g}, more than 3 standard errors above a configuration mean "
-            f"(at most {pinned_ceiling:.6g}); pin a lower one or leave it free"
-        )
-    if law.offset:
-        upper[law.parameters.index(law.offset)] = free_ceiling
-    for name, value in pinned.items():
-        lower[law.parameters.index(name)] = upper[law.parameters.index(name)] = value
-    target = np.log(points.response) if space == "log" else points.response
-    return Problem(law, points.logs, target, weights, lower, upper, space == "log")
+def _check_pinned(problem: Problem, points: Points, value: float, width: float) -> None:
+    """Refuse an offset pinned too high; only one above the lowest measurement needs a free fit to tell."""
+    free = None
+    if not points.replicated and value > points.response.min():
+        index = problem.law.coordinates.index(problem.law.offset or "")
+        lower, upper = problem.lower.copy(), problem.upper.copy()
+        lower[index], upper[index] = 0.0, points.response.max()
+        problem = replace(problem, lower=lower, upper=upper)
+        free = minimise(problem, width)[0] if len(points.response) > len(lower) else None
+    check_pinned_offset(problem, points, value, free)
 
 
 def _conclude(
     problem: Problem, points: Points, settings: dict[str, Any], *, theta: Array, values: Array, done: bool
 ) -> Fit:
     """Judge the best start and describe it."""
+    theta = _snapped(problem, points, theta)
     residuals = problem.residuals(theta[None])[0]
     best = values.min()
     exact = (problem.weights * np.abs(residuals)).sum() if settings["loss"] == "absolute" else best
@@ -228,7 +239,7 @@ def _conclude(
         parameters={name: float(value[0]) for name, value in problem.parameters(theta[None]).items()},
         objective=float(exact),
         status=status,
-        bounds_hit=tuple(itertools.compress(problem.law.parameters, touching)),
+        bounds_hit=tuple(itertools.compress(problem.law.coordinates, touching)),
         starts_agreeing=int(agreeing.sum()),
         starts=len(values),
         condition_number=condition,
@@ -240,6 +251,14 @@ def _conclude(
         problem=problem,
         theta=theta,
     )
+
+
+def _snapped(problem: Problem, points: Points, theta: Array) -> Array:
+    """Coordinates [P] within rounding of a bound, put on it: exact points end that close without touching it."""
+    m = len(problem.law.coefficients)
+    sizes = np.where(np.arange(len(theta)) < m, np.median(points.response), 1.0)
+    theta = np.where(theta - problem.lower <= ROUNDING * sizes, problem.lower, theta)
+    return np.where(problem.upper - theta <= ROUNDING * sizes, problem.upper, theta)
 
 
 def _condition(problem: Problem, theta: Array, inside: NDArray[np.bool_]) -> float:

@@ -1,0 +1,134 @@
+"""Noise of a fitted law: its scales, and studies simulated with it.
+
+Simulated noise is scaled so that its residuals about the law's tangent plane are as large as those measured. For a
+linear model and any equivariant estimator this makes the refits Student-t about the fit, exactly; drawing the scale on
+its own instead, from chi-squared, covers too much where estimator and residuals go together, as with Huber.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalebench.laws.forms import Array
+
+if TYPE_CHECKING:
+    from scalebench.laws.fit import Fit
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations in the space of the fit.
+
+    `lack` between configurations beyond seeds, `seed` between replicates, `means` [configurations] that of each
+    configuration's mean, from both; `runs` of a configuration, on average (harmonic), and `spare` runs beyond the
+    first of each; `freedom` are the degrees of freedom of `means`.
+    """
+
+    lack: float
+    seed: float
+    means: Array
+    runs: float
+    spare: int
+    freedom: int
+
+    def of_new_runs(self, runs: float | NDArray[np.intp], inflation: Array, rng: np.random.Generator) -> Array:
+        """Standard deviation of the mean of new runs at a place, [replicates, 1 or n], drawn for each replicate.
+
+        From the variance of configuration means, which holds lack of fit without splitting it off: a split that is cut
+        at zero adds variance on average. With replicates two estimates are added, with the degrees of freedom of
+        Satterthwaite 1946; drawing each on its own covers too much. Without, it is the scale of the refits itself.
+        """
+        of_means = float((self.means**2).mean())
+        each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
+        beyond = self.seed**2 * (each - 1 / self.runs)
+        if not self.spare or not of_means:
+            return np.asarray(np.sqrt(of_means) * inflation[:, None] * np.ones_like(each))
+        variance = np.maximum(of_means + beyond, self.seed**2 * each)
+        freedom = variance**2 / (of_means**2 / self.freedom + beyond**2 / self.spare)
+        return np.asarray(np.sqrt(variance * freedom / rng.chisquare(freedom, (len(inflation), len(each)))))
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Rows by run and by configuration: ids of runs [rows], and of configurations [runs]; weights [runs]."""
+
+    run: NDArray[np.intp]
+    config: NDArray[np.intp]
+    weights: Array
+
+    def by_run(self, values: Array) -> Array:
+        """The value of each run, [..., runs], of values that are equal within a run, [..., rows]."""
+        return np.asarray(values[..., np.unique(self.run, return_index=True)[1]])
+
+    def by_config(self, values: Array) -> Array:
+        """Weighted mean of each configuration, [..., configurations], of values [..., runs]."""
+        order = np.argsort(self.config, kind="stable")
+        first = np.searchsorted(self.config[order], np.arange(self.config.max() + 1))
+        total = np.add.reduceat(self.weights[order], first)
+        return np.asarray(np.add.reduceat((values * self.weights)[..., order], first, axis=-1) / total)
+
+
+def group(fit: Fit) -> Grouped:
+    """The runs of the points of `fit`."""
+    points = fit.points
+    _, run = np.unique(points.run, return_inverse=True)
+    first = np.unique(run, return_index=True)[1]
+    weights = np.asarray(np.bincount(run, fit.problem.weights), dtype=np.float64)
+    return Grouped(run, points.configuration[first], weights)
+
+
+def estimate_noise(fit: Fit) -> Noise:
+    """Noise scales from least-squares residuals, split by configuration.
+
+    Of least squares whatever the loss of the fit: only there do the degrees of freedom make the scale unbiased, and no
+    fit has a smaller sum of squares. With the residuals of a Huber fit, intervals from six sizes cover 99 %.
+
+    Variance of configuration means: sum of squares over configurations - parameters. Variance between replicates:
+    pooled within configurations. Lack of fit: what the first has beyond the second over the number of replicates.
+    """
+    groups = group(fit)
+    runs = np.bincount(groups.config)
+    residuals = groups.by_run(fit.least_squares_residuals())
+    mean = groups.by_config(residuals)
+    within = residuals - mean[groups.config]
+    spare = len(groups.config) - len(runs)
+    of_means = (mean**2).sum() / fit.degrees_of_freedom
+    seed = (within**2).sum() / spare if spare else 0.0
+    lack = max(0.0, of_means - seed * (1 / runs).mean())
+    shape = lack + seed / runs
+    means = np.sqrt(of_means * shape / shape.mean()) if shape.any() else np.zeros(len(runs))
+    return Noise(
+        float(np.sqrt(lack)), float(np.sqrt(seed)), means, float(1 / (1 / runs).mean()), spare, fit.degrees_of_freedom
+    )
+
+
+def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Targets [n, rows], the fitted ones plus noise, and the factor [n] by which the noise of each was scaled."""
+    groups = group(fit)
+    within = noise.seed * rng.standard_normal((n, len(groups.config)))
+    within -= groups.by_config(within)[:, groups.config]
+    if noise.spare:
+        size = np.sqrt((within**2).sum(axis=1, keepdims=True) / noise.spare)
+        within *= noise.seed / np.maximum(size, 1e-300)
+    between = noise.means * rng.standard_normal((n, len(noise.means)))
+    drawn = _residual_mean_square(fit, groups, between)
+    factor = np.sqrt((noise.means**2).mean() / np.maximum(drawn, 1e-300))
+    scatter = within + (factor[:, None] * between)[:, groups.config]
+    return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
+
+
+def _residual_mean_square(fit: Fit, groups: Grouped, between: Array) -> Array:
+    """Mean square, over degrees of freedom, that a least-squares fit would leave of noise [n, configurations]."""
+    theta = fit.least_squares
+    inside = (theta > fit.problem.lower) & (theta < fit.problem.upper)
+    jacobian = groups.by_run(fit.problem.jacobian(theta[None])[0][inside])  # [P, runs]
+    root = np.sqrt(groups.weights)
+    basis, strength, _ = np.linalg.svd((jacobian * root).T, full_matrices=False)
+    basis = basis[:, strength > 1e-12 * strength.max(initial=0.0)]
+    noise = between[:, groups.config] * root
+    left = (noise - (noise @ basis) @ basis.T) / root
+    return np.asarray((groups.by_config(left) ** 2).sum(axis=1) / fit.degrees_of_freedom)

@@ -1,0 +1,146 @@
+"""The points a law is fitted to: columns read, checked, and refused with the row that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalebench.laws.forms import Array, FitRefused, Law
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Below this ratio of largest to smallest size an exponent cannot be told from an offset.
+MINIMUM_SPREAD = 3.0
+
+
+@dataclass(frozen=True)
+class Points:
+    """Validated points: log inputs by name and the response, each [n]; three groupings of the rows as ids 0, 1, …"""
+
+    logs: dict[str, Array]
+    response: Array
+    configuration: NDArray[np.intp]  # clusters for the bootstrap
+    place: NDArray[np.intp]  # rows with equal inputs: replicates
+    run: NDArray[np.intp]  # independent measurements: every row, or equal rows as one where their weights say so
+
+    @property
+    def n_configurations(self) -> int:
+        """Number of independent configurations."""
+        return int(self.configuration.max()) + 1
+
+    @property
+    def replicated(self) -> bool:
+        """Whether some inputs were measured more than once."""
+        return int(self.run.max()) > int(self.place.max())
+
+    def merged(self) -> Points:
+        """The same rows, equal ones of one configuration counted as one measurement."""
+        return replace(self, run=_ids(np.stack([self.place, self.configuration, self.response], axis=1)))
+
+    def highest_offset(self) -> tuple[float, float]:
+        """Highest believable irreducible loss: (for a free one, for a pinned one).
+
+        Lowest mean over replicates plus 3 standard errors, and the lowest value of mean plus 3 standard errors. The
+        standard error pools the relative spread of replicates; it is 0 without replicates.
+        """
+        first = np.unique(self.run, return_index=True)[1]
+        place, response = self.place[first], self.response[first]
+        runs = np.bincount(place)
+        mean = np.bincount(place, response) / runs
+        spread = response / mean[place] - 1.0
+        freedom = len(spread) - len(mean)
+        noise = np.sqrt((spread**2).sum() / freedom) if freedom else 0.0
+        ceiling = mean * (1.0 + 3.0 * noise / np.sqrt(runs))
+        return float(ceiling[mean.argmin()]), float(ceiling.min())
+
+
+def read_inputs(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> dict[str, Array]:
+    """Natural logs of the law's inputs, each [n]; a law of one input also takes it as `x`."""
+    alias = {law.inputs[0]: "x"} if len(law.inputs) == 1 else {}
+    values = {name: _column(columns, name, alias.get(name)) for name in law.inputs}
+    if len({len(value) for value in values.values()}) > 1:
+        raise FitRefused(f"columns differ in length: {', '.join(f'{k} {len(v)}' for k, v in values.items())}")
+    return {name: np.log(value) for name, value in values.items()}
+
+
+def read_points(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> Points:
+    """Check the columns of `law` and return them as `Points`.
+
+    Raises FitRefused for a missing column, values that are not positive finite numbers, and lengths that differ.
+    """
+    logs = read_inputs(law, columns)
+    response = _column(columns, law.response, "y")
+    inputs = np.stack(list(logs.values()), axis=1)
+    if len(response) != len(inputs):
+        raise FitRefused(f"columns differ in length: {law.inputs[0]} {len(inputs)}, {law.response} {len(response)}")
+    if not len(response):
+        raise FitRefused(f"no points given; {law.name} needs at least {len(law.parameters)} configurations")
+    place = _ids(inputs)
+    run = np.arange(len(response))
+    if "config" not in list(columns.keys()):
+        return Points(logs, response, place, place, run)
+    config = np.asarray(columns["config"]).astype(str)
+    if config.shape != response.shape:
+        raise FitRefused(
+            f"column 'config' has shape {config.shape}; it needs one value for each of {len(response)} rows"
+        )
+    return Points(logs, response, _ids(config), place, run)
+
+
+def check_design(law: Law, points: Points, free: int) -> None:
+    """Refuse designs that cannot tell `free` parameters apart."""
+    sizes = min(points.n_configurations, int(points.place.max()) + 1)
+    if sizes < free:
+        raise FitRefused(
+            f"{sizes} configurations for {free} free parameters of {law.name}; add sizes or pin parameters"
+        )
+    own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
+    for name, log in own.items():
+        spread = float(np.exp(np.ptp(log)))
+        if spread <= MINIMUM_SPREAD:
+            raise FitRefused(
+                f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {MINIMUM_SPREAD:g}: widen it"
+            )
+    logs = np.stack([log - log.mean() for log in own.values()], axis=1)
+    # Inputs tied by one power of each other, as in tokens = 20 * params, leave their exponents free to trade places.
+    if np.linalg.svd(logs / np.linalg.norm(logs, axis=0), compute_uv=False)[-1] < 1e-3 and logs.shape[1] > 1:
+        raise FitRefused(f"columns {', '.join(own)} lie on one line in log space; vary one at a fixed other")
+
+
+def _column(columns: Mapping[str, ArrayLike] | DataFrame, name: str, alias: str | None) -> Array:
+    """Positive finite values of a column, [n], by its name or its alias."""
+    present = list(columns.keys())
+    found = next((key for key in (name, alias) if key is not None and key in present), None)
+    if found is None:
+        raise FitRefused(f"column {name!r} is missing; columns given: {', '.join(map(str, present)) or 'none'}")
+    raw: NDArray[Any] = np.atleast_1d(np.asarray(columns[found]))
+    if raw.ndim != 1:
+        raise FitRefused(f"column {found!r} has {raw.ndim} dimensions (two columns of that name?); it needs one")
+    values = np.array([_number(value) for value in raw]) if raw.dtype.kind not in "iuf" else raw.astype(np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if wrong.size:
+        row = int(wrong[0])
+        raise FitRefused(
+            f"column {found!r}, row {row} (counted from 0) is {raw[row]!s}; it needs a positive finite number "
+            f"({wrong.size} of {len(raw)} rows are not): drop or correct them"
+        )
+    return values
+
+
+def _number(value: Any) -> float:
+    """A float, or NaN for what is not a number, which is then refused by row."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _ids(keys: NDArray[Any]) -> NDArray[np.intp]:
+    """Dense ids 0, 1, … of equal rows."""
+    inverse: NDArray[np.intp] = np.unique(keys, axis=0, return_inverse=True)[1]
+    return inverse.reshape(-1)

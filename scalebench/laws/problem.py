@@ -1,0 +1,208 @@
+"""The loss of a law as a function of its coordinates, with exact derivatives, batched over starts or replicates.
+
+Objective: the SUM over points of w * rho(r), with r = log(prediction / measured) (prediction - measured in raw space)
+and rho(r) = r^2/2 for |r| <= delta, else delta * (|r| - delta/2). A mean instead of a sum meets default tolerances long
+before the optimum. Terms are centred (scaled to geometric mean 1 over the points), which takes the correlation between
+a coefficient and its exponent out of the problem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalebench.laws.forms import Array, Law
+
+COMPLEX_STEP = 1e-30
+REAL_STEP = 1e-5  # of central differences of the complex step: second derivatives to about 1e-10
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Centred log terms that are linear in the exponents: `base` [m, n] + exponents @ `slopes` [k, m, n].
+
+    `active` [m] are the terms that any exponent moves, `moves` [k, m] which of them each one does.
+    """
+
+    base: Array
+    slopes: Array
+    active: NDArray[np.bool_]
+    moves: NDArray[np.bool_]
+
+    def basis(self, exponents: Array) -> Array:
+        """The terms, [batch, m, n]."""
+        found = np.empty((len(exponents), *self.base.shape))
+        found[:, ~self.active] = np.exp(self.base[~self.active])
+        logs = np.tensordot(exponents, self.slopes[:, self.active], axes=1) + self.base[self.active]
+        found[:, self.active] = np.exp(logs, out=logs)
+        return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Targets and bounds for the inner coordinates theta = (centred coefficients, exponents), P in all.
+
+    `target` and `weights` are [n] or, one row per replicate, [batch, n]; `lower` and `upper` are [P], equal where
+    pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target count `overestimate` times.
+    """
+
+    law: Law
+    logs: dict[str, Array]
+    target: Array
+    weights: Array
+    lower: Array
+    upper: Array
+    log_space: bool
+    centre: dict[str, float] = field(default_factory=dict)
+    overestimate: float = 1.0
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Which of the P parameters are not pinned, [P]."""
+        return self.lower < self.upper
+
+    def split(self, theta: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Coefficients [batch, m] and exponents [batch, k]."""
+        m = len(self.law.coefficients)
+        return theta[:, :m], theta[:, m:]
+
+    def centres(self, exponents: NDArray[Any]) -> NDArray[Any]:
+        """Mean log of each term over the points, [batch, m]; 0 for pinned coefficients, which keep their own scale."""
+        m = len(self.law.coefficients)
+        return np.where(self.free[:m], self.law.terms(self.logs, exponents).mean(axis=2), 0.0)
+
+    def centred_terms(self, exponents: NDArray[Any]) -> NDArray[Any]:
+        """Log of each centred term, [batch, m, n]."""
+        terms = self.law.terms(self.logs, exponents)
+        m = len(self.law.coefficients)
+        return terms - np.where(self.free[:m, None], terms.mean(axis=2, keepdims=True), 0.0)
+
+    @cached_property
+    def affine(self) -> Affine | None:
+        """Log terms as linear functions of the exponents, where they are: that saves most of the work."""
+        k = len(self.law.exponents)
+        low, high = self.lower[-k:] if k else self.lower[:0], self.upper[-k:] if k else self.upper[:0]
+        probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
+        terms = self.centred_terms(probes)
+        slopes = np.array([self._complex_slope(probes[:1], j)[0] for j in range(k)]).reshape(k, *terms.shape[1:])
+        base = terms[0] - np.tensordot(probes[0], slopes, axes=1)
+        if not np.allclose(base + np.tensordot(probes, slopes, axes=1), terms, rtol=1e-10, atol=1e-10):
+            return None
+        moves = np.asarray(slopes.any(axis=2))
+        return Affine(base, slopes, np.asarray(moves.any(axis=0)), moves)
+
+    def basis(self, exponents: Array) -> Array:
+        """Centred terms, [batch, m, n]."""
+        return self.affine.basis(exponents) if self.affine else np.asarray(np.exp(self.centred_terms(exponents)))
+
+    def residuals(self, theta: Array) -> Array:
+        """Prediction minus target in the space of the fit, [batch, n]."""
+        coefficients, exponents = self.split(theta)
+        prediction = (coefficients[:, None] @ self.basis(exponents))[:, 0]
+        # All coefficients at zero is a corner of the box, not a prediction.
+        return np.asarray((np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction) - self.target)
+
+    def value(self, theta: Array, width: float) -> Array:
+        """Weighted sum of Huber losses, [batch]."""
+        residuals = self.residuals(theta)
+        return np.asarray((self.weights * self._tilt(residuals) * huber(residuals, width)[0]).sum(axis=-1))
+
+    def _tilt(self, residuals: Array) -> Array | float:
+        return 1.0 if self.overestimate == 1.0 else np.where(residuals > 0, self.overestimate, 1.0)
+
+    def jacobian(self, theta: Array) -> Array:
+        """Derivatives of the residuals, [batch, P, n]."""
+        _, _, jacobian, prediction = self._expand(theta)
+        return np.asarray(jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian)
+
+    def _expand(self, theta: Array) -> tuple[Array, list[Array], Array, Array]:
+        """Terms [batch, m, n], slopes of their logs by each exponent, slopes of the prediction, and it, [batch, n]."""
+        coefficients, exponents = self.split(theta)
+        basis = self.basis(exponents)
+        m, k = basis.shape[1], exponents.shape[1]
+        slopes = [self._slope(exponents, j) for j in range(k)]
+        jacobian = np.empty((len(theta), m + k, basis.shape[2]))
+        jacobian[:, :m] = basis
+        for j in range(k):
+            moved = self._moved(j)
+            jacobian[:, m + j] = (coefficients[:, None, moved] @ (basis[:, moved] * slopes[j][:, moved]))[:, 0]
+        return basis, slopes, jacobian, (coefficients[:, None] @ basis)[:, 0]
+
+    def _moved(self, k: int) -> NDArray[np.intp]:
+        """The terms that exponent k moves."""
+        return np.flatnonzero(self.affine.moves[k]) if self.affine else np.arange(len(self.law.coefficients))
+
+    def derivatives(self, theta: Array, width: float) -> tuple[Array, Array, Array]:
+        """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P]."""
+        basis, slopes, jacobian, prediction = self._expand(theta)
+        scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
+        residuals = (np.log(scale) if self.log_space else prediction) - self.target
+        _, psi, inside, irls = huber(residuals, width)
+        weights = self.weights * self._tilt(residuals)
+        psi, inside, irls = weights * psi, weights * inside, weights * irls
+        bending = self._bending(theta, basis, slopes, psi / scale)
+        jacobian /= scale[:, None]
+        transposed = jacobian.swapaxes(1, 2)
+        # d2 log f = d2 f / f - (d log f)^2
+        curved = (jacobian * (inside - psi * self.log_space)[:, None]) @ transposed + bending
+        return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
+
+    def _slope(self, exponents: Array, k: int) -> Array:
+        """Derivative of the centred log terms by exponent k, [batch or 1, m, n]."""
+        return self.affine.slopes[k][None] if self.affine else self._complex_slope(exponents, k)
+
+    def _complex_slope(self, exponents: Array, k: int) -> Array:
+        """The same by the complex step: exact to machine precision."""
+        step = exponents.astype(np.complex128)
+        step[:, k] += 1j * COMPLEX_STEP
+        return np.asarray(self.centred_terms(step).imag / COMPLEX_STEP)
+
+    def _bending(self, theta: Array, basis: Array, slopes: list[Array], pull: Array) -> Array:
+        """Sum over points of pull * second derivative of the prediction, [batch, P, P]."""
+        coefficients, exponents = self.split(theta)
+        m = coefficients.shape[1]
+        total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
+        for k, first in enumerate(slopes):
+            moved = self._moved(k)
+            pulled = basis[:, moved] * pull[:, None]
+            total[:, moved, m + k] = total[:, m + k, moved] = (pulled * first[:, moved]).sum(axis=2)
+            for j, second in enumerate(slopes[: k + 1]):
+                both = first[:, moved] * second[:, moved]
+                if not self.affine:
+                    both = both + self._second_slope(exponents, k, j)
+                bent = (pulled * both).sum(axis=2)
+                total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
+        return total
+
+    def _second_slope(self, exponents: Array, k: int, j: int) -> Array:
+        """Second derivative of the centred log terms by exponents k and j, [batch, m, n]."""
+        step = np.zeros(exponents.shape[1])
+        step[j] = REAL_STEP
+        ahead, behind = (self._complex_slope(exponents + sign * step, k) for sign in (1, -1))
+        return (ahead - behind) / (2 * REAL_STEP)
+
+    def rows(self, index: NDArray[np.intp]) -> Problem:
+        """The same problem for some replicates of the batch."""
+        pick = {name: value[index] for name in ("target", "weights") if (value := getattr(self, name)).ndim == 2}
+        part = replace(self, **pick) if pick else self
+        vars(part)["affine"] = self.affine  # the same inputs: nothing to find out again
+        return part
+
+    def parameters(self, theta: Array) -> dict[str, Array]:
+        """Parameters by their usual names in natural units, each [batch]."""
+        coefficients, exponents = self.split(theta)
+        natural = np.concatenate([coefficients * np.exp(-self.centres(exponents)), exponents], axis=1)
+        named = dict(zip(self.law.coordinates, natural.T, strict=True))
+        return self.law.naming.usual(named, self.centre) if self.law.naming else named
+
+
+def huber(residuals: Array, width: float) -> tuple[Array, Array, Array, Array]:
+    """Huber loss, its slope, its curvature, and slope / residual (the reweighting), each shaped as `residuals`."""
+    size = np.abs(residuals)
+    near = np.minimum(size, width)
+    weight = np.divide(near, size, out=np.ones_like(size), where=size > 0)
+    return near * (size - near / 2), weight * residuals, (size <= width).astype(np.float64), weight

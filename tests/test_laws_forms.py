@@ -1,0 +1,117 @@
+"""Every law against planted parameters, published predictions, finite differences, and a change of units."""
+
+import numpy as np
+import pytest
+
+from scalebench.laws import LAWS, FitRefused, fit
+
+N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
+ONE = np.geomspace(1e5, 1e10, 30)
+UNIQUE = np.repeat([1e9, 1e10, 1e11], 36)
+REPEATED = np.maximum(np.tile(np.geomspace(1e9, 3e12, 6).repeat(6), 3), UNIQUE)
+MUENNIGHOFF = {
+    "E": np.exp(0.6254804),
+    "A": np.exp(6.255414),
+    "alpha": 0.3526596,
+    "B": np.exp(7.3049974),
+    "beta": 0.3526596,
+    "R_N": 5.309743,
+    "R_D": 15.387756,
+}
+PLANTED = {
+    "skaling": ({"params": N, "tokens": D}, {"E": 1.7, "A": 480, "alpha": 0.4, "B": 2100, "beta": 0.42, "k": 0.8}),
+    "kaplan": ({"params": N, "tokens": D}, {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.095}),
+    "overtraining": ({"params": N, "tokens": D}, {"E": 1.8, "a": 50, "b": 60, "eta": 0.17}),
+    "broken": ({"params": ONE}, {"E": 1.5, "A": 40, "alpha": 0.2, "c": 0.25, "N_b": 3e7, "f": 0.5}),
+    "offset_power": ({"x": ONE}, {"c0": 0.02, "c1": 1e-9, "p": 1.1}),
+    "roofline": (
+        {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
+        {"t0": 1e-4, "F": 3e14, "W": 2e12},
+    ),
+    "data_constrained": ({"params": np.tile(N, 3), "tokens": REPEATED, "unique_tokens": UNIQUE}, MUENNIGHOFF),
+}
+
+
+def planted(name, noise=0.0, **units):
+    """Columns with the planted response; inputs given in other units."""
+    inputs, parameters = PLANTED[name]
+    y = LAWS[name].predict(parameters, {key: np.log(value) for key, value in inputs.items()})[0]
+    y = y * np.exp(noise * np.random.default_rng(0).standard_normal(len(y)))
+    return {**{key: value / units.get(key, 1.0) for key, value in inputs.items()}, LAWS[name].response: y}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_parameters_are_recovered(name):
+    found = fit(planted(name), name)
+    assert found.status == "converged"
+    assert found.parameters == pytest.approx(PLANTED[name][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_gradient_and_newton_matrix_match_finite_differences(name):
+    found = fit(planted(name, 0.01), name)
+    problem, theta = found.problem, found.theta[None] * 1.03
+    gradient, newton, _ = problem.derivatives(theta, np.inf)
+    width = 1e-6 * np.abs(theta[0])
+    step = np.diag(width)
+    central = (problem.value(theta + step, np.inf) - problem.value(theta - step, np.inf)) / (2 * width)
+    scale = np.sqrt(np.diag(newton[0]))  # parameters differ in size: compare in units of their own curvature
+    np.testing.assert_allclose(gradient[0] / scale, central / scale, rtol=1e-6, atol=1e-8)
+    ahead, behind = (problem.derivatives(theta + sign * step, np.inf)[0] for sign in (1, -1))
+    rows = (ahead - behind) / (2 * width[:, None])
+    both = scale[:, None] * scale
+    np.testing.assert_allclose(newton[0] / both, rows / both, rtol=1e-5, atol=1e-7)
+
+
+def test_muennighoff_predictions():
+    # Two losses computed from the published parameters by the published code, in double precision.
+    inputs = {"params": [6.34e9, 8.67e9], "tokens": [242e9, 178e9], "unique_tokens": [25e9, 25e9]}
+    logs = {key: np.log(value) for key, value in inputs.items()}
+    expected = [2.2256440889984477, 2.2269634075087867]
+    np.testing.assert_allclose(LAWS["data_constrained"].predict(MUENNIGHOFF, logs)[0], expected, rtol=1e-12)
+
+
+def test_without_repetition_data_constrained_is_chinchilla():
+    p = MUENNIGHOFF
+    logs = {"params": np.log([1e8]), "tokens": np.log([5e9]), "unique_tokens": np.log([1e12])}
+    expected = p["E"] + p["A"] * 1e8 ** -p["alpha"] + p["B"] * 5e9 ** -p["beta"]
+    assert LAWS["data_constrained"].predict(p, logs)[0, 0] == pytest.approx(expected, rel=1e-14)
+
+
+def test_overtraining_is_chinchilla_with_tied_exponents():
+    p = PLANTED["overtraining"][1]
+    A, B = p["a"] * 6 ** -p["eta"], p["b"] * 6 ** -p["eta"]
+    tied = {"E": p["E"], "A": A, "alpha": 2 * p["eta"], "B": B, "beta": 2 * p["eta"]}
+    logs = {"params": np.log(N), "tokens": np.log(D)}
+    np.testing.assert_allclose(
+        LAWS["overtraining"].predict(p, logs), LAWS["chinchilla"].predict(tied, logs), rtol=1e-13
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "rescaled"),
+    [
+        ("skaling", {"params": 1e6, "tokens": 1e9}, lambda p: {"A": 1e6 ** -p["alpha"], "B": 1e9 ** -p["beta"]}),
+        ("kaplan", {"params": 1e6, "tokens": 1e9}, lambda p: {"N_c": 1e-6, "D_c": 1e-9}),
+        ("broken", {"params": 1e6}, lambda p: {"A": 1e6 ** -p["alpha"], "N_b": 1e-6}),
+        ("roofline", {"flops": 1e12, "bytes": 1e9}, lambda p: {"F": 1e-12, "W": 1e-9}),
+    ],
+)
+def test_units_rescale_what_they_should(name, units, rescaled):
+    found, other = fit(planted(name, 0.003), name), fit(planted(name, 0.003, **units), name)
+    expected = {key: value * rescaled(found.parameters).get(key, 1.0) for key, value in found.parameters.items()}
+    assert other.parameters == pytest.approx(expected, rel=1e-6)
+    assert other.objective == pytest.approx(found.objective, rel=1e-10)
+
+
+def test_pins_reach_what_the_fit_can_hold():
+    points = planted("skaling")
+    assert fit(points, "skaling", fixed={"k": 0.8}).parameters == pytest.approx(PLANTED["skaling"][1], rel=1e-6)
+    with pytest.raises(FitRefused, match="A of skaling cannot be fixed; those that can are E, alpha, beta, k"):
+        fit(points, "skaling", fixed={"A": 480.0})
+
+
+def test_one_amount_of_unique_tokens_is_enough():
+    points = {key: value[:36] for key, value in planted("data_constrained").items()}
+    found = fit(points, "data_constrained")
+    np.testing.assert_allclose(found.predict(points), points["loss"], rtol=1e-9)
