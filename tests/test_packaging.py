@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points, version
+from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, SOURCE_PATH
 
 import scalebench
 
@@ -68,3 +69,27 @@ def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
     assert all(callable(getattr(scalebench, name)) for name in scalebench.__all__)
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         scalebench.absent  # noqa: B018
+
+
+def test_the_python_example_of_the_readme_runs(small_study: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """As printed, but for the study: the one it names takes minutes."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+    monkeypatch.chdir(tmp_path)
+    text = small_study.read_text().replace("[200, 800]", "[200, 400, 800, 1600]").replace("seed = [0, 1]", "seed = 0")
+    small_study.write_text(text)
+    exec(example.replace("studies/mlp.toml", str(small_study)), {})
+    assert "'alpha'" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+
+
+def test_the_study_of_the_readme_is_valid(tmp_path: Path) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "story.txt").write_text("".join(f"line {i} of a story that goes on\n" for i in range(9000)))
+    path = tmp_path / "study.toml"
+    path.write_text(example.replace("path/to/files", str(tmp_path / "story.txt")))
+    from scalebench.planning import load_study, plan
+
+    assert len(plan(load_study(path))) == 5 * 3 * 2

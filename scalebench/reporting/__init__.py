@@ -14,11 +14,11 @@ __all__ = ["picture", "render", "report", "verdict"]
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
 
-def report(paths: Sequence[Path], output: Path) -> Path:
+def report(paths: Sequence[str | Path], output: str | Path) -> Path:
     """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
     from scalebench.reporting import page
 
-    return page.report(paths, output)
+    return page.report([Path(path) for path in paths], Path(output))
 
 
 def render(results: Results) -> str:
