@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -170,10 +171,14 @@ def test_a_worker_that_is_killed_is_a_row(tmp_path: Path) -> None:
     path.write_text(SMALL)
     study = load_study(path, ["model.params=200", "train.seed=0", "train.steps=1e7"])
 
-    def kill(running: object) -> None:
-        for child in psutil.Process().children():
-            if (child.cmdline() or [""])[-1].startswith(str(tmp_path)) and _beats(Path(child.cmdline()[-1])):
-                child.kill()
+    killed: list[int] = []
+
+    def kill(running: Sequence[Path]) -> None:
+        if killed or not (running and _beats(running[0])):
+            return
+        (worker,) = (child for child in psutil.Process().children() if str(running[0]) in child.cmdline())
+        worker.kill()
+        killed.append(worker.pid)
 
     (row,) = execute(survey(study, tmp_path / "r"), study, jobs=1, tick=kill)
     assert row["status"] == "killed"
