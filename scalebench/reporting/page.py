@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.reporting import figures, law_figures, run_figures, tables
+from scalebench.reporting import figures, law_figures, profile_figure, run_figures, tables
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.quantities import present, quantity
@@ -26,9 +26,10 @@ from scalebench.reporting.svg import Marks, canvas, to_svg
 from scalebench.reporting.tables import Table
 from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
 
-FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | None]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),
     "residuals": ("Residuals of the law", law_figures.residuals_figure),
+    "profile": ("Profile of the irreducible loss E", profile_figure.profile_figure),
     "backtest": ("Larger sizes predicted from smaller ones", law_figures.backtest_figure),
     "step-time": ("Time per training step against size", figures.step_time_figure),
     "memory": ("Memory against size", figures.memory_figure),
@@ -42,7 +43,7 @@ MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the
 
 @dataclass(frozen=True)
 class FigureView:
-    """One figure of the page; ``svg`` is empty where nothing was measured."""
+    """One figure of the page; ``svg`` is empty where nothing was measured, or where ``caption`` gives a refusal."""
 
     title: str
     svg: Markup
@@ -187,8 +188,8 @@ def figure_view(name: str, key: str, analysis: Analysis) -> FigureView:
     title, draw = FIGURES[key]
     with canvas(name) as marks:
         words = draw(marks, analysis)
-        if words is None:
-            return FigureView(title, Markup(""), "Not measured in these trials.", None)
+        if words is None or isinstance(words, str):
+            return FigureView(title, Markup(""), words or "Not measured in these trials.", None)
         # Safe: ElementTree has escaped every text and attribute of it.
         thinned = " Crowded groups of marks are thinned evenly." if marks.thinned else ""
         caption = words.caption + thinned
