@@ -67,6 +67,24 @@ def test_band_holds_the_planted_frontier() -> None:
     assert near.min() < planted(np.array(BUDGETS[1:2]))[0] < near.max()
 
 
+def test_lengths_join_one_series_and_families_split_it() -> None:
+    found = results()
+    other = found.frame.assign(family="mlp", trial_id=found.frame["trial_id"] + "m")
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(Results(pd.concat([found.frame, other]), (), found.studies)))
+    assert {row[0][0] for row in words.table.rows} == {"gpt", "mlp"}
+
+
+def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
+    found = results(noise=0.0)
+    five = Results(found.frame.iloc[[0, 3, 8, 12, 17]], (), found.studies)
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(five))
+    assert "(no interval)" in words.caption
+    assert "zero degrees of freedom" in words.caption
+    assert words.table.rows[0][3][0] == "—"
+
+
 def test_one_token_count_has_no_frontier_at_all() -> None:
     found = results(one_length=True)
     with canvas("x") as marks:

@@ -21,9 +21,9 @@ COUNTING = Counting("non_embedding", "6ND")
 LENGTH_AXES = frozenset({"steps", "tokens", "tokens_per_param", "flops"})  # how long a trial trains: no series here
 BUDGETS = 21  # at which the lines and bands are drawn
 CAPTION = (
-    "Lines are the closed form from the law L = E + A·N^−α + B·D^−β fitted to all sizes and lengths, with 95 % bands. "
-    "Marks are the minima of parabolas through the trials of one budget, where they lie inside the sizes tried. N is "
-    "counted without embeddings, compute as 6ND."
+    "Lines are the closed form from the law L = E + A·N^−α + B·D^−β fitted to all sizes and lengths, with 95 % bands "
+    "where there are intervals. Marks are the minima of parabolas through the trials of one budget, where they lie "
+    "inside the sizes tried. N is counted without embeddings, compute as 6ND."
 )
 COLUMNS = ("series", "compute", "from", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
 
