@@ -102,6 +102,44 @@ def test_bootstraps_against_scipy_bfgs(benchmark):
         print(f"SciPy BFGS {1e3 * each:.1f} ms a refit, {ratio:.1f} times ours")
 
 
+def log_huber(measured, predicted, delta=1e-3):
+    residual = np.log(predicted) - np.log(measured)
+    size = np.abs(residual)
+    return np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
+
+
+def chinchilla_package(points, folder, grid_points):
+    """Parameters by the PyPI package from its own parallel grid of starts, its mean of the same loss, and seconds."""
+    package = pytest.importorskip("chinchilla", reason="the package chinchilla is compared with where it is installed")
+    axes = {"e": (-1, 1), "a": (0, 25), "b": (0, 25), "alpha": (0, 2), "beta": (0, 2)}  # as Hoffmann et al. 2022
+    grid = {name: np.linspace(*ends, grid_points) for name, ends in axes.items()}
+    study = package.Chinchilla(str(folder), param_grid=grid, loss_fn=log_huber, log_level=60)
+    for params, tokens, loss in zip(*points.values(), strict=True):
+        study.append(N=params, D=tokens, loss=loss)
+    began = time.perf_counter()
+    study.fit(parallel=True)
+    seconds = time.perf_counter() - began
+    return {name: float(getattr(study, name)) for name in ("A", "B", "E", "alpha", "beta")}, seconds
+
+
+def test_point_fit_against_the_chinchilla_package(benchmark, tmp_path):
+    """The same points and loss in one run: objective no worse, and times side by side; without timing, few starts."""
+    points = {name: np.asarray(column) for name, column in chinchilla_points().items()}
+    theirs, seconds = chinchilla_package(points, tmp_path, 5 if benchmark.enabled else 2)
+    found = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=20)
+    objective = log_sum_exp_objective(found.problem, np.ones(len(points["loss"])))
+    ours, other = (
+        objective(np.array([*np.log([p["A"], p["B"], p["E"]]), p["alpha"], p["beta"]]))[0]
+        for p in (found.parameters, theirs)
+    )
+    assert ours <= other
+    benchmark.extra_info |= {"objective": ours, "objective of chinchilla": other}
+    if benchmark.stats:
+        ratio = seconds / benchmark.stats.stats.median
+        benchmark.extra_info |= {"times faster than chinchilla": round(ratio, 1), "seconds of chinchilla": seconds}
+        print(f"chinchilla {seconds:.1f} s, {ratio:.0f} times ours; objective {other:.9e}, ours {ours:.9e}")
+
+
 @pytest.mark.parametrize("n", [100_000])
 def test_point_fit_of_many_points(benchmark, n):
     rng = np.random.default_rng(0)

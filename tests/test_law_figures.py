@@ -10,6 +10,7 @@ from scalebench.laws import fit
 from scalebench.reporting.figures import Analysis
 from scalebench.reporting.fits import prepare, series_of
 from scalebench.reporting.law_figures import backtest_figure, residuals_figure
+from scalebench.reporting.profile_figure import STUDIES, profile_figure
 from scalebench.reporting.svg import canvas
 
 SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)
@@ -58,7 +59,30 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
     assert np.array(bars)[:, :, 1] == pytest.approx(np.array(ends))
 
 
-@pytest.mark.parametrize("figure", [residuals_figure, backtest_figure])
+def test_profile_ends_at_its_calibrated_interval() -> None:
+    study = analysis()
+    profile = study.series[0].loss_all.fit.profile("E", n=STUDIES)
+    with canvas("x") as marks:
+        words = profile_figure(marks, study)
+        line, ends, best = (part.get_xydata() for part in marks.axes.lines[:3])
+    assert ends[:, 0] == pytest.approx(profile.interval, abs=1e-9)
+    assert ends[:, 1] == pytest.approx(1, rel=1e-3)  # neither end is a bound here: both are at the 95 % limit
+    assert best[0] == pytest.approx([fitted(study).parameters["E"], 0], abs=1e-9)
+    assert line[:, 1].min() >= 0
+    assert [row[1][1] for row in words.table.rows] == pytest.approx(profile.objective, rel=1e-6)
+    for value, row in list(zip(profile.values, words.table.rows, strict=True))[::10]:  # an independent fit at that E
+        held = fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power",
+                   fixed={"E": value})  # fmt: skip
+        assert row[2][1] == pytest.approx(held.objective - fitted(study).objective, rel=1e-4, abs=1e-11)
+
+
+def test_profile_that_is_refused_gives_the_reason() -> None:
+    with canvas("x") as marks:
+        said = profile_figure(marks, analysis(SIZES[:3]))
+    assert said == "No profile: zero degrees of freedom for power: a profile needs at least one more size."
+
+
+@pytest.mark.parametrize("figure", [residuals_figure, profile_figure, backtest_figure])
 def test_without_a_fit_nothing_is_drawn(figure) -> None:
     with canvas("x") as marks:
         assert figure(marks, analysis(SIZES[:2])) is None

@@ -142,7 +142,7 @@ def test_structure(page: str) -> None:
     outline = Outline(page)
     assert len(outline.all("h1")) == 1
     figures, drawings = outline.all("figure"), [svg for svg in outline.all("svg") if svg.get("role") == "img"]
-    assert len(figures) == len(drawings) == 9
+    assert len(figures) == len(drawings) == 10
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for svg in drawings:

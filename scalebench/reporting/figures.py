@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
 
 @dataclass(frozen=True)
 class Analysis:
-    """All a study's figures need: prepared trials, series, and the steps of its trials by trial_id."""
+    """All a study's figures need: prepared trials, series, the steps of its trials by trial_id, and its plan."""
 
     frame: pd.DataFrame
     series: Sequence[Series]
     steps: Mapping[str, pd.DataFrame]
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.reporting import figures, law_figures, run_figures, tables
+from scalebench.reporting import figures, frontier_figure, law_figures, profile_figure, run_figures, tables
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.quantities import present, quantity
@@ -26,10 +26,12 @@ from scalebench.reporting.svg import Marks, canvas, to_svg
 from scalebench.reporting.tables import Table
 from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
 
-FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | None]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),
     "residuals": ("Residuals of the law", law_figures.residuals_figure),
+    "profile": ("Profile of the irreducible loss E", profile_figure.profile_figure),
     "backtest": ("Larger sizes predicted from smaller ones", law_figures.backtest_figure),
+    "frontier": ("Compute-optimal frontier", frontier_figure.frontier_figure),
     "step-time": ("Time per training step against size", figures.step_time_figure),
     "memory": ("Memory against size", figures.memory_figure),
     "efficiency": ("Achieved arithmetic rate against size", figures.efficiency_figure),
@@ -37,12 +39,13 @@ FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | None]]] = {
     "compute": ("Validation loss against compute", run_figures.compute_figure),
     "noise": ("Noise of the step times", run_figures.noise_figure),
 }
+WHERE_POSSIBLE = frozenset({"frontier"})  # left out of the page, not shown empty, where there is nothing to say
 MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
 
 
 @dataclass(frozen=True)
 class FigureView:
-    """One figure of the page; ``svg`` is empty where nothing was measured."""
+    """One figure of the page; ``svg`` is empty where nothing was measured, or where ``caption`` gives a refusal."""
 
     title: str
     svg: Markup
@@ -137,7 +140,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
     raw = results.frame[results.frame["study"] == name]
     frame = prepare(raw)
     series = list(series_of(frame, study))
-    analysis = Analysis(frame, series, load_steps(frame))
+    analysis = Analysis(frame, series, load_steps(frame), study)
     varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
     missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
     return Section(
@@ -148,7 +151,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         counts=counts(frame, study, missing),
         missing=tuple(missing),
         notes=tuple(note for one in series for note in one.notes),
-        figures=tuple(figure_view(f"{name_id}-{key}", key, analysis) for key in FIGURES),
+        figures=tuple(view for key in FIGURES if (view := figure_view(f"{name_id}-{key}", key, analysis))),
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,
@@ -182,13 +185,15 @@ def load_steps(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return steps
 
 
-def figure_view(name: str, key: str, analysis: Analysis) -> FigureView:
-    """Draw one figure of ``FIGURES``."""
+def figure_view(name: str, key: str, analysis: Analysis) -> FigureView | None:
+    """Draw one figure of ``FIGURES``; None where it is possible for some studies only, and not for this one."""
     title, draw = FIGURES[key]
     with canvas(name) as marks:
         words = draw(marks, analysis)
-        if words is None:
-            return FigureView(title, Markup(""), "Not measured in these trials.", None)
+        if words is None and key in WHERE_POSSIBLE:
+            return None
+        if words is None or isinstance(words, str):
+            return FigureView(title, Markup(""), words or "Not measured in these trials.", None)
         # Safe: ElementTree has escaped every text and attribute of it.
         thinned = " Crowded groups of marks are thinned evenly." if marks.thinned else ""
         caption = words.caption + thinned

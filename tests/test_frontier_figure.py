@@ -1,0 +1,103 @@
+"""The compute-optimal frontier against planted exponents, and its absence where one token count ran."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.reporting import render
+from scalebench.reporting.figures import Analysis
+from scalebench.reporting.fits import prepare
+from scalebench.reporting.frontier_figure import frontier_figure
+from scalebench.reporting.svg import canvas
+from scalebench.store import Results
+
+E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
+SIZES, BUDGETS = np.geomspace(2e3, 2e6, 7), (1e12, 1e13, 1e14)
+
+
+def results(noise: float = 0.002, one_length: bool = False, along: float | None = None) -> Results:
+    """Isoflop trials, `steps` an axis of the study as in a real one; or one token count; or D = `along` times N."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for flops in BUDGETS:
+        for size in np.round(SIZES * (flops / 1e13) ** 0.5):
+            tokens = 1e6 if one_length else along * size if along else flops / 6 / size
+            loss = (E + A * size**-ALPHA + B * tokens**-BETA) * np.exp(rng.normal(0, noise))
+            rows.append(
+                {"study": "iso", "trial_id": f"{flops:g}-{size:g}", "attempt": "attempt-1", "status": "ok", "seed": 0,
+                 "family": "gpt", "params": size, "params_non_embedding": size, "steps": round(tokens / 64),
+                 "tokens_seen": tokens, "validation_loss_nats": loss, "invalid_reason": None, "attempt_dir": None}
+            )  # fmt: skip
+    frame = pd.DataFrame(rows)
+    plan = {"name": "iso", "axes": {"steps": sorted(frame["steps"].unique().tolist())}, "fit": {"law": "power"}}
+    return Results(frame, (), {"iso": plan})
+
+
+def analysis(found: Results) -> Analysis:
+    frame = prepare(found.frame)
+    return Analysis(frame, (), {}, found.studies["iso"])
+
+
+def planted(flops: np.ndarray) -> np.ndarray:
+    """N*(C) of the planted law: equation 4 of Hoffmann et al. 2022."""
+    return (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA)) * (flops / 6) ** (BETA / (ALPHA + BETA))
+
+
+def test_lines_bands_and_minima_lie_on_the_planted_frontier() -> None:
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(results()))
+        lines = [line.get_xydata() for line in marks.axes.lines]
+    size_line, size_minima, token_line, token_minima = lines
+    assert size_line[:, 1] == pytest.approx(planted(size_line[:, 0]), rel=0.05)
+    assert token_line[:, 0] == pytest.approx(6 * size_line[:, 1] * token_line[:, 1], rel=1e-9)
+    assert len(size_minima) == len(token_minima) == len(BUDGETS)
+    assert size_minima[:, 1] == pytest.approx(planted(size_minima[:, 0]), rel=0.5)  # parabolas are biased
+    assert size_minima[:, 0] == pytest.approx(6 * size_minima[:, 1] * token_minima[:, 1], rel=1e-9)
+    assert f"C^{BETA / (ALPHA + BETA):.2f}"[:5] in words.caption
+    assert len(words.table.rows) == len(size_line) + len(BUDGETS)
+
+
+def test_band_holds_the_planted_frontier() -> None:
+    with canvas("x") as marks:
+        frontier_figure(marks, analysis(results()))
+        band = marks.axes.collections[0].get_paths()[0].vertices
+    near = band[np.abs(np.log(band[:, 0] / BUDGETS[1])) < 1e-6, 1]
+    assert near.min() < planted(np.array(BUDGETS[1:2]))[0] < near.max()
+
+
+def test_lengths_join_one_series_and_families_split_it() -> None:
+    found = results()
+    other = found.frame.assign(family="mlp", trial_id=found.frame["trial_id"] + "m")
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(Results(pd.concat([found.frame, other]), (), found.studies)))
+    assert {row[0][0] for row in words.table.rows} == {"gpt", "mlp"}
+
+
+def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
+    found = results(noise=0.0)
+    five = Results(found.frame.iloc[[0, 3, 8, 12, 17]], (), found.studies)
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(five))
+    assert "(no interval)" in words.caption
+    assert "zero degrees of freedom" in words.caption
+    assert words.table.rows[0][3][0] == "—"
+
+
+def test_one_token_count_has_no_frontier_at_all() -> None:
+    found = results(one_length=True)
+    with canvas("x") as marks:
+        assert frontier_figure(marks, analysis(found)) is None
+    assert "Compute-optimal frontier" not in render(found)
+
+
+def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
+    with canvas("x") as marks:
+        said = frontier_figure(marks, analysis(results(along=20.0)))
+    assert isinstance(said, str)
+    assert said.startswith("No frontier: ")
+
+
+def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
+    assert "Compute-optimal frontier" in render(results())
