@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures import Analysis
 from scalebench.reporting.fits import prepare
@@ -101,3 +105,19 @@ def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
 
 def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
     assert "Compute-optimal frontier" in render(results())
+
+
+def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_fit_the_reason() -> None:
+    """The caption's parameters are those of a fit made here, rounded; chinchilla cannot be fitted to size alone."""
+    found = results()
+    found.studies["iso"]["fit"]["law"] = "chinchilla"
+    text = html.unescape(render(found)).replace("\u00a0", " ")
+    points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
+        ["params", "tokens", "loss"], axis=1
+    )
+    parameters = fit(points, "chinchilla").parameters
+    told = re.search(r"The law has E = ([\d.]+) .*?, α = ([\d.]+) .*?, β = ([\d.]+) .*?; fit converged", text)
+    assert told is not None
+    for shown, name in zip(told.groups(), ("E", "alpha", "beta"), strict=True):
+        assert float(shown) == pytest.approx(parameters[name], rel=0.06)
+    assert "No fit of loss against size alone: the law chinchilla needs" in text

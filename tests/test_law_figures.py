@@ -85,4 +85,7 @@ def test_profile_that_is_refused_gives_the_reason() -> None:
 @pytest.mark.parametrize("figure", [residuals_figure, profile_figure, backtest_figure])
 def test_without_a_fit_nothing_is_drawn(figure) -> None:
     with canvas("x") as marks:
-        assert figure(marks, analysis(SIZES[:2])) is None
+        said = figure(marks, analysis(SIZES[:2]))
+        assert isinstance(said, str)
+        assert "2 configurations for 3 free parameters of power" in said
+        assert not marks.axes.lines

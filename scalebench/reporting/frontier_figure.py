@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.laws import Allocation, Counting, FitRefused, fit, isoflop, parametric
+from scalebench.laws import Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
 from scalebench.laws.allocation import count
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import LOSS, Array, N, best_over, numeric, split_columns, tuned_axes
-from scalebench.reporting.quantities import bounded, quantity
+from scalebench.reporting.quantities import bounded, quantity, symbol
 from scalebench.reporting.svg import Marks, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
 
@@ -23,7 +23,8 @@ BUDGETS = 21  # at which the lines and bands are drawn
 CAPTION = (
     "Lines are the closed form from the law L = E + A·N^−α + B·D^−β fitted to all sizes and lengths, with 95 % bands "
     "where there are intervals. Marks are the minima of parabolas through the trials of one budget, where they lie "
-    "inside the sizes tried. N is counted without embeddings, compute as 6ND."
+    "inside the sizes tried; they are biased even without noise unless α = β and the sizes are centred. N is counted "
+    "without embeddings, compute as 6ND."
 )
 COLUMNS = ("series", "compute", "from", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
 
@@ -33,6 +34,7 @@ class Frontier:
     """One series' optima: budgets (n,) in FLOP, Approach 3 there, and the interior minima as (FLOP, N, D)."""
 
     label: str
+    surface: Fit
     budgets: Array
     allocation: Allocation
     minima: tuple[tuple[float, float, float], ...]
@@ -48,7 +50,9 @@ def frontier_figure(marks: Marks, study: Analysis) -> Words | str | None:
     rows = [row for i, one in enumerate(drawn) for row in _draw(marks, one, i, single=len(found) == 1)]
     marks.axes.set(xscale="log", yscale="log", xlabel="training compute C = 6ND (FLOP)", ylabel="parameters or tokens")
     legend(marks)
-    caption = " ".join([*map(_exponents, drawn), *refusals, CAPTION])
+    caption = " ".join(
+        [*(sentence for one in drawn for sentence in (_exponents(one), _parameters(one))), *refusals, CAPTION]
+    )
     return Words(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(found)))
 
 
@@ -77,7 +81,7 @@ def frontier(label: str, points: pd.DataFrame) -> Frontier | str:
     except FitRefused as refusal:
         return f"{head}{refusal}."
     flops = count(points, COUNTING)["flops"]
-    return Frontier(label, np.geomspace(flops.min(), flops.max(), BUDGETS), allocation, minima(points))
+    return Frontier(label, surface, np.geomspace(flops.min(), flops.max(), BUDGETS), allocation, minima(points))
 
 
 def minima(points: pd.DataFrame) -> tuple[tuple[float, float, float], ...]:
@@ -101,6 +105,20 @@ def _exponents(one: Frontier) -> str:
     ]
     why = "" if drawn else f" ({found.method})"
     return f"{one.label + ': ' if one.label else ''}Compute-optimal {' and '.join(texts)}{why}."
+
+
+def _parameters(one: Frontier) -> str:
+    """Say the fitted surface's parameters with their intervals, its status, and any bound it lies at."""
+    drawn, fitted = one.allocation.draws is not None, one.surface
+    told = [
+        f"{symbol(name)} = {text} ({interval})"
+        for name, (text, interval) in (
+            (name, bounded(value, *(fitted.interval(name) if drawn else (np.nan, np.nan))))
+            for name, value in fitted.parameters.items()
+        )
+    ]
+    bounds = f", at the bound of {' and '.join(map(symbol, fitted.bounds_hit))}" if fitted.bounds_hit else ""
+    return f"The law has {', '.join(told)}; fit {fitted.status.replace('_', ' ')}{bounds}."
 
 
 def _draw(marks: Marks, one: Frontier, i: int, single: bool) -> Iterator[Sequence[Cell]]:

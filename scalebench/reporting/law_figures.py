@@ -13,11 +13,17 @@ from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look, size_axi
 from scalebench.reporting.tables import Cell, backtest_table, number, table, word
 
 
-def residuals_figure(marks: Marks, study: Analysis) -> Words | None:
+def why_no_fit(study: Analysis) -> str | None:
+    """Return in sentences why no series has a fit of loss against size, or None where there is nothing to fit."""
+    reasons = dict.fromkeys(one.loss_all.reason for one in study.series if one.loss_all.fit is None)
+    return " ".join(f"No fit of loss against size alone: {reason}." for reason in reasons if reason) or None
+
+
+def residuals_figure(marks: Marks, study: Analysis) -> Words | str | None:
     """Measured loss over the fitted one, less one, against the fitted loss; every size is in the fit."""
     series = [one for one in study.series if one.loss_all.fit is not None]
     if not series:
-        return None
+        return why_no_fit(study)
     rows: list[Sequence[Cell]] = []
     for i, one in enumerate(series):
         assert one.loss_all.fit is not None
@@ -42,11 +48,11 @@ def residuals_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def backtest_figure(marks: Marks, study: Analysis) -> Words | None:
+def backtest_figure(marks: Marks, study: Analysis) -> Words | str | None:
     """Error of the prediction of each larger size from all sizes below it, with the 95 % interval it came with."""
     series = [one for one in study.series if one.backtest]
     if not series:
-        return None
+        return why_no_fit(study)
     for i, one in enumerate(series):
         _backtest_series(marks, one, i)
     marks.axes.axhline(0, color=MUTED, linewidth=1.2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scalebench.laws import FitRefused
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import Series, numeric
+from scalebench.reporting.law_figures import why_no_fit
 from scalebench.reporting.quantities import bounded
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
@@ -26,7 +27,7 @@ def profile_figure(marks: Marks, study: Analysis) -> Words | str | None:
     """
     found = [(one, _profiled(one)) for one in study.series if one.loss_all.fit is not None]
     if not found:
-        return None
+        return why_no_fit(study)
     refusals = [_named(one, f"no profile: {why}.") for one, why in found if isinstance(why, str)]
     drawn = [(i, one, profile) for i, (one, profile) in enumerate(found) if not isinstance(profile, str)]
     if not drawn:
