@@ -115,3 +115,13 @@ def test_one_amount_of_unique_tokens_is_enough():
     points = {key: value[:36] for key, value in planted("data_constrained").items()}
     found = fit(points, "data_constrained")
     np.testing.assert_allclose(found.predict(points), points["loss"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("law", ["kaplan", "skaling", "data_constrained", "overtraining", "chinchilla"])
+def test_sizes_as_people_have_them_overflow_nowhere(law: str) -> None:
+    """Params to 1e13 and tokens to 1e15; a warning is an error in these tests."""
+    n, d = np.tile(np.geomspace(1e7, 1e13, 6), 6), np.repeat(np.geomspace(1e9, 1e15, 6), 6)
+    loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
+    found = fit({"params": n, "tokens": d, "unique_tokens": d, "loss": loss}, law)
+    assert np.isfinite(list(found.parameters.values())).all()
+    assert found.residuals.std() < 0.2

@@ -32,8 +32,9 @@ def overtraining(log: Values, shape: Values) -> Sequence[Any]:
 
 
 def _log_sum(first: Any, second: Any) -> Any:
-    """Log of the sum of two exponentials, also of complex arguments."""
-    return np.log(np.exp(first) + np.exp(second))
+    """Log of the sum of two exponentials, also of complex arguments; the larger is taken out lest it overflow."""
+    larger = np.maximum(np.real(first), np.real(second))
+    return larger + np.log(np.exp(first - larger) + np.exp(second - larger))
 
 
 def skaling(log: Values, shape: Values) -> Sequence[Any]:
