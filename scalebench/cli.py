@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -62,10 +61,6 @@ def _is_input_error(error: ValueError) -> bool:
     from scalebench.store import StoreError
 
     return isinstance(error, InputError | StoreError | FitRefused)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))
 
 
 @app.command
