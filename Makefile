@@ -11,6 +11,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n 2
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2
 
 check: $(READY)
 	$(BIN)/ruff format --check .

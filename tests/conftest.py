@@ -13,6 +13,22 @@ from support import SMALL, SOURCE_PATH
 
 from scalebench.cli import main
 
+# Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
+# `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Collect test_kernel_*.py under the interpreter only, and nothing else there."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    return True if collection_path.name.startswith("test_kernel_") != INTERPRETED else None
+
+
+def pytest_report_header() -> str:
+    """Say which half of the tests this run holds."""
+    return "kernels under the interpreter" if INTERPRETED else "without test_kernel_*.py (set TRITON_INTERPRET=1)"
+
 
 @pytest.fixture
 def small_study(tmp_path: Path) -> Path:

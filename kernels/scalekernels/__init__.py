@@ -1,8 +1,7 @@
-"""Fused Triton kernels. This version ships none yet; ``unavailable_reason`` says so to whoever asks for them."""
+"""Fused Triton kernels, usable on their own with torch and triton alone."""
 
 from __future__ import annotations
 
+from scalekernels.device import unavailable_reason
 
-def unavailable_reason() -> str | None:
-    """Return why the fused kernels cannot be used here, or None when they can."""
-    return "this version ships no fused kernels yet; use implementation = eager, sdpa or compile"
+__all__ = ["unavailable_reason"]

@@ -1,0 +1,35 @@
+"""One shipped configuration of a kernel, described well enough to compile it for a GPU that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ARCHITECTURES = (80, 90, 100)  # compute capability times ten: A100, H100 and H200, B200
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A kernel with everything that decides its machine code.
+
+    ``signature`` types every argument by name in the order of the function ("*bf16", "i32", "fp32", "constexpr"),
+    ``constants`` holds the values of the constexpr ones, ``aligned`` names the pointers and integers that a launch
+    guarantees to be divisible by 16. ``work`` orders configurations of one kernel by tile size, largest last.
+    ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the width
+    that global loads must have at least once. ``spills_allowed`` excuses register spills, with the reason.
+    """
+
+    kernel: str
+    label: str
+    function: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    work: int
+    aligned: tuple[str, ...] = ()
+    tensor_core: bool = False
+    vector_bytes: int | None = None
+    spills_allowed: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,53 @@
+"""Where kernels can run, and how a wrong argument is refused: by name, before any launch, never by a slower path."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)  # Ampere: the first with bfloat16 and asynchronous copies
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable_reason() -> str | None:
+    """Return why the fused kernels cannot be used here, or None when they can.
+
+    ``TRITON_INTERPRET=1``, set before this package is imported, runs them on a CPU, slowly and exactly.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device: the fused kernels need one (TRITON_INTERPRET=1 runs them on a CPU for checking)"
+    found = torch.cuda.get_device_capability()
+    if found < OLDEST:
+        name = torch.cuda.get_device_name()
+        return f"{name} has compute capability {found[0]}.{found[1]}; the fused kernels need {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+def require_device(**tensors: Tensor | None) -> None:
+    """Raise ``ValueError`` naming the tensor that the kernels cannot reach, or that lies apart from the first one."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first = next(iter(present))
+    allowed = ("cpu", "cuda") if INTERPRETED else ("cuda",)
+    for name, tensor in present.items():
+        if tensor.device.type not in allowed:
+            hint = "" if INTERPRETED else " (TRITON_INTERPRET=1 runs the kernels on a CPU for checking)"
+            raise ValueError(f"{name} is on {tensor.device}; the fused kernels take CUDA tensors{hint}")
+        if tensor.device != present[first].device:
+            raise ValueError(f"{name} is on {tensor.device} and {first} on {present[first].device}: move them together")
+    if reason := unavailable_reason():
+        raise RuntimeError(reason)
+
+
+def require_dtype(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) -> None:
+    """Raise ``TypeError`` naming the first tensor whose dtype is not among ``allowed``."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in allowed:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+            raise TypeError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
