@@ -81,6 +81,24 @@ def split_columns(
     }
 
 
+def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
+    """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
+
+    A cache of keys and values is among the activations.
+    """
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with torch.no_grad(), tracker:
+        call()
+        at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
+    held = {name: size for name, size in at_peak.items() if name not in ("gradients", "optimizer")}
+    return {
+        **{f"memory_at_peak_{name}_bytes": size for name, size in held.items()},
+        "memory_tracked_peak_bytes": sum(at_peak.values()),
+        "memory_split_method": "torch MemTracker over one untimed call",
+    }
+
+
 def _tensor_bytes(values: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
