@@ -131,7 +131,8 @@ def test_files_that_are_no_toml_are_refused_by_name(tmp_path) -> None:
 
 TRAIN = {
     "steps": 10, "batch_size": 4, "accumulation": 1, "checkpointing": False, "sequence_length": 16,
-    "optimizer": "adamw", "learning_rate": 0.01, "schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.8, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
+    "optimizer": "adamw", "learning_rate": 0.01, "schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.8,
+    "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
     "momentum": 0.9, "gradient_clip": 1.0, "precision": "float32", "implementation": "eager", "seed": 0,
 }  # fmt: skip
 DATA = {"source": "stdlib", "validation_fraction": 0.2, "validation_samples": 64, "noise_std": 0.5, "sha256": "ab"}
