@@ -32,6 +32,14 @@ class Text:
             digest.update(len(document).to_bytes(8, "big") + document)
         return digest.hexdigest()
 
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text in UTF-8."""
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of bytes; those that are no UTF-8 become the replacement character."""
+        return bytes(tokens).decode(errors="replace")
+
 
 @lru_cache(maxsize=8)
 def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
