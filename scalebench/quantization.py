@@ -24,9 +24,10 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        scale = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        weight = linear.weight.detach().float()
+        largest = weight.abs().amax(1)
+        scale = torch.where(largest > 0, largest / 127, 1.0).to(linear.weight.dtype)
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
         self.bias = linear.bias
 

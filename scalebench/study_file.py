@@ -146,5 +146,6 @@ def parse_study(raw: Mapping[str, Any]) -> tuple[Study | None, list[str]]:
             study = Study.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
-    lines += [*_zip_lines(raw, study), *_budget_lines(study), *_mode_lines(study)]
+    mode = [] if any(line.startswith("mode:") for line in lines) else _mode_lines(study)
+    lines += [*_zip_lines(raw, study), *_budget_lines(study), *mode]
     return (None if any(line.startswith("zip") for line in lines) else study), lines
