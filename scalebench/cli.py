@@ -258,6 +258,47 @@ def predict(
     return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
 
 
+@app.command
+def generate(
+    results: Path = RESULTS,
+    /,
+    *,
+    trial: str,
+    prompt: str,
+    tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    temperature: Annotated[float | None, Parameter(show_default=False)] = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    beams: int = 1,
+    seed: int = 0,
+) -> int:
+    """Print what a trained model under RESULTS adds to a prompt (its study ran with checkpoint = true).
+
+    Parameters
+    ----------
+    trial:
+        The trial's id, or how it begins; `scalebench export` and the report list them.
+    prompt:
+        The text to go on from.
+    tokens:
+        How many to add: 100 unless given, or as many as the model's context leaves room for.
+    temperature:
+        1 draws as the model says, less keeps closer to the likeliest, 0 takes the likeliest; 1 unless given.
+    top_k:
+        Draw from so many of the likeliest tokens; 0 from all.
+    top_p:
+        Draw from the fewest likeliest tokens whose probability reaches this.
+    beams:
+        Above 1: beam search with so many hypotheses.
+    seed:
+        Of the draws.
+    """
+    from scalebench.console_generate import run_generate
+    from scalebench.writing import Request
+
+    return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+
+
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
     """Show the families, studies, laws, optimizers and data sources there are."""

@@ -99,7 +99,7 @@ def run_study(
     store.check_writable(results)
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
-    weights = {trial.trial_id: (trial.seconds(5e10), trial.trial.train.steps) for trial in sweep.missing}
+    weights = {trial.trial_id: (trial.seconds(5e10), trial.steps) for trial in sweep.missing}
     with RunProgress(weights, quiet=as_json) as progress:
         for row in execute(sweep, study, jobs=jobs, tick=progress.tick):
             progress.trial(row, as_json=as_json)
@@ -154,7 +154,7 @@ def show_plan(name: str, settings: Sequence[str], results: Path, *, every: bool,
     study = load_study(name, settings)
     sweep = survey(study, results)
     first = sweep.planned[0].trial
-    peak = device_peak(first.device_kind, first.train.precision, 1).flops_per_s
+    peak = device_peak(first.device_kind, first.work.precision, 1).flops_per_s
     sizes = _by_size(sweep.planned, peak)
     total = {
         "trials": len(sweep.planned),
@@ -180,7 +180,7 @@ def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[s
             "trials": len(group),
             "params": group[0].counts.total,
             "params_non_embedding": group[0].counts.non_embedding,
-            "steps": sorted({trial.trial.train.steps for trial in group}),
+            "steps": sorted({trial.steps for trial in group}),
             "flops_per_trial": max(trial.flops for trial in group),
             "estimated_time_s": max(trial.seconds(peak) for trial in group),
             "estimated_memory_bytes": max(trial.memory_bytes for trial in group),

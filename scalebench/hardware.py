@@ -84,6 +84,8 @@ def device_peak(device_kind: str, precision: str, threads: int) -> Peak:
     """Return the peak to hold a trial against: a GPU's datasheet, or the CPU's measured ceiling."""
     import torch
 
+    if device_kind != "cuda" and precision == "float16":
+        return Peak(None, "float16 is not computed with on a CPU")
     if device_kind != "cuda":
         return matmul_ceiling(precision, threads)
     if not torch.cuda.is_available():

@@ -204,9 +204,14 @@ def _parquet_blocks(path: Path, wanted: Sequence[str]) -> Iterator[Block]:
 
 
 def open_results(path: Path, results: Results) -> Source:
-    """Open the trials of results folders that ended ok and are valid; the others are in no fit."""
+    """Open the trials of results folders that ended ok and are valid; the others are in no fit.
+
+    Trials of models at work have no loss: they are read only where nothing was trained.
+    """
     frame = results.frame
-    kept = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()].reset_index(drop=True)
+    kept = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
+    trained = kept[kept["mode"] != "inference"] if "mode" in kept else kept
+    kept = (kept if trained.empty else trained).reset_index(drop=True)
     if kept.empty:
         raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])
 

@@ -4,7 +4,8 @@ A study's results are plain files, so that copying folders merges, moves, archiv
 
     RESULTS/<study>/study.json
     RESULTS/<study>/trials/<trial_id>/attempt-<UTC>-<random>/
-        trial.json  placement.json  environment.json  steps.parquet  stdout.log  stderr.log  heartbeat.json
+        trial.json  placement.json  environment.json  stdout.log  stderr.log  heartbeat.json
+        steps.parquet (training) or calls.parquet (inference)  weights.safetensors (where a study keeps them)
         record.json            written last: an attempt counts once its record is there
 
 Every file is written under a temporary name, synced and renamed. Attempts are never overwritten.
@@ -31,18 +32,19 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported
 # Names carry units; SI in storage; null for what was not measured. The axes of a study stand beside these columns.
 RECORD_COLUMNS = tuple(
     """
-    study trial_id attempt status error_class error_message stop_step
-    family params params_non_embedding requested_params size
+    study mode trial_id attempt status error_class error_message stop_step
+    family params params_non_embedding params_active requested_params size
     train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
     step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s
-    timing_method timing_exclusive
+    timing_method timing_exclusive skipped_steps
+    latency_median_s latency_p95_s latency_p99_s prefill_time_s decode_time_per_token_s flops_per_call
     samples_per_s tokens_per_s flops_per_step achieved_flops_per_s mfu peak_flops_per_s peak_source
     peak_memory_allocated_bytes peak_memory_reserved_bytes peak_rss_bytes memory_tracked_peak_bytes
     memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes
     memory_activations_bytes memory_other_bytes
     memory_at_peak_parameters_bytes memory_at_peak_gradients_bytes memory_at_peak_optimizer_bytes
     memory_at_peak_activations_bytes memory_at_peak_other_bytes
-    memory_split_method checkpoint_bytes
+    memory_split_method checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
     energy_j energy_method
     tokens_seen samples_seen epochs_seen data_sha256
     machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint
@@ -97,7 +99,8 @@ def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
     """
     if record["status"] not in STATUSES:
         raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
-    files = {path.name: path.stat().st_size for path in sorted(attempt.glob("*.parquet"))}
+    kept = sorted(path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}"))
+    files = {path.name: path.stat().st_size for path in kept}
     columns = dict.fromkeys(RECORD_COLUMNS) | dict(record) | {"attempt": attempt.name}
     write_json(attempt / "record.json", {"schema": SCHEMA, "files": files, **columns})
 

@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PrivateAttr, model_validator
 
-from scalebench.axes import Axis, Count, Finite, Fraction, LearningRate, Name, WholeNumber, one_of
+from scalebench.axes import Axis, Count, Finite, Fraction, LearningRate, Name, Share, WholeNumber, one_of
 
 SCHEMA = 1
 BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
-PRECISIONS = ("float32", "bfloat16")
+MODES = ("training", "inference")
+PRECISIONS = ("float32", "bfloat16", "float16")
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
 DEVICES = ("auto", "cpu", "cuda")
@@ -64,18 +66,42 @@ class TrainSection(Section):
     tokens_per_param: Axis[Finite] | None = None
     flops: Axis[Finite] | None = None
     batch_size: Axis[Count] = (16,)
+    accumulation: Axis[Count] = (1,)  # micro-batches that a step's batch is split into
+    checkpointing: Axis[bool] = (False,)  # activation checkpointing: blocks recomputed in the backward pass
     sequence_length: Axis[Count] | None = None
     optimizer: Axis[str] = ("adamw",)
     learning_rate: Axis[LearningRate] = ("auto",)
     schedule: Axis[Annotated[str, one_of(SCHEDULES)]] = ("wsd",)
     warmup_steps: Axis[WholeNumber] = (20,)
-    decay_fraction: Axis[Annotated[float, Field(gt=0, le=1)]] = (0.8,)
+    decay_fraction: Axis[Share] = (0.8,)
     weight_decay: Axis[NonNegativeFloat] = (0.1,)
     beta1: Axis[Fraction] = (0.9,)
     beta2: Axis[Fraction] = (0.95,)
     momentum: Axis[Fraction] = (0.9,)
     gradient_clip: Axis[Finite] = (1.0,)
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
+    implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
+    device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
+    seed: Axis[WholeNumber] = (0,)
+
+
+class InferenceSection(Section):
+    """What is measured of a model at work, in a study with ``mode = "inference"``.
+
+    A family that generates reads ``prompt_length`` tokens and writes ``new_tokens``: greedily unless a ``temperature``
+    or ``beams`` ask otherwise (``top_k`` = 0 and ``top_p`` = 1 leave nothing out). Others do one forward pass.
+    """
+
+    batch_size: Axis[Count] = (1,)
+    prompt_length: Axis[Count] | None = None
+    new_tokens: Axis[Count] | None = None
+    weight_dtype: Axis[Annotated[str, one_of(WEIGHT_DTYPES)]] = ("float32",)
+    temperature: Axis[Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]] = (0.0,)
+    top_k: Axis[WholeNumber] = (0,)
+    top_p: Axis[Share] = (1.0,)
+    beams: Axis[Count] = (1,)
+    repeats: Axis[Count] = (100,)
+    warmups: Axis[Count] = (3,)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
     seed: Axis[WholeNumber] = (0,)
@@ -112,6 +138,7 @@ class RunSection(Section):
     """How trials are executed; nothing here changes a number, so nothing here is part of a trial's identity."""
 
     timeout_s: Finite | None = None
+    checkpoint: bool = False  # keep the trained weights beside the record
 
 
 class Point(Section):
@@ -119,11 +146,12 @@ class Point(Section):
 
     model: ModelSection = Field(default_factory=lambda: ModelSection.model_validate({}))
     train: TrainSection = TrainSection()
+    inference: InferenceSection = InferenceSection()
     data: DataSection = DataSection()
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return the named fields as {"model.params": (…), …}."""
-        sections = {"model": self.model, "train": self.train, "data": self.data}
+        sections = {"model": self.model, "train": self.train, "inference": self.inference, "data": self.data}
         return {
             f"{name}.{key}": values for name, section in sections.items() for key, values in section.named().items()
         }
@@ -135,8 +163,10 @@ class Study(Section):
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     title: str = ""
+    mode: Annotated[str, one_of(MODES)] = "training"
     model: ModelSection
     train: TrainSection = TrainSection()
+    inference: InferenceSection = InferenceSection()
     data: DataSection = DataSection()
     fit: FitSection = FitSection()
     run: RunSection = RunSection()
@@ -164,7 +194,8 @@ class Study(Section):
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return every field's values by dotted name, zipped ones included: the grid before zipping and excluding."""
         axes = {f"model.{key}": value for key, value in self.model.given().items()}
-        axes |= {f"train.{key}": value for key, value in self.train.given().items()}
+        name, work = ("train", self.train) if self.mode == "training" else ("inference", self.inference)
+        axes |= {f"{name}.{key}": value for key, value in work.given().items()}
         axes |= {f"data.{key}": value for key, value in self.data.given().items()}
         for entry in self.zipped:
             axes |= entry.axes()
@@ -195,6 +226,8 @@ class TrainSpec(Section):
 
     steps: int
     batch_size: int
+    accumulation: int
+    checkpointing: bool
     sequence_length: int | None
     optimizer: str
     learning_rate: float
@@ -211,6 +244,28 @@ class TrainSpec(Section):
     seed: int
 
 
+class InferenceSpec(Section):
+    """One trial's inference, every value decided; ``sequence_length`` is what a forward pass, or the prompt, holds."""
+
+    batch_size: int
+    sequence_length: int | None
+    new_tokens: int | None
+    weight_dtype: str
+    temperature: float
+    top_k: int
+    top_p: float
+    beams: int
+    repeats: int
+    warmups: int
+    implementation: str
+    seed: int
+
+    @property
+    def precision(self) -> str:
+        """What is computed in: the weights' type, float32 for int8 weights."""
+        return "bfloat16" if self.weight_dtype == "bfloat16" else "float32"
+
+
 class DataSpec(Section):
     """One trial's data: the source, what it takes of it, and the SHA-256 of the bytes it stood for when planned."""
 
@@ -223,14 +278,22 @@ class DataSpec(Section):
 
 
 class Trial(Section):
-    """One model trained once: everything that can change a result, nothing that cannot."""
+    """One model trained, or put to work, once: everything that can change a result, nothing that cannot."""
 
     family: str
     model: dict[str, Scalar]  # every field of the family's Config
-    train: TrainSpec
+    train: TrainSpec | None = None  # this one
+    inference: InferenceSpec | None = None  # or that one
     data: DataSpec
     device_kind: str
     schema_version: int = SCHEMA
+
+    @property
+    def work(self) -> TrainSpec | InferenceSpec:
+        """What is done with the model, whichever it is."""
+        work = self.train or self.inference
+        assert work is not None
+        return work
 
 
 def trial_id(trial: Trial) -> str:

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from scalebench.errors import StudyError, unknown
 from scalebench.study import BUDGETS, Point, Study
 
+POINT_SECTIONS = ("model", "train", "inference", "data")
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise ``StudyError`` naming it and the place of the mistake."""
@@ -45,7 +47,7 @@ def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
 
 
 def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
-    fixed = {f"{section}.{key}" for section in ("model", "train", "data") for key in raw.get(section, {})}
+    fixed = {f"{section}.{key}" for section in POINT_SECTIONS for key in raw.get(section, {})}
     seen: set[str] = set()
     for index, entry in enumerate(study.zipped):
         axes = entry.axes()
@@ -67,6 +69,18 @@ def _budget_lines(study: Study) -> Iterator[str]:
         yield 'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them)'
     if {"model.params", "model.size"} <= set(study.axes()):
         yield "model.size: params and size exclude each other; leave one out"
+
+
+def _mode_lines(study: Study) -> Iterator[str]:
+    """Yield a line for every field of the mode that the study is not in."""
+    other = "train" if study.mode == "inference" else "inference"
+    fields = [*(study.train if other == "train" else study.inference).named()]
+    named = [f"{other}.{field}" for field in fields]
+    for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
+        for index, entry in enumerate(entries):
+            named += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
+    reason = "trains nothing" if other == "train" else 'reads no [inference]; set mode = "inference" for it'
+    yield from (f"{field}: a study in {study.mode} mode {reason}; leave it out" for field in named)
 
 
 def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
@@ -132,5 +146,6 @@ def parse_study(raw: Mapping[str, Any]) -> tuple[Study | None, list[str]]:
             study = Study.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
-    lines += [*_zip_lines(raw, study), *_budget_lines(study)]
+    mode = [] if any(line.startswith("mode:") for line in lines) else _mode_lines(study)
+    lines += [*_zip_lines(raw, study), *_budget_lines(study), *mode]
     return (None if any(line.startswith("zip") for line in lines) else study), lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     for trial in sweep.planned:
         row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
         sweep.damaged.extend(damaged)
-        if row is None or row["status"] in retry:
+        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(trial, row)):
             continue
         other = row["code_fingerprint"] not in (fingerprint, None)
         if other and fresh_code:
@@ -55,6 +55,11 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
         sweep.other_code += other
         sweep.rows[trial.trial_id] = row
     return sweep
+
+
+def _unsaved(planned: PlannedTrial, row: Mapping[str, Any]) -> bool:
+    """Say whether a trained model's weights were not kept."""
+    return planned.trial.train is not None and row["status"] == "ok" and row.get("weights_file_bytes") is None
 
 
 def execute(
@@ -122,6 +127,7 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
         "trial_id": planned.trial_id,
         "requested": dict(planned.requested),
         "command": command_line(),
+        "checkpoint": study.run.checkpoint,
         "trial": planned.trial.model_dump(),
     }
     store.write_json(attempt / "trial.json", header)
@@ -135,6 +141,6 @@ def _slots(trials: Sequence[PlannedTrial], jobs: int | None) -> list[local.Slot]
     count = jobs or (1 if kind == "cuda" else min(cores, len(trials)))
     core_sets = local.core_sets(count)
     exclusive = count == 1 if kind == "cuda" else count <= cores
-    precisions = sorted({planned.trial.train.precision for planned in trials})
+    precisions = sorted({planned.trial.work.precision for planned in trials})
     peaks = {precision: asdict(device_peak(kind, precision, len(core_sets[0]))) for precision in precisions}
     return [local.Slot(cpus, exclusive, peaks) for cpus in core_sets]

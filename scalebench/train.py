@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from scalebench.collectors.time import StepClock
-from scalebench.optimizers import build_schedule
+from scalebench.optimizers import set_learning_rate
 from scalebench.statistics import clustered_mean
 from scalebench.study import TrainSpec
 from scalebench.tasks import Batch, Task
@@ -47,25 +48,59 @@ def train(
     clock: StepClock,
     losses: Tensor,
     check: Callable[[int], None],
-) -> None:
-    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged."""
-    device, schedule = losses.device, build_schedule(optimizer, spec)
+) -> int:
+    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged.
+
+    Returns how many steps the loss scaler of float16 skipped, their gradients being too large for the format.
+    """
+    device, scaler, skipped = losses.device, loss_scaler(losses.device, spec), 0
     model.train()
     clock.lap()
     for step in range(spec.steps):
         batch = to_device(task.batch(step), device)
         clock.data_ready()
-        with autocast(device, spec.precision):
-            loss = task.losses(model, batch).mean()
-        loss.backward()
-        clip_grad_norm_(model.parameters(), spec.gradient_clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses[step] = loss.detach()
+        losses[step] = backward(model, task, batch, spec, scaler)
+        set_learning_rate(optimizer, spec, step)
+        skipped += not update(model, optimizer, spec, scaler)
         clock.lap()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
             check(step + 1)
+    return skipped
+
+
+def loss_scaler(device: torch.device, spec: TrainSpec) -> GradScaler:
+    """Return what keeps float16 gradients from vanishing; at another precision it does nothing."""
+    return GradScaler(device.type, enabled=spec.precision == "float16")
+
+
+def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into ``count`` parts that differ by at most one sample."""
+    yield from zip(*(tensor.tensor_split(count) for tensor in batch), strict=True)
+
+
+def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler: GradScaler) -> Tensor:
+    """Run forward and backward of a step, micro-batch by micro-batch, and return the batch's mean loss, ().
+
+    Each part counts by its share of the samples, so that the gradients are those of the whole batch.
+    """
+    total = torch.zeros((), device=batch[0].device)
+    for part in micro_batches(batch, spec.accumulation):
+        with autocast(total.device, spec.precision):
+            loss = task.losses(model, part).mean() * (len(part[0]) / len(batch[0]))
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def update(model: nn.Module, optimizer: Optimizer, spec: TrainSpec, scaler: GradScaler) -> bool:
+    """Clip the gradients, take the step and clear them; False where the scaler skipped the step."""
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(model.parameters(), spec.gradient_clip)
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return scaler.get_scale() >= before  # it backs off after a step skipped, and only then
 
 
 def check_finite(losses: Tensor, done: int) -> None:

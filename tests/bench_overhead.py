@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from scalebench.collectors.time import StepClock
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, configure
-from scalebench.optimizers import build_optimizer, build_schedule
+from scalebench.optimizers import build_optimizer, set_learning_rate
 from scalebench.study import DataSpec
 from scalebench.train import check_finite, train
 
@@ -41,13 +41,12 @@ def bare(params: float) -> Callable[[], None]:
     model, optimizer, task, spec = prepared(params)
 
     def chunk() -> None:
-        schedule = build_schedule(optimizer, spec)
         for step in range(CHUNK):
             loss = task.losses(model, task.batch(step)).mean()
             loss.backward()
             clip_grad_norm_(model.parameters(), spec.gradient_clip)
+            set_learning_rate(optimizer, spec, step)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
 
     return chunk

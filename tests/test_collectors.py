@@ -15,7 +15,7 @@ from scalebench.collectors.energy import EnergyMeter
 from scalebench.collectors.environment import code_fingerprint, environment, environment_file, machine_id
 from scalebench.families import gpt, mlp
 from scalebench.hardware import PEAKS, datasheet_peak, matmul_ceiling
-from scalebench.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
 
 CPU = torch.device("cpu")
 
@@ -40,8 +40,13 @@ def test_memory_by_category_is_the_closed_form(name: str) -> None:
     tables = 2 * 32 * config.head_dim * 4 * config.depth  # rotary cos and sin
     assert columns["memory_parameters_bytes"] == 4 * counts.total
     assert columns["memory_gradients_bytes"] == 4 * counts.total
-    steps = 4 * len(list(gpt.build(config, "eager").parameters())) if name.startswith("adam") else 0
-    state = 4 * counts.total * OPTIMIZERS[name].state_per_param + steps
+    model = gpt.build(config, "eager")
+    hidden = [parameter for parameter in model.parameters() if id(parameter) in hidden_matrices(model)]
+    by_muon = hidden if name == "muon" else []
+    counters = len(list(model.parameters())) - len(by_muon)  # a step count for each tensor, except in these:
+    steps = 0 if name in ("sgd", "momentum", "nesterov", "lion") else 4 * counters
+    saved = 4 * sum(parameter.numel() for parameter in by_muon)  # Muon keeps one value where AdamW keeps two
+    state = 4 * counts.total * OPTIMIZERS[name].state_per_param + steps - saved
     assert columns["memory_optimizer_bytes"] == state
     assert stored == 4 * counts.total + state + tables
     assert columns["memory_activations_bytes"] == pytest.approx(2 * counts_at(config), rel=0.35)

@@ -130,8 +130,9 @@ def test_files_that_are_no_toml_are_refused_by_name(tmp_path) -> None:
 
 
 TRAIN = {
-    "steps": 10, "batch_size": 4, "sequence_length": 16, "optimizer": "adamw", "learning_rate": 0.01,
-    "schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.8, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
+    "steps": 10, "batch_size": 4, "accumulation": 1, "checkpointing": False, "sequence_length": 16,
+    "optimizer": "adamw", "learning_rate": 0.01, "schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.8,
+    "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
     "momentum": 0.9, "gradient_clip": 1.0, "precision": "float32", "implementation": "eager", "seed": 0,
 }  # fmt: skip
 DATA = {"source": "stdlib", "validation_fraction": 0.2, "validation_samples": 64, "noise_std": 0.5, "sha256": "ab"}
@@ -151,7 +152,7 @@ def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() ->
     assert trial_id(trial({"depth": 2, "width": 8})) == base
     changed = [trial({"width": 9, "depth": 2}), trial({"width": 8, "depth": 2}, device_kind="cuda")]
     for name, value in (TRAIN | DATA).items():
-        other = value + "x" if isinstance(value, str) else value + 1
+        other = value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
         changed.append(trial({"width": 8, "depth": 2}, **{name: other}))
     assert len({base, *map(trial_id, changed)}) == len(changed) + 1
 

@@ -9,12 +9,15 @@ import pytest
 import torch
 from support import train_spec
 
+from scalebench.checkpointing import recompute_blocks
+from scalebench.collectors import memory
 from scalebench.collectors.time import StepClock, time_columns, warm_mask
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, configure
-from scalebench.optimizers import OPTIMIZERS, build_optimizer, schedule_factor
+from scalebench.optimizers import build_optimizer
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.train import Diverged, check_finite, train, validate
+from scalebench.train import Diverged, backward, check_finite, loss_scaler, micro_batches, train, update, validate
+from scalebench.training import backward_of
 
 CPU = torch.device("cpu")
 
@@ -29,9 +32,27 @@ def run(family_name: str, request: dict[str, object], spec: TrainSpec, samples: 
     task = family.task(config, data, data_spec, spec)
     torch.manual_seed(spec.seed)
     model = family.build(config, spec.implementation)
+    if spec.checkpointing:
+        recompute_blocks(model)
     losses, clock = torch.full((spec.steps,), torch.nan), StepClock(CPU)
     train(model, build_optimizer(model, spec), task, spec, clock, losses, lambda done: None)
     return model, task, losses, clock
+
+
+def gpt_and_task(spec: TrainSpec, **fields: object):
+    """A small GPT in float64 and its task."""
+    family, data = FAMILIES["gpt"], open_source("stdlib")
+    config = configure(family, {"params": 2e3, **fields}, data, spec.sequence_length)
+    about = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=64, noise_std=None, sha256="")
+    torch.manual_seed(0)
+    return family.build(config, spec.implementation).double(), family.task(config, data, about, spec)
+
+
+def gradients(model: torch.nn.Module, task: object, spec: TrainSpec) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The loss of step 0 and its gradients."""
+    model.zero_grad()
+    loss = backward(model, task, task.batch(0), spec, loss_scaler(CPU, spec))
+    return loss, [parameter.grad.clone() for parameter in model.parameters()]
 
 
 def test_linear_regression_reaches_what_its_inputs_allow() -> None:
@@ -62,62 +83,6 @@ def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
     assert losses[0] > 5
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_optimizers_step_as_their_formulas_say(name: str, implementation: str) -> None:
-    """Three steps on f(w) = w.a with constant gradient a, in float64, against the update written out."""
-    spec = train_spec(optimizer=name, implementation=implementation, learning_rate=0.1)
-    gradient = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
-    module = torch.nn.Linear(2, 2, bias=False).double()
-    start = module.weight.detach().clone()
-    optimizer = build_optimizer(module, spec)
-    for _ in range(3):
-        module.weight.grad = gradient.clone()
-        optimizer.step()
-    expected = written_out(name, start.numpy().copy(), gradient.numpy(), spec)
-    np.testing.assert_allclose(module.weight.detach().numpy(), expected, rtol=1e-9)
-
-
-def written_out(name: str, w: np.ndarray, gradient: np.ndarray, s: TrainSpec) -> np.ndarray:
-    first, second = np.zeros_like(w), np.zeros_like(w)
-    for step in range(1, 4):
-        if name == "adamw":
-            w = w * (1 - s.learning_rate * s.weight_decay)
-        g = gradient + (0 if name == "adamw" else s.weight_decay * w)
-        if name == "sgd":
-            w = w - s.learning_rate * g
-        elif name == "momentum":
-            first = g if step == 1 else s.momentum * first + g
-            w = w - s.learning_rate * first
-        else:
-            first = s.beta1 * first + (1 - s.beta1) * g
-            second = s.beta2 * second + (1 - s.beta2) * g**2
-            corrected = np.sqrt(second / (1 - s.beta2**step)) + 1e-8
-            w = w - s.learning_rate * first / (1 - s.beta1**step) / corrected
-    return w
-
-
-def test_vectors_do_not_decay_and_matrices_do() -> None:
-    module = torch.nn.Linear(3, 3)
-    groups = build_optimizer(module, train_spec()).param_groups
-    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    assert decay == {id(module.weight): 0.1, id(module.bias): 0.0}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1, 1, 1]),
-        ("linear", [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [1 / 5, 2 / 5, 3 / 5, 4 / 5, *(0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4))]),
-        ("wsd", [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1, 1, 0.5]),
-    ],
-)
-def test_schedules_warm_up_and_fall_as_drawn(schedule: str, expected: list[float]) -> None:
-    s = train_spec(steps=8, schedule=schedule, warmup_steps=4, decay_fraction=0.25)
-    np.testing.assert_allclose([schedule_factor(s, step) for step in range(8)], expected, rtol=1e-6)
-
-
 def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
     s = train_spec(steps=1, optimizer="sgd", learning_rate=1.0, gradient_clip=0.25, weight_decay=0.0)
     torch.manual_seed(0)
@@ -133,6 +98,81 @@ def test_the_first_loss_that_is_no_number_is_named() -> None:
     check_finite(losses, 2)
     with pytest.raises(Diverged, match="from step 2 on"):
         check_finite(losses, 4)
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 7])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(accumulation: int) -> None:
+    whole = train_spec(batch_size=7, sequence_length=16)
+    model, task = gpt_and_task(whole)
+    expected_loss, expected = gradients(model, task, whole)
+    loss, found = gradients(model, task, whole.model_copy(update={"accumulation": accumulation}))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)  # losses are float32
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_micro_batches_hold_every_sample_once_and_differ_by_one_at_most() -> None:
+    batch = (torch.arange(7), torch.arange(7) * 10)
+    parts = list(micro_batches(batch, 3))
+    assert [len(part[0]) for part in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(implementation: str) -> None:
+    spec = train_spec(batch_size=4, sequence_length=32, implementation=implementation)
+    held, found = [], []
+    for checkpointing in (False, True):
+        model, task = gpt_and_task(spec, params=8e3, depth=4)
+        names = [name for name, _ in model.named_parameters()]
+        if checkpointing:
+            recompute_blocks(model)
+        assert [name for name, _ in model.named_parameters()] == names
+        found.append(gradients(model, task, spec))
+        held.append(memory.split_columns(model, build_optimizer(model, spec), backward_of(model, task, spec, CPU)))
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert held[1]["memory_activations_bytes"] < 0.7 * held[0]["memory_activations_bytes"]
+    assert held[1]["memory_parameters_bytes"] == held[0]["memory_parameters_bytes"]
+
+
+def test_micro_batches_divide_the_activations() -> None:
+    held = []
+    for accumulation in (1, 4):
+        spec = train_spec(batch_size=8, sequence_length=32, accumulation=accumulation)
+        model, task = gpt_and_task(spec)
+        held.append(memory.split_columns(model, build_optimizer(model, spec), backward_of(model, task, spec, CPU)))
+    assert held[1]["memory_activations_bytes"] == pytest.approx(held[0]["memory_activations_bytes"] / 4, rel=0.1)
+
+
+def test_float16_steps_whose_gradients_overflow_are_skipped_and_counted() -> None:
+    """The scale starts at 65,536: a gradient of 4 or more is then beyond float16, until the scale has halved enough."""
+    spec = train_spec(optimizer="sgd", learning_rate=0.5, weight_decay=0.0, precision="float16")
+    scaler = loss_scaler(CPU, spec)
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    optimizer = build_optimizer(module, spec)
+    taken = []
+    for _ in range(4):
+        with torch.autocast("cpu", torch.float16):
+            loss = (module(torch.tensor([[4.0]])) * 1.0).float().mean()
+        scaler.scale(loss).backward()
+        taken.append(update(module, optimizer, spec, scaler))
+    assert taken == [False, False, False, True]
+    assert scaler.get_scale() == 65536 / 8
+    assert module.weight.item() == pytest.approx(-2.0)
+
+
+def test_float16_trains_close_to_float32() -> None:
+    ends = []
+    for precision in ("float32", "float16"):
+        s = train_spec(steps=100, learning_rate=0.02, precision=precision)
+        model, task, losses, _ = run("mlp", {"params": 300}, s, 512)
+        assert losses.dtype == torch.float32
+        ends.append(validate(model, task, s, CPU).loss_nats)
+    assert ends[0] != ends[1]
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
 
 def test_bfloat16_trains_close_to_float32() -> None:

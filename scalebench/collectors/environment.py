@@ -16,7 +16,10 @@ import psutil
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-_DECISIVE = ("families", "data", "collectors", "optimizers.py", "tasks.py", "train.py", "worker.py")
+_DECISIVE = (
+    *("families", "data", "collectors", "tasks", "building.py", "checkpointing.py", "generation.py", "inference.py"),
+    *("measured.py", "optimizers.py", "quantization.py", "train.py", "training.py", "worker.py"),
+)
 
 
 def package_version(name: str) -> str | None:

@@ -51,6 +51,20 @@ def _by_category(snapshot: Mapping[torch.device, Mapping[Any, int]]) -> dict[str
     return sums
 
 
+class Tracker(MemTracker):
+    """MemTracker that lets one step or call run the model several times: a micro-batch, or a token, at a time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.track_external(model)
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        if module is self.model:
+            self.reset_mod_stats()
+        super()._pre_fw_hook(module, inputs)
+
+
 def split_columns(
     model: nn.Module, optimizer: Optimizer, backward: Callable[[int], Any]
 ) -> dict[str, int | str | None]:
@@ -60,12 +74,11 @@ def split_columns(
     optimizer's state. ``memory_<category>_bytes`` is each category's own maximum over the step,
     ``memory_at_peak_<category>_bytes`` what it held when the total was highest (gradients may be zero then).
     """
-    tracker = MemTracker()
-    tracker.track_external(model, optimizer)
+    tracker = Tracker(model)
+    tracker.track_external(optimizer)
     seen: list[dict[str, int]] = []
     with tracker:
         for step in range(2):
-            tracker.reset_mod_stats()
             backward(step)
             seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # gradients stand here
             optimizer.step()
@@ -78,6 +91,23 @@ def split_columns(
         **{f"memory_at_peak_{name}_bytes": size for name, size in at_peak.items()},
         "memory_tracked_peak_bytes": sum(at_peak.values()),
         "memory_split_method": "torch MemTracker over two untimed steps",
+    }
+
+
+def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
+    """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
+
+    A cache of keys and values is among the activations.
+    """
+    tracker = Tracker(model)
+    with torch.no_grad(), tracker:
+        call()
+        at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
+    held = {name: size for name, size in at_peak.items() if name not in ("gradients", "optimizer")}
+    return {
+        **{f"memory_at_peak_{name}_bytes": size for name, size in held.items()},
+        "memory_tracked_peak_bytes": sum(at_peak.values()),
+        "memory_split_method": "torch MemTracker over one untimed call",
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from scalebench.data import glyphs, hub, image_files, images, markov, shards, synthetic, text
 from scalebench.data.corpus import Corpus
@@ -25,6 +25,19 @@ class Data(Protocol):
     @property
     def sha256(self) -> str:
         """SHA-256 of all bytes, or of the definition of a synthetic source."""
+        ...
+
+
+@runtime_checkable
+class Coder(Protocol):
+    """Data whose tokens stand for text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens; what is no text becomes the replacement character."""
         ...
 
 

@@ -56,6 +56,14 @@ class Text(Corpus):
 
         return BytePairs(self, vocab_size, validation_fraction)
 
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text in UTF-8."""
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of bytes; those that are no UTF-8 become the replacement character."""
+        return bytes(tokens).decode(errors="replace")
+
 
 @lru_cache(maxsize=8)
 def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:

@@ -11,9 +11,11 @@ from typing import Any, get_args, get_type_hints
 from scalebench.data import Data
 from scalebench.errors import unknown
 from scalebench.families import cnn, gpt, linear, mlp, resnet, vit
-from scalebench.families.base import Counts, Family, OutOfReach, Unsupported
+from scalebench.families.base import ABILITIES, Counts, Decoder, Family, OutOfReach, Unsupported
 
-__all__ = ["FAMILIES", "Counts", "Family", "OutOfReach", "Unsupported", "configure", "model_fields"]
+__all__ = [
+    "ABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "OutOfReach", "Unsupported", "configure", "model_fields",
+]  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "linear": linear,

@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+
+from scalebench.families.cache import KVCache
 
 if TYPE_CHECKING:
-    from scalebench.study import DataSpec, TrainSpec
+    from scalebench.study import DataSpec
     from scalebench.tasks import Task
+
+
+# What a family may offer beyond training and a forward pass, and what its module must then have.
+ABILITIES: Mapping[str, str] = {
+    "checkpointing": "its module has `blocks`, an nn.ModuleList whose activations can be computed again",
+    "generation": "its module is a `Decoder`: it continues a sequence of tokens",
+    "filling": "its module fills the masked places of a sequence of tokens",
+}
 
 
 class OutOfReach(ValueError):  # noqa: N818 - a state of the request, named as people say it
@@ -44,6 +54,18 @@ class Counts:
         return sum(self.by_group.values())
 
 
+class Decoder(Protocol):
+    """What the module of a family that offers ``generation`` can do."""
+
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        """Return an empty cache for ``capacity`` tokens of ``batch`` sequences."""
+        ...
+
+    def __call__(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Read tokens (B, T) after those in the cache, add them to it, and return logits (B, T, V)."""
+        ...
+
+
 class Family(Protocol):
     """What every module in ``FAMILIES`` provides: these constants, a frozen dataclass ``Config``, these functions."""
 
@@ -68,6 +90,10 @@ class Family(Protocol):
         """The implementations it has."""
 
     @property
+    def OFFERS(self) -> tuple[str, ...]:  # noqa: N802
+        """What its module can do besides, names of ``ABILITIES``."""
+
+    @property
     def SIZES(self) -> Mapping[str, Any]:  # noqa: N802
         """Published Configs by name."""
 
@@ -90,8 +116,11 @@ class Family(Protocol):
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""
 
-    def task(self, config: Any, data: Any, spec: DataSpec, train: TrainSpec, /) -> Task:
-        """Return what the model is to learn."""
+    def task(self, config: Any, data: Any, spec: DataSpec, train: Any, /) -> Task:
+        """Return what the model is to learn; ``train`` is a trial's ``TrainSpec``, or an ``InferenceSpec``.
+
+        Both have ``batch_size``, ``sequence_length`` and ``seed``, and a task looks at nothing else of them.
+        """
 
     def learning_rate(self, config: Any, /) -> float:
         """Return the learning rate that suits this size with AdamW."""

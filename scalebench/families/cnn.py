@@ -24,6 +24,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
+OFFERS: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus
 from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.cache import KVCache, LayerCache, sdpa_over_cache, seen_mask
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import NextToken
 
@@ -35,6 +36,7 @@ DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
+OFFERS = ("checkpointing", "generation")
 
 
 @dataclass(frozen=True)
@@ -207,20 +209,22 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, T, D)
-        """Turn x (B, H, T, D)."""
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:  # (B, H, T, D)
+        """Turn x (B, H, T, D), whose first position is ``start``."""
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat((-second, first), dim=-1)
-        length = x.size(-2)
-        return x * self.cos[:length] + turned * self.sin[:length]
+        places = slice(start, start + x.size(-2))
+        return x * self.cos[places] + turned * self.sin[places]
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T)."""
-    length = q.size(-2)
+    """Causal attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T).
+
+    Fewer queries than keys are the last ones.
+    """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future, -torch.inf).softmax(dim=-1) @ v
+    seen = seen_mask(q.size(-2), k.size(-2), q.device)
+    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -236,14 +240,20 @@ class Attention(nn.Module):
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.bias)
         self.out = nn.Linear(config.inner, config.width, bias=config.bias)
-        self.rotary = Rotary(config.head_dim, config.context) if config.positions == "rotary" else nn.Identity()
+        self.rotary = Rotary(config.head_dim, config.context) if config.positions == "rotary" else None
         self.attend = eager_attention if implementation == "eager" else sdpa_attention
+        self.attend_cached = eager_attention if implementation == "eager" else sdpa_over_cache
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
-        """Mix x (B, T, C) over time."""
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:  # (B, T, C)
+        """Mix x (B, T, C) over time, and with what the cache holds of earlier times."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        mixed = self.attend(self.rotary(q), self.rotary(k), v)  # (B, H, T, D)
+        start = 0 if cache is None else cache.length
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        mixed = (self.attend_cached if start else self.attend)(q, k, v)  # (B, H, T, D)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -261,9 +271,9 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, config.hidden, bias=config.bias)
         self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:  # (B, T, C)
         """Refine x (B, T, C)."""
-        x = x + self.attention(self.norm1(x))
+        x = x + self.attention(self.norm1(x), cache)
         return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
 
 
@@ -272,6 +282,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
+        self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
@@ -293,13 +304,19 @@ class GPT(nn.Module):
                 fan_in = config.width if embedding else parameter.shape[1]
                 parameter.normal_(std=fan_in**-0.5 / (math.sqrt(2 * config.depth) if residual else 1))
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, T)
-        """Predict the next token at each place: logits (B, T, V)."""
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
+        return KVCache(self.config, batch, capacity, self.norm.weight)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T)
+        """Predict the token after each place: logits (B, T, V). What the cache holds came before ``tokens``."""
         x = self.tokens(tokens)
+        start = 0 if cache is None else cache.length
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.size(1)]
-        for block in self.blocks:
-            x = block(x)
+            x = x + self.positions.weight[start : start + tokens.size(1)]
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, layer)
         return self.head(self.norm(x))
 
 

@@ -21,6 +21,7 @@ DATA = "teacher"
 TAKES = Teacher
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
+OFFERS = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ DATA = "teacher"
 TAKES = (Teacher, Images)
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
+OFFERS = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
+OFFERS: tuple[str, ...] = ()  # a block computed twice would count its batch statistics twice
 
 # Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -27,6 +27,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
+OFFERS: tuple[str, ...] = ("checkpointing",)
 
 
 @dataclass(frozen=True)

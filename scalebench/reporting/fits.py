@@ -256,5 +256,6 @@ def series_of(frame: pd.DataFrame, study: Mapping[str, Any]) -> Iterator[Series]
         return
     for values, group in frame.groupby(columns, dropna=False, sort=True):
         named = zip(columns, values, strict=True)
-        label = ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in named)
+        parts = [value if isinstance(value, str) else f"{name} {value}" for name, value in named]
+        label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield analyse_series(label, group, study)

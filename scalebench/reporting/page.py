@@ -17,7 +17,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.reporting import figures, frontier_figure, law_figures, profile_figure, run_figures, tables
+from scalebench.reporting import (
+    figures,
+    frontier_figure,
+    inference_figures,
+    law_figures,
+    profile_figure,
+    run_figures,
+    tables,
+)
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.quantities import present, quantity
@@ -32,6 +40,8 @@ FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] 
     "profile": ("Profile of the irreducible loss E", profile_figure.profile_figure),
     "backtest": ("Larger sizes predicted from smaller ones", law_figures.backtest_figure),
     "frontier": ("Compute-optimal frontier", frontier_figure.frontier_figure),
+    "latency": ("Latency against size", inference_figures.latency_figure),
+    "throughput": ("Throughput against batch size", inference_figures.throughput_figure),
     "step-time": ("Time per training step against size", figures.step_time_figure),
     "memory": ("Memory against size", figures.memory_figure),
     "efficiency": ("Achieved arithmetic rate against size", figures.efficiency_figure),
@@ -39,7 +49,10 @@ FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] 
     "compute": ("Validation loss against compute", run_figures.compute_figure),
     "noise": ("Noise of the step times", run_figures.noise_figure),
 }
-WHERE_POSSIBLE = frozenset({"frontier"})  # left out of the page, not shown empty, where there is nothing to say
+AT_WORK = ("latency", "throughput", "memory", "efficiency")  # of a study that trains nothing
+WHERE_POSSIBLE = frozenset(
+    {"frontier", "latency", "throughput"}
+)  # left out of the page, not shown empty, where there is nothing to say
 MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
 
 
@@ -143,6 +156,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
     analysis = Analysis(frame, series, load_steps(frame), study)
     varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
     missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
+    working = inference_figures.at_work(frame)
     return Section(
         id=name_id,
         name=name,
@@ -151,11 +165,15 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         counts=counts(frame, study, missing),
         missing=tuple(missing),
         notes=tuple(note for one in series for note in one.notes),
-        figures=tuple(view for key in FIGURES if (view := figure_view(f"{name_id}-{key}", key, analysis))),
+        figures=tuple(
+            view
+            for key in (AT_WORK if working else FIGURES)
+            if (view := figure_view(f"{name_id}-{key}", key, analysis))
+        ),
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,
-        fits=tuple(make(series) for make in tables.FIT_TABLES),
+        fits=() if working else tuple(make(series) for make in tables.FIT_TABLES),
         trials=tables.trials_table(frame, varying),
         environment=tables.environment_table(frame),
         command=str(study.get("command") or ""),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.reporting.fits import MEMORY_PEAKS, STEP_TIME, N, Series
+from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol, uncertain
 
 MANY_SERIES = 3
@@ -22,9 +23,10 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
         return
     # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
     many = len(series) > MANY_SERIES
-    if many:
+    if many and not at_work(frame):
         yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
-    for one in series:
+    yield from work_sentences(frame)
+    for one in () if at_work(frame) else series:
         prefix = f"{one.label}: " if one.label else ""
         costs = (cost_sentence(one, what) for what in ("step_time", "memory"))
         sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))

@@ -86,6 +86,9 @@ def trials_table(frame: pd.DataFrame, axes: Iterable[str]) -> Table:
     extra = [axis for axis in axes if axis in frame and axis not in ("params", N)]
     measured = {
         "validation loss (nats)": (LOSS, "", 5), "± (validation)": (LOSS_SE, "", 2), "step time": (STEP_TIME, "s", 3),
+        "latency": ("latency_median_s", "s", 3), "p95": ("latency_p95_s", "s", 3),
+        "first token": ("prefill_time_s", "s", 3), "each further token": ("decode_time_per_token_s", "s", 3),
+        "weights": ("weight_bytes", "B", 3), "cache": ("kv_cache_bytes", "B", 3),
         "tokens/s": ("tokens_per_s", "", 3), "achieved": ("achieved_flops_per_s", "FLOP/s", 3),
         **{f"{title} peak": (name, "B", 3) for name, title in zip(MEMORY_PEAKS, SHORT_PEAKS, strict=True)},
         "energy": ("energy_j", "J", 3),

@@ -1,0 +1,62 @@
+"""From a trial to what runs it: the device, the data, the model with its initial weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scalekernels import unavailable_reason
+from torch import nn
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+
+from scalebench.data import Data, open_data
+from scalebench.families import FAMILIES, Unsupported
+from scalebench.study import Trial
+
+
+def usable_device(trial: Trial) -> torch.device:
+    """Return the trial's device, or raise ``Unsupported`` with why this machine cannot run it."""
+    implementation = trial.work.implementation
+    if trial.device_kind == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("the trial asks for a CUDA device and this machine has none")
+    if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
+        raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
+    if implementation == "triton" and (reason := unavailable_reason()):
+        raise Unsupported(reason)
+    if trial.work.precision == "float16" and trial.device_kind == "cpu":
+        raise Unsupported(
+            "float16 training needs a GPU: torch multiplies float16 matrices on a CPU about a hundred times more "
+            "slowly than float32 ones (bfloat16 is the 16-bit format there)"
+        )
+    return torch.device(trial.device_kind)
+
+
+def planned_data(trial: Trial) -> Data:
+    """Open the trial's source; ``RuntimeError`` when it is not what the trial was planned with."""
+    asked = trial.data
+    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
+    if data.sha256 != asked.sha256:
+        raise RuntimeError(f"the data of {asked.source} changed since the trial was planned; plan again")
+    return data
+
+
+def configuration(trial: Trial) -> Any:
+    """Return the Config of the trial's family."""
+    return FAMILIES[trial.family].Config(**trial.model)
+
+
+def build_model(trial: Trial, device: torch.device) -> nn.Module:
+    """Return the model, its initial weights decided by the trial's seed."""
+    torch.manual_seed(trial.work.seed)
+    return FAMILIES[trial.family].build(configuration(trial), trial.work.implementation).to(device)
+
+
+def compile_model(model: nn.Module) -> Any:
+    """Compile the model in place of running it operation by operation; ``Unsupported`` without a compiler."""
+    if next(model.parameters()).device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise Unsupported("torch.compile needs a C++ compiler on a CPU and none was found") from error
+    return torch.compile(model)

@@ -1,0 +1,118 @@
+"""Figures of models at work: latency against size, throughput against batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.reporting.fits import N, numeric, split_columns
+from scalebench.reporting.quantities import quantity, scale
+from scalebench.reporting.svg import PAPER, Marks, finish, legend, look
+from scalebench.reporting.tables import Cell, number, table, word
+
+LATENCY, P95, BATCH = "latency_median_s", "latency_p95_s", "batch_size"
+
+
+def at_work(frame: pd.DataFrame) -> bool:
+    """Tell whether the trials measured models at work and trained none."""
+    return "mode" in frame and bool(len(frame)) and bool((frame["mode"] == "inference").all())
+
+
+def measured(study: Analysis) -> pd.DataFrame:
+    """Return the valid trials that have a latency."""
+    return study.frame[study.frame["valid"] & (numeric(study.frame, LATENCY) > 0)]
+
+
+def latency_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Median latency against size, with a bar up to the 95th percentile; hollow where the machine was shared."""
+    known = measured(study)
+    if known.empty:
+        return None
+    factor, unit = scale(float(numeric(known, LATENCY).median()), "s")
+    rows: list[Sequence[Cell]] = []
+    for i, one in enumerate(study.series):
+        part, style = known.loc[known.index.intersection(one.trials.index)], look(i)
+        median, high = numeric(part, LATENCY) / factor, numeric(part, P95) / factor
+        marks.axes.vlines(part[N], median, high.fillna(median), color=style["color"], linewidth=1.2)
+        marks.axes.plot(part[N], median, color=style["color"], linewidth=1)
+        shared = part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
+        for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
+            titles = titles_of(one, chosen, LATENCY, "s")
+            marks.draw(chosen[N], numeric(chosen, LATENCY) / factor, titles, **style, markerfacecolor=face,
+                       label=one.label if face != PAPER and one.label else None)  # fmt: skip
+        times = (LATENCY, P95, "latency_p99_s", "prefill_time_s", "decode_time_per_token_s")
+        for _, row in part.iterrows():
+            rows.append((word(who(row, one)), *(number(row.get(name), "s") for name in times)))
+    finish(marks, f"latency of a call ({unit})", log=True)
+    columns = ("trial", "median", "p95", "p99", "first token", "each further token")
+    return Words(
+        "Marks are the median over the calls after warm-up; bars reach up to the 95th percentile where enough calls "
+        "support it. A call that writes reads the prompt and adds every new token. Hollow marks shared the machine.",
+        table("Latency of a call.", columns, rows),
+    )
+
+
+def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Tokens, or samples, per second against the batch size, one line for each size and other axis."""
+    known = measured(study)
+    if known.empty or numeric(known, BATCH).nunique() < 2:
+        return None
+    column = "tokens_per_s" if numeric(known, "tokens_per_s").notna().any() else "samples_per_s"
+    unit = "tokens/s" if column == "tokens_per_s" else "samples/s"
+    rows: list[Sequence[Cell]] = []
+    for i, (label, part) in enumerate(_by_batch(known, study)):
+        style, rate = look(i), numeric(part, column)
+        titles = [f"{label}, batch {quantity(b)}: {quantity(r, unit)}" for b, r in zip(part[BATCH], rate, strict=True)]
+        marks.axes.plot(part[BATCH], rate, color=style["color"], linewidth=1)
+        marks.draw(part[BATCH], rate, titles, **style, label=label)
+        for batch, value in zip(part[BATCH], rate, strict=True):
+            rows.append((word(label), number(batch), number(value, unit)))
+    _batch_axis(marks, sorted(numeric(known, BATCH).unique()), unit)
+    return Words(
+        f"New {unit.partition('/')[0]} per second at the median latency; lines join the batch sizes of a model.",
+        table("Throughput by batch size.", ("model", "batch size", "throughput"), rows),
+    )
+
+
+def _by_batch(known: pd.DataFrame, study: Analysis) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the trials that differ in batch size and seed alone, with a label."""
+    others = [name for name in split_columns(known, study.plan) if name != BATCH]
+    for values, group in known.groupby([N, *others], dropna=False, sort=True):
+        size, *rest = values
+        named = zip(others, rest, strict=True)
+        parts = [str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in named]
+        yield ", ".join(dict.fromkeys([quantity(size), *parts])), group.sort_values([BATCH, "seed"])
+
+
+def _batch_axis(marks: Marks, sizes: Sequence[float], unit: str) -> None:
+    """Label axes of which the lower one has a tick for each batch size."""
+    axes = marks.axes
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel=f"throughput ({unit})")
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    legend(marks)
+
+
+def work_sentences(frame: pd.DataFrame) -> Iterator[str]:
+    """Say which of the models at work answered soonest, and which wrote or judged the most."""
+    known = frame[frame["valid"] & (numeric(frame, LATENCY) > 0)]
+    if known.empty:
+        return
+    soonest = known.loc[numeric(known, LATENCY).idxmin()]
+    yield f"The lowest median latency of a call is {quantity(soonest[LATENCY], 's')}: {_which(soonest)}."
+    column, unit = ("tokens_per_s", "tokens/s") if numeric(known, "tokens_per_s").notna().any() else (
+        "samples_per_s", "samples/s")  # fmt: skip
+    most = known.loc[numeric(known, column).idxmax()]
+    yield f"The highest throughput is {quantity(most[column], unit)}: {_which(most)}."
+
+
+def _which(row: pd.Series[Any]) -> str:
+    """Name a trial at work by its size, batch and weights."""
+    named = f"{quantity(row[N])} parameters, batch {quantity(row.get(BATCH))}"
+    return f"{named}, {row['weight_dtype']} weights" if pd.notna(row.get("weight_dtype")) else named
