@@ -32,7 +32,7 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported
 RECORD_COLUMNS = tuple(
     """
     study trial_id attempt status error_class error_message stop_step
-    family params params_non_embedding requested_params size
+    family params params_non_embedding params_active requested_params size
     train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
     step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s
     timing_method timing_exclusive

@@ -274,6 +274,7 @@ def size_columns(counts: Any, task: Any, spec: Any) -> dict[str, Any]:
     tokens = samples * task.tokens_per_sample if task.tokens_per_sample else None
     return {
         "params": counts.total,
+        "params_active": counts.active,
         "params_non_embedding": counts.non_embedding,
         "flops_per_step": 3 * counts.forward_flops * spec.batch_size,
         "floor_nats": task.floor_nats,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalebench.tasks.base import Batch, LossAlone, Task
-from scalebench.tasks.language import NextToken
+from scalebench.tasks.language import BalancedNextToken, NextToken
 from scalebench.tasks.regression import Regression, regression
 
-__all__ = ["Batch", "LossAlone", "NextToken", "Regression", "Task", "regression"]
+__all__ = ["BalancedNextToken", "Batch", "LossAlone", "NextToken", "Regression", "Task", "regression"]
