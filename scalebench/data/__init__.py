@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from scalebench.data import synthetic, text
+from scalebench.data import retrieval, synthetic, text, transduction
 
 
 class DataError(ValueError):
@@ -40,6 +40,12 @@ SOURCES: Mapping[str, Source] = {
     "stdlib": Source("the Python standard library's own source, as bytes", text.open_stdlib),
     "text": Source("UTF-8 or other text, as bytes: a file, or a folder of files", text.open_path, "PATH"),
     "teacher": Source("regression on a fixed teacher with Gaussian noise: floor known", synthetic.open_teacher),
+    "retrieval": Source(
+        "sets in which a query picks what to sum, with Gaussian noise: floor known", retrieval.open_retrieval
+    ),
+    "transduction": Source(
+        "sequences with an exact answer: reversal, sorting or addition", transduction.open_transduction, "KIND"
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from scalebench.data import Data
 from scalebench.errors import unknown
-from scalebench.families import gpt, linear, mlp, moe, rnn
+from scalebench.families import attention, bert, gpt, linear, mlp, moe, rnn, transformer
 from scalebench.families.base import Counts, Family, OutOfReach, Unsupported
 
 __all__ = ["FAMILIES", "Counts", "Family", "OutOfReach", "Unsupported", "configure", "model_fields"]
@@ -22,6 +22,9 @@ FAMILIES: dict[str, Family] = {
     "gpt": gpt,
     "rnn": rnn,
     "moe": moe,
+    "attention": attention,
+    "transformer": transformer,
+    "bert": bert,
 }
 
 

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from scalebench.tasks.base import Batch, LossAlone, Task
 from scalebench.tasks.language import BalancedNextToken, NextToken
-from scalebench.tasks.regression import Regression, regression
+from scalebench.tasks.masked import MaskedPairs
+from scalebench.tasks.regression import Regression, SetRegression, regression
+from scalebench.tasks.transduction import Transduce
 
-__all__ = ["BalancedNextToken", "Batch", "LossAlone", "NextToken", "Regression", "Task", "regression"]
+__all__ = [
+    "BalancedNextToken",
+    "Batch",
+    "LossAlone",
+    "MaskedPairs",
+    "NextToken",
+    "Regression",
+    "SetRegression",
+    "Task",
+    "Transduce",
+    "regression",
+]
