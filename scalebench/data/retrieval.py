@@ -12,9 +12,9 @@ from scalebench.data.synthetic import FloatArray, generator
 
 # Part of the task, not of a trial: every trial of every study learns the same one.
 _SEED = 20_021
-KEY = 8  # features of a key
-CHANNELS = 16  # values an element carries; the query picks differently for each
-SHARPNESS = 10.0  # of the choice: keys are unit vectors, so the one meant gets e^10 times what one across gets
+KEY = 3  # features of a key
+CHANNELS = 8  # values an element carries; the query picks differently for each
+SHARPNESS = 8.0  # of the choice: keys are unit vectors, so the one meant gets e^8 times what one across gets
 FEATURES = KEY + CHANNELS + 1
 
 

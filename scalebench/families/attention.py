@@ -5,8 +5,8 @@ Legend: B batch, T elements (the query first), C width, H heads, D = C / H, F hi
 Embedding, attention (without positions: a set has no order), MLP, each in pre-norm form, and a linear readout of the
 query's row. Attention and MLP are computed for every row, as in a block of a deep model.
 
-The dial. ``at(params)`` solves N ~ 12 C^2 for the width, a multiple of the head dimension (16 up to a width of 512,
-since keys have 8 features), and lets the hidden width F ~ 4 C take up what rounding left.
+The dial. ``at(params)`` solves N ~ 12 C^2 for the width, a multiple of the head dimension (16 below a width of 512,
+since keys have 3 features), and lets the hidden width F ~ 4 C take up what rounding left.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def explicit(width: int, *, heads: int | None = None, hidden: int | None = None,
 def at(params: float, **held: Any) -> Config:
     """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; any field may be held."""
     inputs = held.get("inputs", Config.inputs)
-    # 12 C^2 + (I + 8) C = params
+    # 12 C^2 + (I + 8) C = params, nearly
     ideal = (math.sqrt((inputs + 8) ** 2 + 48 * params) - inputs - 8) / 24
     config = explicit(held.pop("width", None) or rounded(ideal, _WIDTH_STEPS), **held)
     if "hidden" not in held:
