@@ -75,8 +75,11 @@ def defaults(data: Retrieval, _sequence_length: int | None) -> dict[str, Any]:
 
 
 def learning_rate(config: Config) -> float:
-    """Return AdamW's learning rate for a size."""
-    return float(0.01 * (count(config, 1).total / 1e4) ** -0.25)
+    """Return AdamW's learning rate for a size: 0.015 (N / 1e4)^(-1/4).
+
+    Tuned on 600 steps of 64 sets of 16 elements: of 0.005, 0.01 and 0.02 the best was 0.02 at 1.2e4, by 0.01 nats.
+    """
+    return float(0.015 * (count(config, 1).total / 1e4) ** -0.25)
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:

@@ -96,7 +96,7 @@ def defaults(data: Text, sequence_length: int | None) -> dict[str, Any]:
 
 
 def learning_rate(config: Config) -> float:
-    """Return AdamW's learning rate for a size: a gpt's of as many active parameters."""
+    """Return AdamW's learning rate for a size: a gpt's of as many active parameters, 0.02 (N / 1e4)^(-1/3)."""
     return float(0.02 * (count(config).active_non_embedding / 1e4) ** (-1 / 3))
 
 

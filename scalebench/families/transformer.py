@@ -100,8 +100,12 @@ def defaults(data: Transduction, sequence_length: int | None) -> dict[str, Any]:
 
 
 def learning_rate(config: Config) -> float:
-    """Return AdamW's learning rate for a size."""
-    return float(0.005 * (count(config).non_embedding / 1e4) ** (-1 / 3))
+    """Return AdamW's learning rate for a size: 0.015 (N / 1e4)^(-1/3).
+
+    Tuned on 300 steps of 32 sequences of 16 digits to sort: of 0.003, 0.006 and 0.012 the best was 0.012 at 2e4 and
+    0.006 at 2e5. On reversal of 8 digits 0.02 did better than 0.01 at 2e4.
+    """
+    return float(0.015 * (count(config).non_embedding / 1e4) ** (-1 / 3))
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:
