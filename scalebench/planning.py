@@ -278,7 +278,7 @@ def _steps(budget: Mapping[str, Any], counts: Counts, batch_size: int, length: i
         return int(amount)
     if kind == "flops":
         return max(1, round(amount / (3 * counts.forward_flops * batch_size)))
-    tokens = amount * counts.non_embedding if kind == "tokens_per_param" else amount
+    tokens = amount * counts.active_non_embedding if kind == "tokens_per_param" else amount
     return max(1, round(tokens / (batch_size * (length or 1))))
 
 

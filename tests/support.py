@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from scalebench.study import TrainSpec
 
@@ -50,3 +52,20 @@ def reference_data(name: str) -> Path:
     if not (folder / name).exists():
         pytest.skip(f"{folder / name} is not there; SCALEBENCH_REFERENCE_DATA names its folder")
     return folder / name
+
+
+def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd keeps while ``loss`` runs, each storage once, the model's own tensors left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = loss()
+    assert graph.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
-from scalebench.data import glyphs, hub, image_files, images, markov, shards, synthetic, text
+from scalebench.data import (
+    glyphs,
+    hub,
+    image_files,
+    images,
+    markov,
+    retrieval,
+    shards,
+    synthetic,
+    text,
+    transduction,
+)  # fmt: skip
 from scalebench.data.corpus import Corpus
 
 
@@ -63,6 +74,12 @@ SOURCES: Mapping[str, Source] = {
     "digits": Source("1,797 handwritten digits of 8 × 8 pixels (scikit-learn)", images.open_digits),
     "cifar10": Source("CIFAR-10 in its binary version: a folder", image_files.open_cifar10, "PATH"),
     "idx": Source("images in MNIST's format: a folder", image_files.open_idx, "PATH"),
+    "retrieval": Source(
+        "sets in which a query picks what to sum, with Gaussian noise: floor known", retrieval.open_retrieval
+    ),
+    "transduction": Source(
+        "sequences with an exact answer: reversal, sorting or addition", transduction.open_transduction, "KIND"
+    ),
 }
 
 

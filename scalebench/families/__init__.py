@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -10,7 +11,19 @@ from typing import Any, get_args, get_type_hints
 
 from scalebench.data import Data
 from scalebench.errors import unknown
-from scalebench.families import cnn, gpt, linear, mlp, resnet, vit
+from scalebench.families import (
+    attention,
+    bert,
+    cnn,
+    gpt,
+    linear,
+    mlp,
+    moe,
+    resnet,
+    rnn,
+    transformer,
+    vit,
+)  # fmt: skip
 from scalebench.families.base import ABILITIES, Counts, Decoder, Family, OutOfReach, Unsupported
 
 __all__ = [
@@ -24,6 +37,11 @@ FAMILIES: dict[str, Family] = {
     "resnet": resnet,
     "vit": vit,
     "gpt": gpt,
+    "rnn": rnn,
+    "moe": moe,
+    "attention": attention,
+    "transformer": transformer,
+    "bert": bert,
 }
 
 
@@ -66,6 +84,8 @@ def _check_types(family: Family, held: Mapping[str, Any]) -> None:
             raise OutOfReach(f"{name}: {unknown(name, list(known)).replace('unknown', 'unknown key', 1)}")
         if known[name] is int and (type(value) is not int or value < 1):
             raise OutOfReach(f"{name}: expected a positive whole number (given {value!r})")
+        if known[name] is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+            raise OutOfReach(f"{name}: expected a number of at least 0 (given {value!r})")
         if known[name] is bool and not isinstance(value, bool):
             raise OutOfReach(f"{name}: expected true or false (given {value!r})")
         if (allowed := get_args(known[name])) and value not in allowed:

@@ -36,8 +36,9 @@ class Counts:
     """What a configuration holds and costs, computed without building it.
 
     ``by_group`` sums to ``total``. ``non_embedding`` leaves out tables that are looked up rather than multiplied.
-    ``active`` is what one sample passes through. ``forward_flops`` counts a multiply-add as two, per sample;
-    ``attention_flops`` is the part of it spent on attention scores and mixing, halved where attention is causal.
+    ``active`` is what one token (one sample, where there are none) passes through. ``forward_flops`` counts a
+    multiply-add as two, per sample; ``attention_flops`` is the part of it spent on attention scores and mixing, halved
+    where attention is causal.
     ``activation_bytes`` estimates what training one sample keeps in float32.
     """
 
@@ -52,6 +53,19 @@ class Counts:
     def total(self) -> int:
         """All parameters; tied ones once."""
         return sum(self.by_group.values())
+
+    @property
+    def active_non_embedding(self) -> int:
+        """Parameters in the products that one token takes part in: what dials and budgets per parameter mean."""
+        return self.non_embedding - (self.total - self.active)
+
+
+def check_sequences(symbols: int, vocab_size: int, length: int | None, context: int | None = None) -> None:
+    """Raise ``OutOfReach`` when data of so many ``symbols``, ``length`` of them a sample, does not fit the model."""
+    if vocab_size < symbols:
+        raise OutOfReach(f"vocab_size: {vocab_size} is less than the data's {symbols} symbols (specials included)")
+    if context is not None and length is not None and length > context:
+        raise OutOfReach(f"sequence_length = {length} is longer than the context of {context}")
 
 
 class Decoder(Protocol):

@@ -17,7 +17,6 @@ The modern block is RMSNorm, rotary positions, no biases; ``depth`` or ``width``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.base import Counts, OutOfReach, check_sequences
 from scalebench.families.cache import KVCache, LayerCache, sdpa_over_cache, seen_mask
+from scalebench.families.dial import HIDDEN_STEPS, WIDTH_STEPS, rounded
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import NextToken
 
@@ -55,6 +55,13 @@ class Config:
     bias: bool = False
     tied: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse to rotate features that do not pair up."""
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise OutOfReach(
+                f"head_dim: rotary positions turn pairs of features (given {self.head_dim}); give an even one"
+            )
+
     @property
     def inner(self) -> int:
         """Features that attention works in: H D."""
@@ -76,22 +83,6 @@ SIZES = {
 
 
 # --- the dial --------------------------------------------------------------------------------------------------------
-
-
-def _rounded(value: float, steps: Mapping[float, int]) -> int:
-    """Round to a multiple of the step of the first limit that ``value`` lies below, and at least one step up."""
-    step = next(step for limit, step in steps.items() if value < limit)
-    return max(step, round(value / step) * step)
-
-
-# Larger widths in coarser steps: tensor cores want multiples of 8 and tiles multiples of 64.
-_WIDTH_STEPS = {64: 4, 512: 8, math.inf: 64}
-_HIDDEN_STEPS = {256: 2, 2048: 8, math.inf: 64}
-
-
-def hidden_step(ideal: float) -> int:
-    """Round a hidden width to one the kernels like."""
-    return _rounded(ideal, _HIDDEN_STEPS)
 
 
 def explicit(
@@ -123,13 +114,13 @@ def at(params: float, **held: Any) -> Config:
         ideal_depth = params / (12 * held["width"] ** 2)
     depth = held.pop("depth", None) or max(1 if "width" in held else 2, round(ideal_depth))
     ideal_width = math.sqrt(params / (12 * depth))
-    width = held.pop("width", None) or _rounded(ideal_width, _WIDTH_STEPS)
+    width = held.pop("width", None) or rounded(ideal_width, WIDTH_STEPS)
     config = explicit(depth, width, **held)
     if "hidden" not in held:
         # Non-embedding parameters are linear in the hidden width: solve for it.
         base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
         ideal_hidden = (params - base) / (one_more - base)
-        config = replace(config, hidden=hidden_step(ideal_hidden))
+        config = replace(config, hidden=rounded(ideal_hidden, HIDDEN_STEPS))
     found = count(config).non_embedding
     if abs(found / params - 1) > 0.05:
         raise OutOfReach(
@@ -184,10 +175,9 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
 
 
 def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
-    """Return next-token prediction on the corpus. Raises ``OutOfReach`` when sequences outgrow the context."""
+    """Return next-token prediction on the corpus. Raises ``OutOfReach`` beyond context or vocabulary."""
     assert train.sequence_length is not None
-    if train.sequence_length > config.context:
-        raise OutOfReach(f"sequence_length = {train.sequence_length} is longer than the context of {config.context}")
+    check_sequences(data.vocab_size, config.vocab_size, train.sequence_length, config.context)
     return NextToken(
         data, train.sequence_length, train.batch_size, train.seed, spec.validation_fraction, spec.validation_samples
     )

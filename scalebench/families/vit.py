@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from scalebench.data.images import Images
 from scalebench.families import gpt
 from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.dial import HIDDEN_STEPS, rounded
+from scalebench.families.multihead import eager_attention, sdpa_attention
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import Classification, classification
 
@@ -87,7 +89,7 @@ def at(params: float, **held: Any) -> Config:
         blocks = params - found["patches"] - found["head"]
     if "hidden" not in held:
         base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
-        config = replace(config, hidden=max(1, gpt.hidden_step((params - base) / (one_more - base))))
+        config = replace(config, hidden=max(1, rounded((params - base) / (one_more - base), HIDDEN_STEPS)))
     found_params = count(config).non_embedding
     if abs(found_params / params - 1) > 0.05:
         raise OutOfReach(
@@ -143,11 +145,6 @@ def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Clas
 # --- the module ------------------------------------------------------------------------------------------------------
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T)."""
-    return (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(dim=-1) @ v
-
-
 class Block(nn.Module):
     """Attention over all tokens, then an MLP, each added to what it was given."""
 
@@ -159,13 +156,13 @@ class Block(nn.Module):
         self.out = nn.Linear(config.inner, config.width)
         self.up = nn.Linear(config.width, config.hidden)
         self.down = nn.Linear(config.hidden, config.width)
-        self.attend = eager_attention if implementation == "eager" else F.scaled_dot_product_attention
+        self.attend = eager_attention if implementation == "eager" else sdpa_attention
 
     def attention(self, x: Tensor) -> Tensor:  # (B, T, C)
         """Mix x over the tokens."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(self.attend(q, k, v, False).transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
         """Refine x."""

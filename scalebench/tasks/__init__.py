@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from scalebench.tasks.base import Batch, LossAlone, Task
 from scalebench.tasks.classification import Classification, classification
-from scalebench.tasks.language import NextToken
-from scalebench.tasks.regression import Regression, regression
+from scalebench.tasks.language import BalancedNextToken, NextToken
+from scalebench.tasks.masked import MaskedPairs
+from scalebench.tasks.regression import Regression, SetRegression, regression
+from scalebench.tasks.transduction import Transduce
 
-__all__ = ["Batch", "Classification", "LossAlone", "NextToken", "Regression", "Task", "classification", "regression"]
+__all__ = [
+    "BalancedNextToken",
+    "Batch",
+    "Classification",
+    "LossAlone",
+    "MaskedPairs",
+    "NextToken",
+    "Regression",
+    "SetRegression",
+    "Task",
+    "Transduce",
+    "classification",
+    "regression",
+]

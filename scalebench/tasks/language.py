@@ -69,9 +69,7 @@ class NextToken(LossAlone):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each window, (B,)."""
         tokens, targets = batch  # (B, T)
-        logits = model(tokens)  # (B, T, V)
-        each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return each.view(targets.shape).mean(1)
+        return token_losses(model(tokens), targets)
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of each window, and the bytes of text per token that it predicts."""
@@ -85,6 +83,26 @@ class NextToken(LossAlone):
         if "bytes_per_token" not in judged:
             return {}
         return {"bits_per_byte": float(judged["loss_nats"].mean() / judged["bytes_per_token"].mean() / math.log(2))}
+
+
+@dataclass(frozen=True)
+class BalancedNextToken(NextToken):
+    """Next-token prediction by a model of routed experts: in training it returns its balance loss beside the logits."""
+
+    balance_weight: float = 0.0
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy per token of each window, (B,), and in training the weighted balance loss."""
+        if not model.training:
+            return super().losses(model, batch)
+        logits, balance = model(batch[0])
+        return token_losses(logits, batch[1]) + self.balance_weight * balance
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy over time of logits (B, T, V) on targets (B, T), in nats, (B,)."""
+    each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return each.view(targets.shape).mean(1)
 
 
 def _shifted(windows: Tokens) -> Batch:

@@ -1,0 +1,70 @@
+"""Pairs of passages for BERT: one ends with a line, the other is the text that follows or comes from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalebench.data.text import Text, split
+
+NEWLINE, END = 10, 0  # the byte that ends a line, and the one that ends a document
+
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Boundaries:
+    """One side of a text, and the places in it where a line has ended and another begins.
+
+    ``places`` (n,) index ``content``; each has ``before`` bytes before it and ``after`` bytes after it in the same
+    document, whose number is in ``documents`` (n,), in ascending order.
+    """
+
+    content: Bytes
+    places: Indices
+    documents: Indices
+    before: int
+    after: int
+
+    def halves(self, first: Indices, second: Indices) -> tuple[Bytes, Bytes]:
+        """Return what stands before the boundaries ``first`` (B,) and after ``second``: (B, before) and (B, after)."""
+        left = self.places[first][:, None] + np.arange(-self.before, 0)
+        return self.content[left], self.content[self.places[second][:, None] + np.arange(self.after)]
+
+    def elsewhere(self, first: Indices, rng: np.random.Generator) -> Indices:
+        """Draw, for each boundary (B,), one of another document, uniformly."""
+        start = np.searchsorted(self.documents, self.documents[first], side="left")
+        stop = np.searchsorted(self.documents, self.documents[first], side="right")
+        drawn = rng.integers(self.places.size - (stop - start))
+        return np.where(drawn < start, drawn, drawn + stop - start)
+
+
+@lru_cache(maxsize=8)
+def boundaries(text: Text, validation_fraction: float, before: int, after: int, *, held_out: bool) -> Boundaries:
+    """Return the boundaries of one side of a text. Raises ``ValueError`` unless two documents have some."""
+    training, documents = split(text, validation_fraction)
+    content = np.concatenate(documents) if held_out else training
+    places = np.flatnonzero(content[:-1] == NEWLINE).astype(np.int64) + 1
+    places = places[(places >= before) & (places + after <= content.size)]
+    ended = np.concatenate([[0], np.cumsum(content == END)])  # documents that ended before each byte
+    places = places[ended[places - before] == ended[places + after]]
+    found = Boundaries(content, places, ended[places], before, after)
+    if np.unique(found.documents).size < 2:
+        raise ValueError(
+            f"fewer than two {'validation' if held_out else 'training'} documents hold a line that ends {before} bytes "
+            f"in and {after} before the end, as pairs of passages need; give more text or a shorter sequence_length"
+        )
+    return found
+
+
+def spread(found: Boundaries, samples: int) -> Indices:
+    """Return about ``samples`` boundaries, evenly over documents and evenly within each."""
+    documents, starts, sizes = np.unique(found.documents, return_index=True, return_counts=True)
+    chosen = np.linspace(0, documents.size - 1, min(documents.size, samples)).astype(int)
+    each = max(1, samples // chosen.size)
+    inside = [np.unique(np.linspace(0, sizes[d] - 1, each).astype(int)) + starts[d] for d in chosen]
+    return np.concatenate(inside).astype(np.int64)

@@ -1,0 +1,157 @@
+"""BERT's two objectives: masked tokens, and whether one passage follows another (Devlin et al. 2019, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
+from scalebench.data.synthetic import generator
+from scalebench.data.text import Text, split
+from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch
+
+SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # numbered after the symbols of the text, in this order
+MASKED_SHARE, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
+IGNORED = -100  # the label of a place that is not to be predicted
+
+Integers = NDArray[np.int64]
+
+
+def assemble(first: Bytes, second: Bytes, symbols: int) -> tuple[Integers, Integers]:
+    """Join passages (B, a) and (B, b) as [CLS] a [SEP] b [SEP]: tokens and segments, both (B, a + b + 3)."""
+    rows = len(first)
+    cls, sep = (np.full((rows, 1), symbols + i, dtype=np.int64) for i in (0, 1))
+    tokens = np.concatenate([cls, first, sep, second, sep], axis=1)
+    segments = np.zeros_like(tokens)
+    segments[:, first.shape[1] + 2 :] = 1
+    return tokens, segments
+
+
+def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Integers, Integers]:
+    """Hide 15 % of each row's text (at least one token): inputs and labels, both (B, T).
+
+    Of the places chosen 80 % become [MASK], 10 % a symbol drawn at random, 10 % stay as they are; the others' labels
+    are ``IGNORED``. Every row has the same number of places, round(0.15 n) of its n tokens that are no specials.
+    """
+    text = tokens < symbols
+    each = max(1, round(MASKED_SHARE * int(text[0].sum())))
+    order = np.where(text, rng.random(tokens.shape), np.inf).argsort(axis=1)
+    rows, places = np.arange(len(tokens))[:, None], order[:, :each]
+    labels = np.full_like(tokens, IGNORED)
+    labels[rows, places] = tokens[rows, places]
+    fate, anything = rng.random(places.shape), rng.integers(symbols, size=places.shape)
+    hidden = np.where(fate < AS_MASK, symbols + 2, np.where(fate < AS_MASK + AS_RANDOM, anything, tokens[rows, places]))
+    inputs = tokens.copy()
+    inputs[rows, places] = hidden
+    return inputs, labels
+
+
+@dataclass(frozen=True)
+class MaskedPairs:
+    """Fill in masked bytes and tell whether the second passage follows the first: the loss is the sum of both.
+
+    Half the pairs follow. Masks are drawn anew for every step, by seed and step; validation's are always the same.
+    Passages of a batch and of validation come from the documents of their own side.
+    """
+
+    text: Text
+    sequence_length: int
+    batch_size: int
+    seed: int
+    validation_fraction: float
+    validation_samples: int
+    floor_nats: float | None = None
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """T, specials included."""
+        return self.sequence_length
+
+    @property
+    def samples_per_epoch(self) -> float:
+        """Pairs that hold as many bytes as the training text."""
+        return split(self.text, self.validation_fraction)[0].size / (self.sequence_length - 3)
+
+    def side(self, *, held_out: bool) -> Boundaries:
+        """Return where the passages of one side meet."""
+        first = (self.sequence_length - 3) // 2
+        second = self.sequence_length - 3 - first
+        return boundaries(self.text, self.validation_fraction, first, second, held_out=held_out)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when a side of the text has no pairs of this length."""
+        if self.sequence_length < 8:
+            raise ValueError(f"sequence_length = {self.sequence_length} leaves no passages; give at least 8")
+        assert all(self.side(held_out=side).places.size for side in (False, True))
+
+    def batch(self, step: int) -> Batch:
+        """Return inputs, segments and labels (B, T), and whether the second passage follows (B,), all int64."""
+        rng, side = generator(TRAINING, self.seed, step), self.side(held_out=False)
+        first = rng.integers(side.places.size, size=self.batch_size)
+        return tuple(map(torch.from_numpy, self._pairs(side, first, rng)))
+
+    def _pairs(self, side: Boundaries, first: Integers, rng: np.random.Generator) -> tuple[Integers, ...]:
+        follows = rng.integers(2, size=len(first))
+        second = np.where(follows, first, side.elsewhere(first, rng))
+        tokens, segments = assemble(*side.halves(first, second), self.text.vocab_size)
+        inputs, labels = mask(tokens, self.text.vocab_size, rng)
+        return inputs, segments, labels, follows
+
+    def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        """Yield the held-out pairs; a cluster is the document of the first passage."""
+        *whole, clusters = _validation(self)
+        for start in range(0, len(clusters), VALIDATION_BATCH):
+            rows = slice(start, start + VALIDATION_BATCH)
+            yield tuple(torch.from_numpy(part[rows]) for part in whole), clusters[rows]
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the sum of both losses of each pair, (B,)."""
+        inputs, segments, labels, follows = batch
+        return sum(_both(model(inputs, segments), labels, follows), start=torch.zeros((), device=inputs.device))
+
+    def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the losses apart and summed, the share of masked tokens filled in rightly, and both verdicts."""
+        inputs, segments, labels, follows = batch
+        symbols, verdicts = model(inputs, segments)
+        filled, told = _both((symbols, verdicts), labels, follows)
+        masked = labels != IGNORED
+        right = ((symbols.argmax(2) == labels) & masked).sum(1) / masked.sum(1)
+        parts = {"mlm_loss_nats": filled, "nsp_loss_nats": told, "mlm_right": right}
+        return {"loss_nats": filled + told, **parts, "follows": follows, "said": verdicts.argmax(1)}
+
+    def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
+        """Return both losses, both accuracies, and F1 of the pairs that follow."""
+        from sklearn.metrics import f1_score
+
+        follows, said = judged["follows"], judged["said"]
+        return {
+            "mlm_loss_nats": float(judged["mlm_loss_nats"].mean()),
+            "nsp_loss_nats": float(judged["nsp_loss_nats"].mean()),
+            "mlm_accuracy": float(judged["mlm_right"].mean()),
+            "nsp_accuracy": float((follows == said).mean()),
+            "nsp_f1": float(f1_score(follows, said, zero_division=0.0)),
+        }
+
+
+@lru_cache(maxsize=4)
+def _validation(task: MaskedPairs) -> tuple[Integers, ...]:
+    """Return the held-out pairs with their masks, and the document of each."""
+    side = task.side(held_out=True)
+    first = spread(side, task.validation_samples)
+    return *task._pairs(side, first, generator(VALIDATION, 0)), side.documents[first]
+
+
+def _both(outputs: tuple[Tensor, Tensor], labels: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each pair's mean loss over its masked tokens and its loss of telling, both (B,), in nats."""
+    symbols, verdicts = outputs  # (B, T, V) and (B, 2)
+    flat = symbols.flatten(0, 1).float()
+    each = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
+    filled = each.sum(1) / (labels != IGNORED).sum(1)
+    return filled, F.cross_entropy(verdicts.float(), follows, reduction="none")

@@ -1,0 +1,357 @@
+"""BERT: published sizes, masks within binomial bounds, pairs that keep to their side, both losses, torch's encoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from support import saved_for_backward, train_spec
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalebench.data import open_source
+from scalebench.data.pairs import boundaries, spread
+from scalebench.data.text import Text, split
+from scalebench.families import OutOfReach, bert, configure
+from scalebench.study import DataSpec
+from scalebench.tasks import MaskedPairs
+from scalebench.tasks.masked import IGNORED, assemble, mask
+
+STDLIB = open_source("stdlib")
+CLS, SEP, MASK = 256, 257, 258
+SHAPE = {"vocab_size": 259, "context": 64}
+T = 43
+
+
+def pairs(text: Text = STDLIB, **changes: object) -> MaskedPairs:
+    values = {"sequence_length": T, "batch_size": 256, "seed": 0, "validation_fraction": 0.2, "validation_samples": 200}
+    return MaskedPairs(text, **(values | changes))
+
+
+def unmasked(batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The tokens before any was masked."""
+    inputs, _, labels, _ = batch
+    return torch.where(labels == IGNORED, inputs, labels)
+
+
+def within_four_sigma(found: int, n: int, share: float) -> bool:
+    return abs(found - n * share) < 4 * math.sqrt(n * share * (1 - share))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_fifteen_percent_are_masked_and_of_these_80_10_10() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.integers(256, size=(2000, 40))
+    tokens, _ = assemble(text[:, :20].astype(np.uint8), text[:, 20:].astype(np.uint8), 256)
+    inputs, labels = mask(tokens, 256, rng)
+    chosen = labels != IGNORED
+    assert (chosen.sum(1) == 6).all()  # 15 % of 40
+    n = int(chosen.sum())
+    hidden, kept = chosen & (inputs == MASK), chosen & (inputs == tokens)
+    assert within_four_sigma(int(hidden.sum()), n, 0.8)
+    assert within_four_sigma(int(kept.sum()), n, 0.1 + 0.1 / 256)  # a random symbol can be the one that was there
+    changed = inputs[chosen & ~hidden & ~kept]
+    assert changed.max() < 256
+    assert within_four_sigma(int((changed < 128).sum()), changed.size, 0.5)
+    np.testing.assert_array_equal(inputs[~chosen], tokens[~chosen])
+    np.testing.assert_array_equal(labels[chosen], tokens[chosen])
+
+
+def test_every_place_of_the_text_is_masked_equally_often_and_specials_never() -> None:
+    tokens, _ = assemble(np.zeros((6000, 9), np.uint8), np.zeros((6000, 11), np.uint8), 256)
+    _, labels = mask(tokens, 256, np.random.default_rng(1))
+    often = (labels != IGNORED).sum(0)
+    assert not often[[0, 10, 22]].any()
+    for place in set(range(23)) - {0, 10, 22}:
+        assert within_four_sigma(int(often[place]), 6000, 3 / 20)
+
+
+def test_a_short_row_has_one_masked_token() -> None:
+    tokens, _ = assemble(np.zeros((3, 1), np.uint8), np.zeros((3, 1), np.uint8), 256)
+    assert ((mask(tokens, 256, np.random.default_rng(0))[1] != IGNORED).sum(1) == 1).all()
+
+
+def test_masks_and_pairs_are_new_every_step_and_decided_by_seed_and_step() -> None:
+    first = pairs().batch(7)
+    assert all(torch.equal(a, b) for a, b in zip(first, pairs().batch(7), strict=True))
+    for other in (pairs().batch(8), pairs(seed=1).batch(7)):
+        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first[2] == IGNORED, other[2] == IGNORED)
+        assert not torch.equal(first[3], other[3])
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_two_passages_with_their_segments_and_specials() -> None:
+    inputs, segments, labels, follows = batch = pairs().batch(0)
+    assert all(part.dtype == torch.int64 for part in batch)
+    assert inputs.shape == segments.shape == labels.shape == (256, T)
+    assert follows.shape == (256,)
+    tokens = unmasked(batch)
+    assert (tokens[:, 0] == CLS).all()
+    assert (tokens[:, 21] == SEP).all()
+    assert (tokens[:, -1] == SEP).all()
+    assert (tokens >= 256).sum() == 3 * 256
+    assert not segments[:, :22].any()
+    assert segments[:, 22:].all()
+    assert (tokens[:, 20] == ord("\n")).all()  # the first passage ends with its line
+
+
+def test_half_the_pairs_follow_and_they_alone_stand_together_in_the_text() -> None:
+    task = pairs()
+    batches = [task.batch(step) for step in range(8)]
+    follows = torch.cat([batch[3] for batch in batches])
+    assert within_four_sigma(int(follows.sum()), len(follows), 0.5)
+    content = split(STDLIB, 0.2)[0].tobytes()
+    tokens = torch.cat([unmasked(batch) for batch in batches])[:60]
+    for row, said in zip(tokens, follows[:60], strict=True):
+        first, second = bytes(row[1:21].tolist()), bytes(row[22:-1].tolist())
+        assert first in content
+        assert second in content
+        assert (first + second in content) or not said
+    apart = [row for row, said in zip(tokens, follows[:60], strict=True) if not said]
+    together = sum(bytes([*row[1:21].tolist(), *row[22:-1].tolist()]) in content for row in apart)
+    assert together <= 1  # blank lines and the like
+
+
+def test_passages_keep_to_their_side_and_negatives_to_another_document() -> None:
+    documents = tuple(
+        b"".join(b"%03d line %02d of this document\n" % (number, line) for line in range(8)) for number in range(60)
+    )
+    text = Text(documents)
+    held_out = {int(document[:3].tobytes()) for document in split(text, 0.3)[1]}
+    task = pairs(text, validation_fraction=0.3, sequence_length=61)  # passages of 29 bytes: a line each
+
+    def numbers(batch: tuple[torch.Tensor, ...]) -> list[tuple[int, int, int]]:
+        lines = [(bytes(row[1:30].tolist()), bytes(row[31:60].tolist())) for row in unmasked(batch)]
+        return [(int(a[:3]), int(b[:3]), int(said)) for (a, b), said in zip(lines, batch[3], strict=True)]
+
+    trained = [pair for step in range(4) for pair in numbers(task.batch(step))]
+    judged = [pair for batch, _ in task.validation() for pair in numbers(batch)]
+    assert {number for first, second, _ in trained for number in (first, second)} == set(range(60)) - held_out
+    assert {number for first, second, _ in judged for number in (first, second)} <= held_out
+    for first, second, said in trained + judged:
+        assert (first == second) == bool(said)
+
+
+def test_validation_is_the_same_for_every_seed_and_spread_over_documents() -> None:
+    one, two = (list(pairs(seed=seed).validation()) for seed in (0, 1))
+    assert all(torch.equal(x, y) for (a, _), (b, _) in zip(one, two, strict=True) for x, y in zip(a, b, strict=True))
+    side = pairs().side(held_out=True)
+    clusters = np.concatenate([cluster for _, cluster in one])
+    np.testing.assert_array_equal(clusters, side.documents[spread(side, 200)])
+    assert len(set(clusters)) == min(200, len(set(side.documents)))
+
+
+def test_a_negative_is_drawn_evenly_from_all_other_documents() -> None:
+    side = boundaries(STDLIB, 0.2, 20, 20, held_out=True)
+    first = np.full(20_000, side.places.size // 3)
+    drawn = side.elsewhere(first, np.random.default_rng(0))
+    other = side.documents != side.documents[first[0]]
+    assert other[drawn].all()
+    half = int(np.flatnonzero(other)[: other.sum() // 2].max())
+    assert within_four_sigma(int((drawn <= half).sum()), 20_000, 0.5)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "body", "whole"),
+    [("bert-base", 109_482_240, 110_106_428), ("bert-large", 335_141_888, 336_226_108)],
+)
+def test_published_sizes_are_counted_exactly_and_built_so(size: str, body: int, whole: int) -> None:
+    counts = bert.count(bert.SIZES[size])
+    assert counts.total == whole
+    assert counts.total - sum(counts.by_group[name] for name in bert.HEADS) == body
+    with torch.device("meta"):
+        module = bert.build(bert.SIZES[size], "sdpa")
+    assert built_groups(module) == counts.by_group
+
+
+def built_groups(module: torch.nn.Module) -> dict[str, int]:
+    """Count a built BERT's parameters by the names of the modules that hold them."""
+    first = {
+        "tokens": "token_embedding", "positions": "position_embedding", "segments": "segment_embedding",
+        "norm": "norm", "pooler": "pooler", "transform": "mlm_head", "transform_norm": "mlm_head",
+        "output_bias": "output_bias", "follows": "nsp_head",
+    }  # fmt: skip
+    inside = {"attention": "attention", "norm1": "norm", "norm2": "norm", "up": "mlp", "down": "mlp"}
+    groups = dict.fromkeys([*first.values(), *inside.values()], 0)
+    for name, parameter in module.named_parameters():
+        part = name.split(".")
+        groups[inside[part[2]] if part[0] == "blocks" else first[part[0]]] += parameter.numel()
+    return groups
+
+
+@pytest.mark.parametrize("config", [bert.at(2e4, **SHAPE), bert.explicit(3, 24, heads=3, hidden=17, **SHAPE)])
+def test_counts_equal_the_built_module_group_by_group(config: bert.Config) -> None:
+    counts = bert.count(config)
+    assert built_groups(bert.build(config, "eager")) == counts.by_group
+    tables = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")
+    assert counts.non_embedding == counts.total - sum(counts.by_group[name] for name in tables)
+
+
+@pytest.mark.parametrize("held", [{}, {"depth": 3}, {"width": 64}])
+def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
+    low, high = (1e5, 1e9) if held else (1e4, 1e11)
+    for request in np.geomspace(low, high, 120):
+        sizes = [bert.count(bert.at(n, **held, **SHAPE)).non_embedding for n in (request, 1.1 * request)]
+        assert abs(sizes[0] / request - 1) <= 0.05
+        assert sizes[1] > sizes[0]
+
+
+def test_flops_are_the_counters_on_the_eager_path() -> None:
+    config, tokens = bert.at(3e4, **SHAPE), torch.zeros(2, 48, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        bert.build(config, "eager")(tokens, tokens)
+    assert counter.get_total_flops() == 2 * bert.count(config, 48).forward_flops
+
+
+@pytest.mark.parametrize("params", [1e4, 5e5])
+def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
+    config, task = bert.at(params, **SHAPE), pairs(batch_size=4)
+    model, batch = bert.build(config, "eager"), task.batch(0)
+    found = saved_for_backward(model, lambda: task.losses(model, batch).mean())
+    assert 0.5 < found / (4 * bert.count(config, T).activation_bytes) < 2
+
+
+# --- the function ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_block_is_torchs_encoder_layer(implementation: str) -> None:
+    torch.manual_seed(0)
+    config = bert.explicit(1, 24, heads=3, hidden=31, **SHAPE)
+    block = bert.Block(config, implementation).double()
+    for parameter in block.parameters():
+        parameter.data.normal_(std=0.3)
+    layer = torch.nn.TransformerEncoderLayer(
+        24, 3, 31, dropout=0.0, activation="gelu", layer_norm_eps=1e-12, batch_first=True, dtype=torch.float64
+    )
+    mine, other = block.attention, layer.self_attn
+    other.in_proj_weight.data = torch.cat([mine.query.weight, mine.key_value.weight]).data
+    other.in_proj_bias.data = torch.cat([mine.query.bias, mine.key_value.bias]).data
+    for left, right in (
+        (mine.out, other.out_proj), (block.up, layer.linear1), (block.down, layer.linear2),
+        (block.norm1, layer.norm1), (block.norm2, layer.norm2),
+    ):  # fmt: skip
+        right.load_state_dict(left.state_dict())
+    x = torch.randn(2, 7, 24, dtype=torch.float64, requires_grad=True)
+    results = [[y, torch.autograd.grad(y.square().sum(), x)[0]] for y in (block(x), layer(x))]
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+def test_every_token_sees_every_other() -> None:
+    torch.manual_seed(0)
+    model, (inputs, segments, *_) = bert.build(bert.at(3e4, **SHAPE), "sdpa"), pairs(batch_size=1).batch(0)
+    before = model.encode(inputs, segments)
+    for place in (0, 17, T - 1):
+        changed = inputs.clone()
+        changed[0, place] = (changed[0, place] + 1) % 256
+        moved = (model.encode(changed, segments) - before).abs().amax(2)[0]
+        assert moved.min() > 1e-6, f"a change at {place} leaves token {int(moved.argmin())} as it was"
+
+
+def test_segments_and_positions_count() -> None:
+    torch.manual_seed(0)
+    model, (inputs, segments, *_) = bert.build(bert.at(3e4, **SHAPE), "sdpa"), pairs(batch_size=2).batch(0)
+    before = model.encode(inputs, segments)
+    assert (model.encode(inputs, 1 - segments) - before).abs().max() > 1e-2
+    swapped = inputs[:, [0, *range(20, 0, -1), *range(21, T)]]
+    assert (model.encode(swapped, segments)[:, 0] - before[:, 0]).abs().max() > 1e-3
+
+
+def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
+    task = pairs(batch_size=4)
+    results = []
+    for implementation in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = bert.build(bert.at(3e4, **SHAPE), implementation).double()
+        symbols, verdicts = model(*task.batch(0)[:2])
+        (symbols.square().mean() + verdicts.square().mean()).backward()
+        results.append([symbols, verdicts, *(parameter.grad for parameter in model.parameters())])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-9)
+
+
+# --- losses and metrics ----------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
+    torch.manual_seed(0)
+    task, model = pairs(batch_size=16), bert.build(bert.at(2e4, **SHAPE), "sdpa")
+    inputs, segments, labels, follows = batch = task.batch(0)
+    with torch.no_grad():
+        symbols, verdicts = model(inputs, segments)
+        judged = {name: values.double().numpy() for name, values in task.judge(model, batch).items()}
+        losses = task.losses(model, batch).double().numpy()
+    masked = labels != IGNORED
+    filled = F.cross_entropy(symbols[masked], labels[masked])
+    told = F.cross_entropy(verdicts, follows)
+    found = task.metrics(judged)
+    np.testing.assert_allclose(judged["loss_nats"], losses, rtol=1e-6)
+    assert losses.mean() == pytest.approx(float(filled + told), rel=1e-5)
+    assert found["mlm_loss_nats"] == pytest.approx(float(filled), rel=1e-5)
+    assert found["nsp_loss_nats"] == pytest.approx(float(told), rel=1e-5)
+    assert found["mlm_accuracy"] == pytest.approx(float((symbols.argmax(2) == labels)[masked].double().mean()))
+    said = verdicts.argmax(1)
+    assert found["nsp_accuracy"] == pytest.approx(float((said == follows).double().mean()))
+    assert found["nsp_f1"] == f1_score(follows, said, zero_division=0.0)
+
+
+def test_a_model_that_knows_nothing_has_the_loss_of_guessing() -> None:
+    task = pairs(batch_size=16)
+
+    class Guess(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(*tokens.shape, 259), torch.zeros(len(segments), 2)
+
+    torch.testing.assert_close(task.losses(Guess(), task.batch(0)), torch.full((16,), math.log(259) + math.log(2)))
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        ({"depth": 2, "width": 30, "heads": 4}, "width: 30 features cannot be shared by heads = 4"),
+        ({"params": 300}, "nearest bert"),
+        ({"size": "bert-bass"}, "did you mean 'bert-base'"),
+    ],
+)
+def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
+    with pytest.raises(OutOfReach, match=word):
+        configure(bert, request_, STDLIB, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"context": 32}, "sequence_length = 43 is longer than the context of 32"),
+        ({"vocab_size": 256}, "vocab_size: 256 is less than the data's 259"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], word: str) -> None:
+    side = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256="")
+    with pytest.raises(OutOfReach, match=word):
+        bert.task(replace(bert.at(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
+
+
+def test_texts_and_lengths_without_pairs_are_refused() -> None:
+    pairs().check()
+    with pytest.raises(ValueError, match="sequence_length = 7"):
+        pairs(sequence_length=7).check()
+    with pytest.raises(ValueError, match="fewer than two training documents"):
+        pairs(sequence_length=3_000_000).check()
+    with pytest.raises(ValueError, match="fewer than two"):
+        pairs(Text(tuple(b"no line ends here %d" % i for i in range(50)))).check()
