@@ -95,6 +95,20 @@ def test_bootstrap_repeats_by_seed():
     assert not np.array_equal(first.samples["alpha"], other.samples["alpha"])
 
 
+@pytest.mark.parametrize("method", ["parametric", "resample"])
+def test_neither_rows_nor_labels_have_an_order(method):
+    rng = np.random.default_rng(5)
+    points = study(rng, sizes=np.geomspace(1e3, 1e6, 15))
+    labels = np.repeat([f"size {i}" for i in range(15)], 2)
+    moved = rng.permutation(30)
+    renamed = dict(zip(np.unique(labels), rng.permutation(15), strict=True))
+    other = {name: values[moved] for name, values in points.items()}
+    other["config"] = [str(renamed[label]) for label in labels[moved]]
+    one, two = (fit(one).bootstrap(60, 1, method) for one in ({**points, "config": labels}, other))
+    for name in TRUTH:  # the sums have other orders of addition, and the objective is flat at its minimum
+        np.testing.assert_allclose(one.samples[name], two.samples[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("count", [6, 14])
 def test_refits_reach_the_optimum_of_a_multi_start(count):
     found = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
