@@ -48,6 +48,7 @@ class Problem:
 
     `target` and `weights` are [n] or, one row per replicate, [batch, n]; `lower` and `upper` are [P], equal where
     pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target count `overestimate` times.
+    The coordinate of index `held` stays where each row of theta has it.
     """
 
     law: Law
@@ -59,11 +60,15 @@ class Problem:
     log_space: bool
     centre: dict[str, float] = field(default_factory=dict)
     overestimate: float = 1.0
+    held: int | None = None
 
     @property
     def free(self) -> NDArray[np.bool_]:
         """Which of the P parameters are not pinned, [P]."""
-        return self.lower < self.upper
+        free: NDArray[np.bool_] = self.lower < self.upper
+        if self.held is not None:
+            free[self.held] = False
+        return free
 
     def split(self, theta: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Coefficients [batch, m] and exponents [batch, k]."""
