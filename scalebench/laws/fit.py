@@ -108,7 +108,7 @@ class Fit:
         return profiling.profile(self, name, level, n, seed)
 
     def bootstrap(self, n: int = 1000, seed: int = 0, method: str = "auto") -> uncertainty.Bootstrap:
-        """Refit `n` resamples; see `uncertainty`. `method` is auto, resample or parametric.
+        """Refit `n` resamples; see `uncertainty`. `method`: auto, resample, residuals, wild or parametric.
 
         Raises FitRefused with zero degrees of freedom.
         """

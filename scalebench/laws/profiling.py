@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.noise import estimate_noise, simulate
+from scalebench.laws.noise import estimate_noise
 from scalebench.laws.solver import polish
-from scalebench.laws.uncertainty import clusters_needed, resample
+from scalebench.laws.uncertainty import chosen, replicates
 
 if TYPE_CHECKING:
     from scalebench.laws.fit import Fit
@@ -63,10 +63,8 @@ def _profiled(fit: Fit) -> list[str]:
 
 def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
     """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
-    if fit.n_configurations >= clusters_needed(fit):
-        problem = replace(fit.problem, weights=resample(fit, n, rng))
-    else:
-        problem = replace(fit.problem, target=simulate(fit, estimate_noise(fit), n, rng)[0])
+    target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
+    problem = replace(fit.problem, target=target, weights=weights)
     theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
     held = polish(replace(problem, held=index), theta, width)
     # From where the held fit ended: the free one can then only be lower.
