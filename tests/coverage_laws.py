@@ -15,47 +15,55 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import coverage_designs
 import numpy as np
+from coverage_batches import bootstraps, fits
 from coverage_designs import MISFITS, SCENARIOS, TRUTHS, Scenario, asked, beyond, draw, profiles
 
-from scalebench.laws import LAWS, FitRefused, fit
+from scalebench.laws import LAWS, Bootstrap, FitRefused, fit
 
-EDITION = 2  # of the simulated studies: another one draws others
+EDITION = 3  # of the simulated studies: another one draws others
 REFITS, ORACLE_STUDIES, BATCH = 400, 2000, 50
 Intervals = dict[str, tuple[float, float, float]]  # low, high, truth
 Study = dict[str, Intervals] | None
 
 
-def study(scenario: Scenario, seed: int) -> Study:
-    """Every interval of one study by how it was made and name; None where it was refused."""
+def study(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
+    """Every interval of each study by how it was made and name; None where it was refused."""
+    drawn = [_drawn(scenario, seed) for seed in seeds]
+    try:
+        found = fits(scenario.law, [points for points, _ in drawn])
+        boots = {how: bootstraps(found, REFITS, seeds, how) for how in ("auto", *scenario.compared)}
+    except FitRefused:  # for its design, which all of them share
+        return [None for _ in seeds]
+    return [
+        _study(scenario, truths, {how: boot[i] for how, boot in boots.items()}) for i, (_, truths) in enumerate(drawn)
+    ]
+
+
+def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Points of a study, and what its intervals should hold."""
     rng = np.random.default_rng([zlib.crc32(scenario.name.encode()), seed, EDITION])
     points, mean = draw(scenario, rng), float(scenario.mean(beyond(scenario))[0])
     truths = {name: TRUTHS[scenario.law][name] for name in asked(scenario)}
-    truths |= {"mean": mean, "new": mean * float(np.exp(scenario.noise * rng.standard_normal()))}
-    try:
-        found = fit(points, scenario.law)
-        boots = {method: found.bootstrap(REFITS, seed, method) for method in ("auto", *scenario.compared)}
-    except FitRefused:
-        return None
-    intervals = {method: _intervals(scenario, boot, truths) for method, boot in boots.items()}
+    return points, truths | {"mean": mean, "new": mean * float(np.exp(scenario.noise * rng.standard_normal()))}
+
+
+def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootstrap]) -> dict[str, Intervals]:
+    intervals = {how: _intervals(scenario, boot, truths) for how, boot in boots.items()}
     if scenario.bca:
         ends = {name: boots["auto"].interval(name, kind="bca") for name in asked(scenario)}
         intervals["bca"] = {name: (*end, truths[name]) for name, end in ends.items()}
-    if scenario.profiled:
-        ends = {name: found.profile(name, seed=seed).interval for name in profiles(scenario)}
-        intervals["profile"] = {name: (*end, truths[name]) for name, end in ends.items()}
     return intervals
 
 
-def _intervals(scenario: Scenario, boot: Any, truths: dict[str, float]) -> Intervals:
+def _intervals(scenario: Scenario, boot: Bootstrap, truths: dict[str, float]) -> Intervals:
     found = {name: (*boot.interval(name), truths[name]) for name in asked(scenario)}
     for kind in ("mean", "new"):
         (low,), (high,) = boot.prediction_interval(beyond(scenario), kind=kind)
@@ -63,10 +71,24 @@ def _intervals(scenario: Scenario, boot: Any, truths: dict[str, float]) -> Inter
     return found
 
 
-def flagged(scenario: Scenario, seed: int) -> bool | None:
-    """Whether the law is rejected for lack of fit at 1 %; None without replicates."""
-    rng = np.random.default_rng([zlib.crc32(scenario.name.encode()), seed, EDITION])
-    return fit(draw(scenario, rng), scenario.law).lack_of_fit().flagged if scenario.seeds > 1 else None
+def profiled(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
+    """The intervals of the profile of each study."""
+    drawn = [_drawn(scenario, seed) for seed in seeds]
+    found = fits(scenario.law, [points for points, _ in drawn])
+    return [
+        {
+            "profile": {
+                name: (*one.profile(name, n=REFITS, seed=seed).interval, truths[name]) for name in profiles(scenario)
+            }
+        }
+        for one, (_, truths), seed in zip(found, drawn, seeds, strict=True)
+    ]
+
+
+def flagged(scenario: Scenario, seeds: Sequence[int]) -> list[bool]:
+    """Whether the law is rejected for lack of fit at 1 % in each study of a design with replicates."""
+    found = fits(scenario.law, [_drawn(scenario, seed)[0] for seed in seeds])
+    return [one.lack_of_fit().flagged for one in found]
 
 
 def oracle_widths(scenario: Scenario) -> dict[str, float]:
@@ -89,16 +111,21 @@ def replace_bound(exact):
     return replace(exact, problem=replace(exact.problem, upper=upper))
 
 
-def batches(scenario: Scenario, studies: int, folder: Path, one: Callable = study) -> Iterator[Any]:
-    """Finished studies of a scenario, read where they are and run where they are not, a batch at a time."""
-    path = folder / f"{scenario.name}, {one.__name__} {EDITION}.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    yield from done[:studies]
-    for first in range(len(done), studies, BATCH):
-        found = [one(scenario, seed) for seed in range(first, min(first + BATCH, studies))]
-        with path.open("a") as file:
-            file.writelines(json.dumps(each) + "\n" for each in found)
-        yield from found
+def batches(scenario: Scenario, studies: int, kind: Callable = study) -> list[tuple[Scenario, Callable, range]]:
+    """What `batch` takes, for each batch of the studies of a scenario."""
+    return [(scenario, kind, range(first, min(first + BATCH, studies))) for first in range(0, studies, BATCH)]
+
+
+def batch(scenario: Scenario, kind: Callable, seeds: range, folder: Path) -> dict[str, Any]:
+    """What was `found` in a batch of studies and the `cpu_s` it took, read where it is there and run where not."""
+    path = folder / f"{scenario.name}, {kind.__name__} {EDITION}, {seeds.start} to {seeds.stop}.json"
+    if not path.exists():
+        began = time.process_time()
+        found = {"found": kind(scenario, seeds), "cpu_s": time.process_time() - began}
+        partly = path.with_suffix(".partly")
+        partly.write_text(json.dumps(found))
+        partly.replace(path)
+    return json.loads(path.read_text())
 
 
 def summarise(scenario: Scenario, found: list[Study], widths: dict[str, float]) -> dict[str, Any]:
@@ -166,18 +193,6 @@ LACK = (
 )
 
 
-def count(scenario: Scenario, studies: int, cache: Path) -> dict[str, Any]:
-    """The summary of a scenario, from its studies and its oracle."""
-    began = time.process_time()
-    found = summarise(scenario, list(batches(scenario, studies, cache)), oracle_widths(scenario))
-    return {**found, "cpu_s": round(time.process_time() - began, 1)}
-
-
-def count_flags(scenario: Scenario, studies: int, cache: Path) -> float:
-    """Per cent of studies in which the law is flagged."""
-    return round(100 * float(np.mean(list(batches(scenario, studies, cache, flagged)))), 1)
-
-
 def main() -> None:
     """Run what is not there yet and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,19 +203,35 @@ def main() -> None:
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    began, summaries = time.perf_counter(), []
-    replicated = [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS]
+    began, replicated = time.perf_counter(), [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS]
+    tasks = [task for one in SCENARIOS for task in batches(one, options.studies)]
+    tasks += [task for one in replicated for task in batches(one, options.studies, flagged)]
+    tasks += [task for one in SCENARIOS if one.profiled for task in batches(one, options.studies, profiled)]
+    found: dict[tuple[str, str], list[Any]] = {}
+    spent = 0.0
     with ProcessPoolExecutor(options.jobs) as pool:
-        rows = pool.map(partial(count, studies=options.studies, cache=options.cache), SCENARIOS)
-        shares = pool.map(partial(count_flags, studies=options.studies, cache=options.cache), replicated)
-        for one in rows:
-            summaries.append(one)
-            print(f"{time.perf_counter() - began:5.0f} s  {json.dumps(one)}", flush=True)
-        flags = dict(zip((one.name for one in replicated), shares, strict=True))
-    found = {"edition": EDITION, "scenarios": summaries, "flagged_percent": flags}
-    (options.output / "coverage.json").write_text(json.dumps(found, indent=1) + "\n")
+        waiting = {pool.submit(batch, *task, options.cache): task for task in tasks}
+        widths = {one.name: pool.submit(oracle_widths, one) for one in SCENARIOS}
+        for done in as_completed(waiting):
+            spent += done.result()["cpu_s"]
+            scenario, kind, seeds = waiting[done]
+            print(f"{time.perf_counter() - began:5.0f} s  {scenario.name}, {kind.__name__} {seeds}", flush=True)
+        for one, (scenario, kind, _) in waiting.items():
+            found.setdefault((scenario.name, kind.__name__), []).extend(one.result()["found"])
+        summaries = [_summary(one, found, widths[one.name].result()) for one in SCENARIOS]
+    flags = {one.name: round(100 * float(np.mean(found[one.name, "flagged"])), 1) for one in replicated}
+    took = {"wall_s": round(time.perf_counter() - began), "cpu_s_of_batches": round(spent), "jobs": options.jobs}
+    told = {"edition": EDITION, **took, "scenarios": summaries, "flagged_percent": flags}
+    (options.output / "coverage.json").write_text(json.dumps(told, indent=1) + "\n")
     (options.output / "table.md").write_text(table(summaries, flags, coverage_designs.CHANGED))
-    print(f"{time.perf_counter() - began:.0f} s in all, {sum(one['cpu_s'] for one in summaries):.0f} s of work")
+    print(took)
+
+
+def _summary(scenario: Scenario, found: dict[tuple[str, str], list[Any]], widths: dict[str, float]) -> dict[str, Any]:
+    summary = summarise(scenario, found[scenario.name, "study"], widths)
+    if scenario.profiled:
+        summary["methods"] |= summarise(scenario, found[scenario.name, "profiled"], widths)["methods"]
+    return summary
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LEAST = 1e-3  # a parameter at 0 has no size to step by
 FARTHEST = 40.0  # times its size, in search of an end
-STEPS = 24  # values held at once in that search
-ROUNDS = 3  # of it, each 23 times finer
+STEPS = 8  # of three stretches of that search
+ROUNDS = 2  # of finer search, each 15 times finer
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +88,27 @@ def _end(fit: Fit, index: int, side: int, rise: float) -> float:
     """Where the profile has risen by `rise` on one side: ever longer steps, then ever finer ones about the crossing."""
     best, bound = float(fit.theta[index]), float((fit.problem.lower if side < 0 else fit.problem.upper)[index])
     ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
-    steps = best + side * max(abs(best), LEAST) * np.geomspace(0.002, FARTHEST, STEPS)
-    values = side * np.minimum(side * steps, side * bound)
-    values = np.array([best, *(values if np.isinf(bound) else [*values, bound])])
-    for _ in range(ROUNDS):
-        above = _pinned(fit, index, values, (1,)) - ceiling
-        if not (above > 0).any():
-            return bound
-        out = max(int((above > 0).argmax()), 1)
-        (inside, outside), (low, high) = values[[out - 1, out]], above[[out - 1, out]]
-        if inside == outside or high <= low:
-            return float(inside)
-        values = np.linspace(inside, outside, STEPS)
-    return float(inside + (outside - inside) * min(max(-low / (high - low), 0.0), 1.0))
+    away = max(abs(best), LEAST) * np.geomspace(0.002, FARTHEST, 3 * STEPS)
+    room = side * (bound - best)
+    away = away if np.isinf(room) else np.append(away[away < room], room)
+    crossing, inside = None, best
+    for reach in np.array_split(away, 3):  # the farther only where the nearer do not cross: they are slow to fit
+        if crossing is None and reach.size:
+            values = np.array([inside, *(best + side * reach)])
+            crossing, inside = _crossing(fit, index, values, ceiling), values[-1]
+    for _ in range(ROUNDS if crossing else 0):
+        assert crossing is not None
+        finer = _crossing(fit, index, np.linspace(crossing[0], crossing[1], 2 * STEPS), ceiling)
+        crossing = finer or crossing
+    return bound if crossing is None else crossing[2]
+
+
+def _crossing(fit: Fit, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
+    """The first two neighbours among `values` between which the profile crosses, and where along their chord."""
+    above = _pinned(fit, index, values, (1,)) - ceiling
+    if not (above > 0).any():
+        return None
+    out = max(int((above > 0).argmax()), 1)
+    (inside, outside), (low, high) = values[[out - 1, out]], above[[out - 1, out]]
+    share = min(max(-low / (high - low), 0.0), 1.0) if high > low else 0.0
+    return float(inside), float(outside), float(inside + (outside - inside) * share)
