@@ -2,6 +2,10 @@
 
 Besiroglu et al. 2024 (2404.10102) trace published parameters of Chinchilla to it: summed and averaged losses have the
 same minimum, but L-BFGS-B stops where the objective falls by less than 2.2e-9 of itself or 1, whichever is larger.
+
+From the 4,500 starts of Hoffmann et al. 2022 the best end of the mean lies 8.85 % above the optimum (alpha 0.3820, beta
+0.3121, A 865, B 703, E 1.786; SciPy 1.17), that of the sum 1.5e-10. Both best ends come from starts with
+alpha = beta = 0, so those 180 are run here.
 """
 
 import itertools
@@ -18,8 +22,8 @@ from scalebench.laws import fit
 REFERENCE = Path(
     os.environ.get("SCALEBENCH_REFERENCE_DATA", Path(__file__).parents[1] / ".." / "shared" / "reference-data")
 )
-# Hoffmann et al. 2022 (2203.15556), D.3: log A, log B, log E, alpha, beta; 4,500 starts.
-GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
+# Hoffmann et al. 2022 (2203.15556), D.3: log A, log B, log E, alpha, beta; the exponents go on to 2 in steps of 0.5.
+GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), (0.0,), (0.0,))
 OPTIMUM = 1.0182740e-3  # sum of Huber losses of the 240 points, by an independent fit at high precision
 
 
@@ -56,28 +60,28 @@ def objective(points, scale):
     return at
 
 
-@pytest.fixture(scope="module")
-def stopped(points):
-    """Where the mean objective stops with SciPy's defaults: the best of the 4,500 starts."""
-    mean = objective(points, 1 / 240)
+def best_end(objective):
+    """Where SciPy's defaults stop, from the best of the starts."""
     starts = [np.array(start, dtype=float) for start in itertools.product(*GRID)]
-    assert len(starts) == 4500
-    ends = [optimize.minimize(mean, start, jac=True, method="L-BFGS-B") for start in starts]
+    ends = [optimize.minimize(objective, start, jac=True, method="L-BFGS-B") for start in starts]
     return min(ends, key=lambda end: end.fun)
 
 
-def test_the_mean_of_the_losses_stops_early(points, stopped):
-    excess = 240 * stopped.fun / OPTIMUM - 1
+@pytest.fixture(scope="module")
+def stopped(points):
+    return best_end(objective(points, 1 / 240))
+
+
+def test_the_mean_of_the_losses_stops_early(stopped):
     assert stopped.success  # it says of itself that it has converged
-    # 8.85 % with SciPy 1.17; where exactly it stops is up to the version, that it is this far off is not.
-    assert 0.04 < excess < 0.2
+    # Where exactly it stops is up to the version of SciPy; that it is about this far off is not.
+    assert 0.04 < 240 * stopped.fun / OPTIMUM - 1 < 0.2
     alpha, beta = stopped.x[3:]
     assert beta / (alpha + beta) < 0.47  # the exponent of N*(C), 0.514 at the optimum
 
 
-def test_the_same_start_and_method_reach_the_optimum_of_the_sum(points, stopped):
-    onward = optimize.minimize(objective(points, 1.0), stopped.x, jac=True, method="L-BFGS-B")
-    assert onward.fun < 240 * stopped.fun * 0.97
+def test_their_sum_does_not_from_the_same_starts(points):
+    assert best_end(objective(points, 1.0)).fun == pytest.approx(OPTIMUM, rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 240, 1e-9], ids=["sum", "mean", "billionth"])
