@@ -63,7 +63,7 @@ class Bootstrap:
         if name not in self.samples:
             raise FitRefused(f"{name!r} is not a parameter; those of {self.fit.law.name} are {', '.join(self.samples)}")
         if self.drawn == "resample" and name in self.fit.bounds_hit:
-            return self._at_bound.interval(name, level, kind)
+            return self._at_bound.interval(name, level)
         if kind == "bca":
             return bca.interval(self, name, level)
         low, high = self.ends(self.samples[name][:, None], level)
@@ -72,7 +72,7 @@ class Bootstrap:
     @cached_property
     def _at_bound(self) -> Bootstrap:
         """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
-        return bootstrap(self.fit, self.n, self.seed, "residuals")
+        return bootstrap(self.fit, self.n, self.seed, "parametric")
 
     def prediction_interval(
         self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
@@ -129,11 +129,10 @@ def chosen(fit: Fit) -> tuple[str, str]:
     n, needed = fit.n_configurations, clusters_needed(fit)
     if n < CLUSTERS_NEEDED:
         return "parametric", f"{n} configurations, and resampling needs {CLUSTERS_NEEDED}"
+    if fit.bounds_hit:  # Andrews 2000, Econometrica 68; residuals lie to one side there, too
+        return "parametric", f"{' and '.join(fit.bounds_hit)} at a bound, where resampling fails"
     if n < needed:
         return "residuals", f"{n} configurations; resamples of fewer than {needed} lose ends of the design"
-    if fit.bounds_hit:
-        held = " and ".join(fit.bounds_hit)
-        return "residuals", f"{held} at a bound, where resampling configurations fails (Andrews 2000)"
     return "resample", f"{n} configurations, from {needed} up"
 
 
