@@ -173,6 +173,7 @@ def fit(
     space: Literal["log", "raw"] = "log",
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     bootstrap: int = 1000,
+    method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
     backtest: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
 ) -> int:
@@ -208,6 +209,9 @@ def fit(
         Pin a parameter, as E=1.69; may be repeated.
     bootstrap:
         Refits behind the intervals.
+    method:
+        How refits are drawn: whole configurations, their residuals, the signs of these (wild), or normal noise; auto
+        takes what was measured to hold for so many configurations, and the output says which and why.
     backtest:
         Predict each of the largest sizes from the smaller ones, too.
     output:
@@ -225,7 +229,9 @@ def fit(
         "fixed": console_fit.assigned("--fix", fix),
     }
     columns |= console_fit.assigned("--column", other_columns, text=True)
-    return console_fit.run_fit(points, law, columns, where, options, bootstrap, backtest=backtest, output=output)
+    return console_fit.run_fit(
+        points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
+    )
 
 
 @app.command

@@ -42,6 +42,7 @@ def run_fit(
     options: Mapping[str, Any],
     refits: int,
     *,
+    method: str,
     backtest: bool,
     output: Path | None,
 ) -> int:
@@ -55,7 +56,7 @@ def run_fit(
     if mixed:
         print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
-    document = to_document(fitted, read, refits, 0, rows)
+    document = to_document(fitted, read, refits, 0, rows, method)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
@@ -85,6 +86,7 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows)
     reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
+    because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
     kept = ", ".join(f"{name} at its bound" for name in fit.bounds_hit) or "none"
     say(
         "",
@@ -92,12 +94,14 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
         f"status      {fit.status}, condition number {fit.condition_number:.3g}",
         f"bounds      {kept}",
-        f"intervals   {document['interval_method']}",
+        f"intervals   {document['interval_method']}{because}",
     )
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
-    return "pinned" if name in document["fixed"] else "at its bound" if name in document["bounds_hit"] else ""
+    return (
+        "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    )
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:

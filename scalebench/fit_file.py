@@ -74,14 +74,16 @@ def fit_values(table: PointTable) -> dict[str, Any]:
     return values
 
 
-def to_document(fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None) -> dict[str, Any]:
+def to_document(
+    fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None, method: str = "auto"
+) -> dict[str, Any]:
     """Return `fit.to_dict()` with its intervals from ``refits`` refits, and what it takes to make the fit again."""
-    document = fit.to_dict()
-    if refits != DEFAULT_REFITS and document["intervals"][fit.law.parameters[0]] is not None:
-        boot = fit.bootstrap(refits, seed)
+    document, asked = fit.to_dict(), (refits, method) != (DEFAULT_REFITS, "auto")
+    if asked and document["intervals"][fit.law.parameters[0]] is not None:
+        boot = fit.bootstrap(refits, seed, method)
         ends = {name: boot.interval(name) for name in fit.parameters}
         document["intervals"] = json_safe(ends)
-        document["interval_method"] = boot.method
+        document |= {"interval_method": boot.method, "interval_reason": boot.reason}
     points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
     source = {"file": table.path.name, "columns": table.columns, "where": table.where, "refits": refits}
     return {

@@ -123,7 +123,11 @@ def parameters_table(series: Sequence[Series]) -> Table:
                 continue
             for parameter, value in trend.fit.parameters.items():
                 text, interval = bounded(value, *trend.interval(parameter), unit=unit)
-                ended = "at its bound" if parameter in trend.fit.bounds_hit else str(trend.fit.status).replace("_", " ")
+                ended = (
+                    "at its bound: one-sided interval"
+                    if parameter in trend.fit.bounds_hit
+                    else str(trend.fit.status).replace("_", " ")
+                )
                 rows.append((*head, word(symbol(parameter)), (text, value), word(interval), word(ended)))
     return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "how the fit ended"), tuple(rows))
 
