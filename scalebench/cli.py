@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from scalebench import __version__
+from scalebench import __version__, cli_laws
 
 app = App(
     name="scalebench",
@@ -158,7 +158,9 @@ def fit(
     points: Path,
     /,
     *,
-    law: Annotated[str, Parameter(help="The law; `scalebench list` shows them.")] = "power",
+    law: Annotated[
+        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
+    ] = "power",
     params_column: Column = None,
     tokens_column: Column = None,
     loss_column: Column = None,
@@ -262,6 +264,12 @@ def predict(
 
     others = console_fit.assigned("--input", inputs)
     return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
+
+
+app.command(cli_laws.optimal)
+app.command(cli_laws.next_, name="next")
+app.command(cli_laws.worth)
+app.command(cli_laws.tune)
 
 
 @app.command(name="list")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.console import print_json, say, si, table
+from scalebench.console_choice import choose_law, print_choice
 from scalebench.errors import InputError
-from scalebench.fit_file import fit_points, to_document
+from scalebench.fit_file import fit_points, json_safe, to_document
 from scalebench.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
@@ -49,6 +50,7 @@ def run_fit(
     """Fit, print what was found, and write it as JSON where asked; return the exit code."""
     if refits < 2:
         raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
+    law, choice = choose_law(points, law, columns, where, options)
     fitted, read = fit_points(points, law, columns, where, options)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
@@ -56,10 +58,13 @@ def run_fit(
     if mixed:
         print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
-    document = to_document(fitted, read, refits, 0, rows, method)
+    document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
+    document |= to_document(fitted, read, refits, 0, rows, method)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
+    if choice is not None:
+        print_choice(choice)
     print_fit(fitted, document)
     if rows is not None:
         print_backtest(rows)
