@@ -1,8 +1,8 @@
 """Intervals that mean what they say: bootstrap, prediction intervals and backtests of a fitted law.
 
-From 12 configurations up, configurations are resampled: from 20 for each parameter up they themselves, inputs and all;
-below that their residuals, at the inputs that were measured, since a resample without the smallest or the largest size
-says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to residuals
+From 12 configurations up, configurations are resampled. From 20 for each parameter, and 40, up they themselves, inputs
+and all; below that their residuals, at the inputs that were measured, since a resample without the smallest or the
+largest size says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to residuals
 and to normal noise see residuals as large as those measured (see `noise`): for a linear model this gives Student-t
 intervals, and it keeps the skewness and the bounds of a non-linear one. The residual scale is that of configuration
 means, so it holds lack of fit as well as seeds.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
 # Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
-CLUSTERS_EACH = 20
+CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
 MOST_VALUES = 20_000_000  # weights or targets held at once
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
@@ -168,7 +168,7 @@ def _blocks(fit: Fit, n: int) -> list[int]:
 
 def clusters_needed(fit: Fit) -> int:
     """Configurations from which resampling them, inputs and all, covers what it says."""
-    return max(CLUSTERS_NEEDED, CLUSTERS_EACH * int(fit.problem.free.sum()))
+    return max(CLUSTERS_AT_LEAST, CLUSTERS_EACH * int(fit.problem.free.sum()))
 
 
 def resample(fit: Fit, n: int, rng: np.random.Generator) -> Array:
