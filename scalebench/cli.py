@@ -241,7 +241,7 @@ def predict(
     source: Path,
     /,
     *,
-    params: float,
+    params: Annotated[float | None, Parameter(show_default=False)] = None,
     tokens: Annotated[float | None, Parameter(show_default=False)] = None,
     inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
     where: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -252,11 +252,11 @@ def predict(
     Parameters
     ----------
     params:
-        The size to predict: non-embedding parameters N for a results folder.
+        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
     tokens:
         Training tokens D; without it those that the recipe of the trials gives.
     inputs:
-        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10; may be repeated.
+        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
     where:
         Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
     """

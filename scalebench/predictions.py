@@ -1,7 +1,7 @@
 """What a size will need and reach, from measured trials or from a fitted law: each answer with its interval and reach.
 
 Step time, memory, FLOPs per step and checkpoint size are trends of the trials: a floor and a line, or a floor and a
-power of the size where that predicted the larger sizes better; what the trials cannot support is refused with the reason.
+power of the size where that predicted the larger sizes better; what the trials cannot support is refused with why.
 """
 
 from __future__ import annotations
@@ -71,12 +71,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers for one size, and how well larger sizes were predicted from smaller ones before (the loss)."""
+    """The answers for one size, or other inputs, and how well larger sizes were predicted from smaller ones before."""
 
-    params: float
+    params: float | None
     tokens: float | None
     answers: tuple[Answer, ...]
     backtest: tuple[Holdout, ...]
+    at: str = ""  # the inputs, where they are others
 
 
 # --- from a fitted law -----------------------------------------------------------------------------------------------
@@ -88,8 +89,8 @@ def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], name
     Raises ``InputError`` where an input is missing.
     """
     law, params, tokens = fitted.law, given["params"], given.get("tokens")
-    options = {name: f"--{name}" if name == "tokens" else f"--input {name}=NUMBER" for name in law.inputs}
-    missing = [options[name] for name in law.inputs if given.get(name) is None]
+    options = {"x": "--params", "params": "--params", "tokens": "--tokens"}
+    missing = [options.get(name, f"--input {name}=NUMBER") for name in law.inputs if given.get(name) is None]
     if missing:
         needed = " and ".join(law.inputs)
         raise InputError([f"{path}: {law.name} predicts from {needed}; give {' and '.join(missing)}"])
@@ -104,7 +105,8 @@ def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], name
         if tokens
         else Answer("data", "tokens", reason="no --tokens given")
     )
-    return Prediction(params or 0.0, tokens, (answer, data, *refused), tuple(_backtest(fitted)))
+    at = ", ".join(f"{name} {given[name]:g}" for name in law.inputs)
+    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)), at)
 
 
 def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str) -> Answer:

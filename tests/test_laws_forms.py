@@ -121,7 +121,7 @@ def test_rates_of_a_roofline_can_be_pinned(fixed):
     again = fit(points, "roofline", fixed={name: free.parameters[name] for name in fixed})
     assert again.parameters == pytest.approx(free.parameters, rel=1e-4)  # the optimum is flat to half the digits
     assert again.objective == pytest.approx(free.objective, rel=1e-9)
-    with pytest.raises(FitRefused, match="fixed F is 0.*; a rate needs a positive number"):
+    with pytest.raises(FitRefused, match=r"fixed F is 0.*; a rate needs a positive number"):
         fit(points, "roofline", fixed={"F": 0.0})
 
 

@@ -32,8 +32,8 @@ def check_options(law: Law, loss: str, delta: float, space: str, pinned: Mapping
             raise FitRefused(f"fixed names {name!r}; parameters of {law.name} are {', '.join(law.parameters)}")
         if name not in law.pinnable:
             raise FitRefused(
-                f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}: {name} is made of "
-                "several coordinates of the fit, all of which would have to move together to hold it"
+                f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}: {name} is made "
+                "of several coordinates of the fit, all of which would have to move together to hold it"
             )
         if not (math.isfinite(value) and (value >= 0 or name in law.exponents)):
             raise FitRefused(f"fixed {name} is {value}; it needs a finite number, not negative for a coefficient")

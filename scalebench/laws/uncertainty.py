@@ -2,10 +2,10 @@
 
 From 12 configurations up, configurations are resampled. From 20 for each parameter, and 40, up they themselves, inputs
 and all; below that their residuals, at the inputs that were measured, since a resample without the smallest or the
-largest size says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to residuals
-and to normal noise see residuals as large as those measured (see `noise`): for a linear model this gives Student-t
-intervals, and it keeps the skewness and the bounds of a non-linear one. The residual scale is that of configuration
-means, so it holds lack of fit as well as seeds.
+largest size says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to
+residuals and to normal noise see residuals as large as those measured (see `noise`): for a linear model this gives
+Student-t intervals, and it keeps the skewness and the bounds of a non-linear one. The residual scale is that of
+configuration means, so it holds lack of fit as well as seeds.
 """
 
 from __future__ import annotations
