@@ -212,8 +212,7 @@ def fit(
     bootstrap:
         Refits behind the intervals.
     method:
-        How refits are drawn: whole configurations, their residuals, the signs of these (wild), or normal noise; auto
-        takes what was measured to hold for so many configurations, and the output says which and why.
+        How refits are drawn; auto takes what was measured to hold for so many configurations.
     backtest:
         Predict each of the largest sizes from the smaller ones, too.
     output:
@@ -224,12 +223,8 @@ def fit(
     given = {"params": params_column, "tokens": tokens_column, "loss": loss_column, "x": x_column, "y": y_column}
     given |= {"flops": flops_column, "config": config_column}
     columns = {role: name for role, name in given.items() if name is not None}
-    options: dict[str, Any] = {
-        "loss": loss,
-        "delta": delta,
-        "space": space,
-        "fixed": console_fit.assigned("--fix", fix),
-    }
+    options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
+    options["fixed"] = console_fit.assigned("--fix", fix)
     columns |= console_fit.assigned("--column", other_columns, text=True)
     return console_fit.run_fit(
         points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
@@ -266,10 +261,8 @@ def predict(
     return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
 
 
-app.command(cli_laws.optimal)
-app.command(cli_laws.next_, name="next")
-app.command(cli_laws.worth)
-app.command(cli_laws.tune)
+for _name, _command in cli_laws.COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 @app.command(name="list")

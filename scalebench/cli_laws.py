@@ -169,3 +169,6 @@ def tune(
     names = [name.strip() for name in against.split(",") if name.strip()]
     sizes = _numbers("--at", at)
     return console_design.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
+
+
+COMMANDS = {"optimal": optimal, "next": next_, "worth": worth, "tune": tune}

@@ -112,11 +112,16 @@ def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
     }
 
 
+def _fitted(one: Series) -> dict[str, tuple[Trend, str]]:
+    """The same, and the law of size and data where the study has one."""
+    return _trends(one) | ({} if one.surface is None else {"loss, size and data": (one.surface, "")})
+
+
 def parameters_table(series: Sequence[Series]) -> Table:
     """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
     rows: list[tuple[Cell, ...]] = []
     for one in series:
-        for name, (trend, unit) in _trends(one).items():
+        for name, (trend, unit) in _fitted(one).items():
             head = (word(", ".join(filter(None, (one.label, name)))),)
             if trend.fit is None:
                 rows.append((*head, word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
@@ -136,7 +141,7 @@ def fits_table(series: Sequence[Series]) -> Table:
     """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
     rows = []
     for one in series:
-        for name, (trend, _) in _trends(one).items():
+        for name, (trend, _) in _fitted(one).items():
             if trend.fit is None:
                 continue
             told = trend.fit.to_dict()
