@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scalebench.laws.optima import OptimumLaw
 
 GRID, REACH = 9, 1.0  # values of each input among the candidates unless given, and how far beyond the largest they go
+FAR = 1.1  # times beyond the compute measured, from which on that is said
 SHOWN = 5  # candidates on their own that are printed
 
 
@@ -114,7 +115,7 @@ def print_worth(found: ComputeMultiplier) -> None:
     verdict = "saves compute" if low > 1 else "costs compute" if high < 1 else "is not told apart from no change"
     say(f"the change {verdict}")
     for name, beyond in zip(("baseline", "changed study"), found.beyond, strict=True):
-        if beyond > 1:
+        if beyond > FAR:
             say(f"the {name} reaches that loss ×{significant(beyond)} beyond its compute: measure nearer")
     if found.unreached:
         say(f"{100 * found.unreached:.3g} % of replicates never reach that loss and count as infinite compute")

@@ -12,7 +12,7 @@ import pytest
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures import Analysis
-from scalebench.reporting.fits import prepare
+from scalebench.reporting.fits import prepare, series_of
 from scalebench.reporting.frontier_figure import frontier_figure
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
@@ -128,7 +128,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"
-    (series,) = analysis(found).series
+    (series,) = series_of(prepare(found.frame), found.studies["iso"])
     points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )
