@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from scalebench import __version__
+from scalebench import __version__, cli_laws
 
 app = App(
     name="scalebench",
@@ -158,7 +158,9 @@ def fit(
     points: Path,
     /,
     *,
-    law: Annotated[str, Parameter(help="The law; `scalebench list` shows them.")] = "power",
+    law: Annotated[
+        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
+    ] = "power",
     params_column: Column = None,
     tokens_column: Column = None,
     loss_column: Column = None,
@@ -173,6 +175,7 @@ def fit(
     space: Literal["log", "raw"] = "log",
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     bootstrap: int = 1000,
+    method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
     backtest: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
 ) -> int:
@@ -208,6 +211,8 @@ def fit(
         Pin a parameter, as E=1.69; may be repeated.
     bootstrap:
         Refits behind the intervals.
+    method:
+        How refits are drawn; auto takes what was measured to hold for so many configurations.
     backtest:
         Predict each of the largest sizes from the smaller ones, too.
     output:
@@ -218,14 +223,12 @@ def fit(
     given = {"params": params_column, "tokens": tokens_column, "loss": loss_column, "x": x_column, "y": y_column}
     given |= {"flops": flops_column, "config": config_column}
     columns = {role: name for role, name in given.items() if name is not None}
-    options: dict[str, Any] = {
-        "loss": loss,
-        "delta": delta,
-        "space": space,
-        "fixed": console_fit.assigned("--fix", fix),
-    }
+    options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
+    options["fixed"] = console_fit.assigned("--fix", fix)
     columns |= console_fit.assigned("--column", other_columns, text=True)
-    return console_fit.run_fit(points, law, columns, where, options, bootstrap, backtest=backtest, output=output)
+    return console_fit.run_fit(
+        points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
+    )
 
 
 @app.command
@@ -233,7 +236,7 @@ def predict(
     source: Path,
     /,
     *,
-    params: float,
+    params: Annotated[float | None, Parameter(show_default=False)] = None,
     tokens: Annotated[float | None, Parameter(show_default=False)] = None,
     inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
     where: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -244,11 +247,11 @@ def predict(
     Parameters
     ----------
     params:
-        The size to predict: non-embedding parameters N for a results folder.
+        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
     tokens:
         Training tokens D; without it those that the recipe of the trials gives.
     inputs:
-        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10; may be repeated.
+        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
     where:
         Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
     """
@@ -297,6 +300,10 @@ def generate(
     from scalebench.writing import Request
 
     return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+
+
+for _name, _command in cli_laws.COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 @app.command(name="list")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.console import print_json, say, si, table
+from scalebench.console_choice import choose_law, print_choice
 from scalebench.errors import InputError
-from scalebench.fit_file import fit_points, to_document
+from scalebench.fit_file import fit_points, json_safe, to_document
 from scalebench.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
@@ -42,12 +43,14 @@ def run_fit(
     options: Mapping[str, Any],
     refits: int,
     *,
+    method: str,
     backtest: bool,
     output: Path | None,
 ) -> int:
     """Fit, print what was found, and write it as JSON where asked; return the exit code."""
     if refits < 2:
         raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
+    law, choice = choose_law(points, law, columns, where, options)
     fitted, read = fit_points(points, law, columns, where, options)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
@@ -55,10 +58,13 @@ def run_fit(
     if mixed:
         print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
-    document = to_document(fitted, read, refits, 0, rows)
+    document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
+    document |= to_document(fitted, read, refits, 0, rows, method)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
+    if choice is not None:
+        print_choice(choice)
     print_fit(fitted, document)
     if rows is not None:
         print_backtest(rows)
@@ -85,6 +91,7 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows)
     reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
+    because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
     kept = ", ".join(f"{name} at its bound" for name in fit.bounds_hit) or "none"
     say(
         "",
@@ -92,12 +99,14 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
         f"status      {fit.status}, condition number {fit.condition_number:.3g}",
         f"bounds      {kept}",
-        f"intervals   {document['interval_method']}",
+        f"intervals   {document['interval_method']}{because}",
     )
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
-    return "pinned" if name in document["fixed"] else "at its bound" if name in document["bounds_hit"] else ""
+    return (
+        "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    )
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:

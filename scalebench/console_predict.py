@@ -23,7 +23,13 @@ TESTED_REACH = 10  # coverage of intervals is measured for predictions this many
 
 
 def run_predict(
-    source: Path, params: float, tokens: float | None, others: Mapping[str, float], where: str | None, *, as_json: bool
+    source: Path,
+    params: float | None,
+    tokens: float | None,
+    others: Mapping[str, float],
+    where: str | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Print the prediction for a size; exit code 2 when nothing of it can be answered."""
     _check(params, tokens, others)
@@ -37,8 +43,9 @@ def run_predict(
     return 0 if any(answer.value is not None for answer in found.answers) else 2
 
 
-def _check(params: float, tokens: float | None, others: Mapping[str, float]) -> None:
-    given = {"--params": params} | ({} if tokens is None else {"--tokens": tokens})
+def _check(params: float | None, tokens: float | None, others: Mapping[str, float]) -> None:
+    options = {"--params": params, "--tokens": tokens}
+    given = {name: value for name, value in options.items() if value is not None}
     given |= {f"--input {name}": value for name, value in others.items()}
     low, high = SENSIBLE
     wrong = [
@@ -51,11 +58,13 @@ def _check(params: float, tokens: float | None, others: Mapping[str, float]) -> 
 
 
 def _predict(
-    source: Path, params: float, tokens: float | None, others: Mapping[str, float], where: str | None
+    source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> Prediction:
     if source.is_dir() or source.suffix != ".json":
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
+        if params is None:
+            raise InputError([f"{source}: trials are predicted by size; give --params"])
         return predict_results(source, params, tokens, where)
     if where is not None:
         raise InputError([f"{source}: --where chooses trials of a results folder; a fit has chosen its points"])
@@ -68,7 +77,9 @@ def _predict(
 def print_prediction(found: Prediction) -> None:
     """Print the answers, then the refusals with their reasons, then how earlier predictions of the loss went."""
     seen = "" if found.tokens is None else f", {quantity(found.tokens)} of data"
-    say(f"prediction for {quantity(found.params)} parameters{seen}", "")
+    say(
+        f"prediction for {quantity(found.params)} parameters{seen}" if found.params else f"prediction at {found.at}", ""
+    )
     known = [answer for answer in found.answers if answer.value is not None]
     header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data", "worst hold-out error")
     table("", header, [_row(answer) for answer in known])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ DEFAULT_REFITS = 1000  # those behind `Fit.interval` and `Fit.to_dict`
 TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
 ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
+LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
+# What `--law auto` chooses among: losses of size alone, or of size and data.
+CHOICES = {1: ("power", "broken"), 2: ("chinchilla", "skaling", "kaplan", "overtraining")}
 OPTIONS = ("loss", "delta", "space", "fixed")
 
 
@@ -31,6 +34,21 @@ def find_law(name: str) -> Law:
     if name not in LAWS:
         raise InputError([f"--law: {unknown(name, LAWS)}"])
     return LAWS[name]
+
+
+def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the laws of ``--law A,B,C``; of ``auto`` those of size and data where columns have data, else of size.
+
+    Raises ``InputError`` for laws whose inputs differ.
+    """
+    data = {"tokens", "flops"}
+    one = text if text != "auto" else ",".join(CHOICES[2 if data & {*given, *names} or "tokens_seen" in names else 1])
+    laws = tuple(dict.fromkeys(name.strip() for name in one.split(",") if name.strip()))
+    inputs = {find_law(name).inputs if len(find_law(name).inputs) > 1 else ("x",) for name in laws}
+    if len(inputs) != 1:
+        told = "; ".join(f"{name}: {', '.join(LAWS[name].inputs)}" for name in laws)
+        raise InputError([f"--law {text}: laws are compared on the same inputs; these have {told or 'no names'}"])
+    return laws
 
 
 def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict[str, str]:
@@ -74,14 +92,16 @@ def fit_values(table: PointTable) -> dict[str, Any]:
     return values
 
 
-def to_document(fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None) -> dict[str, Any]:
+def to_document(
+    fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None, method: str = "auto"
+) -> dict[str, Any]:
     """Return `fit.to_dict()` with its intervals from ``refits`` refits, and what it takes to make the fit again."""
-    document = fit.to_dict()
-    if refits != DEFAULT_REFITS and document["intervals"][fit.law.parameters[0]] is not None:
-        boot = fit.bootstrap(refits, seed)
+    document, asked = fit.to_dict(), (refits, method) != (DEFAULT_REFITS, "auto")
+    if asked and document["intervals"][fit.law.parameters[0]] is not None:
+        boot = fit.bootstrap(refits, seed, method)
         ends = {name: boot.interval(name) for name in fit.parameters}
         document["intervals"] = json_safe(ends)
-        document["interval_method"] = boot.method
+        document |= {"interval_method": boot.method, "interval_reason": boot.reason}
     points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
     source = {"file": table.path.name, "columns": table.columns, "where": table.where, "refits": refits}
     return {

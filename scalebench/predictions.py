@@ -1,7 +1,7 @@
 """What a size will need and reach, from measured trials or from a fitted law: each answer with its interval and reach.
 
-Step time, memory, FLOPs per step and checkpoint size are offset-linear trends of the trials; what the trials cannot
-support is refused with the reason.
+Step time, memory, FLOPs per step and checkpoint size are trends of the trials: a floor and a line, or a floor and a
+power of the size where that predicted the larger sizes better; what the trials cannot support is refused with why.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 from scalebench.errors import InputError, unknown
-from scalebench.laws import FitRefused
+from scalebench.laws import FitRefused, choose
 from scalebench.laws import fit as fit_law
 from scalebench.point_files import frame_block
 from scalebench.points import mask_of, parse_where
 from scalebench.recipe import Recipe
 from scalebench.reporting.fits import (
     LOSS,
+    STEP_TIME,
     N,
     Series,
     Trend,
@@ -38,6 +39,8 @@ from scalebench.store import Results, read_results
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Holdout
 
+COST_LAWS = ("offset_linear", "offset_power")
+NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no bend
 # How long a trial trains makes a point of another size or compute; it does not make another kind of trial.
 LENGTH_AXES = ("steps", "tokens", "tokens_per_param", "flops")
 
@@ -68,12 +71,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers for one size, and how well larger sizes were predicted from smaller ones before (the loss)."""
+    """The answers for one size, or other inputs, and how well larger sizes were predicted from smaller ones before."""
 
-    params: float
+    params: float | None
     tokens: float | None
     answers: tuple[Answer, ...]
     backtest: tuple[Holdout, ...]
+    at: str = ""  # the inputs, where they are others
 
 
 # --- from a fitted law -----------------------------------------------------------------------------------------------
@@ -85,8 +89,8 @@ def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], name
     Raises ``InputError`` where an input is missing.
     """
     law, params, tokens = fitted.law, given["params"], given.get("tokens")
-    options = {name: f"--{name}" if name == "tokens" else f"--input {name}=NUMBER" for name in law.inputs}
-    missing = [options[name] for name in law.inputs if given.get(name) is None]
+    options = {"x": "--params", "params": "--params", "tokens": "--tokens"}
+    missing = [options.get(name, f"--input {name}=NUMBER") for name in law.inputs if given.get(name) is None]
     if missing:
         needed = " and ".join(law.inputs)
         raise InputError([f"{path}: {law.name} predicts from {needed}; give {' and '.join(missing)}"])
@@ -101,7 +105,8 @@ def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], name
         if tokens
         else Answer("data", "tokens", reason="no --tokens given")
     )
-    return Prediction(params or 0.0, tokens, (answer, data, *refused), tuple(_backtest(fitted)))
+    at = ", ".join(f"{name} {given[name]:g}" for name in law.inputs)
+    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)), at)
 
 
 def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str) -> Answer:
@@ -133,14 +138,15 @@ def predict_results(path: Path, params: float, tokens: float | None, where: str 
     if tokens is not None and recipe.unit != "tokens":
         raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
     amount = recipe.amount(params) if tokens is None else tokens
-    step, flops = cost(one.step_time, params, "step time", "s"), _trend_answer(one, "flops_per_step", params, "FLOP")
+    step = cost_answer(one.trials[one.trials["timed"]], STEP_TIME, params, "step time", "s")
+    flops = cost_answer(one.usable, "flops_per_step", params, "compute", "FLOP")
     loss, backtest = loss_answer(one, recipe, params, amount)
     steps = amount / recipe.per_step if amount and recipe.per_step else None
     answers = (
         loss,
         step,
         over_steps(step, steps, "training time", "s"),
-        cost(one.memory, params, "memory", "B"),
+        memory_answer(one, params),
         over_steps(flops, steps, "compute", "FLOP"),
         _data(recipe, amount, asked=tokens is not None),
         storage(one.usable, params),
@@ -223,9 +229,36 @@ def cost(trend: Trend, params: float, quantity: str, unit: str) -> Answer:
     return law_answer(trend.fit, {"x": np.array([params])}, quantity, unit)
 
 
-def _trend_answer(one: Series, column: str, params: float, unit: str) -> Answer:
-    frame = one.usable.assign(**{column: numeric(one.usable, column)})
-    return cost(trend_of(frame, column, "offset_linear"), params, column, unit)
+def cost_answer(frame: pd.DataFrame, column: str, params: float, quantity: str, unit: str) -> Answer:
+    """Return a cost at one size by the law of costs that predicted the larger sizes best, or why there is none."""
+    known = frame.assign(**{column: numeric(frame, column)})
+    law, why = cost_law(known, column)
+    answer = cost(trend_of(known, column, law), params, quantity, unit)
+    return replace(answer, basis="; ".join(filter(None, (answer.basis, why)))) if answer.value is not None else answer
+
+
+def cost_law(frame: pd.DataFrame, column: str) -> tuple[str, str]:
+    """Return the law of a cost chosen by hold-out error, and why; the simpler one where they are not told apart."""
+    simple, other = COST_LAWS
+    kept = frame[frame[column] > 0]
+    try:
+        found = choose({"x": kept[N].to_numpy(), "y": kept[column].to_numpy()}, COST_LAWS, by="x")
+    except FitRefused:  # too few sizes to hold any out; what they do support is said with the answer
+        return simple, ""
+    errors = {one.law: one.error_percent for one in found.ranking}
+    if len(errors) < len(COST_LAWS):
+        return found.best, ""
+    tied = any(one.tied for one in found.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
+    law = simple if tied else found.best
+    told = f"not told apart from {other}" if tied else f"not {other if law == simple else simple}"
+    return law, f"{law}, {told}, by hold-out error: {', '.join(f'{k} {v:.2g} %' for k, v in errors.items())}"
+
+
+def memory_answer(one: Series, params: float) -> Answer:
+    """Return the peak memory at one size."""
+    if one.memory_column is None:
+        return Answer("memory", "B", reason=one.memory.reason)
+    return cost_answer(one.usable, one.memory_column, params, "memory", "B")
 
 
 def over_steps(answer: Answer, steps: float | None, quantity: str, unit: str) -> Answer:
@@ -261,5 +294,5 @@ def storage(usable: pd.DataFrame, params: float) -> Answer:
     frame = usable.assign(**{N: total, "checkpoint_bytes": numeric(usable, "checkpoint_bytes")})
     if frame["checkpoint_bytes"].isna().all():
         return Answer("checkpoint", "B", reason="checkpoint sizes were not measured")
-    answer = cost(trend_of(frame, "checkpoint_bytes", "offset_linear"), asked, "checkpoint", "B")
+    answer = cost_answer(frame, "checkpoint_bytes", asked, "checkpoint", "B")
     return replace(answer, basis=f"{asked:.4g} parameters with embeddings; {answer.basis}") if answer.value else answer

@@ -12,9 +12,11 @@ import pytest
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures import Analysis
-from scalebench.reporting.fits import prepare
+from scalebench.reporting.fits import prepare, series_of
 from scalebench.reporting.frontier_figure import frontier_figure
+from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
+from scalebench.reporting.tables import fits_table, parameters_table
 from scalebench.store import Results
 
 E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
@@ -121,3 +123,20 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
     for shown, name in zip(told.groups(), ("E", "alpha", "beta"), strict=True):
         assert float(shown) == pytest.approx(parameters[name], rel=0.06)
     assert "No fit of loss against size alone: the law chinchilla needs" in text
+
+
+def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
+    found = results()
+    found.studies["iso"]["fit"]["law"] = "chinchilla"
+    (series,) = series_of(prepare(found.frame), found.studies["iso"])
+    points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
+        ["params", "tokens", "loss"], axis=1
+    )
+    expected = fit(points, "chinchilla")
+    rows = [row for row in parameters_table([series]).rows if row[0][0] == "loss, size and data"]
+    assert {row[1][0]: row[2][1] for row in rows} == pytest.approx(
+        {symbol(name): value for name, value in expected.parameters.items()}, rel=1e-6
+    )
+    for row, name in zip(rows, expected.parameters, strict=True):
+        assert row[3][0] == bounded(expected.parameters[name], *expected.interval(name))[1]
+    assert "loss, size and data" in [row[0][0] for row in fits_table([series]).rows]

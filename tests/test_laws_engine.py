@@ -211,8 +211,8 @@ def test_bca_and_methods_are_refused_by_name():
         boot.interval("E", kind="bca")
     with pytest.raises(FitRefused, match="choose one of percentile, bca"):
         boot.interval("E", kind="student")
-    with pytest.raises(FitRefused, match="choose one of auto, resample, parametric"):
-        boot.fit.bootstrap(50, method="wild")
+    with pytest.raises(FitRefused, match="choose one of auto, resample, residuals, wild, parametric"):
+        boot.fit.bootstrap(50, method="tame")
     assert len(SIZES) == boot.fit.n_configurations
 
 

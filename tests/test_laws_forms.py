@@ -111,6 +111,20 @@ def test_pins_reach_what_the_fit_can_hold():
         fit(points, "skaling", fixed={"A": 480.0})
 
 
+@pytest.mark.parametrize("fixed", [("F",), ("W",), ("t0",), ("F", "t0"), ("F", "W")])
+def test_rates_of_a_roofline_can_be_pinned(fixed):
+    points, truth = planted("roofline", 0.003), PLANTED["roofline"][1]
+    found = fit(points, "roofline", fixed={name: truth[name] for name in fixed})
+    assert {name: found.parameters[name] for name in fixed} == pytest.approx({n: truth[n] for n in fixed}, rel=1e-12)
+    assert found.parameters == pytest.approx(truth, rel=0.05)
+    free = fit(points, "roofline")
+    again = fit(points, "roofline", fixed={name: free.parameters[name] for name in fixed})
+    assert again.parameters == pytest.approx(free.parameters, rel=1e-4)  # the optimum is flat to half the digits
+    assert again.objective == pytest.approx(free.objective, rel=1e-9)
+    with pytest.raises(FitRefused, match=r"fixed F is 0.*; a rate needs a positive number"):
+        fit(points, "roofline", fixed={"F": 0.0})
+
+
 def test_one_amount_of_unique_tokens_is_enough():
     points = {key: value[:36] for key, value in planted("data_constrained").items()}
     found = fit(points, "data_constrained")

@@ -95,6 +95,20 @@ def test_bootstrap_repeats_by_seed():
     assert not np.array_equal(first.samples["alpha"], other.samples["alpha"])
 
 
+@pytest.mark.parametrize("method", ["parametric", "resample"])
+def test_neither_rows_nor_labels_have_an_order(method):
+    rng = np.random.default_rng(5)
+    points = study(rng, sizes=np.geomspace(1e3, 1e6, 15))
+    labels = np.repeat([f"size {i}" for i in range(15)], 2)
+    moved = rng.permutation(30)
+    renamed = dict(zip(np.unique(labels), rng.permutation(15), strict=True))
+    other = {name: values[moved] for name, values in points.items()}
+    other["config"] = [str(renamed[label]) for label in labels[moved]]
+    one, two = (fit(one).bootstrap(60, 1, method) for one in ({**points, "config": labels}, other))
+    for name in TRUTH:  # the sums have other orders of addition, and the objective is flat at its minimum
+        np.testing.assert_allclose(one.samples[name], two.samples[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("count", [6, 14])
 def test_refits_reach_the_optimum_of_a_multi_start(count):
     found = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
@@ -182,3 +196,70 @@ def test_backtest_needs_a_smaller_design_and_a_known_name():
 def test_beyond_says_how_far_the_data_reach():
     found = fit(study(np.random.default_rng(0)))
     np.testing.assert_allclose(found.beyond({"params": [1e4, 4e5, 1e2]}), [1, 4, 10])
+
+
+def line_below_zero(n):
+    """A line whose offset is negative, so that a fitted one lies on its bound 0."""
+    x = np.geomspace(1e6, 1e9, n)
+    return {"x": x, "y": (4e-9 * x - 9e-4) * np.exp(0.02 * np.random.default_rng(0).standard_normal(n))}
+
+
+@pytest.mark.parametrize(("n", "method"), [(6, "auto"), (14, "auto"), (50, "auto"), (50, "resample")])
+def test_an_interval_at_a_bound_is_one_sided_and_not_a_point(n, method):
+    found = fit(line_below_zero(n), "offset_linear")
+    assert found.bounds_hit == ("c0",)
+    boot = found.bootstrap(400, 0, method)
+    low, high = boot.interval("c0")
+    assert low == 0.0
+    # As far as the offset of the line could be told from 0: 1.96 standard errors of weighted least squares in y / x.
+    x = found.points.logs["x"]
+    design = np.stack([np.exp(-x), np.ones(n)], axis=1) / np.exp(np.log(found.predict(x=np.exp(x))) - x)[:, None]
+    error = np.sqrt(np.linalg.inv(design.T @ design)[0, 0]) * np.sqrt((found.least_squares_residuals() ** 2).sum() / n)
+    assert 0.8 * error < high < 5 * error
+    if method == "resample":  # every resample ends on the bound, and would say that it is known exactly
+        assert np.ptp(np.quantile(boot.samples["c0"], [0.025, 0.975])) == 0.0
+    elif n >= 12:
+        assert "c0 at a bound" in boot.reason
+
+
+def test_why_the_method_was_chosen_is_said():
+    rng = np.random.default_rng(0)
+    few, some, many = (fit(study(rng, sizes=np.geomspace(1e3, 1e6, n))).bootstrap(20) for n in (6, 12, 60))
+    assert (few.drawn, some.drawn, many.drawn) == ("parametric", "residuals", "resample")
+    assert some.method == "bootstrap of the residuals of 12 configurations, t with 9 degrees of freedom"
+    assert few.reason == "6 configurations, and resampling needs 12"
+    assert some.reason == "12 configurations; resamples of fewer than 60 lose ends of the design"
+    assert few.fit.bootstrap(20, method="wild").reason == "as asked"
+
+
+@pytest.mark.parametrize("method", ["residuals", "wild"])
+def test_refits_of_a_line_spread_as_least_squares_does(method):
+    rng = np.random.default_rng(3)
+    x = np.repeat(np.linspace(1, 30, 40), 2)
+    y = 5 + 2 * x + rng.normal(0, 0.2, 80)
+    found = fit({"x": x, "y": y, "config": np.repeat(np.arange(40), 2)}, "offset_linear", loss="squares", space="raw")
+    mean = y.reshape(-1, 2).mean(axis=1)
+    line = stats.linregress(x[::2], mean)  # configurations are the units
+    boot = found.bootstrap(4000, 0, method)
+    # Student-t of 38 degrees of freedom has a variance of 38 / 36. Of wild: as HC3, which weighs residuals by leverage.
+    centred = x[::2] - x.mean()
+    leverage = 1 / 40 + centred**2 / (centred**2).sum()
+    left = mean - line.intercept - line.slope * x[::2]
+    robust = np.sqrt((centred**2 * (left / (1 - leverage)) ** 2).sum()) / (centred**2).sum()
+    expected = {"residuals": line.stderr, "wild": robust}[method] * np.sqrt(38 / 36)
+    assert boot.samples["c1"].std() == pytest.approx(expected, rel=0.05)  # 4,000 draws: standard error 1.1 %
+    assert boot.samples["c1"].mean() == pytest.approx(found.parameters["c1"], abs=0.06 * expected)
+
+
+def test_residuals_at_the_ends_are_not_taken_for_small_noise():
+    """The pool has unit variance because each residual is divided by what its leverage left of it."""
+    from scalebench.laws.noise import _split, group
+
+    shares = []
+    for seed in range(200):
+        found = fit(study(np.random.default_rng([2, seed]), sizes=np.geomspace(1e3, 1e5, 12), seeds=1), loss="squares")
+        mean, _, share = _split(found, group(found))
+        shares.append([mean**2 / 0.005**2, share])
+    squares, share = np.mean(shares, axis=0)
+    assert share[0] < 0.5  # the smallest size pulls the curve to itself
+    np.testing.assert_allclose(squares, share, atol=0.25)  # chi-squared, 200 studies: standard error 0.1

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def interval(boot: Bootstrap, name: str, level: float) -> tuple[float, float]:
     """Percentiles moved by the median bias of the refits and by the acceleration of the jackknife.
 
-    Raises FitRefused where studies were simulated: the jackknife belongs to resampling.
+    Raises FitRefused where noise was not resampled: the jackknife belongs to resampling.
     """
     from scipy.special import ndtr, ndtri
 
-    if not boot.resampled:
+    if boot.drawn not in ("resample", "residuals"):
         raise FitRefused(f"bca needs resampled configurations; this is a {boot.method}: ask for kind='percentile'")
     if not 0 < level < 1:
         raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")

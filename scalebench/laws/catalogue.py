@@ -270,7 +270,13 @@ LAWS: dict[str, Law] = {
         coefficients=("t0", "s_per_flops", "s_per_bytes"),
         exponents={},
         log_terms=roofline,
-        naming=Naming(("t0", "F", "W"), _roofline_usual, _roofline_coordinates),
+        naming=Naming(
+            ("t0", "F", "W"),
+            _roofline_usual,
+            _roofline_coordinates,
+            rates={"F": ("s_per_flops", "flops"), "W": ("s_per_bytes", "bytes")},
+            same=("t0",),
+        ),
     ),
 }
 

@@ -108,7 +108,7 @@ class Fit:
         return profiling.profile(self, name, level, n, seed)
 
     def bootstrap(self, n: int = 1000, seed: int = 0, method: str = "auto") -> uncertainty.Bootstrap:
-        """Refit `n` resamples; see `uncertainty`. `method` is auto, resample or parametric.
+        """Refit `n` resamples; see `uncertainty`. `method`: auto, resample, residuals, wild or parametric.
 
         Raises FitRefused with zero degrees of freedom.
         """
@@ -144,9 +144,10 @@ class Fit:
         intervals: dict[str, list[float | None] | None]
         try:
             boot = self._default_bootstrap
-            intervals, method = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}, boot.method
+            intervals = {name: [*map(_finite, boot.interval(name))] for name in self.parameters}
+            method, why = boot.method, boot.reason
         except FitRefused as reason:
-            intervals, method = dict.fromkeys(self.parameters), f"refused: {reason}"
+            intervals, method, why = dict.fromkeys(self.parameters), f"refused: {reason}", ""
         counts = ("starts_agreeing", "starts", "n_points", "n_configurations", "degrees_of_freedom")
         return {
             "law": self.law.name,
@@ -154,6 +155,7 @@ class Fit:
             "parameters": {name: _finite(value) for name, value in self.parameters.items()},
             "intervals": intervals,
             "interval_method": method,
+            "interval_reason": why,
             "lack_of_fit": self._lack_of_fit_said(),
             "objective": _finite(self.objective),
             "status": self.status,

@@ -29,12 +29,15 @@ class Naming:
 
     `usual(coordinates, centre)` turns coordinates into the usual parameters, `names`, in natural units; they belong to
     inputs divided by exp(centre), by input. `coordinates(usual)` is its inverse at centre 0. Values are numbers or
-    [batch].
+    [batch]. `rates` are the usual parameters that are 1 / a coordinate, each with that coordinate and its input;
+    `same` are usual parameters that are coefficients.
     """
 
     names: tuple[str, ...]
     usual: Callable[[Mapping[str, Any], Mapping[str, float]], dict[str, Any]]
     coordinates: Callable[[Mapping[str, Any]], dict[str, Any]]
+    rates: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    same: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,17 @@ class Law:
 
     @property
     def pinnable(self) -> tuple[str, ...]:
-        """Parameters that a fit can hold at a value: all, or where `naming` mixes them, exponents and the offset."""
-        kept = (*self.exponents, self.offset) if self.naming else self.coordinates
+        """Parameters that a fit can hold at a value: all, or where `naming` mixes them, those that it does not."""
+        naming = self.naming
+        kept = (*self.exponents, self.offset, *naming.rates, *naming.same) if naming else self.coordinates
         return tuple(name for name in self.parameters if name in kept)
+
+    def pinned(self, name: str, value: float, centre: Mapping[str, float]) -> tuple[int, float]:
+        """The coordinate that a pinned parameter is, by index, and its value for inputs divided by exp(centre)."""
+        if self.naming and name in self.naming.rates:
+            coordinate, source = self.naming.rates[name]
+            return self.coordinates.index(coordinate), float(np.exp(centre[source]) / value)
+        return self.coordinates.index(name), value
 
     def terms(self, logs: Mapping[str, Array], exponents: NDArray[Any]) -> NDArray[Any]:
         """Log of each term, [batch, coefficients, n], for exponents [batch, k], real or complex."""

@@ -1,4 +1,4 @@
-"""Noise of a fitted law: its scales, and studies simulated with it.
+"""Noise of a fitted law: its scales, and studies simulated with it, from normal noise or from its own residuals.
 
 Simulated noise is scaled so that its residuals about the law's tangent plane are as large as those measured. For a
 linear model and any equivariant estimator this makes the refits Student-t about the fit, exactly; drawing the scale on
@@ -106,29 +106,79 @@ def estimate_noise(fit: Fit) -> Noise:
     )
 
 
-def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Targets [n, rows], the fitted ones plus noise, and the factor [n] by which the noise of each was scaled."""
+def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator, residuals: bool = False) -> tuple[Array, Array]:
+    """Targets [n, rows], the fitted ones plus noise, and the factor [n] by which the noise of each was scaled.
+
+    Normal noise, or `residuals` of configurations and of runs within them, drawn with replacement and each divided by
+    its standard deviation at its leverage: the ends of a design pull the fit to themselves, so theirs are too small.
+    """
     groups = group(fit)
-    within = noise.seed * rng.standard_normal((n, len(groups.config)))
+    of_means, of_runs = _standardised(fit, noise, groups) if residuals else (None, None)
+    within = noise.seed * _drawn(of_runs, (n, len(groups.config)), rng)
     within -= groups.by_config(within)[:, groups.config]
     if noise.spare:
         size = np.sqrt((within**2).sum(axis=1, keepdims=True) / noise.spare)
         within *= noise.seed / np.maximum(size, 1e-300)
-    between = noise.means * rng.standard_normal((n, len(noise.means)))
+    between = noise.means * _drawn(of_means, (n, len(noise.means)), rng)
     drawn = _residual_mean_square(fit, groups, between)
     factor = np.sqrt((noise.means**2).mean() / np.maximum(drawn, 1e-300))
     scatter = within + (factor[:, None] * between)[:, groups.config]
     return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
 
 
-def _residual_mean_square(fit: Fit, groups: Grouped, between: Array) -> Array:
-    """Mean square, over degrees of freedom, that a least-squares fit would leave of noise [n, configurations]."""
+def simulate_wild(fit: Fit, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Targets [n, rows] and the factor [n], as `simulate`, with each configuration's own residuals at a random sign.
+
+    Every configuration keeps a scale of its own (Wu 1986; clusters: Cameron, Gelbach and Miller 2008). Residuals over
+    1 - leverage are HC3 of MacKinnon and White 1985; t quantiles come from the factor, drawn from chi-squared.
+    """
+    groups, freedom = group(fit), fit.degrees_of_freedom
+    mean, within, share = _split(fit, groups)
+    own = within + (mean / np.maximum(share, 0.01))[groups.config]
+    factor = np.sqrt(freedom / rng.chisquare(freedom, size=n))
+    signs = rng.choice([-1.0, 1.0], (n, len(mean)))
+    scatter = own * (factor[:, None] * signs)[:, groups.config]
+    return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
+
+
+def _drawn(pool: Array | None, size: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Noise of unit variance: from the pool with replacement, normal without one."""
+    return rng.standard_normal(size) if pool is None else np.asarray(pool[rng.integers(len(pool), size=size)])
+
+
+def _split(fit: Fit, groups: Grouped) -> tuple[Array, Array, Array]:
+    """Residuals: means [configurations], the rest [runs], and 1 - leverage [configurations]."""
+    residuals = groups.by_run(fit.least_squares_residuals())
+    mean = groups.by_config(residuals)
+    leverage = np.bincount(groups.config, (_tangent(fit, groups) ** 2).sum(axis=1))
+    return mean, residuals - mean[groups.config], np.clip(1 - leverage, 0.0, 1.0)
+
+
+def _standardised(fit: Fit, noise: Noise, groups: Grouped) -> tuple[Array, Array]:
+    """Pools of residuals of configuration means and of runs within them, centred, of unit variance."""
+    mean, within, share = _split(fit, groups)
+    told = (share > 1e-6) & (noise.means > 0)  # at leverage 1 there is no residual to learn from
+    several = np.bincount(groups.config)[groups.config] > 1
+    return _unit(mean[told] / (noise.means * np.sqrt(share))[told]), _unit(within[several])
+
+
+def _unit(pool: Array) -> Array:
+    scale = float(np.std(pool)) if len(pool) else 0.0
+    return (pool - pool.mean()) / scale if scale else np.zeros(max(len(pool), 1))
+
+
+def _tangent(fit: Fit, groups: Grouped) -> Array:
+    """Orthonormal basis [runs, at most P] of the tangent plane of the law, rows times the root of their weight."""
     theta = fit.least_squares
     inside = (theta > fit.problem.lower) & (theta < fit.problem.upper)
     jacobian = groups.by_run(fit.problem.jacobian(theta[None])[0][inside])  # [P, runs]
-    root = np.sqrt(groups.weights)
-    basis, strength, _ = np.linalg.svd((jacobian * root).T, full_matrices=False)
-    basis = basis[:, strength > 1e-12 * strength.max(initial=0.0)]
+    basis, strength, _ = np.linalg.svd((jacobian * np.sqrt(groups.weights)).T, full_matrices=False)
+    return np.asarray(basis[:, strength > 1e-12 * strength.max(initial=0.0)])
+
+
+def _residual_mean_square(fit: Fit, groups: Grouped, between: Array) -> Array:
+    """Mean square, over degrees of freedom, that a least-squares fit would leave of noise [n, configurations]."""
+    basis, root = _tangent(fit, groups), np.sqrt(groups.weights)
     noise = between[:, groups.config] * root
     left = (noise - (noise @ basis) @ basis.T) / root
     return np.asarray((groups.by_config(left) ** 2).sum(axis=1) / fit.degrees_of_freedom)

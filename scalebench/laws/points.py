@@ -20,7 +20,10 @@ MINIMUM_SPREAD = 3.0
 
 @dataclass(frozen=True)
 class Points:
-    """Validated points: log inputs by name and the response, each [n]; three groupings of the rows as ids 0, 1, …"""
+    """Validated points: log inputs by name and the response, each [n]; three groupings of the rows as ids 0, 1, …
+
+    Ids count in the order of what was measured, not of rows or labels, so that seeded draws do not depend on either.
+    """
 
     logs: dict[str, Array]
     response: Array
@@ -81,7 +84,8 @@ def read_points(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> Point
     if not len(response):
         raise FitRefused(f"no points given; {law.name} needs at least {len(law.parameters)} configurations")
     place = _ids(inputs)
-    run = np.arange(len(response))
+    rank = _ids(np.stack([place, response], axis=1))
+    run = _ids(np.stack([rank, np.arange(len(rank))], axis=1))  # equal rows are interchangeable
     if "config" not in list(columns.keys()):
         return Points(logs, response, place, place, run)
     config = np.asarray(columns["config"]).astype(str)
@@ -89,7 +93,7 @@ def read_points(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> Point
         raise FitRefused(
             f"column 'config' has shape {config.shape}; it needs one value for each of {len(response)} rows"
         )
-    return Points(logs, response, _ids(config), place, run)
+    return Points(logs, response, _ordered(_ids(config), rank), place, run)
 
 
 def check_design(law: Law, points: Points, free: int) -> None:
@@ -138,6 +142,14 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def _ordered(configuration: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Ids [n] in the order of each configuration's lowest rank, ties by its number of rows and its other ranks."""
+    rows, lowest = np.bincount(configuration), np.full(configuration.max() + 1, len(rank))
+    np.minimum.at(lowest, configuration, rank)
+    order = np.lexsort((np.bincount(configuration, rank.astype(np.float64) ** 2), rows, lowest))
+    return np.asarray(np.argsort(order)[configuration])
 
 
 def _ids(keys: NDArray[Any]) -> NDArray[np.intp]:

@@ -31,9 +31,14 @@ def check_options(law: Law, loss: str, delta: float, space: str, pinned: Mapping
         if name not in law.parameters:
             raise FitRefused(f"fixed names {name!r}; parameters of {law.name} are {', '.join(law.parameters)}")
         if name not in law.pinnable:
-            raise FitRefused(f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}")
+            raise FitRefused(
+                f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}: {name} is made "
+                "of several coordinates of the fit, all of which would have to move together to hold it"
+            )
         if not (math.isfinite(value) and (value >= 0 or name in law.exponents)):
             raise FitRefused(f"fixed {name} is {value}; it needs a finite number, not negative for a coefficient")
+        if law.naming and name in law.naming.rates and not value > 0:
+            raise FitRefused(f"fixed {name} is {value}; a rate needs a positive number")
 
 
 def read_weights(weights: ArrayLike | None, n: int) -> Array:
@@ -59,7 +64,8 @@ def pose(law: Law, points: Points, space: str, weights: Array, pinned: Mapping[s
         highest = points.highest_offset()[0] if points.replicated else points.response.max()
         upper[law.coordinates.index(law.offset)] = highest
     for name, value in pinned.items():
-        lower[law.coordinates.index(name)] = upper[law.coordinates.index(name)] = value
+        index, held = law.pinned(name, value, centre)
+        lower[index] = upper[index] = held
     target = np.log(points.response) if space == "log" else points.response
     return Problem(law, logs, target, weights, lower, upper, space == "log", centre, OVERESTIMATE.get(loss, 1.0))
 

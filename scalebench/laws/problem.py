@@ -46,8 +46,9 @@ class Affine:
 class Problem:
     """Targets and bounds for the inner coordinates theta = (centred coefficients, exponents), P in all.
 
-    `target` and `weights` are [n] or, one row per replicate, [batch, n]; `lower` and `upper` are [P], equal where
-    pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target count `overestimate` times.
+    `target` and `weights` are [n] or, one row per replicate, [batch, n]; `lower` and `upper` are [P] or [batch, P],
+    equal where pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target count
+    `overestimate` times. The coordinate of index `held` stays where each row of theta has it.
     """
 
     law: Law
@@ -59,11 +60,15 @@ class Problem:
     log_space: bool
     centre: dict[str, float] = field(default_factory=dict)
     overestimate: float = 1.0
+    held: int | None = None
 
     @property
     def free(self) -> NDArray[np.bool_]:
         """Which of the P parameters are not pinned, [P]."""
-        return self.lower < self.upper
+        free: NDArray[np.bool_] = np.atleast_2d(self.lower < self.upper)[0]
+        if self.held is not None:
+            free[self.held] = False
+        return free
 
     def split(self, theta: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Coefficients [batch, m] and exponents [batch, k]."""
@@ -85,7 +90,7 @@ class Problem:
     def affine(self) -> Affine | None:
         """Log terms as linear functions of the exponents, where they are: that saves most of the work."""
         k = len(self.law.exponents)
-        low, high = self.lower[-k:] if k else self.lower[:0], self.upper[-k:] if k else self.upper[:0]
+        low, high = (np.atleast_2d(bound)[0, bound.shape[-1] - k :] for bound in (self.lower, self.upper))
         probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
         terms = self.centred_terms(probes)
         slopes = np.array([self._complex_slope(probes[:1], j)[0] for j in range(k)]).reshape(k, *terms.shape[1:])
@@ -187,7 +192,8 @@ class Problem:
 
     def rows(self, index: NDArray[np.intp]) -> Problem:
         """The same problem for some replicates of the batch."""
-        pick = {name: value[index] for name in ("target", "weights") if (value := getattr(self, name)).ndim == 2}
+        batched = ("target", "weights", "lower", "upper")
+        pick = {name: value[index] for name in batched if (value := getattr(self, name)).ndim == 2}
         part = replace(self, **pick) if pick else self
         vars(part)["affine"] = self.affine  # the same inputs: nothing to find out again
         return part

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.noise import estimate_noise, simulate
-from scalebench.laws.problem import Problem
+from scalebench.laws.noise import estimate_noise
 from scalebench.laws.solver import polish
-from scalebench.laws.uncertainty import clusters_needed, resample
+from scalebench.laws.uncertainty import chosen, replicates
 
 if TYPE_CHECKING:
     from scalebench.laws.fit import Fit
 
 LEAST = 1e-3  # a parameter at 0 has no size to step by
-WIDEST = 12  # doublings of a step of 1 % in search of an end
-BISECTIONS = 30
+FARTHEST = 40.0  # times its size, in search of an end
+STEPS = 8  # of three stretches of that search
+ROUNDS = 2  # of finer search, each 15 times finer
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
     rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))
     low, high = (_end(fit, index, side, rise) for side in (-1, 1))
     span = np.linspace(max(low, fit.problem.lower[index]), min(high, fit.problem.upper[index]), 41)
-    return Profile(name, span, _pinned(fit, index, span), rise, (low, high), level, n)
+    return Profile(name, span, _pinned(fit, index, span, (1, -1)), rise, (low, high), level, n)
 
 
 def _profiled(fit: Fit) -> list[str]:
@@ -63,53 +63,52 @@ def _profiled(fit: Fit) -> list[str]:
 
 def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
     """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
-    if fit.n_configurations >= clusters_needed(fit):
-        problem = replace(fit.problem, weights=resample(fit, n, rng))
-    else:
-        problem = replace(fit.problem, target=simulate(fit, estimate_noise(fit), n, rng)[0])
+    target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
+    problem = replace(fit.problem, target=target, weights=weights)
     theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
-    held = polish(_at(problem, index, fit.theta[index]), theta, width)
+    held = polish(replace(problem, held=index), theta, width)
     # From where the held fit ended: the free one can then only be lower.
     return np.asarray(held[1] - polish(problem, held[0], width)[1])
 
 
-def _at(problem: Problem, index: int, value: float) -> Problem:
-    """The problem with one coordinate held."""
-    lower, upper = problem.lower.copy(), problem.upper.copy()
-    lower[index] = upper[index] = value
-    return replace(problem, lower=lower, upper=upper)
-
-
-def _pinned(fit: Fit, index: int, values: Array) -> Array:
-    """Objective with the parameter at each value, [m], each fit starting from the one before."""
-    found = np.empty(len(values))
-    for order in (np.flatnonzero(values >= fit.theta[index]), np.flatnonzero(values < fit.theta[index])[::-1]):
-        theta = fit.theta[None]
-        for i in order:
-            start = theta.copy()
-            start[:, index] = values[i]
-            theta, value, _ = polish(_at(fit.problem, index, values[i]), start, fit.settings["width"])
-            found[i] = value[0]
-    return found
+def _pinned(fit: Fit, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
+    """Objective with the parameter at each value, [m]: all at once, then each from where its neighbours ended."""
+    problem, width = replace(fit.problem, held=index), fit.settings["width"]
+    theta = np.tile(fit.theta, (len(values), 1))
+    theta[:, index] = values
+    theta, found, _ = polish(problem, theta, width)
+    for step in neighbours:
+        start = np.roll(theta, step, axis=0)
+        start[:, index] = values
+        found = np.minimum(found, polish(problem, start, width)[1])
+    return np.asarray(found)
 
 
 def _end(fit: Fit, index: int, side: int, rise: float) -> float:
-    """Where the profile has risen by `rise` on one side: doubling steps, then bisection."""
-    best, bound = fit.theta[index], (fit.problem.lower if side < 0 else fit.problem.upper)[index]
+    """Where the profile has risen by `rise` on one side: ever longer steps, then ever finer ones about the crossing."""
+    best, bound = float(fit.theta[index]), float((fit.problem.lower if side < 0 else fit.problem.upper)[index])
     ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
-    inside, outside = best, bound
-    for step in max(abs(best), LEAST) * 0.01 * 2.0 ** np.arange(WIDEST):
-        trial = np.clip(best + side * step, fit.problem.lower[index], fit.problem.upper[index])
-        if _pinned(fit, index, np.array([trial]))[0] > ceiling:
-            outside = trial
-            break
-        inside = trial
-        if trial == bound:
-            return float(bound)
-    for _ in range(BISECTIONS if np.isfinite(outside) else 0):
-        middle = (inside + outside) / 2
-        if _pinned(fit, index, np.array([middle]))[0] > ceiling:
-            outside = middle
-        else:
-            inside = middle
-    return float(inside) if np.isfinite(outside) else float(outside)
+    away = max(abs(best), LEAST) * np.geomspace(0.002, FARTHEST, 3 * STEPS)
+    room = side * (bound - best)
+    away = away if np.isinf(room) else np.append(away[away < room], room)
+    crossing, inside = None, best
+    for reach in np.array_split(away, 3):  # the farther only where the nearer do not cross: they are slow to fit
+        if crossing is None and reach.size:
+            values = np.array([inside, *(best + side * reach)])
+            crossing, inside = _crossing(fit, index, values, ceiling), values[-1]
+    for _ in range(ROUNDS if crossing else 0):
+        assert crossing is not None
+        finer = _crossing(fit, index, np.linspace(crossing[0], crossing[1], 2 * STEPS), ceiling)
+        crossing = finer or crossing
+    return bound if crossing is None else crossing[2]
+
+
+def _crossing(fit: Fit, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
+    """The first two neighbours among `values` between which the profile crosses, and where along their chord."""
+    above = _pinned(fit, index, values, (1,)) - ceiling
+    if not (above > 0).any():
+        return None
+    out = max(int((above > 0).argmax()), 1)
+    (inside, outside), (low, high) = values[[out - 1, out]], above[[out - 1, out]]
+    share = min(max(-low / (high - low), 0.0), 1.0) if high > low else 0.0
+    return float(inside), float(outside), float(inside + (outside - inside) * share)

@@ -113,7 +113,7 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
             break
         part = problem.rows(live)
         step, promise = _step(part, theta[live], width, damping[live])
-        trial = np.clip(theta[live] + step, problem.lower, problem.upper)
+        trial = np.clip(theta[live] + step, part.lower, part.upper)
         trial_value = part.value(trial, width)
         better = trial_value < value[live]
         done[live] = promise <= tolerance * value[live] + rounding[live]

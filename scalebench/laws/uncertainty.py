@@ -1,15 +1,18 @@
 """Intervals that mean what they say: bootstrap, prediction intervals and backtests of a fitted law.
 
-From 20 configurations for each parameter up, and never below 12, whole configurations are resampled with replacement.
-Below that the law is refitted to data simulated from it, with residuals as large as those measured (see `noise`): for a
-linear model this gives Student-t intervals exactly, and it keeps the skewness and the bounds of a non-linear one. The
-residual scale is that of configuration means, so it holds lack of fit as well as seeds.
+From 12 configurations up, configurations are resampled. From 20 for each parameter, and 40, up they themselves, inputs
+and all; below that their residuals, at the inputs that were measured, since a resample without the smallest or the
+largest size says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to
+residuals and to normal noise see residuals as large as those measured (see `noise`): for a linear model this gives
+Student-t intervals, and it keeps the skewness and the bounds of a non-linear one. The residual scale is that of
+configuration means, so it holds lack of fit as well as seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalebench.laws import bca
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.noise import Noise, estimate_noise, simulate
+from scalebench.laws.noise import Noise, estimate_noise, simulate, simulate_wild
 from scalebench.laws.points import Points, read_inputs
 
 if TYPE_CHECKING:
@@ -25,21 +28,25 @@ if TYPE_CHECKING:
 
     from scalebench.laws.fit import Fit
 
-CLUSTERS_NEEDED = 12  # fewer configurations than this make a resampling bootstrap too narrow
-# Fewer than this for each parameter, and resamples lose corners of the design. Of 95 % intervals, resampling covered
-# 98.4 % for alpha of power from 12 sizes and 98.4 to 99 % for chinchilla from 42; simulation 93 to 97 %, and narrower.
-CLUSTERS_EACH = 20
+METHODS = ("auto", "resample", "residuals", "wild", "parametric")
+CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
+# Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
+CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
 MOST_VALUES = 20_000_000  # weights or targets held at once
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Refitted parameters by name, each [n]; intervals are their percentiles. `method` says how they were drawn."""
+    """Refitted parameters by name, each [n]; intervals are their percentiles.
+
+    `method` says how they were drawn, `reason` why so, and `drawn` it in one word of `METHODS`.
+    """
 
     fit: Fit = field(repr=False)
     method: str
-    resampled: bool
+    drawn: str
+    reason: str
     samples: dict[str, Array] = field(repr=False)
     noise: Noise
     inflation: Array = field(repr=False)  # factor on the noise of each replicate, [n]
@@ -47,15 +54,25 @@ class Bootstrap:
     seed: int
 
     def interval(self, name: str, level: float = 0.95, kind: str = "percentile") -> tuple[float, float]:
-        """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations)."""
+        """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations).
+
+        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does.
+        """
         if kind not in ("percentile", "bca"):
             raise FitRefused(f"kind {kind!r} is not known; choose one of percentile, bca")
         if name not in self.samples:
             raise FitRefused(f"{name!r} is not a parameter; those of {self.fit.law.name} are {', '.join(self.samples)}")
+        if self.drawn == "resample" and name in self.fit.bounds_hit:
+            return self._at_bound.interval(name, level)
         if kind == "bca":
             return bca.interval(self, name, level)
         low, high = self.ends(self.samples[name][:, None], level)
         return float(low[0]), float(high[0])
+
+    @cached_property
+    def _at_bound(self) -> Bootstrap:
+        """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
+        return bootstrap(self.fit, self.n, self.seed, "parametric")
 
     def prediction_interval(
         self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
@@ -93,21 +110,54 @@ def bootstrap(fit: Fit, n: int, seed: int, method: str) -> Bootstrap:
         )
     if n < 2:
         raise FitRefused(f"a bootstrap of {n} refits has no spread; ask for at least 2, better 1000")
-    if method not in ("auto", "resample", "parametric"):
-        raise FitRefused(f"method {method!r} is not known; choose one of auto, resample, parametric")
+    if method not in METHODS:
+        raise FitRefused(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
+    drawn, reason = chosen(fit) if method == "auto" else (method, "as asked")
     rng, noise = np.random.default_rng(seed), estimate_noise(fit)
-    resampled = method == "resample" or (method == "auto" and fit.n_configurations >= clusters_needed(fit))
-    if resampled:
-        said = f"bootstrap of {fit.n_configurations} configurations, percentile"
-        inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n))
-        parts = [fit.refit(fit.problem.target, resample(fit, k, rng)) for k in _blocks(fit, n)]
-    else:
-        said = f"parametric bootstrap, t with {freedom} degree{'s' * (freedom > 1)} of freedom"
-        drawn = [simulate(fit, noise, k, rng) for k in _blocks(fit, n)]
-        inflation = np.concatenate([factor for _, factor in drawn])
-        parts = [fit.refit(targets, fit.problem.weights) for targets, _ in drawn]
+    inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if drawn == "resample" else np.empty(0)
+    parts = []
+    for k in _blocks(fit, n):
+        target, weights, factor = replicates(fit, noise, drawn, k, rng)
+        inflation = inflation if factor is None else np.append(inflation, factor)
+        parts.append(fit.refit(target, weights))
     samples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Bootstrap(fit, said, resampled, samples, noise, inflation, n, seed)
+    return Bootstrap(fit, _said(fit, drawn), drawn, reason, samples, noise, inflation, n, seed)
+
+
+def chosen(fit: Fit) -> tuple[str, str]:
+    """How to draw, and why so."""
+    n, needed = fit.n_configurations, clusters_needed(fit)
+    if n < CLUSTERS_NEEDED:
+        return "parametric", f"{n} configurations, and resampling needs {CLUSTERS_NEEDED}"
+    if fit.bounds_hit:  # Andrews 2000, Econometrica 68; residuals lie to one side there, too
+        return "parametric", f"{' and '.join(fit.bounds_hit)} at a bound, where resampling fails"
+    if n < needed:
+        return "residuals", f"{n} configurations; resamples of fewer than {needed} lose ends of the design"
+    return "resample", f"{n} configurations, from {needed} up"
+
+
+def replicates(
+    fit: Fit, noise: Noise, drawn: str, n: int, rng: np.random.Generator
+) -> tuple[Array, Array, Array | None]:
+    """Targets, weights, one of them [n, rows], the other [rows], and the factor [n] on the noise, None of resamples."""
+    if drawn == "resample":
+        return fit.problem.target, resample(fit, n, rng), None
+    targets, factor = (
+        simulate_wild(fit, n, rng) if drawn == "wild" else simulate(fit, noise, n, rng, drawn != "parametric")
+    )
+    return targets, fit.problem.weights, factor
+
+
+def _said(fit: Fit, drawn: str) -> str:
+    n, freedom = fit.n_configurations, fit.degrees_of_freedom
+    t = f"t with {freedom} degree{'s' * (freedom > 1)} of freedom"
+    said = {
+        "resample": f"bootstrap of {n} configurations, percentile",
+        "residuals": f"bootstrap of the residuals of {n} configurations, {t}",
+        "wild": f"wild bootstrap of {n} configurations, {t}",
+        "parametric": f"parametric bootstrap, {t}",
+    }
+    return said[drawn]
 
 
 def _blocks(fit: Fit, n: int) -> list[int]:
@@ -117,8 +167,8 @@ def _blocks(fit: Fit, n: int) -> list[int]:
 
 
 def clusters_needed(fit: Fit) -> int:
-    """Configurations from which resampling them covers what it says."""
-    return max(CLUSTERS_NEEDED, CLUSTERS_EACH * int(fit.problem.free.sum()))
+    """Configurations from which resampling them, inputs and all, covers what it says."""
+    return max(CLUSTERS_AT_LEAST, CLUSTERS_EACH * int(fit.problem.free.sum()))
 
 
 def resample(fit: Fit, n: int, rng: np.random.Generator) -> Array:

@@ -115,18 +115,27 @@ def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
     }
 
 
+def _fitted(one: Series) -> dict[str, tuple[Trend, str]]:
+    """The same, and the law of size and data where the study has one."""
+    return _trends(one) | ({} if one.surface is None else {"loss, size and data": (one.surface, "")})
+
+
 def parameters_table(series: Sequence[Series]) -> Table:
     """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
     rows: list[tuple[Cell, ...]] = []
     for one in series:
-        for name, (trend, unit) in _trends(one).items():
+        for name, (trend, unit) in _fitted(one).items():
             head = (word(", ".join(filter(None, (one.label, name)))),)
             if trend.fit is None:
                 rows.append((*head, word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
                 continue
             for parameter, value in trend.fit.parameters.items():
                 text, interval = bounded(value, *trend.interval(parameter), unit=unit)
-                ended = "at its bound" if parameter in trend.fit.bounds_hit else str(trend.fit.status).replace("_", " ")
+                ended = (
+                    "at its bound: one-sided interval"
+                    if parameter in trend.fit.bounds_hit
+                    else str(trend.fit.status).replace("_", " ")
+                )
                 rows.append((*head, word(symbol(parameter)), (text, value), word(interval), word(ended)))
     return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "how the fit ended"), tuple(rows))
 
@@ -135,7 +144,7 @@ def fits_table(series: Sequence[Series]) -> Table:
     """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
     rows = []
     for one in series:
-        for name, (trend, _) in _trends(one).items():
+        for name, (trend, _) in _fitted(one).items():
             if trend.fit is None:
                 continue
             told = trend.fit.to_dict()

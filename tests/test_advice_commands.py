@@ -1,0 +1,207 @@
+"""`optimal`, `next`, `worth`, `tune` and `fit --law A,B`: planted answers come back, and wrong input is exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_fit_command import CHINCHILLA, PLANTED, surface
+from test_predict_command import planted, write_study
+
+from scalebench.laws import compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
+from scalebench.sources import candidate_trials
+
+COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
+
+
+def named(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {role: table[name].to_numpy() for role, name in {"params": "N", "tokens": "D", "loss": "L"}.items()}
+
+
+def budgets(noise: float = 0.0005) -> pd.DataFrame:
+    """IsoFLOP grids about the optimum of the planted surface: 5 budgets of 9 sizes."""
+    total = PLANTED["alpha"] + PLANTED["beta"]
+    G = (PLANTED["alpha"] * PLANTED["A"] / (PLANTED["beta"] * PLANTED["B"])) ** (1 / total)
+    C = np.geomspace(1e18, 1e21, 5)[:, None]
+    n = G * (C / 6) ** (PLANTED["beta"] / total) * np.exp(np.linspace(-1, 1, 9))
+    n, d = n.ravel(), (C / 6 / n).ravel()
+    loss = PLANTED["E"] + PLANTED["A"] * n ** -PLANTED["alpha"] + PLANTED["B"] * d ** -PLANTED["beta"]
+    return pd.DataFrame({"N": n, "D": d, "L": loss * np.exp(noise * np.random.default_rng(0).standard_normal(45))})
+
+
+def test_optimal_gives_each_approach_that_the_points_carry(command) -> None:
+    table = budgets()
+    table.to_csv("p.csv", index=False)
+    code, out, _ = command("optimal", "p.csv", *COLUMNS, "--budget", "1e22", "--json")
+    assert code == 0
+    found = json.loads(out)
+    second, third = found["allocations"]
+    assert (second["approach"], third["approach"]) == (2, 3)
+    assert second["a"] == isoflop(named(table)).a
+    assert third["a"] == parametric(fit(named(table), "chinchilla")).a
+    a = PLANTED["beta"] / (PLANTED["alpha"] + PLANTED["beta"])
+    assert third["intervals"]["a"][0] < a < third["intervals"]["a"][1]
+    (at,) = third["at"]
+    assert at["params_interval"][0] < at["params"] < at["params_interval"][1]
+    assert 6 * at["params"] * at["tokens"] == pytest.approx(1e22, rel=1e-6)
+    assert found["refused"] == [{"approach": 1, "reason": found["refused"][0]["reason"]}]
+    assert "column 'run' is missing" in found["refused"][0]["reason"]
+    counted = found["conventions"]["rows"]
+    assert (counted[0]["counting_params"], counted[0]["counting_flops"]) == ("total", "6ND")
+    assert counted[0]["a"] == third["a"]
+
+
+def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
+    table = budgets()
+    table.assign(small=0.8 * table["N"], C=6.5 * table["N"] * table["D"]).to_csv("p.csv", index=False)
+    others = ("--non-embedding-column", "small", "--flops-column", "C", "--count-params", "non_embedding")
+    code, out, _ = command("optimal", "p.csv", *COLUMNS, *others, "--count-flops", "exact", "--approach", "3")
+    assert code == 0
+    assert "N non_embedding, C exact" in out
+    assert "what counting changes" in out
+    assert out.count("non_embedding") >= 3
+    assert "refused" not in out.replace("refused\n", "")  # the head of a column aside
+
+
+def test_approach_1_reads_training_curves(command) -> None:
+    rows = []
+    for n in np.geomspace(1e6, 1e9, 13):
+        d = np.geomspace(1e7, 1e12, 60)
+        loss = PLANTED["E"] + PLANTED["A"] * n ** -PLANTED["alpha"] + PLANTED["B"] * d ** -PLANTED["beta"]
+        rows.append(pd.DataFrame({"N": n, "D": d, "L": loss, "name": f"run {n:.0f}"}))
+    pd.concat(rows).to_csv("p.csv", index=False)
+    code, out, _ = command("optimal", "p.csv", *COLUMNS, "--run-column", "name", "--approach", "1", "--json")
+    assert code == 0
+    (first,) = json.loads(out)["allocations"]
+    assert first["a"] == pytest.approx(PLANTED["beta"] / (PLANTED["alpha"] + PLANTED["beta"]), abs=0.03)
+    assert first["intervals"]["a"] is not None
+
+
+def test_next_is_the_trial_of_the_package(command) -> None:
+    table = surface(0.005)
+    table.to_csv("p.csv", index=False)
+    command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "f.json")
+    target = ("--predict", "params=1e11,tokens=1e13")
+    code, out, _ = command("next", "f.json", *target, "--json")
+    assert code == 0
+    found, fitted = json.loads(out), fit(named(table), "chinchilla")
+    expected = next_trial(fitted, candidate_trials(fitted, 9, 1.0), {"params": 1e11, "tokens": 1e13})
+    assert found["chosen"][0]["inputs"] == pytest.approx(expected.chosen[0].inputs)
+    assert found["narrowing"] == pytest.approx(expected.narrowing)
+    assert found["narrowing_interval"] == pytest.approx(expected.narrowing_interval)
+    from_points = command("next", "p.csv", *COLUMNS, "--law", "chinchilla", *target, "--json")
+    assert json.loads(from_points[1])["chosen"] == found["chosen"]
+
+
+def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
+    table = surface(0.005)
+    table.to_csv("p.csv", index=False)
+    pd.DataFrame({"params": [1e8, 1e9, 1e10], "tokens": [1e10, 2e10, 1e12]}).to_csv("c.csv", index=False)
+    asked = ("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e11,tokens=1e13")
+    code, out, _ = command(*asked, "--candidates", "c.csv", "--budget", "1.5e20", "--json")
+    assert code == 0
+    chosen = json.loads(out)["chosen"]
+    assert {one["row"] for one in chosen} == {0, 1}
+    code, out, _ = command(*asked, "--candidates", "c.csv", "--budget", "1.5e20")
+    assert "run: 2 trials" in out
+    assert "as wide" in out
+
+
+def test_worth_is_the_multiplier_of_the_package(command) -> None:
+    rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
+    points = {}
+    for name, saving in (("old", 1.0), ("new", 1.6)):
+        loss = (1.8 + 2 * (saving * flops / 1e15) ** -0.15) * np.exp(0.001 * rng.standard_normal(16))
+        points[name] = {"x": flops, "y": loss}
+        pd.DataFrame({"flops": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
+    code, out, _ = command("worth", "old.csv", "new.csv", "--json")
+    assert code == 0
+    found = json.loads(out)
+    expected = compute_multiplier(fit(points["old"]), fit(points["new"]))
+    assert found["multiplier"] == pytest.approx(expected.multiplier, rel=1e-9)
+    assert found["interval"][0] < 1.6 < found["interval"][1]
+    assert "the change saves compute" in command("worth", "old.csv", "new.csv")[1]
+    assert "is not told apart" in command("worth", "old.csv", "old.csv")[1]
+
+
+def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
+    for name, factor in (("old", 1.0), ("new", 1.0)):
+        rows = [row | {"flops_per_step": factor * row["flops_per_step"]} for row in planted()]
+        write_study(tmp_path / name, rows)
+    code, out, _ = command("worth", "old", "new", "--json")
+    assert code == 0
+    assert json.loads(out)["multiplier"] == pytest.approx(1.0, rel=1e-6)
+
+
+def test_tune_is_the_law_of_the_package(command) -> None:
+    rng = np.random.default_rng(0)
+    size, rate = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e-3, 1e-1, 9)))
+    off = np.log(rate / (0.03 * (size / 1e4) ** -0.25))
+    table = pd.DataFrame({"params": size, "learning_rate": rate, "loss": 3 + 0.05 * off**2})
+    table["loss"] += 0.002 * rng.standard_normal(45)
+    table.to_csv("p.csv", index=False)
+    code, out, _ = command("tune", "p.csv", "--against", "params", "--at", "params=1e7", "--json")
+    assert code == 0
+    found, expected = json.loads(out), optimum_law({name: table[name].to_numpy() for name in table})
+    assert found["exponents"] == pytest.approx(expected.exponents)
+    assert found["at"]["value"] == pytest.approx(expected.predict(params=1e7))
+    assert found["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))
+    assert "learning_rate* = " in command("tune", "p.csv", "--against", "params")[1]
+
+
+@pytest.mark.parametrize("law", ["auto", "chinchilla,kaplan"])
+def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: str) -> None:
+    surface(0.002).to_csv("p.csv", index=False)
+    code, out, _ = command("fit", "p.csv", *COLUMNS, "--law", law, "--bootstrap", "50", "--json", "f.json")
+    assert code == 0
+    document = json.loads((tmp_path / "f.json").read_text())
+    ranking = [one["law"] for one in document["choice"]["ranking"]]
+    assert document["law"] == ranking[0]
+    assert "kaplan" in ranking[1:]  # it has no floor, and the surface does
+    assert "lowest error on points held out" in out
+
+
+def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
+    flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
+    table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12 + moved / 2e9})
+    table["time"] *= np.exp(0.01 * np.random.default_rng(0).standard_normal(16))
+    table.to_csv("t.csv", index=False)
+    arguments = ("fit", "t.csv", "--law", "roofline", "--fix", "F=1e12", "--json", "f.json")
+    assert command(*arguments)[0] == 0
+    code, out, _ = command("predict", "f.json", "--input", "flops=1e12", "--input", "bytes=1e9", "--json")
+    assert code == 0
+    assert json.loads(out)["answers"]["time"]["value"] == pytest.approx(1.5, rel=0.02)
+    assert (
+        "prediction at flops 1e+12, bytes 1e+09"
+        in command("predict", "f.json", "--input", "flops=1e12", "--input", "bytes=1e9")[1]
+    )
+    code, _, err = command("predict", "f.json", "--input", "flops=1e12")
+    assert (code, err) == (2, "f.json: roofline predicts from flops and bytes; give --input bytes=NUMBER\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("optimal", "p.csv", *COLUMNS, "--budget", "-1"), "--budget -1: a positive number"),
+        (("optimal", "p.csv", "--loss-column", "loss"), "column unknown 'loss'"),
+        (("optimal", "absent.csv"), "absent.csv: "),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e11"), "needs params=NUMBER,tokens="),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params"), "expected NAME=NUMBER"),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--budget", "1"),
+         "the cheapest candidate costs"),
+        (("worth", "p.csv", "p.csv"), "column unknown 'flops'"),
+        (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
+        (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),
+        (("fit", "p.csv", *COLUMNS, "--law", "power,chinchilla"), "laws are compared on the same inputs"),
+        (("fit", "p.csv", *COLUMNS, "--law", "chinchilla,nothing"), "nothing"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_exit_code_2(command, arguments, expected: str) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    code, out, err = command(*arguments)
+    assert code == 2
+    assert expected in out + err
+    assert "Traceback" not in err
