@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench coverage report clean
+.PHONY: demo test check format bench kernels coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -25,6 +25,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/pytest tests/bench_*.py --benchmark-enable --benchmark-only
+
+# Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
+kernels: $(READY)
+	PYTHONPATH=kernels $(BIN)/python kernels/compile_ahead.py
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)

@@ -30,6 +30,7 @@ import triton
 from machine_code import MachineCode
 from scalekernels import OPERATIONS
 from scalekernels.compilation import ARCHITECTURES, Compilation
+from scalekernels.device import INTERPRETED
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / "results" / "compiled"
@@ -227,7 +228,7 @@ def table(report: dict[str, Any]) -> str:
         "thread, shared memory per block. Nothing here was run on a GPU: these figures say what would be launched, "
         "not that it is right or fast.",
         "",
-        "| kernel | configuration | arch | registers | spills, stack | shared B | matrix instructions | load B | verdict |",
+        "| kernel | configuration | arch | registers | spills, stack | shared | matrix instructions | load B | verdict |",
         "|---|---|---|---:|---:|---:|---|---:|---|",
     ]
     lines += [_line(row) for row in report["rows"]]
@@ -255,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=REPORT, help="a .json; the .md goes beside it")
     parser.add_argument("--cache", type=Path, default=CACHE)
     asked = parser.parse_args(arguments)
+    if INTERPRETED:
+        parser.error("kernels are interpreted here, which cannot be compiled: unset TRITON_INTERPRET")
     begun, jobs = time.monotonic(), all_jobs()
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"compiling {len(jobs)} configurations", total=len(jobs))

@@ -81,7 +81,10 @@ def ptxas_version(arch: int) -> str:
 
 
 def source_of(compilation: Compilation) -> ASTSource:
-    """Return what triton compiles. Raises ``TypeError`` under TRITON_INTERPRET=1, ``ValueError`` for a bad signature."""
+    """Return what triton compiles.
+
+    Raises ``TypeError`` for an interpreted function, ``ValueError`` where the signature is not the function's.
+    """
     function = compilation.function
     if not hasattr(function, "cache_key"):
         raise TypeError(f"{compilation.label}: {function!r} cannot be compiled (unset TRITON_INTERPRET)")
@@ -178,7 +181,9 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         drained=drained,
         losses=tuple(line.strip() for line in log.splitlines() if "Performance Loss" in line),
         widest_load_bytes=widest_load(ptx),
-        stores=len(re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)),
+        stores=len(
+            re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
+        ),
     )
 
 
@@ -224,12 +229,8 @@ def pipelining(ptx: str) -> tuple[int, int]:
     events = list(_EVENTS.finditer(ptx))
     labels = {event["label"]: index for index, event in enumerate(events) if event["label"]}
     jumps = [(labels.get(event["target"], index), index) for index, event in enumerate(events) if event["target"]]
-    loops = [
-        (start, stop) for start, stop in jumps if start < stop and any(e["commit"] for e in events[start:stop])
-    ]
-    innermost = [
-        (a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
-    ]
+    loops = [(start, stop) for start, stop in jumps if start < stop and any(e["commit"] for e in events[start:stop])]
+    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
     products = drained = 0
     for start, stop in innermost:
         body = [event for event in events[start:stop] if event["mma"] or event["commit"] or event["wait"]]
