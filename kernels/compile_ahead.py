@@ -228,7 +228,7 @@ def table(report: dict[str, Any]) -> str:
         "thread, shared memory per block. Nothing here was run on a GPU: these figures say what would be launched, "
         "not that it is right or fast.",
         "",
-        "| kernel | configuration | arch | registers | spills, stack | shared | matrix instructions | load B | verdict |",
+        "| kernel | configuration | arch | regs | spills, stack | shared | matrix instructions | load B | verdict |",
         "|---|---|---|---:|---:|---:|---|---:|---|",
     ]
     lines += [_line(row) for row in report["rows"]]

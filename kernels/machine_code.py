@@ -80,6 +80,11 @@ def ptxas_version(arch: int) -> str:
     return found.group(1) if found else text.strip()
 
 
+def ptxas_path(arch: int) -> str:
+    """Return where that assembler is; TRITON_PTXAS_PATH (TRITON_PTXAS_BLACKWELL_PATH from sm_100 on) names another."""
+    return str(get_ptxas(arch).path)
+
+
 def source_of(compilation: Compilation) -> ASTSource:
     """Return what triton compiles.
 
