@@ -1,0 +1,234 @@
+"""RMS norm and layer norm over the last dimension, with an optional residual sum in front, forward and backward.
+
+    s = x + residual                      rounded to the inputs' precision; s = x without a residual
+    RMS norm:    r = 1/√(mean(s²) + eps),             y = s·r·weight              (arXiv:1910.07467)
+    layer norm:  μ = mean(s), r = 1/√(mean((s−μ)²) + eps),  y = (s−μ)·r·weight + bias   (arXiv:1607.06450)
+
+``x`` and ``residual`` are (…, C) in float16, bfloat16 or float32 with any distance between rows (a last dimension that
+is not contiguous is copied first); ``weight`` and ``bias`` are (C,) in the dtype of ``x`` or in float32. Statistics
+are float32 and y is rounded once. The gradients with respect to x and residual are the same tensor; those of weight
+and bias are summed in float32 in a fixed order, so that results repeat to the bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scalekernels import norm_kernels as kernels
+from scalekernels.compilation import Compilation
+from scalekernels.cost import Cost
+from scalekernels.device import require_device, require_dtype
+from scalekernels.providers import Provider, Unavailable
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+RMS_EPS, LAYER_EPS = 1e-6, 1e-5
+PROGRAMS_PER_MULTIPROCESSOR = 4  # of the backward: resident at once by registers for every tile of the table
+INTERPRETED_MULTIPROCESSORS = 1  # the interpreter runs programs one after another: few are enough
+
+
+@dataclass(frozen=True)
+class Case:
+    """``rows`` rows of ``width``; ``kind`` is "rms" (with weight) or "layer" (with weight and bias)."""
+
+    kind: str
+    rows: int
+    width: int
+    residual: bool
+    dtype: torch.dtype
+
+    @property
+    def label(self) -> str:
+        """What tells this case from the others."""
+        dtype = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        return f"{self.kind} {self.rows}x{self.width} {dtype}{' residual' * self.residual}"
+
+
+def reference(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None,
+    *, kind: str = "rms", eps: float | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return {"normed", "summed"} ("summed" with a residual alone) in plain torch, any dtype."""
+    eps = (RMS_EPS if kind == "rms" else LAYER_EPS) if eps is None else eps
+    summed = x if residual is None else x + residual
+    centred = summed if kind == "rms" else summed - summed.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+    normed = normed if weight is None else normed * weight
+    normed = normed if bias is None else normed + bias
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(…, C) as (rows, C) with a contiguous last dimension: a view where the strides allow it."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def _require(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> None:
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; a norm needs a last dimension of at least 1")
+    require_device(x=x, weight=weight, bias=bias, residual=residual)
+    require_dtype(DTYPES, x=x)
+    require_dtype((x.dtype,), residual=residual)
+    require_dtype((x.dtype, torch.float32), weight=weight, bias=bias)
+    for name, tensor, shape in (("weight", weight, x.shape[-1:]), ("bias", bias, x.shape[-1:])):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x of {tuple(x.shape)} needs {tuple(shape)}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}; it must have that of x, {tuple(x.shape)}")
+
+
+@torch.library.custom_op("scalekernels::norm", mutates_args=())
+def _norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(normed, summed, mean, 1/deviation); summed is empty without a residual, mean for RMS norm."""
+    _require(x, weight, bias, residual)
+    out, summed, mean, rstd = _outputs(x, residual is not None, layer)
+    source, rows, width = _rows(x), rstd.shape[0], x.shape[-1]
+    if not rows:
+        return out, summed, mean, rstd
+    other = None if residual is None else _rows(residual)
+    tile = kernels.tile_for(kernels.FORWARD_TILES, width)
+    kernel = kernels.forward if width <= kernels.WIDEST else kernels.forward_wide
+    kernel[((rows + tile.rows - 1) // tile.rows,)](
+        source, other, _plain(weight), _plain(bias), out, None if other is None else summed, mean if layer else None,
+        rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out, summed, mean, rstd
+
+
+def _outputs(x: Tensor, residual: bool, layer: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    summed = torch.empty(x.shape if residual else 0, dtype=x.dtype, device=x.device)
+    mean = torch.empty(rows if layer else 0, dtype=torch.float32, device=x.device)
+    return out, summed, mean, torch.empty(rows, dtype=torch.float32, device=x.device)
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+@_norm.register_fake
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(x, residual is not None, layer)
+
+
+@torch.library.custom_op("scalekernels::norm_gradients", mutates_args=())
+def _norm_gradients(
+    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    layer: bool, weight_gradient: bool, bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dweight, dbias) with the parameters' in float32, empty where not asked for."""
+    width, rows = summed.shape[-1], rstd.shape[0]
+    tile = kernels.tile_for(kernels.BACKWARD_TILES, width)
+    wide = width > kernels.WIDEST
+    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    programs = _programs(summed.device, rows, kernels.WIDE_PARAMETERS_TILE if wide else tile)
+    dweight, dbias = (
+        torch.empty((programs, width) if wanted else (0, 0), dtype=torch.float32, device=summed.device)
+        for wanted in (weight_gradient, bias_gradient)
+    )
+    parts = dweight if weight_gradient else None, dbias if bias_gradient else None
+    if rows:
+        incoming, value = _rows(grad), _rows(summed)
+        more = None if grad_summed is None else _rows(grad_summed)
+        kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
+        centre = mean if layer else None
+        kernel[grid](
+            incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
+            incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
+            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+        )  # fmt: skip
+        if wide and (weight_gradient or bias_gradient):
+            _wide_parameters(incoming, value, centre, rstd, parts, programs)
+    return dx, dweight.sum(0), dbias.sum(0)
+
+
+def _wide_parameters(
+    grad: Tensor, summed: Tensor, mean: Tensor | None, rstd: Tensor, parts: tuple[Tensor | None, ...], programs: int
+) -> None:
+    tile, (rows, width) = kernels.WIDE_PARAMETERS_TILE, summed.shape
+    kernels.parameters_wide[(programs, (width + tile.block - 1) // tile.block)](
+        grad, summed, mean, rstd, *parts, rows, width, grad.stride(0), summed.stride(0),
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
+    """How many programs share the rows: enough to fill the device once, never more than there are tiles."""
+    multiprocessors = INTERPRETED_MULTIPROCESSORS
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(multiprocessors * PROGRAMS_PER_MULTIPROCESSOR, (rows + tile.rows - 1) // tile.rows)
+
+
+@_norm_gradients.register_fake
+def _(
+    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    layer: bool, weight_gradient: bool, bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    width = summed.shape[-1]
+    parameters = (rstd.new_empty(width if wanted else 0) for wanted in (weight_gradient, bias_gradient))
+    return torch.empty(summed.shape, dtype=summed.dtype, device=summed.device), *parameters
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, _, ctx.layer = inputs
+    _, summed, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.residual = residual is not None
+    ctx.dtypes = None if weight is None else weight.dtype, None if bias is None else bias.dtype
+    ctx.save_for_backward(summed if ctx.residual else x, weight, mean, rstd)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: None) -> tuple[Any, ...]:
+    summed, weight, mean, rstd = ctx.saved_tensors
+    more = grad_summed if ctx.residual else None
+    if grad is None:  # y was not used, only the sum
+        return more, None, None, more if ctx.residual else None, None, None
+    wanted = tuple(ctx.needs_input_grad[1:3])
+    dx, *parameters = torch.ops.scalekernels.norm_gradients(grad, more, summed, weight, mean, rstd, ctx.layer, *wanted)
+    dweight, dbias = (
+        gradient.to(dtype) if asked else None
+        for gradient, dtype, asked in zip(parameters, ctx.dtypes, wanted, strict=True)
+    )
+    return dx, dweight, dbias, dx if ctx.residual else None, None, None
+
+
+_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, *, eps: float = RMS_EPS, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the RMS norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
+
+    The result has the dtype of ``x``, under autocast too. Raises ``ValueError`` for a wrong shape or device,
+    ``TypeError`` for a wrong dtype and ``RuntimeError`` where no kernel can run.
+    """
+    normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, None, residual, eps, False)
+    return normed if residual is None else (normed, summed)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = LAYER_EPS,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the layer norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
+
+    Dtypes and errors are those of ``rms_norm``.
+    """
+    normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, bias, residual, eps, True)
+    return normed if residual is None else (normed, summed)
