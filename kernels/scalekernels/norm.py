@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from scalekernels.providers import Provider, Unavailable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
-PROGRAMS_PER_MULTIPROCESSOR = 4  # of the backward: resident at once by registers for every tile of the table
 INTERPRETED_MULTIPROCESSORS = 1  # the interpreter runs programs one after another: few are enough
 
 
@@ -100,7 +99,7 @@ def _norm(
     kernel[((rows + tile.rows - 1) // tile.rows,)](
         source, other, _plain(weight), _plain(bias), out, None if other is None else summed, mean if layer else None,
         rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
-        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip
     return out, summed, mean, rstd
 
@@ -119,7 +118,7 @@ def _plain(tensor: Tensor | None) -> Tensor | None:
 
 @_norm.register_fake
 def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, layer: bool
+    x: Tensor, _weight: Tensor | None, _bias: Tensor | None, residual: Tensor | None, _eps: float, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _outputs(x, residual is not None, layer)
 
@@ -148,7 +147,7 @@ def _norm_gradients(
         kernel[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
-            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
         if wide and (weight_gradient or bias_gradient):
             _wide_parameters(incoming, value, centre, rstd, parts, programs)
@@ -161,7 +160,7 @@ def _wide_parameters(
     tile, (rows, width) = kernels.WIDE_PARAMETERS_TILE, summed.shape
     kernels.parameters_wide[(programs, (width + tile.block - 1) // tile.block)](
         grad, summed, mean, rstd, *parts, rows, width, grad.stride(0), summed.stride(0),
-        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps,
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip
 
 
@@ -170,13 +169,13 @@ def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
     multiprocessors = INTERPRETED_MULTIPROCESSORS
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(multiprocessors * PROGRAMS_PER_MULTIPROCESSOR, (rows + tile.rows - 1) // tile.rows)
+    return min(multiprocessors * tile.programs, (rows + tile.rows - 1) // tile.rows)
 
 
 @_norm_gradients.register_fake
 def _(
-    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
-    layer: bool, weight_gradient: bool, bias_gradient: bool,
+    _grad: Tensor, _grad_summed: Tensor | None, summed: Tensor, _weight: Tensor | None, _mean: Tensor, rstd: Tensor,
+    _layer: bool, weight_gradient: bool, bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     width = summed.shape[-1]
     parameters = (rstd.new_empty(width if wanted else 0) for wanted in (weight_gradient, bias_gradient))
@@ -232,3 +231,179 @@ def layer_norm(
     """
     normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, bias, residual, eps, True)
     return normed if residual is None else (normed, summed)
+
+
+def cost(case: Case, backward: bool) -> Cost:
+    """FLOPs as counted in the formulas above, and every tensor across the bus once; statistics are float32."""
+    layer, size, numbers = case.kind == "layer", case.dtype.itemsize, case.rows * case.width
+    statistics = 4 * case.rows * (1 + layer)
+    parameters = case.width * size * (1 + layer)
+    if backward:  # reads the gradient, the sum and a residual's gradient; writes one gradient of the rows
+        flops = numbers * (8 + 4 * layer + case.residual)
+        read = numbers * size * (2 + case.residual) + statistics + case.width * size
+        return Cost(flops, read, numbers * size + parameters)
+    flops = numbers * (4 + 3 * layer + case.residual)
+    return Cost(
+        flops, numbers * size * (1 + case.residual) + parameters, numbers * size * (1 + case.residual) + statistics
+    )
+
+
+def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """x, weight, bias (layer norm), residual, and the gradients that come in: grad_normed, grad_summed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    shape, names = (case.rows, case.width), ["x", "weight"] + ["bias"] * (case.kind == "layer")
+    names += ["residual", "grad_summed"] * case.residual + ["grad_normed"]
+    return {
+        name: torch.randn(
+            shape[1:] if name in ("weight", "bias") else shape, generator=generator, device=device, dtype=case.dtype
+        )
+        for name in names
+    }
+
+
+def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+    """The oracle: ``reference`` on float64 copies; with ``backward`` its gradients, named as the inputs."""
+    copies = {name: tensor.double() for name, tensor in inputs.items()}
+    return _evaluation(lambda **tensors: reference(**tensors, kind=case.kind), copies, backward)()
+
+
+def _evaluation(
+    function: Callable[..., Mapping[str, Tensor]], inputs: Mapping[str, Tensor], backward: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """What a call of ``function``, or with ``backward`` the gradients of a call made here, amounts to."""
+    tensors = {name: value.detach() for name, value in inputs.items() if not name.startswith("grad_")}
+    if not backward:
+        return lambda: dict(function(**tensors))
+    leaves = {name: value.requires_grad_() for name, value in tensors.items()}
+    outputs = function(**leaves)
+    grads = [inputs[f"grad_{name}"] for name in outputs]
+
+    def gradients() -> dict[str, Tensor]:
+        found = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grads, retain_graph=True)
+        return dict(zip(leaves, found, strict=True))
+
+    return gradients
+
+
+def _torch(kind: str, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    x, weight, residual = tensors["x"], tensors["weight"], tensors.get("residual")
+    summed = x if residual is None else x + residual
+    if kind == "rms":
+        normed = F.rms_norm(summed, summed.shape[-1:], weight, RMS_EPS)
+    else:
+        normed = F.layer_norm(summed, summed.shape[-1:], weight, tensors["bias"], LAYER_EPS)
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def _triton(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = (rms_norm if kind == "rms" else layer_norm)(**tensors)
+    return {"normed": found} if isinstance(found, Tensor) else dict(zip(("normed", "summed"), found, strict=True))
+
+
+def _liger(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
+
+    x, weight, residual = tensors["x"], tensors["weight"], tensors.get("residual")
+    summed = x if residual is None else x + residual
+    if kind == "rms":
+        normed = LigerRMSNormFunction.apply(summed, weight, RMS_EPS, 0.0, "llama", False)
+    else:
+        normed = LigerLayerNormFunction.apply(summed, weight, tensors["bias"], LAYER_EPS)
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def providers() -> dict[str, Provider]:
+    """Every way to compute a ``Case``; forward returns normed (and summed), backward the inputs' gradients."""
+    return {
+        "eager": Provider("torch.nn.functional.rms_norm or layer_norm after the sum", _prepare(_torch)),
+        "compiled": Provider("torch.compile of the same", _prepare_compiled),
+        "liger": Provider("Liger's Triton norms after the sum", _prepare_liger),
+        "triton": Provider("this module", _prepare(_triton)),
+    }
+
+
+Prepare = Callable[[Case, Mapping[str, Tensor], bool], Callable[[], Mapping[str, Tensor]]]
+
+
+def _prepare(function: Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]) -> Prepare:
+    return lambda case, inputs, backward: _evaluation(lambda **given: function(case.kind, given), inputs, backward)
+
+
+def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    run = _evaluation(torch.compile(lambda **given: _torch(case.kind, given), fullgraph=True), inputs, backward)
+    run()  # compiles
+    return run
+
+
+def _prepare_liger(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Unavailable("liger_kernel is not installed")
+    if inputs["x"].device.type != "cuda":
+        raise Unavailable("Liger's kernels need a CUDA device")
+    return _prepare(_liger)(case, inputs, backward)
+
+
+def compilations(arch: int) -> Iterator[Compilation]:
+    """Every tile of the table for every dtype, kind and residual; the same for each of the three architectures."""
+    del arch
+    for dtype in DTYPES:
+        for kind in ("rms", "layer"):
+            for residual in (False, True):
+                case = Case(kind, 0, 0, residual, dtype)
+                yield from (_compilation(kernels.forward, tile, case) for tile in kernels.FORWARD_TILES.values())
+                yield from (_compilation(kernels.backward, tile, case) for tile in kernels.BACKWARD_TILES.values())
+                yield _compilation(kernels.forward_wide, kernels.WIDE_TILE, case)
+                yield _compilation(kernels.backward_wide, kernels.WIDE_TILE, case)
+            yield _compilation(kernels.parameters_wide, kernels.WIDE_PARAMETERS_TILE, Case(kind, 0, 0, False, dtype))
+
+
+def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
+    layer = case.kind == "layer"
+    given = {"residual": case.residual, "grad_summed": case.residual, "bias": layer, "mean": layer, "dbias": layer}
+    if function in (kernels.forward, kernels.forward_wide):
+        given["summed"] = case.residual
+    if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
+        given |= {"dweight": False, "dbias": False}
+    rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
+    scalars = {name: "i32" for name in function.arg_names if name in ("rows", "width") or name.endswith("_stride")}
+    pointers = {
+        name: "*fp32" if name in ("mean", "rstd", "dweight", "dbias") else rows
+        for name in function.arg_names
+        if name not in (*scalars, "eps", "ROWS", "BLOCK") and given.get(name, True)
+    }
+    types = {**scalars, **pointers, "eps": "fp32"}
+    return Compilation(
+        kernel=f"norm.{function.__name__}",
+        label=f"{case.kind} {rows[1:]} {tile.rows}x{tile.block}{' residual' * case.residual}",
+        function=function,
+        signature={name: types.get(name, "constexpr") for name in function.arg_names},
+        constants={
+            name: {"ROWS": tile.rows, "BLOCK": tile.block}.get(name) for name in function.arg_names if name not in types
+        },
+        num_warps=tile.num_warps,
+        num_stages=kernels.NUM_STAGES,
+        work=tile.rows * tile.block,
+        aligned=(*pointers, *(name for name in scalars if name != "rows")),
+        vector_bytes=16,
+    )
+
+
+CASES = (
+    Case("rms", 5, 1, False, torch.float32),
+    Case("rms", 37, 33, True, torch.float32),
+    Case("rms", 6, 130, False, torch.float16),
+    Case("rms", 3, 1000, True, torch.float16),
+    Case("rms", 2, 8200, True, torch.float32),
+    Case("layer", 4, 1, True, torch.float32),
+    Case("layer", 33, 67, False, torch.float32),
+    Case("layer", 5, 257, True, torch.float16),
+    Case("layer", 3, 2049, False, torch.float16),
+    Case("layer", 3, 8193, False, torch.float32),
+)
+LADDER = tuple(
+    Case(kind, 16384, width, residual, torch.bfloat16)
+    for kind in ("rms", "layer")
+    for residual in (False, True)
+    for width in (768, 1024, 2048, 4096, 8192)
+)

@@ -16,15 +16,17 @@ import triton.language as tl
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns that one program holds at a time, and the warps that share them."""
+    """Rows and columns that one program holds at a time, the warps that share them, programs per multiprocessor."""
 
     rows: int
     block: int
     num_warps: int
+    programs: int = 0  # of a kernel whose programs take every programs-th tile; they are resident together
 
 
 # Tiles by block, the smallest block that holds a row. No GPU has been at hand to time them: the evidence is what ptxas
-# says for sm_80, sm_90 and sm_100: no spills for any dtype, at least one 16-byte load and store for each thread.
+# says for sm_80, sm_90 and sm_100 (no spills for any dtype but the one that `norm.compilations` names, 16-byte loads
+# and stores, as many programs of bfloat16 layer norm resident by registers as the last column says).
 FORWARD_TILES = {
     128: Tile(16, 128, 4),
     256: Tile(8, 256, 4),
@@ -35,17 +37,19 @@ FORWARD_TILES = {
     8192: Tile(1, 8192, 8),
 }
 BACKWARD_TILES = {
-    128: Tile(16, 128, 4),
-    256: Tile(8, 256, 4),
-    512: Tile(4, 512, 4),
-    1024: Tile(2, 1024, 4),
-    2048: Tile(1, 2048, 4),
-    4096: Tile(1, 4096, 8),
-    8192: Tile(1, 8192, 16),
+    128: Tile(16, 128, 4, 4),
+    256: Tile(8, 256, 4, 4),
+    512: Tile(4, 512, 4, 4),
+    1024: Tile(2, 1024, 4, 4),
+    2048: Tile(1, 2048, 4, 4),
+    4096: Tile(1, 4096, 8, 2),
+    8192: Tile(1, 8192, 16, 1),
 }
 WIDEST = 8192
 WIDE_TILE = Tile(1, 4096, 8)  # a row in blocks
-WIDE_PARAMETERS_TILE = Tile(4, 1024, 4)  # a band of columns, rows in blocks
+WIDE_PARAMETERS_TILE = Tile(4, 1024, 4, 4)  # a band of columns, rows in blocks
+NUM_STAGES = 1  # of loops that do not say otherwise
+PREFETCH = tl.constexpr(2)  # stages of the backward's loop over tiles: the next one is copied while one is computed
 
 
 def tile_for(tiles: dict[int, Tile], width: int) -> Tile:
@@ -103,8 +107,8 @@ def forward(
 
 @triton.jit
 def forward_wide(
-    x, residual, weight, bias, out, summed, mean, rstd, rows, width, x_stride, residual_stride, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, residual, weight, bias, out, summed, mean, rstd, rows, width, x_stride, residual_stride, eps,  # noqa: ARG001
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: ARG001 - the signature is that of forward
 ):  # fmt: skip
     """Normalise one row in blocks; means and squared deviations of blocks are merged by Chan's formula."""
     row = tl.program_id(0).to(tl.int64)
@@ -145,7 +149,7 @@ def forward_wide(
 
 
 @triton.jit
-def backward(
+def backward(  # noqa: C901 - each branch is one optional pointer
     grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width, grad_stride, grad_summed_stride,
     summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +167,7 @@ def backward(
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     if weight is not None:
         factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
-    for tile in range(program, tl.cdiv(rows, ROWS), programs):
+    for tile in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=PREFETCH):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         present = row < rows
         inside = present[:, None] & valid[None, :]
@@ -199,8 +203,9 @@ def backward(
 
 @triton.jit
 def backward_wide(
-    grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width, grad_stride, grad_summed_stride,
-    summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width,  # noqa: ARG001
+    grad_stride, grad_summed_stride, summed_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: ARG001 - the signature is that of backward
 ):  # fmt: skip
     """The rows' gradients as in ``backward``, one row in blocks; the parameters' are ``parameters_wide``'s."""
     row = tl.program_id(0).to(tl.int64)
@@ -243,13 +248,13 @@ def parameters_wide(
     grad, summed, mean, rstd, dweight, dbias, rows, width, grad_stride, summed_stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """This program's part of dweight and dbias for one band of columns: program (part, band), rows as in ``backward``."""
+    """The parameters' gradients as in ``backward`` for one band of columns; programs are (part, band)."""
     program = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = column < width
     weight_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
+    for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=PREFETCH):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         present = row < rows
         inside = present[:, None] & valid[None, :]
