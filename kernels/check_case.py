@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 import triton
+from check_coverage import check_coverage, record_launches
 from scalekernels.device import INTERPRETED
 from scalekernels.providers import Unavailable
 from torch import Tensor
@@ -163,49 +165,59 @@ def find(module: Any, label: str) -> Any:
     return known[label]
 
 
-# --- what was launched -----------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
-def record_launches(launched: list[dict[str, Any]]) -> None:
-    """Have triton note every configuration that this process compiles or loads; nothing under the interpreter."""
+def load(name: str) -> Any:
+    """Return a kernel module by its name, or from the path of a Python file that offers the same names."""
+    if not name.endswith(".py"):
+        return import_module(name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[Path(name).stem] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
-    def note(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> None:  # noqa: A002 - triton's name
-        names = [parameter.name for parameter in fn.jit_function.params]
-        values = {names[path[0]]: value for path, value in compile["constants"].items() if len(path) == 1}
-        entry = {"function": fn.jit_function.fn.__qualname__, "constants": {n: str(v) for n, v in values.items()}}
-        launched.append(entry | {"num_warps": compile["num_warps"], "num_stages": compile["num_stages"]})
 
-    triton.knobs.runtime.jit_post_compile_hook = note
+def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
+    """Run what the command line asks for and return its checks by name."""
+    if asked.kind == "case":
+        module = load(asked.subject)
+        return check_case(module, find(module, asked.label), asked.device)
+    if asked.kind == "steps":
+        from check_steps import check_steps
+
+        return check_steps(asked.subject, DTYPES[asked.dtype.split(",")[0]], asked.device, asked.steps)
+    if asked.kind == "coverage":
+        return check_coverage([load(name) for name in asked.subject.split(",")], asked.output.parent, asked.device)
+    return check_canary(int(asked.subject), asked.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the arguments say and write it; exit status 1 when a check failed."""
     parser = argparse.ArgumentParser(description="check one kernel case numerically")
-    parser.add_argument("kind", choices=("case", "steps", "canary"))
-    parser.add_argument("subject", help="a module, an optimizer's class, or the canary's number")
+    parser.add_argument("kind", choices=("case", "steps", "canary", "coverage", "list"))
+    parser.add_argument("subject", help="a module or Python file, an optimizer's class, or the canary's number")
     parser.add_argument("label", nargs="?", default="", help="the case's label")
     parser.add_argument("--device", default="cpu" if INTERPRETED else "cuda")
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    parser.add_argument("--dtype", default="float32", help="one of them; for list several, joined by commas")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--most-flops", type=float, default=0.0, help="list the ladder's cases up to this size too")
+    parser.add_argument("--output", type=Path, help="where the findings go, as JSON")
     asked = parser.parse_args(arguments)
+    if asked.kind == "list":
+        print("\n".join(case.label for case in cases(load(asked.subject), asked.dtype.split(","), asked.most_flops)))
+        return 0
     launched: list[dict[str, Any]] = []
     record_launches(launched)
-    if asked.kind == "case":
-        module = import_module(asked.subject)
-        checks = check_case(module, find(module, asked.label), asked.device)
-    elif asked.kind == "steps":
-        from check_steps import check_steps
-
-        checks = check_steps(asked.subject, DTYPES[asked.dtype], asked.device, asked.steps)
-    else:
-        checks = check_canary(int(asked.subject), asked.device)
+    checks = run_checks(asked)
     problems = {name: found["problem"] for name, found in checks.items() if found["problem"]}
     found = {"problems": problems, "checks": checks, "launched": launched, "versions": versions(asked.device)}
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, problem in problems.items():
-        print(f"{name}: {problem}", file=sys.stderr)
+    print("; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "all good", file=sys.stderr)
     return 1 if problems else 0
 
 

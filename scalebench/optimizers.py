@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from scalebench.fused_optimizers import build_fused_optimizer
 from scalebench.study import TrainSpec
 
 
@@ -39,8 +40,11 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": spec.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     settings = {"betas": (spec.beta1, spec.beta2), "momentum": spec.momentum}
+    groups = [group for group in groups if group["params"]]
+    if spec.implementation == "triton":
+        return build_fused_optimizer(groups, spec)
     return choice.make(
-        [group for group in groups if group["params"]],
+        groups,
         lr=spec.learning_rate,
         foreach=False,
         fused=spec.implementation != "eager",

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from scalebench.collectors.time import StepClock
+from scalebench.fused_optimizers import clips
 from scalebench.optimizers import build_schedule
 from scalebench.statistics import clustered_mean
 from scalebench.study import TrainSpec
@@ -58,7 +59,8 @@ def train(
         with autocast(device, spec.precision):
             loss = task.losses(model, batch).mean()
         loss.backward()
-        clip_grad_norm_(model.parameters(), spec.gradient_clip)
+        if not clips(optimizer):
+            clip_grad_norm_(model.parameters(), spec.gradient_clip)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

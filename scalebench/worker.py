@@ -207,6 +207,7 @@ def usable_device(trial: Trial) -> torch.device:
     from scalekernels import unavailable_reason
 
     from scalebench.families import FAMILIES, Unsupported
+    from scalebench.fused_optimizers import FUSED
 
     implementation = trial.train.implementation
     if trial.device_kind == "cuda" and not torch.cuda.is_available():
@@ -215,6 +216,8 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
     if implementation == "triton" and (reason := unavailable_reason()):
         raise Unsupported(reason)
+    if implementation == "triton" and trial.train.optimizer not in FUSED:
+        raise Unsupported(f"no fused kernel for the optimizer {trial.train.optimizer!r}; there are {', '.join(FUSED)}")
     return torch.device(trial.device_kind)
 
 

@@ -21,9 +21,7 @@ _HOME = {
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
     "layer_norm": "norm",
-    "AdamW": "optimizer",
-    "Adam": "optimizer",
-    "SGD": "optimizer",
+    **dict.fromkeys(("AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "Lion"), "optimizer"),
 }
 
 

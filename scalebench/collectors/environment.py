@@ -16,7 +16,9 @@ import psutil
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-_DECISIVE = ("families", "data", "collectors", "optimizers.py", "tasks.py", "train.py", "worker.py")
+_DECISIVE = (
+    "families", "data", "collectors", "tasks", "optimizers.py", "fused_optimizers.py", "train.py", "worker.py",
+)  # fmt: skip
 
 
 def package_version(name: str) -> str | None:

@@ -71,6 +71,8 @@ class NextToken(LossAlone):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each window, (B,)."""
         tokens, targets = batch  # (B, T)
+        if getattr(model, "GIVES_LOSSES", False):  # from hidden states, without logits
+            return model(tokens, targets).mean(1)
         logits = model(tokens)  # (B, T, V)
         each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return each.view(targets.shape).mean(1)
