@@ -17,7 +17,7 @@ Above inputs and returned gradients this holds the workspace (``chunk_tokens``) 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalekernels import cross_entropy_kernels as kernels
-from scalekernels.compilation import Compilation
 from scalekernels.cost import Cost
+from scalekernels.cross_entropy_kernels import compilations as compilations
 from scalekernels.device import require_device, require_dtype
 from scalekernels.providers import Provider, Unavailable
 
@@ -413,55 +413,6 @@ def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) 
     run = _evaluation(torch.compile(_torch(case), fullgraph=True), inputs, backward)
     run()  # compiles
     return run
-
-
-def compilations(arch: int) -> Iterator[Compilation]:
-    """Every variant of the two kernels, the same for each of the three architectures."""
-    del arch
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    for dtype in names.values():
-        for capped in (False, True):
-            yield _losses_compilation("loss", dtype, {"CAPPED": capped, "GRADIENT": False, "row_gradient": None})
-            yield _losses_compilation("both", dtype, {"CAPPED": capped, "GRADIENT": True, "row_gradient": None})
-            yield _losses_compilation("gradient", dtype, {"CAPPED": capped, "GRADIENT": True, "loss": None})
-    for source, out in (("fp16", "fp16"), ("fp32", "fp16"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp32", "fp32")):
-        yield _compilation(
-            kernels.scaled, f"{source} to {out}", {"BLOCK": kernels.SCALE_BLOCK}, kernels.SCALE_WARPS,
-            {"gradient": f"*{source}", "factor": "*fp32", "out": f"*{out}", "size": "i32"},
-            ("gradient", "factor", "out", "size"),
-        )  # fmt: skip
-
-
-def _losses_compilation(role: str, dtype: str, variant: dict[str, Any]) -> Compilation:
-    types = {
-        "logits": f"*{dtype}", "target": "*i64", "loss": "*fp32", "row_gradient": "*fp32", "classes": "i32",
-        "stride": "i32", "ignore_index": "i32", "softcap": "fp32", "z_loss": "fp32",
-    }  # fmt: skip
-    label = f"{role} {dtype}{' softcap' * variant['CAPPED']}"
-    constants = {**variant, "BLOCK": kernels.BLOCK}
-    return _compilation(kernels.losses, label, constants, kernels.NUM_WARPS, types, ("logits", "stride"))
-
-
-def _compilation(
-    function: Any,
-    label: str,
-    constants: dict[str, Any],
-    num_warps: int,
-    types: dict[str, str],
-    aligned: tuple[str, ...],
-) -> Compilation:
-    return Compilation(
-        kernel=f"cross_entropy.{function.__name__}",
-        label=label,
-        function=function,
-        signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
-        constants=constants,
-        num_warps=num_warps,
-        num_stages=kernels.NUM_STAGES,
-        work=constants["BLOCK"],
-        aligned=aligned,
-        vector_bytes=16,
-    )
 
 
 CASES = (
