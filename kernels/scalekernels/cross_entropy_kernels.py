@@ -6,8 +6,14 @@ stride keep loads and stores 16 bytes wide for any V. What lies between V and th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+
+from scalekernels.compilation import Compilation
 
 # No GPU has been at hand to time them: the evidence is what ptxas says for sm_80, sm_90 and sm_100: no spills in any
 # variant, 16-byte loads and stores.
@@ -16,8 +22,28 @@ NUM_WARPS = 8
 SCALE_BLOCK = 4096
 SCALE_WARPS = 8
 NUM_STAGES = 1  # nothing here is pipelined
+# A workspace of 256 MiB, but chunks of no fewer tokens than keep matrix products large, nor of more than help them.
+WORKSPACE_BYTES = 256 * 2**20
+FEWEST_TOKENS, MOST_TOKENS = 2048, 8192
+TOKEN_MULTIPLE = 128  # a chunk's size, so that the products have whole tiles
+COLUMN_MULTIPLE = 64  # numbers in a row of the workspace: aligned to 128 bytes for any V
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+
+
+def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
+    """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
+    limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
+    limit = min(max(1 << max(limit.bit_length() - 1, 0), FEWEST_TOKENS), MOST_TOKENS)
+    chunks = max(1, -(-tokens // limit))
+    even = -(-tokens // chunks)
+    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, max(tokens, 1))
+
+
+def row_length(classes: int) -> int:
+    """Return the length of the workspace's rows, in numbers."""
+    return -(-classes // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 @triton.jit
@@ -49,7 +75,7 @@ def load_logits(logits, column, classes, stride, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def losses(
+def losses(  # noqa: C901 - each branch is one optional pointer or constant
     logits, target, loss, row_gradient, classes, stride, ignore_index, softcap, z_loss,
     CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +99,7 @@ def losses(
         valid = (label >= 0) & (label < classes)
         wanted = tl.load(logits + label, mask=valid, other=0.0).to(tl.float32)
         if CAPPED:
-            wanted, _ = capped(wanted, softcap)
+            wanted, _slope_there = capped(wanted, softcap)
         highest = float("-inf")
         total = 0.0
         for start in range(0, classes, BLOCK):
@@ -108,3 +134,51 @@ def scaled(gradient, factor, out, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(gradient + at, mask=at < size, other=0.0).to(tl.float32) * tl.load(factor)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=at < size)
+
+
+def compilations(arch: int) -> Iterator[Compilation]:
+    """Every variant of the two kernels, the same for each of the three architectures."""
+    del arch
+    for dtype in ("fp16", "bf16", "fp32"):
+        for capped in (False, True):
+            yield _losses_compilation("loss", dtype, {"CAPPED": capped, "GRADIENT": False, "row_gradient": None})
+            yield _losses_compilation("both", dtype, {"CAPPED": capped, "GRADIENT": True, "row_gradient": None})
+            yield _losses_compilation("gradient", dtype, {"CAPPED": capped, "GRADIENT": True, "loss": None})
+    for source, out in (("fp16", "fp16"), ("fp32", "fp16"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp32", "fp32")):
+        yield _compilation(
+            scaled, f"{source} to {out}", {"BLOCK": SCALE_BLOCK}, SCALE_WARPS,
+            {"gradient": f"*{source}", "factor": "*fp32", "out": f"*{out}", "size": "i32"},
+            ("gradient", "factor", "out", "size"),
+        )  # fmt: skip
+
+
+def _losses_compilation(role: str, dtype: str, variant: dict[str, Any]) -> Compilation:
+    types = {
+        "logits": f"*{dtype}", "target": "*i64", "loss": "*fp32", "row_gradient": "*fp32", "classes": "i32",
+        "stride": "i32", "ignore_index": "i32", "softcap": "fp32", "z_loss": "fp32",
+    }  # fmt: skip
+    label = f"{role} {dtype}{' softcap' * variant['CAPPED']}"
+    constants = {**variant, "BLOCK": BLOCK}
+    return _compilation(losses, label, constants, NUM_WARPS, types, ("logits", "stride"))
+
+
+def _compilation(
+    function: Any,
+    label: str,
+    constants: dict[str, Any],
+    num_warps: int,
+    types: dict[str, str],
+    aligned: tuple[str, ...],
+) -> Compilation:
+    return Compilation(
+        kernel=f"cross_entropy.{function.__name__}",
+        label=label,
+        function=function,
+        signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
+        constants=constants,
+        num_warps=num_warps,
+        num_stages=NUM_STAGES,
+        work=constants["BLOCK"],
+        aligned=aligned,
+        vector_bytes=16,
+    )

@@ -109,7 +109,11 @@ class FusedOptimizer(Optimizer):
     def _check(self) -> None:
         """Refuse parameters that share memory: two programs would write it at the same time."""
         spans = sorted(
-            (param.data_ptr(), param.data_ptr() + param.numel() * param.element_size(), f"parameter {place} of group {index}")
+            (
+                param.data_ptr(),
+                param.data_ptr() + param.numel() * param.element_size(),
+                f"parameter {place} of group {index}",
+            )
             for index, group in enumerate(self.param_groups)
             for place, param in enumerate(group["params"])
             if param.numel()
@@ -130,7 +134,7 @@ class FusedOptimizer(Optimizer):
         self._prepare()
         for param, kept in list(self.state.items()):
             if isinstance(kept, _Loaded):
-                self.state[param] = self._restored(param, kept.state)
+                self.state[param] = self._restored(param, kept.state) if isinstance(param, Tensor) else kept.state
         super().__setstate__({})
         for group in self.param_groups:
             for name in REFUSED:

@@ -28,7 +28,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = 8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
+CHUNK = (
+    8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
+)
 BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor in flight
 NUM_WARPS = 4
 NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
@@ -68,10 +70,12 @@ def to_bfloat16(x, bits, stochastic):
 @triton.jit
 def to_code(x, scale, bits, stochastic, LEVELS: tl.constexpr, OCTAVES: tl.constexpr):
     """Return the level (float32, 0 to LEVELS) of magnitudes x in [0, scale] on the logarithmic map."""
-    exact = LEVELS + tl.log2(x / scale) * ((LEVELS - 1) / OCTAVES)
+    coded = (x > 0) & (scale > 0) & (scale < float("inf"))
+    ratio = tl.where(coded, x, 1.0) / tl.where(coded, scale, 1.0)
+    exact = LEVELS + tl.log2(ratio) * ((LEVELS - 1) / OCTAVES)
     raised = tl.where(stochastic & (exact >= 1.0), bits.to(tl.float32) * (1.0 / 65536), 0.5)
     level = tl.floor(tl.maximum(exact, 0.0) + raised)
-    return tl.where((x > 0) & (scale < float("inf")), tl.minimum(level, LEVELS), 0.0)
+    return tl.where(coded, tl.minimum(level, LEVELS), 0.0)
 
 
 @triton.jit

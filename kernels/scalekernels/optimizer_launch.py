@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scalekernels import optimizer_kernels as kernels
 from scalekernels.compilation import Compilation
+from scalekernels.device import INTERPRETED
 from scalekernels.optimizer_tables import TABLES, Tables
 
 POINTEES = {
@@ -76,7 +77,12 @@ ALGORITHMS = tuple(dict.fromkeys(variant.algorithm for variant in VARIANTS))
 
 
 def block_size(param: torch.dtype, state: torch.dtype) -> int:
-    """Return the elements of one iteration: two loads of 16 bytes per thread of the narrowest tensor of 16 or 32 bits."""
+    """Return the elements of one iteration: two loads of 16 bytes per thread of the narrowest tensor of 16 or 32 bits.
+
+    The interpreter spends its time per call, not per element, and takes half a chunk at once.
+    """
+    if INTERPRETED:
+        return kernels.CHUNK // 2
     return 2 * kernels.BLOCK if param.itemsize == 2 and state == torch.bfloat16 else kernels.BLOCK
 
 
@@ -104,7 +110,8 @@ def update_constants(variant: Variant, param: torch.dtype, state: torch.dtype) -
 
 def norm_constants(param: torch.dtype) -> dict[str, object]:
     """Return the constants of the kernel that sums squares of gradients."""
-    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": kernels.NORM_BLOCK}
+    block = kernels.CHUNK // 2 if INTERPRETED else kernels.NORM_BLOCK
+    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": block}
 
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:

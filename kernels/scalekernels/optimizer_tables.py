@@ -54,7 +54,11 @@ class Tables:
         self._rows: list[list[int]] = []
 
     def bind(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor | None], groups: Sequence[int], state: Sequence[Sequence[Tensor]]
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        groups: Sequence[int],
+        state: Sequence[Sequence[Tensor]],
     ) -> None:
         """Make the tables describe these tensors; ``state`` lists steps, three states and two scales, each maybe empty."""
         layout = [(param.numel(), param.dtype, param.device) for param in params]
