@@ -191,7 +191,7 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
 
         return check_steps(asked.subject, DTYPES[asked.dtype.split(",")[0]], asked.device, asked.steps)
     if asked.kind == "coverage":
-        return check_coverage([load(name) for name in asked.subject.split(",")], asked.output.parent, asked.device)
+        return check_coverage([load(name) for name in asked.subject.split(",")], asked.findings, asked.device)
     return check_canary(int(asked.subject), asked.device)
 
 
@@ -205,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", help="one of them; for list several, joined by commas")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--most-flops", type=float, default=0.0, help="list the ladder's cases up to this size too")
+    parser.add_argument("--findings", type=Path, help="of coverage: the folder of what the checks wrote")
     parser.add_argument("--output", type=Path, help="where the findings go, as JSON")
     asked = parser.parse_args(arguments)
     if asked.kind == "list":

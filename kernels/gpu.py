@@ -68,7 +68,7 @@ def check_parts(run: Run) -> list[Part]:
         command = checker("list", module, "--dtype", ",".join(dtypes), "--most-flops", 0 if run.dry else 1e11)
         listed = subprocess.run(command, env=run.environment, capture_output=True, text=True)
         labels = listed.stdout.splitlines() if listed.returncode == 0 else ["(the cases could not be listed)"]
-        subjects += [("case", module, label) for label in (labels[:1] if run.dry else labels)]
+        subjects += [("case", module, label) for label in labels[: run.cases]]
     steps = 3 if run.dry else 1000
     if "optimizer" in run.operations:
         subjects += [("steps", name, dtype, steps) for name in OPTIMIZERS for dtype in ("float32", "bfloat16")]
@@ -80,6 +80,13 @@ def check_part(found: Path, device: str, kind: str, *subject: object) -> Part:
     name = " ".join([kind, *map(str, subject)])
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return Part(name, checker(kind, *subject, "--device", device, "--output", found / f"{digest}.json"), 240)
+
+
+def coverage_part(run: Run) -> Part:
+    """What the checks launched, held against what ships."""
+    modules = ",".join(module_of(operation) for operation in run.operations)
+    command = checker("coverage", modules, "--device", run.device, "--output", run.out / "coverage.json")
+    return Part("coverage", (*command, "--findings", str(run.out / "check")))
 
 
 def compare_parts(run: Run) -> list[Part]:
@@ -121,9 +128,7 @@ def run_stage(run: Run, stage: str) -> None:
     jobs = run.jobs if stage == "check" else 1
     run_parts(run, stage, STAGES[stage](run), jobs, deadline)
     if stage == "check":
-        modules = ",".join(module_of(operation) for operation in run.operations)
-        command = checker("coverage", modules, "--device", run.device, "--output", run.out / "check")
-        run_parts(run, stage, [Part("coverage", command)], 1, time.monotonic() + 120)
+        run_parts(run, stage, [coverage_part(run)], 1, time.monotonic() + 120)
 
 
 # --- around them -----------------------------------------------------------------------------------------------------
@@ -193,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="of each stage")
     parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 1)))
     parser.add_argument("--operations", default=",".join(OPERATIONS), help="names, or Python files that offer the same")
+    parser.add_argument("--cases", type=int, help="at most so many of each operation are checked; all unless --dry")
     parser.add_argument("--dry", action="store_true")
     asked = parser.parse_args(arguments)
     stages = [stage for stage in asked.stages.split(",") if stage]
@@ -203,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.wheels:
         print(f"from {asked.wheels}: {', '.join(unpack_wheels(asked.wheels, out / 'packages')) or 'nothing needed'}")
     operations = tuple(asked.operations.split(","))
-    run = Run(out, asked.minutes, asked.jobs, asked.dry, operations, environment_of(out, asked.dry), code_sha256())
+    environment = environment_of(out, asked.dry)
+    run = Run(out, asked.minutes, asked.jobs, asked.dry, operations, environment, code_sha256())
+    run.cases = asked.cases or (1 if asked.dry else None)
     for stage in stages:
         try:
             run_stage(run, stage)

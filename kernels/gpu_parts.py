@@ -37,6 +37,7 @@ class Run:
     operations: tuple[str, ...]
     environment: dict[str, str]
     code: str
+    cases: int | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
