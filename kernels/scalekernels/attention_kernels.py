@@ -23,9 +23,12 @@ RUNTIME_SIZES = ["query_heads", "group", "query_length", "key_length", "padded_l
 
 @triton.jit
 def _rows_of(base, first, stride, BLOCK: tl.constexpr, D: tl.constexpr):
-    """Pointers to (rows, D) elements whose last dimension is contiguous."""
-    offsets = tl.arange(0, BLOCK)[:, None] * tl.cast(stride, tl.int32) + tl.arange(0, D)[None, :]
-    return base + first * stride + offsets
+    """Pointers to (BLOCK, D) elements from row ``first`` on; the last dimension is contiguous.
+
+    Each row is widened before the product: offsets split into a scalar and a tile part made ptxas serialise wgmma.
+    """
+    rows = first + tl.arange(0, BLOCK)
+    return base + rows.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
 
 
 @triton.jit
@@ -117,7 +120,9 @@ def attention_forward(
     stride_qt, stride_ot = tl.cast(stride_qt, tl.int64), tl.cast(stride_ot, tl.int64)
     k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
     v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(_head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True)
+    q_tile = _load_rows(
+        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
+    )
 
     acc = tl.zeros([BLOCK_M, D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -147,8 +152,12 @@ def attention_delta(
     first_row = tl.program_id(0) % tiles * BLOCK_M
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_ot, stride_gt = tl.cast(stride_ot, tl.int64), tl.cast(stride_gt, tl.int64)
-    o = _load_rows(_head(out, index, query_heads, stride_ob, stride_oh), first_row, stride_ot, query_length, BLOCK_M, D, True)
-    g = _load_rows(_head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True)
+    o = _load_rows(
+        _head(out, index, query_heads, stride_ob, stride_oh), first_row, stride_ot, query_length, BLOCK_M, D, True
+    )
+    g = _load_rows(
+        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
+    )
     sums = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
     tl.store(delta + tl.cast(index, tl.int64) * query_length + rows, sums, mask=rows < query_length)
 
@@ -203,8 +212,12 @@ def attention_backward_keys(
     key_heads = query_heads // group
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
-    k_tile = _load_rows(_head(k, index, key_heads, stride_kb, stride_kh), first_key, stride_kt, key_length, BLOCK_N, D, True)
-    v_tile = _load_rows(_head(v, index, key_heads, stride_vb, stride_vh), first_key, stride_vt, key_length, BLOCK_N, D, True)
+    k_tile = _load_rows(
+        _head(k, index, key_heads, stride_kb, stride_kh), first_key, stride_kt, key_length, BLOCK_N, D, True
+    )
+    v_tile = _load_rows(
+        _head(v, index, key_heads, stride_vb, stride_vh), first_key, stride_vt, key_length, BLOCK_N, D, True
+    )
 
     # Tiles of queries: [first, clear) and [tail, tiles_m) need masks, [clear, tail) sees every key of this tile.
     tiles_m = tl.cdiv(query_length, BLOCK_M)
@@ -281,8 +294,12 @@ def attention_backward_queries(
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
     k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
     v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(_head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True)
-    g = _load_rows(_head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True)
+    q_tile = _load_rows(
+        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
+    )
+    g = _load_rows(
+        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
+    )
     offset = tl.cast(index, tl.int64) * query_length
     lse_tile = _load_vector(lse + offset, rows, query_length, float("inf"), True)
     delta_tile = _load_vector(delta + offset, rows, query_length, 0.0, True)
