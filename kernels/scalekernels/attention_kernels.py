@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-RUNTIME_SIZES = ["query_heads", "group", "query_length", "key_length", "padded_length"]  # one machine code for all
+RUNTIME_SIZES = ["query_heads", "group", "query_length", "key_length"]  # one machine code for all
 
 
 @triton.jit
@@ -45,11 +45,7 @@ def _load_rows(base, first, stride, length, BLOCK: tl.constexpr, D: tl.constexpr
 @triton.jit
 def _load_vector(base, rows, length, other, MASKED: tl.constexpr):
     """One float32 per row; ``other`` beyond ``length``."""
-    if MASKED:
-        values = tl.load(base + rows, mask=rows < length, other=other)
-    else:
-        values = tl.load(base + rows)
-    return values
+    return tl.load(base + rows, mask=rows < length, other=other) if MASKED else tl.load(base + rows)
 
 
 @triton.jit
@@ -230,11 +226,11 @@ def attention_backward_keys(
         clear = tiles_m
     tail = tl.maximum(clear, query_length // BLOCK_M)
 
-    # One flat loop over (member of the group, tile): nothing is kept for a second round, and loads run ahead across heads.
+    # One flat loop over (member of the group, tile): no registers held for another round, loads run ahead over heads.
     grad_k = tl.zeros([BLOCK_N, D], tl.float32)
     grad_v = tl.zeros([BLOCK_N, D], tl.float32)
     edges = clear - first + tiles_m - tail
-    for step in range(0, group * edges):
+    for step in range(group * edges):
         tile = step % edges
         tile = tl.where(tile < clear - first, first + tile, tail + tile - (clear - first))
         grad_k, grad_v = _add_query_tile(
@@ -242,7 +238,7 @@ def attention_backward_keys(
             stride_gh, stride_gt, index * group + step // edges, query_heads, tile * BLOCK_M, keys, query_length,
             key_length, padded_length, scale_log2, D, BLOCK_M, CAUSAL, ATOMIC, True)  # fmt: skip
     wholes = tail - clear
-    for step in range(0, group * wholes):
+    for step in range(group * wholes):
         grad_k, grad_v = _add_query_tile(
             grad_k, grad_v, k_tile, v_tile, q, grad_out, lse, delta, dq, stride_qb, stride_qh, stride_qt, stride_gb,
             stride_gh, stride_gt, index * group + step // wholes, query_heads, (clear + step % wholes) * BLOCK_M, keys,
