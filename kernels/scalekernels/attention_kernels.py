@@ -18,14 +18,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-RUNTIME_SIZES = ["query_heads", "group", "query_length", "key_length", "padded_length"]  # one machine code for all
+RUNTIME_SIZES = ["query_heads", "group", "query_length", "key_length"]  # one machine code for all
 
 
 @triton.jit
 def _rows_of(base, first, stride, BLOCK: tl.constexpr, D: tl.constexpr):
-    """Pointers to (rows, D) elements whose last dimension is contiguous."""
-    offsets = tl.arange(0, BLOCK)[:, None] * tl.cast(stride, tl.int32) + tl.arange(0, D)[None, :]
-    return base + first * stride + offsets
+    """Pointers to (BLOCK, D) elements from row ``first`` on; the last dimension is contiguous.
+
+    Each row is widened before the product: offsets split into a scalar and a tile part made ptxas serialise wgmma.
+    """
+    rows = first + tl.arange(0, BLOCK)
+    return base + rows.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
 
 
 @triton.jit
@@ -42,11 +45,7 @@ def _load_rows(base, first, stride, length, BLOCK: tl.constexpr, D: tl.constexpr
 @triton.jit
 def _load_vector(base, rows, length, other, MASKED: tl.constexpr):
     """One float32 per row; ``other`` beyond ``length``."""
-    if MASKED:
-        values = tl.load(base + rows, mask=rows < length, other=other)
-    else:
-        values = tl.load(base + rows)
-    return values
+    return tl.load(base + rows, mask=rows < length, other=other) if MASKED else tl.load(base + rows)
 
 
 @triton.jit
@@ -117,7 +116,9 @@ def attention_forward(
     stride_qt, stride_ot = tl.cast(stride_qt, tl.int64), tl.cast(stride_ot, tl.int64)
     k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
     v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(_head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True)
+    q_tile = _load_rows(
+        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
+    )
 
     acc = tl.zeros([BLOCK_M, D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -147,8 +148,12 @@ def attention_delta(
     first_row = tl.program_id(0) % tiles * BLOCK_M
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_ot, stride_gt = tl.cast(stride_ot, tl.int64), tl.cast(stride_gt, tl.int64)
-    o = _load_rows(_head(out, index, query_heads, stride_ob, stride_oh), first_row, stride_ot, query_length, BLOCK_M, D, True)
-    g = _load_rows(_head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True)
+    o = _load_rows(
+        _head(out, index, query_heads, stride_ob, stride_oh), first_row, stride_ot, query_length, BLOCK_M, D, True
+    )
+    g = _load_rows(
+        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
+    )
     sums = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
     tl.store(delta + tl.cast(index, tl.int64) * query_length + rows, sums, mask=rows < query_length)
 
@@ -203,8 +208,12 @@ def attention_backward_keys(
     key_heads = query_heads // group
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
-    k_tile = _load_rows(_head(k, index, key_heads, stride_kb, stride_kh), first_key, stride_kt, key_length, BLOCK_N, D, True)
-    v_tile = _load_rows(_head(v, index, key_heads, stride_vb, stride_vh), first_key, stride_vt, key_length, BLOCK_N, D, True)
+    k_tile = _load_rows(
+        _head(k, index, key_heads, stride_kb, stride_kh), first_key, stride_kt, key_length, BLOCK_N, D, True
+    )
+    v_tile = _load_rows(
+        _head(v, index, key_heads, stride_vb, stride_vh), first_key, stride_vt, key_length, BLOCK_N, D, True
+    )
 
     # Tiles of queries: [first, clear) and [tail, tiles_m) need masks, [clear, tail) sees every key of this tile.
     tiles_m = tl.cdiv(query_length, BLOCK_M)
@@ -217,11 +226,11 @@ def attention_backward_keys(
         clear = tiles_m
     tail = tl.maximum(clear, query_length // BLOCK_M)
 
-    # One flat loop over (member of the group, tile): nothing is kept for a second round, and loads run ahead across heads.
+    # One flat loop over (member of the group, tile): no registers held for another round, loads run ahead over heads.
     grad_k = tl.zeros([BLOCK_N, D], tl.float32)
     grad_v = tl.zeros([BLOCK_N, D], tl.float32)
     edges = clear - first + tiles_m - tail
-    for step in range(0, group * edges):
+    for step in range(group * edges):
         tile = step % edges
         tile = tl.where(tile < clear - first, first + tile, tail + tile - (clear - first))
         grad_k, grad_v = _add_query_tile(
@@ -229,7 +238,7 @@ def attention_backward_keys(
             stride_gh, stride_gt, index * group + step // edges, query_heads, tile * BLOCK_M, keys, query_length,
             key_length, padded_length, scale_log2, D, BLOCK_M, CAUSAL, ATOMIC, True)  # fmt: skip
     wholes = tail - clear
-    for step in range(0, group * wholes):
+    for step in range(group * wholes):
         grad_k, grad_v = _add_query_tile(
             grad_k, grad_v, k_tile, v_tile, q, grad_out, lse, delta, dq, stride_qb, stride_qh, stride_qt, stride_gb,
             stride_gh, stride_gt, index * group + step // wholes, query_heads, (clear + step % wholes) * BLOCK_M, keys,
@@ -281,8 +290,12 @@ def attention_backward_queries(
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
     k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
     v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(_head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True)
-    g = _load_rows(_head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True)
+    q_tile = _load_rows(
+        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
+    )
+    g = _load_rows(
+        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
+    )
     offset = tl.cast(index, tl.int64) * query_length
     lse_tile = _load_vector(lse + offset, rows, query_length, float("inf"), True)
     delta_tile = _load_vector(delta + offset, rows, query_length, 0.0, True)

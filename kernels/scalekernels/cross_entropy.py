@@ -11,7 +11,8 @@ the forward pass; the backward pass scales by the gradient that comes in, and di
 mean, so that the 16-bit gradients of logits lie in [−1, 1] whatever the batch. For ``reduction="none"`` each row has an
 incoming gradient of its own, which the forward pass cannot know: there the backward pass computes the logits again.
 
-Above inputs and returned gradients this holds the workspace (``cross_entropy_kernels.chunk_tokens``) and weight's gradient in float32 once.
+Above inputs and returned gradients this holds the workspace (sized by ``cross_entropy_kernels.chunk_tokens``) and
+weight's gradient in float32 once.
 """
 
 from __future__ import annotations

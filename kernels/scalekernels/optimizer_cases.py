@@ -1,4 +1,4 @@
-"""What a comparison of optimizer steps needs: cases, their inputs and exact results, their cost, and the alternatives."""
+"""What a comparison of optimizer steps needs: cases, inputs and exact results, cost, and the alternatives."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from scalekernels import optimizer_algorithms as fused
 from scalekernels.cost import Cost
+from scalekernels.optimizer_base import FusedOptimizer
 from scalekernels.optimizer_kernels import QUANTUM
 from scalekernels.optimizer_reference import reference
 from scalekernels.providers import Provider, Unavailable
@@ -34,7 +35,7 @@ TORCH: Mapping[str, type[Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
-OURS: Mapping[str, type[fused.FusedOptimizer]] = {
+OURS: Mapping[str, type[FusedOptimizer]] = {
     "adamw": fused.AdamW,
     "adam": fused.Adam,
     "sgd": fused.SGD,
@@ -139,7 +140,7 @@ def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str
 
 
 def cost(case: Case, backward: bool = False) -> Cost:
-    """Return what one step must do: parameters and state read and written, gradients read, twice where they are clipped."""
+    """Return what a step must do: parameters and state read and written, gradients read, twice if they are clipped."""
     _forward_only(backward)
     n, states = case.params, STATES[case.algorithm]
     state = states * n * case.state_dtype.itemsize
@@ -238,7 +239,7 @@ class _LionLoop(Optimizer):
         super().__init__(params, options)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Update every parameter by its gradient."""
         for group in self.param_groups:
             for param in group["params"]:

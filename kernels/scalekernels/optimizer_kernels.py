@@ -23,6 +23,7 @@ map). Codes are rounded stochastically, because beta2 = 0.999 moves v by 0.1 % a
 zero and the lowest level to nearest, because there noise would exceed the value itself.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 from __future__ import annotations
 
 import triton
@@ -63,7 +64,7 @@ def to_bfloat16(x, bits, stochastic):
     """Round float32 to bfloat16 with 16 random bits, or to nearest even."""
     raw = x.to(tl.uint32, bitcast=True)
     raised = raw + tl.where(stochastic, bits, 0x7FFF + ((raw >> 16) & 1))
-    raised = tl.where(x == x, raised, raw | 0x400000)  # a NaN must stay one
+    raised = tl.where(x == x, raised, raw | 0x400000)  # noqa: PLR0124 - a NaN must stay one
     return (raised >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
@@ -88,7 +89,7 @@ def from_code(level, scale, LEVELS: tl.constexpr, OCTAVES: tl.constexpr):
 @triton.jit
 def block_scale(x):
     """Return the largest magnitude of each row [R, 256] as [R, 1]; inf where a row has a value that is not finite."""
-    magnitude = tl.where(x == x, tl.abs(x), float("inf"))
+    magnitude = tl.where(x == x, tl.abs(x), float("inf"))  # noqa: PLR0124 - NaN counts as inf
     largest = tl.max(magnitude, axis=1)
     return tl.where(largest < 1.1754944e-38, 0.0, largest)[:, None]
 
@@ -96,10 +97,7 @@ def block_scale(x):
 @triton.jit
 def load_tile(base, index, left, VECTOR: tl.constexpr):
     """Load elements as float32; past the end of the tensor they are zero."""
-    if VECTOR:
-        tile = tl.load(base + index)
-    else:
-        tile = tl.load(base + index, mask=index < left, other=0.0)
+    tile = tl.load(base + index) if VECTOR else tl.load(base + index, mask=index < left, other=0.0)
     return tile.to(tl.float32)
 
 
@@ -191,7 +189,7 @@ def update_tile(
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Update BLOCK elements from ``start`` of a chunk; ``left`` elements of the tensor remain from the chunk's begin."""
+    """Update BLOCK elements from ``start`` of a chunk; ``left`` are left in the tensor from its first."""
     rows = start // QUANTUM + tl.arange(0, BLOCK // QUANTUM)
     index = rows[:, None] * QUANTUM + tl.arange(0, QUANTUM)[None, :]
     noise = mix(key + index.to(tl.uint32))

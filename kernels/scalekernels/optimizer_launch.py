@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scalekernels import optimizer_kernels as kernels
-from scalekernels.compilation import Compilation
+from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.device import INTERPRETED
 from scalekernels.optimizer_tables import TABLES, Tables
 
@@ -176,7 +176,7 @@ def optimizer_step(
 
 
 @optimizer_step.register_fake
-def _(*arguments: object) -> None:
+def _(*_arguments: object) -> None:
     return None
 
 
@@ -203,7 +203,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Yield every configuration that a step can launch; all are the same on the three architectures."""
+    """Yield every configuration that a step can launch. Raises ``ValueError`` for an unknown architecture."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {arch}; allowed: {', '.join(map(str, ARCHITECTURES))}")
     for variant in VARIANTS:
         for param in PARAM_DTYPES:
             for state in state_dtypes(variant):
@@ -219,8 +221,8 @@ def compilations(arch: int) -> Iterator[Compilation]:
 
 TYPES = {
     "pointers": "*i64", "chunks": "*i32", "scalars": "*fp32", "keys": "*i32", "options": "*fp64", "partials": "*fp32",
-    "norm": "*fp32", "n": "i32", "count": "i32", "done": "i32", "stochastic": "i32", "seed_low": "i32", "seed_high": "i32",
-    "limit": "fp32",
+    "norm": "*fp32", "n": "i32", "count": "i32", "done": "i32", "stochastic": "i32",
+    "seed_low": "i32", "seed_high": "i32", "limit": "fp32",
 }  # fmt: skip
 
 
