@@ -76,19 +76,13 @@ def test_the_witness_is_exact() -> None:
 def test_the_whole_check_stage_tells_failures_and_crashes_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "found"
     command = [sys.executable, str(REPOSITORY / "kernels" / "gpu.py"), "--dry", "--stages", "check", "--out", str(out)]
-    command += ["--operations", str(TOY), "--cases", "9", "--jobs", "2"]
+    command += ["--operations", str(TOY), "--cases", "3", "--jobs", "2"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     rows = {row["name"].removeprefix(f"case {TOY} "): row for row in json.loads((out / "summary.json").read_text())}
-    assert {name: row["status"] for name, row in rows.items()} == {
-        "canary 0": "ok",
-        "5 sound float16": "ok",
-        "7 wrong float16": "failed",
-        "7 forgets float16": "failed",
-        "9 unsteady float16": "ok",
-        "3 crash float16": "crashed by SIGSEGV",
-        "coverage": "ok",
-    }  # fmt: skip - in float16 the unsteady factor rounds to 2
+    statuses = {"canary 0": "ok", "5 sound float16": "ok", "7 wrong float16": "failed", "coverage": "ok"}
+    statuses |= {"3 crash float16": "crashed by SIGSEGV"}
+    assert {name: row["status"] for name, row in rows.items()} == statuses
     assert "error" in rows["7 wrong float16"]["detail"]
     assert "3 crash float16" in rows["3 crash float16"]["detail"]
     found = [json.loads(path.read_text()) for path in (out / "check").glob("*.json")]
@@ -96,7 +90,4 @@ def test_the_whole_check_stage_tells_failures_and_crashes_and_goes_on(tmp_path: 
     with tarfile.open(tmp_path / "found.tar.gz") as packed:
         names = packed.getnames()
     assert "found/summary.md" in names
-    assert sum(name.startswith("found/check/") for name in names) == len(found) == 6
-    again = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert "5 sound" not in again.stdout
-    assert "3 crash float16: crashed by SIGSEGV" in again.stdout
+    assert sum(name.startswith("found/check/") for name in names) == len(found) == 3

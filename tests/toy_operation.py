@@ -32,9 +32,8 @@ class Case:
         return f"{self.length} {self.fault or 'sound'} {str(self.dtype).removeprefix('torch.')}"
 
 
-CASES = tuple(
-    Case(length, fault) for length, fault in ((5, ""), (7, "wrong"), (7, "forgets"), (9, "unsteady"), (3, "crash"))
-)
+FAULTS = ((5, ""), (3, "crash"), (7, "wrong"), (7, "forgets"), (9, "unsteady"))
+CASES = tuple(Case(length, fault) for length, fault in FAULTS)
 LADDER = (Case(10_000, ""),)
 
 
@@ -58,7 +57,7 @@ def _triton(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable
         x = given["grad_y" if backward else "x"]
         factor = 2.001 if case.fault == "wrong" else 2.0
         if case.fault == "unsteady":  # within the error that is allowed, but not the same again
-            factor += 1e-7 * CALLS["count"]
+            factor += 2e-7 * (CALLS["count"] % 3)
         out = torch.empty_like(x)
         doubled[(1,)](x, out, factor, case.length - (case.fault == "forgets"), BLOCK=16)
         return {"x" if backward else "y": out}

@@ -14,7 +14,7 @@ from scalekernels.device import unavailable_reason
 __all__ = ["OPERATIONS", "unavailable_reason"]
 
 # The modules that hold a kernel each; comparison, compilation ahead of time and the check on a GPU go through them.
-OPERATIONS = ("norm", "cross_entropy", "optimizer")
+OPERATIONS = ("attention", "cross_entropy", "norm", "optimizer")
 
 # Where the public names live. ``attention`` is not among them: that name is the module's.
 _HOME = {
