@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench kernels coverage report clean
+.PHONY: demo test check format bench kernels gpu coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -29,6 +29,12 @@ bench: $(READY)
 # Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
 kernels: $(READY)
 	PYTHONPATH=kernels $(BIN)/python kernels/compile_ahead.py
+
+# On a machine with a GPU and no network: from source, with the torch and triton of PYTHON. See kernels/gpu.py.
+STAGES ?= check,compare,sweep,report
+OUT ?= results/gpu
+gpu:
+	$(PYTHON) kernels/gpu.py --out $(OUT) --stages $(STAGES) $(if $(WHEELS),--wheels $(WHEELS))
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)
