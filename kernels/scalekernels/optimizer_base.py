@@ -175,7 +175,7 @@ class FusedOptimizer(Optimizer):
         store(value, state[name], state.get(f"{name}_scale"))
 
     def float_state_dict(self) -> dict[str, Any]:
-        """Return ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
+        """Return a copy of ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
         saved = self.state_dict()
         saved["state"] = {key: _as_float(state) for key, state in saved["state"].items()}
         return saved
@@ -299,7 +299,7 @@ def _as_float(state: Mapping[str, Any]) -> dict[str, Any]:
         if f"{name}_scale" in state:
             plain[name] = dequantised(value, state[f"{name}_scale"])
         elif not name.endswith("_scale"):
-            plain[name] = value.to(torch.float32) if isinstance(value, Tensor) else value
+            plain[name] = value.to(torch.float32, copy=True) if isinstance(value, Tensor) else value
     return plain
 
 

@@ -32,7 +32,8 @@ import triton.language as tl
 CHUNK = (
     8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
 )
-BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor in flight
+BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor, one per 16-bit tensor
+TAIL = 512  # of one iteration with masks: with 1024 the branch for tails takes most registers (Adam: 72, not 52)
 NUM_WARPS = 4
 NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
 ADVANCE_BLOCK = 1024
@@ -257,7 +258,7 @@ def update_kernel(
     pointers, chunks, scalars, keys, n, stochastic,
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     PARAM_TYPE: tl.constexpr, FIRST_TYPE: tl.constexpr, SECOND_TYPE: tl.constexpr, STATE_BYTES: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Update one chunk. M, V, C say whether the first, second and third state exist."""
     program = tl.program_id(0).to(tl.int64)
@@ -287,7 +288,7 @@ def update_kernel(
         else:
             update_chunk(
                 p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, loaded, key, stochastic != 0,
-                ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, CHUNK, BLOCK, False,
+                ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, CHUNK, TAIL, False,
             )  # fmt: skip
 
 

@@ -76,14 +76,9 @@ VARIANTS = (
 ALGORITHMS = tuple(dict.fromkeys(variant.algorithm for variant in VARIANTS))
 
 
-def block_size(param: torch.dtype, state: torch.dtype) -> int:
-    """Return the elements of one iteration: two loads of 16 bytes per thread of the narrowest tensor of 16 or 32 bits.
-
-    The interpreter spends its time per call, not per element, and takes half a chunk at once.
-    """
-    if INTERPRETED:
-        return kernels.CHUNK // 2
-    return 2 * kernels.BLOCK if param.itemsize == 2 and state == torch.bfloat16 else kernels.BLOCK
+def block_size(block: int) -> int:
+    """Return the elements of one iteration. The interpreter's time goes by calls: it takes half a chunk at once."""
+    return kernels.CHUNK // 2 if INTERPRETED else block
 
 
 def update_constants(variant: Variant, param: torch.dtype, state: torch.dtype) -> dict[str, object]:
@@ -104,14 +99,14 @@ def update_constants(variant: Variant, param: torch.dtype, state: torch.dtype) -
         "SECOND_TYPE": POINTEES[second],
         "STATE_BYTES": min(16, max(16 // param.itemsize, 8 if state == torch.int8 else 0) * state.itemsize),
         "CHUNK": kernels.CHUNK,
-        "BLOCK": block_size(param, state),
+        "BLOCK": block_size(kernels.BLOCK),
+        "TAIL": block_size(kernels.TAIL),
     }
 
 
 def norm_constants(param: torch.dtype) -> dict[str, object]:
     """Return the constants of the kernel that sums squares of gradients."""
-    block = kernels.CHUNK // 2 if INTERPRETED else kernels.NORM_BLOCK
-    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": block}
+    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": block_size(kernels.NORM_BLOCK)}
 
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:
