@@ -215,6 +215,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready = inputs
     _, scale, dx, dweight = output
     ctx.mark_non_differentiable(scale, dx, dweight)
+    ctx.set_materialize_grads(False)  # else zeros as large as dweight would be made for it
     ctx.numbers, ctx.dtype = (ignore_index, softcap, z_loss), x.dtype
     missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
     ctx.recompute = ctx.reduction == "none" or missing  # missing: the operation was called without its flags
