@@ -6,6 +6,7 @@ right numbers with one assembler and wrong ones with another. All values here ar
 in float32, and a single unit of difference is a fault.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

@@ -62,7 +62,7 @@ def check_parts(run: Run) -> list[Part]:
     """The witness, every case of every operation, and optimizers over many steps."""
     dtypes = ("float16",) if run.dry else ("float16", "bfloat16")
     found = run.out / "check"
-    subjects = [("canary", str(index)) for index in range(1 if run.dry else 4)]
+    subjects: list[tuple[object, ...]] = [("canary", str(index)) for index in range(1 if run.dry else 4)]
     for operation in run.operations:
         module = module_of(operation)
         command = checker("list", module, "--dtype", ",".join(dtypes), "--most-flops", 0 if run.dry else 1e11)
@@ -75,9 +75,9 @@ def check_parts(run: Run) -> list[Part]:
     return [check_part(found, run.device, *subject) for subject in subjects]
 
 
-def check_part(found: Path, device: str, kind: str, *subject: object) -> Part:
+def check_part(found: Path, device: str, kind: object, *subject: object) -> Part:
     """Return a check as a part, its findings under a name of its own."""
-    name = " ".join([kind, *map(str, subject)])
+    name = " ".join(map(str, (kind, *subject)))
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return Part(name, checker(kind, *subject, "--device", device, "--output", found / f"{digest}.json"), 240)
 
