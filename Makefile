@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench coverage report clean
+.PHONY: demo test check format bench kernels gpu coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -25,6 +25,16 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/pytest tests/bench_*.py --benchmark-enable --benchmark-only
+
+# Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
+kernels: $(READY)
+	PYTHONPATH=kernels $(BIN)/python kernels/compile_ahead.py
+
+# On a machine with a GPU and no network: from source, with the torch and triton of PYTHON. See kernels/gpu.py.
+STAGES ?= check,compare,sweep,report
+OUT ?= results/gpu
+gpu:
+	$(PYTHON) kernels/gpu.py --out $(OUT) --stages $(STAGES) $(if $(WHEELS),--wheels $(WHEELS))
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)

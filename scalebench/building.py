@@ -12,6 +12,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench.data import Data, open_data
 from scalebench.families import FAMILIES, Unsupported
+from scalebench.fused_optimizers import FUSED
 from scalebench.study import Trial
 
 
@@ -24,6 +25,8 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
     if implementation == "triton" and (reason := unavailable_reason()):
         raise Unsupported(reason)
+    if implementation == "triton" and trial.train and trial.train.optimizer not in FUSED:
+        raise Unsupported(f"no fused kernel for the optimizer {trial.train.optimizer!r}; there are {', '.join(FUSED)}")
     if trial.work.precision == "float16" and trial.device_kind == "cpu":
         raise Unsupported(
             "float16 training needs a GPU: torch multiplies float16 matrices on a CPU about a hundred times more "

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
+from scalebench.fused_optimizers import build_fused_optimizer
 from scalebench.study import TrainSpec
 
 Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
@@ -132,6 +133,8 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
         {"params": members, "weight_decay": spec.weight_decay * decays} | ({"hidden": inner} if hidden else {})
         for (decays, inner), members in groups.items()
     ]
+    if spec.implementation == "triton":
+        return build_fused_optimizer(made, spec)
     return OPTIMIZERS[spec.optimizer].make(made, spec)
 
 

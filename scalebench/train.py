@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from scalebench.collectors.time import StepClock
+from scalebench.fused_optimizers import clips
 from scalebench.optimizers import set_learning_rate
 from scalebench.statistics import clustered_mean
 from scalebench.study import TrainSpec
@@ -95,7 +96,8 @@ def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler
 def update(model: nn.Module, optimizer: Optimizer, spec: TrainSpec, scaler: GradScaler) -> bool:
     """Clip the gradients, take the step and clear them; False where the scaler skipped the step."""
     scaler.unscale_(optimizer)
-    clip_grad_norm_(model.parameters(), spec.gradient_clip)
+    if not clips(optimizer):
+        clip_grad_norm_(model.parameters(), spec.gradient_clip)
     before = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()

@@ -17,8 +17,9 @@ import psutil
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
 _DECISIVE = (
-    *("families", "data", "collectors", "tasks", "building.py", "checkpointing.py", "generation.py", "inference.py"),
-    *("measured.py", "optimizers.py", "quantization.py", "train.py", "training.py", "worker.py"),
+    *("families", "data", "collectors", "tasks", "building.py", "checkpointing.py", "fused_optimizers.py"),
+    *("generation.py", "inference.py", "measured.py", "optimizers.py", "quantization.py", "train.py", "training.py"),
+    "worker.py",
 )
 
 

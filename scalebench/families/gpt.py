@@ -270,12 +270,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens (B, T) to logits (B, T, V)."""
 
+    BLOCK = Block
+
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
-        self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self.BLOCK(config, implementation) for _ in range(config.depth))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
@@ -311,5 +313,9 @@ class GPT(nn.Module):
 
 
 def build(config: Config, implementation: str) -> nn.Module:
-    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's fused operator."""
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's, ``triton`` its own."""
+    if implementation == "triton":
+        from scalebench.families.gpt_triton import FusedGPT  # triton is imported where it is asked for
+
+        return FusedGPT(config, implementation)
     return GPT(config, implementation)

@@ -69,6 +69,8 @@ class NextToken(LossAlone):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each window, (B,)."""
         tokens, targets = batch  # (B, T)
+        if getattr(model, "GIVES_LOSSES", False):  # from hidden states, without logits
+            return model(tokens, targets).mean(1)
         return token_losses(model(tokens), targets)
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

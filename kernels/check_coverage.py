@@ -1,0 +1,58 @@
+"""Which shipped configurations the checks of a run launched, and whether they launched any that is not shipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from scalekernels.compilation import ARCHITECTURES, Compilation
+
+
+def record_launches(launched: list[dict[str, Any]]) -> None:
+    """Have triton note every configuration that this process compiles or loads; nothing under the interpreter."""
+
+    def note(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> None:  # noqa: A002 - triton's name
+        function = fn.jit_function
+        names = [parameter.name for parameter in function.params]
+        constants = {names[path[0]]: str(value) for path, value in compile["constants"].items() if len(path) == 1}
+        entry = {"function": f"{function.fn.__module__}.{function.fn.__qualname__}", "constants": constants}
+        entry |= {"pointers": {name: kind for name, kind in compile["signature"].items() if kind.startswith("*")}}
+        launched.append(entry | {"num_warps": compile["num_warps"], "num_stages": compile["num_stages"]})
+
+    triton.knobs.runtime.jit_post_compile_hook = note
+
+
+def is_launch_of(entry: Mapping[str, Any], compilation: Compilation) -> bool:
+    """Tell whether a noted launch is of a shipped configuration: function, constants, pointer types, warps, stages."""
+    function = compilation.function.fn
+    if entry["function"] != f"{function.__module__}.{function.__qualname__}":
+        return False
+    if (entry["num_warps"], entry["num_stages"]) != (compilation.num_warps, compilation.num_stages):
+        return False
+    pointers = {name: kind for name, kind in compilation.signature.items() if kind.startswith("*")}
+    constants = {name: str(value) for name, value in compilation.constants.items()}
+    return bool(entry["pointers"] == pointers and constants.items() <= entry["constants"].items())
+
+
+def check_coverage(modules: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
+    """Hold the launches noted in a folder of findings against what the modules ship for this device."""
+    if device != "cuda":
+        return {"coverage": {"problem": None, "unavailable": "the interpreter compiles nothing"}}
+    major, minor = torch.cuda.get_device_capability()
+    arch = max(known for known in ARCHITECTURES if known <= 10 * major + minor)
+    entries = [
+        entry
+        for path in sorted(folder.glob("*.json"))
+        for entry in json.loads(path.read_text(encoding="utf-8"))["launched"]
+    ]
+    checks: dict[str, Any] = {}
+    for module in modules:
+        for shipped in module.compilations(arch):
+            launched = any(is_launch_of(entry, shipped) for entry in entries)
+            name = f"{module.__name__}: {shipped.kernel} {shipped.label}"
+            checks[name] = {"problem": None if launched else "shipped, but no case launched it"}
+    return checks

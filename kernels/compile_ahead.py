@@ -1,0 +1,275 @@
+"""Compile every shipped configuration of every kernel for sm_80, sm_90 and sm_100, and hold it to its requirements.
+
+``make kernels`` runs it; no GPU is needed. The table goes to ``compiled.md`` and ``compiled.json`` beside this file,
+with the hash of the sources it was made from; the exit status is 1 when a configuration misses a requirement. It stands
+beside the package and not in it because ``scalekernels`` itself imports torch and triton only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import machine_code
+import triton
+from machine_code import MachineCode
+from scalekernels import OPERATIONS
+from scalekernels.compilation import ARCHITECTURES, Compilation
+from scalekernels.device import INTERPRETED
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent / "results" / "compiled"
+REPORT = HERE / "compiled.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration for one architecture, by its place in its module's ``compilations(arch)``."""
+
+    operation: str
+    arch: int
+    index: int
+    kernel: str
+    label: str
+    work: int
+
+    @property
+    def name(self) -> str:
+        """What tells it apart from every other."""
+        return f"{self.operation}/{self.kernel}/{self.label}/sm_{self.arch}"
+
+
+@lru_cache(maxsize=64)
+def configurations(operation: str, arch: int) -> tuple[Compilation, ...]:
+    """Return what a kernel module ships for an architecture. Raises ``ValueError`` when two share kernel and label."""
+    found = tuple(import_module(f"scalekernels.{operation}").compilations(arch))
+    twice = [name for name, count in Counter((c.kernel, c.label) for c in found).items() if count > 1]
+    if twice:
+        raise ValueError(f"{operation}, sm_{arch}: several configurations are called {twice}")
+    return found
+
+
+def all_jobs(operations: Sequence[str] = OPERATIONS) -> list[Job]:
+    """Return every shipped configuration of the operations, for every architecture."""
+    return [
+        Job(operation, arch, index, found.kernel, found.label, found.work)
+        for operation in operations
+        for arch in ARCHITECTURES
+        for index, found in enumerate(configurations(operation, arch))
+    ]
+
+
+def compilation_of(job: Job) -> Compilation:
+    """Return a job's configuration."""
+    return configurations(job.operation, job.arch)[job.index]
+
+
+def largest(jobs: Sequence[Job]) -> list[Job]:
+    """Return the job with the largest tile of every kernel and architecture."""
+    best: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        key = (job.operation, job.kernel, job.arch)
+        if key not in best or job.work >= best[key].work:
+            best[key] = job
+    return list(best.values())
+
+
+# --- one configuration -----------------------------------------------------------------------------------------------
+
+
+def cache_key(compilation: Compilation, arch: int) -> str:
+    """Return a hash of all that decides the figures: source, configuration, compiler, assembler, and how they are read.
+
+    The source's part is triton's own key, which covers every function that the kernel reaches.
+    """
+    reader = Path(machine_code.__file__).read_bytes()
+    options = sorted(machine_code.options_of(compilation).items())
+    parts = (machine_code.source_of(compilation).hash(), compilation.kernel, repr(options), arch)
+    versions = (triton.__version__, machine_code.ptxas_version(arch), hashlib.sha256(reader).hexdigest())
+    return hashlib.sha256(repr((parts, versions)).encode()).hexdigest()
+
+
+def figures(compilation: Compilation, arch: int, cache: Path) -> MachineCode:
+    """Return a configuration's figures, from the cache where the very same thing was compiled before."""
+    stored = cache / f"{cache_key(compilation, arch)}.json"
+    if stored.exists():
+        values = json.loads(stored.read_text(encoding="utf-8"))
+        return MachineCode(**values | {"losses": tuple(values["losses"])})
+    code = machine_code.inspect_code(compilation, arch)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=cache, delete=False, encoding="utf-8") as file:
+        json.dump(asdict(code), file)
+    Path(file.name).replace(stored)
+    return code
+
+
+def row_of(job: Job, cache: Path = CACHE) -> dict[str, Any]:
+    """Compile a job and return its row of the table; a compiler that raises is a row with that failure."""
+    compilation = compilation_of(job)
+    row = {"operation": job.operation, "kernel": job.kernel, "label": job.label, "arch": job.arch, "work": job.work}
+    row |= {"source": machine_code.source_sha256(compilation), "num_warps": compilation.num_warps}
+    row |= {"num_stages": compilation.num_stages, "spills_allowed": compilation.spills_allowed}
+    try:
+        code = figures(compilation, job.arch, cache)
+    # The boundary of a compilation: whatever the compiler raises is told in the table, beside all the others.
+    except Exception as error:  # noqa: BLE001
+        return row | {"failures": [f"{type(error).__name__}: {str(error).strip()[:500]}"]}
+    return row | asdict(code) | {"failures": machine_code.failures(compilation, job.arch, code)}
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def compile_all(
+    jobs: Sequence[Job], processes: int, cache: Path = CACHE, tick: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Compile jobs on ``processes`` cores, the largest first; return rows in the jobs' order, ``tick`` after each."""
+    rows: dict[str, dict[str, Any]] = {}
+    waiting = sorted(jobs, key=lambda job: -job.work)
+    try:
+        for job, row in _pool(waiting, processes, cache):
+            rows[job.name] = row
+            tick()
+    except BrokenProcessPool:  # the compiler took its process down: find out which job did, one process each
+        for job in [job for job in waiting if job.name not in rows]:
+            rows[job.name] = _alone(job, cache)
+            tick()
+    return [rows[job.name] for job in jobs]
+
+
+def _pool(jobs: Sequence[Job], processes: int, cache: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+    fresh = multiprocessing.get_context("spawn")  # torch has threads: a forked child could hang
+    with ProcessPoolExecutor(processes, mp_context=fresh) as pool:
+        started: dict[Future[dict[str, Any]], Job] = {pool.submit(row_of, job, cache): job for job in jobs}
+        for done in as_completed(started):
+            yield started[done], done.result()
+
+
+def _alone(job: Job, cache: Path) -> dict[str, Any]:
+    try:
+        ((_, row),) = _pool([job], 1, cache)
+    except BrokenProcessPool:
+        compilation = compilation_of(job)
+        row = {"operation": job.operation, "kernel": job.kernel, "label": job.label, "arch": job.arch}
+        row |= {"work": job.work, "source": machine_code.source_sha256(compilation)}
+        row["failures"] = ["the compiler crashed its process"]
+    return row
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def sources(jobs: Sequence[Job]) -> dict[str, str]:
+    """Return the hash of the sources of every job, by its name; nothing is compiled."""
+    return {job.name: machine_code.source_sha256(compilation_of(job)) for job in jobs}
+
+
+def sources_sha256(by_name: dict[str, str]) -> str:
+    """Return one hash for all sources."""
+    return hashlib.sha256(json.dumps(by_name, sort_keys=True).encode()).hexdigest()
+
+
+def out_of_date(report: dict[str, Any], jobs: Sequence[Job]) -> list[str]:
+    """Return what a written table lacks, has too much, or shows from other sources than today's; empty when fresh."""
+    today = sources(jobs)
+    written = {f"{r['operation']}/{r['kernel']}/{r['label']}/sm_{r['arch']}": r["source"] for r in report["rows"]}
+    found = [f"{name} is missing" for name in today if name not in written]
+    found += [f"{name} is not shipped any more" for name in written if name not in today]
+    found += [f"{name} was made from other sources" for name in today if written.get(name, today[name]) != today[name]]
+    if not found and report["sources_sha256"] != sources_sha256(today):
+        found = ["the hash of all sources differs"]
+    return found
+
+
+def report_of(rows: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the machine-readable table."""
+    return {
+        "schema": 1,
+        "triton_version": triton.__version__,
+        "ptxas_versions": {f"sm_{arch}": machine_code.ptxas_version(arch) for arch in ARCHITECTURES},
+        "sources_sha256": sources_sha256(sources(jobs)),
+        "rows": list(rows),
+    }
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Return "ok", "ok" with what was excused, or every failure."""
+    if row["failures"]:
+        return "**" + "; ".join(row["failures"]).replace("|", "/") + "**"
+    spilled = row["spill_store_bytes"] + row["spill_load_bytes"] + row["stack_bytes"]
+    return f"ok (spills: {row['spills_allowed']})" if spilled else "ok"
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the table in Markdown."""
+    versions = ", ".join(f"{version} for {arch}" for arch, version in report["ptxas_versions"].items())
+    failed = sum(bool(row["failures"]) for row in report["rows"])
+    lines = [
+        "# Shipped configurations, compiled ahead of time",
+        "",
+        f"Written by `make kernels`: triton {report['triton_version']}, ptxas {versions}; {len(report['rows'])} "
+        f"configurations, {failed} of which miss a requirement; sources `{report['sources_sha256'][:16]}`.",
+        "Registers, spills (bytes stored + loaded, as ptxas reports) and stack (bytes, as cuobjdump reports) are per "
+        "thread, shared memory per block. Nothing here was run on a GPU: these figures say what would be launched, "
+        "not that it is right or fast.",
+        "",
+        "| kernel | configuration | arch | regs | spills, stack | shared | matrix instructions | load B | verdict |",
+        "|---|---|---|---:|---:|---:|---|---:|---|",
+    ]
+    lines += [_line(row) for row in report["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [row["kernel"], row["label"], f"sm_{row['arch']}"]
+    if "registers" in row:
+        matrix = ", ".join(f"{count} {name}" for name, count in row["matrix"].items())
+        cells += [row["registers"], f"{row['spill_store_bytes']} + {row['spill_load_bytes']}, {row['stack_bytes']}"]
+        cells += [row["shared_bytes"], matrix or "–", row["widest_load_bytes"]]
+    else:
+        cells += ["–"] * 5
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + f" | {verdict(row)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print and write the table; exit status 1 when a requirement is missed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    parser = argparse.ArgumentParser(description="compile every shipped kernel configuration without a GPU")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, default=REPORT, help="a .json; the .md goes beside it")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    asked = parser.parse_args(arguments)
+    if INTERPRETED:
+        parser.error("kernels are interpreted here, which cannot be compiled: unset TRITON_INTERPRET")
+    begun, jobs = time.monotonic(), all_jobs()
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"compiling {len(jobs)} configurations", total=len(jobs))
+        rows = compile_all(jobs, asked.processes, asked.cache, lambda: progress.advance(bar))
+    report = report_of(rows, jobs)
+    asked.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    asked.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    print(table(report))
+    failed = [row for row in rows if row["failures"]]
+    print(f"{len(rows)} configurations in {time.monotonic() - begun:.0f} s, {len(failed)} miss a requirement")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

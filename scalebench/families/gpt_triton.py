@@ -1,0 +1,72 @@
+"""GPT on the fused kernels: attention, norms with the residual sum, and the loss without logits.
+
+The parameters, their order and their initialisation are those of ``gpt.GPT``, so that a seed gives the same model.
+Legend as in ``gpt``: B batch, T time, C width, H heads, D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from scalekernels import layer_norm, linear_cross_entropy, rms_norm
+from scalekernels.attention import attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.families.gpt import GPT, Block, Config
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention by the fused kernel: q, k, v (B, H, T, D) to (B, H, T, D).
+
+    Rotary positions are float32 under autocast; the values have the type to compute in.
+    """
+    return attention(q.to(v.dtype), k.to(v.dtype), v, causal=True)
+
+
+def add_and_norm(norm: nn.Module, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (norm of the sum, the sum) of stream and update (B, T, C) in one kernel, with the norm's parameters."""
+    if isinstance(norm, nn.LayerNorm):
+        parameters, apply = {"bias": norm.bias, "eps": norm.eps}, layer_norm
+    else:
+        assert isinstance(norm, nn.RMSNorm)
+        parameters, apply = {"eps": norm.eps}, rms_norm
+    if update is None:
+        return apply(stream, norm.weight, **parameters), stream
+    return apply(update.to(stream.dtype), norm.weight, residual=stream, **parameters)
+
+
+class FusedBlock(Block):
+    """Attention, then MLP; what the MLP adds is left to the next norm, which sums and norms in one pass."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__(config, implementation)
+        self.attention.attend = fused_attention
+
+    def forward(self, stream: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Take the stream (B, T, C) and what is still to be added to it; return the same two."""
+        normed, stream = add_and_norm(self.norm1, stream, update)
+        normed, stream = add_and_norm(self.norm2, stream, self.attention(normed))
+        return stream, self.down(F.gelu(self.up(normed), approximate="tanh"))
+
+
+class FusedGPT(GPT):
+    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token without logits."""
+
+    BLOCK = FusedBlock
+    GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the output matrix is applied to, (B, T, C)."""
+        stream = self.tokens(tokens)
+        if self.positions is not None:
+            stream = stream + self.positions.weight[: tokens.size(1)]
+        update = None
+        for block in self.blocks:
+            stream, update = block(stream, update)
+        return add_and_norm(self.norm, stream, update)[0]
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:  # (B, T)
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` at each place in nats, (B, T)."""
+        hidden = self.hidden(tokens)
+        if targets is None:
+            return self.head(hidden)
+        return linear_cross_entropy(hidden, self.head.weight, targets, reduction="none")

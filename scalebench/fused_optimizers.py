@@ -1,0 +1,44 @@
+"""Optimizers of ``implementation = "triton"``: a handful of launches for all tensors, gradient clipping included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from scalebench.study import TrainSpec
+
+# Name of the optimizer -> class of scalekernels, and the class's arguments made from the trial's.
+FUSED: Mapping[str, str] = {
+    "sgd": "SGD",
+    "momentum": "SGD",
+    "nesterov": "SGD",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "lion": "Lion",
+}
+
+
+def _arguments(spec: TrainSpec) -> dict[str, Any]:
+    """Return what an optimizer takes besides learning rate and weight decay."""
+    if spec.optimizer in ("momentum", "nesterov"):
+        return {"momentum": spec.momentum, "nesterov": spec.optimizer == "nesterov"}
+    if spec.optimizer in ("adam", "adamw", "lion"):
+        return {"betas": (spec.beta1, spec.beta2)}
+    return {"alpha": spec.beta2} if spec.optimizer == "rmsprop" else {}
+
+
+def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: TrainSpec) -> Optimizer:
+    """Make the fused optimizer of a trial, which also clips the gradients' norm at ``spec.gradient_clip``."""
+    import scalekernels
+
+    make = getattr(scalekernels, FUSED[spec.optimizer])
+    return make(groups, lr=spec.learning_rate, max_grad_norm=spec.gradient_clip, **_arguments(spec))
+
+
+def clips(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer clips the gradients itself."""
+    return getattr(optimizer, "max_grad_norm", None) is not None

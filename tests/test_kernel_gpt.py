@@ -1,0 +1,135 @@
+"""GPT on the fused kernels, under the interpreter: the same model as the eager one, in loss, gradients and training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scalekernels import device
+from support import SOURCE_PATH, train_spec
+from torch import Tensor, nn
+
+from scalebench.families import gpt
+from scalebench.fused_optimizers import FUSED, clips
+from scalebench.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.store import load_results
+from scalebench.tasks import NextToken
+
+SHAPE = {"depth": 2, "width": 16, "vocab_size": 61, "context": 32, "head_dim": 16}
+FORMS = {
+    "rms, rotary, tied": {},
+    "layer, learned, bias": {"norm": "layer", "positions": "learned", "bias": True, "tied": False},
+}
+
+
+def model(implementation: str, **fields: object) -> nn.Module:
+    """A tiny GPT of seed 0."""
+    torch.manual_seed(0)
+    return gpt.build(gpt.explicit(**SHAPE, **fields), implementation)
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens and targets (2, 32)."""
+    drawn = torch.randint(0, 61, (2, 33), generator=torch.Generator().manual_seed(seed))
+    return drawn[:, :-1], drawn[:, 1:]
+
+
+def losses(built: nn.Module, seed: int = 0) -> Tensor:
+    """The loss of each sequence, as the task asks for it."""
+    return NextToken.losses(NextToken.__new__(NextToken), built, batch(seed))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_eager_and_triton_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
+    eager, fused = model("eager", **FORMS[form]), model("triton", **FORMS[form])
+    assert list(eager.state_dict()) == list(fused.state_dict())
+    exact = model("eager", **FORMS[form]).double()
+    results = {}
+    for name, built in (("eager", eager), ("triton", fused), ("exact", exact)):
+        loss = losses(built)
+        assert loss.shape == (2,)
+        loss.mean().backward()
+        gradients = {name: parameter.grad.double() for name, parameter in built.named_parameters()}
+        results[name] = {"loss": loss.detach().double(), "logits": built(batch()[0]).detach().double()} | gradients
+    for name, truth in results["exact"].items():
+        theirs, ours = ((results[key][name] - truth).abs().max().item() for key in ("eager", "triton"))
+        allowed = max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item())
+        assert ours <= allowed, f"{name}: {ours:.3g} > {allowed:.3g} (eager {theirs:.3g})"
+
+
+def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = model("triton")
+    monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))
+    losses(built).mean().backward()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_training_agrees_step_by_step_and_gradients_are_clipped_once(optimizer: str) -> None:
+    histories, norms = {}, {}
+    for implementation in ("eager", "triton"):
+        spec = train_spec(optimizer=optimizer, implementation=implementation, gradient_clip=0.5, learning_rate=0.003)
+        built = model(implementation)
+        update = build_optimizer(built, spec)
+        assert clips(update) is (implementation == "triton")
+        history = []
+        for step in range(3):
+            loss = losses(built, step).mean()
+            loss.backward()
+            if not clips(update):
+                norms[step] = nn.utils.clip_grad_norm_(built.parameters(), spec.gradient_clip).item()
+            update.step()
+            update.zero_grad()
+            history.append(loss.item())
+        histories[implementation] = history
+    assert min(norms.values()) > 0.5  # clipping mattered
+    assert histories["triton"] == pytest.approx(histories["eager"], rel=2e-5)
+    assert histories["eager"][0] != pytest.approx(histories["eager"][-1], rel=1e-4)
+
+
+def test_every_optimizer_has_a_fused_one_or_is_refused_by_name() -> None:
+    built = nn.Linear(3, 2)
+    for name in set(OPTIMIZERS) & set(FUSED):
+        update = build_optimizer(built, train_spec(optimizer=name, implementation="triton", gradient_clip=2.0))
+        assert type(update).__name__ == FUSED[name]
+        assert update.max_grad_norm == 2.0
+
+
+STUDY = """
+schema = 1
+name = "tiny"
+[model]
+family = "gpt"
+depth = 2
+width = 16
+head_dim = 16
+[train]
+steps = 2
+batch_size = 1
+sequence_length = 16
+learning_rate = 0.003
+implementation = ["eager", "triton"]
+[data]
+validation_samples = 2
+"""
+
+
+def test_a_trial_runs_on_the_cpu_under_the_interpreter_and_is_unsupported_without(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    seen = {}
+    for results, environment in (("with", plain | {"TRITON_INTERPRET": "1"}), ("without", plain)):
+        command = [sys.executable, "-m", "scalebench.cli", "run", "tiny.toml", "--results", results]
+        command_environment = environment | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=tmp_path, env=command_environment, capture_output=True)
+        seen[results] = load_results(tmp_path / results).set_index("implementation")
+    assert seen["with"]["status"].to_dict() == {"eager": "ok", "triton": "ok"}
+    loss = seen["with"]["validation_loss_nats"]
+    assert loss["triton"] == pytest.approx(loss["eager"], rel=1e-5)
+    if not torch.cuda.is_available():
+        assert seen["without"]["status"].to_dict() == {"eager": "ok", "triton": "unsupported"}
+        assert "no CUDA device" in seen["without"]["error_message"]["triton"]
+    assert device.unavailable_reason() is None  # here: interpreted
