@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,8 +36,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch; on a GPU from pinned memory, without waiting."""
     if device.type == "cpu":
         return batch
-    inputs, targets = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
-    return inputs, targets
+    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
 
 
 def train(
@@ -75,17 +75,28 @@ def check_finite(losses: Tensor, done: int) -> None:
         raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
 
 
+@dataclass(frozen=True)
+class Validation:
+    """How a model did on the held-out sample: mean loss and its standard error in nats, and metrics by name."""
+
+    loss_nats: float
+    standard_error_nats: float
+    metrics: Mapping[str, float]
+
+
 @torch.no_grad()
-def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> tuple[float, float]:
-    """Return the mean loss on the held-out sample in nats, and its standard error clustered as the task says."""
+def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Validation:
+    """Judge the model on the held-out sample; the loss's standard error is clustered as the task says."""
     model.eval()
-    losses: list[NDArray[np.float64]] = []
+    kept: list[dict[str, NDArray[np.float64]]] = []
     clusters: list[NDArray[np.int64]] = []
     for batch, cluster in task.validation():
         with autocast(device, spec.precision):
-            losses.append(task.losses(model, to_device(batch, device)).double().cpu().numpy())
+            judged = task.judge(model, to_device(batch, device))
+        kept.append({name: values.double().cpu().numpy() for name, values in judged.items()})
         clusters.append(cluster)
-    mean, error = clustered_mean(np.concatenate(losses), np.concatenate(clusters))
+    whole = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    mean, error = clustered_mean(whole["loss_nats"], np.concatenate(clusters))
     if not np.isfinite(mean):
         raise Diverged("the validation loss is not finite")
-    return mean, error
+    return Validation(mean, error, task.metrics(whole))

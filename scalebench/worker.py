@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from scalebench.collectors.time import StepClock
+    from scalebench.train import Validation
 
 HEARTBEAT_EVERY_S = 1.0
 
@@ -124,8 +125,7 @@ class Measured:
         self.columns |= energy.columns()
         self.columns |= time_columns(self.clock) | memory.peak_columns(device)
         self.columns["train_loss_nats"] = float(self.losses[-max(1, spec.steps // 20) :].mean())
-        loss, error = validate(compiled, task, spec, device)
-        self.columns |= {"validation_loss_nats": loss, "validation_loss_se_nats": _number(error)}
+        self.columns |= validation_columns(validate(compiled, task, spec, device))
         self.columns |= rate_columns(self.columns, self.trial, self.placement["peaks"][spec.precision])
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
         self.columns |= memory.split_columns(model, optimizer, backward_of(model, task, spec, device))
@@ -181,6 +181,13 @@ class Measured:
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         write_atomically(self.attempt / "steps.parquet", buffer.getvalue())
+
+
+def validation_columns(found: Validation) -> dict[str, float | None]:
+    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
+    columns = {"validation_loss_nats": found.loss_nats, "validation_loss_se_nats": found.standard_error_nats}
+    columns |= {f"metric_{name}": value for name, value in found.metrics.items()}
+    return {name: _number(value) for name, value in columns.items()}
 
 
 def _number(value: float) -> float | None:

@@ -37,7 +37,8 @@ def run(family_name: str, request: dict[str, object], spec: TrainSpec, samples: 
 def test_linear_regression_reaches_what_its_inputs_allow() -> None:
     spec = train_spec(steps=600, batch_size=256, learning_rate=0.02, schedule="linear", weight_decay=0.0)
     model, task, _, _ = run("linear", {"inputs": 20}, spec, samples=8192)
-    loss, error = validate(model, task, spec, CPU)
+    found = validate(model, task, spec, CPU)
+    loss, error = found.loss_nats, found.standard_error_nats
     unseen = math.pi**2 / 6 - sum(1 / k**2 for k in range(1, 21))
     best = 0.5 * math.log(2 * math.pi * 0.25) + (0.25 + unseen) / 0.5
     assert abs(loss - best) < 4 * error + 0.01
@@ -57,7 +58,7 @@ def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
     text = task._validation[0].ravel()
     frequencies = np.bincount(text, minlength=256) / text.size
     entropy = -sum(p * math.log(p) for p in frequencies if p)
-    assert validate(model, task, spec, CPU)[0] < entropy
+    assert validate(model, task, spec, CPU).loss_nats < entropy
     assert losses[0] > 5
 
 
@@ -141,7 +142,7 @@ def test_bfloat16_trains_close_to_float32() -> None:
         s = train_spec(**settings, precision=precision)
         model, task, losses, _ = run("gpt", {"params": 5e3}, s, 64)
         assert losses.dtype == torch.float32
-        ends.append(validate(model, task, s, CPU)[0])
+        ends.append(validate(model, task, s, CPU).loss_nats)
     assert ends[0] != ends[1]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
