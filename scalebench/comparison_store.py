@@ -128,3 +128,8 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["operation", "source", "backward", "case", "machine_id"]
     newest = frame.groupby(keys, dropna=False)["run"].transform("max")
     return frame[frame["run"] == newest].reset_index(drop=True)
+
+
+def went_wrong(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of providers that crashed, or whose result is wrong; unavailable or out of memory is neither."""
+    return frame[frame["status"].isin(["failed", "killed"]) | frame["accepted"].eq(False)]

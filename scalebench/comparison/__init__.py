@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.errors import InputError
+from scalebench.comparison.options import Options, listed
+from scalebench.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from scalebench.comparison.operations import Operation
 
-__all__ = ["Comparison", "Plan", "compare", "measure", "plan_comparison"]
+__all__ = ["Comparison", "Options", "Plan", "compare", "measure", "plan_comparison"]
 
+OPTIONS = tuple(field.name for field in fields(Options))
 DEVICES = ("cpu", "cuda")
 # The unit of replication is the process. A GPU's differ little from each other, and each costs compilations anew.
 PROCESSES = {"cpu": 5, "cuda": 3}
@@ -57,48 +59,41 @@ class Plan:
         return float(cells * self.request["rule"]["timeout_s"])
 
 
-def plan_comparison(
-    operation: str,
-    *,
-    shapes: Sequence[str] = (),
-    dtypes: Sequence[str] = (),
-    providers: Sequence[str] = (),
-    backward: bool = False,
-    baseline: str = "eager",
-    device: str | None = None,
-    processes: int | None = None,
-    seconds: float = 1.0,
-    target_noise: float = 0.005,
-    margin: float = 0.02,
-    seed: int = 0,
-) -> Plan:
-    """Decide everything about a comparison without measuring; the arguments are those of ``compare``."""
+def plan_comparison(operation: str, options: Options) -> Plan:
+    """Decide everything about a comparison without measuring. Raises ``InputError`` with a line per mistake."""
     import torch
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation
-    from scalebench.errors import unknown
 
     found = load_operation(operation)
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wrong = [f"--device: {unknown(kind, DEVICES)}"] if kind not in DEVICES else []
-    if kind == "cuda" and not torch.cuda.is_available():
-        wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
-    numbers = {"--seconds": seconds, "--noise": target_noise, "--margin": margin, "--processes": processes or 1}
-    wrong += [f"{name} {value}: must be greater than 0" for name, value in numbers.items() if value <= 0]
-    names = choose_providers(found, providers)
+    kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wrong = _wrong_options(options, kind, cuda=torch.cuda.is_available())
     known = list(found.module.providers())
-    if baseline not in known:
-        wrong.append(f"--baseline: {unknown(baseline, known)}")
+    if options.baseline not in known:
+        wrong.append(f"--baseline: {unknown(options.baseline, known)}")
     if wrong:
         raise InputError(wrong)
-    cases = choose_cases(found, shapes, dtypes, kind)
+    names = choose_providers(found, listed(options.providers))
+    shapes = [options.shapes] if isinstance(options.shapes, str) else options.shapes
+    cases = choose_cases(found, shapes, listed(options.dtype), kind)
     request = {
-        "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "backward": backward,
-        "device": kind, "cases": [encode(case) for case in cases], "providers": names, "baseline": baseline,
-        "processes": PROCESSES[kind] if processes is None else processes, "margin": margin, "seed": seed,
-        "rule": {"target_noise": target_noise, "timeout_s": seconds},
+        "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
+        "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
+        "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
+        "seed": options.seed, "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
     }  # fmt: skip
     return Plan(found, cases, request)
+
+
+def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
+    wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
+    if device == "cuda" and not cuda:
+        wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
+    for name in ("processes", "seconds", "noise", "margin"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            wrong.append(f"--{name} {value}: must be greater than 0")
+    return wrong
 
 
 def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None) -> Comparison:
@@ -132,11 +127,14 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     """Measure the providers of an operation beside each other and return the comparison.
 
     ``operation`` is "attention", "optimizer", "cross-entropy", "norm", or the path of a Python file that offers the
-    names of a kernel file (``kernels/README.md``). Options, all by name: ``shapes`` ("cases", "ladder" or
-    "batch=1,heads=8,…"), ``dtypes`` and ``providers`` (all unless given), ``backward``, ``baseline`` ("eager"),
-    ``device``, ``processes`` (5 on a CPU, 3 on a GPU), ``seconds`` (the most for a provider, case and process),
-    ``target_noise`` and ``margin`` (fractions), ``seed``. The run is kept under ``results``. Raises ``InputError``
-    (a ``ValueError``) with a line per mistake.
+    names of a kernel file (``kernels/README.md``). ``options`` are the fields of ``comparison.options.Options``:
+    ``shapes``, ``dtype``, ``providers``, ``backward``, ``baseline``, ``device``, ``processes``, ``seconds``, ``noise``,
+    ``margin``, ``seed``. The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
+    mistake, ``StoreError`` when the folder cannot be written.
     """
-    command = f"scalebench.compare({operation!r}, {', '.join(f'{k}={v!r}' for k, v in options.items())})"
-    return measure(plan_comparison(operation, **options), Path(results), command)
+    wrong = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
+    if wrong:
+        raise InputError(wrong)
+    said = "".join(f", {name}={value!r}" for name, value in options.items())
+    plan = plan_comparison(operation, Options(**options))
+    return measure(plan, Path(results), f"scalebench.compare({operation!r}{said})")

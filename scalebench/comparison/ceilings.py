@@ -37,6 +37,11 @@ def _matmul_rate(side: int, dtype: torch.dtype, device: torch.device, seconds: f
     return 2 * side**3 / _best(lambda: torch.mm(left, right), device, seconds)
 
 
+def _copy_rate(size: int, device: torch.device, seconds: float) -> float:
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / _best(lambda: target.copy_(source), device, seconds)
+
+
 def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
     """Measure both ceilings of a device for a dtype, each for about ``seconds``.
 
@@ -44,9 +49,6 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 
     product of 16-bit numbers.
     """
     size = CUDA_COPY_BYTES if device.type == "cuda" else CPU_COPY_BYTES
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    copied = 2 * size / _best(lambda: target.copy_(source), device, seconds)
-    del source, target
     sides = CUDA_SIDES if device.type == "cuda" else CPU_SIDES
     best, side = _matmul_rate(sides[0], dtype, device, seconds / 3), sides[0]
     for larger in sides[1:]:
@@ -55,4 +57,6 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 
         rate = _matmul_rate(larger, dtype, device, seconds / 2)
         best, side = max((best, side), (rate, larger))
     name = str(dtype).removeprefix("torch.")
-    return Ceilings(copied, best, f"measured: copy of {size >> 20} MiB; {name} matrix product of {side}")
+    return Ceilings(
+        _copy_rate(size, device, seconds), best, f"measured: copy of {size >> 20} MiB; {name} matrix product of {side}"
+    )

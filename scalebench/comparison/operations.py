@@ -26,7 +26,7 @@ OPERATIONS = {
 }
 NEEDED = ("Case", "CASES", "inputs", "results", "cost", "providers")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -158,20 +158,13 @@ def _value(text: str, kind: Any) -> Any:
         return tuple(_value(part, options[0]) for part in text.split("+"))
     if type(None) in typing.get_args(kind):
         return None if text.lower() == "none" else _value(text, options[0])
+    words: dict[Any, dict[str, Any]] = {torch.dtype: DTYPES, bool: _BOOLEANS}
     if typing.get_origin(kind) is typing.Literal:
-        if text not in options:
-            raise ValueError(unknown(text, options))
-        return text
-    if kind is torch.dtype:
-        if text not in DTYPES:
-            raise ValueError(unknown(text, DTYPES))
-        return DTYPES[text]
-    if kind is bool:
-        if text.lower() not in _BOOLEANS:
-            raise ValueError(f"{text!r} is neither true nor false")
-        return _BOOLEANS[text.lower()]
-    if kind is str:
-        return text
+        words[kind] = {str(option): option for option in options}
+    if kind in words:
+        if text.lower() not in words[kind]:
+            raise ValueError(unknown(text, words[kind]))
+        return words[kind][text.lower()]
     try:
         return kind(text)
     except ValueError as error:

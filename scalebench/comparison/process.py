@@ -103,7 +103,9 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
         found[name] = _crash_of(process, number, name)
         if found[name]["status"] == "ok":
             process.at(number, name, "prepare")
-            works |= _begin(process, found[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge)
+            works |= _begin(
+                process, found[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
+            )
     judge = None  # frees the reference before the clock starts
     _sample(process, number, works, found)
     if process.index == 0:
@@ -129,7 +131,7 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
         work, columns["prepare_time_s"] = timed(prepare, process.device)
         result, columns["first_call_time_s"] = timed(work, process.device)
         if judge is not None:
-            columns |= judge.columns(name, result)
+            columns |= judge.columns(result)
         del result
         columns["warm_time_s"] = warm_up(work, process.device)
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
@@ -215,7 +217,7 @@ class Judge:
         except Exception as error:  # noqa: BLE001 - as above
             return cls(expected, None, f"{type(error).__name__}: {error}"[:300])
 
-    def columns(self, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    def columns(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Return the accuracy columns of one provider's result."""
         if self.expected is None:
             return {"accepted": None, "error_note": f"not checked: {self.reason}"}

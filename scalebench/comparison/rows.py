@@ -22,6 +22,7 @@ from scalebench.statistics import (
 )
 from scalebench.store import read_json
 
+ABSENT = "absent"
 Measured = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
 
 
@@ -63,14 +64,18 @@ def case_rows(
     margin: float,
     summaries: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: ``group`` maps each provider to what every process measured of it."""
+    """Yield the rows of one case: ``group`` maps each provider to what every process measured of it.
+
+    A process that did not measure a provider has the status "absent" there and counts for nothing.
+    """
     against = group.get(baseline)
-    for name, processes in group.items():
+    for name, every in group.items():
+        processes = [one for one in every if one["status"] != ABSENT]
         row = dict(head) | {"provider": name, "summary": summaries.get(name)} | provider_columns(processes)
         if row["status"] == "ok":
             row |= rate_columns(row)
         row |= {"baseline": baseline, "margin": margin}
-        yield row | verdict_columns(name, row["status"], processes, baseline, against, margin)
+        yield row | verdict_columns(name, row["status"], every, baseline, against, margin)
 
 
 def provider_columns(processes: Sequence[Measured]) -> dict[str, Any]:
@@ -128,7 +133,12 @@ def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict_columns(
-    name: str, status: str, processes: Sequence[Measured], baseline: str, against: Sequence[Measured] | None, margin: float
+    name: str,
+    status: str,
+    processes: Sequence[Measured],
+    baseline: str,
+    against: Sequence[Measured] | None,
+    margin: float,
 ) -> dict[str, Any]:
     """Return ratio of times to the baseline with its interval, and the verdict with its reason."""
     if name == baseline:
@@ -140,12 +150,8 @@ def verdict_columns(
     pairs = [(x, y) for x, y in zip(processes, against, strict=True) if _timed(x) and _timed(y)]
     if not pairs:
         return {"verdict_reason": f"no baseline: {baseline} has no samples of this case"}
-    strangers = {(x.get("machine_id"), y.get("machine_id")) for x, y in pairs}
-    machines = next(((str(a), str(b)) for a, b in strangers if a != b), None)
-    if machines is None and len({a for a, _ in strangers}) > 1:
-        return {"verdict_reason": "no verdict: the processes ran on different machines"}
     ratio = ratio_of_medians([x["samples_s"] for x, _ in pairs], [y["samples_s"] for _, y in pairs])
-    judged = verdict(ratio, margin, machines)
+    judged = verdict(ratio, margin)
     return _ratio_columns(ratio) | {"verdict": judged.word, "verdict_reason": judged.reason}
 
 
@@ -160,18 +166,18 @@ def _ratio_columns(ratio: Interval) -> dict[str, float]:
 
 def samples_table(run: Path) -> pd.DataFrame:
     """Return every sample of a run: case, provider, process, place in the order taken, seconds per call, outlier."""
-    frames = [pd.DataFrame(columns=["case", "provider", "process", "place", "time_s", "outlier"])]
+    frames = [sample_rows("", "", 0, [])]
     for folder in sorted(run.glob("process-*")):
         for path in sorted(folder.glob("case-*.json")):
-            measured = read_json(path)
+            measured, process = read_json(path), int(folder.name.rpartition("-")[2])
             for name, one in measured["providers"].items():
-                times = np.array(one.get("samples_s") or [], dtype=np.float64)
-                if times.size:
-                    frames.append(_sample_rows(measured["label"], name, int(folder.name.rpartition("-")[2]), times))
-    return pd.concat(frames[1:] or frames, ignore_index=True)
+                frames.append(sample_rows(measured["label"], name, process, one.get("samples_s") or []))
+    return pd.concat(frames, ignore_index=True)
 
 
-def _sample_rows(case: str, provider: str, process: int, times: Any) -> pd.DataFrame:
-    places, outliers = np.arange(times.size), outlier_mask(times)
-    frame = pd.DataFrame({"place": places, "time_s": times, "outlier": outliers})
+def sample_rows(case: str, provider: str, process: int, times_s: Sequence[float]) -> pd.DataFrame:
+    """Return the samples of one provider, case and process as rows, outliers flagged."""
+    times = np.asarray(times_s, dtype=np.float64)
+    outliers = outlier_mask(times) if times.size else np.zeros(0, dtype=bool)
+    frame = pd.DataFrame({"place": np.arange(times.size), "time_s": times, "outlier": outliers})
     return frame.assign(case=case, provider=provider, process=process)

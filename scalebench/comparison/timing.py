@@ -43,9 +43,11 @@ class CpuClock:
     shortest_s: float = SHORTEST_CPU_S
 
     def method(self, calls: int) -> str:
+        """See ``Clock``."""
         return f"perf_counter_ns around {calls} call{'s' * (calls > 1)}, caches as the interleaved calls left them"
 
     def sample(self, work: Work, calls: int) -> float:
+        """See ``Clock``."""
         begun = time.perf_counter_ns()
         for _ in range(calls):
             work()
@@ -65,9 +67,11 @@ class CudaClock:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def method(self, calls: int) -> str:
+        """See ``Clock``."""
         return f"cuda_event around {calls} call{'s' * (calls > 1)}, L2 cleared before"
 
     def sample(self, work: Work, calls: int) -> float:
+        """See ``Clock``."""
         torch.cuda.synchronize(self.device)
         self._flush.zero_()
         self._start.record()
