@@ -125,7 +125,7 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     """Keep of each case, direction and machine the newest run's rows: ``run`` names sort by time."""
     if frame.empty:
         return frame
-    keys = ["operation", "source", "backward", "case", "machine_id"]
+    keys = ["operation", "source", "backward", "case", "dtype", "machine_id"]
     newest = frame.groupby(keys, dropna=False)["run"].transform("max")
     return frame[frame["run"] == newest].reset_index(drop=True)
 

@@ -75,7 +75,10 @@ def case_rows(
         if row["status"] == "ok":
             row |= rate_columns(row)
         row |= {"baseline": baseline, "margin": margin}
-        yield row | verdict_columns(name, row["status"], every, baseline, against, margin)
+        row |= verdict_columns(name, row["status"], every, baseline, against, margin)
+        if row.get("verdict") and row.get("accepted") is False:
+            row |= {"verdict": None, "verdict_reason": "no verdict on a wrong result"}
+        yield row
 
 
 def provider_columns(processes: Sequence[Measured]) -> dict[str, Any]:
