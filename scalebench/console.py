@@ -245,9 +245,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
             say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}")
         say(*_comparison_lines(compared))
         say(*(f"damaged, counts as missing: {line}" for line in [*found.damaged, *compared.damaged]))
-    damaged = bool(found.damaged or compared.damaged)
     well = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
-    return 0 if well and not damaged else 1
+    return 0 if well and not found.damaged and not compared.damaged else 1
 
 
 def _counts(compared: Comparisons) -> dict[str, dict[str, int]]:

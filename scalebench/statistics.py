@@ -179,7 +179,8 @@ def _interval(
     if processes > 1:
         reach = float(t.ppf(tail, processes - 1)) * error * float(np.sqrt(processes / (processes - 1)))
     center = float(logs.mean())
-    return Interval(*(float(np.exp(center + shift)) for shift in (0.0, -reach, reach)), processes)
+    value, low, high = (float(np.exp(center + shift)) for shift in (0.0, -reach, reach))
+    return Interval(value, low, high, processes)
 
 
 def typical_time(samples: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -188,7 +189,7 @@ def typical_time(samples: Sequence[ArrayLike], level: float = 0.95, resamples: i
     ``samples`` holds one array per process. With one process the interval is that of its samples alone.
     """
     rng = np.random.default_rng(seed)
-    logs = np.log([np.median(x) for x in samples])
+    logs = np.log([np.median(np.asarray(x)) for x in samples])
     draws = np.stack([_log_medians(x, (resamples, len(samples)), rng) for x in samples])
     return _interval(logs, draws, rng, level)
 
@@ -209,7 +210,7 @@ def ratio_of_medians(
     if len(ours) != len(baseline) or not ours:
         raise ValueError(f"samples of {len(ours)} processes against {len(baseline)}: they go in pairs, at least one")
     rng, shape = np.random.default_rng(seed), (resamples, len(ours))
-    logs = np.log([np.median(x) / np.median(y) for x, y in zip(ours, baseline, strict=True)])
+    logs = np.log([np.median(np.asarray(x)) / np.median(np.asarray(y)) for x, y in zip(ours, baseline, strict=True)])
     pairs = zip(ours, baseline, strict=True)
     draws = np.stack([_log_medians(x, shape, rng) - _log_medians(y, shape, rng) for x, y in pairs])
     return _interval(logs, draws, rng, level)

@@ -74,8 +74,7 @@ def plan_comparison(operation: str, options: Options) -> Plan:
     if wrong:
         raise InputError(wrong)
     names = choose_providers(found, listed(options.providers))
-    shapes = [options.shapes] if isinstance(options.shapes, str) else options.shapes
-    cases = choose_cases(found, shapes, listed(options.dtype), kind)
+    cases = choose_cases(found, options.shapes, listed(options.dtype), kind)
     request = {
         "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
         "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
@@ -136,5 +135,7 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     if wrong:
         raise InputError(wrong)
     said = "".join(f", {name}={value!r}" for name, value in options.items())
+    if isinstance(options.get("shapes"), str):
+        options["shapes"] = (options["shapes"],)
     plan = plan_comparison(operation, Options(**options))
     return measure(plan, Path(results), f"scalebench.compare({operation!r}{said})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -55,7 +56,7 @@ class Options:
     seed: int = 0
 
 
-def listed(texts: str | tuple[str, ...] | list[str]) -> list[str]:
+def listed(texts: str | Sequence[str]) -> list[str]:
     """Return the names in texts that may hold several, joined by commas."""
     given = [texts] if isinstance(texts, str) else texts
     return [name.strip() for text in given for name in text.split(",") if name.strip()]

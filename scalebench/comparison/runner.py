@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import scalekernels
+
+import scalebench
 from scalebench.comparison.process import DEVICE_LOST
 from scalebench.store import StoreError, read_json, write_json
 
@@ -39,7 +42,7 @@ def run_processes(run: Path, tick: Tick = lambda _: None) -> None:
 def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick) -> dict[str, Any] | None:
     """Run one process to its end; None when it measured everything, otherwise how it died."""
     # Threads that spin while waiting would take the cores that the next provider is timed on.
-    environment = os.environ | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
     command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
         process = subprocess.Popen(
@@ -54,6 +57,12 @@ def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick
     finally:
         _stop(process)
     return None if process.returncode == 0 else _cause(folder, process.returncode)
+
+
+def _roots() -> list[str]:
+    """Return where the child finds the very packages that run here, also where they are not installed."""
+    own = [str(Path(str(package.__file__)).resolve().parents[1]) for package in (scalebench, scalekernels)]
+    return [*dict.fromkeys(own), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def _silent_s(folder: Path) -> float:

@@ -87,9 +87,9 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
     times = numeric(timed, "time_median_s")
     factor, unit = scale(float(times.median()), "s")
     for i, name in enumerate(part.providers):
-        rows = timed[timed["provider"] == name]
-        low, high = (numeric(rows, f"time_{end}_s") / factor for end in ("low", "high"))
-        marks.axes.vlines(rows[part.x], low, high, color=look(i)["color"], linewidth=1.2)
+        own = timed[timed["provider"] == name]
+        low, high = (numeric(own, f"time_{end}_s") / factor for end in ("low", "high"))
+        marks.axes.vlines(own[part.x], low, high, color=look(i)["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
     finish(marks, f"time of a call ({unit})", log=True)
@@ -132,8 +132,8 @@ def _ceilings(frame: pd.DataFrame, rate: str) -> dict[str, float]:
     if rate == BYTES:
         best = numeric(frame, CEILINGS[BYTES]).max()
         return {"copy": float(best)} if best > 0 else {}
-    best = numeric(frame, CEILINGS[FLOPS]).groupby(frame["dtype"]).max().dropna()
-    return {f"{dtype} product": float(value) for dtype, value in best.items()}
+    by_dtype = numeric(frame, CEILINGS[FLOPS]).groupby(frame["dtype"]).max().dropna()
+    return {f"{dtype} product": float(value) for dtype, value in by_dtype.items()}
 
 
 def share_of_ceiling(row: pd.Series[Any], rate: str) -> Cell:
@@ -156,12 +156,12 @@ def roofline_figure(marks: Marks, part: Part) -> Words | None:
     products, copy = _ceilings(frame, FLOPS), _ceilings(frame, BYTES)["copy"]
     factor, unit = scale(max([float(numeric(frame, FLOPS).max()), *products.values()]), "FLOP/s")
     for i, name in enumerate(part.providers):
-        rows = frame[frame["provider"] == name]
+        own = frame[frame["provider"] == name]
         titles = [
             f"{name}, {r['case']}: {quantity(r[FLOPS], 'FLOP/s')} at {quantity(r['intensity'])} FLOP per byte"
-            for _, r in rows.iterrows()
+            for _, r in own.iterrows()
         ]
-        marks.draw(rows["intensity"], numeric(rows, FLOPS) / factor, titles, **look(i), label=name)
+        marks.draw(own["intensity"], numeric(own, FLOPS) / factor, titles, **look(i), label=name)
     ridges = [peak / copy for peak in products.values()]
     x = np.geomspace(min([frame["intensity"].min(), *ridges]) / 1.5, max([frame["intensity"].max(), *ridges]) * 1.5, 80)
     for label, peak in products.items():

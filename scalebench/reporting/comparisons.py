@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
 
 def _part(name: str, title: str, part: Part) -> PartView:
     views = [
-        drawn(f"{name}-{key}", heading, lambda marks, draw=draw: draw(marks, part), possible=False)
+        drawn(f"{name}-{key}", heading, partial(draw, part=part), possible=False)
         for key, (heading, draw) in drawing.FIGURES.items()
     ]
     found = tuple(view for view in views if view is not None)

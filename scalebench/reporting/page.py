@@ -94,8 +94,8 @@ def render(results: Results, compared: Comparisons | None = None) -> str:
     )  # fmt: skip
     css, js = (Markup((folder / name).read_text()) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
     template = environment.get_template("template.html.j2")
-    every = [*sections, *parts]
-    heading = every[0].title if len(every) == 1 else "Scaling studies" if sections else "Providers compared"
+    titles = [*(one.title for one in sections), *(one.title for one in parts)]
+    heading = titles[0] if len(titles) == 1 else "Scaling studies" if sections else "Providers compared"
     return template.render(heading=heading, sections=sections, comparisons=parts, damaged=lines, css=css, js=js) + "\n"
 
 
