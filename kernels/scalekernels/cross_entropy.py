@@ -11,7 +11,8 @@ the forward pass; the backward pass scales by the gradient that comes in, and di
 mean, so that the 16-bit gradients of logits lie in [−1, 1] whatever the batch. For ``reduction="none"`` each row has an
 incoming gradient of its own, which the forward pass cannot know: there the backward pass computes the logits again.
 
-Above inputs and returned gradients this holds the workspace (``chunk_tokens``) and weight's gradient in float32 once.
+Above inputs and returned gradients this holds the workspace (sized by ``cross_entropy_kernels.chunk_tokens``) and
+weight's gradient in float32 once.
 """
 
 from __future__ import annotations
@@ -27,17 +28,12 @@ from torch import Tensor
 
 from scalekernels import cross_entropy_kernels as kernels
 from scalekernels.cost import Cost
-from scalekernels.cross_entropy_kernels import compilations as compilations
 from scalekernels.device import require_device, require_dtype
 from scalekernels.providers import Provider, Unavailable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+compilations = kernels.compilations
 REDUCTIONS = ("mean", "sum", "none")
-# A workspace of 256 MiB, but chunks of no fewer tokens than keep matrix products large, nor of more than help them.
-WORKSPACE_BYTES = 256 * 2**20
-FEWEST_TOKENS, MOST_TOKENS = 2048, 8192
-TOKEN_MULTIPLE = 128  # a chunk's size, so that the products have whole tiles
-COLUMN_MULTIPLE = 64  # numbers in a row of the workspace: aligned to 128 bytes for any V
 
 
 @dataclass(frozen=True)
@@ -77,28 +73,14 @@ def reference(
     return {"loss": losses.sum() / counted.sum() if reduction == "mean" else losses.sum()}
 
 
-def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
-    """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
-    limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
-    limit = min(max(1 << max(limit.bit_length() - 1, 0), FEWEST_TOKENS), MOST_TOKENS)
-    chunks = max(1, -(-tokens // limit))
-    even = -(-tokens // chunks)
-    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, max(tokens, 1))
-
-
-def row_length(classes: int) -> int:
-    """Return the length of the workspace's rows, in numbers."""
-    return -(-classes // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-
-
 def _walk(
     x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float, *,
     loss: Tensor | None = None, row_gradient: Tensor | None = None, dx: Tensor | None = None,
     dweight: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fill ``loss`` (N,), ``dx`` (N, C) and ``dweight`` (V, C), those that are given, chunk by chunk."""
-    tokens, classes = chunk_tokens(x.shape[0], weight.shape[0], x.dtype), weight.shape[0]
-    workspace = torch.empty((tokens, row_length(classes)), dtype=x.dtype, device=x.device)
+    tokens, classes = kernels.chunk_tokens(x.shape[0], weight.shape[0], x.dtype), weight.shape[0]
+    workspace = torch.empty((tokens, kernels.row_length(classes)), dtype=x.dtype, device=x.device)
     for start in range(0, x.shape[0], tokens):
         part = slice(start, start + tokens)
         logits = workspace[: x[part].shape[0], :classes]
@@ -230,13 +212,12 @@ def _(gradient: Tensor, _factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, target, *ctx.numbers = inputs[:3] + inputs[3:4] + inputs[5:7]
+    x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready = inputs
     _, scale, dx, dweight = output
     ctx.mark_non_differentiable(scale, dx, dweight)
-    ctx.reduction, ready = inputs[4], inputs[7:9]
-    ctx.dtype = x.dtype
-    missing = any(need and not have for need, have in zip(ctx.needs_input_grad, ready, strict=False))
-    ctx.recompute = ctx.reduction == "none" or missing
+    ctx.numbers, ctx.dtype = (ignore_index, softcap, z_loss), x.dtype
+    missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
+    ctx.recompute = ctx.reduction == "none" or missing  # missing: the operation was called without its flags
     ctx.save_for_backward(scale, *((x, weight, target) if ctx.recompute else (dx, dweight)))
 
 
@@ -383,11 +364,9 @@ def _liger(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         raise Unavailable("Liger's kernels need a CUDA device")
     if case.reduction == "none":
         raise Unavailable("Liger's fused linear cross entropy has no gradient for reduction none")
-    from liger_kernel.transformers.functional import (  # type: ignore[import-not-found]
-        liger_fused_linear_cross_entropy,
-    )
+    from liger_kernel.transformers import functional  # type: ignore[import-not-found]
 
-    return lambda x, weight, target: liger_fused_linear_cross_entropy(
+    return lambda x, weight, target: functional.liger_fused_linear_cross_entropy(
         x, weight, target, reduction=case.reduction, softcap=case.softcap, lse_square_scale=case.z_loss
     )
 

@@ -4,11 +4,13 @@ Logits are (rows, stride) with ``stride`` ≥ the number of classes V and a mult
 stride keep loads and stores 16 bytes wide for any V. What lies between V and the stride is written and never used.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -21,8 +23,28 @@ NUM_WARPS = 8
 SCALE_BLOCK = 4096
 SCALE_WARPS = 8
 NUM_STAGES = 1  # nothing here is pipelined
+# A workspace of 256 MiB, but chunks of no fewer tokens than keep matrix products large, nor of more than help them.
+WORKSPACE_BYTES = 256 * 2**20
+FEWEST_TOKENS, MOST_TOKENS = 2048, 8192
+TOKEN_MULTIPLE = 128  # a chunk's size, so that the products have whole tiles
+COLUMN_MULTIPLE = 64  # numbers in a row of the workspace: aligned to 128 bytes for any V
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+
+
+def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
+    """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
+    limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
+    limit = min(max(1 << max(limit.bit_length() - 1, 0), FEWEST_TOKENS), MOST_TOKENS)
+    chunks = max(1, -(-tokens // limit))
+    even = -(-tokens // chunks)
+    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, max(tokens, 1))
+
+
+def row_length(classes: int) -> int:
+    """Return the length of the workspace's rows, in numbers."""
+    return -(-classes // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 @triton.jit
@@ -78,7 +100,7 @@ def losses(  # noqa: C901 - each branch is one optional pointer or constant
         valid = (label >= 0) & (label < classes)
         wanted = tl.load(logits + label, mask=valid, other=0.0).to(tl.float32)
         if CAPPED:
-            wanted, slope_there = capped(wanted, softcap)
+            wanted, _slope_there = capped(wanted, softcap)
         highest = float("-inf")
         total = 0.0
         for start in range(0, classes, BLOCK):
