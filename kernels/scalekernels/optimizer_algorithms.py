@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from scalekernels.optimizer_base import FusedOptimizer
 from scalekernels.optimizer_launch import Variant
+from scalekernels.optimizer_state import store
 
 
 class Adam(FusedOptimizer, torch.optim.Adam):
@@ -57,11 +58,17 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         """Nothing, nothing, eps, lr_decay."""
         return [0.0, 0.0, group["eps"], group["lr_decay"]]
 
-    def _check(self) -> None:
-        super()._check()
+    def __init__(self, params: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(params, *arguments, **options)
         for group in self.param_groups:  # torch has made float state already; keep it as this optimizer keeps it
             for param in group["params"]:
                 self.state[param] = self._restored(param, self.state[param])
+
+    def _fresh_moment(self, param: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+        moment = super()._fresh_moment(param, name)
+        start = torch.full_like(param, self.defaults["initial_accumulator_value"], dtype=torch.float32)
+        store(start, moment[name], moment.get(f"{name}_scale"))
+        return moment
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):

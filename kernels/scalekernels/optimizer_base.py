@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from scalekernels.device import require_device
 from scalekernels.optimizer_kernels import OPTIONS
-from scalekernels.optimizer_launch import STATE_DTYPES, Variant, optimizer_step, state_dtypes
-from scalekernels.optimizer_state import dequantised, empty_scale, empty_state, quantise, refuse_grad, refuse_param
+from scalekernels.optimizer_launch import STATE_DTYPES, Variant, optimizer_step
+from scalekernels.optimizer_state import dequantised, empty_scale, empty_state, refuse_grad, refuse_param, store
 from scalekernels.optimizer_tables import TABLES, Tables, to_device
 
 NEXT_ID = count(1)
@@ -38,11 +38,17 @@ class FusedOptimizer(Optimizer):
 
     A subclass gives ``variant()``, ``options(group)`` and the names under which torch keeps the three states.
 
-    Arguments beyond torch's, by name: ``max_grad_norm`` clips the gradients' norm over all parameters as
-    ``torch.nn.utils.clip_grad_norm_`` does, except that the gradients themselves keep their values (``grad_norm`` holds
-    the norm of the last step, float32, shape [], on the device); ``state_dtype`` (float32, bfloat16 or int8: 8-bit codes
-    in blocks of 256) is what the moments are kept in; ``stochastic_rounding`` rounds bfloat16 parameters and low-bit
-    state at random but repeatably by ``seed``, so that small updates are not lost.
+    Arguments beyond torch's, by name:
+
+    - ``max_grad_norm`` clips the gradients' norm over all parameters as ``torch.nn.utils.clip_grad_norm_`` does, except
+      that the gradients keep their values; ``grad_norm`` is the last step's norm, float32, shape [], on the device;
+    - ``state_dtype`` is what the moments are kept in: float32, bfloat16, or int8 (8-bit codes in blocks of 256);
+    - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random but repeatably by ``seed``, so that
+      updates smaller than half a unit are not lost.
+
+    ``step`` raises for a gradient that is sparse, of another dtype or laid out otherwise than its parameter; the
+    constructor for parameters that are complex, on a device the kernels cannot reach, full of gaps, sharing memory, or
+    of a tensor subclass, and for options of torch's that the kernels do not have.
     """
 
     first_name = second_name = third_name = ""
@@ -69,7 +75,6 @@ class FusedOptimizer(Optimizer):
         for name, value in options.items():
             refuse_option(type(self).__name__, name, value)
         super().__init__(params, *arguments, **options)
-        self._check()
 
     def variant(self) -> Variant:
         """Return which kernel serves the groups as they are."""
@@ -95,31 +100,35 @@ class FusedOptimizer(Optimizer):
             param_group["params"] = list(dict.fromkeys(listed))
         super().add_param_group(param_group)
         self._check_group(len(self.param_groups) - 1)
+        self._check_memory()
 
     def _check_group(self, index: int) -> None:
         group = self.param_groups[index]
         for name in REFUSED:
             refuse_option(type(self).__name__, name, group.get(name))
+        if group.get("centered") and self.state_dtype != torch.float32:
+            raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
         first = self.param_groups[0]["params"]
         for place, param in enumerate(group["params"]):
             name = f"parameter {place} of group {index}"
             refuse_param(param, name)
             require_device(**{"parameter 0 of group 0": first[0] if first else param, name: param})
 
-    def _check(self) -> None:
+    def _check_memory(self) -> None:
         """Refuse parameters that share memory: two programs would write it at the same time."""
         spans = sorted(
-            (param.data_ptr(), param.data_ptr() + param.numel() * param.element_size(), f"parameter {place} of group {index}")
+            (
+                param.data_ptr(),
+                param.data_ptr() + param.numel() * param.element_size(),
+                f"parameter {place} of group {index}",
+            )
             for index, group in enumerate(self.param_groups)
             for place, param in enumerate(group["params"])
             if param.numel()
         )
-        for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, end, name), (start, _, other) in pairwise(spans):
             if start < end:
                 raise ValueError(f"{name} and {other} share memory: give tied weights as one parameter")
-        variant = self.variant()
-        if self.state_dtype not in state_dtypes(Variant(variant.algorithm, variant.first, True, variant.third)):
-            raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "state_dtype", "stochastic_rounding", "seed")
@@ -130,7 +139,7 @@ class FusedOptimizer(Optimizer):
         self._prepare()
         for param, kept in list(self.state.items()):
             if isinstance(kept, _Loaded):
-                self.state[param] = self._restored(param, kept.state)
+                self.state[param] = self._restored(param, kept.state) if isinstance(param, Tensor) else kept.state
         super().__setstate__({})
         for group in self.param_groups:
             for name in REFUSED:
@@ -163,10 +172,7 @@ class FusedOptimizer(Optimizer):
             state[f"{name}_scale"].copy_(scale)
             return
         value = value if scale is None else dequantised(value, scale)
-        if f"{name}_scale" in state:
-            quantise(value.to(state[name].device), state[name], state[f"{name}_scale"])
-        else:
-            state[name].copy_(value)
+        store(value, state[name], state.get(f"{name}_scale"))
 
     def float_state_dict(self) -> dict[str, Any]:
         """Return ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
@@ -245,9 +251,20 @@ class FusedOptimizer(Optimizer):
         row = [float(rate), float(group["weight_decay"]), decoupled, sign, *map(float, self.options(group))]
         return row + [0.0] * (OPTIONS - len(row))
 
+    def _kept(self, states: list[dict[str, Any]], variant: Variant) -> list[list[Tensor]]:
+        """Return the lists of first, second and third states, and of the scales of the first two."""
+        names = (
+            self.first_name if variant.first else "",
+            self.second_name if variant.second else "",
+            self.third_name if variant.third else "",
+        )
+        kept = [[state[name] for state in states] if name else [] for name in names]
+        coded = [name if self.state_dtype == torch.int8 else "" for name in names[:2]]
+        return kept + [[state[f"{name}_scale"] for state in states] if name else [] for name in coded]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient; return what ``closure`` returned. Nothing waits for the device."""
+        """Update what has a gradient; return what ``closure`` returned. Nothing waits for the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -259,19 +276,20 @@ class FusedOptimizer(Optimizer):
         device = params[0].device
         if self.grad_norm is None or self.grad_norm.device != device:
             self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
-        first, second, third = (
-            [state[name] for state in states] if used else []
-            for name, used in (
-                (self.first_name, variant.first), (self.second_name, variant.second), (self.third_name, variant.third),
-            )
-        )  # fmt: skip
-        eight_bit = self.state_dtype == torch.int8
         optimizer_step(
-            self._tables_id, variant.algorithm, params, grads, [state["step"] for state in states], first, second, third,
-            [state[f"{self.first_name}_scale"] for state in states] if eight_bit and first else [],
-            [state[f"{self.second_name}_scale"] for state in states] if eight_bit and second else [],
-            groups, self._option_table(device), self.grad_norm, self.max_grad_norm, self.stochastic_rounding, self.seed,
-        )  # fmt: skip
+            self._tables_id,
+            variant.algorithm,
+            params,
+            grads,
+            [state["step"] for state in states],
+            *self._kept(states, variant),
+            groups,
+            self._option_table(device),
+            self.grad_norm,
+            self.max_grad_norm,
+            self.stochastic_rounding,
+            self.seed,
+        )
         return loss
 
 

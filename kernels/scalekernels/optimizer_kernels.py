@@ -23,12 +23,15 @@ map). Codes are rounded stochastically, because beta2 = 0.999 moves v by 0.1 % a
 zero and the lowest level to nearest, because there noise would exceed the value itself.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-CHUNK = 8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
+CHUNK = (
+    8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
+)
 BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor in flight
 NUM_WARPS = 4
 NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
@@ -61,17 +64,19 @@ def to_bfloat16(x, bits, stochastic):
     """Round float32 to bfloat16 with 16 random bits, or to nearest even."""
     raw = x.to(tl.uint32, bitcast=True)
     raised = raw + tl.where(stochastic, bits, 0x7FFF + ((raw >> 16) & 1))
-    raised = tl.where(x == x, raised, raw | 0x400000)  # a NaN must stay one
+    raised = tl.where(x == x, raised, raw | 0x400000)  # noqa: PLR0124 - a NaN must stay one
     return (raised >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def to_code(x, scale, bits, stochastic, LEVELS: tl.constexpr, OCTAVES: tl.constexpr):
     """Return the level (float32, 0 to LEVELS) of magnitudes x in [0, scale] on the logarithmic map."""
-    exact = LEVELS + tl.log2(x / scale) * ((LEVELS - 1) / OCTAVES)
+    coded = (x > 0) & (scale > 0) & (scale < float("inf"))
+    ratio = tl.where(coded, x, 1.0) / tl.where(coded, scale, 1.0)
+    exact = LEVELS + tl.log2(ratio) * ((LEVELS - 1) / OCTAVES)
     raised = tl.where(stochastic & (exact >= 1.0), bits.to(tl.float32) * (1.0 / 65536), 0.5)
     level = tl.floor(tl.maximum(exact, 0.0) + raised)
-    return tl.where((x > 0) & (scale < float("inf")), tl.minimum(level, LEVELS), 0.0)
+    return tl.where(coded, tl.minimum(level, LEVELS), 0.0)
 
 
 @triton.jit
@@ -84,7 +89,7 @@ def from_code(level, scale, LEVELS: tl.constexpr, OCTAVES: tl.constexpr):
 @triton.jit
 def block_scale(x):
     """Return the largest magnitude of each row [R, 256] as [R, 1]; inf where a row has a value that is not finite."""
-    magnitude = tl.where(x == x, tl.abs(x), float("inf"))
+    magnitude = tl.where(x == x, tl.abs(x), float("inf"))  # noqa: PLR0124 - NaN counts as inf
     largest = tl.max(magnitude, axis=1)
     return tl.where(largest < 1.1754944e-38, 0.0, largest)[:, None]
 
@@ -92,10 +97,7 @@ def block_scale(x):
 @triton.jit
 def load_tile(base, index, left, VECTOR: tl.constexpr):
     """Load elements as float32; past the end of the tensor they are zero."""
-    if VECTOR:
-        tile = tl.load(base + index)
-    else:
-        tile = tl.load(base + index, mask=index < left, other=0.0)
+    tile = tl.load(base + index) if VECTOR else tl.load(base + index, mask=index < left, other=0.0)
     return tile.to(tl.float32)
 
 
@@ -187,7 +189,7 @@ def update_tile(
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BLOCK: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Update BLOCK elements from ``start`` of a chunk; ``left`` elements of the tensor remain from the chunk's begin."""
+    """Update BLOCK elements from ``start`` of a chunk; ``left`` are left in the tensor from its first."""
     rows = start // QUANTUM + tl.arange(0, BLOCK // QUANTUM)
     index = rows[:, None] * QUANTUM + tl.arange(0, QUANTUM)[None, :]
     noise = mix(key + index.to(tl.uint32))

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from scalekernels import optimizer_kernels as kernels
-from scalekernels.compilation import Compilation
+from scalekernels.compilation import ARCHITECTURES, Compilation
+from scalekernels.device import INTERPRETED
 from scalekernels.optimizer_tables import TABLES, Tables
 
 POINTEES = {
@@ -76,7 +77,12 @@ ALGORITHMS = tuple(dict.fromkeys(variant.algorithm for variant in VARIANTS))
 
 
 def block_size(param: torch.dtype, state: torch.dtype) -> int:
-    """Return the elements of one iteration: two loads of 16 bytes per thread of the narrowest tensor of 16 or 32 bits."""
+    """Return the elements of one iteration: two loads of 16 bytes per thread of the narrowest tensor of 16 or 32 bits.
+
+    The interpreter spends its time per call, not per element, and takes half a chunk at once.
+    """
+    if INTERPRETED:
+        return kernels.CHUNK // 2
     return 2 * kernels.BLOCK if param.itemsize == 2 and state == torch.bfloat16 else kernels.BLOCK
 
 
@@ -104,7 +110,8 @@ def update_constants(variant: Variant, param: torch.dtype, state: torch.dtype) -
 
 def norm_constants(param: torch.dtype) -> dict[str, object]:
     """Return the constants of the kernel that sums squares of gradients."""
-    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": kernels.NORM_BLOCK}
+    block = kernels.CHUNK // 2 if INTERPRETED else kernels.NORM_BLOCK
+    return {"PARAM_TYPE": POINTEES[param], "CHUNK": kernels.CHUNK, "BLOCK": block}
 
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:
@@ -169,7 +176,7 @@ def optimizer_step(
 
 
 @optimizer_step.register_fake
-def _(*arguments: object) -> None:
+def _(*_arguments: object) -> None:
     return None
 
 
@@ -196,7 +203,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Yield every configuration that a step can launch; all are the same on the three architectures."""
+    """Yield every configuration that a step can launch. Raises ``ValueError`` for an unknown architecture."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch is {arch}; allowed: {', '.join(map(str, ARCHITECTURES))}")
     for variant in VARIANTS:
         for param in PARAM_DTYPES:
             for state in state_dtypes(variant):
@@ -212,8 +221,8 @@ def compilations(arch: int) -> Iterator[Compilation]:
 
 TYPES = {
     "pointers": "*i64", "chunks": "*i32", "scalars": "*fp32", "keys": "*i32", "options": "*fp64", "partials": "*fp32",
-    "norm": "*fp32", "n": "i32", "count": "i32", "done": "i32", "stochastic": "i32", "seed_low": "i32", "seed_high": "i32",
-    "limit": "fp32",
+    "norm": "*fp32", "n": "i32", "count": "i32", "done": "i32", "stochastic": "i32",
+    "seed_low": "i32", "seed_high": "i32", "limit": "fp32",
 }  # fmt: skip
 
 

@@ -103,3 +103,11 @@ def quantise(value: Tensor, code: Tensor, scale: Tensor) -> None:
     if code.dtype == torch.uint8:
         level = torch.where(ratio > 0, level.clamp(min=1), level)
     in_memory_order(code).copy_((level * blocks.sign()).flatten()[: flat.numel()])
+
+
+def store(value: Tensor, kept: Tensor, scale: Tensor | None) -> None:
+    """Write float values into state, as codes where it has a scale."""
+    if scale is None:
+        kept.copy_(value)
+    else:
+        quantise(value.to(kept.device), kept, scale)

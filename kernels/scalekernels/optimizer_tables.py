@@ -31,14 +31,14 @@ def to_device(values: Tensor, out: Tensor) -> None:
         return
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "the tables of the fused optimizer changed while a CUDA graph is captured: run a step before capturing, keep "
-            "the gradients where they are (zero_grad(set_to_none=False)) and give the learning rate as a tensor"
+            "the tables of the fused optimizer changed while a CUDA graph is captured: run a step before capturing, "
+            "keep the gradients where they are (zero_grad(set_to_none=False)) and give the learning rate as a tensor"
         )
     out.copy_(values.pin_memory(), non_blocking=True)
 
 
 def chunk_table(lengths: Sequence[int], members: Sequence[int]) -> Tensor:
-    """Return [chunks, 2] int32 of (tensor, chunk within it) that covers the tensors ``members`` of the given lengths."""
+    """Return [chunks, 2] int32 of (tensor, chunk within it) covering the tensors ``members`` of these lengths."""
     counts = torch.tensor([-(-lengths[member] // CHUNK) for member in members], dtype=torch.int64)
     tensors = torch.repeat_interleave(torch.tensor(members, dtype=torch.int64), counts)
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -54,9 +54,13 @@ class Tables:
         self._rows: list[list[int]] = []
 
     def bind(
-        self, params: Sequence[Tensor], grads: Sequence[Tensor | None], groups: Sequence[int], state: Sequence[Sequence[Tensor]]
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        groups: Sequence[int],
+        state: Sequence[Sequence[Tensor]],
     ) -> None:
-        """Make the tables describe these tensors; ``state`` lists steps, three states and two scales, each maybe empty."""
+        """Make the tables describe these tensors; ``state``: steps, three states, two scales, each maybe empty."""
         layout = [(param.numel(), param.dtype, param.device) for param in params]
         if layout != self._layout:
             self._lay_out(layout)
