@@ -1,0 +1,98 @@
+"""Shapes at which attention is checked and compared, their inputs, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scalekernels.cost import Cost
+
+_DTYPE_LABELS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention: shapes, whether it is causal (top left: query i sees keys up to i), and the dtype."""
+
+    batch: int
+    query_heads: int
+    key_heads: int
+    query_length: int
+    key_length: int
+    head_dimension: int
+    causal: bool
+    dtype: torch.dtype
+
+    @property
+    def label(self) -> str:
+        """For example ``B1 H8/2 T512 D64 bf16 causal``; lengths that differ read ``T512x300``."""
+        heads = f"{self.query_heads}" + (f"/{self.key_heads}" if self.key_heads != self.query_heads else "")
+        length = f"{self.query_length}" + (f"x{self.key_length}" if self.key_length != self.query_length else "")
+        kind = "causal" if self.causal else "full"
+        return f"B{self.batch} H{heads} T{length} D{self.head_dimension} {_DTYPE_LABELS[self.dtype]} {kind}"
+
+
+# Lengths that no tile divides, each longer than the other, one row, one key, groups of one, two and three.
+CASES = (
+    Case(2, 1, 1, 37, 37, 64, True, torch.float32),
+    Case(1, 2, 1, 64, 64, 32, False, torch.float32),
+    Case(1, 2, 1, 53, 101, 64, True, torch.float32),
+    Case(1, 2, 2, 101, 53, 16, True, torch.float32),
+    Case(1, 2, 1, 70, 33, 64, False, torch.float16),
+    Case(1, 3, 1, 65, 65, 64, True, torch.float16),
+    Case(1, 1, 1, 33, 47, 128, True, torch.float16),
+    Case(1, 1, 1, 19, 35, 256, False, torch.float16),
+    Case(2, 2, 2, 1, 40, 32, False, torch.float32),
+    Case(1, 2, 2, 1, 1, 16, True, torch.float32),
+)
+
+
+def _ladder() -> Iterator[Case]:
+    for head_dimension, heads in ((128, 16), (64, 32)):
+        for causal in (False, True):
+            for length in (1024, 2048, 4096, 8192, 16384):
+                yield Case(16384 // length, heads, heads, length, length, head_dimension, causal, torch.bfloat16)
+    for causal in (False, True):  # the shapes of cuDNN's published figures: 64 query heads over 8 key heads
+        for length in (2048, 4096, 8192, 16384, 32768):
+            yield Case(1, 64, 8, length, length, 128, causal, torch.bfloat16)
+
+
+LADDER = tuple(_ladder())
+
+
+def inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed, the same for a seed."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    queries = (case.batch, case.query_heads, case.query_length, case.head_dimension)
+    keys = (case.batch, case.key_heads, case.key_length, case.head_dimension)
+    shapes = {"q": queries, "k": keys, "v": keys, "grad_out": queries}
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float32).to(device, case.dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def flops(batch: int, heads: int, query_length: int, key_length: int, head_dimension: int, causal: bool) -> int:
+    """FLOPs of the forward pass, 4·B·H·Tq·Tk·D, halved if causal: the convention of FlashAttention's authors.
+
+    The backward pass counts 2.5 times as much, whether the scores are computed again once or twice.
+    """
+    return 4 * batch * heads * query_length * key_length * head_dimension // (2 if causal else 1)
+
+
+def cost(case: Case, backward: bool) -> Cost:
+    """FLOPs by the convention of :func:`flops`, and bytes with every tensor crossing the memory bus once."""
+    queries = case.batch * case.query_heads * case.query_length
+    query_bytes = queries * case.head_dimension * case.dtype.itemsize
+    key_bytes = case.batch * case.key_heads * case.key_length * case.head_dimension * case.dtype.itemsize
+    lse_bytes = queries * 4
+    forward_flops = flops(
+        case.batch, case.query_heads, case.query_length, case.key_length, case.head_dimension, case.causal
+    )
+    if not backward:  # read q, k, v; write out and lse
+        return Cost(forward_flops, query_bytes + 2 * key_bytes, query_bytes + lse_bytes)
+    # read q, k, v, out, grad_out and lse; write grad_q, grad_k and grad_v
+    return Cost(forward_flops * 5 // 2, 3 * query_bytes + 2 * key_bytes + lse_bytes, query_bytes + 2 * key_bytes)

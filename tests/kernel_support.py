@@ -1,0 +1,114 @@
+"""What tests of kernels share: poisoned memory, the acceptance rule, and deliberately broken copies of a kernel."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill every tensor that comes from ``torch.empty`` and its kin with NaN: what a kernel forgets to write shows."""
+    enabled, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def inaccuracy(
+    ours: Mapping[str, Tensor],
+    same_precision: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    *,
+    ulps: float = 8.0,
+) -> str | None:
+    """Say how ``ours`` fails the acceptance rule, or return None where it passes.
+
+    Each tensor's largest error against the float64 ``oracle`` is at most twice that of PyTorch's own path in the same
+    precision, or ``ulps`` float32 ulps of the oracle's largest magnitude, whichever is more. What ``same_precision``
+    lacks is held to the ulps alone. The names must be those of the oracle.
+    """
+    if ours.keys() != oracle.keys():
+        return f"results are {', '.join(ours)}; expected {', '.join(oracle)}"
+    for name, exact in oracle.items():
+        if ours[name].shape != exact.shape:
+            return f"{name} has shape {tuple(ours[name].shape)}, expected {tuple(exact.shape)}"
+        theirs = _largest_error(same_precision[name], exact) if name in same_precision else 0.0
+        allowed = max(2 * theirs, ulps * torch.finfo(torch.float32).eps * exact.abs().max().item())
+        if not (error := _largest_error(ours[name], exact)) <= allowed:  # written so that NaN fails
+            return f"{name}: largest error {error:.3g} exceeds {allowed:.3g} (PyTorch's own: {theirs:.3g})"
+    return None
+
+
+def _largest_error(found: Tensor, exact: Tensor) -> float:
+    return (found.detach().double() - exact).abs().max().item()
+
+
+def assert_accurate(
+    ours: Mapping[str, Tensor],
+    same_precision: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    *,
+    ulps: float = 8.0,
+) -> None:
+    """Fail with the reason where ``ours`` does not pass the acceptance rule of :func:`inaccuracy`."""
+    if reason := inaccuracy(ours, same_precision, oracle, ulps=ulps):
+        pytest.fail(reason)
+
+
+def install_mutant(monkeypatch: pytest.MonkeyPatch, folder: Path, module: ModuleType, old: str, new: str) -> None:
+    """Replace the jit functions of ``module`` by copies in whose source ``old``, found exactly once, reads ``new``.
+
+    The copy has the module's imports, its jit functions and the constants that these use, and nothing else, so that no
+    operator is registered twice. A mutation whose text has gone from the kernel fails the test instead of passing it.
+    """
+    source = _jit_source(module)
+    assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {module.__name__}; expected once"
+    path = folder / f"mutant_{module.__name__.replace('.', '_')}.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    for function in _jit_functions(ast.parse(source)):
+        monkeypatch.setattr(module, function.name, getattr(mutant, function.name))
+
+
+def _jit_source(module: ModuleType) -> str:
+    assert module.__file__ is not None
+    text = Path(module.__file__).read_text()
+    tree = ast.parse(text)
+    kernels = _jit_functions(tree)
+    used = {node.id for kernel in kernels for node in ast.walk(kernel) if isinstance(node, ast.Name)}
+    kept = [node for node in tree.body if node in kernels or _is_needed(node, used)]
+    lines = text.splitlines()
+    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept) + "\n"
+
+
+def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [node for node in functions if any("triton.jit" in ast.unparse(one) for one in node.decorator_list)]
+
+
+def _is_needed(node: ast.stmt, used: set[str]) -> bool:
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id in used for target in node.targets)
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
