@@ -6,8 +6,6 @@ pytest-benchmark measures one provider after the other, so that what drifts in b
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,20 +13,19 @@ import torch
 from scalekernels.providers import Unavailable
 
 from scalebench.comparison import cost_columns
-from scalebench.comparison.operations import OPERATIONS, Operation, dtype_name, encode, load_operation
+from scalebench.comparison.operations import Operation, dtype_name, encode, load_operation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def parameters(*operations: str) -> Iterator[Any]:
-    """Yield operation, case and provider: the small cases on a CPU, the ladder on a GPU."""
-    for name in operations:
-        if importlib.util.find_spec(OPERATIONS[name]) is None:
-            continue
-        operation = load_operation(name)
-        for case in operation.cases["ladder" if DEVICE == "cuda" else "cases"]:
-            for provider in operation.module.providers():
-                yield pytest.param(operation, case, provider, id=f"{name}-{case.label}-{provider}")
+def parameters(*operations: str) -> list[Any]:
+    """Return operation, case and provider: the small cases on a CPU, the ladder on a GPU."""
+    return [
+        pytest.param(operation, case, provider, id=f"{operation.name}-{case.label}-{provider}")
+        for operation in map(load_operation, operations)
+        for case in operation.cases["ladder" if DEVICE == "cuda" else "cases"]
+        for provider in operation.module.providers()
+    ]
 
 
 def run(benchmark: Any, operation: Operation, case: Any, provider: str, backward: bool) -> None:

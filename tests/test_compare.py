@@ -16,7 +16,15 @@ import torch
 import scalebench
 from scalebench.comparison import Comparison, Options, plan_comparison
 from scalebench.comparison.memory import peak_above_inputs
-from scalebench.comparison.operations import choose_cases, decode, encode, load_operation
+from scalebench.comparison.operations import (
+    OPERATIONS,
+    choose_cases,
+    decode,
+    encode,
+    load_operation,
+    parse_case,
+    spell,
+)
 from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
 from scalebench.errors import InputError
 from scalebench.reporting import render
@@ -214,6 +222,16 @@ def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Pat
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="no usable CUDA device"):
         plan_comparison(OPERATION, Options(device="cuda"))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_every_case_of_every_operation_survives_being_written_and_typed(name: str) -> None:
+    operation = load_operation(name)
+    for case in (*operation.module.CASES, *operation.cases["ladder"]):
+        written = json.loads(json.dumps(encode(case)))
+        assert decode(operation, written) == case
+        assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
+        assert case.label
 
 
 def test_cases_are_chosen_by_list_by_shape_and_by_dtype() -> None:

@@ -26,6 +26,7 @@ OPERATIONS = {
 }
 NEEDED = ("Case", "CASES", "inputs", "results", "cost", "providers")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+FIELD_DTYPES = DTYPES | {"int8": torch.int8, "uint8": torch.uint8, "float8_e4m3fn": torch.float8_e4m3fn}
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -51,8 +52,6 @@ def load_operation(name: str) -> Operation:
     if name.endswith(".py"):
         module, title = _from_file(Path(name)), re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-")
     elif name in OPERATIONS:
-        if importlib.util.find_spec(OPERATIONS[name]) is None:
-            raise InputError([f"operation {name!r}: {OPERATIONS[name]} is not in this version"])
         module, title = importlib.import_module(OPERATIONS[name]), name
     else:
         raise InputError([f"operation: {unknown(name, OPERATIONS)}; or the path of a Python file ending in .py"])
@@ -120,7 +119,7 @@ def example(operation: Operation) -> str:
 def spell(value: Any) -> str:
     """Write a value of a case as ``parse_case`` reads it."""
     if isinstance(value, list):
-        return "+".join(map(spell, value))
+        return ("+" if any(isinstance(part, list) for part in value) else "x").join(map(spell, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
@@ -152,13 +151,14 @@ def parse_case(operation: Operation, text: str) -> Any:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """Read one value of a field's type: a number, yes or no, a dtype, a word, "none", or several joined by "+"."""
+    """Read one value of a field's type: number, true or false, dtype, word, "none", shape as 3x5, or shapes with "+"."""
     options = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is tuple:
-        return tuple(_value(part, options[0]) for part in text.split("+"))
+        parts = text.split("+" if typing.get_origin(options[0]) is tuple else "x")
+        return tuple(_value(part, options[0]) for part in parts) if text else ()
     if type(None) in typing.get_args(kind):
         return None if text.lower() == "none" else _value(text, options[0])
-    words: dict[Any, dict[str, Any]] = {torch.dtype: DTYPES, bool: _BOOLEANS}
+    words: dict[Any, dict[str, Any]] = {torch.dtype: FIELD_DTYPES, bool: _BOOLEANS}
     if typing.get_origin(kind) is typing.Literal:
         words[kind] = {str(option): option for option in options}
     if kind in words:
@@ -189,7 +189,7 @@ def decode(operation: Operation, values: Mapping[str, Any]) -> Any:
     def rich(value: Any, kind: Any) -> Any:
         if isinstance(value, list):
             return tuple(rich(part, typing.get_args(kind)[0]) for part in value)
-        return DTYPES[value] if kind is torch.dtype else value
+        return FIELD_DTYPES[value] if kind is torch.dtype else value
 
     return operation.module.Case(**{name: rich(value, kinds[name]) for name, value in values.items()})
 

@@ -50,6 +50,7 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
     sizes = [name for name in varying if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool]
     others = tuple(name for name in (*varying, "dtype") if name not in sizes)
     rate = rate_of(frame)
+    frame = frame.assign(**{name: frame[name].map(str) for name in others})  # shapes are lists, which no group can key
     if len(sizes) == 1:
         return Part(frame, providers, sizes[0], sizes[0].removeprefix("shape_").replace("_", " "), others, rate)
     x, label = ("flops", "work of a call (FLOP)") if rate == FLOPS else ("bytes_moved", "bytes a call moves")
