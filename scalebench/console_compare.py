@@ -19,6 +19,7 @@ from scalebench.errors import InputError
 from scalebench.sweep import command_line
 
 LINE_EVERY_S = 30.0
+WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
 HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
 
 
@@ -95,7 +96,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["provider"],
         si_time(row["time_median_s"]),
-        "-" if row["time_low_s"] is None else f"{si_time(row['time_low_s'])} to {si_time(row['time_high_s'])}",
+        _interval(row),
         si(row["achieved_flops_per_s"]),
         si(row["achieved_bytes_per_s"]),
         "-" if row["peak_memory_bytes"] is None else si(row["peak_memory_bytes"], "B"),
@@ -105,12 +106,19 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = row["time_low_s"], row["time_high_s"]
+    if low is None:
+        return "-"
+    return f"{si_time(low)} to {si_time(high)}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
+
+
 def speedup(row: Mapping[str, Any]) -> str:
     """Write how many times as fast as the baseline, with the 95 % interval: ×1.83 (1.79 to 1.88)."""
     if row["ratio"] is None:
         return ""
     value, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
-    return f"×{value:.3g} ({low:.3g} to {high:.3g})"
+    return f"×{value:.3g} ({low:.3g} to {high:.3g})" if high < WIDEST * low else f"×{value:.3g} (?)"
 
 
 def si_time(seconds: float) -> str:

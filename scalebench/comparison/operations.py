@@ -151,7 +151,7 @@ def parse_case(operation: Operation, text: str) -> Any:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """Read one value of a field's type: number, true or false, dtype, word, "none", shape as 3x5, or shapes with "+"."""
+    """Read one value of a field's type: number, true or false, dtype, word, none, shape as 3x5, or shapes with "+"."""
     options = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is tuple:
         parts = text.split("+" if typing.get_origin(options[0]) is tuple else "x")

@@ -70,10 +70,17 @@ def main(arguments: list[str] | None = None) -> int:
         path = folder / f"case-{number}.json"
         if not path.exists():
             write_json(path, measure_case(process, number, decode(operation, encoded)))
-            gc.collect()
-            if process.device.type == "cuda":
-                torch.cuda.empty_cache()
+            _clean(process.device)
     return 0
+
+
+def _clean(device: torch.device) -> None:
+    """Leave the next case nothing of this one: no memory, and no compiled code that would be made shape-generic."""
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _describe(process: Process, run: Path) -> None:

@@ -87,9 +87,10 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
         return None
     times = numeric(timed, "time_median_s")
     factor, unit = scale(float(times.median()), "s")
+    edges = (times.min() / 4, times.max() * 4)  # an interval over ten decades would leave no room for the times
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
-        low, high = (numeric(own, f"time_{end}_s") / factor for end in ("low", "high"))
+        low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
         marks.axes.vlines(own[part.x], low, high, color=look(i)["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
@@ -98,7 +99,8 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
     return Words(
-        "Median time of a call; bars are its 95 % interval over processes. Lines join cases that differ in size alone.",
+        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes. Lines join "
+        "cases that differ in size alone.",
         table("Time of a call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 

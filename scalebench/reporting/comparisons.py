@@ -19,6 +19,7 @@ from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, table,
 from scalebench.reporting.views import Download, FigureView, downloads, drawn
 
 MAX_EMBEDDED_BYTES = 600_000  # of CSV and of JSON each, over all operations
+WIDEST = 1000.0
 DIRECTIONS = {False: "Results", True: "Gradients"}
 
 
@@ -158,12 +159,19 @@ def _providers_table(frame: pd.DataFrame) -> Table:
 
 
 def _problems_table(frame: pd.DataFrame) -> Table:
+    """Return wrong results one by one, and crashes by provider and reason with the cases they were in."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for _, row in went_wrong(frame).iterrows():
+        wrong = row["status"] == "ok"
+        reason = row["error_note"] if wrong else f"{row['error_class']}: {row['error_message']}"
+        groups.setdefault((row["provider"], "wrong" if wrong else row["status"], str(reason)), []).append(row["case"])
     rows = [
-        (word(row["case"]), word(row["provider"]), word("wrong" if row["status"] == "ok" else row["status"]),
-         word(row["error_note"] if row["status"] == "ok" else f"{row['error_class']}: {row['error_message']}"))
-        for _, row in went_wrong(frame).iterrows()
+        (word(provider), word(what), word(reason), number(len(cases)),
+         word("; ".join(cases[:3]) + (f"; and {len(cases) - 3} more" if len(cases) > 3 else "")))
+        for (provider, what, reason), cases in groups.items()
     ]  # fmt: skip
-    return table("Results that were not accepted, and crashes.", ("case", "provider", "what", "reason"), rows)
+    columns = ("provider", "what", "reason", "cases", "which")
+    return table("Results that were not accepted, and crashes.", columns, rows)
 
 
 def verdicts_table(part: Part) -> Table:
@@ -184,16 +192,23 @@ def _time_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
     time, low, high = (float(row[f"time_{name}_s"]) for name in ("median", "low", "high"))
     if not present(row["time_median_s"]):
         return word(None), word(None)
-    text, interval = bounded(time, low, high, "s")
-    return (text, time), word(interval.replace(" ", NBSP))
+    return _bounded(time, low, high, "s")
 
 
 def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
     if not present(row["ratio"]):
         return word(None), word(None)
     value, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
-    text, interval = bounded(value, low, high)
-    return (f"×{text}", value), word(interval.replace(" ", NBSP))
+    (text, key), interval = _bounded(value, low, high)
+    return (f"×{text}", key), interval
+
+
+def _bounded(value: float, low: float, high: float, unit: str = "") -> tuple[Cell, Cell]:
+    """Return the cells of a value and its interval; one over three orders of magnitude is not written out."""
+    if high > WIDEST * low:
+        return number(value, unit), word(f"wider than ×{WIDEST:g}")
+    text, interval = bounded(value, low, high, unit)
+    return (text, value), word(interval.replace(" ", NBSP))
 
 
 def _rightness(row: pd.Series[Any]) -> str | None:
