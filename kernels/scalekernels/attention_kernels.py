@@ -180,12 +180,12 @@ def _add_query_tile(dk, dv, k, v, q_base, g_base, lse, delta, dq_base, stride_qb
     dweights = tl.dot(v, tl.trans(g), input_precision="ieee")
     delta = _load_vector(delta_head, rows, query_length, 0.0, MASKED)
     dscores = (weights * (dweights - delta[None, :])).to(q.dtype)
-    dk = tl.dot(dscores, q, dk, input_precision="ieee")
-    if ATOMIC:
+    if ATOMIC:  # before dK, whose product then runs on while the sums go out
         dq = tl.dot(tl.trans(k), dscores, input_precision="ieee")
         dq_head = dq_base + tl.cast(index, tl.int64) * padded_length * D
         pointers = dq_head + tl.arange(0, D).to(tl.int64)[:, None] * padded_length + rows[None, :]
         tl.atomic_add(pointers, dq, sem="relaxed")
+    dk = tl.dot(dscores, q, dk, input_precision="ieee")
     return dk, dv
 
 
