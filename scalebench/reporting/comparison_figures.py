@@ -99,8 +99,8 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
     return Words(
-        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes. Lines join "
-        "cases that differ in size alone.",
+        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes. Lines "
+        "join cases that differ in size alone.",
         table("Time of a call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 
