@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
 from scalekernels import optimizer as ours
 from scalekernels import optimizer_kernels, optimizer_launch
 from scalekernels.optimizer_state import dequantised, empty_scale, in_memory_order, quantise
+from torch import Tensor, nn
 
 SIZES = (0, 1, 63, 1025, 70_001)
 SMALL = (0, 1, 63, 1025)
@@ -44,7 +45,7 @@ def parameters(sizes, dtype=torch.float32, seed=0) -> list[nn.Parameter]:
 
 
 def copies(params: list[nn.Parameter], dtype: torch.dtype) -> list[nn.Parameter]:
-    return [nn.Parameter(param.detach().to(dtype)) for param in params]
+    return [nn.Parameter(param.detach().to(dtype, copy=True)) for param in params]
 
 
 def give_gradients(step: int, *sets: list[nn.Parameter], scale: float = 1.0) -> None:
@@ -53,12 +54,17 @@ def give_gradients(step: int, *sets: list[nn.Parameter], scale: float = 1.0) -> 
     for row in zip(*sets, strict=True):
         grad = (scale * torch.randn(row[0].shape, generator=generator)).to(row[0].dtype)
         for param in row:
-            param.grad = grad.to(param.dtype)
+            param.grad = grad.to(param.dtype, copy=True)
 
 
 def largest(a: list[Tensor], b: list[Tensor]) -> float:
     return max(
-        (float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()), default=0
+        (
+            float((x.detach().double() - y.detach().double()).abs().max())
+            for x, y in zip(a, b, strict=True)
+            if x.numel()
+        ),
+        default=0,
     )
 
 
@@ -106,11 +112,11 @@ def test_any_mixture_of_sizes(sizes):
 MUTATIONS = {
     "bias correction": ("1.0 / tl.sqrt(1.0 - power)", "1.0"),
     "step not counted": ("other=0.0) + 1.0\n        tl.store(step_at", "other=0.0) + 2.0\n        tl.store(step_at"),
-    "mask off by one": ("tl.store(base + index, value, mask=index < left)", "tl.store(base + index, value, mask=index < left - 1)"),
+    "mask off by one": ("value, mask=index < left)", "value, mask=index < left - 1)"),
     "decay after the update": ("p = p * shrink", "p = p"),
     "clip coefficient dropped": ("sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),
     "chunks of the norm overwritten": ("tl.store(partials + done + program", "tl.store(partials + done"),
-    "second half of a chunk skipped": ("for start in range(0, CHUNK, BLOCK):\n        if", "for start in range(0, BLOCK, BLOCK):\n        if"),
+    "second half of a chunk skipped": ("range(0, CHUNK, BLOCK):\n        if", "range(0, BLOCK, BLOCK):\n        if"),
 }  # fmt: skip
 
 
@@ -472,36 +478,37 @@ def test_infinite_gradients_poison_eight_bit_state_visibly():
     optimizer = ours.AdamW([param], state_dtype=torch.int8)
     param.grad = torch.ones(600)
     param.grad[300] = float("inf")
-    optimizer.step()
-    param.grad = torch.ones(600)
-    optimizer.step()
+    with np.errstate(invalid="ignore"):
+        optimizer.step()
+        param.grad = torch.ones(600)
+        optimizer.step()
     assert bool(param[256:512].isnan().all())
     assert bool(param[:256].isfinite().all())
     assert bool(param[512:].isfinite().all())
 
 
-@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8])
-def test_low_bit_state_trains_as_well(state_dtype):
-    """The excess loss of a noisy regression after 150 steps, against float32 state from the same starts."""
+@functools.cache
+def regression_loss(state_dtype: torch.dtype, steps: int = 60) -> float:
+    """Return the loss of a linear regression, relative to the start, whose features differ a hundredfold in scale."""
     generator = torch.Generator().manual_seed(0)
     truth, features = torch.randn(40, generator=generator), torch.randn(256, 40, generator=generator)
     features *= torch.logspace(-1.5, 0.5, 40)
     target = features @ truth
+    weight = nn.Parameter(torch.zeros(40))
+    optimizer = ours.AdamW([weight], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0, state_dtype=state_dtype)
+    for step in range(steps):
+        rows = torch.randint(0, 256, (64,), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (features[rows] @ weight - target[rows]).square().mean().backward()
+        optimizer.step()
+    return float((features @ weight.detach() - target).square().mean() / target.square().mean())
 
-    def loss_after(kept: torch.dtype) -> float:
-        weight = nn.Parameter(torch.zeros(40))
-        optimizer = ours.AdamW([weight], lr=0.05, weight_decay=0.0, state_dtype=kept)
-        for step in range(150):
-            rows = torch.randint(0, 256, (64,), generator=torch.Generator().manual_seed(step))
-            optimizer.zero_grad()
-            (features[rows] @ weight - target[rows]).square().mean().backward()
-            optimizer.step()
-        return float((features @ weight.detach() - target).square().mean())
 
-    full, low = loss_after(torch.float32), loss_after(state_dtype)
-    start = float(target.square().mean())
-    assert full < 0.01 * start
-    assert low == pytest.approx(full, rel=0.2)
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8])
+def test_low_bit_state_trains_as_well(state_dtype):
+    full, low = regression_loss(torch.float32), regression_loss(state_dtype)
+    assert full < 0.02
+    assert abs(low - full) < 0.003
 
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8])
