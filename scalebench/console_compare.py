@@ -117,6 +117,8 @@ def speedup(row: Mapping[str, Any]) -> str:
     """Write how many times as fast as the baseline, with the 95 % interval: ×1.83 (1.79 to 1.88)."""
     if row["ratio"] is None:
         return ""
+    if row["ratio_low"] is None:
+        return f"×{1 / row['ratio']:.3g} (?)"
     value, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
     return f"×{value:.3g} ({low:.3g} to {high:.3g})" if high < WIDEST * low else f"×{value:.3g} (?)"
 

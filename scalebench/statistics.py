@@ -186,12 +186,13 @@ def _interval(
 def typical_time(samples: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the geometric mean over processes of the median of each one's positive samples, with its interval.
 
-    ``samples`` holds one array per process. With one process the interval is that of its samples alone.
+    ``samples`` holds one array per process. With one process the interval is that of its samples alone, and NaN below
+    six of them.
     """
     rng = np.random.default_rng(seed)
     logs = np.log([np.median(np.asarray(x)) for x in samples])
     draws = np.stack([_log_medians(x, (resamples, len(samples)), rng) for x in samples])
-    return _interval(logs, draws, rng, level)
+    return _known(_interval(logs, draws, rng, level), samples)
 
 
 def ratio_of_medians(
@@ -205,7 +206,7 @@ def ratio_of_medians(
 
     ``ours`` and ``baseline`` hold one array of positive samples per process, the same processes in the same order; the
     ratio is the geometric mean over processes of the ratio of medians within each, so that what slows a whole process
-    cancels. Raises ``ValueError`` when the two have no, or not the same number of, processes.
+    cancels. One process with fewer than six samples has no interval (NaN). Raises ``ValueError`` when the two have no, or not the same number of, processes.
     """
     if len(ours) != len(baseline) or not ours:
         raise ValueError(f"samples of {len(ours)} processes against {len(baseline)}: they go in pairs, at least one")
@@ -213,7 +214,14 @@ def ratio_of_medians(
     logs = np.log([np.median(np.asarray(x)) / np.median(np.asarray(y)) for x, y in zip(ours, baseline, strict=True)])
     pairs = zip(ours, baseline, strict=True)
     draws = np.stack([_log_medians(x, shape, rng) - _log_medians(y, shape, rng) for x, y in pairs])
-    return _interval(logs, draws, rng, level)
+    return _known(_interval(logs, draws, rng, level), [*ours, *baseline])
+
+
+def _known(interval: Interval, samples: Sequence[ArrayLike]) -> Interval:
+    """Withdraw the interval of one process with too few samples to bound its median: it would have no width."""
+    if interval.processes > 1 or min(np.asarray(x).size for x in samples) >= FEWEST:
+        return interval
+    return Interval(interval.value, float("nan"), float("nan"), interval.processes)
 
 
 FASTER, SLOWER, SAME, INCONCLUSIVE = "FASTER", "SLOWER", "SAME", "INCONCLUSIVE"

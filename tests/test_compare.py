@@ -218,6 +218,11 @@ def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Pat
             plan_comparison(name, Options())
 
 
+def test_an_operation_without_a_backward_says_so() -> None:
+    with pytest.raises(InputError, match="no backward pass"):
+        plan_comparison("optimizer", Options(backward=True, device="cpu"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="no usable CUDA device"):

@@ -113,6 +113,15 @@ def test_samples_alone_would_call_a_difference_between_processes_certain() -> No
     assert ratio.low < 1 < ratio.high
 
 
+def test_one_process_with_few_samples_has_no_interval() -> None:
+    few, many = typical_time([[1.0] * 5]), typical_time([[1.0, 1.1, 1.2, 1.0, 1.1, 1.2]])
+    assert (few.value, few.processes) == (1.0, 1)
+    assert np.isnan([few.low, few.high]).all()
+    assert many.low < many.value < many.high
+    assert np.isnan(ratio_of_medians([[1.0]], [[2.0]]).low)
+    assert ratio_of_medians([[1.0], [1.1]], [[2.0], [2.0]]).low < 0.525  # two processes tell of each other
+
+
 def test_processes_go_in_pairs() -> None:
     with pytest.raises(ValueError, match="in pairs"):
         ratio_of_medians([[1.0]], [])

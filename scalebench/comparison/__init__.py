@@ -46,10 +46,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison will measure: an operation, its cases, and the request that its processes read."""
+    """What a comparison will measure: an operation, its cases and their costs, the request that its processes read."""
 
     operation: Operation
     cases: list[Any]
+    costs: list[Mapping[str, Any]]
     request: dict[str, Any]
 
     @property
@@ -81,7 +82,7 @@ def plan_comparison(operation: str, options: Options) -> Plan:
         "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
         "seed": options.seed, "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
     }  # fmt: skip
-    return Plan(found, cases, request)
+    return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request)
 
 
 def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
@@ -111,14 +112,18 @@ def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], Non
     write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
     run_processes(run, tick)
     summaries = {name: provider.summary for name, provider in plan.operation.module.providers().items()}
-    costs = [cost_columns(plan.operation, case, plan.request["backward"]) for case in plan.cases]
-    write_run(run, collect(run, costs, summaries), samples_table(run))
+    write_run(run, collect(run, plan.costs, summaries), samples_table(run))
     return Comparison(run, read_run(run)[0])
 
 
 def cost_columns(operation: Operation, case: Any, backward: bool) -> Mapping[str, Any]:
-    """Return what a case costs as columns."""
-    cost = asdict(operation.module.cost(case, backward))
+    """Return what a case costs as columns; ``InputError`` where the operation has no such direction."""
+    from scalekernels.providers import Unavailable
+
+    try:
+        cost = asdict(operation.module.cost(case, backward))
+    except Unavailable as reason:
+        raise InputError([f"{operation.name}: {reason}"]) from reason
     return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +104,24 @@ def time_columns(processes: Sequence[Measured]) -> dict[str, Any]:
     p20, p80 = (float(q) for q in np.quantile(pooled, (0.2, 0.8)))
     return {
         "time_median_s": typical.value,
-        "time_low_s": typical.low,
-        "time_high_s": typical.high,
+        "time_low_s": _finite(typical.low),
+        "time_high_s": _finite(typical.high),
         "time_p20_s": p20,
         "time_p80_s": p80,
         "samples": pooled.size,
         "outliers": int(sum(outlier_mask(x).sum() for x in samples)),
         "processes": len(samples),
-        "noise": noise if np.isfinite(noise) else None,
+        "noise": _finite(noise),
         "stop_reason": min(reasons, key=lambda reason: (-reasons[reason], reason)),
         "stop_reasons": ", ".join(f"{reason} ×{count}" for reason, count in sorted(reasons.items())),
         "calls_per_sample": processes[0].get("calls_per_sample"),
         "timing_method": processes[0].get("timing_method"),
         **{name: _median_of(processes, name) for name in ("prepare_time_s", "first_call_time_s")},
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _median_of(processes: Sequence[Measured], name: str) -> float | None:
@@ -162,9 +165,8 @@ def _timed(one: Measured) -> bool:
     return one["status"] == "ok" and bool(one.get("samples_s"))
 
 
-def _ratio_columns(ratio: Interval) -> dict[str, float]:
-    shown = asdict(ratio)
-    return {"ratio": shown["value"], "ratio_low": shown["low"], "ratio_high": shown["high"]}
+def _ratio_columns(ratio: Interval) -> dict[str, float | None]:
+    return {"ratio": ratio.value, "ratio_low": _finite(ratio.low), "ratio_high": _finite(ratio.high)}
 
 
 def samples_table(run: Path) -> pd.DataFrame:

@@ -205,8 +205,8 @@ def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
 
 def _bounded(value: float, low: float, high: float, unit: str = "") -> tuple[Cell, Cell]:
     """Return the cells of a value and its interval; one over three orders of magnitude is not written out."""
-    if high > WIDEST * low:
-        return number(value, unit), word(f"wider than ×{WIDEST:g}")
+    if not high <= WIDEST * low:
+        return number(value, unit), word("no interval" if np.isnan(low) else f"wider than ×{WIDEST:g}")
     text, interval = bounded(value, low, high, unit)
     return (text, value), word(interval.replace(" ", NBSP))
 
