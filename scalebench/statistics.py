@@ -206,7 +206,8 @@ def ratio_of_medians(
 
     ``ours`` and ``baseline`` hold one array of positive samples per process, the same processes in the same order; the
     ratio is the geometric mean over processes of the ratio of medians within each, so that what slows a whole process
-    cancels. One process with fewer than six samples has no interval (NaN). Raises ``ValueError`` when the two have no, or not the same number of, processes.
+    cancels. One process with fewer than six samples has no interval (NaN). Raises ``ValueError`` when the two have no,
+    or not the same number of, processes.
     """
     if len(ours) != len(baseline) or not ours:
         raise ValueError(f"samples of {len(ours)} processes against {len(baseline)}: they go in pairs, at least one")
