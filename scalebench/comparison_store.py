@@ -38,7 +38,8 @@ ROW_COLUMNS = tuple(
     peak_memory_bytes memory_method
     max_abs_error eager_max_abs_error error_ratio error_result accepted error_note
     baseline ratio ratio_low ratio_high margin verdict verdict_reason
-    machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint
+    machine_id device_kind device_name cpu_model cpu_count load_average threads
+    started_at git_commit git_dirty code_fingerprint
     python_version torch_version triton_version platform command
     """.split()
 )

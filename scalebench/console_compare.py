@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -55,6 +57,9 @@ def _announce(plan: Plan) -> None:
         f"{request['processes']} processes on {request['device']}; at most {duration(plan.sampling_s)} of sampling, "
         "compilation and checks apart"
     )
+    load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
+    if load > 0.5 * cores:
+        print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def collect(run: Path, costs: Sequence[Mapping[str, Any]], summaries: Mapping[st
     environment = read_json(run / "environment.json")
     ceilings = best_ceilings([read_json(folder / "ceilings.json") for folder in folders])
     head = {name: environment[name] for name in ROW_COLUMNS if name in environment}
+    head["load_average"] = environment["load_average"][0]  # of the last minute, before anything was measured
     head |= {name: request[name] for name in ("operation", "source", "backward", "started_at", "command")}
     rows: list[dict[str, Any]] = []
     for number, shape in enumerate(request["cases"]):

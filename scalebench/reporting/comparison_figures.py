@@ -44,20 +44,35 @@ class Part:
 
 
 def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
-    """Choose the size axis: the one whole number in which the cases differ, otherwise the work of a call."""
-    shapes = [name for name in frame if str(name).startswith("shape_") and frame[name].notna().any()]
-    varying = [str(name) for name in shapes if frame[name].map(str).nunique() > 1]
-    sizes = [name for name in varying if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool]
-    others = tuple(name for name in (*varying, "dtype") if name not in sizes)
+    """Choose the size axis: a whole number of the shape that grows while all else stays; otherwise the work of a call.
+
+    What the size determines (a batch that shrinks as the length grows) may change with it. Cases that share no such
+    axis are not joined by lines: each is a variant of its own.
+    """
     rate = rate_of(frame)
-    frame = frame.assign(**{name: frame[name].map(str) for name in others})  # shapes are lists, which no group can key
-    if len(sizes) == 1:
-        return Part(frame, providers, sizes[0], sizes[0].removeprefix("shape_").replace("_", " "), others, rate)
+    shapes = [str(name) for name in frame if str(name).startswith("shape_")]
+    frame = frame.assign(**{name: frame[name].map(str) for name in shapes if frame[name].map(type).eq(list).any()})
+    cases = frame.drop_duplicates("case")
+    varying = [name for name in shapes if cases[name].nunique(dropna=False) > 1]
+    sizes = [name for name in varying if pd.api.types.is_numeric_dtype(cases[name]) and cases[name].dtype != bool]
+    others = [name for name in (*varying, "dtype") if name not in sizes]
+    for size in sorted(sizes, key=lambda name: -cases[name].nunique()):
+        rest = [name for name in sizes if name != size and not _follows(cases, name, size)]
+        variants = tuple(others + rest)
+        if cases.groupby(list(variants), dropna=False)[size].nunique().median() >= 2:
+            return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), variants, rate)
     x, label = ("flops", "work of a call (FLOP)") if rate == FLOPS else ("bytes_moved", "bytes a call moves")
     if not (numeric(frame, x) > 0).any():
         x, label = "case_index", "case"
         frame = frame.assign(case_index=numeric(frame, "case_index") + 1)
-    return Part(frame, providers, x, label, others, rate)
+    return Part(frame, providers, x, label, ("case",), rate)
+
+
+def _follows(cases: pd.DataFrame, name: str, size: str) -> bool:
+    """Say whether a column is decided by the size, and rises or falls with it throughout."""
+    by_size = cases.groupby(size)[name]
+    first = by_size.first()
+    return bool(by_size.nunique().max() == 1 and (first.is_monotonic_increasing or first.is_monotonic_decreasing))
 
 
 def rate_of(frame: pd.DataFrame) -> str:
@@ -76,7 +91,7 @@ def _lines(marks: Marks, part: Part, x: pd.Series[Any], y: pd.Series[Any], title
             continue
         style = look(i)
         marks.draw(x[rows.index], y[rows.index], [said[j] for j in rows.index], **style, label=name, markersize=5.5)
-        for _, line in rows.groupby(list(part.variants), dropna=False) if part.variants else [((), rows)]:
+        for _, line in rows.groupby(list(part.variants), dropna=False):
             marks.axes.plot(x[line.index], y[line.index], color=style["color"], linewidth=1, alpha=0.55)
 
 
@@ -99,8 +114,8 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
     return Words(
-        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes. Lines "
-        "join cases that differ in size alone.",
+        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes."
+        + ("" if part.variants == ("case",) else " Lines join cases that differ in size alone."),
         table("Time of a call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 

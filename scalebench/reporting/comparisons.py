@@ -142,7 +142,9 @@ def _counts(frame: pd.DataFrame) -> str:
     ended = ", ".join(f"{statuses[name]} {name}" for name in sorted(statuses.index, key=lambda n: (n != "ok", n)))
     runs = frame["run"].nunique()
     source = f"from {runs} run{'s' * (runs > 1)}; of each case the newest"
-    return f"{cases} cases and {providers} providers, {len(frame)} rows: {ended} ({source})."
+    load, cores = numeric(frame, "load_average").max(), numeric(frame, "cpu_count").max()
+    busy = f" The machine was busy: load average {load:.1f} on {cores:.0f} cores." if load > 0.5 * cores else ""
+    return f"{cases} cases and {providers} providers, {len(frame)} rows: {ended} ({source}).{busy}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def _problems_table(frame: pd.DataFrame) -> Table:
 def verdicts_table(part: Part) -> Table:
     """Return time, rate, memory, error and verdict of every provider and case."""
     rate, rows = part.rate, []
-    for _, row in part.frame.iterrows():
+    for _, row in ran(part.frame).iterrows():
         rows.append((
             word(row["case"]), word(row["provider"]), *_time_cells(row), number(row[rate], UNITS[rate]),
             share_of_ceiling(row, rate), number(row["peak_memory_bytes"], "B"), number(row["error_ratio"]),
@@ -185,7 +187,13 @@ def verdicts_table(part: Part) -> Table:
         ))  # fmt: skip
     columns = ("case", "provider", "time", "95 % interval", "rate", "of the ceiling", "memory above inputs",
                "error over eager's", "right", "speed over baseline", "95 % interval", "verdict")  # fmt: skip
-    return table("Providers by case.", columns, rows)
+    return table("Providers by case, but for those that ran in none.", columns, rows)
+
+
+def ran(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out providers that are unavailable in every case: they stand, with the reason, among the providers."""
+    absent = frame["status"].eq("unavailable").groupby(frame["provider"]).transform("all")
+    return frame[~absent]
 
 
 def _time_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
@@ -206,7 +214,7 @@ def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
 def _bounded(value: float, low: float, high: float, unit: str = "") -> tuple[Cell, Cell]:
     """Return the cells of a value and its interval; one over three orders of magnitude is not written out."""
     if not high <= WIDEST * low:
-        return number(value, unit), word("no interval" if np.isnan(low) else f"wider than ×{WIDEST:g}")
+        return number(value, unit), word("no interval" if np.isnan(low) else f"over{NBSP}×{WIDEST:,.0f}{NBSP}wide")
     text, interval = bounded(value, low, high, unit)
     return (text, value), word(interval.replace(" ", NBSP))
 
@@ -226,7 +234,7 @@ def _word(row: pd.Series[Any]) -> str:
 def details_table(frame: pd.DataFrame) -> Table:
     """Return how every number was measured: spread, samples, noise, why it stopped, first call, reasons."""
     rows = []
-    for _, row in frame.iterrows():
+    for _, row in ran(frame).iterrows():
         noise = (percent(row["noise"], sign=False), float(row["noise"])) if present(row["noise"]) else word(None)
         why = row["verdict_reason"] if row["status"] == "ok" else row["error_message"]
         rows.append((
