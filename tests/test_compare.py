@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import scalebench
-from scalebench.comparison import Comparison, Options, plan_comparison
+from scalebench.comparison import Comparison, Options, cost_columns, plan_comparison
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import (
     OPERATIONS,
@@ -28,6 +28,7 @@ from scalebench.comparison.operations import (
 from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
 from scalebench.errors import InputError
 from scalebench.reporting import render
+from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
 from scalebench.statistics import ratio_of_medians, verdict
 from scalebench.store import read_json, read_results
 
@@ -394,3 +395,35 @@ def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path
     assert "rows.json" in found.damaged[0]
     text = render(read_results(tmp_path), found)
     assert "Damaged files" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "variants"),
+    [
+        ("norm", "shape_width", {"shape_kind", "shape_residual", "dtype"}),
+        ("cross-entropy", "shape_width", {"dtype"}),
+        ("attention", "shape_query_length", {"shape_causal", "dtype", "shape_head_dimension", "shape_query_heads"}),
+    ],
+)
+def test_lines_join_the_cases_of_a_ladder_that_differ_in_size_alone(name: str, x: str, variants: set[str]) -> None:
+    operation = load_operation(name)
+    rows = [
+        {"case": case.label, "dtype": "bfloat16", "matmul_ceiling_flops_per_s": 8e14, "copy_ceiling_bytes_per_s": 4e12}
+        | {f"shape_{field}": value for field, value in encode(case).items() if field != "dtype"}
+        | dict(cost_columns(operation, case, False))
+        for case in operation.module.LADDER
+    ]
+    part = part_of(pd.DataFrame(rows), ["eager"])
+    assert part.x in (x, x.replace("query", "key"))
+    assert set(part.variants) == variants
+    assert part.rate == (FLOPS if name != "norm" else BYTES)
+
+
+def test_cases_without_an_order_are_shown_by_their_work() -> None:
+    rows = [
+        {"case": str(i), "dtype": "float32", "shape_a": a, "shape_b": b, "flops": a * b, "bytes_moved": 4 * a * b,
+         "matmul_ceiling_flops_per_s": 1e11, "copy_ceiling_bytes_per_s": 1e10}
+        for i, (a, b) in enumerate([(1, 7), (3, 2), (5, 9), (7, 1)])
+    ]  # fmt: skip
+    part = part_of(pd.DataFrame(rows), [])
+    assert (part.x, part.variants, part.rate) == ("bytes_moved", ("case",), BYTES)

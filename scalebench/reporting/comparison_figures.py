@@ -57,15 +57,26 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
     sizes = [name for name in varying if pd.api.types.is_numeric_dtype(cases[name]) and cases[name].dtype != bool]
     others = [name for name in (*varying, "dtype") if name not in sizes]
     for size in sorted(sizes, key=lambda name: -cases[name].nunique()):
-        rest = [name for name in sizes if name != size and not _follows(cases, name, size)]
-        variants = tuple(others + rest)
-        if cases.groupby(list(variants), dropna=False)[size].nunique().median() >= 2:
-            return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), variants, rate)
+        variants = _variants(cases, size, others, [name for name in sizes if name != size])
+        if cases.groupby(variants, dropna=False)[size].nunique().median() >= 2:
+            return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), tuple(variants), rate)
     x, label = ("flops", "work of a call (FLOP)") if rate == FLOPS else ("bytes_moved", "bytes a call moves")
     if not (numeric(frame, x) > 0).any():
         x, label = "case_index", "case"
         frame = frame.assign(case_index=numeric(frame, "case_index") + 1)
     return Part(frame, providers, x, label, ("case",), rate)
+
+
+def _variants(cases: pd.DataFrame, size: str, others: Sequence[str], rest: Sequence[str]) -> list[str]:
+    """Return the columns that have to be equal for cases to differ in size alone, those of fewest values first."""
+    variants, waiting = list(others), sorted(rest, key=lambda name: cases[name].nunique())
+    while True:
+        groups = [group for _, group in cases.groupby(variants, dropna=False)]
+        free = [name for name in waiting if not all(_follows(group, name, size) for group in groups)]
+        if not free:
+            return variants
+        variants.append(free[0])
+        waiting.remove(free[0])
 
 
 def _follows(cases: pd.DataFrame, name: str, size: str) -> bool:
