@@ -51,7 +51,13 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
     """
     rate = rate_of(frame)
     shapes = [str(name) for name in frame if str(name).startswith("shape_")]
-    frame = frame.assign(**{name: frame[name].map(str) for name in shapes if frame[name].map(type).eq(list).any()})
+    frame = frame.assign(
+        **{
+            name: frame[name].map(str)
+            for name in shapes
+            if frame[name].map(lambda value: isinstance(value, list)).any()
+        }
+    )
     cases = frame.drop_duplicates("case")
     varying = [name for name in shapes if cases[name].nunique(dropna=False) > 1]
     sizes = [name for name in varying if pd.api.types.is_numeric_dtype(cases[name]) and cases[name].dtype != bool]
