@@ -92,7 +92,8 @@ def _describe(process: Process, run: Path) -> None:
     if not (process.folder / "ceilings.json").exists():
         process.at(-1, "", "ceilings")
         dtypes = {case["dtype"]: getattr(torch, case["dtype"]) for case in process.request["cases"]}
-        found = {name: asdict(measure_ceilings(process.device, dtype)) for name, dtype in dtypes.items()}
+        seconds = min(0.3, process.request["rule"]["timeout_s"])
+        found = {name: asdict(measure_ceilings(process.device, dtype, seconds)) for name, dtype in dtypes.items()}
         write_json(process.folder / "ceilings.json", found)
 
 
