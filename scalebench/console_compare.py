@@ -96,7 +96,7 @@ def _print(found: Comparison, *, as_json: bool) -> int:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["status"] != "ok":
         return (row["provider"], row["status"], *[""] * (len(HEADER) - 3))
-    error = "" if row["error_ratio"] is None else f"{row['error_ratio']:.3g}"
+    error = f"{row['error_ratio']:.3g}" if row["error_ratio"] is not None else "exact" * (row["max_abs_error"] == 0)
     mark = {True: error, False: f"WRONG {error}".strip(), None: "unchecked"}[row["accepted"]]
     return (
         row["provider"],
