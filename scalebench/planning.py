@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scalebench.data import DataError, open_source
+from scalebench.data import DataError, open_data, open_source
 from scalebench.errors import StudyError, unknown
 from scalebench.families import FAMILIES, Counts, OutOfReach, configure
 from scalebench.laws import LAWS
@@ -140,19 +140,20 @@ def resolve(point: Mapping[str, Any]) -> PlannedTrial:
     name = model.pop("family")
     source = data.pop("source", FAMILIES[name].DATA)
     length = _sequence_length(name, train.pop("sequence_length", None))
-    config, counts, fields = _configured(name, tuple(model.items()), source, length)
+    opening = (source, data.get("vocab_size"), data["validation_fraction"])
+    config, counts, fields = _configured(name, tuple(model.items()), opening, length)
     train["steps"] = _steps(
         {key: train.pop(key) for key in BUDGETS if key in train}, counts, train["batch_size"], length
     )
     if train["learning_rate"] == "auto":
         train["learning_rate"] = FAMILIES[name].learning_rate(config)
     device_kind = _device_kind(train.pop("device"))
-    opened = open_source(source)
+    opened = open_data(*opening)
     trial = Trial.model_construct(
         family=name,
         model=fields,
         train=TrainSpec.model_construct(sequence_length=length, **train),
-        data=DataSpec.model_construct(source=source, sha256=opened.sha256, **data),
+        data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
         device_kind=device_kind,
     )
     try:
@@ -176,13 +177,13 @@ def _sequence_length(name: str, given: int | None) -> int | None:
 
 @lru_cache(maxsize=65536)
 def _configured(
-    name: str, request: tuple[tuple[str, Any], ...], source: str, length: int | None
+    name: str, request: tuple[tuple[str, Any], ...], opening: tuple[str, int | None, float], length: int | None
 ) -> tuple[Any, Counts, dict[str, Any]]:
     """Return the Config, its counts and its fields: the same for every seed and learning rate, so done once."""
     family = FAMILIES[name]
-    opened = open_source(source)
+    opened = open_data(*opening)
     if not isinstance(opened, family.TAKES):
-        raise OutOfReach(f"{name} cannot learn from {source!r}; its own source is {family.DATA!r}")
+        raise OutOfReach(f"{name} cannot learn from {opening[0]!r}; its own source is {family.DATA!r}")
     config = configure(family, dict(request), opened, length)
     return config, family.count(config, length), asdict(config)
 

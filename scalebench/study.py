@@ -82,9 +82,13 @@ class TrainSection(Section):
 
 
 class DataSection(Section):
-    """What is learned. ``source`` is a name of ``scalebench list``, or ``text:PATH``; absent, the family's own."""
+    """What is learned. ``source`` is a name of ``scalebench list``, or ``text:PATH``; absent, the family's own.
+
+    ``vocab_size`` trains byte pairs on a text, sets a chain's symbols, or states that of token shards.
+    """
 
     source: Axis[str] | None = None
+    vocab_size: Axis[Count] | None = None
     validation_fraction: Axis[Fraction] = (0.2,)
     validation_samples: Axis[Count] = (1024,)
     noise_std: Axis[Finite] = (0.5,)
@@ -211,6 +215,7 @@ class DataSpec(Section):
     """One trial's data: the source, what it takes of it, and the SHA-256 of the bytes it stood for when planned."""
 
     source: str
+    vocab_size: int | None = None  # asked for; None where the source has its own
     validation_fraction: float
     validation_samples: int
     noise_std: float | None

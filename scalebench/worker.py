@@ -134,15 +134,16 @@ class Measured:
         """Return model, optimizer and task of the trial, the model's initial weights decided by the seed."""
         import torch
 
-        from scalebench.data import open_source
+        from scalebench.data import open_data
         from scalebench.families import FAMILIES
         from scalebench.optimizers import build_optimizer
 
         family, spec = FAMILIES[self.trial.family], self.trial.train
         config = family.Config(**self.trial.model)
-        data = open_source(self.trial.data.source)
-        if data.sha256 != self.trial.data.sha256:
-            raise RuntimeError(f"the data of {self.trial.data.source} changed since the trial was planned; plan again")
+        asked = self.trial.data
+        data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
+        if data.sha256 != asked.sha256:
+            raise RuntimeError(f"the data of {asked.source} changed since the trial was planned; plan again")
         torch.manual_seed(spec.seed)
         model = family.build(config, spec.implementation).to(device)
         task = family.task(config, data, self.trial.data, spec)
@@ -253,6 +254,7 @@ def identity_columns(header: dict[str, Any], trial: Trial) -> dict[str, Any]:
         **trial.model,
         **dict(trial.train),
         "source": trial.data.source,
+        "data_vocab_size": trial.data.vocab_size,
         "data_sha256": trial.data.sha256,
         "validation_fraction": trial.data.validation_fraction,
         "noise_std": trial.data.noise_std,

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_does_not() -> None
 def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
     spec = train_spec(steps=150, sequence_length=64, learning_rate=0.02, schedule="linear", warmup_steps=10)
     model, task, losses, _ = run("gpt", {"params": 2e4}, spec, 256)
-    text = task._validation[0].ravel()
+    text = task._held_out()[0].ravel()
     frequencies = np.bincount(text, minlength=256) / text.size
     entropy = -sum(p * math.log(p) for p in frequencies if p)
     assert validate(model, task, spec, CPU).loss_nats < entropy

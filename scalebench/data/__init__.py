@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from scalebench.data import synthetic, text
+from scalebench.data import glyphs, hub, image_files, images, markov, shards, synthetic, text
+from scalebench.data.corpus import Corpus
 
 
 class DataError(ValueError):
@@ -39,7 +40,16 @@ class Source:
 SOURCES: Mapping[str, Source] = {
     "stdlib": Source("the Python standard library's own source, as bytes", text.open_stdlib),
     "text": Source("UTF-8 or other text, as bytes: a file, or a folder of files", text.open_path, "PATH"),
+    "tokens": Source(
+        "token numbers, memory-mapped: 16-bit .bin or .u16, 32-bit .u32, .npy", shards.open_shards, "PATH"
+    ),
+    "hf": Source("a text column of a Hugging Face data set, or of one on disk (#COLUMN picks)", hub.open_hub, "NAME"),
+    "markov": Source("a second-order Markov chain: entropy rate known", markov.open_markov),
     "teacher": Source("regression on a fixed teacher with Gaussian noise: floor known", synthetic.open_teacher),
+    "glyphs": Source("unlimited 32 × 32 images of characters in 47 classes", glyphs.open_glyphs),
+    "digits": Source("1,797 handwritten digits of 8 × 8 pixels (scikit-learn)", images.open_digits),
+    "cifar10": Source("CIFAR-10 in its binary version: a folder", image_files.open_cifar10, "PATH"),
+    "idx": Source("images in MNIST's format: a folder", image_files.open_idx, "PATH"),
 }
 
 
@@ -61,4 +71,21 @@ def open_source(source: str) -> Data:
     try:
         return SOURCES[name].open(argument)
     except (OSError, ValueError) as error:
+        raise DataError(str(error)) from error
+
+
+@lru_cache(maxsize=8)
+def open_data(source: str, vocab_size: int | None, validation_fraction: float) -> Data:
+    """Open a source in the vocabulary a study asks for: byte pairs of a text, the symbols of a chain, …
+
+    Raises ``DataError`` as ``open_source`` does, and for a vocabulary that the source cannot have.
+    """
+    opened = open_source(source)
+    if vocab_size is None:
+        return opened
+    if not isinstance(opened, Corpus):
+        raise DataError(f"vocab_size = {vocab_size}: {source!r} has no vocabulary; leave data.vocab_size out")
+    try:
+        return opened.with_vocabulary(vocab_size, validation_fraction)
+    except ValueError as error:
         raise DataError(str(error)) from error

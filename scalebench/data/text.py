@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
+
 VOCABULARY = 256
 SEPARATOR = b"\x00"  # ends each document, so that a model can learn where one begins
 
 
 @dataclass(frozen=True, eq=False)
-class Text:
+class Text(Corpus):
     """Documents, as bytes; equal only to itself, so that what is computed from it can be kept."""
 
     documents: tuple[bytes, ...] = field(repr=False)
@@ -31,6 +33,28 @@ class Text:
         for document in self.documents:
             digest.update(len(document).to_bytes(8, "big") + document)
         return digest.hexdigest()
+
+    def training_tokens(self, validation_fraction: float) -> int:
+        """Return the number of training bytes."""
+        return split(self, validation_fraction)[0].size
+
+    def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
+        """Draw windows that start at any training byte with equal chance."""
+        return uniform_windows(rng, split(self, validation_fraction)[0], count, span)
+
+    def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
+        """Return held-out windows; a cluster is a document, since windows of one file are alike."""
+        return validation_windows(self, validation_fraction, samples, span)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return ones: a token is a byte."""
+        return np.ones(self.vocab_size, dtype=np.int64)
+
+    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Corpus:
+        """Return the text in byte pairs: a vocabulary trained on what training sees."""
+        from scalebench.data.byte_pair import BytePairs
+
+        return BytePairs(self, vocab_size, validation_fraction)
 
 
 @lru_cache(maxsize=8)
@@ -51,26 +75,9 @@ def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], li
 
 
 @lru_cache(maxsize=8)
-def validation_windows(
-    text: Text, validation_fraction: float, samples: int, span: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return about ``samples`` held-out windows (w, span) and the document (w,) of each.
-
-    They lie evenly over the documents and evenly within each, so that no long file outweighs the others. Raises
-    ``ValueError`` when no validation document is as long as a window.
-    """
-    documents = [document for document in split(text, validation_fraction)[1] if document.size >= span]
-    if not documents:
-        raise ValueError(f"no validation document holds a window of {span} bytes; use a shorter sequence_length")
-    chosen = np.linspace(0, len(documents) - 1, min(len(documents), samples)).astype(int)
-    each = max(1, samples // len(chosen))
-    starts = [
-        (index, start)
-        for index in chosen
-        for start in np.unique(np.linspace(0, documents[index].size - span, each).astype(int))
-    ]
-    windows = np.stack([documents[index][start : start + span] for index, start in starts])
-    return windows, np.array([index for index, _ in starts], dtype=np.int64)
+def validation_windows(text: Text, validation_fraction: float, samples: int, span: int) -> Windows:
+    """Return about ``samples`` held-out windows (w, span), spread evenly, and the document (w,) of each."""
+    return spread_windows(split(text, validation_fraction)[1], samples, span)
 
 
 def _uniform(document: bytes) -> float:

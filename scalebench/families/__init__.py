@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from scalebench.data import Data
 from scalebench.errors import unknown
-from scalebench.families import gpt, linear, mlp
+from scalebench.families import cnn, gpt, linear, mlp, resnet, vit
 from scalebench.families.base import Counts, Family, OutOfReach, Unsupported
 
 __all__ = ["FAMILIES", "Counts", "Family", "OutOfReach", "Unsupported", "configure", "model_fields"]
@@ -18,6 +18,9 @@ __all__ = ["FAMILIES", "Counts", "Family", "OutOfReach", "Unsupported", "configu
 FAMILIES: dict[str, Family] = {
     "linear": linear,
     "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+    "vit": vit,
     "gpt": gpt,
 }
 

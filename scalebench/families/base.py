@@ -56,7 +56,7 @@ class Family(Protocol):
         """The source it learns where a study names none."""
 
     @property
-    def TAKES(self) -> type:  # noqa: N802
+    def TAKES(self) -> type | tuple[type, ...]:  # noqa: N802
         """The kind of data it can learn."""
 
     @property

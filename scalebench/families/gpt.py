@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.data.text import Text
+from scalebench.data.corpus import Corpus
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import NextToken
 
 SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
 DATA = "stdlib"
-TAKES = Text
+TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
 
@@ -87,6 +87,11 @@ _WIDTH_STEPS = {64: 4, 512: 8, math.inf: 64}
 _HIDDEN_STEPS = {256: 2, 2048: 8, math.inf: 64}
 
 
+def hidden_step(ideal: float) -> int:
+    """Round a hidden width to one the kernels like."""
+    return _rounded(ideal, _HIDDEN_STEPS)
+
+
 def explicit(
     depth: int,
     width: int,
@@ -122,7 +127,7 @@ def at(params: float, **held: Any) -> Config:
         # Non-embedding parameters are linear in the hidden width: solve for it.
         base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
         ideal_hidden = (params - base) / (one_more - base)
-        config = replace(config, hidden=_rounded(ideal_hidden, _HIDDEN_STEPS))
+        config = replace(config, hidden=hidden_step(ideal_hidden))
     found = count(config).non_embedding
     if abs(found / params - 1) > 0.05:
         raise OutOfReach(
@@ -132,7 +137,7 @@ def at(params: float, **held: Any) -> Config:
     return config
 
 
-def defaults(data: Text, sequence_length: int | None) -> dict[str, Any]:
+def defaults(data: Corpus, sequence_length: int | None) -> dict[str, Any]:
     """Return the fields that the data decides: its vocabulary, and a context as long as the sequences."""
     return {"vocab_size": data.vocab_size, "context": sequence_length}
 
@@ -176,8 +181,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Text, spec: DataSpec, train: TrainSpec) -> NextToken:
-    """Return next-byte prediction on the data's text. Raises ``OutOfReach`` when sequences outgrow the context."""
+def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
+    """Return next-token prediction on the corpus. Raises ``OutOfReach`` when sequences outgrow the context."""
     assert train.sequence_length is not None
     if train.sequence_length > config.context:
         raise OutOfReach(f"sequence_length = {train.sequence_length} is longer than the context of {config.context}")

@@ -1,4 +1,4 @@
-"""A deep fully connected network, y = W_L tanh-like(… W_1 x), on regression with a known noise floor.
+"""A deep fully connected network: regression with a known noise floor, or classification of images, flattened.
 
 The dial holds the depth (2 hidden layers unless given) and solves for the width.
 """
@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from scalebench.data.images import Images
 from scalebench.data.synthetic import Teacher
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.tasks import Regression, regression
+from scalebench.tasks import Classification, Regression, classification, regression
 
-SUMMARY = "deep fully connected network on a teacher's regression task"
+SUMMARY = "deep fully connected network on a teacher's regression task, or on images"
 DATA = "teacher"
-TAKES = Teacher
+TAKES = (Teacher, Images)
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 
@@ -62,9 +63,11 @@ def at(params: float, *, depth: int = 2, width: int | None = None, **fields: Any
     return config
 
 
-def defaults(_data: Teacher, _sequence_length: int | None) -> dict[str, Any]:
-    """Return nothing: a teacher takes any number of inputs and outputs."""
-    return {}
+def defaults(data: Teacher | Images, _sequence_length: int | None) -> dict[str, Any]:
+    """Return inputs and outputs for images; a teacher takes any number of them."""
+    if isinstance(data, Teacher):
+        return {}
+    return {"inputs": data.channels * data.size**2, "outputs": data.classes}
 
 
 def learning_rate(config: Config) -> float:
@@ -92,12 +95,17 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
-    """Return regression on the tanh teacher."""
-    return regression(data, "mlp", config, spec, train)
+def task(config: Config, data: Teacher | Images, spec: DataSpec, train: TrainSpec) -> Regression | Classification:
+    """Return regression on the tanh teacher, or classification of images. ``OutOfReach`` when they do not fit."""
+    if isinstance(data, Teacher):
+        return regression(data, "mlp", config, spec, train)
+    if (config.inputs, config.outputs) != (data.channels * data.size**2, data.classes):
+        have = f"{data.channels} × {data.size} × {data.size} pixels in {data.classes} classes"
+        raise OutOfReach(f"inputs = {config.inputs}, outputs = {config.outputs}: the images have {have}")
+    return classification(data, data.size, spec, train, channels=data.channels, classes=data.classes)
 
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
-    """Return the network: linear layers with GELU between them."""
+    """Return the network: linear layers with GELU between them, images flattened first."""
     *hidden, last = [nn.Linear(inputs, outputs) for inputs, outputs in layer_sizes(config)]
-    return nn.Sequential(*[module for layer in hidden for module in (layer, nn.GELU())], last)
+    return nn.Sequential(nn.Flatten(), *[module for layer in hidden for module in (layer, nn.GELU())], last)

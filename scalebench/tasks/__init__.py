@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scalebench.tasks.base import Batch, LossAlone, Task
+from scalebench.tasks.classification import Classification, classification
 from scalebench.tasks.language import NextToken
 from scalebench.tasks.regression import Regression, regression
 
-__all__ = ["Batch", "LossAlone", "NextToken", "Regression", "Task", "regression"]
+__all__ = ["Batch", "Classification", "LossAlone", "NextToken", "Regression", "Task", "classification", "regression"]

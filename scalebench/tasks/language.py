@@ -1,8 +1,9 @@
-"""Language modelling: the next token of text."""
+"""Language modelling: the next token of a sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,22 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalebench.data.corpus import Corpus, Tokens
 from scalebench.data.synthetic import generator
-from scalebench.data.text import Text, split, validation_windows
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, LossAlone
 
 
 @dataclass(frozen=True)
 class NextToken(LossAlone):
-    """Predict each next byte of text, in windows of ``sequence_length`` drawn uniformly from the training bytes."""
+    """Predict each next token, in windows of ``sequence_length`` drawn uniformly from the training tokens."""
 
-    text: Text
+    corpus: Corpus
     sequence_length: int
     batch_size: int
     seed: int
     validation_fraction: float
     validation_samples: int
-    floor_nats: float | None = None
 
     @property
     def tokens_per_sample(self) -> int:
@@ -34,36 +34,34 @@ class NextToken(LossAlone):
         return self.sequence_length
 
     @property
-    def samples_per_epoch(self) -> float:
-        """Windows that cover the training text once."""
-        return self._training.size / self.sequence_length
+    def samples_per_epoch(self) -> float | None:
+        """Windows that cover the training tokens once; None where they never repeat."""
+        tokens = self.corpus.training_tokens(self.validation_fraction)
+        return tokens and tokens / self.sequence_length
 
     @property
-    def _training(self) -> NDArray[np.uint8]:
-        return split(self.text, self.validation_fraction)[0]
+    def floor_nats(self) -> float | None:
+        """The corpus's entropy per token, where it is known."""
+        return self.corpus.floor_nats(self.sequence_length)
 
-    @property
-    def _validation(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return validation_windows(
-            self.text, self.validation_fraction, self.validation_samples, self.sequence_length + 1
-        )
+    def _held_out(self) -> tuple[Tokens, NDArray[np.int64]]:
+        return self.corpus.validation(self.validation_fraction, self.validation_samples, self.sequence_length + 1)
 
     def check(self) -> None:
-        """Raise ``ValueError`` when the text cannot fill a window on either side."""
-        if self._training.size <= self.sequence_length:
-            raise ValueError(f"sequence_length = {self.sequence_length} outgrows {self._training.size} training bytes")
-        assert len(self._validation[0])
+        """Raise ``ValueError`` when the corpus cannot fill a window on either side."""
+        tokens = self.corpus.training_tokens(self.validation_fraction)
+        if tokens is not None and tokens <= self.sequence_length:
+            raise ValueError(f"sequence_length = {self.sequence_length} outgrows {tokens} training tokens")
+        assert len(self._held_out()[0])
 
     def batch(self, step: int) -> Batch:
-        """Return input and target bytes, both (B, T) int64; the target is the input one byte on."""
-        training = self._training
+        """Return input and target tokens, both (B, T) int64; the target is the input one token on."""
         draw = generator(TRAINING, self.seed, step)
-        starts = draw.integers(training.size - self.sequence_length, size=self.batch_size)
-        return _shifted(training[starts[:, None] + np.arange(self.sequence_length + 1)])
+        return _shifted(self.corpus.draw(draw, self.validation_fraction, self.batch_size, self.sequence_length + 1))
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        """Yield the held-out windows; a cluster is a document, since windows of one file are alike."""
-        windows, clusters = self._validation
+        """Yield the held-out windows with the cluster of each."""
+        windows, clusters = self._held_out()
         for start in range(0, len(windows), VALIDATION_BATCH):
             rows = slice(start, start + VALIDATION_BATCH)
             yield _shifted(windows[rows]), clusters[rows]
@@ -75,8 +73,21 @@ class NextToken(LossAlone):
         each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return each.view(targets.shape).mean(1)
 
+    def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the loss of each window, and the bytes of text per token that it predicts."""
+        judged = {"loss_nats": self.losses(model, batch)}
+        if (each := self.corpus.token_bytes()) is not None:
+            judged["bytes_per_token"] = torch.from_numpy(each)[batch[1].cpu()].double().mean(1)
+        return judged
 
-def _shifted(windows: NDArray[np.uint8]) -> Batch:
+    def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
+        """Return bits per byte of text: the one loss that compares between vocabularies."""
+        if "bytes_per_token" not in judged:
+            return {}
+        return {"bits_per_byte": float(judged["loss_nats"].mean() / judged["bytes_per_token"].mean() / math.log(2))}
+
+
+def _shifted(windows: Tokens) -> Batch:
     """Split windows (B, T+1) into inputs and targets (B, T), int64."""
     whole = torch.from_numpy(windows.astype(np.int64))
     return whole[:, :-1], whole[:, 1:]

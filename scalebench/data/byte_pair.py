@@ -1,0 +1,143 @@
+"""Text in byte pairs: a vocabulary of any size, trained by the ``tokenizers`` library on what training sees."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
+from scalebench.data.text import SEPARATOR, Text, split
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END = "<|end|>"  # token 0 ends each document
+SMALLEST, LARGEST = 257, 1 << 16  # every byte and the end; what 16 bits hold
+
+
+@dataclass(frozen=True, eq=False)
+class BytePairs(Corpus):
+    """A text encoded by byte-pair merges (Sennrich et al. 2016) over bytes, as GPT-2 does.
+
+    Held-out documents take no part in choosing the merges. What cannot be read as UTF-8 becomes the replacement
+    character. Raises ``ValueError`` for a vocabulary that cannot be.
+    """
+
+    text: Text
+    vocab_size: int
+    validation_fraction: float
+
+    def __post_init__(self) -> None:
+        if not SMALLEST <= self.vocab_size <= LARGEST:
+            raise ValueError(f"vocab_size = {self.vocab_size}: byte pairs need {SMALLEST} to {LARGEST:,} tokens")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the text's own and how it is encoded."""
+        how = f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version('tokenizers')}"
+        return hashlib.sha256(how.encode()).hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The trained tokenizer. Raises ``ValueError`` when the text is too short for its vocabulary."""
+        from tokenizers import Tokenizer
+
+        cached = _cache_folder() / f"byte-pairs-{self.sha256[:32]}.json"
+        if cached.exists():
+            return Tokenizer.from_str(cached.read_text(encoding="utf-8"))
+        trained = _train([document.tobytes()[:-1] for document in self._sides[0]], self.vocab_size)
+        if trained.get_vocab_size() < self.vocab_size:
+            found = trained.get_vocab_size()
+            raise ValueError(f"vocab_size = {self.vocab_size}: the training text yields only {found:,} tokens")
+        _keep(cached, trained.to_str().encode())
+        return trained
+
+    @property
+    def _sides(self) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+        joined, held_out = split(self.text, self.validation_fraction)
+        ends = np.flatnonzero(joined == SEPARATOR[0]) + 1
+        return np.split(joined, ends[:-1]), held_out
+
+    @cached_property
+    def _encoded(self) -> tuple[NDArray[np.uint16], list[NDArray[np.uint16]]]:
+        """Training tokens (n,) and the validation documents."""
+        cached = _cache_folder() / f"byte-pairs-{self.sha256[:32]}.npz"
+        if not cached.exists():
+            training, held_out = (self._encode_all(side) for side in self._sides)
+            buffer = io.BytesIO()
+            lengths = np.array([document.size for document in held_out])
+            np.savez(buffer, training=np.concatenate(training), held_out=np.concatenate(held_out), lengths=lengths)
+            _keep(cached, buffer.getvalue())
+        with np.load(cached) as file:
+            return file["training"], np.split(file["held_out"], np.cumsum(file["lengths"])[:-1])
+
+    def _encode_all(self, documents: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint16]]:
+        texts = [document.tobytes()[:-1].decode("utf-8", "replace") for document in documents]
+        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in found]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return self.tokenizer.decode(list(tokens))
+
+    def training_tokens(self, validation_fraction: float) -> int:
+        """Return the number of training tokens."""
+        assert validation_fraction == self.validation_fraction
+        return self._encoded[0].size
+
+    def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
+        """Draw windows that start at any training token with equal chance."""
+        assert validation_fraction == self.validation_fraction
+        return uniform_windows(rng, self._encoded[0], count, span)
+
+    def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
+        """Return held-out windows; a cluster is a document."""
+        assert validation_fraction == self.validation_fraction
+        return spread_windows(list(self._encoded[1]), samples, span)
+
+    def token_bytes(self) -> NDArray[np.int64]:
+        """Return the bytes that each token stands for; the end of a document counts as one."""
+        pieces = (self.tokenizer.id_to_token(token) for token in range(1, self.vocab_size))
+        return np.array([1, *(len(piece) for piece in pieces)])  # a character of a piece stands for one byte
+
+
+def _train(documents: Sequence[bytes], vocab_size: int) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document.decode("utf-8", "replace") for document in documents), trainer)
+    return tokenizer
+
+
+def _cache_folder() -> Path:
+    """Training takes seconds and every trial needs its outcome: it is kept between processes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalebench"
+
+
+def _keep(path: Path, content: bytes) -> None:
+    from scalebench.store import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)

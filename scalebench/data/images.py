@@ -1,0 +1,112 @@
+"""Labelled images: what every source of them offers, and scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (n, channels, size, size)
+Labels = NDArray[np.int64]  # (n,), 0 … classes - 1
+_FOLD_SEED = 41_011
+
+
+class Images(ABC):
+    """Square images of ``channels`` × ``size`` × ``size`` bytes in ``classes`` classes.
+
+    ``validation_fraction`` is the part held out and ``seed`` the trial's, for sources that hold out another part for
+    each seed.
+    """
+
+    channels: int
+    size: int
+    classes: int
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """SHA-256 of pixels and labels, or of the definition of a synthetic source."""
+
+    @abstractmethod
+    def training_images(self, validation_fraction: float) -> int | None:
+        """Return how many images there are to train on; None where they never repeat."""
+
+    @abstractmethod
+    def draw(
+        self, rng: np.random.Generator, validation_fraction: float, count: int, seed: int
+    ) -> tuple[Pixels, Labels]:
+        """Draw ``count`` training images with their labels."""
+
+    @abstractmethod
+    def validation(self, validation_fraction: float, samples: int, seed: int) -> tuple[Pixels, Labels]:
+        """Return at most ``samples`` held-out images, the same for every trial of a seed."""
+
+
+def digest(*arrays: NDArray[np.generic]) -> str:
+    """Return the SHA-256 of arrays, their shapes included."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Folds(Images):
+    """A small set: each seed holds out another fold, so that seeds together validate on all of it."""
+
+    pixels: Pixels = field(repr=False)
+    labels: Labels = field(repr=False)
+    classes: int
+
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        """Colours."""
+        return self.pixels.shape[1]
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Pixels along a side."""
+        return self.pixels.shape[2]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of pixels and labels."""
+        return digest(self.pixels, self.labels)
+
+    def _sides(self, validation_fraction: float, seed: int) -> tuple[Labels, Labels]:
+        """Return the rows of training and validation: fold ``seed`` of a fixed shuffle, modulo the folds."""
+        from scalebench.data.synthetic import generator
+
+        rows = generator(_FOLD_SEED).permutation(len(self.labels))
+        folds = max(2, round(1 / validation_fraction))
+        held_out = np.array_split(rows, folds)[seed % folds]
+        return np.setdiff1d(rows, held_out), held_out
+
+    def training_images(self, validation_fraction: float) -> int:
+        """Return the number of images outside a fold."""
+        return self._sides(validation_fraction, 0)[0].size
+
+    def draw(
+        self, rng: np.random.Generator, validation_fraction: float, count: int, seed: int
+    ) -> tuple[Pixels, Labels]:
+        """Draw images with replacement."""
+        rows = rng.choice(self._sides(validation_fraction, seed)[0], count)
+        return self.pixels[rows], self.labels[rows]
+
+    def validation(self, validation_fraction: float, samples: int, seed: int) -> tuple[Pixels, Labels]:
+        """Return the seed's fold."""
+        rows = self._sides(validation_fraction, seed)[1][:samples]
+        return self.pixels[rows], self.labels[rows]
+
+
+def open_digits(_argument: str = "") -> Folds:
+    """Open the 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn (Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = np.minimum(found.images * 16, 255).astype(np.uint8)[:, None]  # 17 grey levels to the range of a byte
+    return Folds(pixels, found.target.astype(np.int64), 10)

@@ -1,0 +1,144 @@
+"""A convolutional network in LeNet-5's form (LeCun et al. 1998): two convolutions with pooling, three dense layers.
+
+Legend: C1, C2 channels of the convolutions, F1, F2 widths of the hidden dense layers.
+
+The dial keeps the classic proportions 6 : 16 : 120 : 84, and lets F1 take up what rounding left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.images import Images
+from scalebench.families.base import Counts, OutOfReach
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks import Classification, classification
+
+SUMMARY = "convolutional network in LeNet-5's form on images"
+DATA = "glyphs"
+TAKES = Images
+SEQUENCES = False
+IMPLEMENTATIONS = ("eager", "compile")
+
+
+@dataclass(frozen=True)
+class Config:
+    """``first`` and ``second`` channels, ``dense1`` and ``dense2`` features, between images and classes."""
+
+    first: int = 6
+    second: int = 16
+    dense1: int = 120
+    dense2: int = 84
+    kernel: int = 5
+    image_size: int = 32
+    channels: int = 3
+    classes: int = 10
+
+    @property
+    def grid(self) -> int:
+        """Pixels along a side after both convolutions (no padding) and both poolings."""
+        return ((self.image_size - self.kernel + 1) // 2 - self.kernel + 1) // 2
+
+
+SIZES = {"lenet": Config()}
+
+
+def explicit(**fields: Any) -> Config:
+    """Return the Config of the given fields, the classic network's where not given."""
+    config = Config(**fields)
+    if config.grid < 1:
+        raise OutOfReach(f"image_size = {config.image_size} is too small for two convolutions of {config.kernel}")
+    return config
+
+
+def at(params: float, *, dense1: int | None = None, **held: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``."""
+    scale = 1.0
+    for _ in range(60):  # parameters grow about as the square of the scale
+        config = _scaled(scale, dense1, held)
+        scale *= (params / count(config).total) ** 0.5
+    config = _scaled(scale, dense1, held)
+    if dense1 is None:
+        base, one_more = (count(replace(config, dense1=width)).total for width in (0, 1))
+        config = replace(config, dense1=max(1, round((params - base) / (one_more - base))))
+    found = count(config).total
+    if abs(found / params - 1) > 0.05:
+        raise OutOfReach(
+            f"{params:g} parameters: the nearest cnn ({config.first} and {config.second} channels, {config.classes} "
+            f"classes) has {found:,}; within 5 % from about 3,000 up when no field is held"
+        )
+    return config
+
+
+def _scaled(scale: float, dense1: int | None, held: dict[str, Any]) -> Config:
+    classic = {"first": 6, "second": 16, "dense2": 84}
+    widths = {name: max(1, round(scale * width)) for name, width in classic.items()}
+    return explicit(**(widths | {"dense1": dense1 or max(1, round(scale * 120))} | held))
+
+
+def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
+    """Return what the images decide; smaller ones than 32 pixels are enlarged to that."""
+    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
+
+
+def learning_rate(config: Config) -> float:
+    """Return AdamW's learning rate for a size: 0.01 (N / 1e4)^(-1/4)."""
+    return float(0.01 * (count(config).total / 1e4) ** -0.25)
+
+
+def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
+    """Count exactly. Matrix products and convolutions only, per image."""
+    c, area = config, config.kernel**2
+    sides = (c.image_size - c.kernel + 1, (c.image_size - c.kernel + 1) // 2 - c.kernel + 1)
+    convolutions = [(c.channels, c.first, sides[0]), (c.first, c.second, sides[1])]
+    dense = [(c.second * c.grid**2, c.dense1), (c.dense1, c.dense2), (c.dense2, c.classes)]
+    groups = {
+        f"convolution{i}": inputs * outputs * area + outputs for i, (inputs, outputs, _) in enumerate(convolutions, 1)
+    }
+    groups |= {f"dense{i}": inputs * outputs + outputs for i, (inputs, outputs) in enumerate(dense, 1)}
+    products = sum(inputs * outputs * area * side**2 for inputs, outputs, side in convolutions)
+    products += sum(inputs * outputs for inputs, outputs in dense)
+    kept = sum(2 * outputs * side**2 + inputs for inputs, outputs, side in convolutions) + 2 * (c.dense1 + c.dense2)
+    total = sum(groups.values())
+    return Counts(
+        by_group=groups,
+        non_embedding=total,
+        active=total,
+        forward_flops=2 * products,
+        attention_flops=0,
+        activation_bytes=4 * (kept + c.channels * c.image_size**2 + c.second * c.grid**2 + 3 * c.classes),
+    )
+
+
+def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+    """Return classification of the images."""
+    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
+
+
+class CNN(nn.Module):
+    """Images (B, channels, S, S) to logits (B, classes)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.convolution1 = nn.Conv2d(config.channels, config.first, config.kernel)
+        self.convolution2 = nn.Conv2d(config.first, config.second, config.kernel)
+        self.dense1 = nn.Linear(config.second * config.grid**2, config.dense1)
+        self.dense2 = nn.Linear(config.dense1, config.dense2)
+        self.dense3 = nn.Linear(config.dense2, config.classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)
+        """Return logits (B, classes)."""
+        x = F.max_pool2d(F.relu(self.convolution1(images)), 2)
+        x = F.max_pool2d(F.relu(self.convolution2(x)), 2)
+        x = F.relu(self.dense1(torch.flatten(x, 1)))
+        return self.dense3(F.relu(self.dense2(x)))
+
+
+def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
+    """Return the network."""
+    return CNN(config)

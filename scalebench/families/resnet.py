@@ -1,0 +1,282 @@
+"""Residual networks (He et al. 2016), in their ImageNet and CIFAR forms, with or without the residual connections.
+
+Legend: W width, the channels of the first stage; ``last``, the channels of the last one.
+
+The ImageNet form has a 7×7 stem, four stages W, 2W, 4W, ``last`` = 8W, and projections where shapes change. The CIFAR
+form has a 3×3 stem, three stages W, 2W, ``last`` = 4W of (depth - 2) / 6 blocks each, and shortcuts without parameters
+(subsampled, padded with zero channels). ``residual = false`` leaves out every connection, and the projections with it.
+
+The dial holds the depth (20 in the CIFAR form, its default) and solves for W, then for ``last`` to land within 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.images import Images
+from scalebench.families.base import Counts, OutOfReach
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks import Classification, classification
+
+SUMMARY = "residual network (ImageNet and CIFAR forms; residual = false for the plain one)"
+DATA = "glyphs"
+TAKES = Images
+SEQUENCES = False
+IMPLEMENTATIONS = ("eager", "compile")
+
+# Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_EXPANSION = 4  # of a bottleneck's channels by its last convolution
+
+
+@dataclass(frozen=True)
+class Config:
+    """A residual network's shape."""
+
+    depth: int
+    width: int
+    last: int
+    form: Literal["imagenet", "cifar"] = "cifar"
+    residual: bool = True
+    image_size: int = 32
+    channels: int = 3
+    classes: int = 10
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks are 1×1, 3×3, 1×1 convolutions rather than two of 3×3."""
+        return self.form == "imagenet" and self.depth >= 50
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Blocks and channels of each stage."""
+        if self.form == "cifar":
+            return [((self.depth - 2) // 6, channels) for channels in (self.width, 2 * self.width, self.last)]
+        widths = (self.width, 2 * self.width, 4 * self.width, self.last)
+        return list(zip(STAGES[self.depth], widths, strict=True))
+
+
+def _imagenet(depth: int) -> Config:
+    return Config(depth, 64, 512, "imagenet", image_size=224, classes=1000)
+
+
+SIZES = {f"resnet{depth}": _imagenet(depth) for depth in STAGES}
+SIZES |= {f"resnet{depth}-cifar": Config(depth, 16, 64) for depth in (20, 32, 44, 56, 110)}
+
+
+# --- the dial --------------------------------------------------------------------------------------------------------
+
+
+def explicit(width: int, depth: int | None = None, last: int | None = None, **fields: Any) -> Config:
+    """Return the Config of a width; the depth is the form's smallest published one unless given."""
+    form = fields.get("form", Config.form)
+    depth = depth or (20 if form == "cifar" else 18)
+    if form == "cifar" and (depth < 8 or (depth - 2) % 6):
+        raise OutOfReach(f"depth = {depth}: the CIFAR form has 6 n + 2 layers: 8, 14, 20, 26, …")
+    if form == "imagenet" and depth not in STAGES:
+        raise OutOfReach(f"depth = {depth}: the ImageNet form has {', '.join(map(str, STAGES))} layers")
+    wide = (4 if form == "cifar" else 8) * width
+    if last is not None and last < wide // 2:
+        raise OutOfReach(f"last = {last}: no fewer channels than the stage before it, {wide // 2}")
+    return Config(depth, width, last or wide, **fields)
+
+
+def at(params: float, *, width: int | None = None, last: int | None = None, **held: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; depth or last may be held."""
+    if width is not None:
+        raise OutOfReach("a resnet's dial solves for the width: hold depth instead, or give width without params")
+    ideal = 16.0
+    for _ in range(60):  # parameters grow about as the square of the width
+        ideal *= (params / count(explicit(max(1, round(ideal)), last=last, **held)).total) ** 0.5
+    near = [explicit(wide, last=last, **held) for wide in range(max(1, math.floor(ideal) - 1), math.ceil(ideal) + 1)]
+    if last is None:
+        near = [_with_last(one, params) for one in near]
+    config = min(near, key=lambda one: abs(count(one).total - params))
+    found_params = count(config).total
+    if abs(found_params / params - 1) > 0.05:
+        raise OutOfReach(
+            f"{params:g} parameters: the nearest resnet (depth {config.depth}, width {config.width}) has "
+            f"{found_params:,}; within 5 % from about 3,000 up at depth 8, 10,000 at 20"
+        )
+    return config
+
+
+def _with_last(config: Config, params: float) -> Config:
+    """Solve for the last stage's channels, in which the parameters are quadratic; no fewer than the stage before."""
+    zero, one, two = (count(replace(config, last=channels)).total for channels in (0, 1, 2))
+    square = (two - 2 * one + zero) / 2
+    slope, missing = one - zero - square, zero - params
+    root = (-slope + math.sqrt(max(0.0, slope**2 - 4 * square * missing))) / (2 * square)
+    return replace(config, last=max(config.last // 2, round(root)))
+
+
+def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
+    """Return what the images decide; smaller ones than 32 pixels are enlarged to that."""
+    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
+
+
+def learning_rate(config: Config) -> float:
+    """Return AdamW's learning rate for a size: 0.01 (N / 1e4)^(-1/4)."""
+    return float(0.01 * (count(config).total / 1e4) ** -0.25)
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+class Conv(NamedTuple):
+    """One convolution with its batch normalisation: channels in and out, kernel, stride, and the side it gives."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    side: int
+
+    @property
+    def weights(self) -> int:
+        """Weights of the convolution."""
+        return self.inputs * self.outputs * self.kernel**2
+
+
+class BlockShape(NamedTuple):
+    """A block's convolutions, and the projection of its shortcut where it has one."""
+
+    convolutions: list[Conv]
+    projection: Conv | None
+
+
+def blocks_of(config: Config) -> Iterator[BlockShape]:
+    """Yield the shape of every block, first to last."""
+    inputs, side = config.width, config.image_size
+    if config.form == "imagenet":
+        side = math.ceil(math.ceil(side / 2) / 2)
+    for stage, (blocks, channels) in enumerate(config.stages):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            outputs = channels * _EXPANSION if config.bottleneck else channels
+            small = math.ceil(side / stride)
+            changes = config.residual and config.form == "imagenet" and (stride > 1 or inputs != outputs)
+            projection = Conv(inputs, outputs, 1, stride, small) if changes else None
+            yield BlockShape(_convolutions(config, inputs, channels, stride, (side, small)), projection)
+            inputs, side = outputs, small
+
+
+def _convolutions(config: Config, inputs: int, channels: int, stride: int, sides: tuple[int, int]) -> list[Conv]:
+    side, small = sides
+    if not config.bottleneck:
+        return [Conv(inputs, channels, 3, stride, small), Conv(channels, channels, 3, 1, small)]
+    wide = channels * _EXPANSION
+    return [
+        Conv(inputs, channels, 1, 1, side),
+        Conv(channels, channels, 3, stride, small),
+        Conv(channels, wide, 1, 1, small),
+    ]
+
+
+def stem_of(config: Config) -> Conv:
+    """Return the first convolution: 7×7 of stride 2 in the ImageNet form, 3×3 in the CIFAR form."""
+    kernel, stride = (7, 2) if config.form == "imagenet" else (3, 1)
+    return Conv(config.channels, config.width, kernel, stride, math.ceil(config.image_size / stride))
+
+
+def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
+    """Count exactly, batch normalisation included. Convolutions and the last product only, per image."""
+    blocks = list(blocks_of(config))
+    stem, inside = stem_of(config), [conv for block in blocks for conv in block.convolutions]
+    projections = [block.projection for block in blocks if block.projection]
+    features = inside[-1].outputs
+    groups = {
+        "stem": stem.weights,
+        "blocks": sum(conv.weights for conv in inside),
+        "projections": sum(conv.weights for conv in projections),
+        "norm": 2 * sum(conv.outputs for conv in [stem, *inside, *projections]),
+        "head": features * config.classes + config.classes,
+    }
+    everything = [stem, *inside, *projections]
+    products = sum(conv.weights * conv.side**2 for conv in everything) + features * config.classes
+    # Kept for backward: each convolution's output, its normalised form, and the rectified one.
+    kept = sum(3 * conv.outputs * conv.side**2 for conv in everything) + config.channels * config.image_size**2
+    total = sum(groups.values())
+    return Counts(
+        by_group=groups,
+        non_embedding=total,
+        active=total,
+        forward_flops=2 * products,
+        attention_flops=0,
+        activation_bytes=4 * kept,
+    )
+
+
+def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+    """Return classification of the images."""
+    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
+
+
+# --- the module ------------------------------------------------------------------------------------------------------
+
+
+def _normed(shape: Conv) -> nn.Sequential:
+    convolution = nn.Conv2d(
+        shape.inputs, shape.outputs, shape.kernel, shape.stride, padding=shape.kernel // 2, bias=False
+    )
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(shape.outputs))
+
+
+class Block(nn.Module):
+    """Convolutions with normalisation, rectified between, and a shortcut around them."""
+
+    def __init__(self, shape: BlockShape, *, residual: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(_normed(conv) for conv in shape.convolutions)
+        self.projection = _normed(shape.projection) if shape.projection else None
+        self.residual = residual
+        self.stride = math.prod(conv.stride for conv in shape.convolutions)
+        self.added = shape.convolutions[-1].outputs - shape.convolutions[0].inputs
+
+    def shortcut(self, x: Tensor) -> Tensor:  # (B, C, S, S)
+        """Return x in the shape that the convolutions give: projected, or subsampled and padded with zeros."""
+        if self.projection is not None:
+            return self.projection(x)
+        if self.stride == 1 and self.added == 0:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, S, S)
+        """Refine x."""
+        y = x
+        for layer in self.convolutions[:-1]:
+            y = F.relu(layer(y))
+        y = self.convolutions[-1](y)
+        return F.relu(y + self.shortcut(x) if self.residual else y)
+
+
+class ResNet(nn.Module):
+    """Images (B, channels, S, S) to logits (B, classes)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stem = _normed(stem_of(config))
+        self.pool = nn.MaxPool2d(3, 2, padding=1) if config.form == "imagenet" else nn.Identity()
+        shapes = list(blocks_of(config))
+        self.blocks = nn.ModuleList(Block(shape, residual=config.residual) for shape in shapes)
+        self.head = nn.Linear(shapes[-1].convolutions[-1].outputs, config.classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)
+        """Return logits (B, classes)."""
+        x = self.pool(F.relu(self.stem(images)))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.mean(x, dim=(2, 3)))
+
+
+def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
+    """Return the network."""
+    return ResNet(config)

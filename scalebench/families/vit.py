@@ -1,0 +1,210 @@
+"""Vision transformer (Dosovitskiy et al. 2021): image patches as tokens, and a class token that reads them.
+
+Legend: P patch side, T tokens = (S / P)² + 1, C width, H heads, D head dimension, F hidden width, L depth.
+
+The dial sets depth, width and heads as the gpt's does, then the hidden width so that patches, head and blocks together
+land within 5 %. ``params`` leaves out the position embedding and the class token, which nothing is multiplied with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.images import Images
+from scalebench.families import gpt
+from scalebench.families.base import Counts, OutOfReach
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks import Classification, classification
+
+SUMMARY = "vision transformer on images"
+DATA = "glyphs"
+TAKES = Images
+SEQUENCES = False
+IMPLEMENTATIONS = ("eager", "sdpa", "compile")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A vision transformer's shape."""
+
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+    hidden: int
+    patch: int = 4
+    image_size: int = 32
+    channels: int = 3
+    classes: int = 10
+
+    @property
+    def inner(self) -> int:
+        """Features that attention works in: H D."""
+        return self.heads * self.head_dim
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch) ** 2 + 1
+
+
+def _published(width: int, heads: int) -> Config:
+    return Config(12, width, heads, 64, 4 * width, patch=16, image_size=224, classes=1000)
+
+
+# Tiny and small as in Touvron et al. 2021, base as in Dosovitskiy et al. 2021.
+SIZES = {"vit-tiny": _published(192, 3), "vit-small": _published(384, 6), "vit-base": _published(768, 12)}
+
+
+def explicit(depth: int, width: int, **fields: Any) -> Config:
+    """Return the Config of a depth and width, heads and hidden width by the gpt's rules unless given."""
+    shape = {name: fields.pop(name) for name in ("head_dim", "heads", "hidden") if name in fields}
+    as_gpt = gpt.explicit(depth, width, vocab_size=1, context=1, **shape)
+    config = Config(depth, width, as_gpt.heads, as_gpt.head_dim, as_gpt.hidden, **fields)
+    if config.image_size % config.patch:
+        raise OutOfReach(f"patch = {config.patch} does not divide image_size = {config.image_size}")
+    return config
+
+
+def at(params: float, **held: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; any field may be held."""
+    shape = {name: held[name] for name in ("depth", "width") if name in held}
+    blocks = params
+    for _ in range(30):  # what patches and classes need is not there for the blocks
+        try:
+            as_gpt = gpt.at(max(blocks, params / 4), vocab_size=1, context=1, bias=True, norm="layer", **shape)
+        except OutOfReach as error:
+            raise OutOfReach(f"{params:g} parameters: {error}".replace("gpt", "vit")) from error
+        config = explicit(**({"depth": as_gpt.depth, "width": as_gpt.width} | held))
+        found = count(config).by_group
+        blocks = params - found["patches"] - found["head"]
+    if "hidden" not in held:
+        base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
+        config = replace(config, hidden=max(1, gpt.hidden_step((params - base) / (one_more - base))))
+    found_params = count(config).non_embedding
+    if abs(found_params / params - 1) > 0.05:
+        raise OutOfReach(
+            f"{params:g} parameters: the nearest vit (depth {config.depth}, width {config.width}, {config.classes} "
+            f"classes) has {found_params:,}; within 5 % from about 4,000 up when no field is held"
+        )
+    return config
+
+
+def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
+    """Return what the images decide; smaller ones than 32 pixels are enlarged to that."""
+    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
+
+
+def learning_rate(config: Config) -> float:
+    """Return AdamW's learning rate for a size: 0.006 (N / 1e4)^(-1/3)."""
+    return float(0.006 * (count(config).non_embedding / 1e4) ** (-1 / 3))
+
+
+def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - patches make the sequence
+    """Count exactly. Matrix products and the patches' convolution only, per image."""
+    c = config
+    patch = c.channels * c.patch**2
+    groups = {
+        "patches": patch * c.width + c.width,
+        "positions": c.tokens * c.width,
+        "class_token": c.width,
+        "attention": c.depth * (4 * c.width * c.inner + 3 * c.inner + c.width),
+        "mlp": c.depth * (2 * c.width * c.hidden + c.hidden + c.width),
+        "norm": (2 * c.depth + 1) * 2 * c.width,
+        "head": c.width * c.classes + c.classes,
+    }
+    per_token = c.depth * (4 * c.width * c.inner + 2 * c.width * c.hidden)
+    attention_flops = c.depth * 4 * c.tokens**2 * c.inner
+    products = c.tokens * per_token + (c.tokens - 1) * patch * c.width + c.width * c.classes
+    kept = c.tokens * (c.depth * (6 * c.width + 8 * c.inner + 2 * c.hidden) + 4 * c.width)
+    total = sum(groups.values())
+    return Counts(
+        by_group=groups,
+        non_embedding=total - groups["positions"] - groups["class_token"],
+        active=total,
+        forward_flops=2 * products + attention_flops,
+        attention_flops=attention_flops,
+        activation_bytes=4 * (kept + 2 * c.depth * c.heads * c.tokens**2 + c.channels * c.image_size**2),
+    )
+
+
+def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+    """Return classification of the images."""
+    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
+
+
+# --- the module ------------------------------------------------------------------------------------------------------
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T)."""
+    return (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(dim=-1) @ v
+
+
+class Block(nn.Module):
+    """Attention over all tokens, then an MLP, each added to what it was given."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.norm1, self.norm2 = (nn.LayerNorm(config.width, eps=1e-6) for _ in range(2))
+        self.qkv = nn.Linear(config.width, 3 * config.inner)
+        self.out = nn.Linear(config.inner, config.width)
+        self.up = nn.Linear(config.width, config.hidden)
+        self.down = nn.Linear(config.hidden, config.width)
+        self.attend = eager_attention if implementation == "eager" else F.scaled_dot_product_attention
+
+    def attention(self, x: Tensor) -> Tensor:  # (B, T, C)
+        """Mix x over the tokens."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+        """Refine x."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """Images (B, channels, S, S) to logits (B, classes)."""
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.zeros(1, config.tokens, config.width))
+        self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+        self._initialise(config)
+
+    @torch.no_grad()
+    def _initialise(self, config: Config) -> None:
+        """Scale matrices by 1/sqrt(fan in) and what is added to the stream by 1/sqrt(2 L); positions start small."""
+        self.positions.normal_(std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif name.endswith("weight") and parameter.ndim >= 2:
+                residual = name.endswith(("out.weight", "down.weight"))
+                parameter.normal_(std=parameter[0].numel() ** -0.5 / (math.sqrt(2 * config.depth) if residual else 1))
+
+    def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)
+        """Return logits (B, classes) read off the class token."""
+        x = self.patches(images).flatten(2).transpose(1, 2)  # (B, T - 1, C)
+        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), dim=1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
+
+
+def build(config: Config, implementation: str) -> nn.Module:
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's fused operator."""
+    return ViT(config, implementation)

@@ -1,0 +1,126 @@
+"""One row per study and series: what was tried, what size bought in loss, and how costs grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scalebench.reporting.fits import STEP_TIME, N, Series, numeric, prepare, series_of
+from scalebench.reporting.quantities import bounded, quantity, uncertain
+from scalebench.reporting.tables import Cell, Table, word
+from scalebench.store import Results
+
+COLUMNS = (
+    "study", "sizes", "from", "to", "trials ok", "loss, smallest", "loss, largest", "law's exponent",
+    "step time grows as N^", "memory grows as N^", "work",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The exponent b of y ~ N^b over a range of sizes, with its 95 % interval; NaN where there is none."""
+
+    exponent: float
+    low: float
+    high: float
+
+
+def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
+    """Return the mean exponent over the range: least squares of log y on log N, t interval; medians per size.
+
+    None with fewer than two sizes; no interval with two.
+    """
+    from scipy.stats import linregress, t
+
+    kept = pd.DataFrame({"n": sizes, "y": values}).dropna()
+    medians = kept[(kept["n"] > 0) & (kept["y"] > 0)].groupby("n")["y"].median()
+    if len(medians) < 2:
+        return None
+    fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))
+    slope, freedom = float(fitted.slope), len(medians) - 2
+    half = float(t.ppf(0.975, freedom) * fitted.stderr) if freedom else float("nan")
+    return Growth(slope, slope - half, slope + half)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What one series of a study comes to; losses in nats with their standard errors, work in seconds."""
+
+    study: str
+    label: str
+    series: Series
+    step_time: Growth | None
+    memory: Growth | None
+    work_s: float | None
+
+
+def overviews(results: Results) -> Iterator[Overview]:
+    """Yield every series of every study of ``results``."""
+    for name, raw in results.frame.groupby("study", sort=False):
+        frame = prepare(raw)
+        for one in series_of(frame, results.studies.get(str(name)) or {}):
+            timed = one.trials[one.trials["timed"]]
+            peak = one.usable[one.memory_column] if one.memory_column else None
+            work = numeric(one.trials, "wall_time_s").dropna()
+            yield Overview(
+                str(name),
+                one.label,
+                one,
+                step_time=growth(timed[N], timed[STEP_TIME]),
+                memory=None if peak is None else growth(one.usable[N], peak),
+                work_s=float(work.sum()) if len(work) else None,
+            )
+
+
+def overview_table(results: Results) -> Table:
+    """Return the overview of every study as a table."""
+    caption = (
+        "Every study: sizes in non-embedding parameters, validation loss in nats with its standard error, the "
+        "exponent of its law, and how time per step and peak memory grew over the sizes, each with its 95 % interval. "
+        "Work adds up the trials."
+    )
+    return Table(caption, COLUMNS, tuple(_row(one) for one in overviews(results)))
+
+
+def _row(one: Overview) -> tuple[Cell, ...]:
+    sizes, trials = one.series.sizes, one.series.trials
+    name = word(f"{one.study}: {one.label}" if one.label else one.study)
+    done = (f"{int(trials['valid'].sum())} of {len(trials)}", int(trials["valid"].sum()))
+    if sizes.empty:
+        return (name, word(None), word(None), word(None), done, *[word(None)] * (len(COLUMNS) - 5))
+    first, last = sizes.iloc[0], sizes.iloc[-1]
+    return (
+        name,
+        (str(len(sizes)), len(sizes)),
+        (quantity(first["params"]), float(first["params"])),
+        (quantity(last["params"]), float(last["params"])),
+        done,
+        (uncertain(first["mean"], first["se"]), float(first["mean"])),
+        (uncertain(last["mean"], last["se"]), float(last["mean"])),
+        _exponent(one.series),
+        _growth_cell(one.step_time),
+        _growth_cell(one.memory),
+        (quantity(one.work_s, "s"), one.work_s),
+    )
+
+
+def _exponent(series: Series) -> Cell:
+    trend = series.loss_all
+    if trend.fit is None or "alpha" not in trend.fit.parameters:
+        return word(None)
+    value = trend.fit.parameters["alpha"]
+    return _with_interval(value, *trend.interval("alpha")), value
+
+
+def _growth_cell(found: Growth | None) -> Cell:
+    if found is None:
+        return word(None)
+    return _with_interval(found.exponent, found.low, found.high), found.exponent
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    one, ends = bounded(value, low, high)
+    return f"{one} ({ends})"

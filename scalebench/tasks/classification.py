@@ -1,0 +1,96 @@
+"""Classification of images: cross-entropy in nats, accuracy, and F1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scalebench.data.images import Images, Labels, Pixels
+from scalebench.data.synthetic import generator
+from scalebench.study import DataSpec, TrainSpec
+from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch
+
+# Bytes to about zero mean and unit spread, the same for every source: networks want small numbers.
+_CENTRE, _SPREAD = 127.5, 63.75
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Name the class of each image. Images smaller than ``image_size`` are enlarged, bilinearly."""
+
+    images: Images
+    image_size: int
+    batch_size: int
+    seed: int
+    validation_fraction: float
+    validation_samples: int
+    tokens_per_sample: int | None = None
+    floor_nats: float | None = None
+
+    @property
+    def samples_per_epoch(self) -> float | None:
+        """Training images; None where none comes twice."""
+        return self.images.training_images(self.validation_fraction)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when the images are larger than the model takes."""
+        if self.images.size > self.image_size:
+            raise ValueError(f"image_size = {self.image_size} is smaller than the images, {self.images.size} pixels")
+
+    def batch(self, step: int) -> Batch:
+        """Return images (B, channels, size, size), float32, and classes (B,)."""
+        draw = generator(TRAINING, self.seed, step)
+        return self._prepared(*self.images.draw(draw, self.validation_fraction, self.batch_size, self.seed))
+
+    def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        """Yield the held-out images; each is a cluster, since they are independent."""
+        pixels, labels = self.images.validation(self.validation_fraction, self.validation_samples, self.seed)
+        for start in range(0, len(labels), VALIDATION_BATCH):
+            rows = slice(start, start + VALIDATION_BATCH)
+            yield self._prepared(pixels[rows], labels[rows]), np.arange(start, start + len(labels[rows]))
+
+    def _prepared(self, pixels: Pixels, labels: Labels) -> Batch:
+        images = (torch.from_numpy(pixels.astype(np.float32)) - _CENTRE) / _SPREAD
+        if self.images.size != self.image_size:
+            images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
+        return images, torch.from_numpy(labels)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each image, (B,)."""
+        images, labels = batch
+        return F.cross_entropy(model(images).float(), labels, reduction="none")
+
+    def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return loss, class and the class named of each image."""
+        images, labels = batch
+        logits = model(images).float()
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        return {"loss_nats": loss, "label": labels, "named": logits.argmax(1)}
+
+    def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
+        """Return accuracy, and F1 averaged over the classes that occur."""
+        from sklearn.metrics import f1_score
+
+        label, named = judged["label"], judged["named"]
+        return {"accuracy": float(np.mean(label == named)), "f1": float(f1_score(label, named, average="macro"))}
+
+
+def classification(
+    images: Images, image_size: int, spec: DataSpec, train: TrainSpec, *, channels: int, classes: int
+) -> Classification:
+    """Return classification of a source's images by a model of given image size, channels and classes.
+
+    Raises ``ValueError`` naming the field in which model and images differ.
+    """
+    if channels != images.channels:
+        raise ValueError(f"channels = {channels}: the images have {images.channels}")
+    if classes < images.classes:
+        raise ValueError(f"classes = {classes}: the labels go from 0 to {images.classes - 1}")
+    shape = (image_size, train.batch_size, train.seed)
+    return Classification(images, *shape, spec.validation_fraction, spec.validation_samples)

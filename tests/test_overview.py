@@ -1,0 +1,61 @@
+"""The overview of studies: exponents against planted ones, and a row for every series."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.reporting.overview import COLUMNS, growth, overview_table
+from scalebench.store import RECORD_COLUMNS, Results
+
+SIZES = np.repeat([1e3, 4e3, 1.6e4, 6.4e4, 2.56e5], 2)
+
+
+def planted(study: str, exponent: float, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({name: [None] * len(SIZES) for name in RECORD_COLUMNS})
+    loss = 1.5 + 20 * SIZES**-0.4 + rng.normal(0, 0.002, len(SIZES))
+    return frame.assign(
+        study=study, trial_id=[f"{study}{i}" for i in range(len(SIZES))], status="ok", family="mlp",
+        params_non_embedding=SIZES, seed=[0, 1] * 5, validation_loss_nats=loss, validation_loss_se_nats=0.002,
+        step_time_median_s=1e-6 * SIZES**exponent, peak_rss_bytes=1e3 * SIZES**0.5, timing_exclusive=True,
+        wall_time_s=2.0,
+    )  # fmt: skip
+
+
+def test_growth_is_the_planted_exponent_and_its_interval_holds_it() -> None:
+    x = pd.Series(SIZES)
+    found = growth(x, 3e-6 * x**0.8)
+    assert found.exponent == pytest.approx(0.8, abs=1e-12)
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(400):
+        noisy = growth(x[::2], 3e-6 * x[::2] ** 0.8 * np.exp(rng.normal(0, 0.1, 5)))
+        inside += noisy.low <= 0.8 <= noisy.high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_one_size_has_no_growth_and_two_have_no_interval() -> None:
+    assert growth(pd.Series([10.0, 10.0]), pd.Series([1.0, 2.0])) is None
+    assert np.isnan(growth(pd.Series([10.0, 20.0]), pd.Series([1.0, 2.0])).low)
+
+
+def test_every_study_has_a_row() -> None:
+    frame = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
+    frame.loc[3, "status"] = "failed"
+    table = overview_table(Results(frame, (), {"a": {}, "b": {}}))
+    assert table.columns == COLUMNS
+    rows = {row[0][0]: dict(zip(COLUMNS, row, strict=True)) for row in table.rows}
+    assert list(rows) == ["a", "b"]
+    assert rows["a"]["trials ok"] == ("9 of 10", 9)
+    assert rows["b"]["step time grows as N^"][1] == pytest.approx(1.0)
+    assert rows["a"]["memory grows as N^"][1] == pytest.approx(0.5)
+    assert rows["b"]["law's exponent"][1] == pytest.approx(0.4, abs=0.05)
+    assert rows["b"]["work"][1] == 20.0
+
+
+def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
+    frame = planted("a", 1.0, 1).assign(status="failed")
+    (row,) = overview_table(Results(frame, (), {"a": {}})).rows
+    assert row[4][0] == "0 of 10"
+    assert len(row) == len(COLUMNS)

@@ -1,0 +1,393 @@
+"""Sources of data: known entropies, real formats read back, corrupt files named, the two sides kept apart."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalebench.data import DataError, open_data, open_source
+from scalebench.data.byte_pair import BytePairs
+from scalebench.data.glyphs import CLASSES, FONTS, Glyphs, atlas
+from scalebench.data.images import Folds
+from scalebench.data.markov import Markov, entropy_rate_nats, stationary, transition
+from scalebench.data.shards import Shards
+from scalebench.data.synthetic import generator
+from scalebench.data.text import Text
+from scalebench.tasks import Classification, NextToken
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache of tokenized texts out of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+# --- markov ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_stationary_law_is_one() -> None:
+    law = stationary(16)
+    assert law.sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(np.einsum("ab,abc->bc", law, transition(16)), law, atol=1e-14)
+
+
+def test_the_entropy_rate_is_that_of_a_long_sample() -> None:
+    """Two million symbols under the true chances: the mean of -ln P is within four standard errors of the rate."""
+    drawn = Markov(16).draw(generator(5), 0.2, 2000, 1002).astype(np.int64)
+    surprise = -np.log(transition(16)[drawn[:, :-2], drawn[:, 1:-1], drawn[:, 2:]]).mean(axis=1)
+    error = surprise.std(ddof=1) / math.sqrt(len(surprise))
+    assert abs(surprise.mean() - entropy_rate_nats(16)) < 4 * error
+    assert error < 2e-3
+
+
+def test_counting_transitions_of_a_sample_gives_the_same_entropy() -> None:
+    """Without the true chances: the plug-in estimate from counts of a long sample, its bias (cells - contexts)/2n."""
+    drawn = Markov(8).draw(generator(6), 0.2, 500, 2002).astype(np.int64)
+    triples = drawn[:, :-2] * 64 + drawn[:, 1:-1] * 8 + drawn[:, 2:]
+    counts = np.bincount(triples.ravel(), minlength=512).reshape(64, 8)
+    n, rows = counts.sum(), counts.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plug_in = -np.nansum(counts * np.log(counts / rows)) / n
+    assert plug_in + (512 - 64) / (2 * n) == pytest.approx(entropy_rate_nats(8), abs=4e-3)
+
+
+def test_the_floor_counts_that_the_first_prediction_knows_less() -> None:
+    chain = Markov(8)
+    pair = stationary(8)
+    first = -(pair * np.log(pair / pair.sum(axis=1, keepdims=True))).sum()
+    assert chain.floor_nats(1) == pytest.approx(first)
+    assert chain.floor_nats(1) > chain.floor_nats(10) > chain.floor_nats(1000) > entropy_rate_nats(8)
+
+
+def test_a_model_that_knows_the_chain_reaches_its_floor() -> None:
+    chain, length = Markov(8), 16
+    task = NextToken(chain, length, 512, 0, 0.2, 4000)
+    chances = torch.from_numpy(transition(8))
+    once = torch.from_numpy(stationary(8) / stationary(8).sum(axis=1, keepdims=True))
+
+    class Oracle(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            later = chances[tokens[:, :-1], tokens[:, 1:]]
+            return torch.cat((once[tokens[:, :1]], later), dim=1).log()
+
+    losses = torch.cat([task.losses(Oracle(), batch) for batch, _ in task.validation()]).double()
+    error = losses.std() / math.sqrt(len(losses))
+    assert abs(losses.mean() - task.floor_nats) < 4 * error
+    assert task.samples_per_epoch is None
+
+
+@pytest.mark.parametrize("symbols", [1, 129])
+def test_a_chain_has_few_symbols(symbols: int) -> None:
+    with pytest.raises(DataError, match="2 to 128 symbols"):
+        open_data("markov", symbols, 0.2)
+
+
+# --- byte pairs ------------------------------------------------------------------------------------------------------
+
+
+def story(lines: int = 400) -> Text:
+    words = "the model learns a language of few words and many marks: ärger über naïve façades".split()
+    pick = np.random.default_rng(1)
+    return Text(tuple(" ".join(pick.choice(words, 40)).encode() for _ in range(lines)))
+
+
+def test_byte_pairs_give_the_text_back_and_shorten_it() -> None:
+    pairs = story().with_vocabulary(300, 0.2)
+    assert isinstance(pairs, BytePairs)
+    text = "naïve models über all: unseen words, \t and numbers 0123"
+    tokens = pairs.encode(text)
+    assert pairs.decode(tokens) == text
+    assert max(tokens) < pairs.vocab_size == 300
+    assert len(pairs.encode("the model learns a language")) < 20
+
+
+def test_byte_pairs_are_the_same_each_time_and_from_the_cache() -> None:
+    first, again = story().with_vocabulary(300, 0.2), story().with_vocabulary(300, 0.2)
+    drawn = first.draw(generator(3), 0.2, 4, 20)
+    np.testing.assert_array_equal(drawn, again.draw(generator(3), 0.2, 4, 20))
+    assert first.sha256 == again.sha256
+    assert drawn.dtype == np.uint16
+
+
+def test_tokens_stand_for_as_many_bytes_as_the_text_has() -> None:
+    text = story()
+    pairs = text.with_vocabulary(300, 0.2)
+    documents = pairs._encoded[1]
+    lengths = pairs.token_bytes()
+    held_out = [document for document in text.documents if document.decode() in [pairs.decode(d) for d in documents]]
+    assert sum(int(lengths[d].sum()) for d in documents) == sum(len(d) + 1 for d in held_out)
+
+
+def test_held_out_documents_choose_no_merges() -> None:
+    """A word that only held-out documents hold stays in bytes."""
+    text = story(300)
+    held_out = text.with_vocabulary(300, 0.2)._sides[1]
+    marked = tuple(
+        document + b" zyzzyva" * 50 if document + b"\x00" in {d.tobytes() for d in held_out} else document
+        for document in text.documents
+    )
+    both = Text(marked)
+    sides = BytePairs(both, 300, 0.2)._sides
+    only_held_out = not any(b"zyzzyva" in side.tobytes() for side in sides[0])
+    pieces = [BytePairs(both, 300, 0.2).tokenizer.id_to_token(i) for i in range(300)]
+    assert only_held_out == (not any("zyz" in piece for piece in pieces))
+
+
+def test_bits_per_byte_compare_between_vocabularies() -> None:
+    """A uniform guess costs ln V nats a token: bits per byte say so for bytes and for pairs alike."""
+    for corpus in (story(), story().with_vocabulary(300, 0.2)):
+        task = NextToken(corpus, 16, 4, 0, 0.2, 64)
+        judged = [task.judge(Uniform(corpus.vocab_size), batch) for batch, _ in task.validation()]
+        whole = {name: np.concatenate([part[name].numpy() for part in judged]) for name in judged[0]}
+        nats_per_byte = math.log(corpus.vocab_size) / whole["bytes_per_token"].mean()
+        assert task.metrics(whole)["bits_per_byte"] == pytest.approx(nats_per_byte / math.log(2), rel=1e-5)
+
+
+class Uniform(torch.nn.Module):
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*tokens.shape, self.vocab_size)
+
+
+@pytest.mark.parametrize(("vocab_size", "word"), [(256, "257 to 65,536"), (70_000, "257 to 65,536")])
+def test_vocabularies_that_cannot_be_are_refused(vocab_size: int, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        story().with_vocabulary(vocab_size, 0.2)
+
+
+def test_a_text_too_short_for_its_vocabulary_says_what_it_yields() -> None:
+    with pytest.raises(ValueError, match="yields only"):
+        story(20).with_vocabulary(60_000, 0.2).training_tokens(0.2)
+
+
+def test_a_source_without_tokens_has_no_vocabulary() -> None:
+    with pytest.raises(DataError, match="'teacher' has no vocabulary"):
+        open_data("teacher", 300, 0.2)
+
+
+# --- token shards ----------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_mapped_and_their_tails_held_out(tmp_path: Path) -> None:
+    for name, first in (("a.bin", 0), ("b.bin", 10_000)):
+        np.arange(first, first + 10_000, dtype="<u2").tofile(tmp_path / name)
+    shards = open_source(f"tokens:{tmp_path}")
+    assert isinstance(shards, Shards)
+    assert all(isinstance(shard, np.memmap) for shard in shards.shards)
+    assert (shards.vocab_size, shards.training_tokens(0.2)) == (20_000, 16_000)
+    drawn = shards.draw(generator(1), 0.2, 5000, 8)
+    assert (np.diff(drawn.astype(int), axis=1) == 1).all()
+    held_out = shards.validation(0.2, 200, 8)[0]
+    assert not set(drawn.ravel()) & set(held_out.ravel())
+    assert set(held_out.ravel()) <= {*range(8000, 10_000), *range(18_000, 20_000)}
+    assert {int(w[0]) // 10_000 for w in drawn} == {0, 1}
+
+
+def test_every_window_of_a_shard_can_be_drawn_and_evenly(tmp_path: Path) -> None:
+    np.arange(30, dtype="<u2").tofile(tmp_path / "a.bin")
+    np.arange(100, 110, dtype="<u2").tofile(tmp_path / "b.bin")
+    drawn = open_source(f"tokens:{tmp_path}").draw(generator(2), 0.0, 26_000, 5)
+    counts = Counter(drawn[:, 0].tolist())
+    assert sorted(counts) == [*range(26), *range(100, 106)]
+    assert max(counts.values()) < 1.3 * min(counts.values())
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".u32", "<u4"), (".npy", "uint32"), (".u16", "<u2")])
+def test_wide_tokens_and_arrays(tmp_path: Path, suffix: str, dtype: str) -> None:
+    tokens = RNG.integers(50_000, size=400).astype(dtype)
+    path = tmp_path / f"x{suffix}"
+    np.save(path, tokens) if suffix == ".npy" else tokens.tofile(path)
+    shards = open_source(f"tokens:{path}")
+    np.testing.assert_array_equal(np.concatenate(shards.shards), tokens)
+
+
+def test_a_header_with_the_token_count_is_understood(tmp_path: Path) -> None:
+    header = np.zeros(256, dtype="<u4")
+    header[:3] = 20240520, 1, 100
+    (tmp_path / "a.bin").write_bytes(header.tobytes() + np.arange(100, dtype="<u2").tobytes())
+    assert open_source(f"tokens:{tmp_path}").training_tokens(0.0) == 100
+    (tmp_path / "a.bin").write_bytes(header.tobytes() + np.arange(90, dtype="<u2").tobytes())
+    open_source.cache_clear()
+    with pytest.raises(DataError, match=r"a.bin: .* header says 100 tokens: cut short"):
+        open_source(f"tokens:{tmp_path}")
+
+
+def test_the_digest_sees_a_change_anywhere_in_a_small_shard(tmp_path: Path) -> None:
+    tokens = RNG.integers(100, size=5000).astype("<u2")
+    tokens.tofile(tmp_path / "a.bin")
+    before = Shards(tmp_path).sha256
+    tokens[2711] ^= 1
+    tokens.tofile(tmp_path / "a.bin")
+    assert Shards(tmp_path).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "word"),
+    [
+        (b"\x01\x02\x03", "a.bin", r"a\.bin: 3 bytes are no whole number of 2-byte tokens"),
+        (b"\x01\x02\x03\x04\x05\x06", "a.u32", r"a\.u32: 6 bytes are no whole number of 4-byte tokens"),
+        (b"", "a.bin", r"a\.bin: empty"),
+        (b"hello", "a.txt", "no shard there"),
+    ],
+)
+def test_broken_shards_are_named(tmp_path: Path, content: bytes, name: str, word: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=word):
+        open_source(f"tokens:{tmp_path}")
+
+
+def test_a_vocabulary_too_small_for_the_tokens_is_refused(tmp_path: Path) -> None:
+    np.array([1, 2, 900, 4], dtype="<u2").tofile(tmp_path / "a.bin")
+    with pytest.raises(DataError, match="holds token 900"):
+        open_data(f"tokens:{tmp_path}", 500, 0.2)
+    assert open_data(f"tokens:{tmp_path}", 1000, 0.2).vocab_size == 1000
+
+
+def test_a_token_the_samples_missed_is_caught_when_drawn(tmp_path: Path) -> None:
+    """Pages of a large shard are looked at, not all of it: what hides between them is found in the batch."""
+    np.zeros(1000, dtype="<u2").tofile(tmp_path / "a.bin")
+    shards = open_data(f"tokens:{tmp_path}", 10, 0.0)
+    np.full(1000, 77, dtype="<u2").tofile(tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=r"token 77, beyond a vocabulary of 10: set data.vocab_size to at least 78"):
+        shards.draw(generator(0), 0.0, 2, 4)
+
+
+# --- a data set on disk ----------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_on_disk_is_read_by_its_text_column(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"title": ["a", "b", "c"], "text": ["first text", "second text", ""], "stars": [1, 2, 3]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
+    assert set(open_source(f"hf:{tmp_path / 'set'}").documents) == {b"first text", b"second text"}
+    assert set(open_source(f"hf:{tmp_path / 'set'}#title").documents) == {b"a", b"b", b"c"}
+    with pytest.raises(DataError, match=r"no text column 'stars'; those of text are: title, text"):
+        open_source(f"hf:{tmp_path / 'set'}#stars")
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_glyphs_are_different_every_time_and_the_same_for_a_seed() -> None:
+    glyphs = Glyphs()
+    pixels, labels = glyphs.draw(generator(1), 0.2, 64, 0)
+    assert (pixels.shape, pixels.dtype) == ((64, 1, 32, 32), np.uint8)
+    np.testing.assert_array_equal(pixels, glyphs.draw(generator(1), 0.2, 64, 0)[0])
+    assert (pixels != glyphs.draw(generator(2), 0.2, 64, 0)[0]).any()
+    assert labels.max() < glyphs.classes == len(CLASSES) == 47
+    images = {image.tobytes() for image in pixels}
+    assert not images & {image.tobytes() for image in glyphs.validation(0.2, 300, 0)[0]}
+
+
+def test_every_stencil_shows_its_character() -> None:
+    stencils = atlas().reshape(47, len(FONTS), -1).astype(float)
+    assert (stencils.max(axis=2) > 200).all()
+    flat = stencils.reshape(47 * len(FONTS), -1)
+    assert len(np.unique(flat, axis=0)) == len(flat)
+
+
+def test_validation_of_glyphs_does_not_depend_on_how_many_are_asked_for() -> None:
+    few, many = (Glyphs().validation(0.2, n, 0)[0] for n in (256, 300))
+    np.testing.assert_array_equal(few, many[:256])
+
+
+def test_folds_of_the_digits_cover_them_and_keep_the_sides_apart() -> None:
+    digits = open_source("digits")
+    assert isinstance(digits, Folds)
+    assert digits.pixels.shape == (1797, 1, 8, 8)
+    held_out = [digits._sides(0.2, seed)[1] for seed in range(5)]
+    assert sorted(np.concatenate(held_out)) == list(range(1797))
+    for seed in range(5):
+        training = digits._sides(0.2, seed)[0]
+        assert not set(training) & set(held_out[seed])
+        assert training.size + held_out[seed].size == 1797
+    assert digits._sides(0.2, 5)[1].tolist() == held_out[0].tolist()
+
+
+def write_cifar(folder: Path, n: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    rows = RNG.integers(256, size=(n, 3073)).astype(np.uint8)
+    rows[:, 0] %= 10
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        rows.tofile(folder / name)
+    return rows[:, 1:].reshape(n, 3, 32, 32), rows[:, 0]
+
+
+def test_cifar_is_read_plane_by_plane(tmp_path: Path) -> None:
+    pixels, labels = write_cifar(tmp_path)
+    cifar = open_source(f"cifar10:{tmp_path}")
+    np.testing.assert_array_equal(cifar.training[0], pixels)
+    np.testing.assert_array_equal(cifar.validation(0.2, 1000, 0)[1], labels)
+    assert (cifar.channels, cifar.size, cifar.classes, cifar.training_images(0.2)) == (3, 32, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda f: (f / "test_batch.bin").unlink(), "expected data_batch"),
+        (lambda f: (f / "data_batch_1.bin").write_bytes(b"x" * 5000), r"data_batch_1\.bin: 5000 bytes .* corrupt"),
+        (lambda f: (f / "test_batch.bin").write_bytes(b"\x0b" + b"x" * 3072), r"label 11 of image 0 .* 0 to 9"),
+    ],
+)
+def test_broken_cifar_files_are_named(tmp_path: Path, damage, word: str) -> None:
+    write_cifar(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=word):
+        open_source(f"cifar10:{tmp_path}")
+
+
+def write_idx(folder: Path, *, packed: bool = False, labels: int = 12) -> np.ndarray:
+    pixels = RNG.integers(256, size=(12, 28, 28)).astype(np.uint8)
+    for prefix in ("train", "t10k"):
+        images = bytes((0, 0, 8, 3)) + np.array([12, 28, 28], dtype=">u4").tobytes() + pixels.tobytes()
+        names = bytes((0, 0, 8, 1)) + np.array([labels], dtype=">u4").tobytes() + bytes(i % 10 for i in range(labels))
+        for name, content in (("images-idx3", images), ("labels-idx1", names)):
+            path = folder / f"{prefix}-{name}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return pixels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_is_read_plain_and_packed(tmp_path: Path, packed: bool) -> None:
+    pixels = write_idx(tmp_path, packed=packed)
+    found = open_source(f"idx:{tmp_path}")
+    np.testing.assert_array_equal(found.training[0][:, 0], pixels)
+    assert (found.size, found.classes) == (28, 10)
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda f: (f / "train-images-idx3-ubyte").unlink(), "no such file"),
+        (lambda f: (f / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x0d\1junk"), "not IDX of bytes"),
+        (lambda f: (f / "t10k-images-idx3-ubyte").write_bytes(bytes((0, 0, 8, 3)) + b"\0\0\0\x0c" * 3), "cut short"),
+        (lambda f: write_idx(f, labels=11), "12 train images and 11 labels"),
+    ],
+)
+def test_broken_idx_files_are_named(tmp_path: Path, damage, word: str) -> None:
+    write_idx(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DataError, match=word):
+        open_source(f"idx:{tmp_path}")
+
+
+def test_images_are_enlarged_and_metrics_are_scikit_learns() -> None:
+    task = Classification(open_source("digits"), 32, 8, 0, 0.2, 100)
+    images, labels = task.batch(3)
+    assert (images.shape, labels.shape) == ((8, 1, 32, 32), (8,))
+    assert torch.equal(images, task.batch(3)[0])
+    judged = {"label": np.array([0, 0, 1, 2]), "named": np.array([0, 1, 1, 1])}
+    found = task.metrics({name: values.astype(float) for name, values in judged.items()})
+    assert found["accuracy"] == 0.5
+    # By hand: class 0 has F1 2/3, class 1 has 2·(1/3·1)/(1/3+1) = 1/2, class 2 has 0.
+    assert found["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
