@@ -9,6 +9,8 @@ The chain in Python, each step a plain value::
     points = frame[["params_non_embedding", "validation_loss_nats"]].set_axis(["params", "loss"], axis=1)
     fit = scalebench.fit(points, law="power")
     scalebench.report(["results"], "report.html")
+
+and beside it ``scalebench.compare("attention")``: the ways to compute one operation, held against each other.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from scalebench.comparison import compare
     from scalebench.laws import fit
     from scalebench.planning import load_study, plan
     from scalebench.reporting import report
     from scalebench.store import load_results
     from scalebench.sweep import run
 
-__all__ = ["fit", "load_results", "load_study", "plan", "report", "run"]
+__all__ = ["compare", "fit", "load_results", "load_study", "plan", "report", "run"]
 
 # Looked up on first use: `import scalebench` takes no torch, which `report`, `status` and `fit` can do without.
 _HOME = {
+    "compare": "scalebench.comparison",
     "fit": "scalebench.laws",
     "load_results": "scalebench.store",
     "load_study": "scalebench.planning",

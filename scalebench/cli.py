@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
 from scalebench import __version__, cli_laws
+from scalebench.comparison.options import Options
 
 app = App(
     name="scalebench",
@@ -70,11 +71,9 @@ def run(
     *,
     settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
     results: Path = RESULTS,
-    jobs: Annotated[int | None, Parameter(validator=lambda _, value: _positive(value))] = None,
+    jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
-    fresh_code: Annotated[
-        bool, Parameter(negative=(), help="Run again what another version of the code made.")
-    ] = False,
+    fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
     engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
     as_json: Json = False,
 ) -> int:
@@ -92,11 +91,6 @@ def run(
     return console.run_study(
         study, settings, results, jobs, console.statuses(retry), fresh_code=fresh_code, as_json=as_json
     )
-
-
-def _positive(value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"must be at least 1, given {value}")
 
 
 @app.command
@@ -304,6 +298,22 @@ def generate(
 
 for _name, _command in cli_laws.COMMANDS.items():
     app.command(_command, name=_name)
+
+
+@app.command
+def compare(
+    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
+    *,
+    options: Options = Options(),  # noqa: B008 - frozen
+    imports: Annotated[list[Path], Parameter("--import", negative=(), help="pytest-benchmark JSON.")] = [],  # noqa: B006
+    results: Path = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    from scalebench import console_compare
+
+    return console_compare.run_compare(operation, options, imports, results, as_json=as_json)
 
 
 @app.command(name="list")

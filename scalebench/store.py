@@ -169,11 +169,14 @@ def latest_record(trial_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def study_dirs(path: Path) -> list[Path]:
-    """Return the study folders at ``path``: itself, or those directly below it. ``StoreError`` when there are none."""
+    """Return the study folders at ``path``: itself, or those directly below it.
+
+    ``StoreError`` when there are none, unless the folder holds comparisons, which ``comparison_store`` reads.
+    """
     if (path / "trials").is_dir():
         return [path]
     found = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
-    if not found:
+    if not found and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
         raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
     return found
 
@@ -238,10 +241,15 @@ def read_steps(attempt_dir: str | Path) -> pd.DataFrame:
 
 def export(results: Results, path: Path) -> None:
     """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
+    write_table(results.frame, path)
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
     if path.suffix == ".csv":
-        content = results.frame.to_csv(index=False).encode()
+        content = frame.to_csv(index=False).encode()
     elif path.suffix == ".parquet":
-        content = results.frame.to_parquet(index=False)
+        content = frame.to_parquet(index=False)
     else:
         raise StoreError(f"{path}: suffix {path.suffix!r} is not one of .csv, .parquet")
     try:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from scalekernels import cross_entropy_kernels as kernels
 from scalekernels.cost import Cost
-from scalekernels.device import require_device, require_dtype
+from scalekernels.device import require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -342,6 +342,8 @@ def _torch(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _triton(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    if reason := unavailable_reason():
+        raise Unavailable(reason)
     return lambda x, weight, target: linear_cross_entropy(
         x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss
     )

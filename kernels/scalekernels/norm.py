@@ -24,7 +24,7 @@ from torch import Tensor
 from scalekernels import norm_kernels as kernels
 from scalekernels.compilation import Compilation
 from scalekernels.cost import Cost
-from scalekernels.device import require_device, require_dtype
+from scalekernels.device import require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -319,7 +319,7 @@ def providers() -> dict[str, Provider]:
         "eager": Provider("torch.nn.functional.rms_norm or layer_norm after the sum", _prepare(_torch)),
         "compiled": Provider("torch.compile of the same", _prepare_compiled),
         "liger": Provider("Liger's Triton norms after the sum", _prepare_liger),
-        "triton": Provider("this module", _prepare(_triton)),
+        "triton": Provider("this module", _prepare_triton),
     }
 
 
@@ -334,6 +334,12 @@ def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) 
     run = _evaluation(torch.compile(lambda **given: _torch(case.kind, given), fullgraph=True), inputs, backward)
     run()  # compiles
     return run
+
+
+def _prepare_triton(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    if reason := unavailable_reason():
+        raise Unavailable(reason)
+    return _prepare(_triton)(case, inputs, backward)
 
 
 def _prepare_liger(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:

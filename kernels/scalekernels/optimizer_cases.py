@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from scalekernels import optimizer_algorithms as fused
 from scalekernels.cost import Cost
+from scalekernels.device import unavailable_reason
 from scalekernels.optimizer_base import FusedOptimizer
 from scalekernels.optimizer_kernels import QUANTUM
 from scalekernels.optimizer_reference import reference
@@ -201,6 +202,8 @@ def _torch(**flags: Any) -> Make:
 
 def _ours(state_dtype: torch.dtype) -> Make:
     def make(case: Case, params: list[Tensor]) -> Optimizer:
+        if reason := unavailable_reason():
+            raise Unavailable(reason)
         if case.state_dtype not in (torch.float32, state_dtype):
             raise Unavailable(
                 f"keeps {SHORT[state_dtype]} state; this case counts the bytes of {SHORT[case.state_dtype]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scalebench.comparison_store import Comparisons
     from scalebench.store import Results
 
 __all__ = ["picture", "render", "report", "verdict"]
@@ -21,11 +22,11 @@ def report(paths: Sequence[str | Path], output: str | Path) -> Path:
     return page.report([Path(path) for path in paths], Path(output))
 
 
-def render(results: Results) -> str:
-    """Return the page on every study of ``results``; the same results give the same bytes."""
+def render(results: Results, compared: Comparisons | None = None) -> str:
+    """Return the page on every study and comparison; the same results give the same bytes."""
     from scalebench.reporting import page
 
-    return page.render(results)
+    return page.render(results, compared)
 
 
 def picture(results: Results, output: Path) -> Path:

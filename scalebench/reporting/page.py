@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from scalebench.comparison_store import Comparisons, read_comparisons
 from scalebench.reporting import (
     figures,
     frontier_figure,
@@ -26,12 +24,14 @@ from scalebench.reporting import (
     run_figures,
     tables,
 )
+from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
-from scalebench.reporting.quantities import present, quantity
+from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
-from scalebench.reporting.svg import Marks, canvas, to_svg
+from scalebench.reporting.svg import Marks, canvas
 from scalebench.reporting.tables import Table
+from scalebench.reporting.views import Download, FigureView, downloads, drawn
 from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
 
 FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
@@ -54,26 +54,6 @@ WHERE_POSSIBLE = frozenset(
     {"frontier", "latency", "throughput"}
 )  # left out of the page, not shown empty, where there is nothing to say
 MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
-
-
-@dataclass(frozen=True)
-class FigureView:
-    """One figure of the page; ``svg`` is empty where nothing was measured, or where ``caption`` gives a refusal."""
-
-    title: str
-    svg: Markup
-    caption: str
-    table: Table | None
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file carried in the page."""
-
-    name: str
-    uri: str
-    sha256: str
-    size: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ class Section:
 
 def report(paths: Sequence[Path], output: Path) -> Path:
     """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
-    html = render(read_results(*paths))
+    html = render(read_results(*paths), read_comparisons(*paths))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, html.encode())
@@ -111,13 +91,15 @@ def report(paths: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def render(results: Results) -> str:
-    """Return the page on every study of ``results``; the same results give the same bytes."""
+def render(results: Results, compared: Comparisons | None = None) -> str:
+    """Return the page on every study and comparison; the same results give the same bytes."""
     if "study" not in results.frame:
         results = replace(results, frame=results.frame.assign(study=""))
     names = list(dict.fromkeys([*results.studies, *results.frame["study"].dropna().astype(str)]))
     damaged = damaged_by_study(results.damaged, names)
     sections = [section(i, name, results, damaged.get(name, ())) for i, name in enumerate(names, 1)]
+    parts = sections_of(compared) if compared else []
+    lines = (*damaged.get("", ()), *(compared.damaged if compared else ()))
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -125,7 +107,9 @@ def render(results: Results) -> str:
     )  # fmt: skip
     css, js = (Markup((folder / name).read_text()) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
     template = environment.get_template("template.html.j2")
-    return template.render(sections=sections, damaged=damaged.get("", ()), css=css, js=js) + "\n"
+    titles = [*(one.title for one in sections), *(one.title for one in parts)]
+    heading = titles[0] if len(titles) == 1 else "Scaling studies" if sections else "Providers compared"
+    return template.render(heading=heading, sections=sections, comparisons=parts, damaged=lines, css=css, js=js) + "\n"
 
 
 def verdicts(results: Results) -> list[str]:
@@ -206,31 +190,7 @@ def load_steps(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def figure_view(name: str, key: str, analysis: Analysis) -> FigureView | None:
     """Draw one figure of ``FIGURES``; None where it is possible for some studies only, and not for this one."""
     title, draw = FIGURES[key]
-    with canvas(name) as marks:
-        words = draw(marks, analysis)
-        if words is None and key in WHERE_POSSIBLE:
-            return None
-        if words is None or isinstance(words, str):
-            return FigureView(title, Markup(""), words or "Not measured in these trials.", None)
-        # Safe: ElementTree has escaped every text and attribute of it.
-        thinned = " Crowded groups of marks are thinned evenly." if marks.thinned else ""
-        caption = words.caption + thinned
-        return FigureView(title, Markup(to_svg(marks, name, title, caption)), caption, words.table)  # noqa: S704
-
-
-def downloads(name: str, raw: pd.DataFrame, limit: int) -> Iterator[Download]:
-    """Carry the rows as CSV and JSON of at most ``limit`` bytes each.
-
-    The attempt's folder stays out: it is a path of one machine.
-    """
-    rows = raw.drop(columns="attempt_dir", errors="ignore")
-    records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-    for suffix, kind, text in (("csv", "text/csv", rows.to_csv(index=False)), ("json", "application/json", records)):
-        content = text.encode()
-        if len(content) <= limit:
-            uri = f"data:{kind};charset=utf-8;base64,{base64.b64encode(content).decode()}"
-            digest = hashlib.sha256(content).hexdigest()
-            yield Download(f"{name}.{suffix}", uri, digest, quantity(len(content), "B"))
+    return drawn(name, title, lambda marks: draw(marks, analysis), possible=key not in WHERE_POSSIBLE)
 
 
 def missing_trials(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[str]:

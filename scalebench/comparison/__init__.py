@@ -1,0 +1,146 @@
+"""One operation, many providers: correctness, time, rates and memory side by side, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.comparison.options import Options, listed
+from scalebench.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalebench.comparison.operations import Operation
+
+__all__ = ["Comparison", "Options", "Plan", "compare", "measure", "plan_comparison"]
+
+OPTIONS = tuple(field.name for field in fields(Options))
+DEVICES = ("cpu", "cuda")
+# The unit of replication is the process. A GPU's differ little from each other, and each costs compilations anew.
+PROCESSES = {"cpu": 5, "cuda": 3}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``)."""
+
+    run: Path
+    rows: list[dict[str, Any]]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    @property
+    def good(self) -> bool:
+        """Whether every result that was checked is right and no provider crashed; unavailable or oom is no crash."""
+        return all(row["accepted"] is not False and row["status"] in ("ok", "unavailable", "oom") for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison will measure: an operation, its cases and their costs, the request that its processes read."""
+
+    operation: Operation
+    cases: list[Any]
+    costs: list[Mapping[str, Any]]
+    request: dict[str, Any]
+
+    @property
+    def sampling_s(self) -> float:
+        """The most seconds that sampling takes, compilation and warm-up apart."""
+        cells = len(self.cases) * len(self.request["providers"]) * self.request["processes"]
+        return float(cells * self.request["rule"]["timeout_s"])
+
+
+def plan_comparison(operation: str, options: Options) -> Plan:
+    """Decide everything about a comparison without measuring. Raises ``InputError`` with a line per mistake."""
+    import torch
+
+    from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation
+
+    found = load_operation(operation)
+    kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    wrong = _wrong_options(options, kind, cuda=torch.cuda.is_available())
+    known = list(found.module.providers())
+    if options.baseline not in known:
+        wrong.append(f"--baseline: {unknown(options.baseline, known)}")
+    if wrong:
+        raise InputError(wrong)
+    names = choose_providers(found, listed(options.providers))
+    cases = choose_cases(found, options.shapes, listed(options.dtype), kind)
+    request = {
+        "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
+        "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
+        "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
+        "seed": options.seed, "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
+    }  # fmt: skip
+    return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request)
+
+
+def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
+    wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
+    if device == "cuda" and not cuda:
+        wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
+    for name in ("processes", "seconds", "noise", "margin"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            wrong.append(f"--{name} {value}: must be greater than 0")
+    return wrong
+
+
+def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None) -> Comparison:
+    """Run the processes of a plan, write the run under ``results`` and return it.
+
+    Raises ``StoreError`` when the folder cannot be written, ``ProcessLost`` when a process dies by itself.
+    """
+    from scalebench.comparison.rows import collect, samples_table
+    from scalebench.comparison.runner import run_processes
+    from scalebench.comparison_store import new_run, read_run, write_run
+    from scalebench.store import check_writable, write_json
+
+    check_writable(results)
+    run = new_run(results, plan.operation.name)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
+    run_processes(run, tick)
+    summaries = {name: provider.summary for name, provider in plan.operation.module.providers().items()}
+    write_run(run, collect(run, plan.costs, summaries), samples_table(run))
+    return Comparison(run, read_run(run)[0])
+
+
+def cost_columns(operation: Operation, case: Any, backward: bool) -> Mapping[str, Any]:
+    """Return what a case costs as columns; ``InputError`` where the operation has no such direction."""
+    from scalekernels.providers import Unavailable
+
+    try:
+        cost = asdict(operation.module.cost(case, backward))
+    except Unavailable as reason:
+        raise InputError([f"{operation.name}: {reason}"]) from reason
+    return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
+
+
+def compare(operation: str, *, results: str | Path = "results", **options: Any) -> Comparison:
+    """Measure the providers of an operation beside each other and return the comparison.
+
+    ``operation`` is "attention", "optimizer", "cross-entropy", "norm", or the path of a Python file that offers the
+    names of a kernel file (``kernels/README.md``). ``options`` are the fields of ``comparison.options.Options``:
+    ``shapes``, ``dtype``, ``providers``, ``backward``, ``baseline``, ``device``, ``processes``, ``seconds``, ``noise``,
+    ``margin``, ``seed``. The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
+    mistake, ``StoreError`` when the folder cannot be written.
+    """
+    wrong = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
+    if wrong:
+        raise InputError(wrong)
+    said = "".join(f", {name}={value!r}" for name, value in options.items())
+    if isinstance(options.get("shapes"), str):
+        options["shapes"] = (options["shapes"],)
+    plan = plan_comparison(operation, Options(**options))
+    return measure(plan, Path(results), f"scalebench.compare({operation!r}{said})")

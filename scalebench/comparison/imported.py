@@ -1,0 +1,122 @@
+"""JSON files of pytest-benchmark as comparisons: group = case, provider = parameter; each file is one process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
+from scalebench.comparison_store import ROW_COLUMNS, new_run, read_run, write_run
+from scalebench.errors import InputError
+from scalebench.store import StoreError, check_writable, read_json, write_json
+
+Benchmarks = list[dict[str, Any]]
+METHOD = "pytest-benchmark, rounds of one provider after the other, {} call{} each"
+
+
+def import_files(
+    paths: Sequence[Path], operation: str | None, baseline: str, margin: float, results: Path, command: str
+) -> list[dict[str, Any]]:
+    """Add what the files measured to ``results``, a run per operation and direction, and return the rows.
+
+    A benchmark names its operation, case and provider in ``extra_info`` (as this project's own do); otherwise the
+    operation is the one given, the case its group and the provider its parameter, or its name. Raises ``InputError``
+    for a file that is not pytest-benchmark's, or that leaves the operation open.
+    """
+    found = [one for process, path in enumerate(paths) for one in _benchmarks(path, process, operation)]
+    check_writable(results)
+    rows: list[dict[str, Any]] = []
+    for key in dict.fromkeys((one["operation"], one["backward"]) for one in found):
+        part = [one for one in found if (one["operation"], one["backward"]) == key]
+        rows.extend(_add_run(part, paths, baseline, margin, results, command))
+    return rows
+
+
+def _benchmarks(path: Path, process: int, operation: str | None) -> Iterator[dict[str, Any]]:
+    try:
+        content = read_json(path)
+    except StoreError as error:
+        raise InputError([str(error)]) from error
+    benchmarks, machine = content.get("benchmarks"), content.get("machine_info")
+    if not isinstance(benchmarks, list) or not isinstance(machine, dict):
+        raise InputError([f"{path}: not a JSON file of pytest-benchmark (no benchmarks or machine_info in it)"])
+    if not benchmarks:
+        raise InputError([f"{path}: holds no benchmarks"])
+    commit = content.get("commit_info") or {}
+    shared = _machine(machine) | {"git_commit": commit.get("id"), "git_dirty": commit.get("dirty")}
+    for one in benchmarks:
+        yield _columns(path, one, operation) | shared | {"process": process, "started_at": content.get("datetime")}
+
+
+def _machine(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the machine as columns; the id tells machines apart without naming them."""
+    cpu = info.get("cpu") or {}
+    parts = [info.get("node"), info.get("machine"), cpu.get("brand_raw"), cpu.get("count")]
+    return {
+        "machine_id": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
+        "cpu_model": cpu.get("brand_raw") or info.get("processor") or None,
+        "python_version": info.get("python_version"),
+    }
+
+
+def _columns(path: Path, one: Mapping[str, Any], operation: str | None) -> dict[str, Any]:
+    extra, params, stats = one.get("extra_info") or {}, one.get("params") or {}, one["stats"]
+    named = operation or extra.get("operation")
+    if not named:
+        raise InputError([f"{path}: {one['name']}: its operation is not named; give it: scalebench compare NAME"])
+    others = {name: value for name, value in params.items() if name != "provider"}
+    provider = extra.get("provider") or params.get("provider") or one.get("param") or one["name"]
+    case = extra.get("case") or one.get("group") or ", ".join(f"{name} {value}" for name, value in others.items())
+    calls, samples = int(stats.get("iterations") or 1), stats.get("data") or []
+    columns = {name: value for name, value in extra.items() if name in ROW_COLUMNS or name.startswith("shape_")}
+    return columns | {
+        "operation": str(named), "backward": bool(extra.get("backward", False)), "case": str(case or one["name"]),
+        "provider": str(provider), "status": "ok", "samples_s": samples, "median_s": stats["median"],
+        "calls_per_sample": calls, "timing_method": METHOD.format(calls, "s" * (calls > 1)),
+        "stop_reason": "pytest-benchmark's own rule",
+    }  # fmt: skip
+
+
+def _add_run(
+    part: Benchmarks, paths: Sequence[Path], baseline: str, margin: float, results: Path, command: str
+) -> list[dict[str, Any]]:
+    run = new_run(results, part[0]["operation"])
+    request = {
+        "schema": 1, "operation": part[0]["operation"], "source": "pytest-benchmark", "backward": part[0]["backward"],
+        "baseline": baseline, "margin": margin, "command": command, "files": [path.name for path in paths],
+        "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    write_json(run / "request.json", request)
+    rows: list[dict[str, Any]] = []
+    machines = {one["machine_id"] for one in part if one["provider"] == baseline}
+    for number, key in enumerate(dict.fromkeys((one["machine_id"], one["case"]) for one in part)):
+        rows.extend(_rows([one for one in part if (one["machine_id"], one["case"]) == key], number, request, machines))
+    samples = [sample_rows(one["case"], one["provider"], one["process"], one["samples_s"]) for one in part]
+    write_run(run, rows, pd.concat(samples, ignore_index=True))
+    return read_run(run)[0]
+
+
+def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one case on one machine; a baseline that only another machine measured gives no verdict."""
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for one in part:
+        groups.setdefault(one["provider"], {})[one["process"]] = one
+    processes = sorted({one["process"] for one in part})
+    filled = {name: [group.get(process, {"status": ABSENT}) for process in processes] for name, group in groups.items()}
+    own = ("status", "provider", "process", "samples_s", "median_s", "calls_per_sample", "stop_reason")
+    head = {key: value for key, value in part[0].items() if key not in own}
+    head |= {"case_index": number, "source": request["source"], "command": request["command"]}
+    for row in case_rows(head, filled, request["baseline"], request["margin"], {}):
+        first = next(iter(groups[row["provider"]].values()))
+        if row.get("time_median_s") is None:  # a file saved without its samples has the median all the same
+            row.update({"time_median_s": first["median_s"], "timing_method": first["timing_method"]})
+            row.update(rate_columns(row))
+        if request["baseline"] not in filled and machines:
+            row["verdict_reason"] = "no verdict: the baseline was measured on another machine"
+        yield row

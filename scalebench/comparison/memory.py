@@ -1,0 +1,58 @@
+"""Peak memory of one call above its inputs, from the allocator that served it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from scalebench.comparison.timing import Work
+
+CUDA_METHOD = "CUDA allocator: peak during the call above what was allocated before it was prepared"
+CPU_METHOD = (
+    "torch.profiler's record of the CPU allocator: peak during the call above what was allocated before it was "
+    "prepared; scratch that libraries allocate by themselves is not in it"
+)
+_MARK = "scalebench.measured_call"
+
+
+def peak_above_inputs(prepare: Callable[[], Work], device: torch.device) -> tuple[int, str]:
+    """Prepare and call once, untimed; return the peak in bytes and how it was measured.
+
+    What preparing leaves allocated counts (the activations that a backward needs), what it freed again does not.
+    """
+    return (_cuda_peak(prepare, device), CUDA_METHOD) if device.type == "cuda" else (_cpu_peak(prepare), CPU_METHOD)
+
+
+def _cuda_peak(prepare: Callable[[], Work], device: torch.device) -> int:
+    before = torch.cuda.memory_allocated(device)
+    work = prepare()
+    work()  # what is allocated once and for all, such as a workspace, is not the call's
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_peak(prepare: Callable[[], Work]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+            work = prepare()
+            with record_function(_MARK):
+                work()
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    begun, ended = next((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == _MARK and "dur" in e)
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    held = sum(size for at, size in changes if at < begun)
+    peak = held
+    for _, size in ((at, size) for at, size in changes if begun <= at <= ended):
+        held += size
+        peak = max(peak, held)
+    return peak

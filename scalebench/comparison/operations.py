@@ -1,0 +1,199 @@
+"""The operations that can be compared, and the cases of one: chosen by name, or given as shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from scalebench.errors import InputError, unknown
+
+OPERATIONS = {
+    "attention": "scalekernels.attention",
+    "optimizer": "scalekernels.optimizer",
+    "cross-entropy": "scalekernels.cross_entropy",
+    "norm": "scalekernels.norm",
+}
+NEEDED = ("Case", "CASES", "inputs", "results", "cost", "providers")
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+FIELD_DTYPES = DTYPES | {"int8": torch.int8, "uint8": torch.uint8, "float8_e4m3fn": torch.float8_e4m3fn}
+_BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation's name and its module, which offers what ``NEEDED`` lists (see kernels/README.md)."""
+
+    name: str
+    module: Any
+    origin: str
+
+    @property
+    def cases(self) -> Mapping[str, Sequence[Any]]:
+        """The lists of cases by name: small odd shapes, and the sizes of benchmarks on a GPU."""
+        return {"cases": self.module.CASES, "ladder": getattr(self.module, "LADDER", self.module.CASES)}
+
+
+def load_operation(name: str) -> Operation:
+    """Return an operation by its name, or from the path of a Python file that offers the same names.
+
+    Raises ``InputError`` for an unknown name, and for a file that is not there or lacks a name.
+    """
+    if name.endswith(".py"):
+        module, title = _from_file(Path(name)), re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-")
+    elif name in OPERATIONS:
+        module, title = importlib.import_module(OPERATIONS[name]), name
+    else:
+        raise InputError([f"operation: {unknown(name, OPERATIONS)}; or the path of a Python file ending in .py"])
+    lacking = [needed for needed in NEEDED if not hasattr(module, needed)]
+    if lacking:
+        raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation offers {', '.join(NEEDED)}"])
+    return Operation(title, module, str(Path(name).resolve()) if name.endswith(".py") else name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError([f"{path}: no such file"])
+    name = f"scalebench_operation_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def choose_providers(operation: Operation, names: Sequence[str]) -> list[str]:
+    """Return the providers to run, all of them unless named; ``InputError`` for one that does not exist."""
+    known = list(operation.module.providers())
+    wrong = [f"--providers: {unknown(name, known)}" for name in names if name not in known]
+    if wrong:
+        raise InputError(wrong)
+    return list(dict.fromkeys(names)) or known
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def choose_cases(operation: Operation, shapes: Sequence[str], dtypes: Sequence[str], device: str) -> list[Any]:
+    """Return the cases that ``shapes`` (each "cases", "ladder" or "name=value,…") and ``dtypes`` ask for.
+
+    Without shapes: the small cases on a CPU, the ladder on a GPU. A dtype replaces that of every case. Raises
+    ``InputError`` with a line per mistake.
+    """
+    wrong = [f"--dtype: {unknown(name, DTYPES)}" for name in dtypes if name not in DTYPES]
+    cases: list[Any] = []
+    for text in shapes or ["ladder" if device == "cuda" else "cases"]:
+        if "=" not in text and text in operation.cases:
+            cases.extend(operation.cases[text])
+        elif "=" not in text:
+            wrong.append(f"--shapes: {unknown(text, operation.cases)}; or a case of one's own: {example(operation)}")
+        else:
+            try:
+                cases.append(parse_case(operation, text))
+            except InputError as error:
+                wrong.extend(error.lines)
+    if wrong:
+        raise InputError(wrong)
+    if dtypes:
+        cases = [dataclasses.replace(case, dtype=DTYPES[name]) for case in cases for name in dtypes]
+    return list(dict.fromkeys(cases))
+
+
+def example(operation: Operation) -> str:
+    """Return the first case as one would type it."""
+    return ",".join(f"{name}={spell(value)}" for name, value in encode(operation.module.CASES[0]).items())
+
+
+def spell(value: Any) -> str:
+    """Write a value of a case as ``parse_case`` reads it."""
+    if isinstance(value, list):
+        return ("+" if any(isinstance(part, list) for part in value) else "x").join(map(spell, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def parse_case(operation: Operation, text: str) -> Any:
+    """Read ``batch=1,heads=8,dtype=float32`` as a case; fields with a default may be left out."""
+    kinds, fields = typing.get_type_hints(operation.module.Case), dataclasses.fields(operation.module.Case)
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    known, wrong, values = [field.name for field in fields], [], {}
+    for name, _, value in pairs:
+        if name.strip() not in known:
+            wrong.append(f"--shapes {text}: {unknown(name.strip(), known)}")
+            continue
+        try:
+            values[name.strip()] = _value(value.strip(), kinds[name.strip()])
+        except ValueError as error:
+            wrong.append(f"--shapes {text}: {name.strip()}: {error}")
+    needed = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    lacking = [name for name in needed if name not in values and name != "dtype"]
+    if lacking and not wrong:
+        wrong.append(f"--shapes {text}: {', '.join(lacking)} not given; for example {example(operation)}")
+    if wrong:
+        raise InputError(wrong)
+    if "dtype" in needed:
+        values = {"dtype": torch.float32} | values
+    try:
+        return operation.module.Case(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError([f"--shapes {text}: {error}"]) from error
+
+
+def _value(text: str, kind: Any) -> Any:
+    """Read one value of a field's type: number, true or false, dtype, word, none, shape as 3x5, or shapes with "+"."""
+    options = [part for part in typing.get_args(kind) if part is not type(None)]
+    if typing.get_origin(kind) is tuple:
+        parts = text.split("+" if typing.get_origin(options[0]) is tuple else "x")
+        return tuple(_value(part, options[0]) for part in parts) if text else ()
+    if type(None) in typing.get_args(kind):
+        return None if text.lower() == "none" else _value(text, options[0])
+    words: dict[Any, dict[str, Any]] = {torch.dtype: FIELD_DTYPES, bool: _BOOLEANS}
+    if typing.get_origin(kind) is typing.Literal:
+        words[kind] = {str(option): option for option in options}
+    if kind in words:
+        if text.lower() not in words[kind]:
+            raise ValueError(unknown(text, words[kind]))
+        return words[kind][text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from error
+
+
+def encode(case: Any) -> dict[str, Any]:
+    """Return a case as JSON takes it: a dtype by its name, a tuple as a list."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        return [plain(part) for part in value] if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(case, field.name)) for field in dataclasses.fields(case)}
+
+
+def decode(operation: Operation, values: Mapping[str, Any]) -> Any:
+    """Return the case that ``encode`` wrote."""
+    kinds = typing.get_type_hints(operation.module.Case)
+
+    def rich(value: Any, kind: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(rich(part, typing.get_args(kind)[0]) for part in value)
+        return FIELD_DTYPES[value] if kind is torch.dtype else value
+
+    return operation.module.Case(**{name: rich(value, kinds[name]) for name, value in values.items()})
+
+
+def dtype_name(case: Any) -> str:
+    """Return the name of a case's dtype: "bfloat16"."""
+    return str(case.dtype).removeprefix("torch.")

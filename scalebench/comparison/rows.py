@@ -1,0 +1,189 @@
+"""From what processes measured to the table: one row per provider and case, with its verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scalebench.comparison_store import ROW_COLUMNS
+from scalebench.statistics import (
+    Interval,
+    median_noise,
+    outlier_mask,
+    ratio_of_medians,
+    typical_time,
+    verdict,
+)
+from scalebench.store import read_json
+
+ABSENT = "absent"
+Measured = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
+
+
+def collect(run: Path, costs: Sequence[Mapping[str, Any]], summaries: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the rows of a measured run; ``costs`` has the columns of each case's cost."""
+    request = read_json(run / "request.json")
+    folders = [run / f"process-{index}" for index in range(request["processes"])]
+    environment = read_json(run / "environment.json")
+    ceilings = best_ceilings([read_json(folder / "ceilings.json") for folder in folders])
+    head = {name: environment[name] for name in ROW_COLUMNS if name in environment}
+    head["load_average"] = environment["load_average"][0]  # of the last minute, before anything was measured
+    head |= {name: request[name] for name in ("operation", "source", "backward", "started_at", "command")}
+    rows: list[dict[str, Any]] = []
+    for number, shape in enumerate(request["cases"]):
+        found = [read_json(folder / f"case-{number}.json") for folder in folders]
+        case = {"case": found[0]["label"], "case_index": number, "dtype": found[0]["dtype"]}
+        case |= {f"shape_{name}": value for name, value in shape.items() if name != "dtype"}
+        case |= dict(costs[number]) | ceilings[found[0]["dtype"]]
+        group = {name: [one["providers"][name] for one in found] for name in request["providers"]}
+        rows.extend(case_rows(head | case, group, request["baseline"], request["margin"], summaries))
+    return rows
+
+
+def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each dtype's ceilings as columns: the best that any process saw."""
+    return {
+        dtype: {
+            "copy_ceiling_bytes_per_s": max(one[dtype]["copy_bytes_per_s"] for one in found),
+            "matmul_ceiling_flops_per_s": max(one[dtype]["matmul_flops_per_s"] for one in found),
+            "ceiling_source": found[0][dtype]["source"],
+        }
+        for dtype in found[0]
+    }
+
+
+def case_rows(
+    head: Mapping[str, Any],
+    group: Mapping[str, Sequence[Measured]],
+    baseline: str,
+    margin: float,
+    summaries: Mapping[str, str],
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one case: ``group`` maps each provider to what every process measured of it.
+
+    A process that did not measure a provider has the status "absent" there and counts for nothing.
+    """
+    against = group.get(baseline)
+    for name, every in group.items():
+        processes = [one for one in every if one["status"] != ABSENT]
+        row = dict(head) | {"provider": name, "summary": summaries.get(name)} | provider_columns(processes)
+        if row["status"] == "ok":
+            row |= rate_columns(row)
+        row |= {"baseline": baseline, "margin": margin}
+        row |= verdict_columns(name, row["status"], every, baseline, against, margin)
+        if row.get("verdict") and row.get("accepted") is False:
+            row |= {"verdict": None, "verdict_reason": "no verdict on a wrong result"}
+        yield row
+
+
+def provider_columns(processes: Sequence[Measured]) -> dict[str, Any]:
+    """Summarise a provider over processes. It is ok where it was in all of them; otherwise the first failure shows."""
+    columns: dict[str, Any] = {"status": "ok"}
+    for one in reversed(processes):
+        if one["status"] != "ok":
+            columns |= {name: one[name] for name in ("status", "error_class", "error_message")}
+    kept = ("peak_memory_bytes", "memory_method", "max_abs_error", "eager_max_abs_error", "error_ratio", "error_result",
+            "accepted", "error_note")  # fmt: skip
+    columns |= {name: one[name] for one in reversed(processes) for name in kept if name in one}
+    timed = [one for one in processes if one.get("samples_s")]
+    if columns["status"] == "ok" and timed:
+        columns |= time_columns(timed)
+    return columns
+
+
+def time_columns(processes: Sequence[Measured]) -> dict[str, Any]:
+    """Return the columns of times, in seconds per call, from the samples of each process."""
+    samples = [np.array(one["samples_s"]) for one in processes]
+    typical, pooled = typical_time(samples), np.concatenate(samples)
+    reasons = Counter(one["stop_reason"] for one in processes)
+    noise = max(median_noise(x) for x in samples)
+    p20, p80 = (float(q) for q in np.quantile(pooled, (0.2, 0.8)))
+    return {
+        "time_median_s": typical.value,
+        "time_low_s": _finite(typical.low),
+        "time_high_s": _finite(typical.high),
+        "time_p20_s": p20,
+        "time_p80_s": p80,
+        "samples": pooled.size,
+        "outliers": int(sum(outlier_mask(x).sum() for x in samples)),
+        "processes": len(samples),
+        "noise": _finite(noise),
+        "stop_reason": min(reasons, key=lambda reason: (-reasons[reason], reason)),
+        "stop_reasons": ", ".join(f"{reason} ×{count}" for reason, count in sorted(reasons.items())),
+        "calls_per_sample": processes[0].get("calls_per_sample"),
+        "timing_method": processes[0].get("timing_method"),
+        **{name: _median_of(processes, name) for name in ("prepare_time_s", "first_call_time_s")},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _median_of(processes: Sequence[Measured], name: str) -> float | None:
+    found = [one[name] for one in processes if one.get(name) is not None]
+    return float(np.median(found)) if found else None
+
+
+def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the achieved rates; null where there is no time or no cost."""
+    time, flops, moved = (row.get(name) for name in ("time_median_s", "flops", "bytes_moved"))
+    return {
+        "achieved_flops_per_s": flops / time if time and flops else None,
+        "achieved_bytes_per_s": moved / time if time and moved else None,
+    }
+
+
+def verdict_columns(
+    name: str,
+    status: str,
+    processes: Sequence[Measured],
+    baseline: str,
+    against: Sequence[Measured] | None,
+    margin: float,
+) -> dict[str, Any]:
+    """Return ratio of times to the baseline with its interval, and the verdict with its reason."""
+    if name == baseline:
+        return {"verdict_reason": "the baseline"}
+    if status != "ok":
+        return {"verdict_reason": f"no time: {status}"}
+    if against is None:
+        return {"verdict_reason": f"no baseline: {baseline} was not among the providers"}
+    pairs = [(x, y) for x, y in zip(processes, against, strict=True) if _timed(x) and _timed(y)]
+    if not pairs:
+        return {"verdict_reason": f"no baseline: {baseline} has no samples of this case"}
+    ratio = ratio_of_medians([x["samples_s"] for x, _ in pairs], [y["samples_s"] for _, y in pairs])
+    judged = verdict(ratio, margin)
+    return _ratio_columns(ratio) | {"verdict": judged.word, "verdict_reason": judged.reason}
+
+
+def _timed(one: Measured) -> bool:
+    return one["status"] == "ok" and bool(one.get("samples_s"))
+
+
+def _ratio_columns(ratio: Interval) -> dict[str, float | None]:
+    return {"ratio": ratio.value, "ratio_low": _finite(ratio.low), "ratio_high": _finite(ratio.high)}
+
+
+def samples_table(run: Path) -> pd.DataFrame:
+    """Return every sample of a run: case, provider, process, place in the order taken, seconds per call, outlier."""
+    frames = [sample_rows("", "", 0, [])]
+    for folder in sorted(run.glob("process-*")):
+        for path in sorted(folder.glob("case-*.json")):
+            measured, process = read_json(path), int(folder.name.rpartition("-")[2])
+            for name, one in measured["providers"].items():
+                frames.append(sample_rows(measured["label"], name, process, one.get("samples_s") or []))
+    return pd.concat(frames, ignore_index=True)
+
+
+def sample_rows(case: str, provider: str, process: int, times_s: Sequence[float]) -> pd.DataFrame:
+    """Return the samples of one provider, case and process as rows, outliers flagged."""
+    times = np.asarray(times_s, dtype=np.float64)
+    outliers = outlier_mask(times) if times.size else np.zeros(0, dtype=bool)
+    frame = pd.DataFrame({"place": np.arange(times.size), "time_s": times, "outlier": outliers})
+    return frame.assign(case=case, provider=provider, process=process)

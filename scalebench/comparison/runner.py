@@ -1,0 +1,116 @@
+"""Runs a comparison's processes one after another, and starts one again without the provider that killed it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import scalekernels
+
+import scalebench
+from scalebench.comparison.process import DEVICE_LOST
+from scalebench.store import StoreError, read_json, write_json
+
+POLL_S = 0.1
+HANG_S = 900.0  # a step that takes longer, a compilation above all, is taken for hung
+Tick = Callable[[float], None]
+
+
+class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
+    """A process that ended although no provider can be blamed; the message says how, and where its log is."""
+
+
+def run_processes(run: Path, tick: Tick = lambda _: None) -> None:
+    """Measure every case in every process; ``tick`` hears the share that is done, many times a second.
+
+    Raises ``ProcessLost`` when a process ends without word of a provider to blame.
+    """
+    request = read_json(run / "request.json")
+    for index in range(request["processes"]):
+        folder = run / f"process-{index}"
+        folder.mkdir(exist_ok=True)
+        while (cause := _run_once(run, folder, index, request, tick)) is not None:
+            _blame(folder, request, cause)
+
+
+def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick) -> dict[str, Any] | None:
+    """Run one process to its end; None when it measured everything, otherwise how it died."""
+    # Threads that spin while waiting would take the cores that the next provider is timed on.
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
+    command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
+    with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+    try:
+        while process.poll() is None:
+            tick((index + len(list(folder.glob("case-*.json"))) / len(request["cases"])) / request["processes"])
+            if _silent_s(folder) > HANG_S:
+                return {"status": "killed", "error_class": "Hung", "error_message": f"no progress for {HANG_S:.0f} s"}
+            time.sleep(POLL_S)
+    finally:
+        _stop(process)
+    return None if process.returncode == 0 else _cause(folder, process.returncode)
+
+
+def _roots() -> list[str]:
+    """Return where the child finds the very packages that run here, also where they are not installed."""
+    own = [str(Path(str(package.__file__)).resolve().parents[1]) for package in (scalebench, scalekernels)]
+    return [*dict.fromkeys(own), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
+def _silent_s(folder: Path) -> float:
+    at = folder / "at.json"
+    return time.time() - at.stat().st_mtime if at.exists() else 0.0
+
+
+def _cause(folder: Path, code: int) -> dict[str, Any]:
+    lost = folder / "lost.json"
+    if code == DEVICE_LOST and lost.exists():
+        cause = read_json(lost)
+        lost.unlink()
+        return cause
+    if code < 0:
+        return {"status": "killed", "error_class": "ProcessEnded", "error_message": signal.Signals(-code).name}
+    last = (folder / "stderr.log").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
+    return {"status": "failed", "error_class": "ProcessEnded", "error_message": f"exit status {code}: {last[-1]}"}
+
+
+def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None:
+    """Note which provider a process died of, so that it is left out of that case when the process starts again."""
+    try:
+        at = read_json(folder / "at.json")
+    except StoreError:
+        at = {"case": -1, "provider": "", "phase": "start"}
+    names = [name for name in request["providers"] if name == at["provider"]] or [
+        name for name in at["provider"].split(", ") if name in request["providers"]
+    ]
+    path = folder / "crashed.json"
+    crashed = read_json(path)["providers"] if path.exists() else []
+    if not names or any(crash["case"] == at["case"] and crash["provider"] in names for crash in crashed):
+        told = f"{cause['error_class']}: {cause['error_message']}"
+        raise ProcessLost(f"a process ended during {at['phase']}: {told}; see {folder / 'stderr.log'}")
+    during = {"case": at["case"], "error_message": f"{cause['error_message']} during {at['phase']}"}
+    crashed += [cause | during | {"provider": name} for name in names]
+    (folder / "at.json").unlink(missing_ok=True)
+    write_json(path, {"providers": crashed})
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and whatever it started."""
+    for number, grace in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()

@@ -1,0 +1,136 @@
+"""Runs of comparisons on disk, and the table made of them. Nothing here imports torch.
+
+A run is a folder of plain files; running again adds a run, and nothing is overwritten::
+
+    RESULTS/compare-<operation>/runs/run-<UTC>-<random>/
+        request.json  environment.json
+        process-<k>/case-<i>.json   what one process measured of one case, every sample included
+        samples.parquet             every sample of the run: case, provider, process, place, time_s, outlier
+        rows.json                   one row per provider and case; written last: a run counts once it is there
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.store import StoreError, read_json, write_atomically, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+PREFIX = "compare-"
+STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
+
+# Names carry units; SI in storage; null for what was not measured. Shapes stand beside as ``shape_<field>``.
+ROW_COLUMNS = tuple(
+    """
+    operation run source backward case case_index dtype provider summary status error_class error_message
+    time_median_s time_low_s time_high_s time_p20_s time_p80_s samples outliers processes calls_per_sample
+    noise stop_reason stop_reasons prepare_time_s first_call_time_s timing_method
+    flops bytes_moved achieved_flops_per_s achieved_bytes_per_s
+    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s ceiling_source
+    peak_memory_bytes memory_method
+    max_abs_error eager_max_abs_error error_ratio error_result accepted error_note
+    baseline ratio ratio_low ratio_high margin verdict verdict_reason
+    machine_id device_kind device_name cpu_model cpu_count load_average threads
+    started_at git_commit git_dirty code_fingerprint
+    python_version torch_version triton_version platform command
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What results folders hold of comparisons.
+
+    ``frame`` has one row per run, case and provider and every name of ``ROW_COLUMNS``; ``damaged`` one line per
+    unreadable run, which does not count; ``runs`` maps a run's name to its request.
+    """
+
+    frame: pd.DataFrame
+    damaged: tuple[str, ...]
+    runs: Mapping[str, dict[str, Any]]
+
+
+def new_run(results: Path, operation: str) -> Path:
+    """Make and return a fresh folder for a run; its name sorts by time and cannot collide."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    run = results / f"{PREFIX}{operation}" / "runs" / f"run-{stamp}-{secrets.token_hex(3)}"
+    run.mkdir(parents=True)
+    return run
+
+
+def write_run(run: Path, rows: Sequence[Mapping[str, Any]], samples: pd.DataFrame) -> None:
+    """Close a run: write its samples, and last its rows, with null in every column that was not measured.
+
+    Raises ``ValueError`` for a status outside ``STATUSES``.
+    """
+    for row in rows:
+        if row["status"] not in STATUSES:
+            raise ValueError(f"status {row['status']!r} is not one of {', '.join(STATUSES)}")
+    write_atomically(run / "samples.parquet", samples.to_parquet(index=False))
+    size = (run / "samples.parquet").stat().st_size
+    full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name} for row in rows]
+    write_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, "rows": full})
+
+
+def comparison_dirs(path: Path) -> list[Path]:
+    """Return the folders of compared operations at ``path``: itself, or those directly below it."""
+    candidates = [path, *sorted(path.glob(f"{PREFIX}*"))] if path.is_dir() else []
+    return [folder for folder in candidates if folder.name.startswith(PREFIX) and (folder / "runs").is_dir()]
+
+
+def read_run(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a run's rows and its request; ``StoreError`` naming the file that is damaged."""
+    content = read_json(run / "rows.json")
+    rows = content.get("rows")
+    if content.get("schema") != SCHEMA or not isinstance(rows, list):
+        raise StoreError(f"{run / 'rows.json'}: expected schema {SCHEMA} and a list of rows")
+    for name, size in content.get("files", {}).items():
+        found = (run / name).stat().st_size if (run / name).exists() else None
+        if found != size:
+            raise StoreError(f"{run / name}: {found} bytes where rows.json says {size}: cut short or changed")
+    return [row | {"run": run.name} for row in rows], read_json(run / "request.json")
+
+
+def _runs(path: Path) -> Iterator[Path]:
+    for folder in comparison_dirs(path):
+        yield from sorted(run for run in (folder / "runs").glob("run-*") if (run / "rows.json").exists())
+
+
+def read_comparisons(*paths: str | Path) -> Comparisons:
+    """Read every finished run under ``paths`` into one table, oldest run first; an empty one where there is none."""
+    import pandas as pd
+
+    damaged: list[str] = []
+    rows: list[dict[str, Any]] = []
+    requests: dict[str, dict[str, Any]] = {}
+    for run in dict.fromkeys(found for path in paths for found in _runs(Path(path))):
+        try:
+            found, requests[run.name] = read_run(run)
+        except StoreError as error:
+            damaged.append(str(error))
+            continue
+        rows.extend(found)
+    extra = dict.fromkeys(name for row in rows for name in row if name not in ROW_COLUMNS)
+    return Comparisons(pd.DataFrame(rows, columns=[*ROW_COLUMNS, *extra]), tuple(damaged), requests)
+
+
+def latest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep of each case, direction and machine the newest run's rows: ``run`` names sort by time."""
+    if frame.empty:
+        return frame
+    keys = ["operation", "source", "backward", "case", "dtype", "machine_id"]
+    newest = frame.groupby(keys, dropna=False)["run"].transform("max")
+    return frame[frame["run"] == newest].reset_index(drop=True)
+
+
+def went_wrong(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of providers that crashed, or whose result is wrong; unavailable or out of memory is neither."""
+    return frame[frame["status"].isin(["failed", "killed"]) | frame["accepted"].eq(False)]

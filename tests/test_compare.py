@@ -1,0 +1,429 @@
+"""Comparisons end to end on the CPU, with a small operation of their own and real processes."""
+
+from __future__ import annotations
+
+import html
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import scalebench
+from scalebench.comparison import Comparison, Options, cost_columns, plan_comparison
+from scalebench.comparison.memory import peak_above_inputs
+from scalebench.comparison.operations import (
+    OPERATIONS,
+    choose_cases,
+    decode,
+    encode,
+    load_operation,
+    parse_case,
+    spell,
+)
+from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
+from scalebench.errors import InputError
+from scalebench.reporting import render
+from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
+from scalebench.statistics import ratio_of_medians, verdict
+from scalebench.store import read_json, read_results
+
+OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
+QUICK = {"processes": 2, "seconds": 0.05, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Every provider but those that end their process, in two processes."""
+    results = tmp_path_factory.mktemp("results")
+    names = ("eager", "again", "slow", "wrong", "renamed", "absent", "crashing")
+    return scalebench.compare(OPERATION, results=results, providers=names, **QUICK)
+
+
+def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
+    (one,) = (r for r in found.rows if r["provider"] == provider and r["case_index"] == case_index)
+    return one
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_row_for_every_provider_and_case_with_every_column(compared: Comparison) -> None:
+    assert len(compared.rows) == 7 * 2
+    for one in compared.rows:
+        assert set(ROW_COLUMNS) <= set(one)
+        assert (one["shape_rows"], one["dtype"]) in ((7, "float32"), (65, "bfloat16"))
+
+
+def test_the_summary_is_that_of_the_samples_kept_beside(compared: Comparison) -> None:
+    samples = pd.read_parquet(compared.run / "samples.parquet")
+    for provider in ("eager", "slow"):
+        one = row(compared, provider)
+        own = samples[(samples["provider"] == provider) & (samples["case"] == one["case"])]
+        medians = own.groupby("process")["time_s"].median()
+        assert one["samples"] == len(own)
+        assert one["processes"] == len(medians) == 2
+        assert one["time_median_s"] == pytest.approx(np.exp(np.log(medians).mean()))
+        assert one["time_p20_s"] == pytest.approx(own["time_s"].quantile(0.2))
+        assert one["achieved_bytes_per_s"] == pytest.approx((7 * 33 + 7) * 4 / one["time_median_s"])
+        assert one["achieved_flops_per_s"] == pytest.approx(2 * 7 * 33 / one["time_median_s"])
+
+
+def test_a_provider_that_sleeps_is_slower_and_takes_one_call_a_sample(compared: Comparison) -> None:
+    slow, eager = row(compared, "slow"), row(compared, "eager")
+    samples = pd.read_parquet(compared.run / "samples.parquet").query("case == @slow['case']")
+    ours, base = (
+        [part["time_s"] for _, part in samples[samples["provider"] == name].groupby("process")]
+        for name in ("slow", "eager")
+    )
+    judged = verdict(ratio_of_medians(ours, base), 0.02)
+    assert (slow["verdict"], slow["verdict_reason"]) == (judged.word, judged.reason)
+    assert slow["ratio"] == pytest.approx(slow["time_median_s"] / eager["time_median_s"])
+    assert slow["ratio"] > 2
+    assert slow["time_median_s"] >= 2e-3
+    assert slow["calls_per_sample"] == 1
+    assert eager["calls_per_sample"] * eager["time_median_s"] > 3e-5
+    assert eager["verdict"] is None
+    assert {part.split(" ×")[0] for part in slow["stop_reasons"].split(", ")} <= {
+        "target noise", "stable noise", "timeout"
+    }  # fmt: skip
+
+
+def test_the_same_provider_twice_is_not_called_faster_or_slower(compared: Comparison) -> None:
+    for index in (0, 1):
+        assert row(compared, "again", index)["verdict"] in ("SAME", "INCONCLUSIVE")
+        assert row(compared, "again", index)["error_ratio"] in (1.0, None)
+
+
+def test_a_wrong_result_is_told_with_its_error_and_gets_no_verdict(compared: Comparison) -> None:
+    wrong = row(compared, "wrong")
+    assert wrong["status"] == "ok"
+    assert wrong["accepted"] is False
+    x = load_operation(OPERATION).module.inputs(decode_case(compared, 0))["x"].double()
+    assert wrong["max_abs_error"] == pytest.approx(0.1 * float((x * x).sum(-1).max()), rel=1e-5)
+    assert wrong["error_ratio"] > 1000
+    assert wrong["verdict"] is None
+    assert "wrong" in wrong["verdict_reason"]
+    assert "returned sum; expected total" in row(compared, "renamed")["error_note"]
+    assert row(compared, "eager")["accepted"] is True
+    assert not compared.good
+
+
+def decode_case(found: Comparison, index: int) -> object:
+    return decode(load_operation(OPERATION), read_json(found.run / "request.json")["cases"][index])
+
+
+def test_what_cannot_run_is_a_row_with_its_reason(compared: Comparison) -> None:
+    absent, crashing = row(compared, "absent"), row(compared, "crashing")
+    assert (absent["status"], absent["error_message"]) == ("unavailable", "needs a device that is not here")
+    assert (crashing["status"], crashing["error_class"]) == ("failed", "ArithmeticError")
+    assert absent["time_median_s"] is crashing["time_median_s"] is None
+    assert "unavailable" in absent["verdict_reason"]
+
+
+def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> None:
+    for one in compared.rows:
+        assert one["copy_ceiling_bytes_per_s"] > 1e8
+        assert one["matmul_ceiling_flops_per_s"] > 1e8
+        assert one["machine_id"]
+        assert one["torch_version"] == torch.__version__
+
+
+def test_peak_memory_is_what_the_allocator_gave_out() -> None:
+    x = torch.randn(100, 1000)
+
+    def prepare():
+        held = x + 1  # stays allocated as long as the function lives: 400 kB
+        return lambda: {"y": (held * x).sum(-1)}  # 400 kB of products and 400 bytes of sums
+
+    peak, method = peak_above_inputs(prepare, torch.device("cpu"))
+    assert peak == pytest.approx(2 * 400_000 + 400, abs=200)
+    assert "allocator" in method
+
+
+def test_eager_memory_is_the_product_and_the_sums(compared: Comparison) -> None:
+    assert row(compared, "eager")["peak_memory_bytes"] == pytest.approx(7 * 33 * 4 + 7 * 4, abs=64)
+
+
+def test_gradients_are_compared_against_their_reference(tmp_path: Path) -> None:
+    options = {"processes": 1, "seconds": 0.02, "device": "cpu", "shapes": "rows=3,columns=5", "backward": True}
+    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
+    assert row(found, "eager")["accepted"] is True
+    assert "returned total; expected x" in row(found, "wrong")["error_note"]
+    assert row(found, "eager")["backward"] is True
+    assert row(found, "wrong")["verdict"] is None
+
+
+def test_a_provider_that_kills_its_process_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    options = QUICK | {"processes": 1, "shapes": "rows=2,columns=2"}
+    found = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
+    assert row(found, "dying")["status"] == "killed"
+    assert row(found, "dying")["error_message"] == "SIGKILL during prepare"
+    assert row(found, "eager")["status"] == "ok"
+    assert not found.good
+
+
+def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) -> None:
+    results = compared.run.parent.parent.parent
+    before = {path: path.read_bytes() for path in compared.run.rglob("*") if path.is_file()}
+    again = scalebench.compare(
+        OPERATION, results=results, providers="eager", shapes="rows=7,columns=33", **QUICK | {"processes": 1}
+    )
+    assert again.run != compared.run
+    assert {path: path.read_bytes() for path in before} == before
+    both = read_comparisons(results)
+    assert len(both.frame) == 15
+    newest = latest(both.frame)
+    assert set(newest.loc[newest["case_index"] == 0, "run"]) == {again.run.name}
+    assert set(newest.loc[newest["case_index"] == 1, "run"]) == {compared.run.name}
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"providers": "eagre"}, "did you mean 'eager'?"),
+        ({"baseline": "triton"}, "--baseline: unknown 'triton'"),
+        ({"shapes": "casse"}, "did you mean 'cases'?"),
+        ({"shapes": "row=1,columns=2"}, "unknown 'row'; did you mean 'rows'?"),
+        ({"shapes": "rows=two,columns=2"}, "rows: 'two' is not a whole number"),
+        ({"shapes": "rows=2"}, "columns not given; for example rows=7,columns=33,dtype=float32"),
+        ({"shapes": "rows=2,columns=2,dtype=float23"}, "did you mean 'float32'?"),
+        ({"shapes": "rows=2,columns=2,power=sqare"}, "did you mean 'square'?"),
+        ({"shapes": "rows=0,columns=2"}, "rows is 0; at least 1"),
+        ({"dtype": "half"}, "--dtype: unknown 'half'"),
+        ({"device": "tpu"}, "--device: unknown 'tpu'"),
+        ({"seconds": 0}, "--seconds 0: must be greater than 0"),
+        ({"provider": "eager"}, "did you mean 'providers'?"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_was_meant(options: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        scalebench.compare(OPERATION, results=tmp_path, **{"device": "cpu"} | options)
+    assert told in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("CASES = ()\n")
+    for name, told in (("atention", "did you mean 'attention'?"), (str(empty), "lacks Case, inputs"),
+                       (str(tmp_path / "none.py"), "no such file")):  # fmt: skip
+        with pytest.raises(InputError, match=told.replace("?", r"\?")):
+            plan_comparison(name, Options())
+
+
+def test_an_operation_without_a_backward_says_so() -> None:
+    with pytest.raises(InputError, match="no backward pass"):
+        plan_comparison("optimizer", Options(backward=True, device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no usable CUDA device"):
+        plan_comparison(OPERATION, Options(device="cuda"))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_every_case_of_every_operation_survives_being_written_and_typed(name: str) -> None:
+    operation = load_operation(name)
+    for case in (*operation.module.CASES, *operation.cases["ladder"]):
+        written = json.loads(json.dumps(encode(case)))
+        assert decode(operation, written) == case
+        assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
+        assert case.label
+
+
+def test_cases_are_chosen_by_list_by_shape_and_by_dtype() -> None:
+    operation = load_operation(OPERATION)
+    module = operation.module
+    assert choose_cases(operation, [], [], "cpu") == list(module.CASES)
+    assert choose_cases(operation, [], [], "cuda") == list(module.LADDER)
+    own = choose_cases(operation, ["rows=2, columns=3, power=cube, scale=0.5, flip=true"], [], "cpu")
+    assert own == [module.Case(2, 3, torch.float32, "cube", 0.5, True)]
+    both = choose_cases(operation, ["cases", "cases"], ["float32", "float16"], "cpu")
+    assert [case.dtype for case in both] == [torch.float32, torch.float16] * 2
+    for case in (*own, *both, *module.CASES):
+        assert decode(operation, json.loads(json.dumps(encode(case)))) == case
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(command, tmp_path: Path) -> None:
+    quick = ("--processes", "1", "--seconds", "0.02", "--shapes", "rows=5,columns=7", "--device", "cpu")
+    code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)
+    assert code == 0
+    assert "baseline" in out
+    assert "absent unavailable in 1 cases: needs a device that is not here" in out
+    code, out, _ = command("compare", OPERATION, "--providers", "eager,wrong", *quick, "--json")
+    assert code == 1
+    rows = json.loads(out)["rows"]
+    assert [one["accepted"] for one in rows] == [True, False]
+    code, _, err = command("compare", OPERATION, "--providers", "wrogn")
+    assert code == 2
+    assert "did you mean 'wrong'?" in err
+    assert command("compare")[0] == 2
+
+
+def test_status_and_export_take_a_folder_of_comparisons(compared: Comparison, command, tmp_path: Path) -> None:
+    results = compared.run.parent.parent.parent
+    code, out, _ = command("status", results)
+    assert code == 1  # a provider crashed and one is wrong
+    assert "comparison comparison-operation:" in out
+    assert "ArithmeticError" in out or "boom" in out
+    assert command("export", results, "-o", tmp_path / "rows.csv")[0] == 0
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == len(read_comparisons(results).frame)
+    assert json.loads(command("status", results, "--json")[1])["comparisons"]["comparison-operation"]["ok"]
+
+
+# --- pytest-benchmark ------------------------------------------------------------------------------------------------
+
+BENCH = """
+import time
+import pytest
+@pytest.mark.benchmark(group="naps")
+@pytest.mark.parametrize("provider", ["eager", "long"])
+def test_nap(benchmark, provider):
+    benchmark.pedantic(lambda: time.sleep(1e-3 if provider == "eager" else 2e-3), rounds=12)
+"""
+
+
+@pytest.fixture(scope="module")
+def bench_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two real JSON files of pytest-benchmark, with their rounds."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "test_naps.py").write_text(BENCH)
+    paths = [folder / "first.json", folder / "second.json"]
+    for path in paths:
+        line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}", folder]
+        subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    return paths
+
+
+def test_files_of_pytest_benchmark_are_imported_with_their_rounds(bench_files, command, tmp_path: Path) -> None:
+    imports = [part for path in bench_files for part in ("--import", path)]
+    code, out, _ = command("compare", "naps", *imports, "--results", tmp_path / "r", "--json")
+    assert code == 0
+    eager, long = json.loads(out)["rows"]
+    data = [read_json(path)["benchmarks"][1]["stats"]["data"] for path in bench_files]
+    assert (long["case"], long["provider"], long["processes"], long["samples"]) == ("naps", "long", 2, 24)
+    assert long["time_median_s"] == pytest.approx(np.sqrt(np.median(data[0]) * np.median(data[1])))
+    assert long["verdict"] in ("SLOWER", "INCONCLUSIVE")
+    assert long["accepted"] is None
+    assert eager["source"] == "pytest-benchmark"
+    assert "one provider after the other" in eager["timing_method"]
+    samples = pd.read_parquet(next((tmp_path / "r").rglob("samples.parquet")))
+    assert samples.loc[samples["provider"] == "long", "time_s"].tolist() == pytest.approx([*data[0], *data[1]])
+
+
+def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_path: Path) -> None:
+    here, there = (read_json(path) for path in bench_files)
+    here["benchmarks"], there["benchmarks"] = here["benchmarks"][:1], there["benchmarks"][1:]
+    there["machine_info"]["node"] = "another"
+    for name, content in (("here.json", here), ("there.json", there)):
+        (tmp_path / name).write_text(json.dumps(content))
+    code, out, _ = command("compare", "naps", "--import", "here.json", "--import", "there.json", "--json")
+    _, long = json.loads(out)["rows"]
+    assert code == 0
+    assert (long["verdict"], long["ratio"]) == (None, None)
+    assert "another machine" in long["verdict_reason"]
+
+
+def test_a_file_without_samples_still_has_its_median(bench_files, command, tmp_path: Path) -> None:
+    content = read_json(bench_files[0])
+    for one in content["benchmarks"]:
+        del one["stats"]["data"]
+    (tmp_path / "short.json").write_text(json.dumps(content))
+    code, out, _ = command("compare", "naps", "--import", "short.json", "--json")
+    _, long = json.loads(out)["rows"]
+    assert code == 0
+    assert long["time_median_s"] == content["benchmarks"][1]["stats"]["median"]
+    assert long["time_low_s"] is long["verdict"] is None
+
+
+def test_what_is_no_file_of_pytest_benchmark_is_refused(command, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    for name in ("other.json", "absent.json"):
+        code, _, err = command("compare", "naps", "--import", name)
+        assert code == 2
+        assert name in err
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(compared: Comparison) -> str:
+    results = compared.run.parent.parent.parent
+    return render(read_results(results), read_comparisons(results))
+
+
+def test_the_page_shows_verdicts_errors_reasons_and_figures(page: str) -> None:
+    text = html.unescape(page)
+    for words in ("comparison-operation: providers compared", "SLOWER", "needs a device that is not here", "Roofline",
+                  "returned sum; expected total", "timeout ×", "Shortest median time"):  # fmt: skip
+        assert words in text
+    assert page.count("<svg") == 3
+
+
+def test_the_page_escapes_and_loads_nothing(page: str) -> None:
+    assert "<b>boom</b>" not in page
+    assert "&lt;b&gt;boom&lt;/b&gt;" in page
+    assert "<i>eager</i>" not in page
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert "https://" not in page
+
+
+def test_the_same_rows_give_the_same_bytes(compared: Comparison, page: str) -> None:
+    results = compared.run.parent.parent.parent
+    assert render(read_results(results), read_comparisons(results)) == page
+
+
+def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path) -> None:
+    run = tmp_path / "compare-x" / "runs" / "run-1"
+    run.mkdir(parents=True)
+    (run / "rows.json").write_bytes((compared.run / "rows.json").read_bytes()[:-20])
+    found = read_comparisons(tmp_path)
+    assert found.frame.empty
+    assert "rows.json" in found.damaged[0]
+    text = render(read_results(tmp_path), found)
+    assert "Damaged files" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "variants"),
+    [
+        ("norm", "shape_width", {"shape_kind", "shape_residual", "dtype"}),
+        ("cross-entropy", "shape_width", {"dtype"}),
+        ("attention", "shape_query_length", {"shape_causal", "dtype", "shape_head_dimension", "shape_query_heads"}),
+    ],
+)
+def test_lines_join_the_cases_of_a_ladder_that_differ_in_size_alone(name: str, x: str, variants: set[str]) -> None:
+    operation = load_operation(name)
+    rows = [
+        {"case": case.label, "dtype": "bfloat16", "matmul_ceiling_flops_per_s": 8e14, "copy_ceiling_bytes_per_s": 4e12}
+        | {f"shape_{field}": value for field, value in encode(case).items() if field != "dtype"}
+        | dict(cost_columns(operation, case, False))
+        for case in operation.module.LADDER
+    ]
+    part = part_of(pd.DataFrame(rows), ["eager"])
+    assert part.x in (x, x.replace("query", "key"))
+    assert set(part.variants) == variants
+    assert part.rate == (FLOPS if name != "norm" else BYTES)
+
+
+def test_cases_without_an_order_are_shown_by_their_work() -> None:
+    rows = [
+        {"case": str(i), "dtype": "float32", "shape_a": a, "shape_b": b, "flops": a * b, "bytes_moved": 4 * a * b,
+         "matmul_ceiling_flops_per_s": 1e11, "copy_ceiling_bytes_per_s": 1e10}
+        for i, (a, b) in enumerate([(1, 7), (3, 2), (5, 9), (7, 1)])
+    ]  # fmt: skip
+    part = part_of(pd.DataFrame(rows), [])
+    assert (part.x, part.variants, part.rate) == ("bytes_moved", ("case",), BYTES)
