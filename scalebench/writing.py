@@ -16,6 +16,7 @@ from torch import nn
 from scalebench.data import Coder
 from scalebench.errors import InputError
 from scalebench.generation import Sampling, beam_search, chooser, generate, stacked
+from scalebench.tasks.masked import SPECIALS
 
 DEFAULT_TOKENS = 100  # or as many as the context leaves room for
 
@@ -76,4 +77,34 @@ def continued(model: Any, data: Coder, config: Any, request: Request) -> str:
     return data.decode(written[0].tolist())
 
 
-WRITERS: Mapping[str, Callable[[nn.Module, Coder, Any, Request], str]] = {"generation": continued}
+MASK = "[MASK]"
+
+
+@torch.inference_mode()
+def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> str:
+    """Return the prompt with each ``[MASK]`` filled by a token, the likeliest unless a temperature is given.
+
+    All places are filled from one pass over [CLS] prompt [SEP]; none sees what another became. Raises ``InputError``
+    for a prompt without a place to fill, or beyond the model's context.
+    """
+    pieces = [data.encode(piece) for piece in request.prompt.split(MASK)]
+    if len(pieces) == 1:
+        raise InputError([f"--prompt: has no {MASK} to fill"])
+    if request.tokens is not None or request.beams > 1:
+        raise InputError([f"--{'tokens' if request.tokens else 'beams'}: {MASK} is filled by one token; leave it out"])
+    symbols = data.vocab_size
+    start, end, mask = (symbols + SPECIALS.index(name) for name in ("[CLS]", "[SEP]", MASK))
+    prompt = pieces[0] + [token for piece in pieces[1:] for token in (mask, *piece)]
+    if len(prompt) + 2 > config.context:
+        raise InputError([f"--prompt: {len(prompt)} tokens, and the model's context holds {config.context - 2}"])
+    tokens = stacked([[start, *prompt, end]])
+    logits = model(tokens, torch.zeros_like(tokens))[0][0, 1:-1, :symbols]  # a special never fills a place
+    sampling = Sampling(request.temperature or 0.0, request.top_k, request.top_p)
+    choose = chooser(sampling, torch.Generator().manual_seed(request.seed))
+    places = torch.tensor(prompt) == mask
+    written = torch.tensor(prompt)
+    written[places] = choose(logits[places])
+    return data.decode(written.tolist())
+
+
+WRITERS: Mapping[str, Callable[[nn.Module, Coder, Any, Request], str]] = {"generation": continued, "filling": filled}

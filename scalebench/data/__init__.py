@@ -43,6 +43,11 @@ class Data(Protocol):
 class Coder(Protocol):
     """Data whose tokens stand for text."""
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
         ...

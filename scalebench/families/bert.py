@@ -31,7 +31,7 @@ DATA = "stdlib"
 TAKES = Text
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-OFFERS: tuple[str, ...] = ()
+OFFERS = ("checkpointing", "filling")
 
 NORM_EPS = 1e-12  # as published
 _TABLES = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")

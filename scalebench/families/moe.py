@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from scalebench.data.corpus import Corpus
 from scalebench.families import gpt
 from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.dial import WIDTH_STEPS, depth_and_width, landed, with_hidden
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import BalancedNextToken
@@ -37,7 +38,7 @@ DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-OFFERS: tuple[str, ...] = ()
+OFFERS = ("checkpointing", "generation")
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ class Block(nn.Module):
         self.experts = Experts(config)
         self.top_k = config.top_k
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, T, C)
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Tensor]:  # (B, T, C)
         """Refine x (B, T, C); the balance loss comes beside it."""
-        x = x + self.attention(self.norm1(x))
+        x = x + self.attention(self.norm1(x), cache)
         rows = self.norm2(x).flatten(0, 1)  # (n, C)
         with torch.autocast(rows.device.type, enabled=False):
             wide = torch.promote_types(rows.dtype, torch.float32)
@@ -210,6 +211,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
+        self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
@@ -231,14 +233,20 @@ class MoE(nn.Module):
                 fan_in = config.width if embedding else parameter.shape[-1]
                 parameter.normal_(std=fan_in**-0.5 / (math.sqrt(2 * config.depth) if residual else 1))
 
-    def forward(self, tokens: Tensor) -> Any:  # (B, T)
-        """Predict the next token at each place."""
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
+        return KVCache(self.config, batch, capacity, self.norm.weight)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Any:  # (B, T)
+        """Predict the token after each place. What the cache holds came before ``tokens``."""
         x = self.tokens(tokens)
+        start = 0 if cache is None else cache.length
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.size(1)]
+            x = x + self.positions.weight[start : start + tokens.size(1)]
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
         balances = []
-        for block in self.blocks:
-            x, balance = block(x)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x, balance = block(x, layer)
             balances.append(balance)
         logits = self.head(self.norm(x))
         return (logits, torch.stack(balances).mean()) if self.training else logits
