@@ -8,7 +8,7 @@ from scalebench import store
 from scalebench.building import configuration
 from scalebench.checkpoints import WEIGHTS, load_trained
 from scalebench.console import say
-from scalebench.data import Coder, open_source
+from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
 from scalebench.writing import WRITERS, Request
@@ -23,7 +23,8 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     trained, model = load_trained(attempt)
     family = FAMILIES[trained.family]
     ability = next((name for name in family.OFFERS if name in WRITERS), None)
-    data = open_source(trained.data.source)
+    asked = trained.data
+    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.OFFERS) & set(WRITERS)]
         raise InputError(
