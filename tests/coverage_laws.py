@@ -16,8 +16,8 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,20 @@ Study = dict[str, Intervals] | None
 
 
 def study(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
-    """Every interval of each study by how it was made and name; None where it was refused."""
+    """The intervals that the defaults give to each study, by how made and name; None where it was refused."""
+    return _studies(scenario, seeds, ("auto",))
+
+
+def compared(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
+    """Those of the other ways of drawing replicates."""
+    return _studies(scenario, seeds, scenario.compared)
+
+
+def _studies(scenario: Scenario, seeds: Sequence[int], methods: Sequence[str]) -> list[Study]:
     drawn = [_drawn(scenario, seed) for seed in seeds]
     try:
         found = fits(scenario.law, [points for points, _ in drawn])
-        boots = {how: bootstraps(found, REFITS, seeds, how) for how in ("auto", *scenario.compared)}
+        boots = {how: bootstraps(found, REFITS, seeds, how) for how in methods}
     except FitRefused:  # for its design, which all of them share
         return [None for _ in seeds]
     return [
@@ -57,7 +66,7 @@ def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, flo
 
 def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootstrap]) -> dict[str, Intervals]:
     intervals = {how: _intervals(scenario, boot, truths) for how, boot in boots.items()}
-    if scenario.bca:
+    if scenario.bca and "auto" in boots:
         ends = {name: boots["auto"].interval(name, kind="bca") for name in asked(scenario)}
         intervals["bca"] = {name: (*end, truths[name]) for name, end in ends.items()}
     return intervals
@@ -203,35 +212,61 @@ def main() -> None:
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    began, replicated = time.perf_counter(), [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS]
-    tasks = [task for one in SCENARIOS for task in batches(one, options.studies)]
-    tasks += [task for one in replicated for task in batches(one, options.studies, flagged)]
-    tasks += [task for one in SCENARIOS if one.profiled for task in batches(one, options.studies, profiled)]
-    found: dict[tuple[str, str], list[Any]] = {}
-    spent = 0.0
+    began, found = time.perf_counter(), Found({}, {})
     with ProcessPoolExecutor(options.jobs) as pool:
-        waiting = {pool.submit(batch, *task, options.cache): task for task in tasks}
+        waiting = {
+            (one.name, kind.__name__): [
+                pool.submit(batch, *task, options.cache) for task in batches(one, options.studies, kind)
+            ]
+            for kind, scenarios in kinds().items()
+            for one in scenarios
+        }
         widths = {one.name: pool.submit(oracle_widths, one) for one in SCENARIOS}
-        for done in as_completed(waiting):
-            spent += done.result()["cpu_s"]
-            scenario, kind, seeds = waiting[done]
-            print(f"{time.perf_counter() - began:5.0f} s  {scenario.name}, {kind.__name__} {seeds}", flush=True)
-        for one, (scenario, kind, _) in waiting.items():
-            found.setdefault((scenario.name, kind.__name__), []).extend(one.result()["found"])
-        summaries = [_summary(one, found, widths[one.name].result()) for one in SCENARIOS]
-    flags = {one.name: round(100 * float(np.mean(found[one.name, "flagged"])), 1) for one in replicated}
-    took = {"wall_s": round(time.perf_counter() - began), "cpu_s_of_batches": round(spent), "jobs": options.jobs}
-    told = {"edition": EDITION, **took, "scenarios": summaries, "flagged_percent": flags}
-    (options.output / "coverage.json").write_text(json.dumps(told, indent=1) + "\n")
-    (options.output / "table.md").write_text(table(summaries, flags, coverage_designs.CHANGED))
-    print(took)
+        for key, parts in waiting.items():
+            done = [part.result() for part in parts]
+            found.studies[key] = [one for part in done for one in part["found"]]
+            found.cpu_s[key] = sum(part["cpu_s"] for part in done)
+            print(f"{time.perf_counter() - began:5.0f} s  {', '.join(key)}", flush=True)
+        found.write(options.output, {name: one.result() for name, one in widths.items()})
+
+
+def kinds() -> dict[Callable, list[Scenario]]:
+    """What is counted, in this order, and of which scenarios."""
+    return {
+        study: list(SCENARIOS),
+        flagged: [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS],
+        compared: [one for one in SCENARIOS if one.compared],
+        profiled: [one for one in SCENARIOS if one.profiled],
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in the studies of each scenario and kind, by their names, and the seconds of work it took."""
+
+    studies: dict[tuple[str, str], list[Any]]
+    cpu_s: dict[tuple[str, str], float]
+
+    def write(self, folder: Path, widths: dict[str, dict[str, float]]) -> None:
+        """Write table and JSON, saying which kinds of a scenario have not been run."""
+        rows = [
+            _summary(one, self.studies, widths[one.name]) for one in SCENARIOS if (one.name, "study") in self.studies
+        ]
+        flags = {
+            name: round(100 * float(np.mean(one)), 1) for (name, kind), one in self.studies.items() if kind == "flagged"
+        }
+        keys = [(one.name, kind.__name__) for kind, scenarios in kinds().items() for one in scenarios]
+        open_ = [f"{name} ({kind})" for name, kind in keys if (name, kind) not in self.studies]
+        note = coverage_designs.CHANGED + (f" Not run yet: {'; '.join(open_)}." if open_ else "")
+        told = {"edition": EDITION, "cpu_s": round(sum(self.cpu_s.values())), "not_run": open_, "scenarios": rows}
+        (folder / "coverage.json").write_text(json.dumps(told | {"flagged_percent": flags}, indent=1) + "\n")
+        (folder / "table.md").write_text(table(rows, flags, note.strip()))
 
 
 def _summary(scenario: Scenario, found: dict[tuple[str, str], list[Any]], widths: dict[str, float]) -> dict[str, Any]:
-    summary = summarise(scenario, found[scenario.name, "study"], widths)
-    if scenario.profiled:
-        summary["methods"] |= summarise(scenario, found[scenario.name, "profiled"], widths)["methods"]
-    return summary
+    kept = [found[scenario.name, kind] for kind in ("study", "compared", "profiled") if (scenario.name, kind) in found]
+    summaries = [summarise(scenario, one, widths) for one in kept]
+    return summaries[0] | {"methods": {how: rows for one in summaries for how, rows in one["methods"].items()}}
 
 
 if __name__ == "__main__":
