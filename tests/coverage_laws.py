@@ -260,12 +260,15 @@ class Found:
         flags = {
             name: round(100 * float(np.mean(one)), 1) for (name, kind), one in self.studies.items() if kind == "flagged"
         }
-        keys = [(one.name, kind.__name__) for kind, scenarios in kinds().items() for one in scenarios]
-        open_ = [f"{name} ({kind})" for name, kind in keys if (name, kind) not in self.studies]
-        note = coverage_designs.CHANGED + (f" Not run yet: {'; '.join(open_)}." if open_ else "")
+        open_ = {
+            kind.__name__: [one.name for one in scenarios if (one.name, kind.__name__) not in self.studies]
+            for kind, scenarios in kinds().items()
+        }
+        missing = " ".join(f"Not run yet, {kind}: {'; '.join(names)}." for kind, names in open_.items() if names)
+        note = "\n\n".join(filter(None, (coverage_designs.CHANGED, missing)))
         told = {"edition": EDITION, "cpu_s": round(sum(self.cpu_s.values())), "not_run": open_, "scenarios": rows}
         (folder / "coverage.json").write_text(json.dumps(told | {"flagged_percent": flags}, indent=1) + "\n")
-        (folder / "table.md").write_text(table(rows, flags, note.strip()))
+        (folder / "table.md").write_text(table(rows, flags, note))
 
 
 def _summary(scenario: Scenario, found: dict[tuple[str, str], list[Any]], widths: dict[str, float]) -> dict[str, Any]:
