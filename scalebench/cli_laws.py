@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -171,4 +171,4 @@ def tune(
     return console_design.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
 
 
-COMMANDS = {"optimal": optimal, "next": next_, "worth": worth, "tune": tune}
+COMMANDS: dict[str, Callable[..., int]] = {"optimal": optimal, "next": next_, "worth": worth, "tune": tune}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalebench.console import print_json, say, table
 from scalebench.errors import InputError
@@ -54,7 +54,7 @@ def run_next(
     return 0
 
 
-def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, object]:
+def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
     priced = budget is not None and not {"params", "tokens"} <= set(fit.law.inputs)
     names = (*fit.law.inputs, *(("flops",) if priced else ()))
     return dict(read_points(path, {name: name for name in names}).values)

@@ -120,5 +120,13 @@ def draw(scenario: Scenario, rng: np.random.Generator) -> dict[str, Array]:
     return {**inputs, LAWS[scenario.law].response: loss * np.exp(scenario.noise * rng.standard_normal(len(loss)))}
 
 
-# What was changed after first numbers had been seen, for the head of the table; empty where nothing was.
-CHANGED = ""
+# For the head of the table: what was known before it was run, and what was changed after its first numbers were seen.
+CHANGED = (
+    "The default was chosen before this run, on other studies, 200 to 300 each. Power, 12 sizes, 1 seed: "
+    "residuals 92.5 to 95 % (1.04 of the oracle's width), configurations 96.5 to 98.5 % (1.25 to 1.35), their BCa "
+    "91.5 to 94.5 % (1.45), wild (signs; HC2 with t, HC3 without) 87 to 92.5 %, configurations weighted at random "
+    "(exponential) 94 to 95.5 %. Power, 12 sizes, 2 seeds, 1000x: residuals 94.7 to 97.3 %, configurations 93.7 "
+    "to 98.3 % (1.1 to 1.3), weighted 80 to 95 %. Chinchilla, 4x3 sizes: residuals 93.7 to 97 % (1.1), "
+    "configurations 96.3 to 99.3 % (1.2 to 1.5), weighted 91 to 95 %. Power, 60 sizes: residuals 93 to 95.7 %, "
+    "configurations 95.7 to 98 %. Nothing was changed after numbers of this run."
+)

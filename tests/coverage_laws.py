@@ -16,8 +16,8 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,20 @@ Study = dict[str, Intervals] | None
 
 
 def study(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
-    """Every interval of each study by how it was made and name; None where it was refused."""
+    """The intervals that the defaults give to each study, by how made and name; None where it was refused."""
+    return _studies(scenario, seeds, ("auto",))
+
+
+def compared(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
+    """Those of the other ways of drawing replicates."""
+    return _studies(scenario, seeds, scenario.compared)
+
+
+def _studies(scenario: Scenario, seeds: Sequence[int], methods: Sequence[str]) -> list[Study]:
     drawn = [_drawn(scenario, seed) for seed in seeds]
     try:
         found = fits(scenario.law, [points for points, _ in drawn])
-        boots = {how: bootstraps(found, REFITS, seeds, how) for how in ("auto", *scenario.compared)}
+        boots = {how: bootstraps(found, REFITS, seeds, how) for how in methods}
     except FitRefused:  # for its design, which all of them share
         return [None for _ in seeds]
     return [
@@ -57,7 +66,7 @@ def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, flo
 
 def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootstrap]) -> dict[str, Intervals]:
     intervals = {how: _intervals(scenario, boot, truths) for how, boot in boots.items()}
-    if scenario.bca:
+    if scenario.bca and "auto" in boots:
         ends = {name: boots["auto"].interval(name, kind="bca") for name in asked(scenario)}
         intervals["bca"] = {name: (*end, truths[name]) for name, end in ends.items()}
     return intervals
@@ -103,6 +112,11 @@ def oracle_widths(scenario: Scenario) -> dict[str, float]:
     samples = {name: found[name] for name in asked(scenario)}
     samples |= {"mean": mean, "new": mean * np.exp(scenario.noise * rng.standard_normal(len(mean)))}
     return {name: float(np.ptp(np.quantile(values, [0.025, 0.975]))) for name, values in samples.items()}
+
+
+def oracle(scenario: Scenario, _seeds: Sequence[int]) -> list[dict[str, float]]:
+    """The oracle's widths as a batch of one, which is kept like the others."""
+    return [oracle_widths(scenario)]
 
 
 def replace_bound(exact):
@@ -180,7 +194,7 @@ HEAD = (
     f"{REFITS} refits; 500 studies have a standard error of 1 %. Predictions are 10x beyond every input. Outside 92 to "
     "98 %: **bold**. Scenarios, oracle and target were committed before the run: `tests/coverage_designs.py` and "
     "`tests/coverage_laws.py`. The default draws normal noise below 12 configurations, residuals of configurations "
-    "from 12 up, and configurations themselves from 20 for each free parameter up."
+    "from 12 up, and configurations themselves from 20 for each free parameter, and 40, up."
 )
 OTHERS = (
     "`resample` draws configurations, inputs and all, `residuals` and `parametric` noise at given inputs, `wild` "
@@ -203,35 +217,64 @@ def main() -> None:
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    began, replicated = time.perf_counter(), [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS]
-    tasks = [task for one in SCENARIOS for task in batches(one, options.studies)]
-    tasks += [task for one in replicated for task in batches(one, options.studies, flagged)]
-    tasks += [task for one in SCENARIOS if one.profiled for task in batches(one, options.studies, profiled)]
-    found: dict[tuple[str, str], list[Any]] = {}
-    spent = 0.0
+    began, found = time.perf_counter(), Found({}, {})
     with ProcessPoolExecutor(options.jobs) as pool:
-        waiting = {pool.submit(batch, *task, options.cache): task for task in tasks}
-        widths = {one.name: pool.submit(oracle_widths, one) for one in SCENARIOS}
-        for done in as_completed(waiting):
-            spent += done.result()["cpu_s"]
-            scenario, kind, seeds = waiting[done]
-            print(f"{time.perf_counter() - began:5.0f} s  {scenario.name}, {kind.__name__} {seeds}", flush=True)
-        for one, (scenario, kind, _) in waiting.items():
-            found.setdefault((scenario.name, kind.__name__), []).extend(one.result()["found"])
-        summaries = [_summary(one, found, widths[one.name].result()) for one in SCENARIOS]
-    flags = {one.name: round(100 * float(np.mean(found[one.name, "flagged"])), 1) for one in replicated}
-    took = {"wall_s": round(time.perf_counter() - began), "cpu_s_of_batches": round(spent), "jobs": options.jobs}
-    told = {"edition": EDITION, **took, "scenarios": summaries, "flagged_percent": flags}
-    (options.output / "coverage.json").write_text(json.dumps(told, indent=1) + "\n")
-    (options.output / "table.md").write_text(table(summaries, flags, coverage_designs.CHANGED))
-    print(took)
+        waiting = {
+            (one.name, kind.__name__): [
+                pool.submit(batch, *task, options.cache)
+                for task in batches(one, 1 if kind is oracle else options.studies, kind)
+            ]
+            for kind, scenarios in kinds().items()
+            for one in scenarios
+        }
+        for key, parts in waiting.items():
+            done = [part.result() for part in parts]
+            found.studies[key] = [one for part in done for one in part["found"]]
+            found.cpu_s[key] = sum(part["cpu_s"] for part in done)
+            print(f"{time.perf_counter() - began:5.0f} s  {', '.join(key)}", flush=True)
+            found.write(options.output)
+
+
+def kinds() -> dict[Callable, list[Scenario]]:
+    """What is counted, in this order, and of which scenarios."""
+    return {
+        oracle: list(SCENARIOS),
+        study: list(SCENARIOS),
+        flagged: [*(one for one in SCENARIOS if one.seeds > 1), *MISFITS],
+        compared: [one for one in SCENARIOS if one.compared],
+        profiled: [one for one in SCENARIOS if one.profiled],
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in the studies of each scenario and kind, by their names, and the seconds of work it took."""
+
+    studies: dict[tuple[str, str], list[Any]]
+    cpu_s: dict[tuple[str, str], float]
+
+    def write(self, folder: Path) -> None:
+        """Write table and JSON, saying which kinds of a scenario have not been run."""
+        known = [one for one in SCENARIOS if (one.name, "study") in self.studies]
+        rows = [_summary(one, self.studies, self.studies[one.name, "oracle"][0]) for one in known]
+        flags = {
+            name: round(100 * float(np.mean(one)), 1) for (name, kind), one in self.studies.items() if kind == "flagged"
+        }
+        open_ = {
+            kind.__name__: [one.name for one in scenarios if (one.name, kind.__name__) not in self.studies]
+            for kind, scenarios in kinds().items()
+        }
+        missing = " ".join(f"Not run yet, {kind}: {'; '.join(names)}." for kind, names in open_.items() if names)
+        note = "\n\n".join(filter(None, (coverage_designs.CHANGED, missing)))
+        told = {"edition": EDITION, "cpu_s": round(sum(self.cpu_s.values())), "not_run": open_, "scenarios": rows}
+        (folder / "coverage.json").write_text(json.dumps(told | {"flagged_percent": flags}, indent=1) + "\n")
+        (folder / "table.md").write_text(table(rows, flags, note))
 
 
 def _summary(scenario: Scenario, found: dict[tuple[str, str], list[Any]], widths: dict[str, float]) -> dict[str, Any]:
-    summary = summarise(scenario, found[scenario.name, "study"], widths)
-    if scenario.profiled:
-        summary["methods"] |= summarise(scenario, found[scenario.name, "profiled"], widths)["methods"]
-    return summary
+    kept = [found[scenario.name, kind] for kind in ("study", "compared", "profiled") if (scenario.name, kind) in found]
+    summaries = [summarise(scenario, one, widths) for one in kept]
+    return summaries[0] | {"methods": {how: rows for one in summaries for how, rows in one["methods"].items()}}
 
 
 if __name__ == "__main__":

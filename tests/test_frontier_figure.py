@@ -12,8 +12,8 @@ import pytest
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures import Analysis
-from scalebench.reporting.fits import prepare, series_of
-from scalebench.reporting.frontier_figure import frontier_figure
+from scalebench.reporting.fits import prepare
+from scalebench.reporting.frontier_figure import frontier_figure, surface_trends
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
 from scalebench.reporting.tables import fits_table, parameters_table
@@ -128,15 +128,16 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"
-    (series,) = series_of(prepare(found.frame), found.studies["iso"])
+    surfaces = surface_trends(prepare(found.frame), found.studies["iso"])
     points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )
     expected = fit(points, "chinchilla")
-    rows = [row for row in parameters_table([series]).rows if row[0][0] == "loss, size and data"]
+    rows = [row for row in parameters_table([], surfaces).rows if row[0][0] == "loss, size and data"]
     assert {row[1][0]: row[2][1] for row in rows} == pytest.approx(
         {symbol(name): value for name, value in expected.parameters.items()}, rel=1e-6
     )
     for row, name in zip(rows, expected.parameters, strict=True):
         assert row[3][0] == bounded(expected.parameters[name], *expected.interval(name))[1]
-    assert "loss, size and data" in [row[0][0] for row in fits_table([series]).rows]
+    assert "loss, size and data" in render(found)
+    assert "loss, size and data" in [row[0][0] for row in fits_table([], surfaces).rows]

@@ -102,8 +102,7 @@ class Series:
     """Trials that differ in size and seed only, with what was fitted to them.
 
     ``usable`` are the valid trials that ended ok (at each size the best of the tuned axes), ``sizes`` their means per
-    size, ``loss`` the law fitted without the held-out size, ``loss_all`` the same on every size. ``surface`` is the
-    law of a study whose law needs size and data.
+    size, ``loss`` the law fitted without the held-out size, ``loss_all`` the same on every size.
     """
 
     label: str
@@ -118,7 +117,6 @@ class Series:
     memory: Trend
     memory_column: str | None
     notes: tuple[str, ...]
-    surface: Trend | None = None
 
 
 def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -212,18 +210,6 @@ def trend_of(frame: pd.DataFrame, column: str, law: str) -> Trend:
     return try_fit(points.reset_index(drop=True), law)
 
 
-def surface_of(usable: pd.DataFrame, law: str) -> Trend | None:
-    """Fit a law of size and data to the loss, or say why not; None for a law of the size alone."""
-    if law not in LAWS or len(LAWS[law].inputs) == 1:
-        return None
-    points = usable.assign(params=usable[N], tokens=numeric(usable, "tokens_seen"), loss=usable[LOSS])
-    try:
-        fitted = fit(points[["params", "tokens", "loss"]].dropna(), law=law)
-    except FitRefused as refusal:
-        return Trend(None, str(refusal))
-    return Trend(fitted, no_interval="" if fitted.degrees_of_freedom else "zero degrees of freedom")
-
-
 def hold_out(trend: Trend, sizes: pd.DataFrame) -> HeldOut | None:
     """Compare the largest size with what the law fitted to the others says of it."""
     if trend.fit is None:
@@ -259,7 +245,6 @@ def analyse_series(label: str, trials: pd.DataFrame, study: Mapping[str, Any]) -
         memory=trend_of(usable, column, "offset_linear") if column else Trend(None, "memory was not measured"),
         memory_column=column,
         notes=notes,
-        surface=surface_of(points, law),
     )  # fmt: skip
 
 

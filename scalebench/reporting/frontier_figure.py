@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.laws import Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
+from scalebench.laws import LAWS, Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
 from scalebench.laws.allocation import count
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import LOSS, Array, N, best_over, numeric, split_columns, tuned_axes
+from scalebench.reporting.fits import LOSS, Array, N, Trend, best_over, numeric, split_columns, tuned_axes
 from scalebench.reporting.quantities import bounded, quantity, symbol
 from scalebench.reporting.svg import Marks, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
@@ -68,6 +68,21 @@ def surfaces(frame: pd.DataFrame, plan: Mapping[str, Any]) -> Iterator[tuple[str
         if min(group[N].nunique(), group["tokens"].nunique()) > 1:
             points = pd.concat(best).rename(columns={LOSS: "loss"})
             yield label, points[[N, "tokens", "loss"]].reset_index(drop=True)
+
+
+def surface_trends(frame: pd.DataFrame, plan: Mapping[str, Any]) -> dict[str, Trend]:
+    """Fit each series that varies both: the study's law where it is one of size and data, else chinchilla."""
+    named = str((plan.get("fit") or {}).get("law") or "")
+    law = named if named in LAWS and set(LAWS[named].inputs) == {"params", "tokens"} else "chinchilla"
+    return {label: _surface(points.rename(columns={N: "params"}), law) for label, points in surfaces(frame, plan)}
+
+
+def _surface(points: pd.DataFrame, law: str) -> Trend:
+    try:
+        fitted = fit(points, law)
+    except FitRefused as refusal:
+        return Trend(None, str(refusal))
+    return Trend(fitted, no_interval="" if fitted.degrees_of_freedom else "zero degrees of freedom")
 
 
 def frontier(label: str, points: pd.DataFrame) -> Frontier | str:

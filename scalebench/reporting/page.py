@@ -157,7 +157,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,
-        fits=() if working else tuple(make(series) for make in tables.FIT_TABLES),
+        fits=() if working else tables.fit_tables(series, frontier_figure.surface_trends(frame, study)),
         trials=tables.trials_table(frame, varying),
         environment=tables.environment_table(frame),
         command=str(study.get("command") or ""),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -115,44 +116,42 @@ def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
     }
 
 
-def _fitted(one: Series) -> dict[str, tuple[Trend, str]]:
-    """The same, and the law of size and data where the study has one."""
-    return _trends(one) | ({} if one.surface is None else {"loss, size and data": (one.surface, "")})
+def _named_trends(series: Sequence[Series], surfaces: Mapping[str, Trend]) -> Iterator[tuple[str, Trend, str]]:
+    """Yield every fit by its name, with its unit: those of each series, and the ``surfaces`` by label."""
+    for one in series:
+        for name, (trend, unit) in _trends(one).items():
+            yield ", ".join(filter(None, (one.label, name))), trend, unit
+    for label, trend in surfaces.items():
+        yield ", ".join(filter(None, (label, "loss, size and data"))), trend, ""
 
 
-def parameters_table(series: Sequence[Series]) -> Table:
+def parameters_table(series: Sequence[Series], surfaces: Mapping[str, Trend] = MappingProxyType({})) -> Table:
     """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
     rows: list[tuple[Cell, ...]] = []
-    for one in series:
-        for name, (trend, unit) in _fitted(one).items():
-            head = (word(", ".join(filter(None, (one.label, name)))),)
-            if trend.fit is None:
-                rows.append((*head, word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
-                continue
-            for parameter, value in trend.fit.parameters.items():
-                text, interval = bounded(value, *trend.interval(parameter), unit=unit)
-                ended = (
-                    "at its bound: one-sided interval"
-                    if parameter in trend.fit.bounds_hit
-                    else str(trend.fit.status).replace("_", " ")
-                )
-                rows.append((*head, word(symbol(parameter)), (text, value), word(interval), word(ended)))
+    for name, trend, unit in _named_trends(series, surfaces):
+        if trend.fit is None:
+            rows.append((word(name), word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
+            continue
+        for parameter, value in trend.fit.parameters.items():
+            text, interval = bounded(value, *trend.interval(parameter), unit=unit)
+            held = parameter in trend.fit.bounds_hit
+            ended = "at its bound: one-sided interval" if held else str(trend.fit.status).replace("_", " ")
+            rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
     return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "how the fit ended"), tuple(rows))
 
 
-def fits_table(series: Sequence[Series]) -> Table:
+def fits_table(series: Sequence[Series], surfaces: Mapping[str, Trend] = MappingProxyType({})) -> Table:
     """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
     rows = []
-    for one in series:
-        for name, (trend, _) in _fitted(one).items():
-            if trend.fit is None:
-                continue
-            told = trend.fit.to_dict()
-            objective = f"{told['loss']} (δ = {told['delta']:g}), {told['space']} space"
-            rows.append((word(", ".join(filter(None, (one.label, name)))), word(formula(told["formula"])),
-                         word(objective), number(told["objective"]), word(told["status"].replace("_", " ")),
-                         word(f"{told['starts_agreeing']} of {told['starts']}"), number(told["n_points"]),
-                         number(told["n_configurations"]), word(told["interval_method"])))  # fmt: skip
+    for name, trend, _ in _named_trends(series, surfaces):
+        if trend.fit is None:
+            continue
+        told = trend.fit.to_dict()
+        objective = f"{told['loss']} (δ = {told['delta']:g}), {told['space']} space"
+        rows.append((word(name), word(formula(told["formula"])), word(objective), number(told["objective"]),
+                     word(told["status"].replace("_", " ")), word(f"{told['starts_agreeing']} of {told['starts']}"),
+                     number(told["n_points"]), number(told["n_configurations"]),
+                     word(told["interval_method"])))  # fmt: skip
     columns = ("fit", "law", "objective", "its sum", "status", "starts that agree", "trials", "sizes", "intervals from")
     return Table("How each law was fitted.", columns, tuple(rows))
 
@@ -188,7 +187,10 @@ def predictions_table(series: Sequence[Series]) -> Table:
     return table(caption, columns, rows, len(series))
 
 
-FIT_TABLES = (parameters_table, backtest_table, predictions_table, fits_table)
+def fit_tables(series: Sequence[Series], surfaces: Mapping[str, Trend]) -> tuple[Table, ...]:
+    """Return all that tells of fits; ``surfaces`` are those of size and data, by label."""
+    parameters, made = parameters_table(series, surfaces), fits_table(series, surfaces)
+    return parameters, backtest_table(series), predictions_table(series), made
 
 
 ENVIRONMENT = (
