@@ -1,4 +1,4 @@
-"""What linear cross entropy and the norms are without a GPU or the interpreter: refusals, memory rule, costs, tables."""
+"""Linear cross entropy and the norms without a GPU or the interpreter: refusals, memory rule, costs, tables."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def test_providers_say_why_they_cannot_run():
     assert list(cross_entropy.providers()) == ["eager", "compiled", "torch-fused", "liger", "triton"]
     assert list(norm.providers()) == ["eager", "compiled", "liger", "triton"]
     has_fused = hasattr(F, "linear_cross_entropy")
-    with pytest.raises(Unavailable, match="softcap" if has_fused else "has no torch.nn.functional.linear_cross_entropy"):
+    with pytest.raises(
+        Unavailable, match="softcap" if has_fused else "has no torch.nn.functional.linear_cross_entropy"
+    ):
         cross_entropy.providers()["torch-fused"].prepare(capped, cross_entropy.inputs(capped), True)
     if importlib.util.find_spec("liger_kernel") is None:
         with pytest.raises(Unavailable, match="liger_kernel is not installed"):
