@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scalekernels import cross_entropy
 from scalekernels.cross_entropy import Case, linear_cross_entropy, reference
@@ -69,6 +69,22 @@ def case_failure(case: Case, backward: bool, seed: int = 0) -> str | None:
     return failure(ours, theirs, cross_entropy.results(case, inputs, backward), terms)
 
 
+@pytest.mark.parametrize("classes", [22, 4090, 4097])
+def test_gradients_of_single_logits_are_exact_to_rounding(classes):
+    """What the kernel itself writes, before any matrix product, for one token of one number."""
+    values = cross_entropy.inputs(Case(1, 1, classes, torch.float32, "none", z_loss=0.1), seed=6)
+    exact = (values["x"].double() @ values["weight"].double().T).requires_grad_()
+    loss = F.cross_entropy(exact, values["target"]) + 0.1 * exact.logsumexp(1).square().sum()
+    (oracle,) = torch.autograd.grad(loss, exact)
+    logits = torch.zeros(1, cross_entropy.kernels.row_length(classes))
+    logits[:, :classes] = exact.detach()
+    cross_entropy.kernels.losses[(1,)](
+        logits, values["target"], torch.empty(1), None, classes, logits.shape[1], -100, 0.0, 0.1,
+        CAPPED=False, GRADIENT=True, BLOCK=cross_entropy.kernels.BLOCK,
+    )  # fmt: skip
+    assert (logits[:, :classes].double() - oracle).abs().sum() < 16 * 2**-23 * oracle.abs().sum()
+
+
 def tensors(*shape: int, classes: int, width: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(*shape, width, generator=generator).requires_grad_()
@@ -99,6 +115,9 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_is_as_accurate_as_torch(tokens, width, classes, reduction, softcap, z_loss, backward, seed):
+    # One row times one column is a dot product, whose rounding is the BLAS's own (2e-4 of 24 at 4,097 classes, for
+    # torch's exactly rounded factors too); what the kernel writes there is tested above.
+    assume(tokens * width > 1)
     ignored = tokens % 5 > 1
     case = Case(tokens, width, classes, torch.float32, reduction, softcap, z_loss, ignored)
     assert case_failure(case, backward, seed) is None
