@@ -105,7 +105,7 @@ def test_any_mixture_of_sizes(sizes):
 
 MUTATIONS = {
     "bias correction": ("1.0 / tl.sqrt(1.0 - power)", "1.0"),
-    "step not counted": ("other=0.0) + 1.0\n        tl.store(step_at", "other=0.0) + 2.0\n        tl.store(step_at"),
+    "step not counted": ("other=0.0) + 1.0\n    tl.store(step_at", "other=0.0) + 2.0\n    tl.store(step_at"),
     "mask off by one": ("value, mask=index < left)", "value, mask=index < left - 1)"),
     "decay after the update": ("p = p * shrink", "p = p"),
     "clip coefficient dropped": ("sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),

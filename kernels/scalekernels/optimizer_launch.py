@@ -111,7 +111,7 @@ def norm_constants(param: torch.dtype) -> dict[str, object]:
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:
     """Return the constants of the kernel that counts steps and forms scalars."""
-    return {"ALGORITHM": algorithm, "CLIP": clip, "BLOCK": kernels.ADVANCE_BLOCK}
+    return {"ALGORITHM": algorithm, "CLIP": clip, "BLOCK": kernels.ADVANCE_BLOCK, "TENSORS": kernels.ADVANCE_TENSORS}
 
 
 def _signed(bits: int) -> int:
@@ -156,7 +156,7 @@ def optimizer_step(
         if max_grad_norm is not None:
             launch_norm(tables, len(params))
         low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
-        kernels.advance_kernel[(1,)](
+        kernels.advance_kernel[(-(-len(params) // kernels.ADVANCE_TENSORS),)](
             tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, len(params), tables.count,
             float("inf") if max_grad_norm is None else max_grad_norm, low, high,
             **advance_constants(algorithm, max_grad_norm is not None),
