@@ -87,7 +87,14 @@ def trained(name: str, options: dict[str, Any], sizes=SIZES, steps=10, clip: flo
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_ten_steps_agree_with_torch(flags):
-    assert trained(*FLAGS[flags], clip=5.0 if len(flags) % 2 else None)
+    plain = {
+        "adamw",
+        "adam",
+        "sgd nesterov",
+        "adagrad",
+        "rmsprop both",
+    }  # the interpreter is slow: one of each is large
+    assert trained(*FLAGS[flags], SIZES if flags in plain else (*SMALL, 9001), clip=5.0 if len(flags) % 2 else None)
 
 
 @pytest.mark.parametrize("clip", [None, 1e-2, 1e9])
