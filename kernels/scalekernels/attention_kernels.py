@@ -171,10 +171,10 @@ def _add_query_tile(dk, dv, k, v, q_base, g_base, lse, delta, dq_base, stride_qb
     rows = first_row + tl.arange(0, BLOCK_M)
     q = _load_rows(q_head, first_row, stride_qt, query_length, BLOCK_M, D, MASKED)
     scores = tl.dot(k, tl.trans(q), input_precision="ieee")
+    if MASKED:
+        scores = tl.where(_visible(rows[None, :], keys[:, None], key_length, CAUSAL), scores, float("-inf"))
     lse = _load_vector(lse_head, rows, query_length, float("inf"), MASKED)
     weights = tl.math.exp2(scores * scale_log2 - lse[None, :])
-    if MASKED:
-        weights = tl.where(_visible(rows[None, :], keys[:, None], key_length, CAUSAL), weights, 0.0)
     g = _load_rows(g_head, first_row, stride_gt, query_length, BLOCK_M, D, MASKED)
     dv = tl.dot(weights.to(g.dtype), g, dv, input_precision="ieee")
     dweights = tl.dot(v, tl.trans(g), input_precision="ieee")
@@ -260,9 +260,9 @@ def _add_key_tiles(dq, q, g, lse, delta, k_head, v_head, stride_kt, stride_vt, r
         keys = start + tl.arange(0, BLOCK_N)
         k = _load_rows(k_head, start, stride_kt, key_length, BLOCK_N, D, MASKED)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
         if MASKED:
-            weights = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), weights, 0.0)
+            scores = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), scores, float("-inf"))
+        weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
         v = _load_rows(v_head, start, stride_vt, key_length, BLOCK_N, D, MASKED)
         dweights = tl.dot(g, tl.trans(v), input_precision="ieee")
         dscores = (weights * (dweights - delta[:, None])).to(k.dtype)
