@@ -13,6 +13,9 @@ Written against known miscompilations on Hopper (Triton 3.4 to 3.7): no product 
 itself computed transposed. Products of float32 are exact to float32 (``ieee``), not TF32.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (the arguments of a jit function are pointers and sizes, typed where it is compiled)
+
 from __future__ import annotations
 
 import triton

@@ -100,7 +100,7 @@ def _atomic(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: floa
     sums = torch.zeros(shape, dtype=torch.float32, device=q.device)
     _, dk, dv = _keys(tile, tensors, causal, scale, sums)
     dq = like(q)
-    arguments = {"sums": sums, "dq": dq} | _strides(dq=dq)
+    arguments: dict[str, Any] = {"sums": sums, "dq": dq} | _strides(dq=dq)
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": shape[3], "scale": scale}
     constants = {"D": head_dimension, "BLOCK_M": ROW_TILE.block_m}
     _launch(kernels.attention_convert_queries, _programs(q, ROW_TILE.block_m), ROW_TILE, arguments, constants)
