@@ -1,9 +1,21 @@
 """The tiles that attention is launched with, and the evidence for each.
 
-No GPU has been at hand: the evidence is ahead-of-time compilation with Triton 3.7 for the architecture (fits shared
-memory, registers without spills, wgmma on sm_90 where the products are 16-bit and D is 64 or more), never a speed.
-Among tiles that compile so, the largest one is taken for long sequences, and one with more programs for short ones.
-The rows of sm_80 stay below 99 KiB of shared memory, so that they serve its consumer relatives (8.6, 8.9, 12.0) too.
+No GPU has been at hand: the evidence is ahead-of-time compilation, never a speed. Among tiles that compile without
+spills (and on sm_90, for 16-bit inputs and D of 64 or more, to wgmma that ptxas does not serialise) the largest is taken
+for long sequences and one that makes more programs for short ones. The rows of sm_80 stay below 99 KiB of shared memory,
+so that they serve its consumer relatives (8.6, 8.9, 12.0) too. Head dimensions 16 and 32 keep to two warps: with four,
+Triton 3.6 and 3.7 fault on Hopper. Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
+
+    sm_90          forward   dK, dV    dQ        dK, dV and atomic dQ
+    D 64  short    127  56   186  49   150  64   233  65
+    D 64  long     202 112   192  81   150  80   226  81
+    D 128 short    176 112   231  64   190  96   246 129
+    D 128 long     226 160   246 129   214 128   247 112
+    D 256          248 192   246  96   255 192   255 112 (spills 88 bytes; no tile tried does not)
+    sm_80
+    D 64  long     183  48   240  49   184  48   255  40
+    D 128 long     244  64   172  73   167  72   251  76
+    D 256          216  68   167  49   125  66   238  73
 """
 
 from __future__ import annotations
