@@ -3,8 +3,8 @@
 No GPU has been at hand: the evidence is ahead-of-time compilation, never a speed. Among tiles that compile without
 spills (and on sm_90, for 16-bit inputs and D of 64 or more, to wgmma that ptxas does not serialise) the largest is
 taken for long sequences and one that makes more programs for short ones. The rows of sm_80 stay below 99 KiB of shared
-memory, so that they serve its consumer relatives (8.6, 8.9, 12.0) too. Head dimensions 16 and 32 keep to two warps: with four,
-Triton 3.6 and 3.7 fault on Hopper. Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
+memory, so that they serve its consumer relatives (8.6, 8.9, 12.0) too. Head dimensions 16 and 32 keep to two warps: with
+four, Triton 3.6 and 3.7 fault on Hopper. Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
 
     sm_90          forward   dK, dV    dQ        dK, dV and atomic dQ
     D 64  short    127  56   186  49   150  64   233  65
