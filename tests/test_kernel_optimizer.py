@@ -87,7 +87,14 @@ def trained(name: str, options: dict[str, Any], sizes=SIZES, steps=10, clip: flo
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_ten_steps_agree_with_torch(flags):
-    assert trained(*FLAGS[flags], clip=5.0 if len(flags) % 2 else None)
+    plain = {
+        "adamw",
+        "adam",
+        "sgd nesterov",
+        "adagrad",
+        "rmsprop both",
+    }  # the interpreter is slow: one of each is large
+    assert trained(*FLAGS[flags], SIZES if flags in plain else (*SMALL, 9001), clip=5.0 if len(flags) % 2 else None)
 
 
 @pytest.mark.parametrize("clip", [None, 1e-2, 1e9])
@@ -105,7 +112,7 @@ def test_any_mixture_of_sizes(sizes):
 
 MUTATIONS = {
     "bias correction": ("1.0 / tl.sqrt(1.0 - power)", "1.0"),
-    "step not counted": ("other=0.0) + 1.0\n        tl.store(step_at", "other=0.0) + 2.0\n        tl.store(step_at"),
+    "step not counted": ("other=0.0) + 1.0\n    tl.store(step_at", "other=0.0) + 2.0\n    tl.store(step_at"),
     "mask off by one": ("value, mask=index < left)", "value, mask=index < left - 1)"),
     "decay after the update": ("p = p * shrink", "p = p"),
     "clip coefficient dropped": ("sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),

@@ -132,7 +132,7 @@ def test_one_launch_per_dtype(launches):
     take_step(VARIANTS[0], [(300,), (0,), (9000,)] * 50, dtypes, torch.float32, 1.0)
     names = [launch["function"].__name__ for launch in launches]
     assert names == ["norm_kernel"] * 2 + ["advance_kernel"] + ["update_kernel"] * 2  # bfloat16 has no elements here
-    assert [launch["grid"] for launch in launches] == [(50,), (100,), (1,), (50,), (100,)]
+    assert [launch["grid"] for launch in launches] == [(50,), (100,), (2,), (50,), (100,)]
     assert [launch["given"]["done"] for launch in launches[:2]] == [0, 50]
 
 

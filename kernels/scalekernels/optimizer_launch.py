@@ -111,11 +111,54 @@ def norm_constants(param: torch.dtype) -> dict[str, object]:
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:
     """Return the constants of the kernel that counts steps and forms scalars."""
-    return {"ALGORITHM": algorithm, "CLIP": clip, "BLOCK": kernels.ADVANCE_BLOCK}
+    return {"ALGORITHM": algorithm, "CLIP": clip, "BLOCK": kernels.ADVANCE_BLOCK, "TENSORS": kernels.ADVANCE_TENSORS}
 
 
 def _signed(bits: int) -> int:
     return bits - (1 << 32) if bits >= 1 << 31 else bits
+
+
+def take_step(
+    tables_id: int,
+    algorithm: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    steps: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    third: Sequence[Tensor],
+    first_scales: Sequence[Tensor],
+    second_scales: Sequence[Tensor],
+    groups: Sequence[int],
+    options: Tensor,
+    norm: Tensor,
+    max_grad_norm: float | None,
+    stochastic_rounding: bool,
+    seed: int,
+) -> None:
+    """Update parameters and state in place, as ``optimizer_step`` does, without the dispatcher's time per tensor."""
+    if not params:
+        return
+    tables = TABLES.get(tables_id) or Tables()
+    tables.bind(params, grads, groups, [steps, first, second, third, first_scales, second_scales])
+    variant = Variant(algorithm, bool(first), bool(second), bool(third))
+    state = next((kept[0].dtype for kept in (first, second) if kept), torch.float32)
+    with torch.cuda.device_of(params[0]):
+        if max_grad_norm is not None:
+            launch_norm(tables, len(params))
+        low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
+        kernels.advance_kernel[(-(-len(params) // kernels.ADVANCE_TENSORS),)](
+            tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, len(params), tables.count,
+            float("inf") if max_grad_norm is None else max_grad_norm, low, high,
+            **advance_constants(algorithm, max_grad_norm is not None),
+            num_warps=kernels.NUM_WARPS, num_stages=1,
+        )  # fmt: skip
+        for dtype, chunks in tables.chunks.items():
+            kernels.update_kernel[(len(chunks),)](
+                tables.pointers, chunks, tables.scalars, tables.keys, len(params), int(stochastic_rounding),
+                **update_constants(variant, dtype, torch.int8 if state == torch.uint8 else state),
+                num_warps=kernels.NUM_WARPS, num_stages=1,
+            )  # fmt: skip
 
 
 @torch.library.custom_op(
@@ -146,28 +189,10 @@ def optimizer_step(
     ``max_grad_norm`` is given). ``tables_id`` names the tables to keep between calls (``optimizer_tables.TABLES``);
     the tables are checked against the tensors of every call, so that an unknown number costs time and nothing else.
     """
-    if not params:
-        return
-    tables = TABLES.get(tables_id) or Tables()
-    tables.bind(params, grads, groups, [steps, first, second, third, first_scales, second_scales])
-    variant = Variant(algorithm, bool(first), bool(second), bool(third))
-    state = next((kept[0].dtype for kept in (first, second) if kept), torch.float32)
-    with torch.cuda.device_of(params[0]):
-        if max_grad_norm is not None:
-            launch_norm(tables, len(params))
-        low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
-        kernels.advance_kernel[(1,)](
-            tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, len(params), tables.count,
-            float("inf") if max_grad_norm is None else max_grad_norm, low, high,
-            **advance_constants(algorithm, max_grad_norm is not None),
-            num_warps=kernels.NUM_WARPS, num_stages=1,
-        )  # fmt: skip
-        for dtype, chunks in tables.chunks.items():
-            kernels.update_kernel[(len(chunks),)](
-                tables.pointers, chunks, tables.scalars, tables.keys, len(params), int(stochastic_rounding),
-                **update_constants(variant, dtype, torch.int8 if state == torch.uint8 else state),
-                num_warps=kernels.NUM_WARPS, num_stages=1,
-            )  # fmt: skip
+    take_step(
+        tables_id, algorithm, params, grads, steps, first, second, third, first_scales, second_scales, groups, options,
+        norm, max_grad_norm, stochastic_rounding, seed,
+    )  # fmt: skip
 
 
 @optimizer_step.register_fake
