@@ -272,9 +272,10 @@ def test_where_a_target_cannot_be_checked_the_kernel_makes_it_nan():
 
 def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, target: Tensor) -> int:
     """The most bytes that new tensors held at once during a loss and its gradients, by PyTorch's own accounting."""
+    gc.collect()  # the interpreter keeps its arguments in cycles of references; a GPU's launch keeps nothing
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         value = loss(x, weight, target)
-        gc.collect()  # the interpreter keeps its arguments in cycles of references; a GPU's launch keeps nothing
+        gc.collect()
         kept = torch.autograd.grad(value, (x, weight))
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0

@@ -230,13 +230,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
         target = saved[2]
         rows = grad if ctx.reduction == "none" else (grad * scale).expand(target.shape)
         dx, dweight = ops.linear_cross_entropy_gradients(rows, *saved, *ctx.numbers, *wanted)
-        gradients = dx if wanted[0] else None, dweight.to(ctx.dtype) if wanted[1] else None
+        gradients = [dx if wanted[0] else None, dweight.to(ctx.dtype) if wanted[1] else None]
     else:
         factor = grad * scale
-        gradients = tuple(
+        gradients = [
             ops.scaled_gradient(gradient, factor, ctx.dtype) if want else None
             for gradient, want in zip(saved, wanted, strict=True)
-        )
+        ]
     return *gradients, None, None, None, None, None, None, None
 
 
