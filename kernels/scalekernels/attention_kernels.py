@@ -5,13 +5,16 @@ row sees whole, without any mask, and through those on the diagonal or at the en
 written twice except the float32 sum of dQ when ``ATOMIC``.
 
 Pointers, not tensor descriptors: a descriptor wants 16-byte strides and a 16-byte base, which a caller's view need not
-have; for sm_90, compiled both ways, it saved no register at the shipped tiles that pointers did not leave free.
+have, and the pointers of aligned tensors compile to 16-byte asynchronous copies, within the registers there are.
 Offsets are 64-bit from the first product with a stride on, so that tensors beyond 2^31 elements are addressed rightly.
 
 Written against known miscompilations on Hopper (Triton 3.4 to 3.7): no product takes the transpose of an accumulator
 (scores are computed transposed where their transpose is needed), and dQ, where it comes from transposed scores, is
 itself computed transposed. Products of float32 are exact to float32 (``ieee``), not TF32.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (the arguments of a jit function are pointers and sizes, typed where it is compiled)
 
 from __future__ import annotations
 
