@@ -548,7 +548,7 @@ def test_closure_and_version_counters():
         return loss
 
     version = param._version
-    assert float(optimizer.step(closure)) > 0
+    assert float(optimizer.step(closure).detach()) > 0
     assert param._version > version
     output = (param * param).sum()
     optimizer.step()

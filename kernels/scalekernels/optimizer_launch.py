@@ -223,7 +223,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Yield every configuration that a step can launch. Raises ``ValueError`` for an unknown architecture."""
+    """Yield every configuration that a step can launch. Raises ``ValueError`` for an unknown architecture.
+
+    Evidence for the block sizes: Triton 3.6 compiles all 76 for sm_90 without spills, with 30 (counting steps) to 127
+    registers (Adam, 8-bit state), 52 for Adam in float32: nine programs of 128 threads fit on a processor.
+    """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch is {arch}; allowed: {', '.join(map(str, ARCHITECTURES))}")
     for variant in VARIANTS:
