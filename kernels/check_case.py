@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import triton
 from check_coverage import check_coverage, record_launches
-from scalekernels.device import INTERPRETED
+from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unavailable
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,11 +39,10 @@ def versions(device: str) -> dict[str, Any]:
     found["TRITON_PTXAS_PATH"] = os.environ.get("TRITON_PTXAS_PATH")
     if device != "cuda":
         return found | {"device": device}
-    from machine_code import ptxas_path, ptxas_version
-
     major, minor = torch.cuda.get_device_capability()
     arch = 10 * major + minor
-    found |= {"ptxas": ptxas_version(arch), "ptxas_path": ptxas_path(arch)}
+    path, version = assembler(arch)
+    found |= {"ptxas": version, "ptxas_path": path}
     return found | {"device": torch.cuda.get_device_name(), "capability": arch}
 
 

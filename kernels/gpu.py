@@ -93,14 +93,11 @@ def compare_parts(run: Run) -> list[Part]:
     """Every operation against its alternatives, forward and backward."""
     small = ("--shapes", "cases", "--processes", 1, "--seconds", 0.01, "--providers", "eager,triton", "--device", "cpu")
     options = small if run.dry else ("--shapes", "ladder", "--seconds", 0.5)
-    return [
-        Part(
-            f"{operation}{direction}",
-            scalebench("compare", operation, "--results", run.out / "results", *options, *direction),
-        )
-        for operation in run.operations
-        for direction in ((), ("--backward",))
-    ]
+    parts = []
+    for operation in run.operations:
+        command = scalebench("compare", operation, "--results", run.out / "results", *options)
+        parts += [Part(f"{operation} forward", command), Part(f"{operation} backward", (*command, "--backward"))]
+    return [part for part in parts if part.name != "optimizer backward"]  # a step has none
 
 
 def sweep_parts(run: Run) -> list[Part]:

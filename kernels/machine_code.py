@@ -16,16 +16,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import triton
 from scalekernels.compilation import Compilation
+from scalekernels.device import assembler
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 # Shared memory that one block may use, and tensor memory columns (CUDA C++ programming guide, technical specifications
@@ -72,17 +71,9 @@ class MachineCode:
     stores: int
 
 
-@lru_cache(maxsize=8)
 def ptxas_version(arch: int) -> str:
     """Return the version of the assembler that triton uses for an architecture, such as "12.8.93"."""
-    text = subprocess.run([get_ptxas(arch).path, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"V(\d+\.\d+\.\d+)", text)
-    return found.group(1) if found else text.strip()
-
-
-def ptxas_path(arch: int) -> str:
-    """Return where that assembler is; TRITON_PTXAS_PATH (TRITON_PTXAS_BLACKWELL_PATH from sm_100 on) names another."""
-    return str(get_ptxas(arch).path)
+    return assembler(arch)[1]
 
 
 def source_of(compilation: Compilation) -> ASTSource:

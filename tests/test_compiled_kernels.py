@@ -51,6 +51,7 @@ def test_the_rotation_is_large_enough_and_holds_the_largest_of_everything() -> N
 
 def written() -> dict[str, object]:
     """The committed table."""
+    assert compile_ahead.REPORT.exists(), f"{compile_ahead.REPORT} is missing: make kernels writes it"
     return json.loads(compile_ahead.REPORT.read_text())
 
 

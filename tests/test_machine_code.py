@@ -120,6 +120,16 @@ def test_a_load_that_is_not_known_to_be_aligned_is_flagged() -> None:
     assert found(views, 90) == ["loads: 2 bytes at most where 16 are asked for"]
 
 
+def test_the_assembler_that_is_named_is_the_one_that_is_used_and_reported(tmp_path: Path) -> None:
+    other = tmp_path / "ptxas"
+    other.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.1, V99.1.7'\n")
+    other.chmod(0o755)
+    text = "from scalekernels.device import assembler; print(*assembler(90))"
+    environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "TRITON_PTXAS_PATH": str(other)}
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(other), "99.1.7"]
+
+
 def test_a_signature_that_is_not_the_functions_is_refused() -> None:
     with pytest.raises(ValueError, match="is not the function's"):
         machine_code.source_of(tile(products, 64, 64, 64, signature={"A": "*fp16"}))

@@ -328,7 +328,8 @@ def attention_convert_queries(
     columns = tl.arange(0, D).to(tl.int64)
     base = sums + tl.cast(index, tl.int64) * padded_length * D
     inside = rows < query_length
-    tile = tl.load(base + columns[:, None] * padded_length + rows[None, :], mask=inside[None, :], other=0.0)
+    # Sums are padded to whole tiles: without a mask, which would cut the loads to single numbers.
+    tile = tl.load(base + columns[:, None] * padded_length + rows[None, :])
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     tl.store(pointers, tl.trans(tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])

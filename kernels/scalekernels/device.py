@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import subprocess
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +31,20 @@ def unavailable_reason() -> str | None:
         name = torch.cuda.get_device_name()
         return f"{name} has compute capability {found[0]}.{found[1]}; the fused kernels need {OLDEST[0]}.{OLDEST[1]}"
     return None
+
+
+@lru_cache(maxsize=8)
+def assembler(arch: int) -> tuple[str, str]:
+    """Return path and version ("12.8.93") of the ptxas that triton uses for an architecture (90 for sm_90).
+
+    ``TRITON_PTXAS_PATH`` (from sm_100 on ``TRITON_PTXAS_BLACKWELL_PATH``) names another than triton's own.
+    """
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    path = str(get_ptxas(arch).path)
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V(\d+\.\d+\.\d+)", said)
+    return path, found.group(1) if found else said.strip()
 
 
 def require_device(**tensors: Tensor | None) -> None:

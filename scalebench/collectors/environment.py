@@ -86,6 +86,17 @@ def machine_id() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
+def ptxas_version() -> str | None:
+    """Return the version of the assembler that makes this GPU's machine code, or None without triton."""
+    import torch
+    from scalekernels.device import assembler
+
+    if package_version("triton") is None:
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return assembler(10 * major + minor)[1]
+
+
 def environment(device_kind: str) -> dict[str, Any]:
     """Return the record's environment columns. Imports torch."""
     import torch
@@ -102,6 +113,7 @@ def environment(device_kind: str) -> dict[str, Any]:
         "python_version": platform.python_version(),
         "torch_version": torch.__version__,
         "triton_version": package_version("triton"),
+        "ptxas_version": ptxas_version() if cuda else None,
         "platform": platform.platform(),
     }
 
