@@ -88,14 +88,14 @@ class MuonWithAdamW(Optimizer):
     def __init__(self, groups: Groups, spec: TrainSpec) -> None:
         super().__init__(groups, {"lr": spec.learning_rate})
         hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
-        muon = {"momentum": spec.momentum, "nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
-        self.parts = [Muon(hidden, spec.learning_rate, **muon), _adam(others, spec, AdamW)]
+        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
+        self.parts = [muon, _adam(others, spec, AdamW)]
         # Groups and state are the parts' own, so that a schedule or a collector sees what they use.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         for part in self.parts:
             part.state = self.state
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
         """Let each part update its own parameters."""
         assert closure is None
         for part in self.parts:

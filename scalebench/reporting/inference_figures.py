@@ -104,11 +104,11 @@ def work_sentences(frame: pd.DataFrame) -> Iterator[str]:
     known = frame[frame["valid"] & (numeric(frame, LATENCY) > 0)]
     if known.empty:
         return
-    soonest = known.loc[numeric(known, LATENCY).idxmin()]
+    soonest = known.iloc[int(numeric(known, LATENCY).argmin())]
     yield f"The lowest median latency of a call is {quantity(soonest[LATENCY], 's')}: {_which(soonest)}."
     column, unit = ("tokens_per_s", "tokens/s") if numeric(known, "tokens_per_s").notna().any() else (
         "samples_per_s", "samples/s")  # fmt: skip
-    most = known.loc[numeric(known, column).idxmax()]
+    most = known.iloc[int(numeric(known, column).fillna(0).argmax())]
     yield f"The highest throughput is {_rate(most[column], unit)}: {_which(most)}."
 
 
