@@ -11,6 +11,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from scalebench.building import build_model
+from scalebench.families import FAMILIES
 from scalebench.store import StoreError, read_json
 from scalebench.study import Trial
 
@@ -36,7 +37,9 @@ def save_weights(model: nn.Module, attempt: Path) -> int:
 def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
     """Return an attempt's trial and its trained model, on the CPU; ``StoreError`` naming a file that cannot serve."""
     trial = Trial.model_validate(read_json(attempt / "trial.json")["trial"])
-    model = build_model(trial, torch.device("cpu"))
+    # Weights are the same for every implementation; what trained on a GPU's kernels is read on any machine.
+    plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
+    model = build_model(trial, torch.device("cpu"), plain)
     try:
         load_model(model, attempt / WEIGHTS)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
