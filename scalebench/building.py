@@ -51,10 +51,10 @@ def configuration(trial: Trial) -> Any:
     return FAMILIES[trial.family].Config(**trial.model)
 
 
-def build_model(trial: Trial, device: torch.device) -> nn.Module:
-    """Return the model, its initial weights decided by the trial's seed."""
+def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
+    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given."""
     torch.manual_seed(trial.work.seed)
-    return FAMILIES[trial.family].build(configuration(trial), trial.work.implementation).to(device)
+    return FAMILIES[trial.family].build(configuration(trial), implementation or trial.work.implementation).to(device)
 
 
 def compile_model(model: nn.Module) -> Any:

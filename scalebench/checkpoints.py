@@ -9,7 +9,7 @@ import safetensors
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from scalebench.building import configuration
+from scalebench.building import build_model
 from scalebench.families import FAMILIES
 from scalebench.store import StoreError, read_json
 from scalebench.study import Trial
@@ -36,9 +36,9 @@ def save_weights(model: nn.Module, attempt: Path) -> int:
 def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
     """Return an attempt's trial and its trained model, on the CPU; ``StoreError`` naming a file that cannot serve."""
     trial = Trial.model_validate(read_json(attempt / "trial.json")["trial"])
-    family = FAMILIES[trial.family]
-    # Every implementation has the same parameters; fused kernels need not run where text is written.
-    model = family.build(configuration(trial), "sdpa" if "sdpa" in family.IMPLEMENTATIONS else "eager")
+    # Weights are the same for every implementation; what trained on a GPU's kernels is read on any machine.
+    plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
+    model = build_model(trial, torch.device("cpu"), plain)
     try:
         load_model(model, attempt / WEIGHTS)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:

@@ -205,7 +205,8 @@ def _training(name: str, model: Mapping[str, Any], opening: Opening, train: dict
     budget = {key: train.pop(key) for key in BUDGETS if key in train}
     train["steps"] = _steps(budget, counts, batch_size, length)
     if train["learning_rate"] == "auto":
-        train["learning_rate"] = family.learning_rate(config) * OPTIMIZERS[train["optimizer"]].rate_factor
+        choice = OPTIMIZERS.get(train["optimizer"])  # an unknown one is told of beside what else is wrong
+        train["learning_rate"] = family.learning_rate(config) * (choice.rate_factor if choice else 1.0)
     if train["accumulation"] > batch_size:
         raise PointRefused(f"train.accumulation: {train['accumulation']} micro-batches of a batch of {batch_size}")
     if train["checkpointing"] and "checkpointing" not in family.OFFERS:

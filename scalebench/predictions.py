@@ -180,7 +180,7 @@ def chosen_trials(path: Path, results: Results, where: str | None) -> pd.DataFra
     prepared = prepare(frame[frame["mode"] != "inference"] if "mode" in frame else frame)
     if not prepared["valid"].any():
         chosen = f" that --where {where!r} selects" if where else ""
-        raise InputError([f"{path}: no training trial{chosen} ended ok with valid numbers"])
+        raise InputError([f"{path}: no trial{chosen} ended ok with valid numbers"])
     return prepared[prepared["valid"]]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from support import SMALL, SOURCE_PATH
 
-COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "list", "doctor", "demo")
+COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "generate", "list", "doctor", "demo")
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import train_spec
 
+from scalebench.building import usable_device
 from scalebench.checkpointing import recompute_blocks
 from scalebench.collectors import memory
 from scalebench.collectors.time import StepClock, time_columns, warm_mask
 from scalebench.data import open_source
-from scalebench.families import FAMILIES, configure
-from scalebench.optimizers import build_optimizer
+from scalebench.families import FAMILIES, Unsupported, configure
+from scalebench.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.planning import load_study, plan
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.train import Diverged, backward, check_finite, loss_scaler, micro_batches, train, update, validate
-from scalebench.training import backward_of
+from scalebench.training import MeasuredTraining, backward_of
 
 CPU = torch.device("cpu")
 
@@ -206,3 +209,57 @@ def test_the_clock_keeps_every_step_and_tells_data_from_the_rest(monkeypatch) ->
 @pytest.mark.parametrize(("steps", "cold"), [(1, 1), (5, 1), (50, 5), (100, 10), (1000, 10)])
 def test_the_warm_up_is_left_out_of_the_summary(steps: int, cold: int) -> None:
     assert (~warm_mask(steps)).sum() == cold
+
+
+STUDY = """
+schema = 1
+name = "options"
+[model]
+family = "gpt"
+params = 3000
+[train]
+steps = 4
+batch_size = 6
+sequence_length = 16
+"""
+
+
+def planned(tmp_path: Path, *settings: str):
+    (tmp_path / "options.toml").write_text(STUDY)
+    (trial,) = plan(load_study(tmp_path / "options.toml", settings))
+    return trial
+
+
+def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> None:
+    settings = ["train.optimizer=muon", "train.accumulation=4", "train.checkpointing=true", "train.precision=bfloat16"]
+    trial = planned(tmp_path, *settings, "data.validation_samples=32")
+    header = {"study": "options", "trial_id": trial.trial_id, "command": "c", "requested": {}, "checkpoint": True}
+    peak = {"flops_per_s": 1e15, "source": "none"}
+    run = MeasuredTraining(tmp_path, header, trial.trial, {"exclusive": True, "peaks": {"bfloat16": peak}})
+    run.run()
+    run.save_samples()
+    row = run.columns
+    assert row["mode"] == "training"
+    assert (row["optimizer"], row["accumulation"], row["checkpointing"]) == ("muon", 4, True)
+    assert row["params_active"] == row["params"] == trial.counts.total
+    assert row["weights_file_bytes"] == (tmp_path / "weights.safetensors").stat().st_size
+    assert row["skipped_steps"] is None  # no loss scaler at bfloat16
+    assert row["flops_per_step"] == trial.flops / 4
+    assert row["memory_activations_bytes"] > 0
+    assert 0 < row["data_time_s"] < row["step_time_median_s"]
+    assert 0 < row["epochs_seen"] < 1
+
+
+def test_float16_is_unsupported_on_a_cpu_with_the_reason(tmp_path: Path) -> None:
+    trial = planned(tmp_path, "train.precision=float16", "train.device=cpu").trial
+    with pytest.raises(Unsupported, match="float16 training needs a GPU"):
+        usable_device(trial)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
+def test_the_automatic_rate_is_the_familys_times_the_optimizers_factor(tmp_path: Path, name: str) -> None:
+    trial = planned(tmp_path, f"train.optimizer={name}").trial
+    rule = FAMILIES["gpt"].learning_rate(FAMILIES["gpt"].Config(**trial.model))
+    assert trial.train is not None
+    assert trial.train.learning_rate == rule * OPTIMIZERS[name].rate_factor
+    assert OPTIMIZERS[name].rate_factor != 1

@@ -51,7 +51,7 @@ def _by_category(snapshot: Mapping[torch.device, Mapping[Any, int]]) -> dict[str
     return sums
 
 
-class Tracker(MemTracker):
+class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
     """MemTracker that lets one step or call run the model several times: a micro-batch, or a token, at a time."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -12,9 +12,17 @@ from torch.nn import functional as F
 class Attends(Protocol):
     """The part of a family's Config that decides the size of its cache."""
 
-    depth: int
-    heads: int
-    head_dim: int
+    @property
+    def depth(self) -> int:
+        """Layers."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of a layer."""
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
 
 
 def cache_bytes(config: Attends, batch: int, tokens: int, element_bytes: int) -> int:

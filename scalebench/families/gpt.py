@@ -298,7 +298,7 @@ class GPT(nn.Module):
 
     def cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
-        return KVCache(self.config, batch, capacity, self.norm.weight)
+        return KVCache(self.config, batch, capacity, self.tokens.weight)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T)
         """Predict the token after each place: logits (B, T, V). What the cache holds came before ``tokens``."""

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from scalebench.reporting.figures import Analysis, Words, titles_of, who
 from scalebench.reporting.fits import N, numeric, split_columns
-from scalebench.reporting.quantities import quantity, scale
+from scalebench.reporting.quantities import NBSP, quantity, scale
 from scalebench.reporting.svg import PAPER, Marks, finish, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
 
@@ -66,15 +66,15 @@ def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
     rows: list[Sequence[Cell]] = []
     for i, (label, part) in enumerate(_by_batch(known, study)):
         style, rate = look(i), numeric(part, column)
-        titles = [f"{label}, batch {quantity(b)}: {quantity(r, unit)}" for b, r in zip(part[BATCH], rate, strict=True)]
+        titles = [f"{label}, batch {quantity(b)}: {_rate(r, unit)}" for b, r in zip(part[BATCH], rate, strict=True)]
         marks.axes.plot(part[BATCH], rate, color=style["color"], linewidth=1)
         marks.draw(part[BATCH], rate, titles, **style, label=label)
         for batch, value in zip(part[BATCH], rate, strict=True):
-            rows.append((word(label), number(batch), number(value, unit)))
+            rows.append((word(label), number(batch), number(value)))
     _batch_axis(marks, sorted(numeric(known, BATCH).unique()), unit)
     return Words(
         f"New {unit.partition('/')[0]} per second at the median latency; lines join the batch sizes of a model.",
-        table("Throughput by batch size.", ("model", "batch size", "throughput"), rows),
+        table("Throughput by batch size.", ("model", "batch size", unit), rows),
     )
 
 
@@ -104,12 +104,17 @@ def work_sentences(frame: pd.DataFrame) -> Iterator[str]:
     known = frame[frame["valid"] & (numeric(frame, LATENCY) > 0)]
     if known.empty:
         return
-    soonest = known.loc[numeric(known, LATENCY).idxmin()]
+    soonest = known.iloc[int(numeric(known, LATENCY).argmin())]
     yield f"The lowest median latency of a call is {quantity(soonest[LATENCY], 's')}: {_which(soonest)}."
     column, unit = ("tokens_per_s", "tokens/s") if numeric(known, "tokens_per_s").notna().any() else (
         "samples_per_s", "samples/s")  # fmt: skip
-    most = known.loc[numeric(known, column).idxmax()]
-    yield f"The highest throughput is {quantity(most[column], unit)}: {_which(most)}."
+    most = known.iloc[int(numeric(known, column).fillna(0).argmax())]
+    yield f"The highest throughput is {_rate(most[column], unit)}: {_which(most)}."
+
+
+def _rate(value: float, unit: str) -> str:
+    """Write a throughput: 3.11 k tokens/s."""
+    return f"{quantity(value)}{NBSP}{unit}"
 
 
 def _which(row: pd.Series[Any]) -> str:
