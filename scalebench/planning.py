@@ -157,6 +157,8 @@ def resolve(point: Mapping[str, Any]) -> PlannedTrial:
     )
     try:
         FAMILIES[name].task(config, opened, trial.data, trial.train).check()
+    except OutOfReach:
+        raise  # a size that does not suit the data: the model's field is to be named
     except ValueError as error:
         raise DataError(str(error)) from error
     return PlannedTrial(trial_id(trial), trial, model, counts)
