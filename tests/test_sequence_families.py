@@ -43,7 +43,9 @@ def study(family: str, model: str, rest: str = "") -> str:
             "data.source: unknown 'adition'; did you mean 'addition'?",
         ),
         (
-            study("transformer", "params = 1e5", '[train]\nsequence_length = 8\n[data]\nsource = "transduction:addition"'),
+            study(
+                "transformer", "params = 1e5", '[train]\nsequence_length = 8\n[data]\nsource = "transduction:addition"'
+            ),
             "addition takes two numbers",
         ),
         (study("transformer", "params = 1e5", '[data]\nsource = "stdlib"'), "cannot learn from 'stdlib'"),
