@@ -154,11 +154,11 @@ class RNN(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, config: Config) -> None:
-        """Leave torch's uniform recurrent weights; biases zero, but an LSTM's forget gate open (Gers et al. 2000)."""
-        for table in (self.tokens.weight, self.head.weight):
-            table.normal_(std=table.shape[1] ** -0.5)
+        """Scale matrices by 1/sqrt(fan in); biases zero, but an LSTM's forget gate open (Gers et al. 2000)."""
         for name, parameter in self.named_parameters():
-            if "bias" in name:
+            if parameter.ndim == 2:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            else:
                 parameter.zero_()
             if config.cell == "lstm" and "bias_ih" in name:
                 parameter[config.width : 2 * config.width] = 1  # gates in torch's order: input, forget, cell, output
