@@ -188,6 +188,8 @@ def resolve(point: Mapping[str, Any]) -> PlannedTrial:
     )
     try:
         FAMILIES[name].task(FAMILIES[name].Config(**fields), opened, trial.data, trial.work).check()
+    except OutOfReach:
+        raise  # a size that does not suit the data: the model's field is to be named
     except ValueError as error:
         raise DataError(str(error)) from error
     return PlannedTrial(trial_id(trial), trial, model, counts)

@@ -26,8 +26,8 @@ def rotations() -> FloatArray:
 
 
 def weights() -> FloatArray:
-    """Return the weight of each channel, proportional to 1/r with squares that sum to one, (CHANNELS,)."""
-    each = np.arange(1, CHANNELS + 1, dtype=np.float32) ** -1
+    """Return the weight of each channel, proportional to 1/sqrt(r) with squares that sum to one, (CHANNELS,)."""
+    each = np.arange(1, CHANNELS + 1, dtype=np.float32) ** -0.5
     return each / np.linalg.norm(each)
 
 
@@ -36,8 +36,8 @@ class Retrieval:
     """Sets of elements with a key k_i and values v_ir, and a query q, drawn without end; the answer is a number.
 
     y = sum_r w_r sum_i p_ir v_ir + noise, p_r = softmax_i(SHARPNESS k_i . M_r q): keys and query are uniform on the
-    sphere, values +-1, M_r fixed rotations, w_r ~ 1/r. One attention head can serve one channel, so that a model of h
-    heads can leave out about sum_{r>h} w_r^2 ~ 1/h of the variance, and one that pools without looking leaves more.
+    sphere, values +-1, M_r fixed rotations, w_r ~ 1/sqrt(r). One attention head serves one channel well; a model of
+    h heads leaves out about sum_{r>h} w_r^2 of the variance, and one that pools without looking leaves more.
     """
 
     features: int = FEATURES

@@ -18,7 +18,7 @@ those of a gpt of that size, and the hidden width of an expert takes up the rest
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -56,8 +56,8 @@ class Config(gpt.Config):
             raise OutOfReach(f"top_k: {self.top_k} of {self.experts} experts; give at most experts = {self.experts}")
 
 
-def _of(shape: gpt.Config, **fields: Any) -> Config:
-    return Config(**{name: getattr(shape, name) for name in shape.__dataclass_fields__}, **fields)
+def _of(shape: gpt.Config, **routing: Any) -> Config:
+    return Config(**asdict(shape), **routing)
 
 
 # None: the published ones (Mixtral, DeepSeek) have gated experts and grouped queries, which this block has not.
@@ -132,7 +132,7 @@ def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> Bala
     """Return next-token prediction with the balance loss in training. Raises ``OutOfReach`` as gpt's task does."""
     plain = gpt.task(config, data, spec, train)
     return BalancedNextToken(
-        **{name: getattr(plain, name) for name in plain.__dataclass_fields__}, balance_weight=config.balance_weight
+        **{field.name: getattr(plain, field.name) for field in fields(plain)}, balance_weight=config.balance_weight
     )
 
 

@@ -114,7 +114,8 @@ class MaskedPairs:
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum of both losses of each pair, (B,)."""
         inputs, segments, labels, follows = batch
-        return sum(_both(model(inputs, segments), labels, follows), start=torch.zeros((), device=inputs.device))
+        filled, told = _both(model(inputs, segments), labels, follows)
+        return filled + told
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the losses apart and summed, the share of masked tokens filled in rightly, and both verdicts."""
