@@ -261,7 +261,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(c
     code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)
     assert code == 0
     assert "baseline" in out
-    assert "absent unavailable in 1 cases: needs a device that is not here" in out
+    assert "absent unavailable in 1 case: needs a device that is not here" in out
     code, out, _ = command("compare", OPERATION, "--providers", "eager,wrong", *quick, "--json")
     assert code == 1
     rows = json.loads(out)["rows"]

@@ -155,7 +155,7 @@ def _providers_table(frame: pd.DataFrame) -> Table:
     for name, part in frame.groupby("provider", sort=False):
         summary = part["summary"].dropna()
         gone = part.loc[part["status"].isin(["unavailable", "oom"]), "error_message"].dropna().value_counts()
-        why = "; ".join(f"{text} ({count} cases)" for text, count in gone.items())
+        why = "; ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in gone.items())
         rows.append((word(name), word(summary.iloc[0] if len(summary) else None), word(why or None)))
     return table("Providers, and where they could not run.", ("provider", "what it is", "could not run"), rows)
 
