@@ -52,9 +52,13 @@ def run_compare(
 def _announce(plan: Plan) -> None:
     request = plan.request
     direction = "gradients" if request["backward"] else "results"
+    counted = (
+        _count(plan.cases, "case"),
+        _count(request["providers"], "provider"),
+        f"{_count(range(request['processes']), 'process')} on {request['device']}",
+    )
     say(
-        f"{request['operation']}, {direction}: {_count(plan.cases, 'case')}, {_count(request['providers'], 'provider')}, "
-        f"{_count(range(request['processes']), 'process')} on {request['device']}; at most {duration(plan.sampling_s)} of sampling, "
+        f"{request['operation']}, {direction}: {', '.join(counted)}; at most {duration(plan.sampling_s)} of sampling, "
         "compilation and checks apart"
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
