@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,12 @@ from scalebench.comparison.operations import (
     parse_case,
     spell,
 )
+from scalebench.comparison.timing import CpuClock, sample_interleaved
 from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
 from scalebench.errors import InputError
 from scalebench.reporting import render
 from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
-from scalebench.statistics import ratio_of_medians, verdict
+from scalebench.statistics import StoppingRule, ratio_of_medians, verdict
 from scalebench.store import read_json, read_results
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
@@ -131,6 +134,26 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert one["matmul_ceiling_flops_per_s"] > 1e8
         assert one["machine_id"]
         assert one["torch_version"] == torch.__version__
+
+
+def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
+    rule, clock = StoppingRule(timeout_s=1e-3), CpuClock()
+    works = {"fast": lambda: {}, "slow": lambda: time.sleep(1e-3) or {}}
+    sampled = sample_interleaved(works, {"fast": 1, "slow": 1}, clock, rule, random.Random(0))
+    (count,) = {len(one.times_s) for one in sampled.values()}
+    assert 2 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
+    slower = {"slow": lambda: time.sleep(20e-3) or {}}
+    (one,) = sample_interleaved(slower, {"slow": 1}, clock, rule, random.Random(0)).values()
+    assert (len(one.times_s), one.stop_reason) == (1, "timeout")
+
+
+def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
+    calls = iter(range(3))
+    works = {"steady": lambda: {}, "failing": lambda: {"x": next(calls)}}
+    sampled = sample_interleaved(works, {"steady": 1, "failing": 1}, CpuClock(), StoppingRule(), random.Random(0))
+    assert isinstance(sampled["failing"].error, StopIteration)
+    assert len(sampled["failing"].times_s) == 3
+    assert len(sampled["steady"].times_s) >= 10
 
 
 def test_peak_memory_is_what_the_allocator_gave_out() -> None:
