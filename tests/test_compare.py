@@ -138,7 +138,7 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
 
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule, clock = StoppingRule(timeout_s=1e-3), CpuClock()
-    works = {"fast": lambda: {}, "slow": lambda: time.sleep(1e-3) or {}}
+    works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
     sampled = sample_interleaved(works, {"fast": 1, "slow": 1}, clock, rule, random.Random(0))
     (count,) = {len(one.times_s) for one in sampled.values()}
     assert 2 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
@@ -149,7 +149,7 @@ def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() 
 
 def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
     calls = iter(range(3))
-    works = {"steady": lambda: {}, "failing": lambda: {"x": next(calls)}}
+    works = {"steady": dict, "failing": lambda: {"x": next(calls)}}
     sampled = sample_interleaved(works, {"steady": 1, "failing": 1}, CpuClock(), StoppingRule(), random.Random(0))
     assert isinstance(sampled["failing"].error, StopIteration)
     assert len(sampled["failing"].times_s) == 3
