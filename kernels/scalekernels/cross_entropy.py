@@ -215,6 +215,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready = inputs
     _, scale, dx, dweight = output
     ctx.mark_non_differentiable(scale, dx, dweight)
+    ctx.set_materialize_grads(False)  # else zeros as large as dweight would be made for it
     ctx.numbers, ctx.dtype = (ignore_index, softcap, z_loss), x.dtype
     missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
     ctx.recompute = ctx.reduction == "none" or missing  # missing: the operation was called without its flags
@@ -229,13 +230,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
         target = saved[2]
         rows = grad if ctx.reduction == "none" else (grad * scale).expand(target.shape)
         dx, dweight = ops.linear_cross_entropy_gradients(rows, *saved, *ctx.numbers, *wanted)
-        gradients = dx if wanted[0] else None, dweight.to(ctx.dtype) if wanted[1] else None
+        gradients = [dx if wanted[0] else None, dweight.to(ctx.dtype) if wanted[1] else None]
     else:
         factor = grad * scale
-        gradients = tuple(
+        gradients = [
             ops.scaled_gradient(gradient, factor, ctx.dtype) if want else None
             for gradient, want in zip(saved, wanted, strict=True)
-        )
+        ]
     return *gradients, None, None, None, None, None, None, None
 
 

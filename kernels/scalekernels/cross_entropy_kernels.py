@@ -37,9 +37,9 @@ def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
     """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
     limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
     limit = min(max(1 << max(limit.bit_length() - 1, 0), FEWEST_TOKENS), MOST_TOKENS)
-    chunks = max(1, -(-tokens // limit))
-    even = -(-tokens // chunks)
-    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, max(tokens, 1))
+    tokens = max(tokens, 1)
+    even = -(-tokens // -(-tokens // limit))
+    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, tokens)
 
 
 def row_length(classes: int) -> int:

@@ -178,8 +178,8 @@ def _(
     _layer: bool, weight_gradient: bool, bias_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     width = summed.shape[-1]
-    parameters = (rstd.new_empty(width if wanted else 0) for wanted in (weight_gradient, bias_gradient))
-    return torch.empty(summed.shape, dtype=summed.dtype, device=summed.device), *parameters
+    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    return dx, rstd.new_empty(width if weight_gradient else 0), rstd.new_empty(width if bias_gradient else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -285,7 +285,7 @@ def _evaluation(
     return gradients
 
 
-def _torch(kind: str, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _torch(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     x, weight, residual = tensors["x"], tensors["weight"], tensors.get("residual")
     summed = x if residual is None else x + residual
     if kind == "rms":
@@ -296,7 +296,8 @@ def _torch(kind: str, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]
 
 
 def _triton(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = (rms_norm if kind == "rms" else layer_norm)(**tensors)
+    function: Callable[..., Tensor | tuple[Tensor, Tensor]] = rms_norm if kind == "rms" else layer_norm
+    found = function(**tensors)
     return {"normed": found} if isinstance(found, Tensor) else dict(zip(("normed", "summed"), found, strict=True))
 
 

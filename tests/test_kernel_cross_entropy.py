@@ -1,0 +1,444 @@
+"""Linear cross entropy under the interpreter, forward and backward, against ``reference`` in float64."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scalekernels import cross_entropy
+from scalekernels.cross_entropy import Case, linear_cross_entropy, reference
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+FORWARD_BACKWARD = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+RICH = {"softcap": 4.0, "z_loss": 0.01}  # options that change every number
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned() -> Iterator[None]:
+    """Memory that comes from torch.empty holds NaN, workspaces too: what is read before it is written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch) -> None:
+    """Four tokens to a chunk."""
+    monkeypatch.setattr(cross_entropy.kernels, "FEWEST_TOKENS", 4)
+    monkeypatch.setattr(cross_entropy.kernels, "MOST_TOKENS", 4)
+    monkeypatch.setattr(cross_entropy.kernels, "TOKEN_MULTIPLE", 1)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    assert found.shape == exact.shape
+    return (found.detach().double() - exact).abs().max().item() if exact.numel() else 0.0
+
+
+def failure(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> str | None:
+    """Where ours errs by more than twice PyTorch's own path and more than 8 float32 ulps of the largest number.
+
+    Or of 1, the size of what is summed here: a gradient of one number may be the small difference of large terms.
+    """
+    assert ours.keys() == theirs.keys() == exact.keys()
+    for name, oracle in exact.items():
+        allowed = max(2 * error(theirs[name], oracle), 8 * 2**-23 * oracle.abs().max().clamp(min=1).item())
+        if not error(ours[name], oracle) <= allowed:
+            return f"{name}: {error(ours[name], oracle):.3g} > {allowed:.3g}"
+    return None
+
+
+def case_failure(case: Case, backward: bool, seed: int = 0) -> str | None:
+    inputs = cross_entropy.inputs(case, seed=seed)
+    providers = cross_entropy.providers()
+    ours, theirs = (providers[name].prepare(case, inputs, backward)() for name in ("triton", "eager"))
+    return failure(ours, theirs, cross_entropy.results(case, inputs, backward))
+
+
+def tensors(*shape: int, classes: int, width: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, width, generator=generator).requires_grad_()
+    weight = torch.randn(classes, width, generator=generator).requires_grad_()
+    return x, weight, torch.randint(classes, shape, generator=generator)
+
+
+def exact_gradients(x: Tensor, weight: Tensor, target: Tensor, grad: Tensor, **options) -> tuple[Tensor, ...]:
+    leaves = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    return torch.autograd.grad(reference(*leaves, target, **options)["loss"], leaves, grad.double())
+
+
+@FORWARD_BACKWARD
+@pytest.mark.parametrize("case", cross_entropy.CASES, ids=lambda case: case.label)
+def test_every_case_is_as_accurate_as_torch(case, backward):
+    assert case_failure(case, backward) is None
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    width=st.integers(1, 40),
+    classes=st.one_of(st.integers(1, 70), st.integers(4090, 4100)),
+    reduction=st.sampled_from(cross_entropy.REDUCTIONS),
+    softcap=st.sampled_from([None, 0.5, 30.0]),
+    z_loss=st.sampled_from([0.0, 0.1]),
+    backward=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_shape_is_as_accurate_as_torch(tokens, width, classes, reduction, softcap, z_loss, backward, seed):
+    ignored = tokens % 5 > 1
+    case = Case(tokens, width, classes, torch.float32, reduction, softcap, z_loss, ignored)
+    assert case_failure(case, backward, seed) is None
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+@pytest.mark.parametrize("tokens", [3, 4, 5, 8, 13])
+def test_chunks_of_four_tokens(tokens, reduction):
+    for dtype in (torch.float32, torch.float16):
+        case = Case(tokens, 7, 65, dtype, reduction, ignored=True, **RICH)
+        assert case_failure(case, True) is None
+        assert case_failure(case, False) is None
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+def test_leading_dimensions_and_strides(reduction):
+    x, weight, target = tensors(3, 5, classes=40)
+    wide = torch.randn(3, 5, 30).requires_grad_()
+    for view, table in ((x, weight), (wide[..., 4:16], weight), (x.transpose(0, 1), weight[::2])):
+        labels = (target if view.shape[0] == 3 else target.t()) % table.shape[0]
+        loss = linear_cross_entropy(view, table, labels, reduction=reduction, **RICH)
+        assert loss.dtype == torch.float32
+        assert loss.shape == (labels.shape if reduction == "none" else ())
+        assert error(loss, reference(view.double(), table.double(), labels, reduction=reduction, **RICH)["loss"]) < 1e-4
+        grad = torch.randn(*loss.shape, 2)[..., 0]
+        found = torch.autograd.grad(loss, (view, table), grad)
+        exact = exact_gradients(view, table, labels, grad, reduction=reduction, **RICH)
+        assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(found, exact, strict=True))
+
+
+def test_one_token_without_a_leading_dimension():
+    x, weight, target = tensors(classes=9)
+    assert torch.allclose(linear_cross_entropy(x, weight, target), F.cross_entropy(F.linear(x, weight), target))
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+@pytest.mark.parametrize("shape", [(6,), (0,)])
+def test_nothing_counts(shape, reduction):
+    """All targets ignored, or none there: loss and gradients are F.cross_entropy's, a mean of nan included."""
+    x, weight, target = tensors(*shape, classes=11)
+    target = torch.full_like(target, -100)
+    ours = linear_cross_entropy(x, weight, target, reduction=reduction, z_loss=0.1)
+    plain = F.cross_entropy(F.linear(x, weight), target, reduction=reduction)
+    results = [(loss, *torch.autograd.grad(loss, (x, weight), torch.ones_like(loss))) for loss in (ours, plain)]
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+
+
+def test_another_ignore_index():
+    x, weight, target = tensors(30, classes=5)
+    ours = linear_cross_entropy(x, weight, target, ignore_index=3)
+    theirs = F.cross_entropy(F.linear(x, weight), target, ignore_index=3)
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+    for mine, oracle in zip(*(torch.autograd.grad(one, (x, weight)) for one in (ours, theirs)), strict=True):
+        assert torch.allclose(mine, oracle, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.15, 0.25, 1.0, 8.0, 1e4])
+def test_the_cap_and_its_derivative_at_any_size(scale):
+    """Logits from far below the cap to far above it, where 1 − tanh² underflows rather than turn negative or nan."""
+    case = Case(4, 3, 50, torch.float32, "sum", softcap=2.0)
+    inputs = cross_entropy.inputs(case)
+    inputs["x"] *= scale
+    for backward in (False, True):
+        ours, theirs = (
+            cross_entropy.providers()[name].prepare(case, inputs, backward)() for name in ("triton", "eager")
+        )
+        assert failure(ours, theirs, cross_entropy.results(case, inputs, backward)) is None
+
+
+def test_logits_far_apart_do_not_overflow():
+    x = torch.tensor([[1.0], [-1.0]])
+    weight = torch.linspace(-5000, 5000, 9001)[:, None]
+    target = torch.tensor([9000, 9000])
+    losses = linear_cross_entropy(x, weight, target, reduction="none")
+    exact = reference(x.double(), weight.double(), target, reduction="none")["loss"]
+    assert error(losses, exact) <= 2**-22 * 10000
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+def test_only_what_needs_a_gradient_gets_one(reduction):
+    for needs in ((True, False), (False, True), (False, False)):
+        x, weight, target = tensors(9, classes=20)
+        x.requires_grad_(needs[0])
+        weight.requires_grad_(needs[1])
+        loss = linear_cross_entropy(x, weight, target, reduction=reduction)
+        assert loss.requires_grad == any(needs)
+        if any(needs):
+            grad = torch.randn(loss.shape)
+            loss.backward(grad)
+            exact = exact_gradients(x, weight, target, grad, reduction=reduction)
+            for leaf, oracle, needed in zip((x, weight), exact, needs, strict=True):
+                assert (leaf.grad is not None) == needed
+                assert not needed or error(leaf.grad, oracle) < 1e-5
+
+
+def test_without_gradients_none_are_computed(monkeypatch):
+    x, weight, target = tensors(9, classes=20)
+    calls = []
+    monkeypatch.setattr(cross_entropy, "_accumulate", lambda *a, **k: calls.append(a))
+    with torch.no_grad():
+        linear_cross_entropy(x, weight, target)
+    linear_cross_entropy(x, weight.detach(), target)
+    assert not calls
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+def test_a_second_backward_pass_gives_the_same(reduction):
+    x, weight, target = tensors(9, classes=20)
+    loss = linear_cross_entropy(x, weight, target, reduction=reduction, **RICH)
+    grad = torch.randn(loss.shape)
+    first, second, tripled = (
+        torch.autograd.grad(loss, (x, weight), factor * grad, retain_graph=True) for factor in (1, 1, 3)
+    )
+    for one, two, three in zip(first, second, tripled, strict=True):
+        assert torch.equal(one, two)
+        assert torch.allclose(three, 3 * one, rtol=1e-5, atol=1e-6)
+
+
+def test_the_operation_called_without_its_flags_computes_gradients_in_the_backward_pass():
+    x, weight, target = tensors(9, classes=20)
+    flagged = torch.autograd.grad(linear_cross_entropy(x, weight, target), (x, weight))
+    loss = torch.ops.scalekernels.linear_cross_entropy(x, weight, target, -100, "mean", 0.0, 0.0, False, True)[0]
+    for mine, oracle in zip(torch.autograd.grad(loss, (x, weight)), flagged, strict=True):
+        assert torch.allclose(mine, oracle, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_tied_to_the_embedding():
+    ours, theirs = (torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    tokens = torch.randint(30, (4, 7), generator=torch.Generator().manual_seed(1))
+    hidden = torch.tanh(F.embedding(tokens[:, :-1], ours))
+    linear_cross_entropy(hidden, ours, tokens[:, 1:]).backward()
+    logits = F.linear(torch.tanh(F.embedding(tokens[:, :-1], theirs)), theirs)
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_casts_as_linear_does():
+    x, weight, target = tensors(13, classes=30)
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours, theirs = linear_cross_entropy(x, weight, target), F.cross_entropy(F.linear(x, weight), target)
+    exact = reference(x.double(), weight.double(), target)["loss"]
+    assert ours.dtype == torch.float32
+    assert error(ours, exact) <= 2 * max(error(theirs, exact), 2**-11)
+    found, oracle = (torch.autograd.grad(loss, (x, weight)) for loss in (ours, theirs))
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    for mine, plain, truth in zip(found, oracle, torch.autograd.grad(exact, (x, weight)), strict=True):
+        assert error(mine, truth.double()) <= 2 * error(plain, truth.double())
+
+
+def test_sixteen_bit_gradients_do_not_underflow_in_large_batches():
+    """Divided by 65536 and then rounded, float16 gradients of logits would be 0; here the division comes last."""
+    x, weight, target = tensors(16, classes=200, width=4)
+    half, table = (tensor.detach().half().requires_grad_() for tensor in (x, weight))
+    share = torch.tensor(1 / 65536)
+    found = torch.autograd.grad(linear_cross_entropy(half, table, target, reduction="sum"), table, share)[0]
+    exact = exact_gradients(half, table, target, share, reduction="sum")[1]
+    assert error(found, exact) <= 2**-9 * exact.abs().max().item() + 2**-25  # half of float16's smallest number
+
+
+def test_a_target_out_of_range_is_refused():
+    x, weight, target = tensors(4, classes=10)
+    for wrong in (10, -1, -101):
+        target[2] = wrong
+        with pytest.raises(IndexError, match=f"target {wrong} is out of bounds: classes are 0 to 9, or -100"):
+            linear_cross_entropy(x, weight, target)
+
+
+def test_where_a_target_cannot_be_checked_the_kernel_makes_it_nan():
+    logits, losses = torch.randn(3, 64), torch.empty(3)
+    cross_entropy.kernels.losses[(3,)](
+        logits, torch.tensor([5, 64, -7]), losses, None, 60, 64, -100, 0.0, 0.0, CAPPED=False, GRADIENT=True, BLOCK=64
+    )
+    assert losses.isnan().tolist() == [False, True, True]
+    assert logits[:, :60].isnan().all(1).tolist() == [False, True, True]
+
+
+def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, target: Tensor) -> int:
+    """The most bytes that new tensors held at once during a loss and its gradients, by PyTorch's own accounting."""
+    gc.collect()  # the interpreter keeps its arguments in cycles of references; a GPU's launch keeps nothing
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        value = loss(x, weight, target)
+        gc.collect()
+        kept = torch.autograd.grad(value, (x, weight))
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    assert held >= sum(gradient.nbytes for gradient in kept)
+    return peak
+
+
+def test_peak_memory_is_a_sixth_of_the_full_logits_path(monkeypatch):
+    """GPT-2's head, 8192 tokens × 50257 classes × 768, each by 32, with the chunk that the rule gives, also by 32.
+
+    Every product of two of them, which is what fills the memory, is then smaller by 1024.
+    """
+    chunk = cross_entropy.kernels.chunk_tokens(8192, 50257, torch.float32) // 32
+    for name in ("FEWEST_TOKENS", "MOST_TOKENS", "TOKEN_MULTIPLE"):
+        monkeypatch.setattr(cross_entropy.kernels, name, chunk)
+    x, weight, target = tensors(8192 // 32, classes=50257 // 32, width=768 // 32)
+    ours = peak_bytes(linear_cross_entropy, x, weight, target)
+    theirs = peak_bytes(lambda x, weight, target: F.cross_entropy(F.linear(x, weight), target), x, weight, target)
+    returned = x.nbytes + weight.nbytes
+    workspace = chunk * cross_entropy.kernels.row_length(weight.shape[0]) * 4
+    small = 2**15  # losses and numbers
+    assert workspace + returned < ours < max(workspace + returned, 2 * returned) + small
+    assert theirs > 3 * x.shape[0] * weight.shape[0] * 4
+    assert ours - returned <= (theirs - returned) / 6
+
+
+def test_opcheck():
+    x, weight, target = tensors(2, 3, classes=10)
+    for reduction in ("mean", "none"):
+        arguments = (x, weight, target, -100, reduction, 2.0, 0.1, True, True)
+        torch.library.opcheck(torch.ops.scalekernels.linear_cross_entropy.default, arguments)
+    plain = (torch.rand(2, 3), x.detach(), weight.detach(), target, -100, 2.0, 0.1, True, False)
+    torch.library.opcheck(torch.ops.scalekernels.linear_cross_entropy_gradients.default, plain)
+    arguments = (torch.randn(3, 4), torch.tensor(0.5), torch.float16)
+    torch.library.opcheck(torch.ops.scalekernels.scaled_gradient.default, arguments)
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+def test_compile_keeps_one_graph(reduction):
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example)
+
+    def head(x, weight, target):
+        with torch.autocast("cpu", dtype=torch.float16):
+            return linear_cross_entropy(torch.tanh(x), weight, target, reduction=reduction, **RICH) * 2
+
+    x, weight, target = tensors(2, 5, classes=10)
+    compiled = torch.compile(head, fullgraph=True, backend=backend)
+    ours, plain = compiled(x, weight, target), head(x, weight, target)
+    assert torch.equal(ours, plain)
+    grad = torch.randn(plain.shape)
+    for mine, theirs in zip(*(torch.autograd.grad(one, (x, weight), grad) for one in (ours, plain)), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert len(graphs) == 1
+
+
+# A line of the kernels (or two), the part of it that is changed, and what it becomes.
+MUTATIONS = {
+    "mask one short": ("present = column < classes", "< classes", "< classes - 1"),
+    "padding counted": ("present = column < classes", "< classes", "< stride"),
+    "no rescale by the maximum": ("total = total * tl.exp2((highest - new) * LOG2_E)", "highest - new", "0.0"),
+    "target not subtracted": ("gradient = tl.where(column == label, gradient - 1.0, gradient)", "- 1.0", "- 0.0"),
+    "z loss without gradient": ("share = (1.0 + 2.0 * z_loss * normaliser) / total", "2.0 *", "0.0 *"),
+    "z loss not added": ("log_total + z_loss * normaliser * normaliser", "+ z_loss", "+ 0.0"),
+    "cap's derivative": ("4.0 * t / ((1.0 + t) * (1.0 + t))", "4.0", "2.0"),
+    "cap's sign": ("return cap * tl.where(u < 0, -tanh, tanh)", "u < 0", "u < -9"),
+    "target's logit not capped": (
+        "wanted, _slope_there = capped(wanted, softcap)",
+        "capped(wanted",
+        "capped(2 * wanted",
+    ),
+    "rows' gradients dropped": ("factor = tl.load(row_gradient + row)", "tl.load", "1.0 + 0.0 * tl.load"),
+    "ignored rows left": ("zero = tl.zeros((BLOCK,), logits", "tl.zeros((BLOCK,)", "0.5 + tl.zeros((BLOCK,)"),
+    "last factor": ("* tl.load(factor)", "tl.load(factor)", "(tl.load(factor) * 0.5)"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutation):
+    line, part, changed = MUTATIONS[mutation]
+    source = Path(cross_entropy.kernels.__file__).read_text()
+    assert source.count(line) == 1, f"the kernel no longer reads {line!r}"
+    assert line.count(part) == 1
+    path = tmp_path / "broken_cross_entropy_kernels.py"
+    path.write_text(source.replace(line, line.replace(part, changed)))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    broken = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, broken)
+    spec.loader.exec_module(broken)
+    monkeypatch.setattr(cross_entropy, "kernels", broken)
+    cases = [Case(6, 5, 130, torch.float32, reduction, ignored=True, **RICH) for reduction in ("mean", "none")]
+    cases.append(Case(9, 5, 6000, torch.float32))  # two blocks; the maximum of some rows is in the second
+
+    def failures() -> list[str | None]:
+        return [case_failure(case, backward) for case in cases for backward in (False, True)]
+
+    assert any(failures())
+    monkeypatch.undo()
+    assert not any(failures())
+
+
+X, W, T = torch.ones(4, 6), torch.ones(9, 6), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "raised", "words"),
+    [
+        (lambda: linear_cross_entropy(X, W[:, :5], T), ValueError, r"x has shape \(4, 6\) and weight \(9, 5\)"),
+        (lambda: linear_cross_entropy(X, W[0], T), ValueError, r"weight \(6,\)"),
+        (lambda: linear_cross_entropy(X, W[:0], T), ValueError, r"weight has shape \(0, 6\)"),
+        (lambda: linear_cross_entropy(X, W, T[:3]), ValueError, r"target has shape \(3,\); x of \(4, 6\) needs \(4,\)"),
+        (lambda: linear_cross_entropy(X, W, T.int()), TypeError, "target is int32; allowed: int64"),
+        (lambda: linear_cross_entropy(X.double(), W.double(), T), TypeError, "x is float64"),
+        (lambda: linear_cross_entropy(X, W.half(), T), TypeError, "weight is float16; allowed: float32"),
+        (lambda: linear_cross_entropy(X, W, T, reduction="avg"), ValueError, "reduction is 'avg'; allowed: mean, sum"),
+        (lambda: linear_cross_entropy(X, W, T, softcap=0.0), ValueError, "softcap is 0.0"),
+        (lambda: linear_cross_entropy(X, W, T, z_loss=-1.0), ValueError, "z_loss is -1.0"),
+    ],
+)
+def test_a_wrong_argument_is_named(call, raised, words):
+    with pytest.raises(raised, match=words):
+        call()
+
+
+def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
+    kernels = cross_entropy.kernels
+    compiled = {
+        (one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items()))
+        for one in kernels.compilations(90)
+    }
+    launched = []
+
+    class Spy:
+        def __init__(self, kernel):
+            self.kernel, self.name = kernel, kernel.fn.__name__
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **options):
+                names = self.kernel.arg_names
+                constants = {name: None for name, value in zip(names, arguments, strict=False) if value is None}
+                constants |= {name: value for name, value in options.items() if name in names}
+                launched.append((self.name, options["num_warps"], options["num_stages"], *sorted(constants.items())))
+                return self.kernel[grid](*arguments, **options)
+
+            return launch
+
+    monkeypatch.setattr(kernels, "losses", Spy(kernels.losses))
+    monkeypatch.setattr(kernels, "scaled", Spy(kernels.scaled))
+    for softcap in (None, 2.0):
+        for reduction in cross_entropy.REDUCTIONS:
+            case = Case(3, 4, 10, torch.float32, reduction, softcap)
+            for backward in (False, True):
+                cross_entropy.providers()["triton"].prepare(case, cross_entropy.inputs(case), backward)()
+    assert set(launched) == {one for one in compiled if one[0] == "losses"} | {
+        one for one in launched if one[0] == "scaled"
+    }
+    assert set(launched) <= compiled

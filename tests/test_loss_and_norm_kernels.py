@@ -1,0 +1,173 @@
+"""Linear cross entropy and the norms without a GPU or the interpreter: refusals, memory rule, costs, tables."""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scalekernels import cross_entropy, norm
+from scalekernels.cross_entropy import linear_cross_entropy
+from scalekernels.cross_entropy_kernels import chunk_tokens, row_length
+from scalekernels.norm_kernels import BACKWARD_TILES, FORWARD_TILES, WIDE_TILE, WIDEST, tile_for
+from scalekernels.providers import Unavailable
+
+MODULES = pytest.mark.parametrize("module", [cross_entropy, norm], ids=["cross_entropy", "norm"])
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: norm.rms_norm(torch.ones(2, 3)),
+        lambda: norm.layer_norm(torch.ones(2, 3), torch.ones(3), torch.ones(3)),
+        lambda: linear_cross_entropy(torch.ones(2, 3), torch.ones(5, 3), torch.zeros(2, dtype=torch.int64)),
+    ],
+)
+def test_a_tensor_on_the_cpu_is_refused_by_name(call):
+    with pytest.raises(ValueError, match=r"x is on cpu; the fused kernels take CUDA tensors \(TRITON_INTERPRET=1"):
+        call()
+
+
+@given(st.integers(0, 300_000), st.integers(1, 300_000), st.sampled_from(DTYPES))
+def test_chunks_cover_the_tokens_within_the_memory_rule(tokens, classes, dtype):
+    chunk = chunk_tokens(tokens, classes, dtype)
+    assert 1 <= chunk <= min(8192, max(tokens, 1))
+    workspace = chunk * row_length(classes) * dtype.itemsize
+    assert workspace <= 256 * 2**20 or chunk <= 2048
+    assert 0 <= row_length(classes) - classes < 64
+    if tokens:
+        last = tokens - (-(-tokens // chunk) - 1) * chunk
+        assert last > chunk - 128 * -(-tokens // chunk)  # chunks are of one size but for what rounding them up takes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "classes", "dtype", "chunk"),
+    [
+        (8192, 50257, torch.bfloat16, 2048),
+        (8192, 50257, torch.float32, 2048),
+        (8192, 256, torch.bfloat16, 8192),
+        (9000, 256, torch.bfloat16, 4608),
+        (2049, 50257, torch.bfloat16, 1152),
+        (65536, 16384, torch.bfloat16, 8192),
+        (100, 50257, torch.bfloat16, 100),
+    ],
+)
+def test_chunks_of_known_sizes(tokens, classes, dtype, chunk):
+    assert chunk_tokens(tokens, classes, dtype) == chunk
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_bfloat16_memory_is_a_sixth_of_the_full_logits(width):
+    """What is held above inputs and returned gradients, in each pass, against three full tensors of logits.
+
+    The interpreted test of the peak measures that the eager path holds three, and that ours holds what is summed here.
+    """
+    tokens, classes = 8192, 50257
+    weight, rows = classes * width, tokens * width
+    workspace = chunk_tokens(tokens, classes, torch.bfloat16) * row_length(classes) * 2
+    forward = workspace + 4 * weight + 2 * rows - (2 * weight + 2 * rows)
+    backward = 4 * weight + 2 * rows
+    assert max(forward, backward) <= 3 * tokens * classes * 2 / 6
+
+
+def test_costs():
+    case = cross_entropy.Case(8192, 768, 50257, torch.bfloat16)
+    forward, both = cross_entropy.cost(case, False), cross_entropy.cost(case, True)
+    assert (forward.flops, both.flops) == (2 * 8192 * 768 * 50257, 6 * 8192 * 768 * 50257)
+    assert forward.bytes_read == both.bytes_read == 2 * 768 * (8192 + 50257) + 8 * 8192
+    assert (forward.bytes_written, both.bytes_written) == (4, 4 + 2 * 768 * (8192 + 50257))
+    plain = norm.Case("rms", 16384, 4096, False, torch.bfloat16)
+    rows = 16384 * 4096 * 2
+    assert norm.cost(plain, False).bytes_moved == 2 * rows + 4096 * 2 + 16384 * 4
+    assert norm.cost(plain, True).bytes_moved == 3 * rows + 2 * 4096 * 2 + 16384 * 4
+    summed = norm.Case("layer", 16384, 4096, True, torch.bfloat16)
+    assert norm.cost(summed, False).bytes_moved == 4 * rows + 2 * 4096 * 2 + 2 * 16384 * 4
+    assert norm.cost(summed, True).bytes_moved == 4 * rows + 3 * 4096 * 2 + 2 * 16384 * 4
+
+
+def test_ladders():
+    assert [case.width for case in cross_entropy.LADDER] == [768, 1024, 2048, 4096]
+    assert {(case.tokens, case.classes, case.dtype) for case in cross_entropy.LADDER} == {(8192, 50257, torch.bfloat16)}
+    assert {(case.rows, case.dtype) for case in norm.LADDER} == {(16384, torch.bfloat16)}
+    assert {(c.kind, c.residual, c.width) for c in norm.LADDER} == {
+        (kind, residual, width)
+        for kind in ("rms", "layer")
+        for residual in (False, True)
+        for width in (768, 1024, 2048, 4096, 8192)
+    }
+
+
+@MODULES
+def test_labels_tell_cases_and_configurations_apart(module):
+    cases = (*module.CASES, *module.LADDER)
+    assert len({case.label for case in cases}) == len(cases)
+    for arch in (80, 90, 100):
+        found = list(module.compilations(arch))
+        assert len({(one.kernel, one.label) for one in found}) == len(found)
+        for one in found:
+            assert list(one.signature) == one.function.arg_names
+            assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
+            assert set(one.aligned) <= set(one.signature) - set(one.constants)
+
+
+@pytest.mark.parametrize("tiles", [FORWARD_TILES, BACKWARD_TILES], ids=["forward", "backward"])
+def test_every_width_has_a_tile_that_holds_it(tiles):
+    assert all(block == tile.block for block, tile in tiles.items())
+    assert all(small < large for small, large in pairwise(tiles))
+    assert max(tiles) == WIDEST
+    for width in (1, 127, 128, 129, 768, 8191, 8192):
+        assert tile_for(tiles, width).block >= width
+        assert tile_for(tiles, width).block <= 2 * max(width, 64)
+    assert tile_for(tiles, 8193) == WIDE_TILE
+    assert all(tile.programs > 0 for tile in BACKWARD_TILES.values())
+
+
+@MODULES
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_pytorch_providers_agree_with_the_reference(module, backward):
+    """The oracle itself: PyTorch's own functions land where ``reference`` does."""
+    for case in module.CASES:
+        if case.dtype != torch.float32:
+            continue
+        inputs = module.inputs(case)
+        exact = module.results(case, inputs, backward)
+        for name in ("eager", "torch-fused"):
+            provider = module.providers().get(name)
+            try:
+                found = provider.prepare(case, inputs, backward)() if provider else exact
+            except Unavailable:
+                continue
+            assert found.keys() == exact.keys()
+            for key, oracle in exact.items():
+                assert found[key].shape == inputs.get(key, oracle).shape
+                assert (found[key].double() - oracle).abs().max() <= 1e-4 * oracle.abs().max().clamp(min=1)
+
+
+@MODULES
+def test_inputs_repeat_and_follow_the_seed(module):
+    case = module.CASES[1]
+    first, again, other = (module.inputs(case, seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["x"], other["x"])
+    assert any(name.startswith("grad_") for name in first)
+
+
+def test_providers_say_why_they_cannot_run():
+    plain, capped = cross_entropy.CASES[0], cross_entropy.CASES[3]
+    assert list(cross_entropy.providers()) == ["eager", "compiled", "torch-fused", "liger", "triton"]
+    assert list(norm.providers()) == ["eager", "compiled", "liger", "triton"]
+    has_fused = hasattr(F, "linear_cross_entropy")
+    with pytest.raises(
+        Unavailable, match="softcap" if has_fused else "has no torch.nn.functional.linear_cross_entropy"
+    ):
+        cross_entropy.providers()["torch-fused"].prepare(capped, cross_entropy.inputs(capped), True)
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(Unavailable, match="liger_kernel is not installed"):
+            cross_entropy.providers()["liger"].prepare(plain, cross_entropy.inputs(plain), True)
+        with pytest.raises(Unavailable, match="liger_kernel is not installed"):
+            norm.providers()["liger"].prepare(norm.CASES[0], norm.inputs(norm.CASES[0]), False)
