@@ -58,14 +58,8 @@ def give_gradients(step: int, *sets: list[nn.Parameter], scale: float = 1.0) -> 
 
 
 def largest(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(
-        (
-            float((x.detach().double() - y.detach().double()).abs().max())
-            for x, y in zip(a, b, strict=True)
-            if x.numel()
-        ),
-        default=0,
-    )
+    pairs = [(x.detach().double(), y.detach().double()) for x, y in zip(a, b, strict=True) if x.numel()]
+    return max((float((x - y).abs().max()) for x, y in pairs), default=0.0)
 
 
 def accepted(found: list[Tensor], same: list[Tensor], exact: list[Tensor]) -> bool:
@@ -93,7 +87,14 @@ def trained(name: str, options: dict[str, Any], sizes=SIZES, steps=10, clip: flo
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_ten_steps_agree_with_torch(flags):
-    assert trained(*FLAGS[flags], clip=5.0 if len(flags) % 2 else None)
+    plain = {
+        "adamw",
+        "adam",
+        "sgd nesterov",
+        "adagrad",
+        "rmsprop both",
+    }  # the interpreter is slow: one of each is large
+    assert trained(*FLAGS[flags], SIZES if flags in plain else (*SMALL, 9001), clip=5.0 if len(flags) % 2 else None)
 
 
 @pytest.mark.parametrize("clip", [None, 1e-2, 1e9])
@@ -111,7 +112,7 @@ def test_any_mixture_of_sizes(sizes):
 
 MUTATIONS = {
     "bias correction": ("1.0 / tl.sqrt(1.0 - power)", "1.0"),
-    "step not counted": ("other=0.0) + 1.0\n        tl.store(step_at", "other=0.0) + 2.0\n        tl.store(step_at"),
+    "step not counted": ("other=0.0) + 1.0\n    tl.store(step_at", "other=0.0) + 2.0\n    tl.store(step_at"),
     "mask off by one": ("value, mask=index < left)", "value, mask=index < left - 1)"),
     "decay after the update": ("p = p * shrink", "p = p"),
     "clip coefficient dropped": ("sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),
@@ -261,7 +262,7 @@ def test_groups_dtypes_schedules_and_a_learning_rate_as_tensor():
         launched.append(len(optimizers[0]._tables.chunks))
     assert launched == [2, 2, 2]  # one launch per dtype
     assert accepted(params[:2], same[:2], exact[:2])
-    assert largest(params[2:], exact[2:]) <= 4 * torch.finfo(torch.float16).eps * float(exact[2].abs().max())
+    assert largest(params[2:], exact[2:]) <= 4 * torch.finfo(torch.float16).eps * float(exact[2].detach().abs().max())
 
 
 def test_only_what_moved_travels_to_the_device():
@@ -547,7 +548,7 @@ def test_closure_and_version_counters():
         return loss
 
     version = param._version
-    assert float(optimizer.step(closure)) > 0
+    assert float(optimizer.step(closure).detach()) > 0
     assert param._version > version
     output = (param * param).sum()
     optimizer.step()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from scalekernels.device import require_device
 from scalekernels.optimizer_kernels import OPTIONS
-from scalekernels.optimizer_launch import STATE_DTYPES, Variant, optimizer_step
+from scalekernels.optimizer_launch import STATE_DTYPES, Variant, optimizer_step, take_step
 from scalekernels.optimizer_state import dequantised, empty_scale, empty_state, refuse_grad, refuse_param, store
 from scalekernels.optimizer_tables import TABLES, Tables, to_device
 
@@ -175,7 +175,7 @@ class FusedOptimizer(Optimizer):
         store(value, state[name], state.get(f"{name}_scale"))
 
     def float_state_dict(self) -> dict[str, Any]:
-        """Return ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
+        """Return a copy of ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
         saved = self.state_dict()
         saved["state"] = {key: _as_float(state) for key, state in saved["state"].items()}
         return saved
@@ -196,15 +196,15 @@ class FusedOptimizer(Optimizer):
         kept = ((self.first_name, variant.first), (self.second_name, variant.second), (self.third_name, variant.third))
         return [name for name, used in kept if used]
 
-    def _ready(self, param: Tensor, variant: Variant) -> dict[str, Any]:
+    def _ready(self, param: Tensor, names: list[str]) -> dict[str, Any]:
         """Return the state of a parameter, made at its first gradient."""
         state = self.state[param]
         if not state:
-            state |= self._fresh(param, self._names(variant))
-        for name in self._names(variant):
-            if name not in state:  # momentum was switched on later: its first step is the buffer's first
+            state |= self._fresh(param, names)
+        for name in names:
+            if name not in state:
                 state |= self._fresh_moment(param, name)
-                if variant.algorithm == "sgd":
+                if not self.second_name:  # SGD's momentum was switched on later: the buffer's first step is the first
                     state["step"].zero_()
         return state
 
@@ -214,6 +214,7 @@ class FusedOptimizer(Optimizer):
         grads: list[Tensor | None] = []
         states: list[dict[str, Any]] = []
         groups: list[int] = []
+        names = self._names(variant)
         for index, group in enumerate(self.param_groups):
             for place, param in enumerate(group["params"]):
                 grad = param.grad
@@ -223,7 +224,7 @@ class FusedOptimizer(Optimizer):
                     continue
                 params.append(param)
                 grads.append(grad)
-                states.append(self._ready(param, variant))
+                states.append(self._ready(param, names))
                 groups.append(index)
         return params, grads, states, groups
 
@@ -276,7 +277,9 @@ class FusedOptimizer(Optimizer):
         device = params[0].device
         if self.grad_norm is None or self.grad_norm.device != device:
             self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
-        optimizer_step(
+        # Passing a thousand tensors through the dispatcher takes longer than a small model's update on the device.
+        launch = optimizer_step if torch.compiler.is_compiling() else take_step
+        launch(
             self._tables_id,
             variant.algorithm,
             params,
@@ -290,6 +293,7 @@ class FusedOptimizer(Optimizer):
             self.stochastic_rounding,
             self.seed,
         )
+        torch.autograd.graph.increment_version(params)
         return loss
 
 
@@ -299,7 +303,7 @@ def _as_float(state: Mapping[str, Any]) -> dict[str, Any]:
         if f"{name}_scale" in state:
             plain[name] = dequantised(value, state[f"{name}_scale"])
         elif not name.endswith("_scale"):
-            plain[name] = value.to(torch.float32) if isinstance(value, Tensor) else value
+            plain[name] = value.to(torch.float32, copy=True) if isinstance(value, Tensor) else value
     return plain
 
 

@@ -95,7 +95,8 @@ CASES = (
     *(Case("odd", ODD, algorithm) for algorithm in OPTIONS),
     Case("odd", ODD, "adamw", max_grad_norm=1.0),
     Case("odd", ODD, "sgd", torch.float16, max_grad_norm=1.0),
-    Case("odd", ODD, "adamw", torch.float16),
+    Case("odd", ODD, "lion", torch.float16),  # not AdamW: torch's own state in float16 underflows to 0 / 0
+    Case("odd", ODD, "adamw", torch.bfloat16),
     Case("odd", ODD, "adamw", torch.float32, torch.bfloat16),
     Case("odd", ODD, "adamw", torch.float32, torch.int8),
 )

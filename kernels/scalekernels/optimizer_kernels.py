@@ -11,16 +11,17 @@ so tensors may exceed 2^31 elements.
 Rounding. float32 to bfloat16 adds either half a unit (nearest, ties to even) or 16 random bits (stochastic) before the
 lower half is cut; both act on the bit pattern, so compiled and interpreted kernels agree exactly. Random bits come from
 a counter-based hash (two rounds of multiply and xor-shift per element, "lowbias32" by C. Wellons) of seed, step, tensor
-and element: repeatable, and a tenth of Philox's instructions, which would cost more than the memory traffic.
+and element: repeatable, in about a tenth of the instructions of Philox.
 
 8-bit state, in blocks of 256 with the block's largest magnitude as scale, uses a logarithmic map: code c of L levels is
 scale * 2^((c - L) * octaves / (L - 1)), and code 0 is zero. Levels: 127 with a sign over 16 octaves for the first
 moment, 255 over 32 octaves for the second, whose positive values never take code 0 (the denominator of an update must
 not vanish). A linear or square-root map loses the small values of a block: over simulated blocks whose gradients have
-log-normal scales (sigma 1.5, beta2 0.999, 4,000 steps) the root-mean-square error of log sqrt(v) was 4.2 (linear), 0.62
-(square root), 0.19 (fourth root) and 0.11 (this map); the error of m relative to m was 0.64 (linear) and 0.05 (this
-map). Codes are rounded stochastically, because beta2 = 0.999 moves v by 0.1 % a step and codes are 9 % apart; between
-zero and the lowest level to nearest, because there noise would exceed the value itself.
+log-normal scales (sigma 1.5), stochastically rounded, the root-mean-square error of log sqrt(v) was 4.1 (linear), 0.65
+(square root), 0.19 (fourth root) and 0.12 (this map) over 4,000 steps at beta2 0.999; that of m, relative to m, 1.6
+(linear), 0.17 (square root) and 0.08 (this map) at beta1 0.9. Codes are rounded stochastically, because beta2 = 0.999
+moves v by 0.1 % a step and codes are 9 % apart; between zero and the lowest level to nearest, because there noise would
+exceed the value itself.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
@@ -29,13 +30,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = (
-    8192  # elements of a program: 15,200 programs at 124 million parameters, more than 100 for each of 132 processors
-)
-BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor in flight
+CHUNK = 8192  # elements of a program: 15,200 programs at 124 million parameters, 115 for each of 132 processors
+BLOCK = 1024  # elements of one iteration: 8 per thread, two loads of 16 bytes per float32 tensor, one per 16-bit tensor
+TAIL = 512  # of one iteration with masks: with 1024 the branch for tails takes most registers (Adam: 72, not 52)
 NUM_WARPS = 4
 NORM_BLOCK = 2048  # 16 elements per thread, four loads of 16 bytes in flight
-ADVANCE_BLOCK = 1024
+ADVANCE_BLOCK = 1024  # partial sums that a program takes at once
+ADVANCE_TENSORS = 128  # tensors of a program
 QUANTUM = tl.constexpr(256)  # elements that share a scale
 
 PARAM, GRAD, STEP, FIRST, SECOND, THIRD, FIRST_SCALE, SECOND_SCALE, NUMEL, GROUP = range(10)
@@ -257,7 +258,7 @@ def update_kernel(
     pointers, chunks, scalars, keys, n, stochastic,
     ALGORITHM: tl.constexpr, M: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     PARAM_TYPE: tl.constexpr, FIRST_TYPE: tl.constexpr, SECOND_TYPE: tl.constexpr, STATE_BYTES: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Update one chunk. M, V, C say whether the first, second and third state exist."""
     program = tl.program_id(0).to(tl.int64)
@@ -287,7 +288,7 @@ def update_kernel(
         else:
             update_chunk(
                 p_at, g_at, m_at, v_at, c_at, m_scale_at, v_scale_at, offset, left, loaded, key, stochastic != 0,
-                ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, CHUNK, BLOCK, False,
+                ALGORITHM, M, V, C, PARAM_TYPE, FIRST_TYPE, SECOND_TYPE, STATE_BYTES, CHUNK, TAIL, False,
             )  # fmt: skip
 
 
@@ -328,8 +329,10 @@ def norm_kernel(
 def clip_coefficient(partials, norm, count, limit, BLOCK: tl.constexpr):
     """Write the gradients' norm and return min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does."""
     total = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, count, BLOCK):
+    start = 0
+    while start < count:  # not range: Triton 3.6 interprets no range whose end is an argument
         index = start + tl.arange(0, BLOCK)
+        start += BLOCK
         total += tl.load(partials + index, mask=index < count, other=0.0).to(tl.float64)
     size = tl.sqrt(tl.sum(total, axis=0)).to(tl.float32)
     tl.store(norm, size)
@@ -340,9 +343,11 @@ def clip_coefficient(partials, norm, count, limit, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["n", "count", "seed_low", "seed_high"])
 def advance_kernel(
     pointers, options, partials, norm, scalars, keys, n, count, limit, seed_low, seed_high,
-    ALGORITHM: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr,
+    ALGORITHM: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr, TENSORS: tl.constexpr,
 ):  # fmt: skip
-    """Count the step of every tensor that has a gradient and write its scalars; one program, before the update.
+    """Count the step of every tensor that has a gradient and write its scalars; each program some, before the update.
+
+    Every program finishes the norm for itself, in the same order, and writes the same.
 
     Columns of scalars: 0 factor of the gradient (sign times clip coefficient), 1 factor of the parameter (decoupled
     decay), 2 decay added to the gradient, 3 step size, 4 a, 5 b, 6 eps, 7 extra, 8 1 - a, 9 1 - b; a and b are beta1
@@ -352,43 +357,42 @@ def advance_kernel(
     coefficient = tl.full((), 1.0, tl.float32)
     if CLIP:
         coefficient = clip_coefficient(partials, norm, count, limit, BLOCK)
-    for start in range(0, n, 128):
-        tensor = start + tl.arange(0, 128)
-        known = tensor < n
-        active = known & (tl.load(pointers + ROW_GRAD * n + tensor, mask=known, other=0) != 0)
-        step_at = tl.load(pointers + ROW_STEP * n + tensor, mask=known, other=0).to(tl.pointer_type(tl.float32))
-        step = tl.load(step_at, mask=active, other=0.0) + 1.0
-        tl.store(step_at, step, mask=active)
-        option = options + tl.load(pointers + ROW_GROUP * n + tensor, mask=known, other=0) * COLUMNS
-        rate = tl.load(option, mask=active, other=0.0)
-        decay = tl.load(option + 1, mask=active, other=0.0)
-        decoupled = tl.load(option + 2, mask=active, other=0.0)
-        sign = tl.load(option + 3, mask=active, other=1.0)
-        a = tl.load(option + 4, mask=active, other=0.5)
-        b = tl.load(option + 5, mask=active, other=0.5)
-        eps = tl.load(option + 6, mask=active, other=0.0)
-        extra = tl.load(option + 7, mask=active, other=0.0)
-        now = step.to(tl.float64)
-        shrink = 1.0 - rate * decay * decoupled
-        if ALGORITHM == "adam":
-            rate = rate / (1.0 - tl.where(a > 0, tl.exp(now * tl.log(tl.where(a > 0, a, 1.0))), 0.0))
-            power = tl.where(b > 0, tl.exp(now * tl.log(tl.where(b > 0, b, 1.0))), 0.0)
-            extra = 1.0 / tl.sqrt(1.0 - power)
-        if ALGORITHM == "adagrad":
-            rate = rate / (1.0 + (now - 1.0) * extra)  # extra is lr_decay
-        if ALGORITHM == "sgd":
-            extra = tl.where((now == 1.0) | (a == 0), 1.0, 1.0 - extra)  # extra is the dampening; the first is undamped
-        row = scalars + tensor * STRIDE
-        tl.store(row, sign.to(tl.float32) * coefficient, mask=active)
-        tl.store(row + 1, shrink.to(tl.float32), mask=active)
-        tl.store(row + 2, (decay * (1.0 - decoupled)).to(tl.float32), mask=active)
-        tl.store(row + 3, rate.to(tl.float32), mask=active)
-        tl.store(row + 4, a.to(tl.float32), mask=active)
-        tl.store(row + 5, b.to(tl.float32), mask=active)
-        tl.store(row + 6, eps.to(tl.float32), mask=active)
-        tl.store(row + 7, extra.to(tl.float32), mask=active)
-        tl.store(row + 8, (1.0 - a).to(tl.float32), mask=active)
-        tl.store(row + 9, (1.0 - b).to(tl.float32), mask=active)
-        seed = mix(seed_low.to(tl.uint32) ^ mix(seed_high.to(tl.uint32) + 0x9E3779B9))
-        key = mix(mix(seed ^ step.to(tl.int32).to(tl.uint32)) + tensor.to(tl.uint32))
-        tl.store(keys + tensor, key.to(tl.int32, bitcast=True), mask=active)
+    tensor = tl.program_id(0) * TENSORS + tl.arange(0, TENSORS)
+    known = tensor < n
+    active = known & (tl.load(pointers + ROW_GRAD * n + tensor, mask=known, other=0) != 0)
+    step_at = tl.load(pointers + ROW_STEP * n + tensor, mask=known, other=0).to(tl.pointer_type(tl.float32))
+    step = tl.load(step_at, mask=active, other=0.0) + 1.0
+    tl.store(step_at, step, mask=active)
+    option = options + tl.load(pointers + ROW_GROUP * n + tensor, mask=known, other=0) * COLUMNS
+    rate = tl.load(option, mask=active, other=0.0)
+    decay = tl.load(option + 1, mask=active, other=0.0)
+    decoupled = tl.load(option + 2, mask=active, other=0.0)
+    sign = tl.load(option + 3, mask=active, other=1.0)
+    a = tl.load(option + 4, mask=active, other=0.5)
+    b = tl.load(option + 5, mask=active, other=0.5)
+    eps = tl.load(option + 6, mask=active, other=0.0)
+    extra = tl.load(option + 7, mask=active, other=0.0)
+    now = step.to(tl.float64)
+    shrink = 1.0 - rate * decay * decoupled
+    if ALGORITHM == "adam":
+        rate = rate / (1.0 - tl.where(a > 0, tl.exp(now * tl.log(tl.where(a > 0, a, 1.0))), 0.0))
+        power = tl.where(b > 0, tl.exp(now * tl.log(tl.where(b > 0, b, 1.0))), 0.0)
+        extra = 1.0 / tl.sqrt(1.0 - power)
+    if ALGORITHM == "adagrad":
+        rate = rate / (1.0 + (now - 1.0) * extra)  # extra is lr_decay
+    if ALGORITHM == "sgd":
+        extra = tl.where((now == 1.0) | (a == 0), 1.0, 1.0 - extra)  # extra is the dampening; the first is undamped
+    row = scalars + tensor * STRIDE
+    tl.store(row, sign.to(tl.float32) * coefficient, mask=active)
+    tl.store(row + 1, shrink.to(tl.float32), mask=active)
+    tl.store(row + 2, (decay * (1.0 - decoupled)).to(tl.float32), mask=active)
+    tl.store(row + 3, rate.to(tl.float32), mask=active)
+    tl.store(row + 4, a.to(tl.float32), mask=active)
+    tl.store(row + 5, b.to(tl.float32), mask=active)
+    tl.store(row + 6, eps.to(tl.float32), mask=active)
+    tl.store(row + 7, extra.to(tl.float32), mask=active)
+    tl.store(row + 8, (1.0 - a).to(tl.float32), mask=active)
+    tl.store(row + 9, (1.0 - b).to(tl.float32), mask=active)
+    seed = mix(seed_low.to(tl.uint32) ^ mix(seed_high.to(tl.uint32) + 0x9E3779B9))
+    key = mix(mix(seed ^ step.to(tl.int32).to(tl.uint32)) + tensor.to(tl.uint32))
+    tl.store(keys + tensor, key.to(tl.int32, bitcast=True), mask=active)
