@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
@@ -97,11 +98,11 @@ def _flash_attn_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool
         raise Unavailable("flash-attn is not installed")
     if case.causal and case.query_length != case.key_length:
         raise Unavailable("flash-attn aligns the causal mask at the bottom right; this case has it at the top left")
-    from flash_attn import flash_attn_func
+    flash_attn = importlib.import_module("flash_attn")
 
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         views = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        return flash_attn_func(*views, causal=case.causal).transpose(1, 2)
+        return flash_attn.flash_attn_func(*views, causal=case.causal).transpose(1, 2)
 
     return _refusing(compute)(case, inputs, backward)
 

@@ -5,13 +5,16 @@ row sees whole, without any mask, and through those on the diagonal or at the en
 written twice except the float32 sum of dQ when ``ATOMIC``.
 
 Pointers, not tensor descriptors: a descriptor wants 16-byte strides and a 16-byte base, which a caller's view need not
-have; for sm_90, compiled both ways, it saved no register at the shipped tiles that pointers did not leave free.
+have, and the pointers of aligned tensors compile to 16-byte asynchronous copies, within the registers there are.
 Offsets are 64-bit from the first product with a stride on, so that tensors beyond 2^31 elements are addressed rightly.
 
 Written against known miscompilations on Hopper (Triton 3.4 to 3.7): no product takes the transpose of an accumulator
 (scores are computed transposed where their transpose is needed), and dQ, where it comes from transposed scores, is
 itself computed transposed. Products of float32 are exact to float32 (``ieee``), not TF32.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (the arguments of a jit function are pointers and sizes, typed where it is compiled)
 
 from __future__ import annotations
 
@@ -171,10 +174,10 @@ def _add_query_tile(dk, dv, k, v, q_base, g_base, lse, delta, dq_base, stride_qb
     rows = first_row + tl.arange(0, BLOCK_M)
     q = _load_rows(q_head, first_row, stride_qt, query_length, BLOCK_M, D, MASKED)
     scores = tl.dot(k, tl.trans(q), input_precision="ieee")
+    if MASKED:
+        scores = tl.where(_visible(rows[None, :], keys[:, None], key_length, CAUSAL), scores, float("-inf"))
     lse = _load_vector(lse_head, rows, query_length, float("inf"), MASKED)
     weights = tl.math.exp2(scores * scale_log2 - lse[None, :])
-    if MASKED:
-        weights = tl.where(_visible(rows[None, :], keys[:, None], key_length, CAUSAL), weights, 0.0)
     g = _load_rows(g_head, first_row, stride_gt, query_length, BLOCK_M, D, MASKED)
     dv = tl.dot(weights.to(g.dtype), g, dv, input_precision="ieee")
     dweights = tl.dot(v, tl.trans(g), input_precision="ieee")
@@ -260,9 +263,9 @@ def _add_key_tiles(dq, q, g, lse, delta, k_head, v_head, stride_kt, stride_vt, r
         keys = start + tl.arange(0, BLOCK_N)
         k = _load_rows(k_head, start, stride_kt, key_length, BLOCK_N, D, MASKED)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
         if MASKED:
-            weights = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), weights, 0.0)
+            scores = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), scores, float("-inf"))
+        weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
         v = _load_rows(v_head, start, stride_vt, key_length, BLOCK_N, D, MASKED)
         dweights = tl.dot(g, tl.trans(v), input_precision="ieee")
         dscores = (weights * (dweights - delta[:, None])).to(k.dtype)
