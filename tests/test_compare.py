@@ -132,7 +132,7 @@ def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() 
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
     sampled = sample_interleaved(works, {"fast": 1, "slow": 1}, clock, rule, random.Random(0))
     (count,) = {len(one.times_s) for one in sampled.values()}
-    assert 2 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
+    assert 1 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
     slower = {"slow": lambda: time.sleep(20e-3) or {}}
     (one,) = sample_interleaved(slower, {"slow": 1}, clock, rule, random.Random(0)).values()
     assert (len(one.times_s), one.stop_reason) == (1, "timeout")
