@@ -181,12 +181,12 @@ def verdicts_table(part: Part) -> Table:
     rate, rows = part.rate, []
     for _, row in ran(part.frame).iterrows():
         rows.append((
-            word(row["case"]), word(row["provider"]), *_time_cells(row), number(row[rate], UNITS[rate]),
-            share_of_ceiling(row, rate), number(row["peak_memory_bytes"], "B"), number(row["error_ratio"]),
-            word(_rightness(row)), *_speed_cells(row), word(_word(row)),
+            word(row["case"]), word(row["provider"]), word(_word(row)), *_speed_cells(row), word(_rightness(row)),
+            number(row["error_ratio"]), *_time_cells(row), number(row[rate], UNITS[rate]), share_of_ceiling(row, rate),
+            number(row["peak_memory_bytes"], "B"),
         ))  # fmt: skip
-    columns = ("case", "provider", "time", "95 % interval", "rate", "of the ceiling", "memory above inputs",
-               "error over eager's", "right", "speed over baseline", "95 % interval", "verdict")  # fmt: skip
+    columns = ("case", "provider", "verdict", "speed over baseline", "95 % interval", "right", "error over eager's",
+               "time", "95 % interval", "rate", "of the ceiling", "memory above inputs")  # fmt: skip
     return table("Providers by case, but for those that ran in none.", columns, rows)
 
 
