@@ -46,6 +46,9 @@ def run_compare(
     except ProcessLost as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: a comparison that is not finished counts for nothing; run it again", file=sys.stderr)
+        return 3
     return _print(found, as_json=as_json)
 
 
