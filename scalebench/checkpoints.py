@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 

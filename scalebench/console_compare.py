@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,22 @@ def run_compare(
     except ProcessLost as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: a comparison that is not finished counts for nothing; run it again", file=sys.stderr)
+        return 3
     return _print(found, as_json=as_json)
 
 
 def _announce(plan: Plan) -> None:
     request = plan.request
     direction = "gradients" if request["backward"] else "results"
+    counted = (
+        _count(plan.cases, "case"),
+        _count(request["providers"], "provider"),
+        f"{_count(range(request['processes']), 'process')} on {request['device']}",
+    )
     say(
-        f"{request['operation']}, {direction}: {len(plan.cases)} cases, {len(request['providers'])} providers, "
-        f"{request['processes']} processes on {request['device']}; at most {duration(plan.sampling_s)} of sampling, "
+        f"{request['operation']}, {direction}: {', '.join(counted)}; at most {duration(plan.sampling_s)} of sampling, "
         "compilation and checks apart"
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
@@ -140,9 +147,16 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say once what did not run, and every wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    lines = [f"{name} {status} in {count} cases: {text}" for (name, status, text), count in counts.items()]
+    lines = [
+        f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
+    ]
     wrong = [row for row in rows if row["accepted"] is False]
     return lines + [f"{row['provider']} is WRONG in {row['case']}: {row['error_note']}" for row in wrong]
+
+
+def _count(things: Sized, noun: str) -> str:
+    plural = "" if len(things) == 1 else "es" if noun.endswith("s") else "s"
+    return f"{len(things)} {noun}{plural}"
 
 
 def _ceilings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-import subprocess
-import sys
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +14,16 @@ import pytest
 import torch
 
 import scalebench
-from scalebench.comparison import Comparison, Options, cost_columns, plan_comparison
+from scalebench.comparison import Comparison
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import (
-    OPERATIONS,
-    choose_cases,
     decode,
-    encode,
     load_operation,
-    parse_case,
-    spell,
 )
+from scalebench.comparison.timing import CpuClock, sample_interleaved
 from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
-from scalebench.errors import InputError
 from scalebench.reporting import render
-from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
-from scalebench.statistics import ratio_of_medians, verdict
+from scalebench.statistics import StoppingRule, ratio_of_medians, verdict
 from scalebench.store import read_json, read_results
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
@@ -133,6 +127,26 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert one["torch_version"] == torch.__version__
 
 
+def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
+    rule, clock = StoppingRule(timeout_s=1e-3), CpuClock()
+    works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
+    sampled = sample_interleaved(works, {"fast": 1, "slow": 1}, clock, rule, random.Random(0))
+    (count,) = {len(one.times_s) for one in sampled.values()}
+    assert 1 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
+    slower = {"slow": lambda: time.sleep(20e-3) or {}}
+    (one,) = sample_interleaved(slower, {"slow": 1}, clock, rule, random.Random(0)).values()
+    assert (len(one.times_s), one.stop_reason) == (1, "timeout")
+
+
+def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
+    calls = iter(range(3))
+    works = {"steady": dict, "failing": lambda: {"x": next(calls)}}
+    sampled = sample_interleaved(works, {"steady": 1, "failing": 1}, CpuClock(), StoppingRule(), random.Random(0))
+    assert isinstance(sampled["failing"].error, StopIteration)
+    assert len(sampled["failing"].times_s) == 3
+    assert len(sampled["steady"].times_s) >= 10
+
+
 def test_peak_memory_is_what_the_allocator_gave_out() -> None:
     x = torch.randn(100, 1000)
 
@@ -182,77 +196,6 @@ def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) ->
     assert set(newest.loc[newest["case_index"] == 1, "run"]) == {compared.run.name}
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"providers": "eagre"}, "did you mean 'eager'?"),
-        ({"baseline": "triton"}, "--baseline: unknown 'triton'"),
-        ({"shapes": "casse"}, "did you mean 'cases'?"),
-        ({"shapes": "row=1,columns=2"}, "unknown 'row'; did you mean 'rows'?"),
-        ({"shapes": "rows=two,columns=2"}, "rows: 'two' is not a whole number"),
-        ({"shapes": "rows=2"}, "columns not given; for example rows=7,columns=33,dtype=float32"),
-        ({"shapes": "rows=2,columns=2,dtype=float23"}, "did you mean 'float32'?"),
-        ({"shapes": "rows=2,columns=2,power=sqare"}, "did you mean 'square'?"),
-        ({"shapes": "rows=0,columns=2"}, "rows is 0; at least 1"),
-        ({"dtype": "half"}, "--dtype: unknown 'half'"),
-        ({"device": "tpu"}, "--device: unknown 'tpu'"),
-        ({"seconds": 0}, "--seconds 0: must be greater than 0"),
-        ({"provider": "eager"}, "did you mean 'providers'?"),
-    ],
-)
-def test_wrong_options_are_refused_with_what_was_meant(options: dict[str, object], told: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as refused:
-        scalebench.compare(OPERATION, results=tmp_path, **{"device": "cpu"} | options)
-    assert told in str(refused.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.py"
-    empty.write_text("CASES = ()\n")
-    for name, told in (("atention", "did you mean 'attention'?"), (str(empty), "lacks Case, inputs"),
-                       (str(tmp_path / "none.py"), "no such file")):  # fmt: skip
-        with pytest.raises(InputError, match=told.replace("?", r"\?")):
-            plan_comparison(name, Options())
-
-
-def test_an_operation_without_a_backward_says_so() -> None:
-    with pytest.raises(InputError, match="no backward pass"):
-        plan_comparison("optimizer", Options(backward=True, device="cpu"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError, match="no usable CUDA device"):
-        plan_comparison(OPERATION, Options(device="cuda"))
-
-
-@pytest.mark.parametrize("name", list(OPERATIONS))
-def test_every_case_of_every_operation_survives_being_written_and_typed(name: str) -> None:
-    operation = load_operation(name)
-    for case in (*operation.module.CASES, *operation.cases["ladder"]):
-        written = json.loads(json.dumps(encode(case)))
-        assert decode(operation, written) == case
-        assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
-        assert case.label
-
-
-def test_cases_are_chosen_by_list_by_shape_and_by_dtype() -> None:
-    operation = load_operation(OPERATION)
-    module = operation.module
-    assert choose_cases(operation, [], [], "cpu") == list(module.CASES)
-    assert choose_cases(operation, [], [], "cuda") == list(module.LADDER)
-    own = choose_cases(operation, ["rows=2, columns=3, power=cube, scale=0.5, flip=true"], [], "cpu")
-    assert own == [module.Case(2, 3, torch.float32, "cube", 0.5, True)]
-    both = choose_cases(operation, ["cases", "cases"], ["float32", "float16"], "cpu")
-    assert [case.dtype for case in both] == [torch.float32, torch.float16] * 2
-    for case in (*own, *both, *module.CASES):
-        assert decode(operation, json.loads(json.dumps(encode(case)))) == case
-
-
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +204,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(c
     code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)
     assert code == 0
     assert "baseline" in out
-    assert "absent unavailable in 1 cases: needs a device that is not here" in out
+    assert "absent unavailable in 1 case: needs a device that is not here" in out
     code, out, _ = command("compare", OPERATION, "--providers", "eager,wrong", *quick, "--json")
     assert code == 1
     rows = json.loads(out)["rows"]
@@ -281,79 +224,6 @@ def test_status_and_export_take_a_folder_of_comparisons(compared: Comparison, co
     assert command("export", results, "-o", tmp_path / "rows.csv")[0] == 0
     assert len(pd.read_csv(tmp_path / "rows.csv")) == len(read_comparisons(results).frame)
     assert json.loads(command("status", results, "--json")[1])["comparisons"]["comparison-operation"]["ok"]
-
-
-# --- pytest-benchmark ------------------------------------------------------------------------------------------------
-
-BENCH = """
-import time
-import pytest
-@pytest.mark.benchmark(group="naps")
-@pytest.mark.parametrize("provider", ["eager", "long"])
-def test_nap(benchmark, provider):
-    benchmark.pedantic(lambda: time.sleep(1e-3 if provider == "eager" else 2e-3), rounds=12)
-"""
-
-
-@pytest.fixture(scope="module")
-def bench_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two real JSON files of pytest-benchmark, with their rounds."""
-    folder = tmp_path_factory.mktemp("bench")
-    (folder / "test_naps.py").write_text(BENCH)
-    paths = [folder / "first.json", folder / "second.json"]
-    for path in paths:
-        line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}", folder]
-        subprocess.run(line, cwd=folder, check=True, capture_output=True)
-    return paths
-
-
-def test_files_of_pytest_benchmark_are_imported_with_their_rounds(bench_files, command, tmp_path: Path) -> None:
-    imports = [part for path in bench_files for part in ("--import", path)]
-    code, out, _ = command("compare", "naps", *imports, "--results", tmp_path / "r", "--json")
-    assert code == 0
-    eager, long = json.loads(out)["rows"]
-    data = [read_json(path)["benchmarks"][1]["stats"]["data"] for path in bench_files]
-    assert (long["case"], long["provider"], long["processes"], long["samples"]) == ("naps", "long", 2, 24)
-    assert long["time_median_s"] == pytest.approx(np.sqrt(np.median(data[0]) * np.median(data[1])))
-    assert long["verdict"] in ("SLOWER", "INCONCLUSIVE")
-    assert long["accepted"] is None
-    assert eager["source"] == "pytest-benchmark"
-    assert "one provider after the other" in eager["timing_method"]
-    samples = pd.read_parquet(next((tmp_path / "r").rglob("samples.parquet")))
-    assert samples.loc[samples["provider"] == "long", "time_s"].tolist() == pytest.approx([*data[0], *data[1]])
-
-
-def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_path: Path) -> None:
-    here, there = (read_json(path) for path in bench_files)
-    here["benchmarks"], there["benchmarks"] = here["benchmarks"][:1], there["benchmarks"][1:]
-    there["machine_info"]["node"] = "another"
-    for name, content in (("here.json", here), ("there.json", there)):
-        (tmp_path / name).write_text(json.dumps(content))
-    code, out, _ = command("compare", "naps", "--import", "here.json", "--import", "there.json", "--json")
-    _, long = json.loads(out)["rows"]
-    assert code == 0
-    assert (long["verdict"], long["ratio"]) == (None, None)
-    assert "another machine" in long["verdict_reason"]
-
-
-def test_a_file_without_samples_still_has_its_median(bench_files, command, tmp_path: Path) -> None:
-    content = read_json(bench_files[0])
-    for one in content["benchmarks"]:
-        del one["stats"]["data"]
-    (tmp_path / "short.json").write_text(json.dumps(content))
-    code, out, _ = command("compare", "naps", "--import", "short.json", "--json")
-    _, long = json.loads(out)["rows"]
-    assert code == 0
-    assert long["time_median_s"] == content["benchmarks"][1]["stats"]["median"]
-    assert long["time_low_s"] is long["verdict"] is None
-
-
-def test_what_is_no_file_of_pytest_benchmark_is_refused(command, tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text("{}")
-    for name in ("other.json", "absent.json"):
-        code, _, err = command("compare", "naps", "--import", name)
-        assert code == 2
-        assert name in err
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -395,35 +265,3 @@ def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path
     assert "rows.json" in found.damaged[0]
     text = render(read_results(tmp_path), found)
     assert "Damaged files" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "x", "variants"),
-    [
-        ("norm", "shape_width", {"shape_kind", "shape_residual", "dtype"}),
-        ("cross-entropy", "shape_width", {"dtype"}),
-        ("attention", "shape_query_length", {"shape_causal", "dtype", "shape_head_dimension", "shape_query_heads"}),
-    ],
-)
-def test_lines_join_the_cases_of_a_ladder_that_differ_in_size_alone(name: str, x: str, variants: set[str]) -> None:
-    operation = load_operation(name)
-    rows = [
-        {"case": case.label, "dtype": "bfloat16", "matmul_ceiling_flops_per_s": 8e14, "copy_ceiling_bytes_per_s": 4e12}
-        | {f"shape_{field}": value for field, value in encode(case).items() if field != "dtype"}
-        | dict(cost_columns(operation, case, False))
-        for case in operation.module.LADDER
-    ]
-    part = part_of(pd.DataFrame(rows), ["eager"])
-    assert part.x in (x, x.replace("query", "key"))
-    assert set(part.variants) == variants
-    assert part.rate == (FLOPS if name != "norm" else BYTES)
-
-
-def test_cases_without_an_order_are_shown_by_their_work() -> None:
-    rows = [
-        {"case": str(i), "dtype": "float32", "shape_a": a, "shape_b": b, "flops": a * b, "bytes_moved": 4 * a * b,
-         "matmul_ceiling_flops_per_s": 1e11, "copy_ceiling_bytes_per_s": 1e10}
-        for i, (a, b) in enumerate([(1, 7), (3, 2), (5, 9), (7, 1)])
-    ]  # fmt: skip
-    part = part_of(pd.DataFrame(rows), [])
-    assert (part.x, part.variants, part.rate) == ("bytes_moved", ("case",), BYTES)

@@ -13,7 +13,6 @@ from typing import Any
 
 import scalekernels
 
-import scalebench
 from scalebench.comparison.process import DEVICE_LOST
 from scalebench.store import StoreError, read_json, write_json
 
@@ -61,8 +60,8 @@ def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick
 
 def _roots() -> list[str]:
     """Return where the child finds the very packages that run here, also where they are not installed."""
-    own = [str(Path(str(package.__file__)).resolve().parents[1]) for package in (scalebench, scalekernels)]
-    return [*dict.fromkeys(own), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = (Path(__file__).resolve().parents[2], Path(str(scalekernels.__file__)).resolve().parents[1])
+    return [*dict.fromkeys(map(str, own)), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def _silent_s(folder: Path) -> float:

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import torch
 
-from scalebench.statistics import TIMEOUT, StoppingRule
+from scalebench.statistics import FEWEST, TIMEOUT, StoppingRule
 
 Work = Callable[[], Mapping[str, Any]]
 
 # A sample lasts at least this long, by repeating the call: some hundred ticks of the clock and of its own overhead.
 SHORTEST_CPU_S, SHORTEST_CUDA_S = 100e-6, 10e-6
 WARM_UP_S, WARM_UP_CALLS = 0.5, 50
+PATIENCE = 5
 FLUSH_BYTES = 256 << 20  # well over any L2; clearing it also covers the time in which the host launches the work
 
 
@@ -135,19 +136,23 @@ def sample_interleaved(
     """Sample functions in rounds, each once a round in random order, until each has a reason to stop.
 
     Rounds go on for all while one is not done, so that what disturbs the machine meets all alike; the rule's timeout
-    holds for each of them, that is ``len(works)`` times as long in all. A function that raises leaves the rotation.
+    holds for each of them, that is ``len(works)`` times as long in all, and five times that where it would end before
+    the six samples that can bound a median. A function that raises leaves the rotation.
     """
     sampled = {name: Sampled(calls[name]) for name in works}
     rule.reason([1.0] * rule.least, 0.0)  # the first call imports SciPy, which takes seconds
-    begun, checked, limit = time.perf_counter(), 0, rule.timeout_s * len(works)
+    checked, limit = 0, rule.timeout_s * len(works)
     gc.collect()
     gc.disable()
+    begun = time.perf_counter()
     try:
         while live := [name for name, one in sampled.items() if one.error is None]:
             for name in rng.sample(live, len(live)):
                 _take(sampled[name], works[name], clock)
             rounds, elapsed = max(len(one.times_s) for one in sampled.values()), time.perf_counter() - begun
             if elapsed < limit and rounds < max(rule.least, 1.1 * checked):
+                continue
+            if rounds < FEWEST and elapsed < PATIENCE * limit:
                 continue
             checked = rounds
             reasons = {name: rule.reason(sampled[name].times_s, elapsed / len(works)) for name in live}

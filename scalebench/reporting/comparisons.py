@@ -155,7 +155,7 @@ def _providers_table(frame: pd.DataFrame) -> Table:
     for name, part in frame.groupby("provider", sort=False):
         summary = part["summary"].dropna()
         gone = part.loc[part["status"].isin(["unavailable", "oom"]), "error_message"].dropna().value_counts()
-        why = "; ".join(f"{text} ({count} cases)" for text, count in gone.items())
+        why = "; ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in gone.items())
         rows.append((word(name), word(summary.iloc[0] if len(summary) else None), word(why or None)))
     return table("Providers, and where they could not run.", ("provider", "what it is", "could not run"), rows)
 
@@ -181,12 +181,12 @@ def verdicts_table(part: Part) -> Table:
     rate, rows = part.rate, []
     for _, row in ran(part.frame).iterrows():
         rows.append((
-            word(row["case"]), word(row["provider"]), *_time_cells(row), number(row[rate], UNITS[rate]),
-            share_of_ceiling(row, rate), number(row["peak_memory_bytes"], "B"), number(row["error_ratio"]),
-            word(_rightness(row)), *_speed_cells(row), word(_word(row)),
+            word(row["case"]), word(row["provider"]), word(_word(row)), *_speed_cells(row), word(_rightness(row)),
+            number(row["error_ratio"]), *_time_cells(row), number(row[rate], UNITS[rate]), share_of_ceiling(row, rate),
+            number(row["peak_memory_bytes"], "B"),
         ))  # fmt: skip
-    columns = ("case", "provider", "time", "95 % interval", "rate", "of the ceiling", "memory above inputs",
-               "error over eager's", "right", "speed over baseline", "95 % interval", "verdict")  # fmt: skip
+    columns = ("case", "provider", "verdict", "speed over baseline", "95 % interval", "right", "error over eager's",
+               "time", "95 % interval", "rate", "of the ceiling", "memory above inputs")  # fmt: skip
     return table("Providers by case, but for those that ran in none.", columns, rows)
 
 

@@ -1,0 +1,71 @@
+"""What counts as right: errors against a reference, held against those of the eager path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scalebench.comparison.accuracy import Errors, accuracy_columns, errors_of
+
+EXPECTED = {"out": torch.tensor([1.0, -4.0, 2.0], dtype=torch.float64)}
+
+
+def off_by(error: float) -> Errors:
+    return errors_of({"out": (EXPECTED["out"] + error).double()}, EXPECTED)
+
+
+@pytest.mark.parametrize(("own", "accepted"), [(1e-3, True), (1.9e-3, True), (2.1e-3, False), (0.0, True)])
+def test_twice_the_eager_error_is_accepted_and_no_more(own: float, accepted: bool) -> None:
+    found = accuracy_columns(off_by(own), off_by(1e-3))
+    assert found["accepted"] is accepted
+    assert found["error_ratio"] == pytest.approx(own / 1e-3)
+    assert found["max_abs_error"] == pytest.approx(own)
+    assert (found["error_note"] is None) is accepted
+
+
+def test_a_few_units_in_the_last_place_are_accepted_where_eager_is_exact() -> None:
+    ulp = torch.finfo(torch.float32).eps * 4.0
+    assert accuracy_columns(off_by(7 * ulp), off_by(0.0))["accepted"] is True
+    assert accuracy_columns(off_by(9 * ulp), off_by(0.0))["accepted"] is False
+    assert accuracy_columns(off_by(0.0), off_by(0.0))["error_ratio"] is None
+
+
+def test_an_eager_path_that_is_far_from_the_truth_is_wrong_itself() -> None:
+    assert accuracy_columns(off_by(0.5), off_by(0.5))["accepted"] is False
+
+
+def test_a_small_result_may_drown_in_the_precision_of_a_large_one() -> None:
+    expected = {"small": torch.tensor([1e-3], dtype=torch.float64), "large": torch.tensor([4.0], dtype=torch.float64)}
+    eager = errors_of({name: tensor + 1e-3 for name, tensor in expected.items()}, expected)
+    assert accuracy_columns(eager, eager)["accepted"] is True
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_is_wrong_also_where_eager_has_it(value: float) -> None:
+    broken = errors_of({"out": torch.tensor([1.0, value, 2.0])}, EXPECTED)
+    for eager in (off_by(1e-3), broken):
+        found = accuracy_columns(broken, eager)
+        assert found["accepted"] is False
+        assert found["max_abs_error"] is None
+
+
+def test_an_infinity_of_the_reference_is_matched_exactly() -> None:
+    expected = {"lse": torch.tensor([-float("inf"), 1.0], dtype=torch.float64)}
+    exact = errors_of({"lse": torch.tensor([-float("inf"), 1.0])}, expected)
+    assert accuracy_columns(exact, exact)["accepted"] is True
+    assert errors_of({"lse": torch.tensor([0.0, 1.0])}, expected).by_name["lse"] == float("inf")
+
+
+def test_other_names_and_shapes_are_wrong() -> None:
+    for found, told in (({"y": EXPECTED["out"]}, "returned y; expected out"),
+                        ({"out": EXPECTED["out"][:2]}, "other shapes: out: (2,), expected (3,)")):  # fmt: skip
+        columns = accuracy_columns(errors_of(found, EXPECTED), off_by(1e-3))
+        assert columns["accepted"] is False
+        assert told in columns["error_note"]
+
+
+def test_without_an_eager_error_only_the_last_places_are_sure() -> None:
+    assert accuracy_columns(off_by(0.0), None, "eager is out of memory")["accepted"] is True
+    found = accuracy_columns(off_by(1e-3), None, "eager is out of memory")
+    assert found["accepted"] is None
+    assert "out of memory" in found["error_note"]

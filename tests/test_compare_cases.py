@@ -1,0 +1,126 @@
+"""What a comparison can be asked for: options, operations, cases and shapes; and how its cases make lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import scalebench
+from scalebench.comparison import Options, cost_columns, plan_comparison
+from scalebench.comparison.operations import (
+    OPERATIONS,
+    choose_cases,
+    decode,
+    encode,
+    load_operation,
+    parse_case,
+    spell,
+)
+from scalebench.errors import InputError
+from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
+
+OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"providers": "eagre"}, "did you mean 'eager'?"),
+        ({"baseline": "triton"}, "--baseline: unknown 'triton'"),
+        ({"shapes": "casse"}, "did you mean 'cases'?"),
+        ({"shapes": "row=1,columns=2"}, "unknown 'row'; did you mean 'rows'?"),
+        ({"shapes": "rows=two,columns=2"}, "rows: 'two' is not a whole number"),
+        ({"shapes": "rows=2"}, "columns not given; for example rows=7,columns=33,dtype=float32"),
+        ({"shapes": "rows=2,columns=2,dtype=float23"}, "did you mean 'float32'?"),
+        ({"shapes": "rows=2,columns=2,power=sqare"}, "did you mean 'square'?"),
+        ({"shapes": "rows=0,columns=2"}, "rows is 0; at least 1"),
+        ({"dtype": "half"}, "--dtype: unknown 'half'"),
+        ({"device": "tpu"}, "--device: unknown 'tpu'"),
+        ({"seconds": 0}, "--seconds 0: must be greater than 0"),
+        ({"provider": "eager"}, "did you mean 'providers'?"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_was_meant(options: dict[str, object], told: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        scalebench.compare(OPERATION, results=tmp_path, **{"device": "cpu"} | options)
+    assert told in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("CASES = ()\n")
+    for name, told in (("atention", "did you mean 'attention'?"), (str(empty), "lacks Case, inputs"),
+                       (str(tmp_path / "none.py"), "no such file")):  # fmt: skip
+        with pytest.raises(InputError, match=told.replace("?", r"\?")):
+            plan_comparison(name, Options())
+
+
+def test_an_operation_without_a_backward_says_so() -> None:
+    with pytest.raises(InputError, match="no backward pass"):
+        plan_comparison("optimizer", Options(backward=True, device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no usable CUDA device"):
+        plan_comparison(OPERATION, Options(device="cuda"))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_every_case_of_every_operation_survives_being_written_and_typed(name: str) -> None:
+    operation = load_operation(name)
+    for case in (*operation.module.CASES, *operation.cases["ladder"]):
+        written = json.loads(json.dumps(encode(case)))
+        assert decode(operation, written) == case
+        assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
+        assert case.label
+
+
+def test_cases_are_chosen_by_list_by_shape_and_by_dtype() -> None:
+    operation = load_operation(OPERATION)
+    module = operation.module
+    assert choose_cases(operation, [], [], "cpu") == list(module.CASES)
+    assert choose_cases(operation, [], [], "cuda") == list(module.LADDER)
+    own = choose_cases(operation, ["rows=2, columns=3, power=cube, scale=0.5, flip=true"], [], "cpu")
+    assert own == [module.Case(2, 3, torch.float32, "cube", 0.5, True)]
+    both = choose_cases(operation, ["cases", "cases"], ["float32", "float16"], "cpu")
+    assert [case.dtype for case in both] == [torch.float32, torch.float16] * 2
+    for case in (*own, *both, *module.CASES):
+        assert decode(operation, json.loads(json.dumps(encode(case)))) == case
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "variants"),
+    [
+        ("norm", "shape_width", {"shape_kind", "shape_residual", "dtype"}),
+        ("cross-entropy", "shape_width", {"dtype"}),
+        ("attention", "shape_query_length", {"shape_causal", "dtype", "shape_head_dimension", "shape_query_heads"}),
+    ],
+)
+def test_lines_join_the_cases_of_a_ladder_that_differ_in_size_alone(name: str, x: str, variants: set[str]) -> None:
+    operation = load_operation(name)
+    rows = [
+        {"case": case.label, "dtype": "bfloat16", "matmul_ceiling_flops_per_s": 8e14, "copy_ceiling_bytes_per_s": 4e12}
+        | {f"shape_{field}": value for field, value in encode(case).items() if field != "dtype"}
+        | dict(cost_columns(operation, case, False))
+        for case in operation.module.LADDER
+    ]
+    part = part_of(pd.DataFrame(rows), ["eager"])
+    assert part.x in (x, x.replace("query", "key"))
+    assert set(part.variants) == variants
+    assert part.rate == (FLOPS if name != "norm" else BYTES)
+
+
+def test_cases_without_an_order_are_shown_by_their_work() -> None:
+    rows = [
+        {"case": str(i), "dtype": "float32", "shape_a": a, "shape_b": b, "flops": a * b, "bytes_moved": 4 * a * b,
+         "matmul_ceiling_flops_per_s": 1e11, "copy_ceiling_bytes_per_s": 1e10}
+        for i, (a, b) in enumerate([(1, 7), (3, 2), (5, 9), (7, 1)])
+    ]  # fmt: skip
+    part = part_of(pd.DataFrame(rows), [])
+    assert (part.x, part.variants, part.rate) == ("bytes_moved", ("case",), BYTES)
