@@ -279,13 +279,18 @@ class FusedOptimizer(Optimizer):
             self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
         # Passing a thousand tensors through the dispatcher takes longer than a small model's update on the device.
         launch = optimizer_step if torch.compiler.is_compiling() else take_step
+        first, second, third, first_scales, second_scales = self._kept(states, variant)
         launch(
             self._tables_id,
             variant.algorithm,
             params,
             grads,
             [state["step"] for state in states],
-            *self._kept(states, variant),
+            first,
+            second,
+            third,
+            first_scales,
+            second_scales,
             groups,
             self._option_table(device),
             self.grad_norm,

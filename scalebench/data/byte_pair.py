@@ -111,7 +111,7 @@ class BytePairs(Corpus):
 
     def token_bytes(self) -> NDArray[np.int64]:
         """Return the bytes that each token stands for; the end of a document counts as one."""
-        pieces = (self.tokenizer.id_to_token(token) for token in range(1, self.vocab_size))
+        pieces = (self.tokenizer.id_to_token(token) or "" for token in range(1, self.vocab_size))
         return np.array([1, *(len(piece) for piece in pieces)])  # a character of a piece stands for one byte
 
 

@@ -11,6 +11,7 @@ from scalekernels.attention import attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalebench.families.cache import KVCache
 from scalebench.families.gpt import GPT, Block, Config
 
 
@@ -64,8 +65,13 @@ class FusedGPT(GPT):
             stream, update = block(stream, update)
         return add_and_norm(self.norm, stream, update)[0]
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:  # (B, T)
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` at each place in nats, (B, T)."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None) -> Tensor:  # (B, T)
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` at each place in nats, (B, T).
+
+        Raises ``ValueError`` for a cache: these kernels serve training.
+        """
+        if cache is not None:
+            raise ValueError("the fused kernels read no cache; build the model for eager or sdpa to generate")
         hidden = self.hidden(tokens)
         if targets is None:
             return self.head(hidden)

@@ -235,7 +235,7 @@ class MoE(nn.Module):
 
     def cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
-        return KVCache(self.config, batch, capacity, self.norm.weight)
+        return KVCache(self.config, batch, capacity, self.tokens.weight)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Any:  # (B, T)
         """Predict the token after each place. What the cache holds came before ``tokens``."""

@@ -70,7 +70,7 @@ class NextToken(LossAlone):
         """Return the mean cross-entropy per token of each window, (B,)."""
         tokens, targets = batch  # (B, T)
         if getattr(model, "GIVES_LOSSES", False):  # from hidden states, without logits
-            return model(tokens, targets).mean(1)
+            return model(tokens, targets=targets).mean(1)
         return token_losses(model(tokens), targets)
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
