@@ -35,6 +35,8 @@ from scalekernels.device import INTERPRETED
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / "results" / "compiled"
 REPORT = HERE / "compiled.json"
+# The figures depend on how they are read; taken when the code is loaded, for the file may change while this runs.
+READER = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,9 @@ def cache_key(compilation: Compilation, arch: int) -> str:
 
     The source's part is triton's own key, which covers every function that the kernel reaches.
     """
-    reader = Path(machine_code.__file__).read_bytes()
     options = sorted(machine_code.options_of(compilation).items())
     parts = (machine_code.source_of(compilation).hash(), compilation.kernel, repr(options), arch)
-    versions = (triton.__version__, machine_code.ptxas_version(arch), hashlib.sha256(reader).hexdigest())
+    versions = (triton.__version__, machine_code.ptxas_version(arch), READER)
     return hashlib.sha256(repr((parts, versions)).encode()).hexdigest()
 
 
