@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,11 @@ def bench_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "test_naps.py").write_text(BENCH)
     paths = [folder / "first.json", folder / "second.json"]
+    # Within a run of pytest-xdist, pytest-benchmark would take itself for one of its workers and measure nothing.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     for path in paths:
         line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}", folder]
-        subprocess.run(line, cwd=folder, check=True, capture_output=True)
+        subprocess.run(line, cwd=folder, check=True, capture_output=True, env=alone)
     return paths
 
 

@@ -261,7 +261,7 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
         ),
         (
             MLP.replace('"inference"\n', '"training"\n').split("[inference]")[0] + "[train]\ncheckpointing = true\n",
-            "train.checkpointing: mlp has no blocks to compute again; families that can: gpt",
+            "train.checkpointing: mlp has no blocks to compute again; families that can: vit, gpt, moe, bert",
         ),
         (
             MLP.replace('"inference"\n', '"training"\n').split("[inference]")[0] + "[train]\ncheckpointing = 1\n",

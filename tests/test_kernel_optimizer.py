@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scalekernels import optimizer as ours
 from scalekernels import optimizer_kernels, optimizer_launch
 from scalekernels.optimizer_state import dequantised, empty_scale, in_memory_order, quantise
+from scalekernels.providers import Unavailable
 from torch import Tensor, nn
 
 SIZES = (0, 1, 63, 1025, 70_001)
@@ -660,3 +661,9 @@ def test_a_group_added_later_is_updated():
         optimizer.step()
         other.step()
     assert largest(params, exact) < 2e-6
+
+
+def test_a_provider_of_another_state_says_which_the_case_counts():
+    low = ours.Case("one", ((3,),), "adamw", state_dtype=torch.int8)
+    with pytest.raises(Unavailable, match="this case counts the bytes of int8"):
+        ours.providers()["triton"].prepare(low, ours.inputs(low), False)

@@ -17,7 +17,14 @@ from scalekernels.compilation import Compilation
 from scalekernels.device import INTERPRETED, require_device
 
 LOG2_E = 1.4426950408889634  # exponentials are taken to the base 2, which is what the hardware has
-ROW_TILE = Tile(block_m=64, block_n=1, warps=4, stages=1)  # for the passes that read and write each element once
+
+
+def row_tile(head_dimension: int) -> Tile:
+    """Return the tile of the passes that read and write each element once; at D 64 four warps spill on sm_100."""
+    rows, warps = (128, 8) if head_dimension == 64 else (64, 4)
+    return Tile(block_m=rows, block_n=1, warps=warps, stages=1)
+
+
 _POINTERS_FLOAT32 = ("lse", "delta", "sums")
 
 
@@ -73,8 +80,9 @@ def _delta(out: Tensor, grad_out: Tensor) -> Tensor:
     delta = torch.empty(out.shape[:3], dtype=torch.float32, device=out.device)
     arguments = {"out": out, "grad_out": grad_out, "delta": delta} | _strides(o=out, g=grad_out)
     arguments |= {"query_heads": out.shape[1], "query_length": out.shape[2]}
-    constants = {"D": out.shape[3], "BLOCK_M": ROW_TILE.block_m}
-    _launch(kernels.attention_delta, _programs(out, ROW_TILE.block_m), ROW_TILE, arguments, constants)
+    tile = row_tile(out.shape[3])
+    constants = {"D": out.shape[3], "BLOCK_M": tile.block_m}
+    _launch(kernels.attention_delta, _programs(out, tile.block_m), tile, arguments, constants)
     return delta
 
 
@@ -102,8 +110,9 @@ def _atomic(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: floa
     dq = like(q)
     arguments: dict[str, Any] = {"sums": sums, "dq": dq} | _strides(dq=dq)
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": shape[3], "scale": scale}
-    constants = {"D": head_dimension, "BLOCK_M": ROW_TILE.block_m}
-    _launch(kernels.attention_convert_queries, _programs(q, ROW_TILE.block_m), ROW_TILE, arguments, constants)
+    tile = row_tile(head_dimension)
+    constants = {"D": head_dimension, "BLOCK_M": tile.block_m}
+    _launch(kernels.attention_convert_queries, _programs(q, tile.block_m), tile, arguments, constants)
     return dq, dk, dv
 
 
@@ -166,7 +175,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
     for dtype in ("fp16", "bf16", "fp32"):
         for head_dimension in tiles.HEAD_DIMENSIONS:
             for kind in ("delta", "convert"):
-                yield _compilation(kind, ROW_TILE, dtype, head_dimension, None)
+                yield _compilation(kind, row_tile(head_dimension), dtype, head_dimension, None)
 
 
 _FUNCTIONS = {
