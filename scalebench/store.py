@@ -35,7 +35,7 @@ RECORD_COLUMNS = tuple(
     study mode trial_id attempt status error_class error_message stop_step
     family params params_non_embedding params_active requested_params size
     train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
-    step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s
+    step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s wall_time_s
     timing_method timing_exclusive skipped_steps
     latency_median_s latency_p95_s latency_p99_s prefill_time_s decode_time_per_token_s flops_per_call
     samples_per_s tokens_per_s flops_per_step achieved_flops_per_s mfu peak_flops_per_s peak_source

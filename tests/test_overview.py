@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.reporting.overview import COLUMNS, growth, overview_table
+from scalebench.reporting import render
+from scalebench.reporting.fits import prepare, series_of
+from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
 from scalebench.store import RECORD_COLUMNS, Results
 
 SIZES = np.repeat([1e3, 4e3, 1.6e4, 6.4e4, 2.56e5], 2)
@@ -40,11 +42,14 @@ def test_one_size_has_no_growth_and_two_have_no_interval() -> None:
     assert np.isnan(growth(pd.Series([10.0, 20.0]), pd.Series([1.0, 2.0])).low)
 
 
+def rows_of(study: str, frame: pd.DataFrame) -> list[tuple]:
+    return list(overview_rows(study, list(series_of(prepare(frame), {}))))
+
+
 def test_every_study_has_a_row() -> None:
-    frame = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
+    frame = planted("a", 0.7, 1)
     frame.loc[3, "status"] = "failed"
-    table = overview_table(Results(frame, (), {"a": {}, "b": {}}))
-    assert table.columns == COLUMNS
+    table = overview_table([*rows_of("a", frame), *rows_of("b", planted("b", 1.0, 2))])
     rows = {row[0][0]: dict(zip(COLUMNS, row, strict=True)) for row in table.rows}
     assert list(rows) == ["a", "b"]
     assert rows["a"]["trials ok"] == ("9 of 10", 9)
@@ -55,7 +60,12 @@ def test_every_study_has_a_row() -> None:
 
 
 def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
-    frame = planted("a", 1.0, 1).assign(status="failed")
-    (row,) = overview_table(Results(frame, (), {"a": {}})).rows
+    (row,) = rows_of("a", planted("a", 1.0, 1).assign(status="failed"))
     assert row[4][0] == "0 of 10"
     assert len(row) == len(COLUMNS)
+
+
+def test_a_page_of_several_studies_begins_with_their_overview_and_of_one_does_not() -> None:
+    two = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
+    assert "Every study: sizes" in render(Results(two, (), {"a": {}, "b": {}}))
+    assert "Every study: sizes" not in render(Results(planted("a", 0.7, 1), (), {"a": {}}))

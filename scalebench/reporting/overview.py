@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import STEP_TIME, N, Series, numeric, prepare, series_of
+from scalebench.reporting.fits import STEP_TIME, N, Series, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
-from scalebench.reporting.tables import Cell, Table, word
-from scalebench.store import Results
+from scalebench.reporting.tables import Cell, Table, number, word
 
 COLUMNS = (
     "study", "sizes", "from", "to", "trials ok", "loss, smallest", "loss, largest", "law's exponent",
@@ -45,65 +44,44 @@ def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
     return Growth(slope, slope - half, slope + half)
 
 
-@dataclass(frozen=True)
-class Overview:
-    """What one series of a study comes to; losses in nats with their standard errors, work in seconds."""
-
-    study: str
-    label: str
-    series: Series
-    step_time: Growth | None
-    memory: Growth | None
-    work_s: float | None
+def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
+    """Yield the overview of a study: one row per series."""
+    for one in series:
+        timed = one.trials[one.trials["timed"]]
+        peaks = one.usable[one.memory_column] if one.memory_column else None
+        memory = None if peaks is None else growth(one.usable[N], peaks)
+        yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
 
 
-def overviews(results: Results) -> Iterator[Overview]:
-    """Yield every series of every study of ``results``."""
-    for name, raw in results.frame.groupby("study", sort=False):
-        frame = prepare(raw)
-        for one in series_of(frame, results.studies.get(str(name)) or {}):
-            timed = one.trials[one.trials["timed"]]
-            peak = one.usable[one.memory_column] if one.memory_column else None
-            work = numeric(one.trials, "wall_time_s").dropna()
-            yield Overview(
-                str(name),
-                one.label,
-                one,
-                step_time=growth(timed[N], timed[STEP_TIME]),
-                memory=None if peak is None else growth(one.usable[N], peak),
-                work_s=float(work.sum()) if len(work) else None,
-            )
-
-
-def overview_table(results: Results) -> Table:
-    """Return the overview of every study as a table."""
+def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
+    """Return the overview of several studies as a table."""
     caption = (
         "Every study: sizes in non-embedding parameters, validation loss in nats with its standard error, the "
         "exponent of its law, and how time per step and peak memory grew over the sizes, each with its 95 % interval. "
         "Work adds up the trials."
     )
-    return Table(caption, COLUMNS, tuple(_row(one) for one in overviews(results)))
+    return Table(caption, COLUMNS, tuple(rows))
 
 
-def _row(one: Overview) -> tuple[Cell, ...]:
-    sizes, trials = one.series.sizes, one.series.trials
-    name = word(f"{one.study}: {one.label}" if one.label else one.study)
+def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | None) -> tuple[Cell, ...]:
+    sizes, trials = series.sizes, series.trials
     done = (f"{int(trials['valid'].sum())} of {len(trials)}", int(trials["valid"].sum()))
+    work = numeric(trials, "wall_time_s").dropna()
     if sizes.empty:
-        return (name, word(None), word(None), word(None), done, *[word(None)] * (len(COLUMNS) - 5))
+        return (word(name), word(None), word(None), word(None), done, *[word(None)] * (len(COLUMNS) - 5))
     first, last = sizes.iloc[0], sizes.iloc[-1]
     return (
-        name,
+        word(name),
         (str(len(sizes)), len(sizes)),
         (quantity(first["params"]), float(first["params"])),
         (quantity(last["params"]), float(last["params"])),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
-        _exponent(one.series),
-        _growth_cell(one.step_time),
-        _growth_cell(one.memory),
-        (quantity(one.work_s, "s"), one.work_s),
+        _exponent(series),
+        _growth_cell(step_time),
+        _growth_cell(memory),
+        number(work.sum() if len(work) else None, "s"),
     )
 
 

@@ -27,10 +27,11 @@ from scalebench.reporting import (
 from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
+from scalebench.reporting.overview import overview_rows, overview_table
 from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
 from scalebench.reporting.svg import Marks, canvas
-from scalebench.reporting.tables import Table
+from scalebench.reporting.tables import Cell, Table
 from scalebench.reporting.views import Download, FigureView, downloads, drawn
 from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
 
@@ -64,6 +65,7 @@ class Section:
     name: str
     title: str
     verdict: tuple[str, ...]
+    overview: tuple[tuple[Cell, ...], ...]
     counts: str
     missing: tuple[str, ...]
     notes: tuple[str, ...]
@@ -109,7 +111,10 @@ def render(results: Results, compared: Comparisons | None = None) -> str:
     template = environment.get_template("template.html.j2")
     titles = [*(one.title for one in sections), *(one.title for one in parts)]
     heading = titles[0] if len(titles) == 1 else "Scaling studies" if sections else "Providers compared"
-    return template.render(heading=heading, sections=sections, comparisons=parts, damaged=lines, css=css, js=js) + "\n"
+    several = [row for one in sections for row in one.overview] if len(sections) > 1 else []
+    overview = overview_table(several) if several else None
+    page = {"heading": heading, "overview": overview, "sections": sections, "comparisons": parts, "damaged": lines}
+    return template.render(page, css=css, js=js) + "\n"
 
 
 def verdicts(results: Results) -> list[str]:
@@ -146,6 +151,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         name=name,
         title=str(study.get("title") or name or "Untitled study"),
         verdict=tuple(verdict(frame, series)),
+        overview=() if working else tuple(overview_rows(name, series)),
         counts=counts(frame, study, missing),
         missing=tuple(missing),
         notes=tuple(note for one in series for note in one.notes),
