@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench kernels gpu coverage report clean
+.PHONY: demo families test check format bench kernels gpu coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -42,6 +42,12 @@ coverage: $(READY)
 
 report: $(READY)
 	$(BIN)/scalebench report results --output report.html
+
+# Every family's CPU study, and what optimizers and residual connections change: one page with an overview first.
+FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual
+families: $(READY)
+	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
+	$(BIN)/scalebench report results/families --output reports/families/index.html
 
 # The environment is remade when what it is made from changes.
 $(READY): pyproject.toml constraints.txt
