@@ -30,7 +30,7 @@ from gpu_parts import Part, Run, run_parts
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-STUDY = ROOT / "studies" / "gpu-gpt.toml"
+STUDY = ROOT / "studies" / "gpt-implementations.toml"
 OPERATIONS = ("attention", "cross-entropy", "norm", "optimizer")  # as `scalebench compare` calls them
 OPTIMIZERS = ("AdamW", "Adam", "SGD")
 # On a CPU under the interpreter: two trials of three steps.
@@ -103,7 +103,7 @@ def compare_parts(run: Run) -> list[Part]:
 def sweep_parts(run: Run) -> list[Part]:
     """One study; it resumes by itself."""
     settings = [word for setting in DRY_STUDY if run.dry for word in ("--set", setting)]
-    return [Part("gpu-gpt", scalebench("run", STUDY, "--results", run.out / "results", *settings))]
+    return [Part("gpt-implementations", scalebench("run", STUDY, "--results", run.out / "results", *settings))]
 
 
 def report_parts(run: Run) -> list[Part]:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -86,11 +86,9 @@ def run(
     jobs:
         Workers at a time: one per core on a CPU unless given, one on a GPU.
     """
-    from scalebench import console
+    from scalebench.commands.sweeps import run_study, statuses
 
-    return console.run_study(
-        study, settings, results, jobs, console.statuses(retry), fresh_code=fresh_code, as_json=as_json
-    )
+    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
 
 
 @app.command
@@ -104,17 +102,17 @@ def plan(
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
-    from scalebench import console
+    from scalebench.commands.sweeps import show_plan
 
-    return console.show_plan(study, settings, results, every=every, as_json=as_json)
+    return show_plan(study, settings, results, every=every, as_json=as_json)
 
 
 @app.command
 def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
     """Show how far the studies under RESULTS are, and every trial that did not end well."""
-    from scalebench import console
+    from scalebench.commands.stored import show_status
 
-    return console.show_status(results, as_json=as_json)
+    return show_status(results, as_json=as_json)
 
 
 @app.command
@@ -139,120 +137,9 @@ def export(
     output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
 ) -> int:
     """Write every trial of every study under RESULTS as a table, one row per trial."""
-    from scalebench import console
+    from scalebench.commands.stored import export_table
 
-    return console.export_table(results, output)
-
-
-Column = Annotated[str | None, Parameter(show_default=False)]
-
-
-@app.command
-def fit(
-    points: Path,
-    /,
-    *,
-    law: Annotated[
-        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
-    ] = "power",
-    params_column: Column = None,
-    tokens_column: Column = None,
-    loss_column: Column = None,
-    x_column: Column = None,
-    y_column: Column = None,
-    flops_column: Column = None,
-    config_column: Column = None,
-    other_columns: Annotated[list[str], Parameter("--column", negative=(), show_default=False)] = [],  # noqa: B006
-    where: Annotated[str | None, Parameter(show_default=False)] = None,
-    loss: str = "huber",
-    delta: float = 1e-3,
-    space: Literal["log", "raw"] = "log",
-    fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
-    bootstrap: int = 1000,
-    method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
-    backtest: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
-) -> int:
-    """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
-
-    Parameters
-    ----------
-    params_column:
-        Parameters N; "params" unless given, "params_non_embedding" of a results folder.
-    tokens_column:
-        Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.
-    loss_column:
-        Loss L; "loss" unless given, "validation_loss_nats" of a results folder.
-    x_column:
-        The input of a law of one input; "x" unless given.
-    y_column:
-        The response of the law, where it is no loss; "y" unless given.
-    flops_column:
-        Training FLOPs C, which give D = C / 6N where no tokens column is given.
-    config_column:
-        Names the independent run of each row; without it, rows with equal inputs are one configuration.
-    other_columns:
-        A further input of the law as INPUT=COLUMN; may be repeated.
-    where:
-        Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
-    loss:
-        What is summed over the residuals: huber, squares or absolute.
-    delta:
-        Corner of the Huber loss.
-    space:
-        Residuals of the logs, or raw.
-    fix:
-        Pin a parameter, as E=1.69; may be repeated.
-    bootstrap:
-        Refits behind the intervals.
-    method:
-        How refits are drawn; auto takes what was measured to hold for so many configurations.
-    backtest:
-        Predict each of the largest sizes from the smaller ones, too.
-    output:
-        Write the fit as JSON; `--json=-` prints it instead of the table.
-    """
-    from scalebench import console_fit
-
-    given = {"params": params_column, "tokens": tokens_column, "loss": loss_column, "x": x_column, "y": y_column}
-    given |= {"flops": flops_column, "config": config_column}
-    columns = {role: name for role, name in given.items() if name is not None}
-    options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
-    options["fixed"] = console_fit.assigned("--fix", fix)
-    columns |= console_fit.assigned("--column", other_columns, text=True)
-    return console_fit.run_fit(
-        points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
-    )
-
-
-@app.command
-def predict(
-    source: Path,
-    /,
-    *,
-    params: Annotated[float | None, Parameter(show_default=False)] = None,
-    tokens: Annotated[float | None, Parameter(show_default=False)] = None,
-    inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
-    where: Annotated[str | None, Parameter(show_default=False)] = None,
-    as_json: Json = False,
-) -> int:
-    """Predict a size from SOURCE: a results folder (time, memory, compute, data, storage, loss) or the JSON of a fit.
-
-    Parameters
-    ----------
-    params:
-        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
-    tokens:
-        Training tokens D; without it those that the recipe of the trials gives.
-    inputs:
-        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
-    where:
-        Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
-    """
-    from scalebench import console_fit, console_predict
-
-    others = console_fit.assigned("--input", inputs)
-    return console_predict.run_predict(source, params, tokens, others, where, as_json=as_json)
+    return export_table(results, output)
 
 
 @app.command
@@ -290,8 +177,8 @@ def generate(
     seed:
         Of the draws.
     """
-    from scalebench.console_generate import run_generate
-    from scalebench.writing import Request
+    from scalebench.commands.generate import run_generate
+    from scalebench.generation.writing import Request
 
     return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
 
@@ -311,15 +198,15 @@ def compare(
     as_json: Json = False,
 ) -> int:
     """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
-    from scalebench import console_compare
+    from scalebench.commands.compare import run_compare
 
-    return console_compare.run_compare(operation, options, imports, results, as_json=as_json)
+    return run_compare(operation, options, imports, results, as_json=as_json)
 
 
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
     """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.catalogue import show_catalogue
+    from scalebench.commands.catalogue import show_catalogue
 
     return show_catalogue(as_json=as_json)
 
@@ -327,7 +214,7 @@ def list_(*, as_json: Json = False) -> int:
 @app.command
 def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
     """Say what this machine is and what will not work on it."""
-    from scalebench.doctor import show
+    from scalebench.commands.doctor import show
 
     return show(results, as_json=as_json)
 
@@ -339,9 +226,9 @@ def demo(
     output: Annotated[Path, Parameter(["--output", "-o"])] = Path("reports/demo/index.html"),
 ) -> int:
     """Run the demo study and write its report."""
-    from scalebench import console
+    from scalebench.commands.sweeps import run_demo
 
-    return console.run_demo(results, output)
+    return run_demo(results, output)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Commands that ask fitted laws what to do: one short function per command, which `cli` registers."""
+"""Commands that fit laws and ask them: one short function per command, which `cli` registers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -23,9 +23,115 @@ def _given(**columns: str | None) -> dict[str, str]:
 
 def _numbers(option: str, text: str | None) -> Mapping[str, float]:
     """Read ``params=7e9,tokens=1e12``."""
-    from scalebench import console_fit
+    from scalebench.commands import fit as fitting
 
-    return console_fit.assigned(option, [part for part in (text or "").split(",") if part.strip()])
+    return fitting.assigned(option, [part for part in (text or "").split(",") if part.strip()])
+
+
+def fit(
+    points: Path,
+    /,
+    *,
+    law: Annotated[
+        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
+    ] = "power",
+    params_column: Column = None,
+    tokens_column: Column = None,
+    loss_column: Column = None,
+    x_column: Column = None,
+    y_column: Column = None,
+    flops_column: Column = None,
+    config_column: Column = None,
+    other_columns: Annotated[list[str], Parameter("--column", negative=(), show_default=False)] = [],  # noqa: B006
+    where: Where = None,
+    loss: str = "huber",
+    delta: float = 1e-3,
+    space: Literal["log", "raw"] = "log",
+    fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
+    bootstrap: int = 1000,
+    method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
+    backtest: Annotated[bool, Parameter(negative=())] = False,
+    output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
+) -> int:
+    """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
+
+    Parameters
+    ----------
+    params_column:
+        Parameters N; "params" unless given, "params_non_embedding" of a results folder.
+    tokens_column:
+        Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.
+    loss_column:
+        Loss L; "loss" unless given, "validation_loss_nats" of a results folder.
+    x_column:
+        The input of a law of one input; "x" unless given.
+    y_column:
+        The response of the law, where it is no loss; "y" unless given.
+    flops_column:
+        Training FLOPs C, which give D = C / 6N where no tokens column is given.
+    config_column:
+        Names the independent run of each row; without it, rows with equal inputs are one configuration.
+    other_columns:
+        A further input of the law as INPUT=COLUMN; may be repeated.
+    where:
+        Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
+    loss:
+        What is summed over the residuals: huber, squares or absolute.
+    delta:
+        Corner of the Huber loss.
+    space:
+        Residuals of the logs, or raw.
+    fix:
+        Pin a parameter, as E=1.69; may be repeated.
+    bootstrap:
+        Refits behind the intervals.
+    method:
+        How refits are drawn; auto takes what was measured to hold for so many configurations.
+    backtest:
+        Predict each of the largest sizes from the smaller ones, too.
+    output:
+        Write the fit as JSON; `--json=-` prints it instead of the table.
+    """
+    from scalebench.commands import fit as fitting
+
+    columns = _given(params=params_column, tokens=tokens_column, loss=loss_column, x=x_column, y=y_column)
+    columns |= _given(flops=flops_column, config=config_column)
+    options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
+    options["fixed"] = fitting.assigned("--fix", fix)
+    columns |= fitting.assigned("--column", other_columns, text=True)
+    return fitting.run_fit(
+        points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
+    )
+
+
+def predict(
+    source: Path,
+    /,
+    *,
+    params: Annotated[float | None, Parameter(show_default=False)] = None,
+    tokens: Annotated[float | None, Parameter(show_default=False)] = None,
+    inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
+    where: Where = None,
+    as_json: Json = False,
+) -> int:
+    """Predict a size from SOURCE: a results folder (time, memory, compute, data, storage, loss) or the JSON of a fit.
+
+    Parameters
+    ----------
+    params:
+        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
+    tokens:
+        Training tokens D; without it those that the recipe of the trials gives.
+    inputs:
+        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
+    where:
+        Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
+    """
+    from scalebench.commands import fit as fitting
+    from scalebench.commands import predict as command
+
+    others = fitting.assigned("--input", inputs)
+    return command.run_predict(source, params, tokens, others, where, as_json=as_json)
 
 
 def optimal(
@@ -60,14 +166,14 @@ def optimal(
     count_flops:
         Whether C is 6ND or the FLOPs column.
     """
-    from scalebench import console_optimal
+    from scalebench.commands import optimal as command
     from scalebench.laws import Counting
 
     columns = _given(params=params_column, params_non_embedding=non_embedding_column, tokens=tokens_column)
     columns |= _given(flops=flops_column, loss=loss_column, run=run_column)
-    approaches = console_optimal.APPROACHES if approach == "all" else (int(approach),)
+    approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)
-    return console_optimal.run_optimal(points, columns, where, approaches, budget, counting, as_json=as_json)
+    return command.run_optimal(points, columns, where, approaches, budget, counting, as_json=as_json)
 
 
 def next_(
@@ -101,11 +207,11 @@ def next_(
     reach:
         How many times beyond the largest inputs that grid goes.
     """
-    from scalebench import console_design
+    from scalebench.commands import design as command
 
     columns = _given(params=params_column, tokens=tokens_column, loss=loss_column)
     target = _numbers("--predict", predict)
-    return console_design.run_next(source, law, columns, where, target, candidates, budget, reach, as_json=as_json)
+    return command.run_next(source, law, columns, where, target, candidates, budget, reach, as_json=as_json)
 
 
 def worth(
@@ -134,10 +240,10 @@ def worth(
     loss:
         The loss to compare at; the lowest that both have measured unless given.
     """
-    from scalebench import console_design
+    from scalebench.commands import design as command
 
     columns = _given(params=params_column, tokens=tokens_column, flops=flops_column, loss=loss_column)
-    return console_design.run_worth(baseline, changed, law, columns, where, loss, as_json=as_json)
+    return command.run_worth(baseline, changed, law, columns, where, loss, as_json=as_json)
 
 
 def tune(
@@ -164,11 +270,18 @@ def tune(
     at:
         Sizes to predict the best value for, such as params_non_embedding=1e8.
     """
-    from scalebench import console_design
+    from scalebench.commands import design as command
 
     names = [name.strip() for name in against.split(",") if name.strip()]
     sizes = _numbers("--at", at)
-    return console_design.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
+    return command.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"optimal": optimal, "next": next_, "worth": worth, "tune": tune}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "fit": fit,
+    "predict": predict,
+    "optimal": optimal,
+    "next": next_,
+    "worth": worth,
+    "tune": tune,
+}

@@ -11,11 +11,11 @@ from typing import Any
 from scalebench.data import DataError, open_data, open_source
 from scalebench.errors import StudyError, unknown
 from scalebench.families import FAMILIES, Counts, OutOfReach, configure
-from scalebench.inference import call_flops, held_bytes
 from scalebench.laws import LAWS
 from scalebench.optimizers import OPTIMIZERS
 from scalebench.study import BUDGETS, DataSpec, InferenceSpec, Study, TrainSpec, Trial, trial_id
-from scalebench.study_file import override, parse_study, read_toml
+from scalebench.study.file import override, parse_study, read_toml
+from scalebench.trial.inference import call_flops, held_bytes
 
 DEFAULT_STEPS = 400
 DEFAULT_SEQUENCE_LENGTH = 128

@@ -17,7 +17,7 @@ from scalebench.store import read_json, write_json, write_record
 from scalebench.study import Trial
 
 if TYPE_CHECKING:
-    from scalebench.measured import Measured
+    from scalebench.trial.measured import Measured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def pin(cpus: list[int]) -> None:
 def run_trial(attempt: Path, header: dict[str, Any], trial: Trial, placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
     from scalebench.collectors.environment import environment, environment_file
-    from scalebench.measured import process_age_s
+    from scalebench.trial.measured import process_age_s
 
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
     measured = measurement(trial)(attempt, header, trial, placement)
@@ -66,10 +66,10 @@ def run_trial(attempt: Path, header: dict[str, Any], trial: Trial, placement: di
 def measurement(trial: Trial) -> type[Measured]:
     """Return what measures the trial."""
     if trial.inference:
-        from scalebench.inference import MeasuredInference
+        from scalebench.trial.inference import MeasuredInference
 
         return MeasuredInference
-    from scalebench.training import MeasuredTraining
+    from scalebench.trial.training import MeasuredTraining
 
     return MeasuredTraining
 

@@ -12,7 +12,7 @@ from test_fit_command import CHINCHILLA, PLANTED, surface
 from test_predict_command import planted, write_study
 
 from scalebench.laws import compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
-from scalebench.sources import candidate_trials
+from scalebench.points.sources import candidate_trials
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from kernel_support import inaccuracy
-from scalekernels import attention_tiles as tiles
 from scalekernels.attention import (
     CASES,
     DTYPES,
@@ -20,6 +19,7 @@ from scalekernels.attention import (
     inputs,
     providers,
     results,
+    tiles,
 )
 from scalekernels.compilation import ARCHITECTURES
 from scalekernels.providers import Unavailable

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from support import REPOSITORY, SOURCE_PATH, reference_data
 
-from scalebench.fit_file import from_document, law_columns
 from scalebench.laws import LAWS, fit
+from scalebench.points.fit_file import from_document, law_columns
 
 PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
 

@@ -12,13 +12,13 @@ import torch
 from support import SMALL, SOURCE_PATH
 
 from scalebench import store
-from scalebench.checkpoints import WEIGHTS, load_trained
 from scalebench.data import open_source
 from scalebench.families import FAMILIES
 from scalebench.planning import load_study
 from scalebench.study import Trial
 from scalebench.sweep import run, survey
 from scalebench.train import validate
+from scalebench.trial.weights import WEIGHTS, load_trained
 
 STUDY = """
 schema = 1

@@ -12,7 +12,6 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_support import assert_accurate, inaccuracy, install_mutant, poisoned
-from scalekernels import attention_kernels, attention_launch, attention_tiles, attention_tuning
 from scalekernels.attention import (
     CASES,
     HEAD_DIMENSIONS,
@@ -25,7 +24,11 @@ from scalekernels.attention import (
     reference,
     results,
 )
-from scalekernels.attention_tiles import Tile
+from scalekernels.attention import kernels as attention_kernels
+from scalekernels.attention import launch as attention_launch
+from scalekernels.attention import tiles as attention_tiles
+from scalekernels.attention import tuning as attention_tuning
+from scalekernels.attention.tiles import Tile
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.providers import Unavailable
 from torch import Tensor

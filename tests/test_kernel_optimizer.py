@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalekernels import optimizer as ours
-from scalekernels import optimizer_kernels, optimizer_launch
-from scalekernels.optimizer_state import dequantised, empty_scale, in_memory_order, quantise
+from scalekernels.optimizer import kernels as optimizer_kernels
+from scalekernels.optimizer import launch as optimizer_launch
+from scalekernels.optimizer.state import dequantised, empty_scale, in_memory_order, quantise
 from scalekernels.providers import Unavailable
 from torch import Tensor, nn
 

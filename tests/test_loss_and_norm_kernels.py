@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalekernels import cross_entropy, norm
 from scalekernels.cross_entropy import linear_cross_entropy
-from scalekernels.cross_entropy_kernels import chunk_tokens, row_length
-from scalekernels.norm_kernels import BACKWARD_TILES, FORWARD_TILES, WIDE_TILE, WIDEST, tile_for
+from scalekernels.cross_entropy.kernels import chunk_tokens, row_length
+from scalekernels.norm.kernels import BACKWARD_TILES, FORWARD_TILES, WIDE_TILE, WIDEST, tile_for
 from scalekernels.providers import Unavailable
 
 MODULES = pytest.mark.parametrize("module", [cross_entropy, norm], ids=["cross_entropy", "norm"])

@@ -12,11 +12,12 @@ import pytest
 import torch
 import triton
 from scalekernels import optimizer as ours
-from scalekernels import optimizer_kernels, optimizer_launch
 from scalekernels.compilation import ARCHITECTURES, Compilation
-from scalekernels.optimizer_cases import FLOPS, SIZES
-from scalekernels.optimizer_launch import POINTER_NAMES, VARIANTS, state_dtypes
-from scalekernels.optimizer_tables import TABLES, Tables, chunk_table
+from scalekernels.optimizer import kernels as optimizer_kernels
+from scalekernels.optimizer import launch as optimizer_launch
+from scalekernels.optimizer.cases import FLOPS, SIZES
+from scalekernels.optimizer.launch import POINTER_NAMES, VARIANTS, state_dtypes
+from scalekernels.optimizer.tables import TABLES, Tables, chunk_table
 from scalekernels.providers import Unavailable
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench import points
-from scalebench.point_files import PointsError
-from scalebench.points import read_points
-from scalebench.where import WhereError, parse
+from scalebench.points.files import PointsError
+from scalebench.points.table import read_points
+from scalebench.points.table import table as points
+from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
 GOOD = "N,L,kind,ok\n1e6,3.5,dense,True\n2e6,3.2,moe,False\n4e6,3,dense,True\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scalebench.errors import StudyError
 from scalebench.study import DataSpec, Study, TrainSpec, Trial, trial_id
-from scalebench.study_file import override, parse_study, read_toml
+from scalebench.study.file import override, parse_study, read_toml
 
 HEAD = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from support import train_spec
 
-from scalebench.building import usable_device
-from scalebench.checkpointing import recompute_blocks
 from scalebench.collectors import memory
 from scalebench.collectors.time import StepClock, time_columns, warm_mask
 from scalebench.data import open_source
@@ -20,7 +18,9 @@ from scalebench.optimizers import OPTIMIZERS, build_optimizer
 from scalebench.planning import load_study, plan
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.train import Diverged, backward, check_finite, loss_scaler, micro_batches, train, update, validate
-from scalebench.training import MeasuredTraining, backward_of
+from scalebench.trial.building import usable_device
+from scalebench.trial.checkpointing import recompute_blocks
+from scalebench.trial.training import MeasuredTraining, backward_of
 
 CPU = torch.device("cpu")
 

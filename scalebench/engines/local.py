@@ -140,8 +140,8 @@ def _last_line(worker: _Running) -> str:
 
 def _close(attempt: Path, status: str, error_class: str, message: str) -> None:
     """Write the record of a worker that could not."""
-    from scalebench.measured import identity_columns
     from scalebench.study import Trial
+    from scalebench.trial.measured import identity_columns
 
     header = read_json(attempt / "trial.json")
     row = identity_columns(header, Trial.model_validate(header["trial"]))

@@ -1,0 +1,206 @@
+"""Exact attention that never holds the matrix of scores: out = softmax(scale · q kᵀ + mask) v.
+
+Symbols: B batch, Hq query heads, Hkv key heads (Hq a multiple; query head h reads key head h // (Hq / Hkv)), Tq and Tk
+lengths of at least 1, D the head dimension (16, 32, 64, 128 or 256).
+Shapes: q, out (B, Hq, Tq, D); k, v (B, Hkv, Tk, D); in float16, bfloat16 or float32, any strides with a contiguous last
+dimension. ``causal`` is aligned at the top left: query i sees keys up to i, also where Tq and Tk differ.
+
+Forward, for a tile of queries, over tiles of keys (online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867;
+FlashAttention-2, Dao 2023, arXiv 2307.08691), with scores s = scale · log2(e) · q kᵀ so that exponentials are base 2:
+    m' = max(m, max s),  p = 2^(s - m'),  acc = acc · 2^(m - m') + p v,  l = l · 2^(m - m') + Σ p
+    out = acc / l,  lse = m + log2 l    (B, Hq, Tq), float32, kept for the backward pass.
+Backward, with the incoming gradient g:
+    delta = Σ_d out g,  p = 2^(s - lse),  ds = p (g vᵀ - delta),  dv = pᵀ g,  dk = scale · dsᵀ q,  dq = scale · ds k.
+The deterministic form has one pass for dK and dV and one for dQ, each summing in a fixed order, so that the scores are
+computed twice (7 matrix products); the other adds dQ in float32 atomically in the first pass (5 products, order open).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from scalekernels.attention.alternatives import Run, alternatives, prepared
+from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
+from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
+from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
+from scalekernels.providers import Provider, Unavailable
+
+__all__ = [
+    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "compilations", "cost", "inputs", "providers",
+    "reference", "results",
+]  # fmt: skip
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None
+) -> dict[str, Tensor]:
+    """Return ``out`` (B, Hq, Tq, D) and the base-2 log-sum-exp ``lse`` (B, Hq, Tq), written out in any float dtype."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    grouped = q.unflatten(1, (k.shape[1], -1))  # (B, Hkv, group, Tq, D): keys and values are not repeated
+    scores = grouped @ k.unsqueeze(2).mT * scale
+    if causal:
+        hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, -math.inf)
+    out = torch.softmax(scores, -1) @ v.unsqueeze(2)
+    return {"out": out.flatten(1, 2), "lse": torch.logsumexp(scores, -1).flatten(1, 2) / math.log(2)}
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True
+) -> Tensor:
+    """Return softmax(scale · q kᵀ) v, of the shape, dtype and layout of ``q``; differentiable once.
+
+    ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
+    atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
+    those not asked for are not computed. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
+    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
+    """
+    require_dtype(DTYPES, q=q, k=k, v=v)
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype:
+            raise TypeError(f"{name} is {tensor.dtype} and q is {q.dtype}: give all three one dtype")
+    _require_shapes(q, k, v)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; allowed: a finite number above 0")
+    out, _ = _attention(q, k, v, causal, scale, deterministic)
+    return out
+
+
+def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 4 or 0 in tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; allowed: (batch, heads, length, head dimension)")
+        if tensor.stride(3) != 1:
+            raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension: call {name}.contiguous()")
+    batch, heads, _, head_dimension = q.shape
+    if head_dimension not in HEAD_DIMENSIONS:
+        allowed = ", ".join(map(str, HEAD_DIMENSIONS))
+        raise ValueError(f"q has head dimension {head_dimension}; allowed: {allowed}")
+    if k.shape[0] != batch or k.shape[3] != head_dimension:
+        raise ValueError(
+            f"k has shape {tuple(k.shape)}; its batch and head dimension must be those of q, {tuple(q.shape)}"
+        )
+    if v.shape != k.shape:
+        raise ValueError(f"v has shape {tuple(v.shape)}; it must be that of k, {tuple(k.shape)}")
+    if heads % k.shape[1]:
+        raise ValueError(f"q has {heads} heads and k {k.shape[1]}; the first must be a multiple of the second")
+
+
+@torch.library.custom_op("scalekernels::attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The output and its base-2 log-sum-exp; ``deterministic`` is for the backward pass, which finds it kept."""
+    from scalekernels.attention import launch
+
+    del deterministic
+    return launch.forward(q, k, v, causal, scale)
+
+
+@_attention.register_fake
+def _attention_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("scalekernels::attention_backward", mutates_args=())
+def _attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
+    deterministic: bool, need_q: bool, need_kv: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from scalekernels.attention import launch
+
+    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv)
+
+
+@_attention_backward.register_fake
+def _attention_backward_fake(
+    _grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    need_q, need_kv = rest[-2:]
+    dq = like(q) if need_q else q.new_empty(0)
+    return (dq, like(k), like(v)) if need_kv else (dq, q.new_empty(0), q.new_empty(0))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.causal, ctx.scale, ctx.deterministic = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse = ctx.saved_tensors
+    need_q, need_k, need_v = ctx.needs_input_grad[:3]
+    dq, dk, dv = _attention_backward(
+        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v
+    )
+    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None
+
+
+def _refuse(_ctx: Any, *_: Any) -> None:
+    raise RuntimeError("attention has no second derivative; use scaled_dot_product_attention's math backend for one")
+
+
+_attention.register_autograd(_differentiate, setup_context=_keep)
+_attention_backward.register_autograd(_refuse)
+
+
+@register_flop_formula(torch.ops.scalekernels.attention)
+def _forward_flops(q: Any, k: Any, _v: Any, causal: bool, *_: Any, **__: Any) -> int:
+    return flops(q[0], q[1], q[2], k[2], q[3], causal)
+
+
+@register_flop_formula(torch.ops.scalekernels.attention_backward)
+def _backward_flops(_grad: Any, q: Any, k: Any, _v: Any, _out: Any, _lse: Any, causal: bool, *_: Any, **__: Any) -> int:
+    return flops(q[0], q[1], q[2], k[2], q[3], causal) * 5 // 2
+
+
+def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+    """Return the oracle: ``out``, or ``grad_q``, ``grad_k`` and ``grad_v``, by ``reference`` in float64."""
+    exact = {name: tensor.detach().double() for name, tensor in inputs.items()}
+    return dict(prepared(_eager)(case, exact, backward)())
+
+
+def _eager(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return reference(q, k, v, causal=case.causal)["out"]
+
+
+def providers() -> dict[str, Provider]:
+    """Return every way to compute a case, by name."""
+    return {
+        "eager": Provider("written out in PyTorch", prepared(_eager)),
+        **alternatives(),
+        "triton": Provider("fused, deterministic backward", _fused(deterministic=True)),
+        "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
+    }
+
+
+def _fused(deterministic: bool) -> Any:
+    def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, causal=case.causal, deterministic=deterministic)
+
+    def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
+        if reason := unavailable_reason():
+            raise Unavailable(reason)
+        if INTERPRETED and case.dtype == torch.bfloat16:
+            raise Unavailable("Triton's interpreter has no bfloat16 products")
+        if not deterministic and not backward:
+            raise Unavailable("differs from triton in the backward pass alone")
+        return prepared(compute)(case, inputs, backward)
+
+    return prepare
+
+
+def compilations(arch: int) -> Any:
+    """Every configuration that a launch can reach on architecture 80, 90 or 100, forward and backward."""
+    from scalekernels.attention import launch
+
+    return launch.compilations(arch)

@@ -1,0 +1,416 @@
+"""RMS norm and layer norm over the last dimension, with an optional residual sum in front, forward and backward.
+
+    s = x + residual                      rounded to the inputs' precision; s = x without a residual
+    RMS norm:    r = 1/√(mean(s²) + eps),             y = s·r·weight              (arXiv:1910.07467)
+    layer norm:  μ = mean(s), r = 1/√(mean((s−μ)²) + eps),  y = (s−μ)·r·weight + bias   (arXiv:1607.06450)
+
+``x`` and ``residual`` are (…, C) in float16, bfloat16 or float32 with any distance between rows (a last dimension that
+is not contiguous is copied first); ``weight`` and ``bias`` are (C,) in the dtype of ``x`` or in float32. Statistics
+are float32 and y is rounded once. The gradients with respect to x and residual are the same tensor; those of weight
+and bias are summed in float32 in a fixed order, so that results repeat to the bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scalekernels.compilation import Compilation
+from scalekernels.cost import Cost
+from scalekernels.device import require_device, require_dtype, unavailable_reason
+from scalekernels.norm import kernels
+from scalekernels.providers import Provider, Unavailable
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+RMS_EPS, LAYER_EPS = 1e-6, 1e-5
+INTERPRETED_MULTIPROCESSORS = 1  # the interpreter runs programs one after another: few are enough
+
+
+@dataclass(frozen=True)
+class Case:
+    """``rows`` rows of ``width``; ``kind`` is "rms" (with weight) or "layer" (with weight and bias)."""
+
+    kind: str
+    rows: int
+    width: int
+    residual: bool
+    dtype: torch.dtype
+
+    @property
+    def label(self) -> str:
+        """What tells this case from the others."""
+        dtype = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        return f"{self.kind} {self.rows}x{self.width} {dtype}{' residual' * self.residual}"
+
+
+def reference(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None,
+    *, kind: str = "rms", eps: float | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return {"normed", "summed"} ("summed" with a residual alone) in plain torch, any dtype."""
+    eps = (RMS_EPS if kind == "rms" else LAYER_EPS) if eps is None else eps
+    summed = x if residual is None else x + residual
+    centred = summed if kind == "rms" else summed - summed.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+    normed = normed if weight is None else normed * weight
+    normed = normed if bias is None else normed + bias
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(…, C) as (rows, C) with a contiguous last dimension: a view where the strides allow it."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def _require(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> None:
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; a norm needs a last dimension of at least 1")
+    require_device(x=x, weight=weight, bias=bias, residual=residual)
+    require_dtype(DTYPES, x=x)
+    require_dtype((x.dtype,), residual=residual)
+    require_dtype((x.dtype, torch.float32), weight=weight, bias=bias)
+    for name, tensor, shape in (("weight", weight, x.shape[-1:]), ("bias", bias, x.shape[-1:])):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; x of {tuple(x.shape)} needs {tuple(shape)}")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual has shape {tuple(residual.shape)}; it must have that of x, {tuple(x.shape)}")
+
+
+@torch.library.custom_op("scalekernels::norm", mutates_args=())
+def _norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(normed, summed, mean, 1/deviation); summed is empty without a residual, mean for RMS norm."""
+    _require(x, weight, bias, residual)
+    out, summed, mean, rstd = _outputs(x, residual is not None, layer)
+    source, rows, width = _rows(x), rstd.shape[0], x.shape[-1]
+    if not rows:
+        return out, summed, mean, rstd
+    other = None if residual is None else _rows(residual)
+    tile = kernels.tile_for(kernels.FORWARD_TILES, width)
+    kernel = kernels.forward if width <= kernels.WIDEST else kernels.forward_wide
+    kernel[((rows + tile.rows - 1) // tile.rows,)](
+        source, other, _plain(weight), _plain(bias), out, None if other is None else summed, mean if layer else None,
+        rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+    )  # fmt: skip
+    return out, summed, mean, rstd
+
+
+def _outputs(x: Tensor, residual: bool, layer: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    summed = torch.empty(x.shape if residual else 0, dtype=x.dtype, device=x.device)
+    mean = torch.empty(rows if layer else 0, dtype=torch.float32, device=x.device)
+    return out, summed, mean, torch.empty(rows, dtype=torch.float32, device=x.device)
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+@_norm.register_fake
+def _(
+    x: Tensor, _weight: Tensor | None, _bias: Tensor | None, residual: Tensor | None, _eps: float, layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(x, residual is not None, layer)
+
+
+@torch.library.custom_op("scalekernels::norm_gradients", mutates_args=())
+def _norm_gradients(
+    grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    layer: bool, weight_gradient: bool, bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dweight, dbias) with the parameters' in float32, empty where not asked for."""
+    width, rows = summed.shape[-1], rstd.shape[0]
+    tile = kernels.tile_for(kernels.BACKWARD_TILES, width)
+    wide = width > kernels.WIDEST
+    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    programs = _programs(summed.device, rows, kernels.WIDE_PARAMETERS_TILE if wide else tile)
+    dweight, dbias = (
+        torch.empty((programs, width) if wanted else (0, 0), dtype=torch.float32, device=summed.device)
+        for wanted in (weight_gradient, bias_gradient)
+    )
+    parts = dweight if weight_gradient else None, dbias if bias_gradient else None
+    if rows:
+        incoming, value = _rows(grad), _rows(summed)
+        more = None if grad_summed is None else _rows(grad_summed)
+        kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
+        centre = mean if layer else None
+        kernel[grid](
+            incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
+            incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
+            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+        )  # fmt: skip
+        if wide and (weight_gradient or bias_gradient):
+            _wide_parameters(incoming, value, centre, rstd, parts, programs)
+    return dx, dweight.sum(0), dbias.sum(0)
+
+
+def _wide_parameters(
+    grad: Tensor, summed: Tensor, mean: Tensor | None, rstd: Tensor, parts: tuple[Tensor | None, ...], programs: int
+) -> None:
+    tile, (rows, width) = kernels.WIDE_PARAMETERS_TILE, summed.shape
+    kernels.parameters_wide[(programs, (width + tile.block - 1) // tile.block)](
+        grad, summed, mean, rstd, *parts, rows, width, grad.stride(0), summed.stride(0),
+        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+    )  # fmt: skip
+
+
+def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
+    """How many programs share the rows: enough to fill the device once, never more than there are tiles."""
+    multiprocessors = INTERPRETED_MULTIPROCESSORS
+    if device.type == "cuda":
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(multiprocessors * tile.programs, (rows + tile.rows - 1) // tile.rows)
+
+
+@_norm_gradients.register_fake
+def _(
+    _grad: Tensor, _grad_summed: Tensor | None, summed: Tensor, _weight: Tensor | None, _mean: Tensor, rstd: Tensor,
+    _layer: bool, weight_gradient: bool, bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    width = summed.shape[-1]
+    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    return dx, rstd.new_empty(width if weight_gradient else 0), rstd.new_empty(width if bias_gradient else 0)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, _, ctx.layer = inputs
+    _, summed, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.residual = residual is not None
+    ctx.dtypes = None if weight is None else weight.dtype, None if bias is None else bias.dtype
+    ctx.save_for_backward(summed if ctx.residual else x, weight, mean, rstd)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: None) -> tuple[Any, ...]:
+    summed, weight, mean, rstd = ctx.saved_tensors
+    more = grad_summed if ctx.residual else None
+    if grad is None:  # y was not used, only the sum
+        return more, None, None, more if ctx.residual else None, None, None
+    wanted = tuple(ctx.needs_input_grad[1:3])
+    dx, *parameters = torch.ops.scalekernels.norm_gradients(grad, more, summed, weight, mean, rstd, ctx.layer, *wanted)
+    dweight, dbias = (
+        gradient.to(dtype) if asked else None
+        for gradient, dtype, asked in zip(parameters, ctx.dtypes, wanted, strict=True)
+    )
+    return dx, dweight, dbias, dx if ctx.residual else None, None, None
+
+
+_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, *, eps: float = RMS_EPS, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the RMS norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
+
+    The result has the dtype of ``x``, under autocast too. Raises ``ValueError`` for a wrong shape or device,
+    ``TypeError`` for a wrong dtype and ``RuntimeError`` where no kernel can run.
+    """
+    normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, None, residual, eps, False)
+    return normed if residual is None else (normed, summed)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = LAYER_EPS,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the layer norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
+
+    Dtypes and errors are those of ``rms_norm``.
+    """
+    normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, bias, residual, eps, True)
+    return normed if residual is None else (normed, summed)
+
+
+def cost(case: Case, backward: bool) -> Cost:
+    """FLOPs as counted in the formulas above, and every tensor across the bus once; statistics are float32."""
+    layer, size, numbers = case.kind == "layer", case.dtype.itemsize, case.rows * case.width
+    statistics = 4 * case.rows * (1 + layer)
+    parameters = case.width * size * (1 + layer)
+    if backward:  # reads the gradient, the sum and a residual's gradient; writes one gradient of the rows
+        flops = numbers * (8 + 4 * layer + case.residual)
+        read = numbers * size * (2 + case.residual) + statistics + case.width * size
+        return Cost(flops, read, numbers * size + parameters)
+    flops = numbers * (4 + 3 * layer + case.residual)
+    return Cost(
+        flops, numbers * size * (1 + case.residual) + parameters, numbers * size * (1 + case.residual) + statistics
+    )
+
+
+def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """x, weight, bias (layer norm), residual, and the gradients that come in: grad_normed, grad_summed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    shape, names = (case.rows, case.width), ["x", "weight"] + ["bias"] * (case.kind == "layer")
+    names += ["residual", "grad_summed"] * case.residual + ["grad_normed"]
+    return {
+        name: torch.randn(
+            shape[1:] if name in ("weight", "bias") else shape, generator=generator, device=device, dtype=case.dtype
+        )
+        for name in names
+    }
+
+
+def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+    """The oracle: ``reference`` on float64 copies; with ``backward`` its gradients, named as the inputs."""
+    copies = {name: tensor.double() for name, tensor in inputs.items()}
+    return _evaluation(lambda **tensors: reference(**tensors, kind=case.kind), copies, backward)()
+
+
+def _evaluation(
+    function: Callable[..., Mapping[str, Tensor]], inputs: Mapping[str, Tensor], backward: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """What a call of ``function``, or with ``backward`` the gradients of a call made here, amounts to."""
+    tensors = {name: value.detach() for name, value in inputs.items() if not name.startswith("grad_")}
+    if not backward:
+        return lambda: dict(function(**tensors))
+    leaves = {name: value.requires_grad_() for name, value in tensors.items()}
+    outputs = function(**leaves)
+    grads = [inputs[f"grad_{name}"] for name in outputs]
+
+    def gradients() -> dict[str, Tensor]:
+        found = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grads, retain_graph=True)
+        return dict(zip(leaves, found, strict=True))
+
+    return gradients
+
+
+def _torch(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    x, weight, residual = tensors["x"], tensors["weight"], tensors.get("residual")
+    summed = x if residual is None else x + residual
+    if kind == "rms":
+        normed = F.rms_norm(summed, summed.shape[-1:], weight, RMS_EPS)
+    else:
+        normed = F.layer_norm(summed, summed.shape[-1:], weight, tensors["bias"], LAYER_EPS)
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def _triton(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    function: Callable[..., Tensor | tuple[Tensor, Tensor]] = rms_norm if kind == "rms" else layer_norm
+    found = function(**tensors)
+    return {"normed": found} if isinstance(found, Tensor) else dict(zip(("normed", "summed"), found, strict=True))
+
+
+def _liger(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
+
+    x, weight, residual = tensors["x"], tensors["weight"], tensors.get("residual")
+    summed = x if residual is None else x + residual
+    if kind == "rms":
+        normed = LigerRMSNormFunction.apply(summed, weight, RMS_EPS, 0.0, "llama", False)
+    else:
+        normed = LigerLayerNormFunction.apply(summed, weight, tensors["bias"], LAYER_EPS)
+    return {"normed": normed} if residual is None else {"normed": normed, "summed": summed}
+
+
+def providers() -> dict[str, Provider]:
+    """Every way to compute a ``Case``; forward returns normed (and summed), backward the inputs' gradients."""
+    return {
+        "eager": Provider("torch.nn.functional.rms_norm or layer_norm after the sum", _prepare(_torch)),
+        "compiled": Provider("torch.compile of the same", _prepare_compiled),
+        "liger": Provider("Liger's Triton norms after the sum", _prepare_liger),
+        "triton": Provider("this module", _prepare_triton),
+    }
+
+
+Prepare = Callable[[Case, Mapping[str, Tensor], bool], Callable[[], Mapping[str, Tensor]]]
+
+
+def _prepare(function: Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]) -> Prepare:
+    return lambda case, inputs, backward: _evaluation(lambda **given: function(case.kind, given), inputs, backward)
+
+
+def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    run = _evaluation(torch.compile(lambda **given: _torch(case.kind, given), fullgraph=True), inputs, backward)
+    run()  # compiles
+    return run
+
+
+def _prepare_triton(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    if reason := unavailable_reason():
+        raise Unavailable(reason)
+    return _prepare(_triton)(case, inputs, backward)
+
+
+def _prepare_liger(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Unavailable("liger_kernel is not installed")
+    if inputs["x"].device.type != "cuda":
+        raise Unavailable("Liger's kernels need a CUDA device")
+    return _prepare(_liger)(case, inputs, backward)
+
+
+def compilations(arch: int) -> Iterator[Compilation]:
+    """Every tile of the table for every dtype, kind and residual; the same for each of the three architectures."""
+    del arch
+    for dtype in DTYPES:
+        for kind in ("rms", "layer"):
+            for residual in (False, True):
+                case = Case(kind, 0, 0, residual, dtype)
+                yield from (_compilation(kernels.forward, tile, case) for tile in kernels.FORWARD_TILES.values())
+                yield from (_compilation(kernels.backward, tile, case) for tile in kernels.BACKWARD_TILES.values())
+                yield _compilation(kernels.forward_wide, kernels.WIDE_TILE, case)
+                yield _compilation(kernels.backward_wide, kernels.WIDE_TILE, case)
+            yield _compilation(kernels.parameters_wide, kernels.WIDE_PARAMETERS_TILE, Case(kind, 0, 0, False, dtype))
+
+
+def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
+    layer = case.kind == "layer"
+    given = {"residual": case.residual, "grad_summed": case.residual, "bias": layer, "mean": layer, "dbias": layer}
+    if function in (kernels.forward, kernels.forward_wide):
+        given["summed"] = case.residual
+    if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
+        given |= {"dweight": False, "dbias": False}
+    rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
+    scalars = {name: "i32" for name in function.arg_names if name in ("rows", "width") or name.endswith("_stride")}
+    pointers = {
+        name: "*fp32" if name in ("mean", "rstd", "dweight", "dbias") else rows
+        for name in function.arg_names
+        if name not in (*scalars, "eps", "ROWS", "BLOCK") and given.get(name, True)
+    }
+    types = {**scalars, **pointers, "eps": "fp32"}
+    return Compilation(
+        kernel=f"norm.{function.__name__}",
+        label=f"{case.kind} {rows[1:]} {tile.rows}x{tile.block}{' residual' * case.residual}",
+        function=function,
+        signature={name: types.get(name, "constexpr") for name in function.arg_names},
+        constants={
+            name: {"ROWS": tile.rows, "BLOCK": tile.block}.get(name) for name in function.arg_names if name not in types
+        },
+        num_warps=tile.num_warps,
+        num_stages=kernels.NUM_STAGES,
+        work=tile.rows * tile.block,
+        aligned=(*pointers, *(name for name in scalars if name != "rows")),
+        vector_bytes=16,
+    )
+
+
+CASES = (
+    Case("rms", 5, 1, False, torch.float32),
+    Case("rms", 37, 33, True, torch.float32),
+    Case("rms", 6, 130, False, torch.float16),
+    Case("rms", 3, 1000, True, torch.float16),
+    Case("rms", 2, 8200, True, torch.float32),
+    Case("layer", 4, 1, True, torch.float32),
+    Case("layer", 33, 67, False, torch.float32),
+    Case("layer", 5, 257, True, torch.float16),
+    Case("layer", 3, 2049, False, torch.float16),
+    Case("layer", 3, 8193, False, torch.float32),
+)
+LADDER = tuple(
+    Case(kind, 16384, width, residual, torch.bfloat16)
+    for kind in ("rms", "layer")
+    for residual in (False, True)
+    for width in (768, 1024, 2048, 4096, 8192)
+)

@@ -1,0 +1,321 @@
+"""What the fused optimizers share: a torch optimizer whose step is a handful of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from scalekernels.device import require_device
+from scalekernels.optimizer.kernels import OPTIONS
+from scalekernels.optimizer.launch import STATE_DTYPES, Variant, optimizer_step, take_step
+from scalekernels.optimizer.state import dequantised, empty_scale, empty_state, refuse_grad, refuse_param, store
+from scalekernels.optimizer.tables import TABLES, Tables, to_device
+
+NEXT_ID = count(1)
+REFUSED = {  # option of torch -> the values that ask for something else than these kernels do
+    "amsgrad": (True, "the largest second moment is not kept"),
+    "foreach": (True, "one launch updates all tensors; leave it out"),
+    "fused": (True, "this optimizer is fused without being told; leave it out"),
+    "differentiable": (True, "the update happens in place"),
+}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """State on its way through torch's ``load_state_dict``, which would cast bare tensors to the parameter's dtype."""
+
+    state: Mapping[str, Any]
+
+
+class FusedOptimizer(Optimizer):
+    """Mixed in before one of torch's optimizers, whose arguments, checks and state names it keeps.
+
+    A subclass gives ``variant()``, ``options(group)`` and the names under which torch keeps the three states.
+
+    Arguments beyond torch's, by name:
+
+    - ``max_grad_norm`` clips the gradients' norm over all parameters as ``torch.nn.utils.clip_grad_norm_`` does, except
+      that the gradients keep their values; ``grad_norm`` is the last step's norm, float32, shape [], on the device;
+    - ``state_dtype`` is what the moments are kept in: float32, bfloat16, or int8 (8-bit codes in blocks of 256);
+    - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random but repeatably by ``seed``, so that
+      updates smaller than half a unit are not lost.
+
+    ``step`` raises for a gradient that is sparse, of another dtype or laid out otherwise than its parameter; the
+    constructor for parameters that are complex, on a device the kernels cannot reach, full of gaps, sharing memory, or
+    of a tensor subclass, and for options of torch's that the kernels do not have.
+    """
+
+    first_name = second_name = third_name = ""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *arguments: Any,
+        max_grad_norm: float | None = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if state_dtype not in STATE_DTYPES:
+            raise TypeError(f"state_dtype is {state_dtype}; allowed: {', '.join(map(str, STATE_DTYPES))}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm}; allowed: a positive number, or None")
+        self.max_grad_norm = max_grad_norm
+        self.state_dtype = state_dtype
+        self.stochastic_rounding = stochastic_rounding
+        self.seed = seed
+        self._prepare()
+        for name, value in options.items():
+            refuse_option(type(self).__name__, name, value)
+        super().__init__(params, *arguments, **options)
+
+    def variant(self) -> Variant:
+        """Return which kernel serves the groups as they are."""
+        raise NotImplementedError
+
+    def options(self, group: Mapping[str, Any]) -> list[float]:
+        """Return a, b, eps and the extra option of a group (see ``kernels.advance_kernel``)."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        self.grad_norm: Tensor | None = None
+        self._tables = Tables()
+        self._tables_id = next(NEXT_ID)
+        TABLES[self._tables_id] = self._tables
+        self._options: list[list[float]] = []
+        self._options_table: Tensor | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; refuse parameters that the kernels cannot update. A parameter counts once."""
+        given = param_group["params"]
+        listed = [given] if isinstance(given, Tensor) else list(given)
+        if listed and isinstance(listed[0], Tensor):
+            param_group["params"] = list(dict.fromkeys(listed))
+        super().add_param_group(param_group)
+        self._check_group(len(self.param_groups) - 1)
+        self._check_memory()
+
+    def _check_group(self, index: int) -> None:
+        group = self.param_groups[index]
+        for name in REFUSED:
+            refuse_option(type(self).__name__, name, group.get(name))
+        if group.get("centered") and self.state_dtype != torch.float32:
+            raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
+        first = self.param_groups[0]["params"]
+        for place, param in enumerate(group["params"]):
+            name = f"parameter {place} of group {index}"
+            refuse_param(param, name)
+            require_device(**{"parameter 0 of group 0": first[0] if first else param, name: param})
+
+    def _check_memory(self) -> None:
+        """Refuse parameters that share memory: two programs would write it at the same time."""
+        spans = sorted(
+            (
+                param.data_ptr(),
+                param.data_ptr() + param.numel() * param.element_size(),
+                f"parameter {place} of group {index}",
+            )
+            for index, group in enumerate(self.param_groups)
+            for place, param in enumerate(group["params"])
+            if param.numel()
+        )
+        for (_, end, name), (start, _, other) in pairwise(spans):
+            if start < end:
+                raise ValueError(f"{name} and {other} share memory: give tied weights as one parameter")
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("max_grad_norm", "state_dtype", "stochastic_rounding", "seed")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)  # puts the state in place; torch's own optimizers then look into it
+        self._prepare()
+        for param, kept in list(self.state.items()):
+            if isinstance(kept, _Loaded):
+                self.state[param] = self._restored(param, kept.state) if isinstance(param, Tensor) else kept.state
+        super().__setstate__({})
+        for group in self.param_groups:
+            for name in REFUSED:
+                if name in group and name != "amsgrad":
+                    group[name] = False if name == "differentiable" else None
+            refuse_option(type(self).__name__, "amsgrad", group.get("amsgrad"))
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load state saved by this class or by torch's optimizer of the same name, whatever dtype it was kept in."""
+        wrapped = {key: _Loaded(kept) for key, kept in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": wrapped})
+
+    def _restored(self, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return state for ``param`` with the values of ``saved``, in this optimizer's dtype and memory layout."""
+        names = [name for name in (self.first_name, self.second_name, self.third_name) if saved.get(name) is not None]
+        state = self._fresh(param, names)
+        # torch's SGD keeps a momentum buffer and no step: having one means that the first step is over.
+        state["step"].fill_(float(saved.get("step", 1 if names else 0)))
+        for name in names:
+            self._restore(state, saved, name)
+        return state
+
+    def _restore(self, state: dict[str, Any], saved: Mapping[str, Any], name: str) -> None:
+        value, scale = saved[name], saved.get(f"{name}_scale")
+        if value.shape != state[name].shape:
+            raise ValueError(f"saved {name} has shape {tuple(value.shape)}, the parameter {tuple(state[name].shape)}")
+        if scale is not None and value.dtype == state[name].dtype:
+            state[name].copy_(value)
+            state[f"{name}_scale"].copy_(scale)
+            return
+        value = value if scale is None else dequantised(value, scale)
+        store(value, state[name], state.get(f"{name}_scale"))
+
+    def float_state_dict(self) -> dict[str, Any]:
+        """Return a copy of ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
+        saved = self.state_dict()
+        saved["state"] = {key: _as_float(state) for key, state in saved["state"].items()}
+        return saved
+
+    def _fresh(self, param: Tensor, names: Iterable[str]) -> dict[str, Any]:
+        state: dict[str, Any] = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
+        for name in names:
+            state |= self._fresh_moment(param, name)
+        return state
+
+    def _fresh_moment(self, param: Tensor, name: str) -> dict[str, Tensor]:
+        if self.state_dtype != torch.int8:
+            return {name: empty_state(param, self.state_dtype)}
+        dtype = torch.uint8 if name == self.second_name else torch.int8
+        return {name: empty_state(param, dtype), f"{name}_scale": empty_scale(param)}
+
+    def _names(self, variant: Variant) -> list[str]:
+        kept = ((self.first_name, variant.first), (self.second_name, variant.second), (self.third_name, variant.third))
+        return [name for name, used in kept if used]
+
+    def _ready(self, param: Tensor, names: list[str]) -> dict[str, Any]:
+        """Return the state of a parameter, made at its first gradient."""
+        state = self.state[param]
+        if not state:
+            state |= self._fresh(param, names)
+        for name in names:
+            if name not in state:
+                state |= self._fresh_moment(param, name)
+                if not self.second_name:  # SGD's momentum was switched on later: the buffer's first step is the first
+                    state["step"].zero_()
+        return state
+
+    def _members(self, variant: Variant) -> tuple[list[Tensor], list[Tensor | None], list[dict[str, Any]], list[int]]:
+        """Return parameters that have, or once had, a gradient, with gradient, state and group index."""
+        params: list[Tensor] = []
+        grads: list[Tensor | None] = []
+        states: list[dict[str, Any]] = []
+        groups: list[int] = []
+        names = self._names(variant)
+        for index, group in enumerate(self.param_groups):
+            for place, param in enumerate(group["params"]):
+                grad = param.grad
+                if grad is not None:
+                    refuse_grad(param, grad, f"parameter {place} of group {index}")
+                elif not self.state.get(param):
+                    continue
+                params.append(param)
+                grads.append(grad)
+                states.append(self._ready(param, names))
+                groups.append(index)
+        return params, grads, states, groups
+
+    def _option_table(self, device: torch.device) -> Tensor:
+        """Return the float64 table of the groups' options on the device, sent anew only if a number changed."""
+        rows = [self._option_row(group) for group in self.param_groups]
+        if self._options_table is None or len(self._options_table) != len(rows) or self._options_table.device != device:
+            self._options_table = torch.zeros(len(rows), OPTIONS, dtype=torch.float64, device=device)
+            self._options = []
+        if rows != self._options:
+            to_device(torch.tensor(rows, dtype=torch.float64), self._options_table)
+            self._options = rows
+            self._tables.uploads["options"] += 1
+        for index, group in enumerate(self.param_groups):
+            if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu":
+                self._options_table[index, 0].copy_(group["lr"].detach().view(()), non_blocking=True)
+        return self._options_table
+
+    def _option_row(self, group: Mapping[str, Any]) -> list[float]:
+        rate = group["lr"]
+        if isinstance(rate, Tensor):  # one on the device is copied there, without looking at it
+            rate = float(rate) if rate.device.type == "cpu" else 0.0
+        sign = -1.0 if group.get("maximize") else 1.0
+        decoupled = float(group.get("decoupled_weight_decay", self.variant().algorithm == "lion"))
+        row = [float(rate), float(group["weight_decay"]), decoupled, sign, *map(float, self.options(group))]
+        return row + [0.0] * (OPTIONS - len(row))
+
+    def _kept(self, states: list[dict[str, Any]], variant: Variant) -> list[list[Tensor]]:
+        """Return the lists of first, second and third states, and of the scales of the first two."""
+        names = (
+            self.first_name if variant.first else "",
+            self.second_name if variant.second else "",
+            self.third_name if variant.third else "",
+        )
+        kept = [[state[name] for state in states] if name else [] for name in names]
+        coded = [name if self.state_dtype == torch.int8 else "" for name in names[:2]]
+        return kept + [[state[f"{name}_scale"] for state in states] if name else [] for name in coded]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update what has a gradient; return what ``closure`` returned. Nothing waits for the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        variant = self.variant()
+        params, grads, states, groups = self._members(variant)
+        if not params:
+            return loss
+        device = params[0].device
+        if self.grad_norm is None or self.grad_norm.device != device:
+            self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
+        # Passing a thousand tensors through the dispatcher takes longer than a small model's update on the device.
+        launch = optimizer_step if torch.compiler.is_compiling() else take_step
+        first, second, third, first_scales, second_scales = self._kept(states, variant)
+        launch(
+            self._tables_id,
+            variant.algorithm,
+            params,
+            grads,
+            [state["step"] for state in states],
+            first,
+            second,
+            third,
+            first_scales,
+            second_scales,
+            groups,
+            self._option_table(device),
+            self.grad_norm,
+            self.max_grad_norm,
+            self.stochastic_rounding,
+            self.seed,
+        )
+        torch.autograd.graph.increment_version(params)
+        return loss
+
+
+def _as_float(state: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if f"{name}_scale" in state:
+            plain[name] = dequantised(value, state[f"{name}_scale"])
+        elif not name.endswith("_scale"):
+            plain[name] = value.to(torch.float32, copy=True) if isinstance(value, Tensor) else value
+    return plain
+
+
+def refuse_option(optimizer: str, name: str, value: Any) -> None:
+    """Raise ``ValueError`` for an option of torch's that these kernels do not have."""
+    refused, reason = REFUSED.get(name, (None, ""))
+    if refused is not None and value is refused:
+        raise ValueError(f"{optimizer}({name}={value}) is not supported: {reason}; torch.optim has it")
+    if name == "betas" and any(isinstance(beta, Tensor) for beta in value):
+        raise TypeError(f"{optimizer}(betas=…) must be numbers: tensors are not supported; torch.optim takes them")

@@ -1,0 +1,144 @@
+"""The command `fit`: a law on points from any trainer, as a table or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.commands.choice import choose_law, print_choice
+from scalebench.commands.terminal import print_json, say, si, table
+from scalebench.errors import InputError
+from scalebench.points.fit_file import fit_points, json_safe, to_document
+from scalebench.points.predictions import differing
+from scalebench.reporting.quantities import bounded, percent
+from scalebench.store import StoreError, write_json
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit, Holdout
+
+STANDARD_OUTPUT = Path("-")
+
+
+def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` options, the values as numbers unless ``text``. Raises ``InputError``."""
+    found: dict[str, Any] = {}
+    for given in texts:
+        name, equals, value = (part.strip() for part in given.partition("="))
+        try:
+            found[name] = value if text else float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals and value):
+            raise InputError([f"{option} {given}: expected NAME={'COLUMN' if text else 'NUMBER'}"])
+    return found
+
+
+def run_fit(
+    points: Path,
+    law: str,
+    columns: Mapping[str, str],
+    where: str | None,
+    options: Mapping[str, Any],
+    refits: int,
+    *,
+    method: str,
+    backtest: bool,
+    output: Path | None,
+) -> int:
+    """Fit, print what was found, and write it as JSON where asked; return the exit code."""
+    if refits < 2:
+        raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
+    law, choice = choose_law(points, law, columns, where, options)
+    fitted, read = fit_points(points, law, columns, where, options)
+    for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
+        print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
+    mixed = differing(points, where) if points.is_dir() else []
+    if mixed:
+        print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
+    rows = fitted.backtest("rolling") if backtest else None
+    document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
+    document |= to_document(fitted, read, refits, 0, rows, method)
+    if output == STANDARD_OUTPUT:
+        print_json(document)
+        return 0
+    if choice is not None:
+        print_choice(choice)
+    print_fit(fitted, document)
+    if rows is not None:
+        print_backtest(rows)
+    if output is not None:
+        _write(output, document)
+        say(f"written: {output}")
+    return 0
+
+
+def _write(output: Path, document: dict[str, Any]) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, document)
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
+    """Print parameters with their intervals, and how far to trust them."""
+    rows = []
+    for name, value in fit.parameters.items():
+        low, high = ends(document["intervals"][name])
+        rows.append((name, *bounded(value, low, high), _mark(name, document)))
+    say(f"{fit.law.name}: {fit.law.formula}", "")
+    table("", ("parameter", "value", "95 % interval", ""), rows)
+    reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
+    because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
+    kept = ", ".join(f"{name} at its bound" for name in fit.bounds_hit) or "none"
+    say(
+        "",
+        f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
+        f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
+        f"status      {fit.status}, condition number {fit.condition_number:.3g}",
+        f"bounds      {kept}",
+        f"intervals   {document['interval_method']}{because}",
+    )
+
+
+def _mark(name: str, document: Mapping[str, Any]) -> str:
+    return (
+        "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    )
+
+
+def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
+    """Return the ends of an interval of a fit's JSON, NaN where there is none."""
+    low, high = interval or (None, None)
+    return float("nan") if low is None else low, float("nan") if high is None else high
+
+
+def loss_name(document: Mapping[str, Any]) -> str:
+    """Say which loss of which residuals was summed."""
+    corner = f" (δ = {document['delta']:g})" if document["loss"] == "huber" else ""
+    space = "log residuals" if document["space"] == "log" else "residuals"
+    return f"{document['loss']}{corner} of {space}"
+
+
+def print_backtest(rows: Sequence[Holdout]) -> None:
+    """Print what the smaller sizes say of each larger one."""
+    say("")
+    if not rows:
+        say("backtest: refused, too few sizes below the largest ones to fit the law to")
+        return
+    shown = [
+        (
+            si(row.size),
+            f"{row.measured:.5g}",
+            f"{row.predicted:.5g}",
+            percent(row.error_percent / 100),
+            {None: "no interval", True: "yes", False: "no"}[row.inside_interval],
+            percent(row.naive_error_percent / 100),
+        )
+        for row in rows
+    ]
+    header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
+    say("rolling backtest: each size predicted from all smaller ones")
+    table("", header, shown)

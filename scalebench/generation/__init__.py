@@ -1,0 +1,1 @@
+"""Writing on from a prompt with a trained model."""

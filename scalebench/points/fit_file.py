@@ -1,0 +1,133 @@
+"""From the points of a file to a fitted law, and the JSON of a fit, which holds what it takes to make the fit again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalebench.errors import InputError, unknown
+from scalebench.laws import LAWS, FitRefused, Law
+from scalebench.laws import fit as fit_law
+from scalebench.points.table import CONFIG, PointTable, read_points
+from scalebench.store import StoreError, read_json
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit, Holdout
+
+DEFAULT_REFITS = 1000  # those behind `Fit.interval` and `Fit.to_dict`
+TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
+OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
+ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
+LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
+# What `--law auto` chooses among: losses of size alone, or of size and data.
+CHOICES = {1: ("power", "broken"), 2: ("chinchilla", "skaling", "kaplan", "overtraining")}
+OPTIONS = ("loss", "delta", "space", "fixed")
+
+
+def find_law(name: str) -> Law:
+    """Return a law by name. Raises ``InputError``."""
+    if name not in LAWS:
+        raise InputError([f"--law: {unknown(name, LAWS)}"])
+    return LAWS[name]
+
+
+def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the laws of ``--law A,B,C``; of ``auto`` those of size and data where columns have data, else of size.
+
+    Raises ``InputError`` for laws whose inputs differ.
+    """
+    data = {"tokens", "flops"}
+    one = text if text != "auto" else ",".join(CHOICES[2 if data & {*given, *names} or "tokens_seen" in names else 1])
+    laws = tuple(dict.fromkeys(name.strip() for name in one.split(",") if name.strip()))
+    inputs = {find_law(name).inputs if len(find_law(name).inputs) > 1 else ("x",) for name in laws}
+    if len(inputs) != 1:
+        told = "; ".join(f"{name}: {', '.join(LAWS[name].inputs)}" for name in laws)
+        raise InputError([f"--law {text}: laws are compared on the same inputs; these have {told or 'no names'}"])
+    return laws
+
+
+def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict[str, str]:
+    """Return role -> column for a law, from those given by role and the defaults.
+
+    A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
+    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place.
+    """
+    defaults = OF_RESULTS if of_results else {}
+    columns = {}
+    for role in (*law.inputs, law.response):
+        one = len(law.inputs) == 1
+        names = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
+        found = next((name for name in names if name in given), None)
+        if found is None and role == "tokens" and "flops" in given:
+            columns["flops"] = given["flops"]
+        else:
+            columns[role] = given[found] if found else defaults.get(role, role)
+    return columns | ({CONFIG: given[CONFIG]} if CONFIG in given else {})
+
+
+def fit_points(
+    path: Path, law: str, given: Mapping[str, str], where: str | None, options: Mapping[str, Any]
+) -> tuple[Fit, PointTable]:
+    """Read points and fit a law to them. Raises ``InputError`` or ``StoreError``, with the file in every line."""
+    form = find_law(law)
+    columns = law_columns(form, given, of_results=path.is_dir())
+    least = len(form.parameters) - len(options.get("fixed") or {})
+    table = read_points(path, columns, where, least=least)
+    try:
+        return fit_law(fit_values(table), form, **options), table
+    except FitRefused as refusal:
+        raise InputError([f"{path}: {refusal}"]) from refusal
+
+
+def fit_values(table: PointTable) -> dict[str, Any]:
+    """Return the columns for `fit`: FLOPs turned into tokens, D = C / 6N."""
+    values = dict(table.values)
+    if "flops" in values and "tokens" not in values and "params" in values and "flops" in table.columns:
+        values["tokens"] = values.pop("flops") * TOKENS_PER_FLOP / values["params"]
+    return values
+
+
+def to_document(
+    fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None, method: str = "auto"
+) -> dict[str, Any]:
+    """Return `fit.to_dict()` with its intervals from ``refits`` refits, and what it takes to make the fit again."""
+    document, asked = fit.to_dict(), (refits, method) != (DEFAULT_REFITS, "auto")
+    if asked and document["intervals"][fit.law.parameters[0]] is not None:
+        boot = fit.bootstrap(refits, seed, method)
+        ends = {name: boot.interval(name) for name in fit.parameters}
+        document["intervals"] = json_safe(ends)
+        document |= {"interval_method": boot.method, "interval_reason": boot.reason}
+    points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
+    source = {"file": table.path.name, "columns": table.columns, "where": table.where, "refits": refits}
+    return {
+        **document,
+        "backtest": None if rows is None else [json_safe(asdict(row)) for row in rows],
+        "points": points,
+        "source": source,
+    }
+
+
+def json_safe(value: Any) -> Any:
+    """Return a value with null for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
+    """Read the JSON of a fit and make the fit again from the points in it. Raises ``StoreError``."""
+    document = read_json(path)
+    missing = [key for key in ("law", "points", *OPTIONS) if key not in document]
+    if missing:
+        raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --json FILE`")
+    try:
+        return fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS}), document
+    except (FitRefused, TypeError, AttributeError, KeyError) as error:
+        raise StoreError(f"{path}: the fit in it cannot be made again ({error})") from error
