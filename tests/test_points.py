@@ -10,7 +10,7 @@ import pytest
 
 from scalebench.points.files import PointsError
 from scalebench.points.table import read_points
-from scalebench.points.table import table as points
+from scalebench.points import table as points
 from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
