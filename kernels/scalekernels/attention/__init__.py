@@ -27,6 +27,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from scalekernels.attention.alternatives import Run, alternatives, prepared
 from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
+from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
 from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
@@ -54,14 +55,18 @@ def reference(
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True,
+    descriptors: bool = False,
+) -> Tensor:  # fmt: skip
     """Return softmax(scale · q kᵀ) v, of the shape, dtype and layout of ``q``; differentiable once.
 
     ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
     atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
-    those not asked for are not computed. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
-    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
+    those not asked for are not computed. ``descriptors=True`` allows a forward pass that loads keys and values through
+    tensor descriptors, on compute capability 9.0 and 10.0 and where base and strides are multiples of 16 bytes; it is
+    not the default until a GPU has shown that it is right and faster. Raises ``TypeError`` for dtypes, ``ValueError``
+    for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative
+    raises ``RuntimeError``.
     """
     require_dtype(DTYPES, q=q, k=k, v=v)
     for name, tensor in (("k", k), ("v", v)):
@@ -71,7 +76,7 @@ def attention(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; allowed: a finite number above 0")
-    out, _ = _attention(q, k, v, causal, scale, deterministic)
+    out, _ = _attention(q, k, v, causal, scale, deterministic, descriptors)
     return out
 
 
@@ -97,13 +102,13 @@ def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 @torch.library.custom_op("scalekernels::attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool, descriptors: bool = False
+) -> tuple[Tensor, Tensor]:
     """The output and its base-2 log-sum-exp; ``deterministic`` is for the backward pass, which finds it kept."""
     from scalekernels.attention import launch
 
     del deterministic
-    return launch.forward(q, k, v, causal, scale)
+    return launch.forward(q, k, v, causal, scale, descriptors)
 
 
 @_attention.register_fake
@@ -131,7 +136,7 @@ def _attention_backward_fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.deterministic = inputs
+    q, k, v, ctx.causal, ctx.scale, ctx.deterministic, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output)
 
@@ -142,7 +147,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None
     dq, dk, dv = _attention_backward(
         grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v
     )
-    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None
+    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None, None
 
 
 def _refuse(_ctx: Any, *_: Any) -> None:
@@ -180,12 +185,13 @@ def providers() -> dict[str, Provider]:
         **alternatives(),
         "triton": Provider("fused, deterministic backward", _fused(deterministic=True)),
         "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
+        "triton-descriptors": Provider("fused, forward by tensor descriptors", _fused(descriptors=True)),
     }
 
 
-def _fused(deterministic: bool) -> Any:
+def _fused(deterministic: bool = True, descriptors: bool = False) -> Any:
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, causal=case.causal, deterministic=deterministic)
+        return attention(q, k, v, causal=case.causal, deterministic=deterministic, descriptors=descriptors)
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
         if reason := unavailable_reason():
@@ -194,6 +200,10 @@ def _fused(deterministic: bool) -> Any:
             raise Unavailable("Triton's interpreter has no bfloat16 products")
         if not deterministic and not backward:
             raise Unavailable("differs from triton in the backward pass alone")
+        if descriptors and backward:
+            raise Unavailable("differs from triton in the forward pass alone")
+        if descriptors and (reason := undescribed(k=inputs["k"], v=inputs["v"])):
+            raise Unavailable(reason)
         return prepared(compute)(case, inputs, backward)
 
     return prepare
