@@ -17,6 +17,7 @@ from scalekernels.attention import (
     HEAD_DIMENSIONS,
     Case,
     attention,
+    attention_over_cache,
     compilations,
     cost,
     inputs,
@@ -261,6 +262,31 @@ def test_offsets_beyond_two_to_the_31_elements(small_tiles, tmp_path):
     expected = [one.requires_grad_() for one in dense]
     grad_out = torch.randn(1, 1, rows, 16, generator=generator).half()
     torch.testing.assert_close(gradients(*given, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (33, 34), (21, 21)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(small_tiles, queries, keys, dtype):
+    """The oracle aligns at the top left, where queries and keys are of one length: all queries, of which the last."""
+    given = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
+    q, k, v = given["q"], given["k"], given["v"]
+    exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.3)["out"][:, :, -queries:]
+    theirs = reference(q, k, v, causal=True, scale=0.3)["out"][:, :, -queries:]
+    with poisoned():
+        ours = attention_over_cache(q[:, :, -queries:], k, v, scale=0.3)
+    assert ours.dtype == dtype
+    assert_accurate({"out": ours}, {"out": theirs}, {"out": exact})
+
+
+def test_what_a_cache_cannot_be_is_refused(small_tiles):
+    q, k = torch.randn(1, 1, 3, 16, requires_grad=True), torch.randn(1, 1, 5, 16)
+    with pytest.raises(ValueError, match="q has length 3 and k 2; the queries must be the last of the keys"):
+        attention_over_cache(q, k[:, :, :2], k[:, :, :2])
+    with pytest.raises(RuntimeError, match="have no gradient"):
+        attention_over_cache(q, k, k)
+    (found,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
+    (expected,) = torch.autograd.grad(reference(q[:, :, 2:], k, k)["out"].sum(), q)
+    torch.testing.assert_close(found, expected)
 
 
 MUTATIONS = {

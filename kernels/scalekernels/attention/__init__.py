@@ -33,8 +33,8 @@ from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "compilations", "cost", "inputs", "providers",
-    "reference", "results",
+    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "attention_over_cache", "compilations", "cost",
+    "inputs", "providers", "reference", "results",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -68,6 +68,36 @@ def attention(
     for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative
     raises ``RuntimeError``.
     """
+    out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
+    return out
+
+
+def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    """Return causal attention of queries that are the last of the keys: query i of Tq sees keys up to Tk - Tq + i.
+
+    A single query sees every key, which no mask has to say. Several, after keys of the past, attend to the past (all of
+    it) and to themselves (causally) apart, joined by the log-sum-exps: out = Σ 2^(lse_j - lse) out_j over the two
+    parts, lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; ``ValueError`` also for fewer keys
+    than queries, ``RuntimeError`` where the two parts would have to be differentiated.
+    """
+    scale, past = _checked_scale(q, k, v, scale), k.shape[2] - q.shape[2]
+    if past < 0:
+        raise ValueError(f"q has length {q.shape[2]} and k {k.shape[2]}; the queries must be the last of the keys")
+    if past == 0 or q.shape[2] == 1:
+        return attention(q, k, v, causal=past == 0, scale=scale)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
+        raise RuntimeError(
+            "several queries after keys of the past have no gradient here; call it under torch.no_grad()"
+        )
+    before, before_lse = _attention(q, k[:, :, :past], v[:, :, :past], False, scale, True)
+    among, among_lse = _attention(q, k[:, :, past:], v[:, :, past:], True, scale, True)
+    lse = torch.logaddexp2(before_lse, among_lse)
+    before_share, among_share = (torch.exp2(part - lse).unsqueeze(3) for part in (before_lse, among_lse))
+    return (before * before_share + among * among_share).to(q.dtype)
+
+
+def _checked_scale(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
+    """Return the scale to use, after refusing what the kernels do not take."""
     require_dtype(DTYPES, q=q, k=k, v=v)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
@@ -76,8 +106,7 @@ def attention(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; allowed: a finite number above 0")
-    out, _ = _attention(q, k, v, causal, scale, deterministic, descriptors)
-    return out
+    return scale
 
 
 def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
