@@ -1,11 +1,11 @@
 """The tiles that attention is launched with, and the evidence for each.
 
 No GPU has been at hand: the evidence is ahead-of-time compilation, never a speed. Among tiles that compile without
-spills (and on sm_90, for 16-bit inputs and D of 64 or more, to wgmma that ptxas does not serialise) the largest is
-taken for long sequences and one that makes more programs for short ones. The rows of sm_80 stay below 99 KiB of shared
+spills (and on sm_90, for 16-bit inputs and D of 64 or more, to wgmma that ptxas does not serialise) large ones are
+taken for long sequences and ones that make more programs for short. The rows of sm_80 stay below 99 KiB of shared
 memory, so that they serve its consumer relatives (8.6, 8.9, 12.0) too. Head dimensions 16 and 32 keep to two warps:
-with four, Triton 3.6 and 3.7 fault on Hopper. The rows of float32 (no tensor cores: exact products) are modest, and not
-all of them have been compiled. Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
+with four, Triton 3.6 and 3.7 fault on Hopper. The rows of float32 (no tensor cores: exact products) are modest.
+Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
 
     sm_90          forward   dK, dV    dQ        dK, dV and atomic dQ
     D 64  short    127  56   186  49   150  64   233  65
@@ -17,6 +17,32 @@ all of them have been compiled. Registers per thread and KiB of shared memory, b
     D 64  long     183  48   240  49   184  48   255  40
     D 128 long     244  64   172  73   167  72   251  76
     D 256          216  68   167  49   125  66   238  73
+
+Causal and full. One row serves both: what compilation shows gives no reason for two. Of 184 candidates (bfloat16,
+sm_90, D 64 to 256, tiles of 16x32 to 128x128, 4 and 8 warps, 2 and 3 stages, all four kinds), compiled with and without
+the causal mask, all but two meet the same requirements either way, those two being dQ tiles of four warps that are not
+shipped; and all but three of the rest fit an SM equally often. Shipped among the three is dQ at D 64, long: 126
+registers and two blocks in full, 150 and one causal, where 64x64 would fit twice, with as many rows on the SM. The part
+of the work that a diagonal wastes, max(BLOCK_M, BLOCK_N) / length, is 6 % at 1,024 with tiles of 64 and at 2,048 with
+tiles of 128, and 1 % at 16,384. ``SCALEKERNELS_AUTOTUNE=1`` measures causal and full apart.
+
+Pointers and descriptors. The forward pass on the same tiles with keys and values loaded either way: registers, KiB of
+shared memory, and machine instructions of one round of the loop without masks and of that with them (bfloat16, causal,
+Triton 3.7; float16 differs in none of the figures):
+
+                    pointers            descriptors             pointers             descriptors
+    sm_90                                              sm_100
+    D 64  short     127  56 326 537     106  57 289 416         146  57 352  539     115  57 329 494
+    D 64  long      202 112 491 888     180 113 459 716         214 113 498  844     173 113 474 799
+    D 128 short     176 112 432 664     145 113 342 464         196 113 464  700     141 113 372 537
+    D 128 long      226 160 520 963     194 161 491 743         235 161 605 1008     206 161 508 831
+    D 256           248 192 457 731     242 192 446 586         244 193 576  801     234 193 463 627
+
+Neither spills or is serialised; products, their operands (wgmma SS and RS) and stages in flight are the same. A round
+fetches by 8 or 16 cp.async and their addresses in every thread, or by two cp.async.bulk.tensor and an mbarrier wait.
+That speaks for descriptors; against them, their KiB of barriers takes one of four blocks off an SM for D 64 short on
+sm_90, the host encodes two descriptors for each launch, and views may not qualify. Pointers stay the default until the
+comparison of ``make gpu``, which has both ("triton", "triton-descriptors"), has shown otherwise.
 """
 
 from __future__ import annotations
