@@ -146,8 +146,9 @@ def test_rows_cover_every_launch_and_keep_small_heads_to_two_warps():
             (bits, size, bucket) for bits in widths for size in tiles.HEAD_DIMENSIONS for bucket in ("short", "long")
         }
         for row, chosen in tiles.rows(arch):
-            assert chosen.get("forward-descriptors", chosen["forward"]) == chosen["forward"]
-            assert ("forward-descriptors" in chosen) == (arch >= 90)
+            for kind in ("forward", "queries"):
+                assert chosen.get(f"{kind}-descriptors", chosen[kind]) == chosen[kind]
+                assert (f"{kind}-descriptors" in chosen) == (arch >= 90)
             for tile in chosen.values():
                 assert row.head_dimension > 32 or tile.warps <= 2
                 assert tiles.padded(1) % tile.block_m == 0
@@ -168,7 +169,7 @@ def compiled(one, arch):
     return compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-@pytest.mark.parametrize("kind", ["forward", "forward-descriptors", "keys", "atomic", "queries"])
+@pytest.mark.parametrize("kind", ["forward", "forward-descriptors", "keys", "atomic", "queries", "queries-descriptors"])
 def test_long_bfloat16_sequences_on_hopper_use_asynchronous_tensor_cores(kind):
     """wgmma, 16-byte copies and shared memory within the limit; the rest of the table is for ``make kernels``."""
     one = long_bfloat16(kind, 90)
@@ -176,8 +177,8 @@ def test_long_bfloat16_sequences_on_hopper_use_asynchronous_tensor_cores(kind):
     assert one.tensor_core
     assert "wgmma.mma_async" in result.asm["ptx"]
     assert "mma.sync" not in result.asm["ptx"]
-    assert ("cp.async.cg" in result.asm["ptx"]) == (kind != "forward-descriptors")
-    assert ("cp.async.bulk.tensor.4d" in result.asm["ptx"]) == (kind == "forward-descriptors")
+    assert ("cp.async.cg" in result.asm["ptx"]) != kind.endswith("-descriptors")
+    assert ("cp.async.bulk.tensor.4d" in result.asm["ptx"]) == kind.endswith("-descriptors")
     assert result.metadata.shared <= SHARED_BYTES[90]
 
 

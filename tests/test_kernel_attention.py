@@ -73,7 +73,7 @@ def test_forward(case, provider):
     assert failure(case, provider, backward=False) is None
 
 
-@pytest.mark.parametrize("provider", ["triton", "triton-atomic"])
+@pytest.mark.parametrize("provider", ["triton", "triton-atomic", "triton-descriptors"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_backward(case, provider):
     assert failure(case, provider, backward=True) is None
@@ -97,6 +97,7 @@ def test_any_lengths(query_length, key_length, group, causal, block_m, block_n, 
         assert failure(case, "triton-descriptors", backward=False) is None
         assert failure(case, "triton", backward=True) is None
         assert failure(case, "triton-atomic", backward=True) is None
+        assert failure(case, "triton-descriptors", backward=True) is None
 
 
 @pytest.fixture
@@ -148,13 +149,13 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loa
     assert not any(loads)
 
 
-def test_gradients_of_a_forward_pass_by_descriptors(small_tiles, loads):
+def test_gradients_by_descriptors_are_the_same_bits(small_tiles, loads):
     given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
     grad_out = given.pop("grad_out")
     tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
     found = gradients(*tensors, grad_out, causal=True, descriptors=True)
     torch.testing.assert_close(found, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
-    assert loads == [True, False]
+    assert loads == [True, True, False, False]  # the forward pass and that for dQ, each way
 
 
 def test_on_blackwell_a_tensor_with_gaps_is_not_described(monkeypatch):
@@ -315,8 +316,8 @@ def test_a_broken_kernel_fails(small_tiles, monkeypatch, tmp_path, mutation):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("index % query_heads // group", "0"),
-        ("batch, head = index // query_heads,", "batch, head = 0,"),
+        ("index // query_heads, index % query_heads // group", "index // query_heads, 0"),
+        ("index // query_heads, index % query_heads // group", "0, index % query_heads // group"),
         ("[batch, head, first, 0]", "[batch, head, first + 1, 0]"),
     ],
 )
@@ -324,8 +325,9 @@ def test_a_broken_load_by_descriptors_fails(small_tiles, monkeypatch, tmp_path, 
     """Pointers, which read none of this, stay right."""
     case = Case(2, 4, 2, 18, 20, 16, True, torch.float32)
     install_mutant(monkeypatch, tmp_path, attention_kernels, old, new)
-    assert failure(case, "triton-descriptors", backward=False) is not None
-    assert failure(case, "triton", backward=False) is None
+    for backward in (False, True):
+        assert failure(case, "triton-descriptors", backward) is not None
+        assert failure(case, "triton", backward) is None
 
 
 @pytest.mark.parametrize(
@@ -397,8 +399,6 @@ def test_bfloat16_is_refused_by_the_interpreter():
         PROVIDERS["triton"].prepare(Case(1, 1, 1, 3, 3, 16, False, torch.bfloat16), {}, False)
     with pytest.raises(Unavailable, match="backward pass alone"):
         PROVIDERS["triton-atomic"].prepare(CASES[0], {}, False)
-    with pytest.raises(Unavailable, match="forward pass alone"):
-        PROVIDERS["triton-descriptors"].prepare(CASES[0], {}, True)
 
 
 def described(compilation: Compilation) -> tuple:
@@ -436,8 +436,9 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, arch):
                     q = torch.empty(1, 1, length, head_dimension, dtype=dtype)
                     for descriptors in (False, True):
                         out, lse = attention_launch.forward(q, q, q, causal, 1.0, descriptors)
-                    for deterministic in (False, True):
-                        attention_launch.backward(out, q, q, q, out, lse, causal, 1.0, deterministic, True, True)
+                    for deterministic, descriptors in ((False, False), (True, False), (True, True)):
+                        options = (causal, 1.0, deterministic, True, True, descriptors)
+                        attention_launch.backward(out, q, q, q, out, lse, *options)
     assert launched == {described(compilation) for compilation in compilations(arch)}
 
 

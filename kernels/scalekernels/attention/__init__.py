@@ -62,11 +62,11 @@ def attention(
 
     ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
     atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
-    those not asked for are not computed. ``descriptors=True`` allows a forward pass that loads keys and values through
-    tensor descriptors, on compute capability 9.0 and 10.0 and where base and strides are multiples of 16 bytes; it is
-    not the default until a GPU has shown that it is right and faster. Raises ``TypeError`` for dtypes, ``ValueError``
-    for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative
-    raises ``RuntimeError``.
+    those not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys
+    and values through tensor descriptors, on compute capability 9.0 and 10.0 and where base and strides are multiples
+    of 16 bytes; it is not the default until a GPU has shown that it is right and faster. Raises ``TypeError`` for
+    dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
+    run; a second derivative raises ``RuntimeError``.
     """
     out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
     return out
@@ -148,24 +148,24 @@ def _attention_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("scalekernels::attention_backward", mutates_args=())
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from scalekernels.attention import launch
 
-    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv)
+    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv, descriptors)
 
 
 @_attention_backward.register_fake
 def _attention_backward_fake(
-    _grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+    _grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _lse: Tensor, _causal: bool, _scale: float,
+    _deterministic: bool, need_q: bool, need_kv: bool, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    need_q, need_kv = rest[-2:]
     dq = like(q) if need_q else q.new_empty(0)
     return (dq, like(k), like(v)) if need_kv else (dq, q.new_empty(0), q.new_empty(0))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.deterministic, _ = inputs
+    q, k, v, ctx.causal, ctx.scale, ctx.deterministic, ctx.descriptors = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output)
 
@@ -174,7 +174,7 @@ def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None
     q, k, v, out, lse = ctx.saved_tensors
     need_q, need_k, need_v = ctx.needs_input_grad[:3]
     dq, dk, dv = _attention_backward(
-        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v
+        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v, ctx.descriptors
     )
     return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None, None
 
@@ -214,7 +214,7 @@ def providers() -> dict[str, Provider]:
         **alternatives(),
         "triton": Provider("fused, deterministic backward", _fused(deterministic=True)),
         "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
-        "triton-descriptors": Provider("fused, forward by tensor descriptors", _fused(descriptors=True)),
+        "triton-descriptors": Provider("fused, forward and dQ by tensor descriptors", _fused(descriptors=True)),
     }
 
 
@@ -229,8 +229,6 @@ def _fused(deterministic: bool = True, descriptors: bool = False) -> Any:
             raise Unavailable("Triton's interpreter has no bfloat16 products")
         if not deterministic and not backward:
             raise Unavailable("differs from triton in the backward pass alone")
-        if descriptors and backward:
-            raise Unavailable("differs from triton in the forward pass alone")
         if descriptors and (reason := undescribed(k=inputs["k"], v=inputs["v"])):
             raise Unavailable(reason)
         return prepared(compute)(case, inputs, backward)

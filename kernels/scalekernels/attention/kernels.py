@@ -5,8 +5,8 @@ row sees whole, without any mask, and through those on the diagonal or at the en
 written twice except the float32 sum of dQ when ``ATOMIC``.
 
 Tiles are loaded through pointers, which take any view and compile to 16-byte asynchronous copies where the tensors are
-aligned. The forward pass can load keys and values through tensor descriptors instead, where ``DESCRIPTORS``; what these
-want of a tensor is in ``descriptors.py``, what the compiler makes of either way in ``tiles.py``.
+aligned. The forward pass and that for dQ can load keys and values through tensor descriptors instead, where
+``DESCRIPTORS``; what these want of a tensor is in ``descriptors.py``, what the compiler makes of them in ``tiles.py``.
 Offsets are 64-bit from the first product with a stride on, so that tensors beyond 2^31 elements are addressed rightly.
 
 Written against known miscompilations on Hopper (Triton 3.4 to 3.7): no product takes the transpose of an accumulator
@@ -68,6 +68,12 @@ def _head(base, index, heads, stride_batch, stride_head):
     """The first element of head ``index`` of batch x heads."""
     batch = tl.cast(index // heads, tl.int64)
     return base + batch * stride_batch + tl.cast(index % heads, tl.int64) * stride_head
+
+
+@triton.jit
+def _key_head(index, query_heads, group):
+    """The batch, and the key head that query head ``index`` of batch x query heads reads."""
+    return index // query_heads, index % query_heads // group
 
 
 @triton.jit
@@ -148,7 +154,7 @@ def attention_forward(
         v = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
     q_tile = _load_head(q, index, query_heads, stride_qb, stride_qh, first_row, stride_qt, query_length, BLOCK_M, D)
 
-    batch, head = index // query_heads, index % query_heads // group
+    batch, head = _key_head(index, query_heads, group)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -270,20 +276,21 @@ def attention_backward_keys(
 
 
 @triton.jit
-def _add_key_tiles(dq, q, g, lse, delta, k_head, v_head, stride_kt, stride_vt, rows, first, end, key_length, scale_log2,
-                   D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def _add_key_tiles(dq, q, g, lse, delta, k, v, batch, head, stride_kt, stride_vt, rows, first, end, key_length,
+                   scale_log2, D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+                   MASKED: tl.constexpr):  # fmt: skip
     """Add keys [first, end) to dQ."""
     for start in range(first, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_head, start, stride_kt, key_length, BLOCK_N, D, MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        k_tile = _load_keys(k, batch, head, start, stride_kt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        scores = tl.dot(q, tl.trans(k_tile), input_precision="ieee")
         if MASKED:
             scores = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), scores, float("-inf"))
         weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
-        v = _load_rows(v_head, start, stride_vt, key_length, BLOCK_N, D, MASKED)
-        dweights = tl.dot(g, tl.trans(v), input_precision="ieee")
-        dscores = (weights * (dweights - delta[:, None])).to(k.dtype)
-        dq = tl.dot(dscores, k, dq, input_precision="ieee")
+        v_tile = _load_keys(v, batch, head, start, stride_vt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        dweights = tl.dot(g, tl.trans(v_tile), input_precision="ieee")
+        dscores = (weights * (dweights - delta[:, None])).to(k_tile.dtype)
+        dq = tl.dot(dscores, k_tile, dq, input_precision="ieee")
     return dq
 
 
@@ -293,27 +300,29 @@ def attention_backward_queries(
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_gb, stride_gh, stride_gt, stride_dqb, stride_dqh, stride_dqt,
     query_heads, group, query_length, key_length, scale, scale_log2,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries. Grid: (tiles x batch x query heads,); the longest rows of a head first."""
     index, first_row = _own_tile(query_length, BLOCK_M, CAUSAL)
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
-    k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
-    v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
+    if not DESCRIPTORS:
+        k = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
+        v = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
     q_tile = _load_head(q, index, query_heads, stride_qb, stride_qh, first_row, stride_qt, query_length, BLOCK_M, D)
     g = _load_head(grad_out, index, query_heads, stride_gb, stride_gh, first_row, stride_gt, query_length, BLOCK_M, D)
     offset = tl.cast(index, tl.int64) * query_length
     lse_tile = _load_vector(lse + offset, rows, query_length, float("inf"), True)
     delta_tile = _load_vector(delta + offset, rows, query_length, 0.0, True)
 
+    batch, head = _key_head(index, query_heads, group)
     grad_q = tl.zeros([BLOCK_M, D], tl.float32)
     whole, end = _key_range(first_row, key_length, CAUSAL, BLOCK_M, BLOCK_N)
-    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k_head, v_head, stride_kt, stride_vt, rows, 0,
-                            whole, key_length, scale_log2, D, BLOCK_N, CAUSAL, False)  # fmt: skip
-    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k_head, v_head, stride_kt, stride_vt, rows, whole,
-                            end, key_length, scale_log2, D, BLOCK_N, CAUSAL, True)  # fmt: skip
+    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k, v, batch, head, stride_kt, stride_vt, rows,
+                            0, whole, key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, False)  # fmt: skip
+    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k, v, batch, head, stride_kt, stride_vt, rows,
+                            whole, end, key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, True)  # fmt: skip
 
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,9 +56,12 @@ def forward(
 
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty."""
+    """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
+
+    ``descriptors`` as in :func:`forward`, for dQ where it is computed in a pass of its own.
+    """
     _require(q, k, v, grad_out=grad_out)
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
         grad_out = grad_out.contiguous()
@@ -69,7 +73,8 @@ def backward(
     if need_kv:
         _, dk, dv = choose_and_launch("keys", tensors, causal, scale)
     if need_q:
-        dq, _, _ = choose_and_launch("queries", tensors, causal, scale)
+        kind = "queries-descriptors" if descriptors and undescribed(k=k, v=v) is None else "queries"
+        dq, _, _ = choose_and_launch(kind, tensors, causal, scale)
     return dq, dk, dv
 
 
@@ -77,10 +82,11 @@ def choose_and_launch(
     kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
-    function = {"keys": _keys, "atomic": _atomic, "queries": _queries}[kind]
+    by_descriptors = functools.partial(_queries, descriptors=True)
+    functions = {"keys": _keys, "atomic": _atomic, "queries": _queries, "queries-descriptors": by_descriptors}
 
     def launch(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        return function(tile, tensors, causal, scale)
+        return functions[kind](tile, tensors, causal, scale)
 
     return launch(choose(kind, tensors["q"], tensors["k"], causal, launch))
 
@@ -125,13 +131,16 @@ def _atomic(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: floa
     return dq, dk, dv
 
 
-def _queries(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    q, k = tensors["q"], tensors["k"]
+def _queries(
+    tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: float, descriptors: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     dq = like(q)
-    strides = _strides(q=q, k=k, v=tensors["v"], g=tensors["grad_out"], dq=dq)
+    strides = _strides(q=q, k=k, v=v, g=tensors["grad_out"], dq=dq)
     sizes = _sizes(q, k) | {"scale": scale, "scale_log2": scale * LOG2_E}
-    arguments = dict(tensors) | {"dq": dq} | strides | sizes
-    constants = _constants(q, tile, causal)
+    arguments: dict[str, Any] = dict(tensors) | {"dq": dq} | strides | sizes
+    arguments |= described(tile, {"k": k, "v": v}) if descriptors else {}
+    constants = _constants(q, tile, causal) | {"DESCRIPTORS": descriptors}
     _launch(kernels.attention_backward_queries, _programs(q, tile.block_m), tile, arguments, constants)
     return dq, q.new_empty(0), q.new_empty(0)
 
@@ -193,6 +202,7 @@ _FUNCTIONS = {
     "keys": "attention_backward_keys",
     "atomic": "attention_backward_keys",
     "queries": "attention_backward_queries",
+    "queries-descriptors": "attention_backward_queries",
     "delta": "attention_delta",
     "convert": "attention_convert_queries",
 }
@@ -209,10 +219,11 @@ def _compilation(kind: str, tile: Tile, dtype: str, head_dimension: int, causal:
         constants |= {"BLOCK_N": tile.block_n, "CAUSAL": causal}
     if kind in ("keys", "atomic"):
         constants["ATOMIC"] = kind == "atomic"
-    if kind.startswith("forward"):
-        constants["DESCRIPTORS"] = kind == "forward-descriptors"
+    descriptors = kind.endswith("-descriptors")
+    if kind.startswith(("forward", "queries")):
+        constants["DESCRIPTORS"] = descriptors
     signature = {name: "constexpr" if name in constants else _type(name, dtype, kind) for name in function.arg_names}
-    if kind == "forward-descriptors":
+    if descriptors:
         signature |= dict.fromkeys(("k", "v"), type_of(dtype, tile, head_dimension))
     mask = "" if causal is None else " causal" if causal else " full"
     shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps {tile.stages} stages"

@@ -169,14 +169,15 @@ def row_for(q: Tensor, k: Tensor) -> Row:
 
 
 def tile_for(kind: str, row: Row) -> Tile:
-    """Return the shipped tile of a row; ``kind`` is forward, forward-descriptors, keys, queries or atomic."""
+    """Return the shipped tile of a row; ``kind`` is a field of ``Tiles``, forward and queries also "-descriptors"."""
     return _by_kind(row)[kind]
 
 
 def _by_kind(row: Row) -> dict[str, Tile]:
     """Descriptors are another way to fetch the same tile, for architectures that have it (on 80, the interpreter)."""
     chosen = TILES[row]
-    return chosen._asdict() | {"forward-descriptors": chosen.forward}
+    by_descriptors = {"forward-descriptors": chosen.forward, "queries-descriptors": chosen.queries}
+    return chosen._asdict() | by_descriptors
 
 
 def rows(arch: int) -> Iterator[tuple[Row, Mapping[str, Tile]]]:
