@@ -9,10 +9,10 @@ Registers per thread and KiB of shared memory, bfloat16, causal, Triton 3.7:
 
     sm_90          forward   dK, dV    dQ        dK, dV and atomic dQ
     D 64  short    127  56   186  49   150  64   233  65
-    D 64  long     202 112   192  81   150  80   226  81
-    D 128 short    176 112   231  64   190  96   246 129
-    D 128 long     226 160   246 129   214 128   247 112
-    D 256          248 192   246  96   255 192   255 112 (spills 88 bytes; no tile tried does not)
+    D 64  long     202 112   193  81   150  80   226  81
+    D 128 short    176 112   233  64   190  96   246 129
+    D 128 long     226 160   246 129   198 128   247 112
+    D 256          248 192   246  96   254 192   255 112 (spills 88 bytes; no tile tried does not)
     sm_80
     D 64  long     183  48   240  49   184  48   255  40
     D 128 long     244  64   172  73   167  72   251  76
@@ -26,23 +26,32 @@ registers and two blocks in full, 150 and one causal, where 64x64 would fit twic
 of the work that a diagonal wastes, max(BLOCK_M, BLOCK_N) / length, is 6 % at 1,024 with tiles of 64 and at 2,048 with
 tiles of 128, and 1 % at 16,384. ``SCALEKERNELS_AUTOTUNE=1`` measures causal and full apart.
 
-Pointers and descriptors. The forward pass on the same tiles with keys and values loaded either way: registers, KiB of
-shared memory, and machine instructions of one round of the loop without masks and of that with them (bfloat16, causal,
-Triton 3.7; float16 differs in none of the figures):
+Pointers and descriptors. The forward pass and that for dQ on the same tiles with keys and values loaded either way:
+registers, KiB of shared memory, and machine instructions of one round of the loop without masks and of that with them
+(bfloat16, causal, Triton 3.7; in the forward pass float16 differs in none of the figures):
 
-                    pointers            descriptors             pointers             descriptors
-    sm_90                                              sm_100
-    D 64  short     127  56 326 537     106  57 289 416         146  57 352  539     115  57 329 494
-    D 64  long      202 112 491 888     180 113 459 716         214 113 498  844     173 113 474 799
-    D 128 short     176 112 432 664     145 113 342 464         196 113 464  700     141 113 372 537
-    D 128 long      226 160 520 963     194 161 491 743         235 161 605 1008     206 161 508 831
-    D 256           248 192 457 731     242 192 446 586         244 193 576  801     234 193 463 627
+                    sm_90: pointers     descriptors         sm_100: pointers     descriptors
+    forward
+    D 64  short     127  56 326 537     106  57 289 416     146  57 352  539     115  57 329 494
+    D 64  long      202 112 491 888     180 113 459 716     214 113 498  844     173 113 474 799
+    D 128 short     176 112 432 664     145 113 342 464     196 113 464  700     141 113 372 537
+    D 128 long      226 160 520 963     194 161 491 743     235 161 605 1008     206 161 508 831
+    D 256           248 192 457 731     242 192 446 586     244 193 576  801     234 193 463 627
+    dQ
+    D 64  short     150  64 281 490     111  65 245 372      90  57 310  483      91  57 287 449
+    D 64  long      150  80 264 455     112  81 258 389      92  73 274  439      91  73 284 444
+    D 128 short     190  96 315 560     168  97 283 419     107 113 404  598     101 113 309 474
+    D 128 long      198 128 299 530     181 128 292 441     109 145 338  512     124 145 307 471
+    D 256           254 192 513 805     234 193 507 721     127 225 499  615     104 225 410 492
 
 Neither spills or is serialised; products, their operands (wgmma SS and RS) and stages in flight are the same. A round
 fetches by 8 or 16 cp.async and their addresses in every thread, or by two cp.async.bulk.tensor and an mbarrier wait.
-That speaks for descriptors; against them, their KiB of barriers takes one of four blocks off an SM for D 64 short on
-sm_90, the host encodes two descriptors for each launch, and views may not qualify. Pointers stay the default until the
-comparison of ``make gpu``, which has both ("triton", "triton-descriptors"), has shown otherwise.
+That speaks for descriptors, most for dQ at D 64, long, on sm_90, which then fits an SM twice. Against them: the KiB of
+barriers takes one of four blocks off an SM in the forward pass at D 64, short, on sm_90, the host encodes two
+descriptors for each launch, and views may not qualify. The pass for dK and dV keeps pointers: with queries and
+gradients by descriptors it went from 246 to 255 registers at D 128, long, on sm_90, and with dQ atomic from none to 260
+bytes spilled. Pointers stay the default until the comparison of ``make gpu``, which has both ("triton",
+"triton-descriptors"), has shown otherwise.
 """
 
 from __future__ import annotations
