@@ -166,6 +166,17 @@ def test_on_blackwell_a_tensor_with_gaps_is_not_described(monkeypatch):
     assert undescribed(k=gaps.contiguous().transpose(0, 1), v=gaps.contiguous().transpose(1, 2)) is None
 
 
+@pytest.mark.parametrize(
+    ("arch", "dtype", "size"), [(80, torch.float16, 64), (90, torch.float32, 64), (90, torch.float16, 32)]
+)
+def test_descriptors_serve_what_was_compiled_without_spills(monkeypatch, arch, dtype, size):
+    monkeypatch.setattr(attention_descriptors, "INTERPRETED", False)
+    monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
+    assert "serve compute capability" in undescribed(k=torch.zeros(1, 1, 8, size, dtype=dtype))
+    monkeypatch.setattr(attention_tiles, "architecture", lambda device: 90)
+    assert undescribed(k=torch.zeros(1, 1, 8, 64, dtype=torch.float16)) is None
+
+
 def test_log_sum_exp_is_kept_in_base_two(small_tiles):
     given = inputs(Case(1, 2, 1, 21, 35, 16, True, torch.float32))
     q, k, v = given["q"], given["k"], given["v"]

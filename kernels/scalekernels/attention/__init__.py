@@ -63,10 +63,10 @@ def attention(
     ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
     atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
     those not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys
-    and values through tensor descriptors, on compute capability 9.0 and 10.0 and where base and strides are multiples
-    of 16 bytes; it is not the default until a GPU has shown that it is right and faster. Raises ``TypeError`` for
-    dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
-    run; a second derivative raises ``RuntimeError``.
+    and values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0
+    and 10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default until a GPU has
+    shown that it is right and faster. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
+    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
     """
     out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
     return out

@@ -21,19 +21,19 @@ ALIGNMENT_BYTES = 16
 def undescribed(**tensors: Tensor) -> str | None:
     """Return why tensors cannot be loaded through descriptors, naming the first that cannot; None where they can.
 
-    Base and strides have to be multiples of 16 bytes, and the strides are taken above 0 alone (CUDA driver API,
-    cuTensorMapEncodeTiled).
-    On Blackwell a tensor with gaps is left to pointers too: drivers encode small ones wrongly (known issues in the
-    release notes of NVIDIA's driver 595.71), and Triton 3.6, unlike 3.7, does not correct them.
+    Outside of the interpreter it takes a row of the tiles that they serve. Base and strides have to be multiples of 16
+    bytes, and the strides are taken above 0 alone (CUDA driver API, cuTensorMapEncodeTiled). On Blackwell a tensor with
+    gaps is left to pointers too: drivers encode small ones wrongly (known issues in the release notes of NVIDIA's
+    driver 595.71), and Triton 3.6, unlike 3.7, does not correct them.
     """
     for name, tensor in tensors.items():
-        arch = tiles.architecture(tensor.device)
-        if arch < 90 and not INTERPRETED:
-            return "tensor descriptors need compute capability 9.0 or 10.0"
+        row = tiles.row_for(tensor, tensor)
+        if not (INTERPRETED or tiles.takes_descriptors(row)):
+            return "descriptors serve compute capability 9.0 and 10.0, 16-bit numbers and head dimensions from 64 on"
         strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
         if tensor.data_ptr() % ALIGNMENT_BYTES or any(stride % ALIGNMENT_BYTES or not stride for stride in strides):
             return f"the base or a stride of {name} is no multiple of {ALIGNMENT_BYTES} bytes above 0"
-        if arch >= 100 and not is_dense(tensor):
+        if row.architecture >= 100 and not is_dense(tensor):
             return f"{name} has gaps in memory"
     return None
 

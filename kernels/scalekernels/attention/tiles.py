@@ -48,9 +48,10 @@ Neither spills or is serialised; products, their operands (wgmma SS and RS) and 
 fetches by 8 or 16 cp.async and their addresses in every thread, or by two cp.async.bulk.tensor and an mbarrier wait.
 That speaks for descriptors, most for dQ at D 64, long, on sm_90, which then fits an SM twice. Against them: the KiB of
 barriers takes one of four blocks off an SM in the forward pass at D 64, short, on sm_90, the host encodes two
-descriptors for each launch, and views may not qualify. The pass for dK and dV keeps pointers: with queries and
-gradients by descriptors it went from 246 to 255 registers at D 128, long, on sm_90, and with dQ atomic from none to 260
-bytes spilled. Pointers stay the default until the comparison of ``make gpu``, which has both ("triton",
+descriptors for each launch, and views may not qualify. In float32 and at D 16 many of these tiles spill by descriptors,
+up to 11 KB, so that they serve 16-bit numbers and D of 64 and more. The pass for dK and dV keeps pointers: with queries
+and gradients by descriptors it went from 246 to 255 registers at D 128, long, on sm_90, and with dQ atomic from none to
+260 bytes spilled. Pointers stay the default until the comparison of ``make gpu``, which has both ("triton",
 "triton-descriptors"), has shown otherwise.
 """
 
@@ -182,6 +183,11 @@ def tile_for(kind: str, row: Row) -> Tile:
     return _by_kind(row)[kind]
 
 
+def takes_descriptors(row: Row) -> bool:
+    """Tell whether tensor descriptors serve a row: in float32, and below D 64, they spill registers."""
+    return row.architecture >= 90 and row.bits == 16 and row.head_dimension >= 64
+
+
 def _by_kind(row: Row) -> dict[str, Tile]:
     """Descriptors are another way to fetch the same tile, for architectures that have it (on 80, the interpreter)."""
     chosen = TILES[row]
@@ -193,7 +199,8 @@ def rows(arch: int) -> Iterator[tuple[Row, Mapping[str, Tile]]]:
     """The rows of one architecture, each with the tiles that a GPU launches, by kind."""
     for row in TILES:
         if row.architecture == arch:
-            yield row, {kind: tile for kind, tile in _by_kind(row).items() if arch >= 90 or "descriptors" not in kind}
+            takes = takes_descriptors(row)
+            yield row, {kind: tile for kind, tile in _by_kind(row).items() if takes or "descriptors" not in kind}
 
 
 def like(tensor: Tensor) -> Tensor:
