@@ -37,12 +37,17 @@ Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight deca
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most."""
+    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most.
+
+    ``weight_decay`` is what a study gets that names none: 0.1 where weights decay apart from the gradient, none where
+    the decay is added to it, which at 0.1 would outweigh the loss.
+    """
 
     summary: str
     make: Callable[[Groups, TrainSpec], Optimizer]
     state_per_param: int
     rate_factor: float
+    weight_decay: float = 0.0
 
 
 def _fused(spec: TrainSpec) -> dict[str, bool]:
@@ -113,11 +118,11 @@ OPTIMIZERS: Mapping[str, OptimizerChoice] = {
     "rmsprop": OptimizerChoice("RMSprop (Hinton 2012); beta2 averages the squares", _rmsprop, 1, 1.0),
     "adam": OptimizerChoice("Adam (Kingma & Ba 2015); weight decay in the gradient", _adam, 2, 1.0),
     "adamw": OptimizerChoice(
-        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0
+        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0, 0.1
     ),
-    "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25),
+    "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
     "muon": OptimizerChoice(
-        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0
+        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0, 0.1
     ),
 }
 
