@@ -23,7 +23,7 @@ def with_weights(model: nn.Module, dtype: str) -> nn.Module:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise Unsupported(f"int8 weights need torchao ({error}): pip install 'scalebench[int8]'") from error
+        raise Unsupported(f"int8 weights need torchao ({error}): pip install torchao") from error
     quantize_(model, Int8WeightOnlyConfig())
     return model
 
