@@ -43,8 +43,9 @@ coverage: $(READY)
 report: $(READY)
 	$(BIN)/scalebench report results --output report.html
 
-# Every family's CPU study, and what optimizers and residual connections change: one page with an overview first.
-FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual
+# Every study for a CPU but the demo, on one page with an overview first.
+FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual rnn-vs-transformer \
+	data-size inference
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
 	$(BIN)/scalebench report results/families --output reports/families/index.html
