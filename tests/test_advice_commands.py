@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from test_fit_command import CHINCHILLA, PLANTED, surface
 from test_predict_command import planted, write_study
 
-from scalebench.laws import compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
+from scalebench.laws import Refits, compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
 from scalebench.points.sources import candidate_trials
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
@@ -125,6 +126,28 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert found["interval"][0] < 1.6 < found["interval"][1]
     assert "the change saves compute" in command("worth", "old.csv", "new.csv")[1]
     assert "is not told apart" in command("worth", "old.csv", "old.csv")[1]
+
+
+def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
+    rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
+    fits = {}
+    for name, saving, refits in (("old", 1.0, Refits("wild", 300)), ("new", 1.6, Refits("parametric", 200))):
+        loss = (1.8 + 2 * (saving * flops / 1e15) ** -0.15) * np.exp(0.001 * rng.standard_normal(16))
+        pd.DataFrame({"C": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
+        asked = ("--method", refits.method, "--bootstrap", str(refits.n))
+        assert command("fit", f"{name}.csv", "--x-column", "C", *asked, "--json", f"{name}.json")[0] == 0
+        fits[name] = replace(fit({"x": flops, "y": loss}), refits=refits)
+    found = json.loads(command("worth", "old.json", "new.json", "--json")[1])
+    expected = compute_multiplier(fits["old"], fits["new"])
+    assert found["interval"] == pytest.approx(list(expected.interval))
+    assert found["method"].startswith("wild bootstrap of 8 configurations")
+    assert found["method"].endswith("parametric bootstrap, t with 5 degrees of freedom")
+    found = json.loads(command("next", "old.json", "--predict", "params=1e20", "--json")[1])
+    expected_trial = next_trial(fits["old"], candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    assert found["narrowing_interval"] == pytest.approx(expected_trial.narrowing_interval)
+    drawn_otherwise = replace(fits["old"], refits=Refits("parametric", 300))
+    other = next_trial(drawn_otherwise, candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
 def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:

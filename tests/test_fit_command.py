@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from support import REPOSITORY, SOURCE_PATH, reference_data
 
-from scalebench.laws import LAWS, fit
+from scalebench.laws import LAWS, Refits, fit
 from scalebench.points.fit_file import from_document, law_columns
 
 PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
@@ -105,6 +105,42 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
     a, b, c = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc")
     assert a["parameters"] == pytest.approx({"c0": 2, "c1": 3e-6}, rel=1e-6)
     assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "word"), [("parametric", "parametric bootstrap"), ("wild", "wild bootstrap")])
+def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method: str, word: str) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("--method", method, "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    again, document = from_document(Path("f.json"))
+    assert document["refits"] == {"method": method, "n": 300, "seed": 0}
+    assert word in document["interval_method"]
+    points = surface(0.01).set_axis(["params", "tokens", "flops", "loss", "kind"], axis=1)
+    once, at = fit(points, "chinchilla"), {"params": [7e9], "tokens": [1.4e12]}
+    (low,), (high,) = once.bootstrap(300, 0, method).prediction_interval(at, kind="new")
+    code, out, _ = command("predict", "f.json", "--params", "7e9", "--tokens", "1.4e12", "--json")
+    assert code == 0
+    answer = json.loads(out)["answers"]["L"]
+    assert (answer["low"], answer["high"]) == pytest.approx((low, high), rel=1e-9)
+    assert [answer["low"], answer["high"]] != pytest.approx(
+        [end[0] for end in once.prediction_interval(at, kind="new")]
+    )
+    assert again.interval("alpha") == tuple(document["intervals"]["alpha"])
+
+
+def test_a_fit_from_before_its_refits_were_kept_loads_as_auto(command) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("--method", "wild", "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    document = json.loads(Path("f.json").read_text())
+    old = {name: value for name, value in document.items() if name != "refits"}
+    Path("old.json").write_text(json.dumps(old))
+    assert from_document(Path("old.json"))[0].refits == Refits("auto", 1000, 0)
+    for wrong in ({"method": "tame"}, {"n": 1}, {"n": "many"}, {"draws": 3}, 5):
+        Path("bad.json").write_text(json.dumps({**document, "refits": wrong}))
+        code, _, err = command("predict", "bad.json", "--params", "7e9", "--tokens", "1.4e12")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "bad.json: the fit in it cannot be made again" in err
 
 
 def test_columns_that_a_law_does_not_use_are_said(command) -> None:

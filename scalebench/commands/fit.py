@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.commands.choice import choose_law, print_choice
 from scalebench.commands.terminal import print_json, say, si, table
 from scalebench.errors import InputError
+from scalebench.laws import Refits
 from scalebench.points.fit_file import fit_points, json_safe, to_document
 from scalebench.points.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
@@ -35,23 +36,27 @@ def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[s
     return found
 
 
+def asked_refits(number: int, method: str) -> Refits:
+    """Return how the refits behind intervals are to be drawn. Raises ``InputError``."""
+    if number < 2:
+        raise InputError([f"--bootstrap {number}: intervals need at least 2 refits, better 1000"])
+    return Refits(method, number)
+
+
 def run_fit(
     points: Path,
     law: str,
     columns: Mapping[str, str],
     where: str | None,
     options: Mapping[str, Any],
-    refits: int,
+    refits: Refits,
     *,
-    method: str,
     backtest: bool,
     output: Path | None,
 ) -> int:
     """Fit, print what was found, and write it as JSON where asked; return the exit code."""
-    if refits < 2:
-        raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
     law, choice = choose_law(points, law, columns, where, options)
-    fitted, read = fit_points(points, law, columns, where, options)
+    fitted, read = fit_points(points, law, columns, where, options, refits)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
     mixed = differing(points, where) if points.is_dir() else []
@@ -59,7 +64,7 @@ def run_fit(
         print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
-    document |= to_document(fitted, read, refits, 0, rows, method)
+    document |= to_document(fitted, read, rows)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0

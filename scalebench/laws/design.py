@@ -65,11 +65,12 @@ class Design:
 
 
 def next_trial(
-    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int = 0
+    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int | None = None
 ) -> Design:
     """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
 
-    `candidates` has the inputs of the law, [n], and may have `flops`. Raises FitRefused without degrees of freedom.
+    `candidates` has the inputs of the law, [n], and may have `flops`; `seed` is that of the fit's own refits unless
+    given. Raises FitRefused without degrees of freedom.
     """
     problem = _Problem.of(fit, candidates, target)
     best = int(problem.gains(problem.inverse()).argmax())
@@ -81,7 +82,7 @@ def best_set(
     candidates: Mapping[str, ArrayLike] | DataFrame,
     target: Mapping[str, float],
     budget_flops: float,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Design:
     """The candidates, each at most once, that together most narrow the prediction at `target` within a FLOP budget.
 
@@ -177,7 +178,7 @@ class _Problem:
         best = int(np.where(open_, self.gains(self.inverse(kept)), -np.inf).argmax())
         return self.greedy((*kept, best), budget, per_flop)
 
-    def describe(self, rows: tuple[int, ...], seed: int) -> Design:
+    def describe(self, rows: tuple[int, ...], seed: int | None) -> Design:
         """The design that runs `rows`."""
         widths = self._half_width(()), self._half_width(rows)
         ratio = self.variance(rows) / self.variance(())
@@ -217,14 +218,15 @@ class _Problem:
             return predicted * float(np.exp(-half)), predicted * float(np.exp(half))
         return predicted - half, predicted + half
 
-    def _narrowing_interval(self, rows: tuple[int, ...], seed: int) -> tuple[float, float]:
+    def _narrowing_interval(self, rows: tuple[int, ...], seed: int | None) -> tuple[float, float]:
         """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
-        samples = self.fit.bootstrap(PARAMETER_DRAWS, seed).samples
+        draws = min(PARAMETER_DRAWS, self.fit.refits.n)
+        samples = self.fit.bootstrap(draws, seed).samples
         goal = law_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         picked = {name: log[list(rows)] for name, log in self.logs.items()}
         t = self._quantile(len(rows)) / self._quantile(0)
         ratios = []
-        for i in range(PARAMETER_DRAWS):
+        for i in range(draws):
             drawn = {name: float(values[i]) for name, values in samples.items()}
             seen, added, g = (_derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal))
             moved = _Problem(self.fit, self.target, picked, None, seen, added, g[0])

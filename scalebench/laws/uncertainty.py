@@ -36,6 +36,29 @@ MOST_VALUES = 20_000_000  # weights or targets held at once
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
 
+@dataclass(frozen=True)
+class Refits:
+    """How the refits behind intervals are drawn: `method`, one of `METHODS`, `n` of them, from `seed`.
+
+    Raises FitRefused for what can be no such thing.
+    """
+
+    method: str = "auto"
+    n: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise FitRefused(f"method {self.method!r} is not known; choose one of {', '.join(METHODS)}")
+        if not self.n >= 2:
+            raise FitRefused(f"a bootstrap of {self.n} refits has no spread; ask for at least 2, better 1000")
+        if not self.seed >= 0:
+            raise FitRefused(f"seed {self.seed}: a number from 0 up is needed")
+
+
+UNASKED = Refits()  # where nothing else is asked
+
+
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
     """Refitted parameters by name, each [n]; intervals are their percentiles.
@@ -72,7 +95,7 @@ class Bootstrap:
     @cached_property
     def _at_bound(self) -> Bootstrap:
         """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
-        return bootstrap(self.fit, self.n, self.seed, "parametric")
+        return bootstrap(self.fit, Refits("parametric", self.n, self.seed))
 
     def prediction_interval(
         self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
@@ -100,19 +123,15 @@ class Bootstrap:
         return low, high
 
 
-def bootstrap(fit: Fit, n: int, seed: int, method: str) -> Bootstrap:
-    """Refit `n` resamples of the points of `fit`. Raises FitRefused with zero degrees of freedom."""
-    freedom = fit.degrees_of_freedom
+def bootstrap(fit: Fit, refits: Refits) -> Bootstrap:
+    """Refit resamples of the points of `fit`. Raises FitRefused with zero degrees of freedom."""
+    freedom, n, seed = fit.degrees_of_freedom, refits.n, refits.seed
     if freedom < 1:
         raise FitRefused(
             f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; "
             "an interval needs at least one more size, or a pinned parameter"
         )
-    if n < 2:
-        raise FitRefused(f"a bootstrap of {n} refits has no spread; ask for at least 2, better 1000")
-    if method not in METHODS:
-        raise FitRefused(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
-    drawn, reason = chosen(fit) if method == "auto" else (method, "as asked")
+    drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as asked")
     rng, noise = np.random.default_rng(seed), estimate_noise(fit)
     inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if drawn == "resample" else np.empty(0)
     parts = []
