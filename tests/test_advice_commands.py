@@ -205,6 +205,35 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     assert (code, err) == (2, "f.json: roofline predicts from flops and bytes; give --input bytes=NUMBER\n")
 
 
+@pytest.mark.parametrize("method", ["auto", "resample"])
+def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, method: str) -> None:
+    flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
+    table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12})
+    table["time"] *= np.exp(0.01 * np.random.default_rng(1).standard_normal(16)) * (moved / 1e8) ** -0.002
+    table.to_csv("t.csv", index=False)
+    code, out, err = command("fit", "t.csv", "--law", "roofline", "--method", method, "--json", "f.json")
+    assert (code, err) == (0, "")
+    (line,) = (line for line in out.splitlines() if line.startswith("W "))
+    assert line.split()[1:4] == ["not", "resolved", "above"]
+    assert "at its bound: one-sided" in line
+    assert "bounds      1 / W at its bound 0: these points do not resolve it" in out
+    assert "e+30" not in out
+    found = json.loads(Path("f.json").read_text())
+    low, high = found["intervals"]["W"]
+    assert (found["parameters"]["W"], high, found["bounds_hit"]) == (None, None, ["W"])
+    assert 1e10 < low < 1e16
+    assert found["unresolved"] == {"W": "1 / W is at its bound 0: its interval has a lower end only"}
+    at = ("--input", "flops=1e12", "--input", "bytes=1e9")
+    code, out, _ = command("predict", "f.json", *at)
+    assert code == 0
+    assert "W not resolved: 1 / W is at its bound 0" in out
+    assert "rolling hold-out of time: " in out
+    answer = json.loads(command("predict", "f.json", *at, "--json")[1])["answers"]["time"]
+    F, t0 = (found["parameters"][name] for name in ("F", "t0"))
+    assert answer["value"] == pytest.approx(t0 + 1e12 / F, rel=1e-9)
+    assert answer["low"] < answer["value"] < answer["high"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -97,7 +97,7 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     table("", ("parameter", "value", "95 % interval", ""), rows)
     reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
     because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
-    kept = ", ".join(f"{name} at its bound" for name in fit.bounds_hit) or "none"
+    kept = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
     say(
         "",
         f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
@@ -108,6 +108,14 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     )
 
 
+def _at_bound(name: str, fit: Fit) -> str:
+    if name in fit.unresolved:
+        return f"1 / {name} at its bound 0: these points do not resolve it"
+    if name == "mix":  # of laws whose A and B are made of several coordinates
+        return "the ratio of its two terms at its bound: these points see one of them only"
+    return f"{name} at its bound"
+
+
 def _mark(name: str, document: Mapping[str, Any]) -> str:
     return (
         "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
@@ -115,9 +123,11 @@ def _mark(name: str, document: Mapping[str, Any]) -> str:
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
-    """Return the ends of an interval of a fit's JSON, NaN where there is none."""
+    """Return the ends of an interval of a fit's JSON: NaN without an interval, infinite where it has no upper end."""
     low, high = interval or (None, None)
-    return float("nan") if low is None else low, float("nan") if high is None else high
+    if low is None:
+        return float("nan"), float("nan")
+    return low, float("inf") if high is None else high
 
 
 def loss_name(document: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ DEGENERATE = 1e7  # condition number beyond which digits of the parameters mean 
 class Fit:
     """A fitted law. `parameters` and `objective` are those of the best start; the rest says how far to trust them.
 
-    `objective` is the sum of losses. `status`: converged · at_bound (`bounds_hit` names the parameters) ·
+    `objective` is the sum of losses. `status`: converged · at_bound (`bounds_hit` names the parameters; an infinite one
+    is a rate whose reciprocal is at its bound 0) ·
     max_iterations · degenerate (`condition_number` of the unit-column Jacobian too large, or a term switched off).
     `starts_agreeing` of `starts` reached the objective within 1e-6. `residuals` [n] are measured minus fitted, in the
     space of the fit. `refits` says how the refits behind its intervals are drawn.
@@ -59,6 +60,13 @@ class Fit:
     def degrees_of_freedom(self) -> int:
         """Configurations minus free parameters."""
         return self.n_configurations - int(self.problem.free.sum())
+
+    @property
+    def unresolved(self) -> dict[str, str]:
+        """Rates that the points do not resolve, by name, each with the reason: their term is at its bound 0."""
+        rates = self.law.naming.rates if self.law.naming else {}
+        infinite = [name for name in rates if math.isinf(self.parameters[name])]
+        return {name: f"1 / {name} is at its bound 0: its interval has a lower end only" for name in infinite}
 
     def predict(self, points: Mapping[str, ArrayLike] | DataFrame | None = None, **columns: ArrayLike) -> Array:
         """Fitted response, [n], at the law's inputs: a mapping or keywords, `fit.predict(params=[1e6, 1e7])`."""
@@ -167,6 +175,7 @@ class Fit:
             "objective": _finite(self.objective),
             "status": self.status,
             "bounds_hit": list(self.bounds_hit),
+            "unresolved": self.unresolved,
             "condition_number": _finite(self.condition_number),
             **{name: int(getattr(self, name)) for name in counts},
             "residuals": [_finite(value) for value in self.residuals],
@@ -248,7 +257,7 @@ def _conclude(
         parameters={name: float(value[0]) for name, value in problem.parameters(theta[None]).items()},
         objective=float(exact),
         status=status,
-        bounds_hit=tuple(itertools.compress(problem.law.coordinates, touching)),
+        bounds_hit=tuple(map(problem.law.usual_name, itertools.compress(problem.law.coordinates, touching))),
         starts_agreeing=int(agreeing.sum()),
         starts=len(values),
         condition_number=condition,

@@ -79,7 +79,8 @@ class Bootstrap:
     def interval(self, name: str, level: float = 0.95, kind: str = "percentile") -> tuple[float, float]:
         """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations).
 
-        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does.
+        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does. That of a rate
+        may have no upper end: refits in which its term is 0 have an infinite rate.
         """
         if kind not in ("percentile", "bca"):
             raise FitRefused(f"kind {kind!r} is not known; choose one of percentile, bca")
@@ -89,8 +90,8 @@ class Bootstrap:
             return self._at_bound.interval(name, level)
         if kind == "bca":
             return bca.interval(self, name, level)
-        low, high = self.ends(self.samples[name][:, None], level)
-        return float(low[0]), float(high[0])
+        low, high = bca.quantiles(self.samples[name], _tails(level))
+        return float(low), float(high)
 
     @cached_property
     def _at_bound(self) -> Bootstrap:
@@ -116,11 +117,14 @@ class Bootstrap:
 
     def ends(self, draws: Array, level: float) -> tuple[Array, Array]:
         """Lower and upper ends, each [n], of draws [replicates, n]."""
-        if not 0 < level < 1:
-            raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
-        tail = (1 - level) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+        low, high = np.quantile(draws, _tails(level), axis=0)
         return low, high
+
+
+def _tails(level: float) -> Array:
+    if not 0 < level < 1:
+        raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
+    return np.array([(1 - level) / 2, (1 + level) / 2])
 
 
 def bootstrap(fit: Fit, refits: Refits) -> Bootstrap:
