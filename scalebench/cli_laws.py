@@ -153,6 +153,7 @@ def next_(
     *,
     predict: str,
     budget: Number = None,
+    most: Annotated[int | None, Parameter(show_default=False)] = None,
     candidates: Annotated[Path | None, Parameter(show_default=False)] = None,
     reach: float = 1.0,
     law: Law = "power",
@@ -171,9 +172,11 @@ def next_(
         The inputs of the prediction to narrow, such as params=7e9,tokens=1.4e12.
     budget:
         FLOPs that the trials may cost together; without it one trial is chosen, whatever it costs.
+    most:
+        Trials at most within the budget; 5 unless given.
     candidates:
-        A file of trials that could be run, one a row: the inputs of the law, and flops; a grid over the range of the
-        points unless given.
+        A file of trials that could be run, one a row: the inputs of the law, and flops. A grid over the points' range
+        unless given.
     reach:
         How many times beyond the largest inputs that grid goes.
     """
@@ -182,7 +185,7 @@ def next_(
 
     given = columns.given() | fitting.assigned("--column", other_columns, text=True)
     target = _numbers("--predict", predict)
-    return command.run_next(source, law, given, where, target, candidates, budget, reach, as_json=as_json)
+    return command.run_next(source, law, given, where, target, candidates, budget, reach, most=most, as_json=as_json)
 
 
 def worth(

@@ -111,6 +111,29 @@ def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     assert "as wide" in out
 
 
+def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
+    surface(0.005).to_csv("p.csv", index=False)
+    asked = (
+        "next",
+        "p.csv",
+        *COLUMNS,
+        "--law",
+        "chinchilla",
+        "--predict",
+        "params=1e11,tokens=1e13",
+        "--budget",
+        "1e22",
+    )
+    few, three = (json.loads(command(*asked, *most, "--json")[1]) for most in ((), ("--most", "3")))
+    assert (len(few["chosen"]), len(three["chosen"])) == (5, 3)
+    count, narrowing = few["unlimited"]
+    assert narrowing < few["narrowing"] < three["narrowing"] < 1
+    _, out, _ = command(*asked)
+    assert f"{count} trials of the same budget together would narrow it to ×{narrowing:.3g} (--most {count})" in out
+    many = json.loads(command(*asked, "--most", str(count), "--json")[1])
+    assert many["narrowing"] <= narrowing * (1 + 1e-9)
+
+
 def test_worth_is_the_multiplier_of_the_package(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
     points = {}
@@ -244,6 +267,10 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
         (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params"), "expected NAME=NUMBER"),
         (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--budget", "1"),
          "the cheapest candidate costs"),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--most", "3"),
+         "--most 3: give --budget, too"),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--most", "0"),
+         "--most 0: at least 1 is needed"),
         (("worth", "p.csv", "p.csv"), "column unknown 'flops'"),
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),

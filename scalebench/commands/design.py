@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.commands.terminal import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused, best_set, compute_multiplier, next_trial, optimum_law
+from scalebench.laws.design import MOST
 from scalebench.points.fit_file import json_safe
 from scalebench.points.sources import candidate_trials, find_compute_fit, find_fit
 from scalebench.points.table import read_points
@@ -35,6 +36,7 @@ def run_next(
     budget: float | None,
     reach: float,
     *,
+    most: int | None,
     as_json: bool,
 ) -> int:
     """Print the trial, or the trials within a budget, that most narrow a prediction."""
@@ -45,9 +47,14 @@ def run_next(
         raise InputError([f"{source}: --predict names {', '.join(target) or 'nothing'}; {fit.law.name} needs {needed}"])
     if not reach > 0:
         raise InputError([f"--reach {reach:g}: a positive number is needed"])
+    if most is not None and (most < 1 or budget is None):
+        raise InputError([f"--most {most}: " + ("at least 1 is needed" if most < 1 else "give --budget, too")])
     offered = _candidates(fit, candidates, budget) if candidates else candidate_trials(fit, GRID, reach)
     try:
-        found = next_trial(fit, offered, target) if budget is None else best_set(fit, offered, target, budget)
+        if budget is None:
+            found = next_trial(fit, offered, target)
+        else:
+            found = best_set(fit, offered, target, budget, most=most or MOST)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
     print_json(json_safe({"law": fit.law.name, **found.to_dict()})) if as_json else print_design(fit, found)
@@ -69,6 +76,9 @@ def print_design(fit: Fit, found: Design) -> None:
     say(f"run: {len(found.chosen)} trial{'s' * (len(found.chosen) > 1)}" + _costs(found.flops))
     table("", (*found.target, "FLOPs", "alone narrows to"), [_candidate(one) for one in found.chosen], text_columns=0)
     say("", f"expected then: {after}, ×{narrowing[0]} as wide ({narrowing[1]})")
+    if found.unlimited is not None:
+        more, narrow = found.unlimited
+        say(f"{more} trials of the same budget together would narrow it to ×{narrow:.3g} (--most {more})")
     if len(found.chosen) == 1:
         say("", "the next best on their own:")
         rows = [_candidate(one) for one in found.ranking[1 : 1 + SHOWN]]
