@@ -67,6 +67,31 @@ def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
     assert "refused" not in out.replace("refused\n", "")  # the head of a column aside
 
 
+def test_budgets_left_out_are_told_by_kind(command) -> None:
+    edge = budgets()[:9].assign(D=lambda t: 0.01 * t["D"], L=lambda t: 3 + 0.1 * np.log(t["N"] / 1e6))
+    table = pd.concat([budgets(), surface(0.001)[["N", "D", "L"]], edge])  # the grid has budgets of one to five sizes
+    table.to_csv("p.csv", index=False)
+    asked = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
+    refused = json.loads(command(*asked, "--json")[1])["allocations"][0]["refused"]
+    few = [one for one in refused if "for a parabola" in one["reason"]]
+    assert len(refused) > len(few) > 2
+    lines = [line for line in command(*asked)[1].splitlines() if "left out" in line]
+    assert len(lines) < len(refused)
+    (line,) = (line for line in lines if "for a parabola" in line)
+    assert f" and {len(few) - 1} more: left out: " in line
+
+
+def test_parameters_of_one_count_are_not_passed_off_as_the_other(command) -> None:
+    table = budgets()
+    table.assign(C=6 * table["N"] * table["D"]).to_csv("p.csv", index=False)
+    out = command("optimal", "p.csv", *COLUMNS, "--flops-column", "C", "--approach", "3", "--json")[1]
+    rows = {(row["counting_params"], row["counting_flops"]): row for row in json.loads(out)["conventions"]["rows"]}
+    assert rows["total", "6ND"]["N"] == pytest.approx(rows["total", "exact"]["N"], rel=1e-3)
+    for flops in ("6ND", "exact"):
+        assert rows["non_embedding", flops]["N"] is None
+        assert "column 'params_non_embedding' is missing" in rows["non_embedding", flops]["refused"]
+
+
 def test_approach_1_reads_training_curves(command) -> None:
     rows = []
     for n in np.geomspace(1e6, 1e9, 13):
@@ -271,8 +296,14 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
          "--most 3: give --budget, too"),
         (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--most", "0"),
          "--most 0: at least 1 is needed"),
-        (("worth", "p.csv", "p.csv"), "column unknown 'flops'"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9,tokens=1e9"), "power needs params=NUMBER, or name"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "1e20"), "give --candidates FILE with"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "-1"), "a positive number of FLOPs"),
+        (("worth", "p.csv", "p.csv"), "; name it with --flops-column; --law chinchilla takes params and tokens"),
+        (("predict", "p.csv", "--params", "1e9"), "by a law: `scalebench fit p.csv --json fit.json`, then"),
+        (("optimal", "p.csv", "--loss-column", "L"), "is missing; columns given: loss; --params-column, "),
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
+        (("tune", "p.csv", "--loss-column", "L"), "; name it with --against\np.csv: column unknown 'learning_rate'"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),
         (("fit", "p.csv", *COLUMNS, "--law", "power,chinchilla"), "laws are compared on the same inputs"),
         (("fit", "p.csv", *COLUMNS, "--law", "chinchilla,nothing"), "nothing"),

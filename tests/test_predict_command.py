@@ -116,7 +116,7 @@ def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path:
     assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA + b * 1e8**-beta, rel=1e-5)
     code, out, _ = command("predict", "planted", "--params", "3e6")
     assert code == 0
-    assert "validation loss: refused: the trials vary size and data: give --tokens" in out
+    assert "validation loss, data: refused: the trials vary size and data: give --tokens" in out
 
 
 def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path: Path) -> None:

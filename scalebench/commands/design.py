@@ -41,14 +41,8 @@ def run_next(
 ) -> int:
     """Print the trial, or the trials within a budget, that most narrow a prediction."""
     fit = find_fit(source, law, columns, where)
-    missing = [name for name in fit.law.inputs if name not in target]
-    if missing or len(target) > len(fit.law.inputs):
-        needed = ",".join(f"{name}=NUMBER" for name in fit.law.inputs)
-        raise InputError([f"{source}: --predict names {', '.join(target) or 'nothing'}; {fit.law.name} needs {needed}"])
-    if not reach > 0:
-        raise InputError([f"--reach {reach:g}: a positive number is needed"])
-    if most is not None and (most < 1 or budget is None):
-        raise InputError([f"--most {most}: " + ("at least 1 is needed" if most < 1 else "give --budget, too")])
+    _check_target(source, fit, target)
+    _check_limits(fit, candidates, budget, reach, most)
     offered = _candidates(fit, candidates, budget) if candidates else candidate_trials(fit, GRID, reach)
     try:
         if budget is None:
@@ -59,6 +53,29 @@ def run_next(
         raise InputError([f"{source}: {refusal}"]) from refusal
     print_json(json_safe({"law": fit.law.name, **found.to_dict()})) if as_json else print_design(fit, found)
     return 0
+
+
+def _check_target(source: Path, fit: Fit, target: Mapping[str, float]) -> None:
+    if set(target) == set(fit.law.inputs):
+        return
+    needed = ",".join(f"{name}=NUMBER" for name in fit.law.inputs)
+    asked = f"--predict names {', '.join(target) or 'nothing'}; {fit.law.name} needs {needed}"
+    raise InputError([f"{source}: {asked}" + ("" if source.suffix == ".json" else ", or name another --law")])
+
+
+def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach: float, most: int | None) -> None:
+    priced = {"params", "tokens"} <= set(fit.law.inputs) or "flops" in fit.law.inputs or candidates is not None
+    wrong = {
+        f"--reach {reach:g}: a positive number is needed": not reach > 0,
+        f"--budget {budget}: a positive number of FLOPs is needed": budget is not None and not budget > 0,
+        f"--budget: {fit.law.name} has no FLOPs of a trial; give --candidates FILE with a column flops": not (
+            budget is None or priced
+        ),
+        f"--most {most}: at least 1 is needed": most is not None and most < 1,
+        f"--most {most}: give --budget, too": most is not None and budget is None,
+    }
+    if any(wrong.values()):
+        raise InputError([line for line, is_wrong in wrong.items() if is_wrong])
 
 
 def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
@@ -145,7 +162,8 @@ def run_tune(
     """Print the law of the best value of a swept column, and its value at sizes asked for."""
     names = {name: name for name in (*against, optimised)}
     loss = loss_column or (LOSS if path.is_dir() else "loss")
-    points = read_points(path, {**names, "loss": loss}, where).values
+    options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
+    points = read_points(path, {**names, "loss": loss}, where, options=options).values
     try:
         found = optimum_law(points, optimised, against)
         at = None if not sizes else (found.predict(**sizes), *found.prediction_interval(**sizes))

@@ -11,13 +11,15 @@ from scalebench.commands.choice import choose_law, print_choice
 from scalebench.commands.terminal import print_json, say, si, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.fit_file import fit_points, json_safe, to_document
+from scalebench.points.doubts import doubts, unused_data
+from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
 from scalebench.points.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Holdout
+    from scalebench.points.table import PointTable
 
 STANDARD_OUTPUT = Path("-")
 
@@ -59,9 +61,8 @@ def run_fit(
     fitted, read = fit_points(points, law, columns, where, options, refits)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
-    mixed = differing(points, where) if points.is_dir() else []
-    if mixed:
-        print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
+    for line in _notes(points, fitted, read, where):
+        print(line, file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, rows)
@@ -77,6 +78,17 @@ def run_fit(
         _write(output, document)
         say(f"written: {output}")
     return 0
+
+
+def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+    """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
+    if path.is_dir():
+        mixed = differing(path, where)
+        return (
+            [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
+        )
+    unused = unused_data(fit.law.inputs, read.columns, column_names(path))
+    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)))]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
@@ -102,10 +114,20 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         "",
         f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
         f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
-        f"status      {fit.status}, condition number {fit.condition_number:.3g}",
+        f"status      {fit.status}, condition number {fit.condition_number:.3g}{_why_degenerate(fit)}",
         f"bounds      {kept}",
         f"intervals   {document['interval_method']}{because}",
     )
+
+
+def _why_degenerate(fit: Fit) -> str:
+    if fit.status != "degenerate":
+        return ""
+    off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
+    if off:
+        named = " and ".join(off)
+        return f": {named} = 0, the points do not fall as the law says, and what goes with {named} means nothing"
+    return ": the points do not tell its parameters apart; only what it predicts among them means something"
 
 
 def _at_bound(name: str, fit: Fit) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalebench.commands.terminal import duration, print_json, say, table
 from scalebench.errors import InputError
+from scalebench.points.files import SUFFIXES
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.points.predictions import Answer, Prediction, predict_fit, predict_results
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
@@ -61,6 +62,11 @@ def _check(params: float | None, tokens: float | None, others: Mapping[str, floa
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> Prediction:
+    if source.is_file() and source.suffix in SUFFIXES:
+        made = f"scalebench fit {source} --json fit.json"
+        raise InputError(
+            [f"{source}: points are predicted from by a law: `{made}`, then `scalebench predict fit.json`"]
+        )
     if source.is_dir() or source.suffix != ".json":
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])

@@ -32,7 +32,8 @@ METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
 # Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
-MOST_VALUES = 20_000_000  # weights or targets held at once
+MOST_VALUES = 4_000_000  # weights or targets held at once
+SAME_SIZE = 0.01  # sizes closer than this are one: read off a figure, or rounded to whole heads
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
 
@@ -184,7 +185,7 @@ def _said(fit: Fit, drawn: str) -> str:
 
 
 def _blocks(fit: Fit, n: int) -> list[int]:
-    """Sizes of blocks of refits whose arrays stay below about 200 MB."""
+    """Sizes of blocks of refits whose arrays stay below about 50 MB."""
     most = max(MOST_VALUES // fit.n_points, 1)
     return [min(most, n - first) for first in range(0, n, most)]
 
@@ -221,26 +222,34 @@ class Holdout:
 def backtest(fit: Fit, holdout: str, seed: int) -> list[Holdout]:
     """Fit all sizes below a size (the law's first input), predict that size; smallest held-out size first.
 
-    "largest" holds out only the largest; "rolling" each of the largest sizes that leaves enough below it.
+    Sizes within 1 % of the smallest among them are one. "largest" holds out only the largest; "rolling" each of the
+    largest sizes that leaves enough below it.
     """
     if holdout not in ("largest", "rolling"):
         raise FitRefused(f"holdout {holdout!r} is not known; choose one of largest, rolling")
-    size = fit.points.logs[fit.law.inputs[0]]
-    sizes = np.unique(size)
+    size = _sizes(fit.points.logs[fit.law.inputs[0]])
+    largest = int(size.max())
     if holdout == "largest":
-        return [_hold_out(fit, sizes[-1], seed)] if len(sizes) > 1 else []
+        return [_hold_out(fit, size, largest, seed)] if largest else []
     found = []
-    for held in sizes[1:][-ROLLING:]:
+    for held in range(max(largest + 1 - ROLLING, 1), largest + 1):
         try:
-            found.append(_hold_out(fit, held, seed))
+            found.append(_hold_out(fit, size, held, seed))
         except FitRefused:  # too few sizes below this one
             continue
     return found
 
 
-def _hold_out(fit: Fit, held: float, seed: int) -> Holdout:
-    """Hold out one size, given as its log."""
-    size = fit.points.logs[fit.law.inputs[0]]
+def _sizes(logs: Array) -> NDArray[np.intp]:
+    """Ids [n] of sizes from the smallest up, 0, 1, …, of their logs [n]."""
+    starts = [logs.min()]
+    while (above := logs[logs > starts[-1] + np.log1p(SAME_SIZE)]).size:
+        starts.append(above.min())
+    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
+
+
+def _hold_out(fit: Fit, size: NDArray[np.intp], held: int, seed: int) -> Holdout:
+    """Hold out one size by its id among those of the points, [n]."""
     below, at = size < held, size == held
     smaller = fit.subset(below)
     inputs = {name: np.exp(log[at]) for name, log in fit.points.logs.items()}
@@ -249,9 +258,9 @@ def _hold_out(fit: Fit, held: float, seed: int) -> Holdout:
     interval = None
     if smaller.degrees_of_freedom:
         interval = _interval_of_mean(smaller.bootstrap(400, seed), fit.points, at)
-    naive = fit.points.response[size == size[below].max()].mean()
+    naive = fit.points.response[size == held - 1].mean()
     return Holdout(
-        size=float(np.exp(held)),
+        size=float(np.exp(fit.points.logs[fit.law.inputs[0]][at].mean())),
         predicted=float(predicted),
         measured=float(measured),
         error_percent=float(100 * (predicted / measured - 1)),

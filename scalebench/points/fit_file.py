@@ -13,6 +13,7 @@ import numpy as np
 from scalebench.errors import InputError, unknown
 from scalebench.laws import LAWS, UNASKED, FitRefused, Law, Refits
 from scalebench.laws import fit as fit_law
+from scalebench.points.files import open_source
 from scalebench.points.table import CONFIG, PointTable, read_points
 from scalebench.store import StoreError, read_json
 
@@ -50,19 +51,36 @@ def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tup
     return laws
 
 
-def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict[str, str]:
+def column_options(law: Law) -> dict[str, str]:
+    """Return role -> the option of the command that names its column."""
+    own = {role: f"--{role}-column" for role in ("params", "tokens", "flops", "loss", "x", "y", CONFIG)}
+    own |= {"tokens": "--tokens-column, or --flops-column for D = C / 6N"}
+    found = {role: own.get(role, f"--column {role}=NAME") for role in (*law.inputs, "flops", CONFIG)}
+    return found | {law.response: own.get(law.response, "--y-column")}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a file; of a results folder those that laws read by default."""
+    return tuple(OF_RESULTS) if path.is_dir() else open_source(path).names
+
+
+def law_columns(
+    law: Law, given: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
+) -> dict[str, str]:
     """Return role -> column for a law, from those given by role and the defaults.
 
     A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
-    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place.
+    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place; with both, and without
+    a column of parameters among the ``names`` of the file, a law of parameters does.
     """
     defaults = OF_RESULTS if of_results else {}
     columns = {}
     for role in (*law.inputs, law.response):
         one = len(law.inputs) == 1
-        names = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
-        found = next((name for name in names if name in given), None)
-        if found is None and role == "tokens" and "flops" in given:
+        roles = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
+        found = next((name for name in roles if name in given), None)
+        by_flops = role == "tokens" or (role == "params" and "tokens" in given and role not in names)
+        if found is None and by_flops and "flops" in given and "tokens" in law.inputs:
             columns["flops"] = given["flops"]
         else:
             columns[role] = given[found] if found else defaults.get(role, role)
@@ -82,9 +100,9 @@ def fit_points(
     Raises ``InputError`` or ``StoreError``, with the file in every line.
     """
     form = find_law(law)
-    columns = law_columns(form, given, of_results=path.is_dir())
+    columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
     least = len(form.parameters) - len(options.get("fixed") or {})
-    table = read_points(path, columns, where, least=least)
+    table = read_points(path, columns, where, least=least, options=column_options(form))
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
@@ -92,10 +110,11 @@ def fit_points(
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:
-    """Return the columns for `fit`: FLOPs turned into tokens, D = C / 6N."""
+    """Return the columns for `fit`: FLOPs turned into tokens, D = C / 6N, or into parameters, N = C / 6D."""
     values = dict(table.values)
-    if "flops" in values and "tokens" not in values and "params" in values and "flops" in table.columns:
-        values["tokens"] = values.pop("flops") * TOKENS_PER_FLOP / values["params"]
+    for missing, other in (("tokens", "params"), ("params", "tokens")):
+        if "flops" in values and missing not in values and other in values:
+            values[missing] = values.pop("flops") * TOKENS_PER_FLOP / values[other]
     return values
 
 
