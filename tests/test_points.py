@@ -36,7 +36,7 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 
         ("1.000.000,5", "'1.000.000,5' is not a number; a positive number is needed"),
         ("1 000 000", "'1 000 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("1_000.5", "'1_000.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
-        ("10M", "'10M' has a comma, a space or the like in it; a positive number is needed"),
+        ("10M", "'10M' is not a number; a positive number is needed"),
         ("", "nothing there; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("NaN", "NaN is not finite; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("-1", "-1 is negative; a positive number is needed"),
@@ -119,7 +119,7 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
     [
         ("abc", "'abc' is not a number"), ("", "nothing there"), ("nan", "nan is not finite"),
         ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
-        ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' is not a number"), ("true", "'true' is not"),
+        ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' has a comma"), ("true", "'true' is not"),
         ('"1,5"', "'1,5' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
     ],
 )  # fmt: skip
