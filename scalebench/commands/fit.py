@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scalebench.points.table import PointTable
 
 STANDARD_OUTPUT = Path("-")
+SLOW = 2e7  # points times refits: about 20 s of one core
 
 
 def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
@@ -88,7 +89,9 @@ def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[st
             [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
         )
     unused = unused_data(fit.law.inputs, read.columns, column_names(path))
-    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)))]
+    slow = fit.n_points * fit.refits.n > SLOW
+    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 makes fewer"
+    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)), *([wait] if slow else []))]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:

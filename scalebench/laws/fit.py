@@ -124,7 +124,7 @@ class Fit:
 
         What is left out is as `refits` says. Raises FitRefused with zero degrees of freedom.
         """
-        given = {"n": n, "seed": seed, "method": method}
+        given: dict[str, Any] = {"n": n, "seed": seed, "method": method}
         asked = {name: value for name, value in given.items() if value is not None}
         return uncertainty.bootstrap(self, replace(self.refits, **asked))
 
