@@ -156,5 +156,7 @@ CASES = (
 )
 LADDER = (
     *(Case(8192, width, 50257, torch.bfloat16) for width in (768, 1024, 2048, 4096)),
-    Case(65536, 768, 256, torch.bfloat16),  # bytes: more than four chunks, so that weight's gradient is summed in float32
+    Case(
+        65536, 768, 256, torch.bfloat16
+    ),  # bytes: more than four chunks, so that weight's gradient is summed in float32
 )
