@@ -149,7 +149,8 @@ def _loss(
 def _gradients(x: Tensor, weight: Tensor, x_gradient: bool, weight_gradient: bool) -> tuple[Tensor, Tensor]:
     make = torch.empty if x.numel() else torch.zeros  # without a token nothing is written into weight's
     dx = torch.empty(x.shape if x_gradient else 0, dtype=x.dtype, device=x.device)
-    dtype = _plan(x, weight).accumulator
+    # Asked only where it matters: under torch.compile with shapes left open, each comparison of the plan's is a guard.
+    dtype = _plan(x, weight).accumulator if weight_gradient and x.dtype == torch.bfloat16 else torch.float32
     return dx, make(weight.shape if weight_gradient else 0, dtype=dtype, device=x.device)
 
 
