@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.points import table as points
 from scalebench.points.files import PointsError
 from scalebench.points.table import read_points
-from scalebench.points import table as points
 from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
