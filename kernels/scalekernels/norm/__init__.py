@@ -32,7 +32,7 @@ from scalekernels.norm.cases import (
     evaluation,
     inputs,
     prepared,
-)  # fmt: skip
+)
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
