@@ -15,6 +15,7 @@ import pytest
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 
@@ -46,6 +47,19 @@ def rounded_to_nearest() -> Iterator[None]:
         yield
     finally:
         interpreter._convert_float = cut_off
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of the package's operations that run, in order, in backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "scalekernels":
+            self.names.append(function.name().removeprefix("scalekernels::"))
+        return function(*args, **(kwargs or {}))
 
 
 def inaccuracy(
