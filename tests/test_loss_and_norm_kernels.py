@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from itertools import pairwise
 
+import check_case
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,11 +130,8 @@ def test_costs():
 
 
 def test_ladders():
-    *heads, of_bytes = cross_entropy.LADDER
-    assert [case.width for case in heads] == [768, 1024, 2048, 4096]
-    assert {(case.tokens, case.classes, case.dtype) for case in heads} == {(8192, 50257, torch.bfloat16)}
-    shape = (of_bytes.tokens, of_bytes.width, of_bytes.classes)
-    assert plan(*shape, torch.bfloat16).accumulator == torch.float32  # or nothing that is checked on a GPU would be
+    assert [case.width for case in cross_entropy.LADDER] == [768, 1024, 2048, 4096]
+    assert {(case.tokens, case.classes, case.dtype) for case in cross_entropy.LADDER} == {(8192, 50257, torch.bfloat16)}
     assert {(case.rows, case.dtype) for case in norm.LADDER} == {(16384, torch.bfloat16)}
     assert {(c.kind, c.residual, c.width) for c in norm.LADDER} == {
         (kind, residual, width)
@@ -141,6 +139,17 @@ def test_ladders():
         for residual in (False, True)
         for width in (768, 1024, 2048, 4096, 8192)
     }
+
+
+def test_the_check_on_a_gpu_sums_over_chunks_in_both_ways():
+    expected = [(8, torch.float32), (3, torch.bfloat16)]
+    assert len(cross_entropy.LARGER) == len(expected)
+    for case, (chunks, accumulator) in zip(cross_entropy.LARGER, expected, strict=True):
+        found = plan(case.tokens, case.width, case.classes, case.dtype)
+        assert (-(-case.tokens // found.tokens), found.accumulator) == (chunks, accumulator)
+    checked = list(check_case.cases(cross_entropy, ["bfloat16"], 1e11))
+    assert set(cross_entropy.LARGER) < set(checked)
+    assert not set(cross_entropy.LARGER) & set(check_case.cases(cross_entropy, ["bfloat16"], 0))
 
 
 @MODULES

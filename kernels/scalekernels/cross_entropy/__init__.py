@@ -27,13 +27,24 @@ import torch
 from torch import Tensor
 
 from scalekernels.cross_entropy import kernels, memory
-from scalekernels.cross_entropy.cases import CASES, LADDER, Case, Loss, alternatives, cost, evaluation, inputs, prepared
+from scalekernels.cross_entropy.cases import (
+    CASES,
+    LADDER,
+    LARGER,
+    Case,
+    Loss,
+    alternatives,
+    cost,
+    evaluation,
+    inputs,
+    prepared,
+)
 from scalekernels.device import require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "LADDER", "REDUCTIONS", "Case", "compilations", "cost", "inputs", "linear_cross_entropy",
-    "providers", "reference", "results",
+    "CASES", "DTYPES", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
+    "linear_cross_entropy", "providers", "reference", "results",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
