@@ -145,10 +145,14 @@ def check_canary(index: int, device: str) -> dict[str, Any]:
 
 
 def cases(module: Any, dtypes: Sequence[str], most_flops: float) -> Iterator[Any]:
-    """Yield the operation's cases, and those of its ladder up to ``most_flops`` forward, in every dtype, each once."""
-    ladder = [case for case in module.LADDER if module.cost(case, False).flops <= most_flops]
+    """Yield the operation's cases, and larger ones up to ``most_flops`` forward, in every dtype, each once.
+
+    The larger ones are its ladder, and what it lists for this check alone as ``LARGER``.
+    """
+    larger = (*getattr(module, "LARGER", ()), *module.LADDER)
+    larger = [case for case in larger if module.cost(case, False).flops <= most_flops]
     seen = set()
-    for case in (*module.CASES, *ladder):
+    for case in (*module.CASES, *larger):
         for dtype in dtypes:
             one = dataclasses.replace(case, dtype=DTYPES[dtype])
             if one.label not in seen:

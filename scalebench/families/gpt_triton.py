@@ -50,7 +50,7 @@ class FusedBlock(Block):
 
 
 class FusedGPT(GPT):
-    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token without logits."""
+    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token, or their mean, without."""
 
     BLOCK = FusedBlock
     GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
@@ -65,8 +65,10 @@ class FusedGPT(GPT):
             stream, update = block(stream, update)
         return add_and_norm(self.norm, stream, update)[0]
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None) -> Tensor:  # (B, T)
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` at each place in nats, (B, T).
+    def forward(  # (B, T)
+        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
+    ) -> Tensor:
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: at each place, (B, T), or the "mean".
 
         Raises ``ValueError`` for a cache: these kernels serve training.
         """
@@ -75,4 +77,4 @@ class FusedGPT(GPT):
         hidden = self.hidden(tokens)
         if targets is None:
             return self.head(hidden)
-        return linear_cross_entropy(hidden, self.head.weight, targets, reduction="none")
+        return linear_cross_entropy(hidden, self.head.weight, targets, reduction=reduction)
