@@ -145,7 +145,8 @@ def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 
 def _is_needed(node: ast.stmt, used: set[str]) -> bool:
     if isinstance(node, ast.Assign):
-        return any(isinstance(target, ast.Name) and target.id in used for target in node.targets)
+        names = (name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+        return any(name.id in used for name in names)
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 

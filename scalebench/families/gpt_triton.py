@@ -72,7 +72,7 @@ class FusedGPT(GPT):
     def forward(  # (B, T)
         self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
     ) -> Tensor:
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: at each place, (B, T), or the "mean"."""
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: of each place, (B, T), or the mean."""
         hidden = self.hidden(tokens, cache)
         if targets is None:
             return self.head(hidden)
