@@ -216,6 +216,14 @@ def test_a_column_of_tokens_that_the_law_does_not_take_is_said(command) -> None:
     )
 
 
+def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
+    assert command(*asked)[2] == ""
+    monkeypatch.setattr("scalebench.commands.fit.SLOW", 25 * 60 - 1)
+    assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 makes fewer\n"
+
+
 def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
     n = np.geomspace(1e6, 1e9, 8)
     rising = (1.7 + 40 * n**-0.3)[::-1]
@@ -271,11 +279,15 @@ def test_default_columns() -> None:
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--bootstrap", "1"), "--bootstrap 1: intervals need"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--json", "p.csv/f.json"), "p.csv/f.json: cannot be written"),
         (("empty",), "empty: no results here"),
+        (("absent",), "absent: there is no such file or folder"),
+        (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .parquet, and it is no folder; rename it to"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "p.json").write_text("{}")
     code, _, err = command("fit", *arguments)
     assert code == 2
     (line,) = err.strip().splitlines()

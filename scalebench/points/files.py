@@ -74,6 +74,8 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         return open_results(path, read_results(path))
     if path.suffix.lower() not in SUFFIXES:
+        if not path.exists():
+            raise PointsError([f"{path}: there is no such file or folder"])
         reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is no folder"
         raise PointsError([f"{path}: {reason}" + ("; rename it to what it is" if path.is_file() else "")])
     try:
