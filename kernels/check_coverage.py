@@ -20,10 +20,15 @@ def record_launches(launched: list[dict[str, Any]]) -> None:
         names = [parameter.name for parameter in function.params]
         constants = {names[path[0]]: str(value) for path, value in compile["constants"].items() if len(path) == 1}
         entry = {"function": f"{function.fn.__module__}.{function.fn.__qualname__}", "constants": constants}
-        entry |= {"pointers": {name: kind for name, kind in compile["signature"].items() if kind.startswith("*")}}
+        entry |= {"pointers": pointers_of(compile["signature"])}
         launched.append(entry | {"num_warps": compile["num_warps"], "num_stages": compile["num_stages"]})
 
     triton.knobs.runtime.jit_post_compile_hook = note
+
+
+def pointers_of(signature: Mapping[str, str]) -> dict[str, str]:
+    """Return the types of the arguments that lead to tensors: pointers and tensor descriptors."""
+    return {name: kind for name, kind in signature.items() if kind.startswith(("*", "tensordesc"))}
 
 
 def is_launch_of(entry: Mapping[str, Any], compilation: Compilation) -> bool:
@@ -33,9 +38,10 @@ def is_launch_of(entry: Mapping[str, Any], compilation: Compilation) -> bool:
         return False
     if (entry["num_warps"], entry["num_stages"]) != (compilation.num_warps, compilation.num_stages):
         return False
-    pointers = {name: kind for name, kind in compilation.signature.items() if kind.startswith("*")}
     constants = {name: str(value) for name, value in compilation.constants.items()}
-    return bool(entry["pointers"] == pointers and constants.items() <= entry["constants"].items())
+    return bool(
+        entry["pointers"] == pointers_of(compilation.signature) and constants.items() <= entry["constants"].items()
+    )
 
 
 def check_coverage(modules: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:

@@ -130,8 +130,10 @@ def _jit_source(module: ModuleType) -> str:
     text = Path(module.__file__).read_text()
     tree = ast.parse(text)
     kernels = _jit_functions(tree)
-    used = {node.id for kernel in kernels for node in ast.walk(kernel) if isinstance(node, ast.Name)}
-    kept = [node for node in tree.body if node in kernels or _is_needed(node, used)]
+    used: set[str] = set()
+    kept: list[ast.stmt] = []
+    while len(kept) < len(kept := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
+        used = {name.id for node in kept for name in ast.walk(node) if isinstance(name, ast.Name)}
     lines = text.splitlines()
     return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept) + "\n"
 
@@ -143,7 +145,8 @@ def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 
 def _is_needed(node: ast.stmt, used: set[str]) -> bool:
     if isinstance(node, ast.Assign):
-        return any(isinstance(target, ast.Name) and target.id in used for target in node.targets)
+        names = (name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+        return any(name.id in used for name in names)
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 

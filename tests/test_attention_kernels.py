@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import machine_code
 import pytest
 import torch
 from kernel_support import inaccuracy
@@ -115,6 +116,7 @@ def test_torch_providers_agree_with_the_oracle_or_say_why_not(name, case, backwa
         ("sdpa-cudnn", "No (available kernel|viable backend)"),
         ("triton", "no CUDA device"),
         ("triton-atomic", "no CUDA device"),
+        ("triton-descriptors", "no CUDA device"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no CUDA device")
@@ -141,13 +143,12 @@ def test_rows_cover_every_launch_and_keep_small_heads_to_two_warps():
         found = {row[1:] for row, _ in tiles.rows(arch)}
         widths = {torch.finfo(dtype).bits for dtype in DTYPES}
         assert found == {
-            (bits, size, bucket, causal)
-            for bits in widths
-            for size in tiles.HEAD_DIMENSIONS
-            for bucket in ("short", "long")
-            for causal in (False, True)
+            (bits, size, bucket) for bits in widths for size in tiles.HEAD_DIMENSIONS for bucket in ("short", "long")
         }
         for row, chosen in tiles.rows(arch):
+            for kind in ("forward", "queries"):
+                assert chosen.get(f"{kind}-descriptors", chosen[kind]) == chosen[kind]
+                assert (f"{kind}-descriptors" in chosen) == (arch >= 90)
             for tile in chosen.values():
                 assert row.head_dimension > 32 or tile.warps <= 2
                 assert tiles.padded(1) % tile.block_m == 0
@@ -168,15 +169,32 @@ def compiled(one, arch):
     return compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-@pytest.mark.parametrize("kind", ["forward", "keys", "atomic", "queries"])
+@pytest.mark.parametrize("kind", ["forward", "forward-descriptors", "keys", "atomic", "queries", "queries-descriptors"])
 def test_long_bfloat16_sequences_on_hopper_use_asynchronous_tensor_cores(kind):
     """wgmma, 16-byte copies and shared memory within the limit; the rest of the table is for ``make kernels``."""
-    tile = tiles.tile_for(kind, tiles.Row(90, 16, 128, "long", True))
-    shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps"
-    (one,) = [one for one in compilations(90) if one.label.startswith(f"attention {kind} bf16 D128 causal {shape}")]
+    one = long_bfloat16(kind, 90)
     result = compiled(one, 90)
     assert one.tensor_core
     assert "wgmma.mma_async" in result.asm["ptx"]
     assert "mma.sync" not in result.asm["ptx"]
-    assert "cp.async.cg" in result.asm["ptx"]
+    assert ("cp.async.cg" in result.asm["ptx"]) != kind.endswith("-descriptors")
+    assert ("cp.async.bulk.tensor.4d" in result.asm["ptx"]) == kind.endswith("-descriptors")
     assert result.metadata.shared <= SHARED_BYTES[90]
+
+
+def test_descriptors_take_fewer_registers_than_pointers_on_the_same_tile():
+    """What ``tiles.py`` says of the two, of whichever compiler is here."""
+    for arch in (90, 100):
+        by_pointers, by_descriptors = (
+            machine_code.inspect_code(long_bfloat16(kind, arch), arch) for kind in ("forward", "forward-descriptors")
+        )
+        assert by_descriptors.registers < by_pointers.registers
+        assert by_descriptors.matrix == by_pointers.matrix
+        assert (by_descriptors.products, by_descriptors.drained) == (by_pointers.products, by_pointers.drained)
+
+
+def long_bfloat16(kind, arch):
+    tile = tiles.tile_for(kind, tiles.Row(arch, 16, 128, "long"))
+    shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps"
+    (one,) = [one for one in compilations(arch) if one.label.startswith(f"attention {kind} bf16 D128 causal {shape}")]
+    return one

@@ -226,6 +226,12 @@ def test_compiling_a_growing_cache_is_unsupported_with_the_reason(planned, tmp_p
         measured(planned(GPT, "inference.implementation=compile"), tmp_path / "attempt")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no CUDA device")
+def test_the_fused_kernels_are_unsupported_without_a_gpu(planned, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="no CUDA device"):
+        measured(planned(GPT, "inference.implementation=triton"), tmp_path / "attempt")
+
+
 # --- the study -------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from scalekernels.attention import (
     HEAD_DIMENSIONS,
     Case,
     attention,
+    attention_over_cache,
     compilations,
     cost,
     inputs,
@@ -24,15 +25,20 @@ from scalekernels.attention import (
     reference,
     results,
 )
+from scalekernels.attention import descriptors as attention_descriptors
 from scalekernels.attention import kernels as attention_kernels
 from scalekernels.attention import launch as attention_launch
 from scalekernels.attention import tiles as attention_tiles
 from scalekernels.attention import tuning as attention_tuning
+from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import Tile
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.providers import Unavailable
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from triton.backends.compiler import BaseBackend
+from triton.runtime.jit import native_specialize_impl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 PROVIDERS = providers()
 TRITON_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -61,12 +67,13 @@ def failure(case: Case, provider: str, backward: bool) -> str | None:
     return inaccuracy(ours, theirs, results(case, given, backward))
 
 
+@pytest.mark.parametrize("provider", ["triton", "triton-descriptors"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
-def test_forward(case):
-    assert failure(case, "triton", backward=False) is None
+def test_forward(case, provider):
+    assert failure(case, provider, backward=False) is None
 
 
-@pytest.mark.parametrize("provider", ["triton", "triton-atomic"])
+@pytest.mark.parametrize("provider", ["triton", "triton-atomic", "triton-descriptors"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_backward(case, provider):
     assert failure(case, provider, backward=True) is None
@@ -87,8 +94,76 @@ def test_any_lengths(query_length, key_length, group, causal, block_m, block_n, 
     case = Case(1, group, 1, query_length, key_length, 16, causal, dtype)
     with tiles_of(block_m, block_n):
         assert failure(case, "triton", backward=False) is None
+        assert failure(case, "triton-descriptors", backward=False) is None
         assert failure(case, "triton", backward=True) is None
         assert failure(case, "triton-atomic", backward=True) is None
+        assert failure(case, "triton-descriptors", backward=True) is None
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[bool]:
+    """Whether each forward launch loaded keys and values through descriptors."""
+    seen, launch = [], attention_launch._launch
+
+    def note(kernel, programs, tile, arguments, constants):
+        if "DESCRIPTORS" in constants:
+            assert isinstance(arguments["k"], TensorDescriptor) == constants["DESCRIPTORS"]
+            seen.append(constants["DESCRIPTORS"])
+        launch(kernel, programs, tile, arguments, constants)
+
+    monkeypatch.setattr(attention_launch, "_launch", note)
+    return seen
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads, causal):
+    """Heads within rows, gaps between rows and heads, and NaN in the rows that lie beyond the end of a head."""
+    generator = torch.Generator().manual_seed(6)
+    q = torch.randn(2, 4, 37, 16, generator=generator)
+    k = torch.randn(2, 45, 2, 16, generator=generator).transpose(1, 2)  # (B, T, H, D) in memory
+    v = torch.full((2, 2, 64, 32), torch.nan)
+    v[:, :, :45, :16] = torch.randn(2, 2, 45, 16, generator=generator)
+    v = v[:, :, :45, :16]
+    expected, lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True)
+    found, found_lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True, True)
+    assert loads == [False, True]
+    assert expected.isfinite().all()
+    torch.testing.assert_close((found, found_lse), (expected, lse), rtol=0, atol=0)
+
+
+def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loads):
+    memory = torch.randn(2 * 2 * 20 * 20 + 1, generator=torch.Generator().manual_seed(7), dtype=torch.float32).half()
+    dense = memory[:1280].view(2, 2, 20, 16)
+    others = {
+        "base": memory[1:1281].view(2, 2, 20, 16),
+        "stride": memory[:1600].view(2, 2, 20, 20)[..., :16],
+        "stride of 0": dense[:, :1].expand(2, 2, 20, 16),
+    }
+    case = Case(2, 2, 2, 20, 20, 16, False, torch.float16)
+    for other in others.values():
+        for name, k, v in (("k", other, dense), ("v", dense, other)):
+            found = attention(dense, k, v, descriptors=True)
+            torch.testing.assert_close(found, attention(dense, k, v), rtol=0, atol=0)
+            with pytest.raises(Unavailable, match=f"of {name} is no multiple of 16 bytes"):
+                PROVIDERS["triton-descriptors"].prepare(case, {"q": dense, "k": k, "v": v}, False)
+    assert not any(loads)
+
+
+def test_gradients_by_descriptors_are_the_same_bits(small_tiles, loads):
+    given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
+    grad_out = given.pop("grad_out")
+    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    found = gradients(*tensors, grad_out, causal=True, descriptors=True)
+    torch.testing.assert_close(found, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
+    assert loads == [True, True, False, False]  # the forward pass and that for dQ, each way
+
+
+def test_on_blackwell_a_tensor_with_gaps_is_not_described(monkeypatch):
+    gaps = torch.zeros(2, 2, 20, 32)[..., :16]
+    assert undescribed(k=gaps, v=gaps.contiguous()) is None
+    monkeypatch.setattr(attention_tiles, "architecture", lambda device: 100)
+    assert undescribed(k=gaps.contiguous(), v=gaps) == "v has gaps in memory"
+    assert undescribed(k=gaps.contiguous().transpose(0, 1), v=gaps.contiguous().transpose(1, 2)) is None
 
 
 def test_log_sum_exp_is_kept_in_base_two(small_tiles):
@@ -190,6 +265,31 @@ def test_offsets_beyond_two_to_the_31_elements(small_tiles, tmp_path):
     torch.testing.assert_close(gradients(*given, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (33, 34), (21, 21)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(small_tiles, queries, keys, dtype):
+    """The oracle aligns at the top left, where queries and keys are of one length: all queries, of which the last."""
+    given = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
+    q, k, v = given["q"], given["k"], given["v"]
+    exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.3)["out"][:, :, -queries:]
+    theirs = reference(q, k, v, causal=True, scale=0.3)["out"][:, :, -queries:]
+    with poisoned():
+        ours = attention_over_cache(q[:, :, -queries:], k, v, scale=0.3)
+    assert ours.dtype == dtype
+    assert_accurate({"out": ours}, {"out": theirs}, {"out": exact})
+
+
+def test_what_a_cache_cannot_be_is_refused(small_tiles):
+    q, k = torch.randn(1, 1, 3, 16, requires_grad=True), torch.randn(1, 1, 5, 16)
+    with pytest.raises(ValueError, match="q has length 3 and k 2; the queries must be the last of the keys"):
+        attention_over_cache(q, k[:, :, :2], k[:, :, :2])
+    with pytest.raises(RuntimeError, match="have no gradient"):
+        attention_over_cache(q, k, k)
+    (found,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
+    (expected,) = torch.autograd.grad(reference(q[:, :, 2:], k, k)["out"].sum(), q)
+    torch.testing.assert_close(found, expected)
+
+
 MUTATIONS = {
     "mask one key too narrow": ("(keys <= rows)", "(keys < tl.maximum(rows, 1))"),
     "mask one key too wide": ("(keys <= rows)", "(keys <= rows + 1)"),
@@ -211,6 +311,23 @@ def test_a_broken_kernel_fails(small_tiles, monkeypatch, tmp_path, mutation):
     case = Case(1, 2, 1, 50, 45, 16, True, torch.float32)
     install_mutant(monkeypatch, tmp_path, attention_kernels, *MUTATIONS[mutation])
     assert failure(case, "triton", backward=":" in mutation) is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("index // query_heads, index % query_heads // group", "index // query_heads, 0"),
+        ("index // query_heads, index % query_heads // group", "0, index % query_heads // group"),
+        ("[batch, head, first, 0]", "[batch, head, first + 1, 0]"),
+    ],
+)
+def test_a_broken_load_by_descriptors_fails(small_tiles, monkeypatch, tmp_path, old, new):
+    """Pointers, which read none of this, stay right."""
+    case = Case(2, 4, 2, 18, 20, 16, True, torch.float32)
+    install_mutant(monkeypatch, tmp_path, attention_kernels, old, new)
+    for backward in (False, True):
+        assert failure(case, "triton-descriptors", backward) is not None
+        assert failure(case, "triton", backward) is None
 
 
 @pytest.mark.parametrize(
@@ -286,8 +403,15 @@ def test_bfloat16_is_refused_by_the_interpreter():
 
 def described(compilation: Compilation) -> tuple:
     constants = tuple(sorted(compilation.constants.items()))
-    types = tuple(sorted((name, kind) for name, kind in compilation.signature.items() if kind.startswith("*")))
+    types = tuple(sorted((name, kind) for name, kind in compilation.signature.items() if kind[0] in "*t"))
     return compilation.kernel, constants, types, compilation.num_warps, compilation.num_stages
+
+
+def triton_type(value: Tensor | TensorDescriptor) -> str:
+    """As a launch names the type of a pointer or descriptor."""
+    if isinstance(value, Tensor):
+        return TRITON_TYPES[value.dtype]
+    return native_specialize_impl(BaseBackend, value, False, True, True)[0]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -298,20 +422,23 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, arch):
     def record(kernel, programs, tile, arguments, constants):
         names = set(arguments) | set(constants)
         assert names == set(kernel.arg_names)
-        types = ((name, TRITON_TYPES[value.dtype]) for name, value in arguments.items() if isinstance(value, Tensor))
+        types = ((name, triton_type(value)) for name, value in arguments.items() if not isinstance(value, int | float))
         launched.add((kernel.__name__, tuple(sorted(constants.items())), tuple(sorted(types)), tile.warps, tile.stages))
 
     monkeypatch.setattr(attention_launch, "_launch", record)
     monkeypatch.setattr(attention_launch, "INTERPRETED", False)
+    monkeypatch.setattr(attention_descriptors, "INTERPRETED", False)
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
     for dtype in TRITON_TYPES:
         for head_dimension in HEAD_DIMENSIONS:
             for length in (attention_tiles.SHORT, attention_tiles.SHORT + 1):
                 for causal in (False, True):
                     q = torch.empty(1, 1, length, head_dimension, dtype=dtype)
-                    out, lse = attention_launch.forward(q, q, q, causal, 1.0)
-                    for deterministic in (False, True):
-                        attention_launch.backward(out, q, q, q, out, lse, causal, 1.0, deterministic, True, True)
+                    for descriptors in (False, True):
+                        out, lse = attention_launch.forward(q, q, q, causal, 1.0, descriptors)
+                    for deterministic, descriptors in ((False, False), (True, False), (True, True)):
+                        options = (causal, 1.0, deterministic, True, True, descriptors)
+                        attention_launch.backward(out, q, q, q, out, lse, *options)
     assert launched == {described(compilation) for compilation in compilations(arch)}
 
 
@@ -334,7 +461,7 @@ def test_autotuning_is_asked_for_by_the_environment(monkeypatch):
     assert not attention_tuning._winners
     monkeypatch.setenv("SCALEKERNELS_AUTOTUNE", "1")
     assert failure(case, "triton", backward=True) is None
-    assert {kind for kind, _ in attention_tuning._winners} == {"forward", "keys", "queries"}
+    assert {kind for kind, *_ in attention_tuning._winners} == {"forward", "keys", "queries"}
     assert all(tile.warps <= 2 for tile in attention_tuning._winners.values())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scalebench.families import gpt
 from scalebench.fused_optimizers import FUSED, clips
+from scalebench.generation.decoding import Sampling, beam_search, chooser, generate
 from scalebench.optimizers import OPTIMIZERS, build_optimizer
 from scalebench.store import load_results
 from scalebench.study import TrainSpec
@@ -92,6 +93,38 @@ def test_the_mean_that_training_makes_small_is_that_of_the_losses() -> None:
     assert task.loss(built, batch()).item() == pytest.approx(task.losses(built, batch()).mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pieces", [[13], [5, 1, 6, 1], [1, 12]])
+@torch.no_grad()
+def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: list[int]) -> None:
+    """One token after a past, several after a past, and all of them on an empty cache."""
+    fused, tokens = model("triton", **FORMS[form]), batch()[0][:, :13]
+    exact = model("eager", **FORMS[form]).double()(tokens)
+    theirs = (model("eager", **FORMS[form])(tokens) - exact).abs().max().item()
+    cache = fused.cache(2, 13)
+    found = torch.cat([fused(part, cache) for part in tokens.split(pieces, dim=1)], 1)
+    assert cache.length == 13
+    allowed = max(4 * theirs, 64 * torch.finfo(torch.float32).eps * exact.abs().max().item())
+    assert (found - exact).abs().max().item() <= allowed
+    assert (fused(tokens) - exact).abs().max().item() <= allowed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
+    """Every token that the cache led to is the likeliest after its prefix, read whole by either model."""
+    fields = FORMS[form] | {"tied": False}  # tied weights predict the token that was read, for ever
+    fused, eager, start = model("triton", **fields), model("eager", **fields), batch()[0][:, :7]
+    found = generate(fused, start, 12, chooser(Sampling()))
+    for built in (fused, eager):
+        assert torch.equal(found[:, 7:], built(found[:, :-1]).argmax(-1)[:, 6:])
+    assert len(set(found[0, 7:].tolist())) > 3  # a model that repeats one token would show nothing
+    beams, scores = beam_search(fused, start, 4, beams=3)
+    expected, expected_scores = beam_search(eager, start, 4, beams=3)
+    assert torch.equal(beams, expected)
+    torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
+
+
 def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))
@@ -147,6 +180,36 @@ implementation = ["eager", "triton"]
 [data]
 validation_samples = 2
 """
+
+
+INFERENCE = """
+schema = 1
+name = "written"
+mode = "inference"
+[model]
+family = "gpt"
+depth = 2
+width = 16
+head_dim = 16
+[inference]
+prompt_length = 5
+new_tokens = 3
+repeats = 2
+warmups = 1
+weight_dtype = ["float32", "int8"]
+implementation = "triton"
+"""
+
+
+def test_a_model_at_work_runs_under_the_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "written.toml").write_text(INFERENCE)
+    command = [sys.executable, "-m", "scalebench.cli", "run", "written.toml", "--results", "results"]
+    environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    rows = load_results(tmp_path / "results")
+    assert rows["status"].tolist() == ["ok", "ok"], rows["error_message"].tolist()
+    assert (rows["decode_time_per_token_s"] > 0).all()
+    assert set(rows["kv_cache_bytes"]) == {2 * 2 * 16 * 8 * 4}  # keys and values, layers, features, tokens, bytes
 
 
 def test_a_trial_runs_on_the_cpu_under_the_interpreter_and_is_unsupported_without(tmp_path: Path) -> None:

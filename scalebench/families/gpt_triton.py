@@ -7,11 +7,11 @@ Legend as in ``gpt``: B batch, T time, C width, H heads, D head dimension, V voc
 from __future__ import annotations
 
 from scalekernels import layer_norm, linear_cross_entropy, rms_norm
-from scalekernels.attention import attention
+from scalekernels.attention import attention, attention_over_cache
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.families.cache import KVCache
+from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.gpt import GPT, Block, Config
 
 
@@ -21,6 +21,11 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Rotary positions are float32 under autocast; the values have the type to compute in.
     """
     return attention(q.to(v.dtype), k.to(v.dtype), v, causal=True)
+
+
+def fused_over_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend by the fused kernel from queries (B, H, Tq, D) that are the last of the keys (B, H, Tk, D)."""
+    return attention_over_cache(q.to(v.dtype), k.to(v.dtype), v)
 
 
 def add_and_norm(norm: nn.Module, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -40,12 +45,14 @@ class FusedBlock(Block):
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__(config, implementation)
-        self.attention.attend = fused_attention
+        self.attention.attend, self.attention.attend_cached = fused_attention, fused_over_cache
 
-    def forward(self, stream: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, stream: Tensor, update: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take the stream (B, T, C) and what is still to be added to it; return the same two."""
         normed, stream = add_and_norm(self.norm1, stream, update)
-        normed, stream = add_and_norm(self.norm2, stream, self.attention(normed))
+        normed, stream = add_and_norm(self.norm2, stream, self.attention(normed, cache))
         return stream, self.down(F.gelu(self.up(normed), approximate="tanh"))
 
 
@@ -55,26 +62,18 @@ class FusedGPT(GPT):
     BLOCK = FusedBlock
     GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Return what the output matrix is applied to, (B, T, C)."""
-        stream = self.tokens(tokens)
-        if self.positions is not None:
-            stream = stream + self.positions.weight[: tokens.size(1)]
-        update = None
-        for block in self.blocks:
-            stream, update = block(stream, update)
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""
+        stream, update = self.embedded(tokens, cache), None
+        for block, layer in self.layers(cache):
+            stream, update = block(stream, update, layer)
         return add_and_norm(self.norm, stream, update)[0]
 
     def forward(  # (B, T)
         self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
     ) -> Tensor:
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: at each place, (B, T), or the "mean".
-
-        Raises ``ValueError`` for a cache: these kernels serve training.
-        """
-        if cache is not None:
-            raise ValueError("the fused kernels read no cache; build the model for eager or sdpa to generate")
-        hidden = self.hidden(tokens)
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: of each place, (B, T), or the mean."""
+        hidden = self.hidden(tokens, cache)
         if targets is None:
             return self.head(hidden)
         return linear_cross_entropy(hidden, self.head.weight, targets, reduction=reduction)

@@ -23,8 +23,6 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported("the trial asks for a CUDA device and this machine has none")
     if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
-    if implementation == "triton" and trial.inference:
-        raise Unsupported("the fused kernels serve training; a model at work takes eager, sdpa or compile")
     if implementation == "triton" and (reason := unavailable_reason()):
         raise Unsupported(reason)
     if implementation == "triton" and trial.train and trial.train.optimizer not in FUSED:

@@ -28,12 +28,6 @@ from scalebench.trial.quantization import weight_bytes, with_weights
 # A percentile needs samples beyond it: of fewer calls than these it is null.
 CALLS_FOR_P95, CALLS_FOR_P99 = 20, 100
 
-# Implementations that cannot write with a cache, and why.
-NO_CACHE = {
-    "compile": "torch.compile would compile anew for every length of the cache",
-    "triton": "the fused kernels read no cache of keys and values",
-}
-
 Call = Callable[[Callable[[], None]], Any]  # does the work once; calls its argument when the first token is there
 
 
@@ -111,8 +105,8 @@ class MeasuredInference(Measured):
         if "generation" not in family.OFFERS:
             runs = compile_model(model) if spec.implementation == "compile" else model
             return lambda _: runs(inputs), model
-        if spec.implementation in NO_CACHE:
-            raise Unsupported(f"{NO_CACHE[spec.implementation]}; use eager or sdpa")
+        if spec.implementation == "compile":
+            raise Unsupported("torch.compile would compile anew for every length of the cache; use eager or sdpa")
         self.columns["kv_cache_bytes"] = cache_size(model, spec)
         return writing(model, inputs, spec), model
 

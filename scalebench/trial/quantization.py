@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from scalebench.families import Unsupported
 
@@ -21,7 +20,7 @@ def with_weights(model: nn.Module, dtype: str) -> nn.Module:
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
         raise Unsupported("int8 weights are those of linear layers, and this model has none")
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-untyped]
     except ImportError as error:
         raise Unsupported(f"int8 weights need torchao ({error}): pip install torchao") from error
     quantize_(model, Int8WeightOnlyConfig())
@@ -37,7 +36,5 @@ def weight_bytes(model: nn.Module) -> int:
 
 def _bytes(tensor: Tensor) -> int:
     """Return what a tensor takes: a quantised one claims the type it stands for, and holds others."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(_bytes(getattr(tensor, name)) for name in names)
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    return sum(_bytes(getattr(tensor, name)) for name in inner()[0]) if inner else tensor.nbytes

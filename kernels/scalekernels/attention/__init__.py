@@ -27,13 +27,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from scalekernels.attention.alternatives import Run, alternatives, prepared
 from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
+from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
 from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "compilations", "cost", "inputs", "providers",
-    "reference", "results",
+    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "attention_over_cache", "compilations", "cost",
+    "inputs", "providers", "reference", "results",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -54,15 +55,49 @@ def reference(
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True,
+    descriptors: bool = False,
+) -> Tensor:  # fmt: skip
     """Return softmax(scale · q kᵀ) v, of the shape, dtype and layout of ``q``; differentiable once.
 
     ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
     atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
-    those not asked for are not computed. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
-    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
+    those not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys
+    and values through tensor descriptors, on compute capability 9.0 and 10.0 and where base and strides are multiples
+    of 16 bytes; it is not the default until a GPU has shown that it is right and faster. Raises ``TypeError`` for
+    dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
+    run; a second derivative raises ``RuntimeError``.
     """
+    out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
+    return out
+
+
+def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    """Return causal attention of queries that are the last of the keys: query i of Tq sees keys up to Tk - Tq + i.
+
+    A single query sees every key, which no mask has to say. Several, after keys of the past, attend to the past (all of
+    it) and to themselves (causally) apart, joined by the log-sum-exps: out = Σ 2^(lse_j - lse) out_j over the two
+    parts, lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; ``ValueError`` also for fewer keys
+    than queries, ``RuntimeError`` where the two parts would have to be differentiated.
+    """
+    scale, past = _checked_scale(q, k, v, scale), k.shape[2] - q.shape[2]
+    if past < 0:
+        raise ValueError(f"q has length {q.shape[2]} and k {k.shape[2]}; the queries must be the last of the keys")
+    if past == 0 or q.shape[2] == 1:
+        return attention(q, k, v, causal=past == 0, scale=scale)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
+        raise RuntimeError(
+            "several queries after keys of the past have no gradient here; call it under torch.no_grad()"
+        )
+    before, before_lse = _attention(q, k[:, :, :past], v[:, :, :past], False, scale, True)
+    among, among_lse = _attention(q, k[:, :, past:], v[:, :, past:], True, scale, True)
+    lse = torch.logaddexp2(before_lse, among_lse)
+    before_share, among_share = (torch.exp2(part - lse).unsqueeze(3) for part in (before_lse, among_lse))
+    return (before * before_share + among * among_share).to(q.dtype)
+
+
+def _checked_scale(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
+    """Return the scale to use, after refusing what the kernels do not take."""
     require_dtype(DTYPES, q=q, k=k, v=v)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
@@ -71,8 +106,7 @@ def attention(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; allowed: a finite number above 0")
-    out, _ = _attention(q, k, v, causal, scale, deterministic)
-    return out
+    return scale
 
 
 def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -97,13 +131,13 @@ def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 @torch.library.custom_op("scalekernels::attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool, descriptors: bool = False
+) -> tuple[Tensor, Tensor]:
     """The output and its base-2 log-sum-exp; ``deterministic`` is for the backward pass, which finds it kept."""
     from scalekernels.attention import launch
 
     del deterministic
-    return launch.forward(q, k, v, causal, scale)
+    return launch.forward(q, k, v, causal, scale, descriptors)
 
 
 @_attention.register_fake
@@ -114,24 +148,24 @@ def _attention_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("scalekernels::attention_backward", mutates_args=())
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from scalekernels.attention import launch
 
-    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv)
+    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv, descriptors)
 
 
 @_attention_backward.register_fake
 def _attention_backward_fake(
-    _grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+    _grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _lse: Tensor, _causal: bool, _scale: float,
+    _deterministic: bool, need_q: bool, need_kv: bool, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    need_q, need_kv = rest[-2:]
     dq = like(q) if need_q else q.new_empty(0)
     return (dq, like(k), like(v)) if need_kv else (dq, q.new_empty(0), q.new_empty(0))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.deterministic = inputs
+    q, k, v, ctx.causal, ctx.scale, ctx.deterministic, ctx.descriptors = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output)
 
@@ -140,9 +174,9 @@ def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None
     q, k, v, out, lse = ctx.saved_tensors
     need_q, need_k, need_v = ctx.needs_input_grad[:3]
     dq, dk, dv = _attention_backward(
-        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v
+        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v, ctx.descriptors
     )
-    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None
+    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None, None
 
 
 def _refuse(_ctx: Any, *_: Any) -> None:
@@ -180,12 +214,13 @@ def providers() -> dict[str, Provider]:
         **alternatives(),
         "triton": Provider("fused, deterministic backward", _fused(deterministic=True)),
         "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
+        "triton-descriptors": Provider("fused, forward and dQ by tensor descriptors", _fused(descriptors=True)),
     }
 
 
-def _fused(deterministic: bool) -> Any:
+def _fused(deterministic: bool = True, descriptors: bool = False) -> Any:
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, causal=case.causal, deterministic=deterministic)
+        return attention(q, k, v, causal=case.causal, deterministic=deterministic, descriptors=descriptors)
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
         if reason := unavailable_reason():
@@ -194,6 +229,8 @@ def _fused(deterministic: bool) -> Any:
             raise Unavailable("Triton's interpreter has no bfloat16 products")
         if not deterministic and not backward:
             raise Unavailable("differs from triton in the backward pass alone")
+        if descriptors and (reason := undescribed(k=inputs["k"], v=inputs["v"])):
+            raise Unavailable(reason)
         return prepared(compute)(case, inputs, backward)
 
     return prepare

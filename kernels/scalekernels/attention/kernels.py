@@ -4,8 +4,9 @@ Every program owns one tile of the result and runs over the tiles of the other s
 row sees whole, without any mask, and through those on the diagonal or at the end of a sequence, with masks. Nothing is
 written twice except the float32 sum of dQ when ``ATOMIC``.
 
-Pointers, not tensor descriptors: a descriptor wants 16-byte strides and a 16-byte base, which a caller's view need not
-have, and the pointers of aligned tensors compile to 16-byte asynchronous copies, within the registers there are.
+Tiles are loaded through pointers, which take any view and compile to 16-byte asynchronous copies where the tensors are
+aligned. The forward pass and that for dQ can load keys and values through tensor descriptors instead, where
+``DESCRIPTORS``; what these want of a tensor is in ``descriptors.py``, what the compiler makes of them in ``tiles.py``.
 Offsets are 64-bit from the first product with a stride on, so that tensors beyond 2^31 elements are addressed rightly.
 
 Written against known miscompilations on Hopper (Triton 3.4 to 3.7): no product takes the transpose of an accumulator
@@ -46,6 +47,17 @@ def _load_rows(base, first, stride, length, BLOCK: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
+def _load_keys(source, batch, head, first, stride, length, BLOCK: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr,
+               DESCRIPTORS: tl.constexpr):  # fmt: skip
+    """A (keys, D) tile, from a head's pointer, or by the descriptor of all heads, which reads zero beyond the end."""
+    if DESCRIPTORS:
+        tile = tl.reshape(source.load([batch, head, first, 0]), [BLOCK, D])
+    else:
+        tile = _load_rows(source, first, stride, length, BLOCK, D, MASKED)
+    return tile
+
+
+@triton.jit
 def _load_vector(base, rows, length, other, MASKED: tl.constexpr):
     """One float32 per row; ``other`` beyond ``length``."""
     return tl.load(base + rows, mask=rows < length, other=other) if MASKED else tl.load(base + rows)
@@ -56,6 +68,30 @@ def _head(base, index, heads, stride_batch, stride_head):
     """The first element of head ``index`` of batch x heads."""
     batch = tl.cast(index // heads, tl.int64)
     return base + batch * stride_batch + tl.cast(index % heads, tl.int64) * stride_head
+
+
+@triton.jit
+def _key_head(index, query_heads, group):
+    """The batch, and the key head that query head ``index`` of batch x query heads reads."""
+    return index // query_heads, index % query_heads // group
+
+
+@triton.jit
+def _load_head(base, index, heads, stride_batch, stride_head, first, stride, length, BLOCK: tl.constexpr,
+               D: tl.constexpr):  # fmt: skip
+    """Rows from ``first`` on of head ``index`` of batch x heads, (BLOCK, D); zero beyond ``length``."""
+    return _load_rows(_head(base, index, heads, stride_batch, stride_head), first, stride, length, BLOCK, D, True)
+
+
+@triton.jit
+def _own_tile(length, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Which head of batch x heads this program works on, and where its tile of rows begins."""
+    tiles = tl.cdiv(length, BLOCK)
+    index = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    if LAST_FIRST:
+        tile = tiles - 1 - tile
+    return index, tile * BLOCK
 
 
 @triton.jit
@@ -79,21 +115,22 @@ def _key_range(first_row, key_length, CAUSAL: tl.constexpr, BLOCK_M: tl.constexp
 
 
 @triton.jit
-def _attend(acc, total, peak, q, k_head, v_head, stride_kt, stride_vt, rows, first, end, key_length, scale_log2,
-            D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def _attend(acc, total, peak, q, k, v, batch, head, stride_kt, stride_vt, rows, first, end, key_length, scale_log2,
+            D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+            MASKED: tl.constexpr):  # fmt: skip
     """Add keys [first, end) to the running softmax: weighted values, total weight and largest score (base 2)."""
     for start in range(first, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_head, start, stride_kt, key_length, BLOCK_N, D, MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        k_tile = _load_keys(k, batch, head, start, stride_kt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        scores = tl.dot(q, tl.trans(k_tile), input_precision="ieee")
         if MASKED:
             scores = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
         weights = tl.math.exp2(scores * scale_log2 - new_peak[:, None])
         correction = tl.math.exp2(peak - new_peak)
         acc = acc * correction[:, None]
-        v = _load_rows(v_head, start, stride_vt, key_length, BLOCK_N, D, MASKED)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        v_tile = _load_keys(v, batch, head, start, stride_vt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
         total = total * correction + tl.sum(weights, 1)
         peak = new_peak
     return acc, total, peak
@@ -105,32 +142,27 @@ def attention_forward(
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt, stride_ob, stride_oh, stride_ot,
     query_heads, group, query_length, key_length, scale_log2,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head. Grid: (tiles x batch x query heads,); the longest rows of a head first."""
-    tiles = tl.cdiv(query_length, BLOCK_M)
-    index = tl.program_id(0) // tiles
-    tile = tl.program_id(0) % tiles
-    if CAUSAL:
-        tile = tiles - 1 - tile
-    first_row = tile * BLOCK_M
+    index, first_row = _own_tile(query_length, BLOCK_M, CAUSAL)
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
     stride_qt, stride_ot = tl.cast(stride_qt, tl.int64), tl.cast(stride_ot, tl.int64)
-    k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
-    v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(
-        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
-    )
+    if not DESCRIPTORS:
+        k = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
+        v = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
+    q_tile = _load_head(q, index, query_heads, stride_qb, stride_qh, first_row, stride_qt, query_length, BLOCK_M, D)
 
+    batch, head = _key_head(index, query_heads, group)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole, end = _key_range(first_row, key_length, CAUSAL, BLOCK_M, BLOCK_N)
-    acc, total, peak = _attend(acc, total, peak, q_tile, k_head, v_head, stride_kt, stride_vt, rows, 0, whole,
-                               key_length, scale_log2, D, BLOCK_N, CAUSAL, False)  # fmt: skip
-    acc, total, peak = _attend(acc, total, peak, q_tile, k_head, v_head, stride_kt, stride_vt, rows, whole, end,
-                               key_length, scale_log2, D, BLOCK_N, CAUSAL, True)  # fmt: skip
+    acc, total, peak = _attend(acc, total, peak, q_tile, k, v, batch, head, stride_kt, stride_vt, rows, 0, whole,
+                               key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, False)  # fmt: skip
+    acc, total, peak = _attend(acc, total, peak, q_tile, k, v, batch, head, stride_kt, stride_vt, rows, whole, end,
+                               key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, True)  # fmt: skip
 
     inside = rows < query_length
     tl.store(lse + tl.cast(index, tl.int64) * query_length + rows, peak + tl.math.log2(total), mask=inside)
@@ -146,17 +178,11 @@ def attention_delta(
     D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """The row sums of out x grad_out in float32. Grid: (tiles x batch x query heads,)."""
-    tiles = tl.cdiv(query_length, BLOCK_M)
-    index = tl.program_id(0) // tiles
-    first_row = tl.program_id(0) % tiles * BLOCK_M
+    index, first_row = _own_tile(query_length, BLOCK_M, False)
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_ot, stride_gt = tl.cast(stride_ot, tl.int64), tl.cast(stride_gt, tl.int64)
-    o = _load_rows(
-        _head(out, index, query_heads, stride_ob, stride_oh), first_row, stride_ot, query_length, BLOCK_M, D, True
-    )
-    g = _load_rows(
-        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
-    )
+    o = _load_head(out, index, query_heads, stride_ob, stride_oh, first_row, stride_ot, query_length, BLOCK_M, D)
+    g = _load_head(grad_out, index, query_heads, stride_gb, stride_gh, first_row, stride_gt, query_length, BLOCK_M, D)
     sums = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
     tl.store(delta + tl.cast(index, tl.int64) * query_length + rows, sums, mask=rows < query_length)
 
@@ -204,19 +230,13 @@ def attention_backward_keys(
 
     ``dq`` is, where ATOMIC, a zeroed float32 (batch, query heads, D, padded length) that is added to; else unused.
     """
-    tiles = tl.cdiv(key_length, BLOCK_N)
-    index = tl.program_id(0) // tiles
-    first_key = tl.program_id(0) % tiles * BLOCK_N
+    index, first_key = _own_tile(key_length, BLOCK_N, False)
     keys = first_key + tl.arange(0, BLOCK_N)
     key_heads = query_heads // group
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
-    k_tile = _load_rows(
-        _head(k, index, key_heads, stride_kb, stride_kh), first_key, stride_kt, key_length, BLOCK_N, D, True
-    )
-    v_tile = _load_rows(
-        _head(v, index, key_heads, stride_vb, stride_vh), first_key, stride_vt, key_length, BLOCK_N, D, True
-    )
+    k_tile = _load_head(k, index, key_heads, stride_kb, stride_kh, first_key, stride_kt, key_length, BLOCK_N, D)
+    v_tile = _load_head(v, index, key_heads, stride_vb, stride_vh, first_key, stride_vt, key_length, BLOCK_N, D)
 
     # Tiles of queries: [first, clear) and [tail, tiles_m) need masks, [clear, tail) sees every key of this tile.
     tiles_m = tl.cdiv(query_length, BLOCK_M)
@@ -256,20 +276,21 @@ def attention_backward_keys(
 
 
 @triton.jit
-def _add_key_tiles(dq, q, g, lse, delta, k_head, v_head, stride_kt, stride_vt, rows, first, end, key_length, scale_log2,
-                   D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+def _add_key_tiles(dq, q, g, lse, delta, k, v, batch, head, stride_kt, stride_vt, rows, first, end, key_length,
+                   scale_log2, D: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
+                   MASKED: tl.constexpr):  # fmt: skip
     """Add keys [first, end) to dQ."""
     for start in range(first, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_head, start, stride_kt, key_length, BLOCK_N, D, MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        k_tile = _load_keys(k, batch, head, start, stride_kt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        scores = tl.dot(q, tl.trans(k_tile), input_precision="ieee")
         if MASKED:
             scores = tl.where(_visible(rows[:, None], keys[None, :], key_length, CAUSAL), scores, float("-inf"))
         weights = tl.math.exp2(scores * scale_log2 - lse[:, None])
-        v = _load_rows(v_head, start, stride_vt, key_length, BLOCK_N, D, MASKED)
-        dweights = tl.dot(g, tl.trans(v), input_precision="ieee")
-        dscores = (weights * (dweights - delta[:, None])).to(k.dtype)
-        dq = tl.dot(dscores, k, dq, input_precision="ieee")
+        v_tile = _load_keys(v, batch, head, start, stride_vt, key_length, BLOCK_N, D, MASKED, DESCRIPTORS)
+        dweights = tl.dot(g, tl.trans(v_tile), input_precision="ieee")
+        dscores = (weights * (dweights - delta[:, None])).to(k_tile.dtype)
+        dq = tl.dot(dscores, k_tile, dq, input_precision="ieee")
     return dq
 
 
@@ -279,36 +300,29 @@ def attention_backward_queries(
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_gb, stride_gh, stride_gt, stride_dqb, stride_dqh, stride_dqt,
     query_heads, group, query_length, key_length, scale, scale_log2,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries. Grid: (tiles x batch x query heads,); the longest rows of a head first."""
-    tiles = tl.cdiv(query_length, BLOCK_M)
-    index = tl.program_id(0) // tiles
-    tile = tl.program_id(0) % tiles
-    if CAUSAL:
-        tile = tiles - 1 - tile
-    first_row = tile * BLOCK_M
+    index, first_row = _own_tile(query_length, BLOCK_M, CAUSAL)
     rows = first_row + tl.arange(0, BLOCK_M)
     stride_kt, stride_vt = tl.cast(stride_kt, tl.int64), tl.cast(stride_vt, tl.int64)
     stride_qt, stride_gt = tl.cast(stride_qt, tl.int64), tl.cast(stride_gt, tl.int64)
-    k_head = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
-    v_head = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
-    q_tile = _load_rows(
-        _head(q, index, query_heads, stride_qb, stride_qh), first_row, stride_qt, query_length, BLOCK_M, D, True
-    )
-    g = _load_rows(
-        _head(grad_out, index, query_heads, stride_gb, stride_gh), first_row, stride_gt, query_length, BLOCK_M, D, True
-    )
+    if not DESCRIPTORS:
+        k = _head(k, index // group, query_heads // group, stride_kb, stride_kh)
+        v = _head(v, index // group, query_heads // group, stride_vb, stride_vh)
+    q_tile = _load_head(q, index, query_heads, stride_qb, stride_qh, first_row, stride_qt, query_length, BLOCK_M, D)
+    g = _load_head(grad_out, index, query_heads, stride_gb, stride_gh, first_row, stride_gt, query_length, BLOCK_M, D)
     offset = tl.cast(index, tl.int64) * query_length
     lse_tile = _load_vector(lse + offset, rows, query_length, float("inf"), True)
     delta_tile = _load_vector(delta + offset, rows, query_length, 0.0, True)
 
+    batch, head = _key_head(index, query_heads, group)
     grad_q = tl.zeros([BLOCK_M, D], tl.float32)
     whole, end = _key_range(first_row, key_length, CAUSAL, BLOCK_M, BLOCK_N)
-    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k_head, v_head, stride_kt, stride_vt, rows, 0,
-                            whole, key_length, scale_log2, D, BLOCK_N, CAUSAL, False)  # fmt: skip
-    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k_head, v_head, stride_kt, stride_vt, rows, whole,
-                            end, key_length, scale_log2, D, BLOCK_N, CAUSAL, True)  # fmt: skip
+    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k, v, batch, head, stride_kt, stride_vt, rows,
+                            0, whole, key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, False)  # fmt: skip
+    grad_q = _add_key_tiles(grad_q, q_tile, g, lse_tile, delta_tile, k, v, batch, head, stride_kt, stride_vt, rows,
+                            whole, end, key_length, scale_log2, D, BLOCK_N, CAUSAL, DESCRIPTORS, True)  # fmt: skip
 
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
@@ -321,9 +335,7 @@ def attention_convert_queries(
     D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """dQ from its float32 sums (batch, query heads, D, padded length). Grid: (tiles x batch x query heads,)."""
-    tiles = tl.cdiv(query_length, BLOCK_M)
-    index = tl.program_id(0) // tiles
-    first_row = tl.program_id(0) % tiles * BLOCK_M
+    index, first_row = _own_tile(query_length, BLOCK_M, False)
     rows = first_row + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, D).to(tl.int64)
     base = sums + tl.cast(index, tl.int64) * padded_length * D

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scalekernels.attention import kernels, tiles
+from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.tiles import Tile, like
 from scalekernels.attention.tuning import choose
 from scalekernels.compilation import Compilation
@@ -27,27 +30,38 @@ def row_tile(head_dimension: int) -> Tile:
 _POINTERS_FLOAT32 = ("lse", "delta", "sums")
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the output in the layout of ``q``, and the base-2 log-sum-exp (B, Hq, Tq) in float32."""
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, descriptors: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the output in the layout of ``q``, and the base-2 log-sum-exp (B, Hq, Tq) in float32.
+
+    ``descriptors`` loads keys and values through tensor descriptors where the device and their layout take them.
+    """
     _require(q, k, v)
+    descriptors = descriptors and undescribed(k=k, v=v) is None
+    kind = "forward-descriptors" if descriptors else "forward"
 
     def launch(tile: Tile) -> tuple[Tensor, Tensor]:
         out, lse = like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        arguments = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+        keys = described(tile, {"k": k, "v": v}) if descriptors else {"k": k, "v": v}
+        arguments = {"q": q, "out": out, "lse": lse} | keys
         strides = _strides(q=q, k=k, v=v, o=out)
         sizes = _sizes(q, k) | {"scale_log2": scale * LOG2_E}
-        constants = {"D": q.shape[3], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "CAUSAL": causal}
+        constants = _constants(q, tile, causal) | {"DESCRIPTORS": descriptors}
         _launch(kernels.attention_forward, _programs(q, tile.block_m), tile, arguments | strides | sizes, constants)
         return out, lse
 
-    return launch(choose("forward", q, k, causal, launch))
+    return launch(choose(kind, q, k, causal, launch))
 
 
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty."""
+    """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
+
+    ``descriptors`` as in :func:`forward`, for dQ where it is computed in a pass of its own.
+    """
     _require(q, k, v, grad_out=grad_out)
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
         grad_out = grad_out.contiguous()
@@ -59,7 +73,8 @@ def backward(
     if need_kv:
         _, dk, dv = choose_and_launch("keys", tensors, causal, scale)
     if need_q:
-        dq, _, _ = choose_and_launch("queries", tensors, causal, scale)
+        kind = "queries-descriptors" if descriptors and undescribed(k=k, v=v) is None else "queries"
+        dq, _, _ = choose_and_launch(kind, tensors, causal, scale)
     return dq, dk, dv
 
 
@@ -67,10 +82,11 @@ def choose_and_launch(
     kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
-    function = {"keys": _keys, "atomic": _atomic, "queries": _queries}[kind]
+    by_descriptors = functools.partial(_queries, descriptors=True)
+    functions = {"keys": _keys, "atomic": _atomic, "queries": _queries, "queries-descriptors": by_descriptors}
 
     def launch(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        return function(tile, tensors, causal, scale)
+        return functions[kind](tile, tensors, causal, scale)
 
     return launch(choose(kind, tensors["q"], tensors["k"], causal, launch))
 
@@ -94,7 +110,7 @@ def _keys(
     arguments = dict(tensors) | {"dq": tensors["delta"] if sums is None else sums, "dk": dk, "dv": dv}
     strides = _strides(q=q, k=k, v=v, g=tensors["grad_out"], dk=dk, dv=dv)
     sizes = _sizes(q, k) | {"padded_length": tiles.padded(q.shape[2]), "scale": scale, "scale_log2": scale * LOG2_E}
-    constants = _backward_constants(q, tile, causal) | {"ATOMIC": sums is not None}
+    constants = _constants(q, tile, causal) | {"ATOMIC": sums is not None}
     _launch(kernels.attention_backward_keys, _programs(k, tile.block_n), tile, arguments | strides | sizes, constants)
     return q.new_empty(0), dk, dv
 
@@ -115,13 +131,16 @@ def _atomic(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: floa
     return dq, dk, dv
 
 
-def _queries(tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    q, k = tensors["q"], tensors["k"]
+def _queries(
+    tile: Tile, tensors: Mapping[str, Tensor], causal: bool, scale: float, descriptors: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     dq = like(q)
-    strides = _strides(q=q, k=k, v=tensors["v"], g=tensors["grad_out"], dq=dq)
+    strides = _strides(q=q, k=k, v=v, g=tensors["grad_out"], dq=dq)
     sizes = _sizes(q, k) | {"scale": scale, "scale_log2": scale * LOG2_E}
-    arguments = dict(tensors) | {"dq": dq} | strides | sizes
-    constants = _backward_constants(q, tile, causal)
+    arguments: dict[str, Any] = dict(tensors) | {"dq": dq} | strides | sizes
+    arguments |= described(tile, {"k": k, "v": v}) if descriptors else {}
+    constants = _constants(q, tile, causal) | {"DESCRIPTORS": descriptors}
     _launch(kernels.attention_backward_queries, _programs(q, tile.block_m), tile, arguments, constants)
     return dq, q.new_empty(0), q.new_empty(0)
 
@@ -146,7 +165,7 @@ def _sizes(q: Tensor, k: Tensor) -> dict[str, Any]:
     return {"query_heads": q.shape[1], "group": group, "query_length": q.shape[2], "key_length": k.shape[2]}
 
 
-def _backward_constants(q: Tensor, tile: Tile, causal: bool) -> dict[str, Any]:
+def _constants(q: Tensor, tile: Tile, causal: bool) -> dict[str, Any]:
     return {"D": q.shape[3], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "CAUSAL": causal}
 
 
@@ -166,8 +185,8 @@ def compilations(arch: int) -> Iterator[Compilation]:
     seen: set[str] = set()
     for row, chosen in tiles.rows(arch):
         for dtype in tiles.DTYPES_OF_WIDTH[row.bits]:
-            for kind, tile in chosen.items():
-                one = _compilation(kind, tile, dtype, row.head_dimension, row.causal)
+            for causal, (kind, tile) in itertools.product((False, True), chosen.items()):
+                one = _compilation(kind, tile, dtype, row.head_dimension, causal)
                 if one.label not in seen:
                     seen.add(one.label)
                     yield one
@@ -179,9 +198,11 @@ def compilations(arch: int) -> Iterator[Compilation]:
 
 _FUNCTIONS = {
     "forward": "attention_forward",
+    "forward-descriptors": "attention_forward",
     "keys": "attention_backward_keys",
     "atomic": "attention_backward_keys",
     "queries": "attention_backward_queries",
+    "queries-descriptors": "attention_backward_queries",
     "delta": "attention_delta",
     "convert": "attention_convert_queries",
 }
@@ -198,7 +219,12 @@ def _compilation(kind: str, tile: Tile, dtype: str, head_dimension: int, causal:
         constants |= {"BLOCK_N": tile.block_n, "CAUSAL": causal}
     if kind in ("keys", "atomic"):
         constants["ATOMIC"] = kind == "atomic"
+    descriptors = kind.endswith("-descriptors")
+    if kind.startswith(("forward", "queries")):
+        constants["DESCRIPTORS"] = descriptors
     signature = {name: "constexpr" if name in constants else _type(name, dtype, kind) for name in function.arg_names}
+    if descriptors:
+        signature |= dict.fromkeys(("k", "v"), type_of(dtype, tile, head_dimension))
     mask = "" if causal is None else " causal" if causal else " full"
     shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps {tile.stages} stages"
     return Compilation(

@@ -24,20 +24,20 @@ CANDIDATES = tuple(
     for stages in (2, 3)
 )
 WARPS_AT_MOST = {16: 2, 32: 2}  # by head dimension: Triton 3.6 and 3.7 fault on Hopper with more
-_winners: dict[tuple[str, tiles.Row], Tile] = {}
+_winners: dict[tuple[str, tiles.Row, bool], Tile] = {}
 
 
 def choose(kind: str, q: Tensor, k: Tensor, causal: bool, launch: Launch) -> Tile:
-    """Return the tile for a launch of ``kind``; measured once per row of the table where autotuning is asked for."""
-    row = tiles.row_for(q, k, causal)
+    """Return the tile for a launch of ``kind``; measured once per row and mask where autotuning is asked for."""
+    row = tiles.row_for(q, k)
     shipped = tiles.tile_for(kind, row)
     if os.environ.get("SCALEKERNELS_AUTOTUNE") != "1":
         return shipped
-    if (kind, row) not in _winners:
+    if (kind, row, causal) not in _winners:
         most = WARPS_AT_MOST.get(row.head_dimension, 8)
         allowed = dict.fromkeys(Tile(one.block_m, one.block_n, min(one.warps, most), one.stages) for one in CANDIDATES)
-        _winners[kind, row] = fastest(shipped, list(allowed), launch)
-    return _winners[kind, row]
+        _winners[kind, row, causal] = fastest(shipped, list(allowed), launch)
+    return _winners[kind, row, causal]
 
 
 def fastest(shipped: Tile, candidates: Sequence[Tile], launch: Launch) -> Tile:

@@ -136,7 +136,13 @@ def take_step(
     stochastic_rounding: bool,
     seed: int,
 ) -> None:
-    """Update parameters and state in place, as ``optimizer_step`` does, without the dispatcher's time per tensor."""
+    """Update parameters and state in place; ``grads`` may hold None, and is only read.
+
+    ``steps`` are float32 of shape [], ``options`` float64 [groups, OPTIONS], ``norm`` float32 [] (written if
+    ``max_grad_norm`` is given). ``tables_id`` names the tables to keep between calls (``tables.TABLES``);
+    the tables are checked against the tensors of every call, so that an unknown number costs time and nothing else.
+    ``optimizer_step`` is the same as an operation, at the price of the dispatcher's time per tensor.
+    """
     if not params:
         return
     tables = TABLES.get(tables_id) or Tables()
@@ -161,38 +167,11 @@ def take_step(
             )  # fmt: skip
 
 
-@torch.library.custom_op(
+optimizer_step = torch.library.custom_op(
     "scalekernels::optimizer_step",
+    take_step,
     mutates_args=("params", "steps", "first", "second", "third", "first_scales", "second_scales", "norm"),
 )
-def optimizer_step(
-    tables_id: int,
-    algorithm: str,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    steps: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    third: Sequence[Tensor],
-    first_scales: Sequence[Tensor],
-    second_scales: Sequence[Tensor],
-    groups: Sequence[int],
-    options: Tensor,
-    norm: Tensor,
-    max_grad_norm: float | None,
-    stochastic_rounding: bool,
-    seed: int,
-) -> None:
-    """Update parameters and state in place; ``grads`` may hold None, and is only read.
-
-    ``steps`` are float32 of shape [], ``options`` float64 [groups, OPTIONS], ``norm`` float32 [] (written if
-    ``max_grad_norm`` is given). ``tables_id`` names the tables to keep between calls (``tables.TABLES``);
-    the tables are checked against the tensors of every call, so that an unknown number costs time and nothing else.
-    """
-    take_step(
-        tables_id, algorithm, params, grads, steps, first, second, third, first_scales, second_scales, groups, options,
-        norm, max_grad_norm, stochastic_rounding, seed,
-    )  # fmt: skip
 
 
 @optimizer_step.register_fake
