@@ -149,8 +149,8 @@ def cases(module: Any, dtypes: Sequence[str], most_flops: float) -> Iterator[Any
 
     The larger ones are its ladder, and what it lists for this check alone as ``LARGER``.
     """
-    larger = (*getattr(module, "LARGER", ()), *module.LADDER)
-    larger = [case for case in larger if module.cost(case, False).flops <= most_flops]
+    candidates = (*getattr(module, "LARGER", ()), *module.LADDER)
+    larger = [case for case in candidates if module.cost(case, False).flops <= most_flops]
     seen = set()
     for case in (*module.CASES, *larger):
         for dtype in dtypes:
