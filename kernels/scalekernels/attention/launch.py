@@ -82,8 +82,8 @@ def choose_and_launch(
     kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
-    by_descriptors = functools.partial(_queries, descriptors=True)
-    functions = {"keys": _keys, "atomic": _atomic, "queries": _queries, "queries-descriptors": by_descriptors}
+    functions: dict[str, Any] = {"keys": _keys, "atomic": _atomic, "queries": _queries}
+    functions["queries-descriptors"] = functools.partial(_queries, descriptors=True)
 
     def launch(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
         return functions[kind](tile, tensors, causal, scale)
