@@ -48,7 +48,7 @@ def fit(
     bootstrap: int = 1000,
     method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
     backtest: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
+    output: Annotated[Path | None, Parameter("--json", show_default=False, allow_leading_hyphen=True)] = None,
 ) -> int:
     """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
 
@@ -71,7 +71,7 @@ def fit(
     backtest:
         Predict each of the largest sizes from the smaller ones, too.
     output:
-        Write the fit as JSON; `--json=-` prints it instead of the table.
+        Write the fit as JSON; `--json -` prints it instead of the table.
     """
     from scalebench.commands import fit as fitting
 

@@ -52,7 +52,7 @@ def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     expected = fit(points, "chinchilla").to_dict()
     assert {key: document[key] for key in expected} == json.loads(json.dumps(expected))
     assert set(document) == set(expected) | {"backtest", "points", "source"}
-    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json=-")
+    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "-")
     assert json.loads(out) == document
 
 
