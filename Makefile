@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo families test check format bench kernels gpu coverage report clean
+.PHONY: demo families compare test check format bench kernels gpu coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -43,11 +43,22 @@ coverage: $(READY)
 report: $(READY)
 	$(BIN)/scalebench report results --output report.html
 
-# Every family's CPU study, and what optimizers and residual connections change: one page with an overview first.
-FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual
+# Every study for a CPU but the demo, on one page with an overview first.
+FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe optimizers depth-residual rnn-vs-transformer \
+	data-size inference
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
 	$(BIN)/scalebench report results/families --output reports/families/index.html
+
+# Every provider of every operation that runs on a CPU, over growing sizes.
+COMPARE := $(BIN)/scalebench compare --results results/compare
+layer = $(1)x$(1)+$(1)+$(1)x$(1)+$(1)
+compare: $(READY)
+	$(COMPARE) attention $(foreach t,128 256 512 1024,--shapes batch=1,query_heads=8,key_heads=8,query_length=$(t),key_length=$(t),head_dimension=64,causal=true)
+	$(COMPARE) cross-entropy $(foreach v,2048 8192 32768,--shapes tokens=256,width=128,classes=$(v),dtype=float32)
+	$(COMPARE) norm $(foreach w,256 1024 4096,--shapes kind=rms,rows=1024,width=$(w),residual=true,dtype=float32)
+	$(COMPARE) optimizer $(foreach w,64 256 1024,--shapes name=$(w),shapes=$(call layer,$(w))+$(call layer,$(w)),algorithm=adamw)
+	$(BIN)/scalebench report results/compare --output reports/compare-cpu/index.html
 
 # The environment is remade when what it is made from changes.
 $(READY): pyproject.toml constraints.txt

@@ -145,10 +145,14 @@ def check_canary(index: int, device: str) -> dict[str, Any]:
 
 
 def cases(module: Any, dtypes: Sequence[str], most_flops: float) -> Iterator[Any]:
-    """Yield the operation's cases, and those of its ladder up to ``most_flops`` forward, in every dtype, each once."""
-    ladder = [case for case in module.LADDER if module.cost(case, False).flops <= most_flops]
+    """Yield the operation's cases, and larger ones up to ``most_flops`` forward, in every dtype, each once.
+
+    The larger ones are its ladder, and what it lists for this check alone as ``LARGER``.
+    """
+    candidates = (*getattr(module, "LARGER", ()), *module.LADDER)
+    larger = [case for case in candidates if module.cost(case, False).flops <= most_flops]
     seen = set()
-    for case in (*module.CASES, *ladder):
+    for case in (*module.CASES, *larger):
         for dtype in dtypes:
             one = dataclasses.replace(case, dtype=DTYPES[dtype])
             if one.label not in seen:
@@ -194,8 +198,8 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
     return check_canary(int(asked.subject), asked.device)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check what the arguments say and write it; exit status 1 when a check failed."""
+def command_line() -> argparse.ArgumentParser:
+    """Return what the arguments may be."""
     parser = argparse.ArgumentParser(description="check one kernel case numerically")
     parser.add_argument("kind", choices=("case", "steps", "canary", "coverage", "list"))
     parser.add_argument("subject", help="a module or Python file, an optimizer's class, or the canary's number")
@@ -206,7 +210,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-flops", type=float, default=0.0, help="list the ladder's cases up to this size too")
     parser.add_argument("--findings", type=Path, help="of coverage: the folder of what the checks wrote")
     parser.add_argument("--output", type=Path, help="where the findings go, as JSON")
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check what the arguments say and write it; exit status 1 when a check failed."""
+    asked = command_line().parse_args(arguments)
     if asked.kind == "list":
         print("\n".join(case.label for case in cases(load(asked.subject), asked.dtype.split(","), asked.most_flops)))
         return 0

@@ -14,6 +14,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AdamW": {"lr": 1e-3, "weight_decay": 0.1},
     "Adam": {"lr": 1e-3, "weight_decay": 0.01},
     "SGD": {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.01},
+    "Adagrad": {"lr": 1e-2, "weight_decay": 0.01},
+    "RMSprop": {"lr": 1e-3, "momentum": 0.9},
 }
 
 

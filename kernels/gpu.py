@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STUDY = ROOT / "studies" / "gpt-implementations.toml"
 OPERATIONS = ("attention", "cross-entropy", "norm", "optimizer")  # as `scalebench compare` calls them
-OPTIMIZERS = ("AdamW", "Adam", "SGD")
+OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
 # On a CPU under the interpreter: two trials of three steps.
 DRY_STUDY = (
     "model.params=1500", "train.steps=3", "train.batch_size=2", "train.sequence_length=16", "train.precision=float32",
@@ -60,7 +60,7 @@ def scalebench(*arguments: object) -> tuple[str, ...]:
 
 def check_parts(run: Run) -> list[Part]:
     """The witness, every case of every operation, and optimizers over many steps."""
-    dtypes = ("float16",) if run.dry else ("float16", "bfloat16")
+    dtypes = ("float16",) if run.dry else ("float16", "bfloat16", "float32")
     found = run.out / "check"
     subjects: list[tuple[object, ...]] = [("canary", str(index)) for index in range(1 if run.dry else 4)]
     for operation in run.operations:
@@ -71,7 +71,8 @@ def check_parts(run: Run) -> list[Part]:
         subjects += [("case", module, label) for label in labels[: run.cases]]
     steps = 3 if run.dry else 1000
     if "optimizer" in run.operations:
-        subjects += [("steps", name, dtype, steps) for name in OPTIMIZERS for dtype in ("float32", "bfloat16")]
+        kinds = [(name, dtype) for name in OPTIMIZERS for dtype in ("float32", "bfloat16")]
+        subjects += [("steps", name, "--dtype", dtype, "--steps", steps) for name, dtype in kinds]
     return [check_part(found, run.device, *subject) for subject in subjects]
 
 

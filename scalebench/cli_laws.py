@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-Column = Annotated[str | None, Parameter(show_default=False)]
+from scalebench.commands.columns import ComputeColumns, CountedColumns, LawColumns
+
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
 Where = Annotated[
     str | None, Parameter(show_default=False, help="Use the rows that fulfil a condition on the columns.")
 ]
 Number = Annotated[float | None, Parameter(show_default=False)]
 Law = Annotated[str, Parameter(help="The law fitted to points; `scalebench list` shows them.")]
-
-
-def _given(**columns: str | None) -> dict[str, str]:
-    return {role: name for role, name in columns.items() if name is not None}
+Inputs = Annotated[
+    list[str],
+    Parameter(
+        "--column", negative=(), show_default=False, help="A further input of the law as INPUT=COLUMN; may be repeated."
+    ),
+]
 
 
 def _numbers(option: str, text: str | None) -> Mapping[str, float]:
@@ -35,14 +38,8 @@ def fit(
     law: Annotated[
         str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
     ] = "power",
-    params_column: Column = None,
-    tokens_column: Column = None,
-    loss_column: Column = None,
-    x_column: Column = None,
-    y_column: Column = None,
-    flops_column: Column = None,
-    config_column: Column = None,
-    other_columns: Annotated[list[str], Parameter("--column", negative=(), show_default=False)] = [],  # noqa: B006
+    columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
+    other_columns: Inputs = [],  # noqa: B006
     where: Where = None,
     loss: str = "huber",
     delta: float = 1e-3,
@@ -51,32 +48,16 @@ def fit(
     bootstrap: int = 1000,
     method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
     backtest: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter("--json", show_default=False)] = None,
+    output: Annotated[Path | None, Parameter("--json", show_default=False, allow_leading_hyphen=True)] = None,
 ) -> int:
     """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
 
     Parameters
     ----------
-    params_column:
-        Parameters N; "params" unless given, "params_non_embedding" of a results folder.
-    tokens_column:
-        Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.
-    loss_column:
-        Loss L; "loss" unless given, "validation_loss_nats" of a results folder.
-    x_column:
-        The input of a law of one input; "x" unless given.
-    y_column:
-        The response of the law, where it is no loss; "y" unless given.
-    flops_column:
-        Training FLOPs C, which give D = C / 6N where no tokens column is given.
-    config_column:
-        Names the independent run of each row; without it, rows with equal inputs are one configuration.
-    other_columns:
-        A further input of the law as INPUT=COLUMN; may be repeated.
     where:
         Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
     loss:
-        What is summed over the residuals: huber, squares or absolute.
+        What is summed over the residuals: huber, squares, absolute, or envelope (huber, drawn to the lower envelope).
     delta:
         Corner of the Huber loss.
     space:
@@ -90,18 +71,15 @@ def fit(
     backtest:
         Predict each of the largest sizes from the smaller ones, too.
     output:
-        Write the fit as JSON; `--json=-` prints it instead of the table.
+        Write the fit as JSON; `--json -` prints it instead of the table.
     """
     from scalebench.commands import fit as fitting
 
-    columns = _given(params=params_column, tokens=tokens_column, loss=loss_column, x=x_column, y=y_column)
-    columns |= _given(flops=flops_column, config=config_column)
     options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
     options["fixed"] = fitting.assigned("--fix", fix)
-    columns |= fitting.assigned("--column", other_columns, text=True)
-    return fitting.run_fit(
-        points, law, columns, where, options, bootstrap, method=method, backtest=backtest, output=output
-    )
+    given = columns.given() | fitting.assigned("--column", other_columns, text=True)
+    refits = fitting.asked_refits(bootstrap, method)
+    return fitting.run_fit(points, law, given, where, options, refits, backtest=backtest, output=output)
 
 
 def predict(
@@ -142,12 +120,7 @@ def optimal(
     budget: Annotated[list[float], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     count_params: Literal["total", "non_embedding"] = "total",
     count_flops: Literal["6ND", "exact"] = "6ND",
-    params_column: Column = None,
-    non_embedding_column: Column = None,
-    tokens_column: Column = None,
-    flops_column: Column = None,
-    loss_column: Column = None,
-    run_column: Column = None,
+    columns: CountedColumns = CountedColumns(),  # noqa: B008 - frozen
     where: Where = None,
     as_json: Json = False,
 ) -> int:
@@ -169,11 +142,9 @@ def optimal(
     from scalebench.commands import optimal as command
     from scalebench.laws import Counting
 
-    columns = _given(params=params_column, params_non_embedding=non_embedding_column, tokens=tokens_column)
-    columns |= _given(flops=flops_column, loss=loss_column, run=run_column)
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)
-    return command.run_optimal(points, columns, where, approaches, budget, counting, as_json=as_json)
+    return command.run_optimal(points, columns.given(), where, approaches, budget, counting, as_json=as_json)
 
 
 def next_(
@@ -182,12 +153,12 @@ def next_(
     *,
     predict: str,
     budget: Number = None,
+    most: Annotated[int | None, Parameter(show_default=False)] = None,
     candidates: Annotated[Path | None, Parameter(show_default=False)] = None,
     reach: float = 1.0,
     law: Law = "power",
-    params_column: Column = None,
-    tokens_column: Column = None,
-    loss_column: Column = None,
+    columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
+    other_columns: Inputs = [],  # noqa: B006
     where: Where = None,
     as_json: Json = False,
 ) -> int:
@@ -201,17 +172,20 @@ def next_(
         The inputs of the prediction to narrow, such as params=7e9,tokens=1.4e12.
     budget:
         FLOPs that the trials may cost together; without it one trial is chosen, whatever it costs.
+    most:
+        Trials at most within the budget; 5 unless given.
     candidates:
-        A file of trials that could be run, one a row: the inputs of the law, and flops; a grid over the range of the
-        points unless given.
+        A file of trials that could be run, one a row: the inputs of the law, and flops. A grid over the points' range
+        unless given.
     reach:
         How many times beyond the largest inputs that grid goes.
     """
     from scalebench.commands import design as command
+    from scalebench.commands import fit as fitting
 
-    columns = _given(params=params_column, tokens=tokens_column, loss=loss_column)
+    given = columns.given() | fitting.assigned("--column", other_columns, text=True)
     target = _numbers("--predict", predict)
-    return command.run_next(source, law, columns, where, target, candidates, budget, reach, as_json=as_json)
+    return command.run_next(source, law, given, where, target, candidates, budget, reach, most=most, as_json=as_json)
 
 
 def worth(
@@ -221,10 +195,7 @@ def worth(
     *,
     loss: Number = None,
     law: Law = "power",
-    params_column: Column = None,
-    tokens_column: Column = None,
-    flops_column: Column = None,
-    loss_column: Column = None,
+    columns: ComputeColumns = ComputeColumns(),  # noqa: B008 - frozen
     where: Where = None,
     as_json: Json = False,
 ) -> int:
@@ -242,8 +213,7 @@ def worth(
     """
     from scalebench.commands import design as command
 
-    columns = _given(params=params_column, tokens=tokens_column, flops=flops_column, loss=loss_column)
-    return command.run_worth(baseline, changed, law, columns, where, loss, as_json=as_json)
+    return command.run_worth(baseline, changed, law, columns.given(), where, loss, as_json=as_json)
 
 
 def tune(
@@ -252,7 +222,7 @@ def tune(
     *,
     optimised: str = "learning_rate",
     against: str = "params_non_embedding",
-    loss_column: Column = None,
+    loss_column: Annotated[str | None, Parameter(show_default=False)] = None,
     where: Where = None,
     at: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
@@ -265,6 +235,8 @@ def tune(
         A CSV, TSV or Parquet file, or a results folder, with a sweep at each size.
     optimised:
         The swept column.
+    loss_column:
+        The loss; "loss" unless given, "validation_loss_nats" of a results folder.
     against:
         The columns that make a size, such as params_non_embedding or params,tokens.
     at:

@@ -3,18 +3,19 @@ them, and multi-tensor (foreach) operations where it has not.
 
 ``learning_rate = "auto"`` is the family's rule for AdamW times ``rate_factor``, a power of two near what was best on a
 factor-two grid for both an mlp of 3,000 parameters (batch 256, no weight decay, two seeds) and a gpt of 12,000 (batch
-16 of 64 bytes, weight decay 0.1, one seed), after 400 steps at a gradient norm clipped to 1, as multiples of the rule:
+16 of 64 bytes, the optimizer's own weight decay, one seed), after 400 steps at a gradient norm clipped to 1, as
+multiples of the rule:
 
             mlp: best (validation loss)   gpt: best (validation loss)   factor
-sgd              32 (0.972)                     8 (3.113)                 16
-momentum         16 (0.902)                     4 (3.036)                  8
-nesterov         16 (0.889)                     2 (3.030)                  8
-adagrad          32 (0.900)                     8 (3.045)                 16
-rmsprop           2 (0.893)                     1 (3.025)                  1
-adam              2 (0.879)                     2 (2.845)                  1
-adamw             2 (0.879)                     1 (2.226)                  1
-lion            1/2 (0.892)                   1/8 (2.333)                1/4
-muon              4 (0.870)                     4 (2.157)                  2
+sgd              32 (0.972)                    64 (2.736)                 32
+momentum         16 (0.902)                    16 (2.682)                 16
+nesterov         16 (0.889)                    16 (2.586)                 16
+adagrad          32 (0.900)                     4 (2.515)                  8
+rmsprop           2 (0.893)                   1/2 (2.446)                  1
+adam              2 (0.879)                     1 (2.431)                  1
+adamw             2 (0.879)                     1 (2.397)                  1
+lion            1/2 (0.892)                   1/8 (2.512)                1/4
+muon              4 (0.870)                     2 (2.330)                  2
 
 Larger models and other data were not tried: an optimizer that matters to a study wants ``learning_rate`` as an axis.
 """
@@ -37,12 +38,17 @@ Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight deca
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most."""
+    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most.
+
+    ``weight_decay`` is what a study gets that names none: 0.1 where weights decay apart from the gradient, none where
+    the decay is added to it, which at 0.1 would outweigh the loss.
+    """
 
     summary: str
     make: Callable[[Groups, TrainSpec], Optimizer]
     state_per_param: int
     rate_factor: float
+    weight_decay: float = 0.0
 
 
 def _fused(spec: TrainSpec) -> dict[str, bool]:
@@ -104,20 +110,20 @@ class MuonWithAdamW(Optimizer):
 
 
 OPTIMIZERS: Mapping[str, OptimizerChoice] = {
-    "sgd": OptimizerChoice("stochastic gradient descent", lambda g, s: _sgd(g, s, momentum=False), 0, 16.0),
-    "momentum": OptimizerChoice("SGD with momentum", lambda g, s: _sgd(g, s, momentum=True), 1, 8.0),
+    "sgd": OptimizerChoice("stochastic gradient descent", lambda g, s: _sgd(g, s, momentum=False), 0, 32.0),
+    "momentum": OptimizerChoice("SGD with momentum", lambda g, s: _sgd(g, s, momentum=True), 1, 16.0),
     "nesterov": OptimizerChoice(
-        "SGD with Nesterov's momentum", lambda g, s: _sgd(g, s, momentum=True, nesterov=True), 1, 8.0
+        "SGD with Nesterov's momentum", lambda g, s: _sgd(g, s, momentum=True, nesterov=True), 1, 16.0
     ),
-    "adagrad": OptimizerChoice("Adagrad (Duchi et al. 2011); rates shrink by the gradients seen", _adagrad, 1, 16.0),
+    "adagrad": OptimizerChoice("Adagrad (Duchi et al. 2011); rates shrink by the gradients seen", _adagrad, 1, 8.0),
     "rmsprop": OptimizerChoice("RMSprop (Hinton 2012); beta2 averages the squares", _rmsprop, 1, 1.0),
     "adam": OptimizerChoice("Adam (Kingma & Ba 2015); weight decay in the gradient", _adam, 2, 1.0),
     "adamw": OptimizerChoice(
-        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0
+        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0, 0.1
     ),
-    "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25),
+    "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
     "muon": OptimizerChoice(
-        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0
+        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0, 0.1
     ),
 }
 

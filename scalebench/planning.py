@@ -206,9 +206,11 @@ def _training(name: str, model: Mapping[str, Any], opening: Opening, train: dict
     config, counts, fields = _configured(name, tuple(model.items()), opening, length)
     budget = {key: train.pop(key) for key in BUDGETS if key in train}
     train["steps"] = _steps(budget, counts, batch_size, length)
+    # An unknown optimizer is told of later, beside what else is wrong.
+    optimizer = OPTIMIZERS.get(train["optimizer"], OPTIMIZERS["adamw"])
     if train["learning_rate"] == "auto":
-        choice = OPTIMIZERS.get(train["optimizer"])  # an unknown one is told of beside what else is wrong
-        train["learning_rate"] = family.learning_rate(config) * (choice.rate_factor if choice else 1.0)
+        train["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
+    train.setdefault("weight_decay", optimizer.weight_decay)
     if train["accumulation"] > batch_size:
         raise PointRefused(f"train.accumulation: {train['accumulation']} micro-batches of a batch of {batch_size}")
     if train["checkpointing"] and "checkpointing" not in family.OFFERS:

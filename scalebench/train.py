@@ -87,7 +87,7 @@ def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler
     total = torch.zeros((), device=batch[0].device)
     for part in micro_batches(batch, spec.accumulation):
         with autocast(total.device, spec.precision):
-            loss = task.losses(model, part).mean() * (len(part[0]) / len(batch[0]))
+            loss = task.loss(model, part) * (len(part[0]) / len(batch[0]))
         scaler.scale(loss).backward()
         total += loss.detach()
     return total

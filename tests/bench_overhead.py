@@ -42,7 +42,7 @@ def bare(params: float) -> Callable[[], None]:
 
     def chunk() -> None:
         for step in range(CHUNK):
-            loss = task.losses(model, task.batch(step)).mean()
+            loss = task.loss(model, task.batch(step))
             loss.backward()
             clip_grad_norm_(model.parameters(), spec.gradient_clip)
             set_learning_rate(optimizer, spec, step)

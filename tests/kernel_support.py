@@ -8,10 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
 
 
 @contextmanager
@@ -27,23 +32,54 @@ def poisoned() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+@contextmanager
+def rounded_to_nearest() -> Iterator[None]:
+    """Have the interpreter round float32 to the nearest bfloat16, as a device does: left alone it cuts the bits off."""
+    cut_off = interpreter._convert_float
+
+    def convert(values: np.ndarray, source: Any, wanted: Any, rounding: Any) -> np.ndarray:
+        if (source, wanted) != (tl.float32, tl.bfloat16):
+            return cut_off(values, source, wanted, rounding)
+        return torch.from_numpy(np.ascontiguousarray(values)).bfloat16().view(torch.uint16).numpy()
+
+    interpreter._convert_float = convert
+    try:
+        yield
+    finally:
+        interpreter._convert_float = cut_off
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of the package's operations that run, in order, in backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "scalekernels":
+            self.names.append(function.name().removeprefix("scalekernels::"))
+        return function(*args, **(kwargs or {}))
+
+
 def inaccuracy(
     ours: Mapping[str, Tensor],
     same_precision: Mapping[str, Tensor],
     oracle: Mapping[str, Tensor],
     *,
     ulps: float = 8.0,
+    terms: float = 0.0,
 ) -> str | None:
     """Say how ``ours`` fails the acceptance rule, or return None where it passes.
 
     Each tensor's largest error against the float64 ``oracle`` is at most twice that of PyTorch's own path in the same
     precision, or ``ulps`` float32 ulps of the oracle's largest magnitude over all its tensors (a gradient that is zero
-    because large terms cancel has no scale of its own), whichever is more. What ``same_precision`` lacks is held to the
-    ulps alone. The names must be those of the oracle.
+    because large terms cancel has no scale of its own) or of ``terms``, the size of what is summed, whichever is more.
+    What ``same_precision`` lacks is held to the ulps alone. The names must be those of the oracle.
     """
     if ours.keys() != oracle.keys():
         return f"results are {', '.join(ours)}; expected {', '.join(oracle)}"
-    scale = max(exact.abs().max().item() for exact in oracle.values())
+    scale = max(terms, *(exact.abs().max().item() for exact in oracle.values()))
     for name, exact in oracle.items():
         if ours[name].shape != exact.shape:
             return f"{name} has shape {tuple(ours[name].shape)}, expected {tuple(exact.shape)}"
@@ -94,8 +130,10 @@ def _jit_source(module: ModuleType) -> str:
     text = Path(module.__file__).read_text()
     tree = ast.parse(text)
     kernels = _jit_functions(tree)
-    used = {node.id for kernel in kernels for node in ast.walk(kernel) if isinstance(node, ast.Name)}
-    kept = [node for node in tree.body if node in kernels or _is_needed(node, used)]
+    used: set[str] = set()
+    kept: list[ast.stmt] = []
+    while len(kept) < len(kept := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
+        used = {name.id for node in kept for name in ast.walk(node) if isinstance(name, ast.Name)}
     lines = text.splitlines()
     return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept) + "\n"
 
@@ -107,7 +145,8 @@ def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 
 def _is_needed(node: ast.stmt, used: set[str]) -> bool:
     if isinstance(node, ast.Assign):
-        return any(isinstance(target, ast.Name) and target.id in used for target in node.targets)
+        names = (name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
+        return any(name.id in used for name in names)
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from test_fit_command import CHINCHILLA, PLANTED, surface
 from test_predict_command import planted, write_study
 
-from scalebench.laws import compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
+from scalebench.laws import Refits, compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
 from scalebench.points.sources import candidate_trials
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
@@ -66,6 +67,31 @@ def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
     assert "refused" not in out.replace("refused\n", "")  # the head of a column aside
 
 
+def test_budgets_left_out_are_told_by_kind(command) -> None:
+    edge = budgets()[:9].assign(D=lambda t: 0.01 * t["D"], L=lambda t: 3 + 0.1 * np.log(t["N"] / 1e6))
+    table = pd.concat([budgets(), surface(0.001)[["N", "D", "L"]], edge])  # the grid has budgets of one to five sizes
+    table.to_csv("p.csv", index=False)
+    asked = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
+    refused = json.loads(command(*asked, "--json")[1])["allocations"][0]["refused"]
+    few = [one for one in refused if "for a parabola" in one["reason"]]
+    assert len(refused) > len(few) > 2
+    lines = [line for line in command(*asked)[1].splitlines() if "left out" in line]
+    assert len(lines) < len(refused)
+    (line,) = (line for line in lines if "for a parabola" in line)
+    assert f" and {len(few) - 1} more: left out: " in line
+
+
+def test_parameters_of_one_count_are_not_passed_off_as_the_other(command) -> None:
+    table = budgets()
+    table.assign(C=6 * table["N"] * table["D"]).to_csv("p.csv", index=False)
+    out = command("optimal", "p.csv", *COLUMNS, "--flops-column", "C", "--approach", "3", "--json")[1]
+    rows = {(row["counting_params"], row["counting_flops"]): row for row in json.loads(out)["conventions"]["rows"]}
+    assert rows["total", "6ND"]["N"] == pytest.approx(rows["total", "exact"]["N"], rel=1e-3)
+    for flops in ("6ND", "exact"):
+        assert rows["non_embedding", flops]["N"] is None
+        assert "column 'params_non_embedding' is missing" in rows["non_embedding", flops]["refused"]
+
+
 def test_approach_1_reads_training_curves(command) -> None:
     rows = []
     for n in np.geomspace(1e6, 1e9, 13):
@@ -110,6 +136,29 @@ def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     assert "as wide" in out
 
 
+def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
+    surface(0.005).to_csv("p.csv", index=False)
+    asked = (
+        "next",
+        "p.csv",
+        *COLUMNS,
+        "--law",
+        "chinchilla",
+        "--predict",
+        "params=1e11,tokens=1e13",
+        "--budget",
+        "1e22",
+    )
+    few, three = (json.loads(command(*asked, *most, "--json")[1]) for most in ((), ("--most", "3")))
+    assert (len(few["chosen"]), len(three["chosen"])) == (5, 3)
+    count, narrowing = few["unlimited"]
+    assert narrowing < few["narrowing"] < three["narrowing"] < 1
+    _, out, _ = command(*asked)
+    assert f"{count} trials of the same budget together would narrow it to ×{narrowing:.3g} (--most {count})" in out
+    many = json.loads(command(*asked, "--most", str(count), "--json")[1])
+    assert many["narrowing"] <= narrowing * (1 + 1e-9)
+
+
 def test_worth_is_the_multiplier_of_the_package(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
     points = {}
@@ -125,6 +174,28 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert found["interval"][0] < 1.6 < found["interval"][1]
     assert "the change saves compute" in command("worth", "old.csv", "new.csv")[1]
     assert "is not told apart" in command("worth", "old.csv", "old.csv")[1]
+
+
+def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
+    rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
+    fits = {}
+    for name, saving, refits in (("old", 1.0, Refits("wild", 300)), ("new", 1.6, Refits("parametric", 200))):
+        loss = (1.8 + 2 * (saving * flops / 1e15) ** -0.15) * np.exp(0.001 * rng.standard_normal(16))
+        pd.DataFrame({"C": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
+        asked = ("--method", refits.method, "--bootstrap", str(refits.n))
+        assert command("fit", f"{name}.csv", "--x-column", "C", *asked, "--json", f"{name}.json")[0] == 0
+        fits[name] = replace(fit({"x": flops, "y": loss}), refits=refits)
+    found = json.loads(command("worth", "old.json", "new.json", "--json")[1])
+    expected = compute_multiplier(fits["old"], fits["new"])
+    assert found["interval"] == pytest.approx(list(expected.interval))
+    assert found["method"].startswith("wild bootstrap of 8 configurations")
+    assert found["method"].endswith("parametric bootstrap, t with 5 degrees of freedom")
+    found = json.loads(command("next", "old.json", "--predict", "params=1e20", "--json")[1])
+    expected_trial = next_trial(fits["old"], candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    assert found["narrowing_interval"] == pytest.approx(expected_trial.narrowing_interval)
+    drawn_otherwise = replace(fits["old"], refits=Refits("parametric", 300))
+    other = next_trial(drawn_otherwise, candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
 def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
@@ -182,6 +253,35 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     assert (code, err) == (2, "f.json: roofline predicts from flops and bytes; give --input bytes=NUMBER\n")
 
 
+@pytest.mark.parametrize("method", ["auto", "resample"])
+def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, method: str) -> None:
+    flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
+    table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12})
+    table["time"] *= np.exp(0.01 * np.random.default_rng(1).standard_normal(16)) * (moved / 1e8) ** -0.002
+    table.to_csv("t.csv", index=False)
+    code, out, err = command("fit", "t.csv", "--law", "roofline", "--method", method, "--json", "f.json")
+    assert (code, err) == (0, "")
+    (line,) = (line for line in out.splitlines() if line.startswith("W "))
+    assert line.split()[1:4] == ["not", "resolved", "above"]
+    assert "at its bound: one-sided" in line
+    assert "bounds      1 / W at its bound 0: these points do not resolve it" in out
+    assert "e+30" not in out
+    found = json.loads(Path("f.json").read_text())
+    low, high = found["intervals"]["W"]
+    assert (found["parameters"]["W"], high, found["bounds_hit"]) == (None, None, ["W"])
+    assert 1e10 < low < 1e16
+    assert found["unresolved"] == {"W": "1 / W is at its bound 0: its interval has a lower end only"}
+    at = ("--input", "flops=1e12", "--input", "bytes=1e9")
+    code, out, _ = command("predict", "f.json", *at)
+    assert code == 0
+    assert "W not resolved: 1 / W is at its bound 0" in out
+    assert "rolling hold-out of time: " in out
+    answer = json.loads(command("predict", "f.json", *at, "--json")[1])["answers"]["time"]
+    F, t0 = (found["parameters"][name] for name in ("F", "t0"))
+    assert answer["value"] == pytest.approx(t0 + 1e12 / F, rel=1e-9)
+    assert answer["low"] < answer["value"] < answer["high"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -192,8 +292,18 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
         (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params"), "expected NAME=NUMBER"),
         (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--budget", "1"),
          "the cheapest candidate costs"),
-        (("worth", "p.csv", "p.csv"), "column unknown 'flops'"),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--most", "3"),
+         "--most 3: give --budget, too"),
+        (("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e9,tokens=1e9", "--most", "0"),
+         "--most 0: at least 1 is needed"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9,tokens=1e9"), "power needs params=NUMBER, or name"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "1e20"), "give --candidates FILE with"),
+        (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "-1"), "a positive number of FLOPs"),
+        (("worth", "p.csv", "p.csv"), "; name it with --flops-column; --law chinchilla takes params and tokens"),
+        (("predict", "p.csv", "--params", "1e9"), "by a law: `scalebench fit p.csv --json fit.json`, then"),
+        (("optimal", "p.csv", "--loss-column", "L"), "is missing; columns given: loss; --params-column, "),
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
+        (("tune", "p.csv", "--loss-column", "L"), "; name it with --against\np.csv: column unknown 'learning_rate'"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),
         (("fit", "p.csv", *COLUMNS, "--law", "power,chinchilla"), "laws are compared on the same inputs"),
         (("fit", "p.csv", *COLUMNS, "--law", "chinchilla,nothing"), "nothing"),

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def sets(length: int = 16, **changes: object) -> SetRegression:
     values = {"noise_std": 0.5, "batch_size": 64, "seed": 0, "validation_samples": 4096}
-    return SetRegression(Retrieval(), length, **(values | changes))
+    return SetRegression(data=Retrieval(), length=length, **(values | changes))
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

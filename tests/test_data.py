@@ -139,7 +139,8 @@ def test_text_too_short_for_a_window_or_a_split_is_refused(tmp_path: Path) -> No
 
 
 def regression(kind: str, inputs: int, noise: float = 0.5) -> Regression:
-    return Regression(Teacher(), kind, inputs, 1, noise, batch_size=20_000, seed=3, validation_samples=256)
+    sizes = {"inputs": inputs, "outputs": 1, "batch_size": 20_000, "validation_samples": 256}
+    return Regression(teacher=Teacher(), kind=kind, noise_std=noise, seed=3, **sizes)
 
 
 def test_the_perfect_model_of_a_teacher_reaches_its_floor() -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, OutOfReach, configure, gpt, linear, mlp
+from scalebench.families.causal import Rotary
 
 TEXT = {"vocab_size": 256, "context": 64}
 PUBLISHED = {
@@ -214,7 +215,7 @@ def test_no_token_sees_its_future(implementation: str) -> None:
 
 
 def test_rotary_scores_depend_on_distance_alone() -> None:
-    rotary = gpt.Rotary(16, 32).double()
+    rotary = Rotary(16, 32).double()
     q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turned_q, turned_k = (rotary(x.expand(1, 1, 32, 16))[0, 0] for x in (q, k))
     scores = turned_q @ turned_k.T

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from support import REPOSITORY, SOURCE_PATH, reference_data
 
-from scalebench.laws import LAWS, fit
+from scalebench.laws import LAWS, Refits, fit
 from scalebench.points.fit_file import from_document, law_columns
 
 PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
@@ -52,7 +52,7 @@ def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     expected = fit(points, "chinchilla").to_dict()
     assert {key: document[key] for key in expected} == json.loads(json.dumps(expected))
     assert set(document) == set(expected) | {"backtest", "points", "source"}
-    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json=-")
+    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "-")
     assert json.loads(out) == document
 
 
@@ -107,6 +107,42 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
     assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
 
 
+@pytest.mark.parametrize(("method", "word"), [("parametric", "parametric bootstrap"), ("wild", "wild bootstrap")])
+def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method: str, word: str) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("--method", method, "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    again, document = from_document(Path("f.json"))
+    assert document["refits"] == {"method": method, "n": 300, "seed": 0}
+    assert word in document["interval_method"]
+    points = surface(0.01).set_axis(["params", "tokens", "flops", "loss", "kind"], axis=1)
+    once, at = fit(points, "chinchilla"), {"params": [7e9], "tokens": [1.4e12]}
+    (low,), (high,) = once.bootstrap(300, 0, method).prediction_interval(at, kind="new")
+    code, out, _ = command("predict", "f.json", "--params", "7e9", "--tokens", "1.4e12", "--json")
+    assert code == 0
+    answer = json.loads(out)["answers"]["L"]
+    assert (answer["low"], answer["high"]) == pytest.approx((low, high), rel=1e-9)
+    assert [answer["low"], answer["high"]] != pytest.approx(
+        [end[0] for end in once.prediction_interval(at, kind="new")]
+    )
+    assert again.interval("alpha") == tuple(document["intervals"]["alpha"])
+
+
+def test_a_fit_from_before_its_refits_were_kept_loads_as_auto(command) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("--method", "wild", "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    document = json.loads(Path("f.json").read_text())
+    old = {name: value for name, value in document.items() if name != "refits"}
+    Path("old.json").write_text(json.dumps(old))
+    assert from_document(Path("old.json"))[0].refits == Refits("auto", 1000, 0)
+    for wrong in ({"method": "tame"}, {"n": 1}, {"n": "many"}, {"draws": 3}, 5):
+        Path("bad.json").write_text(json.dumps({**document, "refits": wrong}))
+        code, _, err = command("predict", "bad.json", "--params", "7e9", "--tokens", "1.4e12")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "bad.json: the fit in it cannot be made again" in err
+
+
 def test_columns_that_a_law_does_not_use_are_said(command) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     code, _, err = command("fit", "p.csv", "--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
@@ -133,6 +169,85 @@ def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
     for line in said:
         code, _, err = command(*shlex.split(line, comments=True)[1:])
         assert (code, err) == (0, ""), line
+
+
+def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
+    surface().to_csv("p.csv", index=False)
+    named = ("--law", "chinchilla", "--tokens-column", "D", "--flops-column", "C", "--loss-column", "L")
+    assert command("fit", "p.csv", *named, "--json", "f.json")[::2] == (0, "")
+    document = json.loads((tmp_path / "f.json").read_text())
+    assert document["parameters"] == pytest.approx(PLANTED, rel=1e-5)
+    assert document["points"]["params"] == pytest.approx(surface()["N"].tolist())
+    surface().rename(columns={"N": "params"}).to_csv("q.csv", index=False)  # a column of parameters comes first
+    assert "not used by chinchilla: column 'C' for flops" in command("fit", "q.csv", *named)[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as further runs"),
+        (
+            lambda t: t.rename(columns={"N": "D", "D": "N"}),
+            "22 of 25 rows have fewer tokens than parameters: are these",
+        ),
+        (lambda t: t.assign(N=t["N"] / 1e6), "parameters are at most 10000: is that a count, not millions"),
+        (lambda t: t.assign(D=t["D"] / 1e9), "tokens are at most 1000: is that a count, not millions"),
+        (lambda t: t, None),
+    ],
+    ids=["copies", "swapped", "millions", "billions", "none"],
+)
+def test_what_looks_like_a_slip_is_asked_about(command, change, said: str | None) -> None:
+    change(surface(0.01)).to_csv("p.csv", index=False)
+    for asked in (("fit", "p.csv", *CHINCHILLA), ("optimal", "p.csv", *CHINCHILLA[2:], "--approach", "3")):
+        code, _, err = command(*asked, "--tokens-column", "D")
+        assert code == 0
+        assert [line[: len(said or "")] for line in err.splitlines()] == (
+            [] if said is None else [f"p.csv: {said}"[: len(said)]]
+        )
+        assert said is None or said in err
+
+
+def test_a_column_of_tokens_that_the_law_does_not_take_is_said(command) -> None:
+    surface(0.01).set_axis(["params", "tokens", "flops", "loss", "kind"], axis=1).to_csv("p.csv", index=False)
+    code, _, err = command("fit", "p.csv", "--bootstrap", "50")
+    assert code == 0
+    assert err == (
+        "p.csv: column 'tokens' is not used by a law of params alone; --law chinchilla takes it, --law auto chooses\n"
+    )
+
+
+def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None:
+    surface(0.01).to_csv("p.csv", index=False)
+    asked = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
+    assert command(*asked)[2] == ""
+    monkeypatch.setattr("scalebench.commands.fit.SLOW", 25 * 60 - 1)
+    assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 makes fewer\n"
+
+
+def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
+    n = np.geomspace(1e6, 1e9, 8)
+    rising = (1.7 + 40 * n**-0.3)[::-1]
+    pd.DataFrame({"params": n, "loss": rising}).to_csv("p.csv", index=False)
+    code, out, _ = command("fit", "p.csv", "--bootstrap", "50")
+    assert code == 0
+    assert "status      degenerate" in out
+    assert ": A = 0, the points do not fall as the law says, and what goes with A means nothing" in out
+
+
+def test_three_sizes_have_parameters_and_the_reason_for_no_interval(command) -> None:
+    n = np.geomspace(1e6, 1e9, 3)
+    pd.DataFrame({"params": n, "loss": 1.7 + 40 * n**-0.3}).to_csv("p.csv", index=False)
+    code, out, err = command("fit", "p.csv", "--json", "f.json")
+    assert (code, err) == (0, "")
+    assert out.count("no interval") == 3
+    assert "refused: 3 configurations leave zero degrees of freedom for power" in out
+    code, out, _ = command("predict", "f.json", "--params", "1e10")
+    assert code == 0
+    assert "no interval: 3 configurations leave zero degrees of freedom" in out
+    code, _, err = command("fit", "p.csv", "--law", "auto")
+    assert code == 2
+    assert err.startswith("p.csv: --law auto: none of 2 laws can be fitted; power: ")
+    assert err.endswith("a law by its name needs no hold-out\n")
 
 
 def test_default_columns() -> None:
@@ -164,11 +279,15 @@ def test_default_columns() -> None:
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--bootstrap", "1"), "--bootstrap 1: intervals need"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--json", "p.csv/f.json"), "p.csv/f.json: cannot be written"),
         (("empty",), "empty: no results here"),
+        (("absent",), "absent: there is no such file or folder"),
+        (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .parquet, and it is no folder; rename it to"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "p.json").write_text("{}")
     code, _, err = command("fit", *arguments)
     assert code == 2
     (line,) = err.strip().splitlines()

@@ -37,7 +37,7 @@ def subjects() -> list[tuple[str, str]]:
     found = []
     for operation in OPERATIONS:
         module = import_module(f"scalekernels.{operation}")
-        cases = list(check_case.cases(module, ["float16", "bfloat16"], LARGEST_FLOPS))
+        cases = list(check_case.cases(module, ["float16", "bfloat16", "float32"], LARGEST_FLOPS))
         found += [(operation, case.label) for case in (cases[:1] if NO_GPU else cases)]
     return found
 
@@ -73,7 +73,7 @@ def test_a_case_is_accurate_steady_and_the_same_after_sdpa(findings: Path, opera
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD", "Adagrad", "RMSprop"])
 def test_a_thousand_steps_agree_with_torch(findings: Path, optimizer: str, dtype: str) -> None:
     check(findings, "steps", optimizer, "--dtype", dtype, "--steps", "1000")
 

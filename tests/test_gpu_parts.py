@@ -9,9 +9,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import check_case
 import gpu
 import pytest
 from gpu_parts import Part, Run, ended, run_parts
+
+from scalebench.cli import app
 
 
 def make_run(out: Path, code: str = "1") -> Run:
@@ -46,6 +49,19 @@ def test_every_end_of_a_part_is_told_apart_and_the_others_go_on(tmp_path: Path) 
     kept = json.loads((run.out / "parts" / "check" / "bad.json").read_text())
     assert kept["detail"] == "the reason"
     assert (run.out / "parts" / "check" / "good.log").read_text() == "fine\n"
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_every_part_is_a_command_that_its_program_takes(tmp_path: Path, dry: bool) -> None:
+    run = Run(tmp_path, 1.0, 2, dry, gpu.OPERATIONS, gpu.environment_of(tmp_path, dry), "1", cases=2)
+    checks = [*gpu.check_parts(run), gpu.coverage_part(run)]
+    kinds = [check_case.command_line().parse_args(part.command[2:]).kind for part in checks]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "canary": 1 if dry else 4, "case": 2 * len(gpu.OPERATIONS), "steps": 2 * len(gpu.OPTIMIZERS), "coverage": 1,
+    }  # fmt: skip
+    for part in (*gpu.compare_parts(run), *gpu.sweep_parts(run), *gpu.report_parts(run)):
+        assert part.command[1:3] == ("-m", "scalebench.cli")
+        app.parse_args(part.command[3:], exit_on_error=False, print_error=False)
 
 
 def test_what_ended_well_is_not_done_again_by_the_same_code(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scalebench.planning import PlannedTrial, load_study, plan
 from scalebench.study import InferenceSpec
 from scalebench.trial.building import build_model
 from scalebench.trial.inference import MeasuredInference, call_flops, latency_columns, timed, writing
-from scalebench.trial.quantization import Int8Linear, weight_bytes, with_weights
+from scalebench.trial.quantization import weight_bytes, with_weights
 
 STUDY = 'schema = 1\nname = "at-work"\nmode = "inference"\n'
 GPT = STUDY + '[model]\nfamily = "gpt"\nparams = 3000\n[inference]\nprompt_length = 10\nnew_tokens = 6\nrepeats = 3\n'
@@ -66,20 +67,22 @@ def spec(**changes: object) -> InferenceSpec:
 def test_int8_products_are_those_of_the_rounded_weight(rows: int, columns: int, bias: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(columns, rows, bias=bias, dtype=dtype), torch.randn(3, 5, columns, dtype=dtype)
-    found = Int8Linear(linear)
-    widened = found.weight.double() * found.scale.double()[:, None]
-    # Rounding moves each weight by half a step of its row at most.
-    assert ((widened - linear.weight.double()).abs() <= found.scale.double()[:, None] * 0.51).all()
-    assert found.weight.abs().amax() == 127
-    expected = x.double() @ widened.T + (linear.bias.double() if bias else 0)
+    weight = linear.weight.detach().double()
+    found = with_weights(linear, "int8")(x).double()
+    held = linear.weight.qdata.double() * linear.weight.scale.double()
+    # Rounding moves each weight by half a step of its row at most: a step is a 127th of the row's largest, or a 128th.
+    assert ((held - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.51).all()
+    assert linear.weight.qdata.int().abs().amax() >= 127
+    assert not torch.equal(held, weight)
+    expected = x.double() @ held.T + (linear.bias.double() if bias else 0)
     tolerance = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found(x).double(), expected, rtol=tolerance, atol=tolerance * columns**0.5)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * columns**0.5)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
     linear = torch.nn.Linear(4, 2)
     torch.nn.init.zeros_(linear.weight)
-    assert torch.equal(Int8Linear(linear)(torch.ones(1, 4)), linear.bias[None])
+    assert torch.equal(with_weights(linear, "int8")(torch.ones(1, 4)), linear.bias[None])
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -94,7 +97,7 @@ def test_weight_bytes_are_the_closed_form_by_type(tied: bool) -> None:
     matrices = counts.by_group["attention"] + counts.by_group["mlp"] + head
     outputs = config.depth * (3 * config.inner + 2 * config.width + config.hidden) + config.vocab_size
     others = counts.by_group["token_embedding"] + counts.by_group["norm"]
-    assert found["int8"] == matrices + 4 * outputs + 4 * others
+    assert found["int8"] == matrices + (4 + 1) * outputs + 4 * others  # torchao: a scale and a zero point for each row
 
 
 def test_a_model_with_int8_weights_predicts_nearly_the_same() -> None:
@@ -107,10 +110,15 @@ def test_a_model_with_int8_weights_predicts_nearly_the_same() -> None:
     assert 0 < (before - after).abs().sum(-1).max() < 0.05
 
 
-def test_int8_takes_a_single_layer_and_refuses_a_model_without_one() -> None:
-    assert isinstance(with_weights(torch.nn.Linear(3, 2), "int8"), Int8Linear)
+def test_int8_refuses_a_model_without_a_linear_layer() -> None:
     with pytest.raises(Unsupported, match="linear layers"):
         with_weights(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3)), "int8")
+
+
+def test_int8_without_torchao_is_unsupported_and_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(Unsupported, match=r"torchao .*pip install torchao"):
+        with_weights(torch.nn.Linear(3, 2), "int8")
 
 
 # --- times and costs -------------------------------------------------------------------------------------------------

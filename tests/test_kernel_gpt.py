@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_support import Operations
 from scalekernels import device
 from support import SOURCE_PATH, train_spec
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from scalebench.fused_optimizers import FUSED, clips
 from scalebench.generation.decoding import Sampling, beam_search, chooser, generate
 from scalebench.optimizers import OPTIMIZERS, build_optimizer
 from scalebench.store import load_results
+from scalebench.study import TrainSpec
 from scalebench.tasks import NextToken
+from scalebench.train import backward, loss_scaler
 
 SHAPE = {"depth": 2, "width": 16, "vocab_size": 61, "context": 32, "head_dim": 16}
 FORMS = {
@@ -62,6 +65,34 @@ def test_eager_and_triton_agree_in_parameters_loss_logits_and_gradients(form: st
         assert ours <= allowed, f"{name}: {ours:.3g} > {allowed:.3g} (eager {theirs:.3g})"
 
 
+def step_gradients(built: nn.Module, spec: TrainSpec) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of a training step as ``train`` makes them, of three sequences."""
+    tokens = torch.randint(0, 61, (3, 33), generator=torch.Generator().manual_seed(5))
+    task = NextToken.__new__(NextToken)
+    loss = backward(built, task, (tokens[:, :-1], tokens[:, 1:]), spec, loss_scaler(torch.device("cpu"), spec))
+    return loss, {name: parameter.grad.double() for name, parameter in built.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(accumulation: int) -> None:
+    spec = train_spec(accumulation=accumulation)
+    with Operations() as seen:
+        loss, found = step_gradients(model("triton"), spec)
+    of_the_loss = [name for name in seen.names if "cross_entropy" in name or "scale" in name]
+    assert of_the_loss == ["linear_cross_entropy", "scale_gradient_", "scale_gradient_"] * accumulation
+    eager_loss, eager = step_gradients(model("eager"), spec)
+    exact_loss, exact = step_gradients(model("eager").double(), spec)
+    assert abs(loss - exact_loss) <= 2 * abs(eager_loss - exact_loss) + 1e-6
+    for name, truth in exact.items():
+        theirs, ours = ((gradient[name] - truth).abs().max().item() for gradient in (eager, found))
+        assert ours <= max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()), name
+
+
+def test_the_mean_that_training_makes_small_is_that_of_the_losses() -> None:
+    built, task = model("triton"), NextToken.__new__(NextToken)
+    assert task.loss(built, batch()).item() == pytest.approx(task.losses(built, batch()).mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("pieces", [[13], [5, 1, 6, 1], [1, 12]])
 @torch.no_grad()
@@ -98,6 +129,7 @@ def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))
     losses(built).mean().backward()
+    NextToken.__new__(NextToken).loss(built, batch()).backward()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
@@ -110,7 +142,7 @@ def test_training_agrees_step_by_step_and_gradients_are_clipped_once(optimizer: 
         assert clips(update) is (implementation == "triton")
         history = []
         for step in range(3):
-            loss = losses(built, step).mean()
+            loss = NextToken.__new__(NextToken).loss(built, batch(step))
             loss.backward()
             if not clips(update):
                 norms[step] = nn.utils.clip_grad_norm_(built.parameters(), spec.gradient_clip).item()

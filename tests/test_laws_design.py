@@ -99,7 +99,7 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
         candidates = surface_candidates(8, seed)
         flops = 6 * candidates["params"] * candidates["tokens"]
         budget = 0.4 * flops.sum()
-        design = best_set(found, candidates, TARGET, budget)
+        design = best_set(found, candidates, TARGET, budget, most=None)
         rows = tuple(c.row for c in design.chosen)
         assert len(set(rows)) == len(rows)
         assert design.flops == pytest.approx(flops[list(rows)].sum())
@@ -107,6 +107,36 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
         ratios.append(_spread(found, candidates, rows) / _exhaustive(found, candidates, flops, budget))
     assert max(ratios) < 1.05
     assert np.median(ratios) < 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    ratios = []
+    for seed in range(4):
+        candidates = surface_candidates(8, seed)
+        flops = 6 * candidates["params"] * candidates["tokens"]
+        budget = 0.3 * flops.sum()
+        design = best_set(found, candidates, TARGET, budget, most=most)
+        rows = [c.row for c in design.chosen]
+        assert len(set(rows)) == len(rows) <= most
+        assert design.flops <= budget
+        ratios.append(_spread(found, candidates, rows) / _exhaustive(found, candidates, flops, budget, most))
+    assert max(ratios) < 1.03
+    assert np.median(ratios) < 1.0 + 1e-6
+
+
+def test_what_more_trials_would_do_is_what_they_do():
+    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    candidates = surface_candidates(40)
+    few, all_ = (best_set(found, candidates, TARGET, 1e22, most=most) for most in (5, None))
+    count, narrowing = few.unlimited
+    assert len(few.chosen) == 5 < count
+    assert all_.unlimited is None
+    assert all_.narrowing <= narrowing * (1 + 1e-6)  # exchanged as well
+    assert narrowing < 0.98 * few.narrowing
+    assert best_set(found, candidates, TARGET, 1e22, most=100).unlimited is None
+    assert len(best_set(found, candidates, TARGET, 1e22).chosen) == 5
 
 
 def test_a_set_spreads_over_what_each_trial_adds():
@@ -139,8 +169,8 @@ def _spread(found, candidates, rows):
     return np.linalg.norm(np.linalg.lstsq(seen.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
 
 
-def _exhaustive(found, candidates, flops, budget):
-    sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, 9))
+def _exhaustive(found, candidates, flops, budget, most=8):
+    sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, most + 1))
     return min(_spread(found, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
 
 
@@ -152,7 +182,7 @@ def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
     assert low <= one.narrowing <= high
     assert low < high
     assert one.narrowing == pytest.approx(one.ranking[0].narrowing)
-    several = best_set(found, candidates, TARGET, 1e30)
+    several = best_set(found, candidates, TARGET, 1e30, most=None)
     assert len(several.chosen) == 12
     assert several.narrowing < one.narrowing < 1
 
@@ -171,6 +201,8 @@ def test_refusals():
         best_set(found, {"x": [1.0, 2.0]}, {"x": 60.0}, 1e20)
     with pytest.raises(FitRefused, match=r"budget of 1 FLOPs; the cheapest candidate costs 3: raise it"):
         best_set(found, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 1.0)
+    with pytest.raises(FitRefused, match="at most 0 trials; a set needs at least 1"):
+        best_set(found, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 10.0, most=0)
     with pytest.raises(FitRefused, match="2 targets; a design narrows one prediction"):
         next_trial(found, {"x": [1.0, 2.0]}, {"x": [60.0, 70.0]})
     exact = fit({"x": X[:2], "y": Y[:2]}, "offset_linear", loss="squares", space="raw", fixed=None)

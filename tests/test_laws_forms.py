@@ -111,6 +111,20 @@ def test_pins_reach_what_the_fit_can_hold():
         fit(points, "skaling", fixed={"A": 480.0})
 
 
+def test_a_rate_without_traffic_to_resolve_it_is_infinite_and_has_a_lowest_value():
+    flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
+    time = (1e-4 + flops / 1e12) * np.exp(0.01 * np.random.default_rng(0).standard_normal(16))
+    found = fit({"flops": flops, "bytes": moved, "time": time}, "roofline")
+    assert found.parameters["W"] == np.inf
+    assert (found.bounds_hit, list(found.unresolved)) == (("W",), ["W"])
+    low, high = found.interval("W")
+    samples = found.bootstrap().samples["W"]
+    assert high == np.inf
+    assert 1 / low == pytest.approx(np.quantile(1 / samples, 0.975), rel=1e-12)
+    assert np.isinf(samples).mean() > 0.2
+    assert found.predict(flops=1e12, bytes=1e9) == pytest.approx(found.predict(flops=1e12, bytes=1.0), rel=1e-12)
+
+
 @pytest.mark.parametrize("fixed", [("F",), ("W",), ("t0",), ("F", "t0"), ("F", "W")])
 def test_rates_of_a_roofline_can_be_pinned(fixed):
     points, truth = planted("roofline", 0.003), PLANTED["roofline"][1]

@@ -178,6 +178,26 @@ def test_rolling_backtest_stops_where_too_few_sizes_are_left():
     assert [h.inside_interval is None for h in held] == [True, False, False]
 
 
+def test_sizes_that_differ_by_rounding_are_held_out_together():
+    rng = np.random.default_rng(0)
+    sizes = np.geomspace(1e6, 1e9, 8)
+    exact, read_off = sizes.repeat(3), sizes.repeat(3) * np.exp(rng.uniform(-0.004, 0.004, 24))
+    loss = (1.7 + 40 * exact**-0.3) * np.exp(0.002 * rng.standard_normal(24))
+    told, said = (fit({"params": x, "loss": loss}).backtest("rolling") for x in (exact, read_off))
+    assert [row.size for row in said] == pytest.approx([row.size for row in told], rel=0.005)
+    assert [row.measured for row in said] == [row.measured for row in told]
+    assert [row.naive_error_percent for row in said] == pytest.approx([row.naive_error_percent for row in told])
+    assert [row.predicted for row in said] == pytest.approx([row.predicted for row in told], rel=0.02)
+
+
+def test_backtest_of_sizes_without_a_gap_holds_out_a_hundredth_at_a_time():
+    sizes = np.geomspace(1e6, 2e7, 1500)
+    points = {"params": sizes, "loss": 1.7 + 40 * sizes**-0.3}
+    held = fit(points).backtest("rolling")
+    assert len(held) == 8
+    assert np.diff(np.log([row.size for row in held])) == pytest.approx(0.01, rel=0.3)
+
+
 def test_backtest_misses_what_the_law_does_not_hold_for():
     points = study(np.random.default_rng(6), noise=1e-3)
     points["loss"][-2:] *= 1.2  # the largest size breaks the trend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from itertools import pairwise
 
+import check_case
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalekernels import cross_entropy, norm
 from scalekernels.cross_entropy import linear_cross_entropy
-from scalekernels.cross_entropy.kernels import chunk_tokens, row_length
+from scalekernels.cross_entropy.memory import chunk_tokens, plan, row_length
 from scalekernels.norm.kernels import BACKWARD_TILES, FORWARD_TILES, WIDE_TILE, WIDEST, tile_for
 from scalekernels.providers import Unavailable
 
@@ -61,18 +62,56 @@ def test_chunks_of_known_sizes(tokens, classes, dtype, chunk):
     assert chunk_tokens(tokens, classes, dtype) == chunk
 
 
-@pytest.mark.parametrize("width", [768, 1024])
-def test_bfloat16_memory_is_a_sixth_of_the_full_logits(width):
-    """What is held above inputs and returned gradients, in each pass, against three full tensors of logits.
+def eager_bytes(tokens: int, width: int, classes: int, size: int) -> int:
+    """What the eager path holds above inputs and returned gradients: three tensors of all logits, before those exist.
 
-    The interpreted test of the peak measures that the eager path holds three, and that ours holds what is summed here.
+    The interpreted test of the peak measures this, and that ours holds what its plan says.
     """
+    return size * (3 * tokens * classes - width * (tokens + classes))
+
+
+@pytest.mark.parametrize("width", [768, 1024, 1536, 2048, 3072, 4096])
+def test_bfloat16_memory_is_a_sixth_of_the_full_logits(width):
     tokens, classes = 8192, 50257
-    weight, rows = classes * width, tokens * width
-    workspace = chunk_tokens(tokens, classes, torch.bfloat16) * row_length(classes) * 2
-    forward = workspace + 4 * weight + 2 * rows - (2 * weight + 2 * rows)
-    backward = 4 * weight + 2 * rows
-    assert max(forward, backward) <= 3 * tokens * classes * 2 / 6
+    found = plan(tokens, width, classes, torch.bfloat16)
+    workspace, weight = found.tokens * row_length(classes) * 2, classes * width
+    exact = width <= 1536
+    assert found.accumulator == (torch.float32 if exact else torch.bfloat16)
+    assert found.peak_bytes == (max(workspace + 2 * weight, 4 * weight) if exact else workspace)
+    assert 6 * found.peak_bytes <= eager_bytes(tokens, width, classes, 2) <= 6 * tokens * classes
+
+
+@given(st.integers(0, 300_000), st.integers(1, 20_000), st.integers(1, 300_000), st.sampled_from(DTYPES))
+def test_a_plan_rounds_only_where_that_saves_memory_and_four_times_at_most(tokens, width, classes, dtype):
+    found = plan(tokens, width, classes, dtype)
+    row, weight, chunk = row_length(classes) * dtype.itemsize, width * classes, chunk_tokens(tokens, classes, dtype)
+    exact = chunk * row if dtype == torch.float32 else max(chunk * row + 2 * weight, 4 * weight)
+    small = 6 * exact <= eager_bytes(tokens, width, classes, dtype.itemsize)
+    if found.accumulator == torch.float32:
+        assert (found.tokens, found.peak_bytes) == (chunk, exact)
+        rounded = max(chunk, -(-tokens // 4) + 127) * row  # at most: chunks are multiples of 128 tokens
+        assert small or dtype != torch.bfloat16 or exact <= rounded
+    else:
+        assert dtype == found.accumulator == torch.bfloat16
+        assert not small
+        assert chunk <= found.tokens <= max(tokens, 1) <= 4 * found.tokens
+        assert found.peak_bytes == found.tokens * row < exact
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "chunks", "accumulator"),
+    [
+        ((8192, 4096, 50257), torch.bfloat16, 4, torch.bfloat16),
+        ((8192, 4096, 50257), torch.float16, 4, torch.float32),  # a sum of gradients may leave its range
+        ((65536, 4096, 50257), torch.bfloat16, 32, torch.float32),  # a sixth is more, and four chunks would be large
+        ((2048, 768, 50257), torch.bfloat16, 1, torch.bfloat16),  # one product, one rounding
+        ((65536, 768, 256), torch.bfloat16, 8, torch.float32),
+        ((0, 8, 10), torch.bfloat16, 0, torch.bfloat16),
+    ],
+)
+def test_plans_of_known_shapes(shape, dtype, chunks, accumulator):
+    found = plan(*shape, dtype)
+    assert (-(-shape[0] // found.tokens), found.accumulator) == (chunks, accumulator)
 
 
 def test_costs():
@@ -100,6 +139,17 @@ def test_ladders():
         for residual in (False, True)
         for width in (768, 1024, 2048, 4096, 8192)
     }
+
+
+def test_the_check_on_a_gpu_sums_over_chunks_in_both_ways():
+    expected = [(8, torch.float32), (3, torch.bfloat16)]
+    assert len(cross_entropy.LARGER) == len(expected)
+    for case, (chunks, accumulator) in zip(cross_entropy.LARGER, expected, strict=True):
+        found = plan(case.tokens, case.width, case.classes, case.dtype)
+        assert (-(-case.tokens // found.tokens), found.accumulator) == (chunks, accumulator)
+    checked = list(check_case.cases(cross_entropy, ["bfloat16"], 1e11))
+    assert set(cross_entropy.LARGER) < set(checked)
+    assert not set(cross_entropy.LARGER) & set(check_case.cases(cross_entropy, ["bfloat16"], 0))
 
 
 @MODULES

@@ -8,6 +8,7 @@ import pytest
 
 from scalebench.errors import StudyError
 from scalebench.families import gpt
+from scalebench.optimizers import OPTIMIZERS
 from scalebench.planning import find_study, load_study, plan, studies_dir
 from scalebench.study import Trial, trial_id
 
@@ -42,6 +43,15 @@ def test_defaults_are_filled_in_and_decided(load) -> None:
     assert trial.model["context"] == 128
     assert trial.train.learning_rate == gpt.learning_rate(gpt.Config(**trial.model))
     assert planned.trial_id == trial_id(trial)
+
+
+def test_only_an_optimizer_that_decays_apart_from_the_gradient_decays_unless_asked(load) -> None:
+    names = ", ".join(f'"{name}"' for name in OPTIMIZERS)
+    study = GPT + f"params = 1e4\n[train]\noptimizer = [{names}]\n"
+    decays = {planned.trial.train.optimizer: planned.trial.train.weight_decay for planned in plan(load(study))}
+    assert decays == dict.fromkeys(OPTIMIZERS, 0.0) | {"adamw": 0.1, "lion": 0.1, "muon": 0.1}
+    asked = plan(load(study, "train.weight_decay=0.01"))
+    assert {planned.trial.train.weight_decay for planned in asked} == {0.01}
 
 
 def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:

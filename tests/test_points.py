@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.points import table as points
 from scalebench.points.files import PointsError
 from scalebench.points.table import read_points
-from scalebench.points import table as points
 from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
@@ -27,6 +27,39 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 
     with pytest.raises(PointsError) as caught:
         read_points(path, columns, where, least=least)
     return caught.value.lines
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("4,608", "'4,608' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("1.000.000,5", "'1.000.000,5' is not a number; a positive number is needed"),
+        ("1 000 000", "'1 000 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("1_000.5", "'1_000.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("10M", "'10M' is not a number; a positive number is needed"),
+        ("", "nothing there; a positive number is needed; --where 'L > 0' leaves such rows out"),
+        ("NaN", "NaN is not finite; a positive number is needed; --where 'L > 0' leaves such rows out"),
+        ("-1", "-1 is negative; a positive number is needed"),
+    ],
+)
+def test_a_wrong_cell_is_told_with_what_to_do(tmp_path: Path, cell: str, told: str) -> None:
+    path = written(tmp_path, GOOD.replace(",", ";").replace("3.2", cell))
+    assert refused(path) == (f"{path}, line 3, column 'L': {told}",)
+
+
+def test_rows_without_a_value_can_be_left_out(tmp_path: Path) -> None:
+    for missing in ("", "NaN", "null"):
+        table = read_points(written(tmp_path, GOOD.replace("3.2", missing)), COLUMNS, "L > 0")
+        assert table.values["loss"].tolist() == [3.5, 3.0]
+
+
+def test_the_option_that_names_a_column_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    with pytest.raises(PointsError) as caught:
+        read_points(
+            path, {"params": "N", "loss": "nats"}, options={"loss": "--loss-column", "params": "--params-column"}
+        )
+    assert caught.value.lines == (f"{path}: column unknown 'nats' (known: N, L, kind, ok); name it with --loss-column",)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -86,8 +119,8 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
     [
         ("abc", "'abc' is not a number"), ("", "nothing there"), ("nan", "nan is not finite"),
         ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
-        ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' is not a number"), ("true", "'true' is not"),
-        ('"1,5"', "'1,5' is not a number"), ('"2\n2"', "'2\\n2' is not a number"),
+        ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' has a comma"), ("true", "'true' is not"),
+        ('"1,5"', "'1,5' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_told_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:

@@ -116,7 +116,7 @@ def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path:
     assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA + b * 1e8**-beta, rel=1e-5)
     code, out, _ = command("predict", "planted", "--params", "3e6")
     assert code == 0
-    assert "validation loss: refused: the trials vary size and data: give --tokens" in out
+    assert "validation loss, data: refused: the trials vary size and data: give --tokens" in out
 
 
 def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path: Path) -> None:
@@ -180,6 +180,20 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
     for name in ("step_time", "memory", "compute", "checkpoint"):
         assert answers[name]["value"] is None
         assert "a fit of one law holds no costs" in answers[name]["reason"]
+    _, out, _ = command("predict", "f.json", "--params", "7e10", "--tokens", "1.4e12")
+    assert "step time, memory, compute, checkpoint: refused: a fit of one law holds no costs" in out
+
+
+def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
+    n = np.geomspace(1e6, 1e9, 8)
+    pd.DataFrame({"params": n, "loss": 1.7 + 40 * n**-0.3}).to_csv("p.csv", index=False)
+    assert command("fit", "p.csv", "--json", "f.json")[0] == 0
+    code, out, err = command("predict", "f.json", "--params", "1e9", "--tokens", "1e12", "--input", "u=3")
+    assert code == 0
+    assert err.splitlines() == [
+        f"{option} is not used: power predicts from params" for option in ("--tokens", "--input u")
+    ]
+    assert "data: refused: power does not depend on tokens" in out
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,28 @@ def gpt_and_task(spec: TrainSpec, **fields: object):
     return family.build(config, spec.implementation).double(), family.task(config, data, about, spec)
 
 
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_what_training_makes_small_is_the_mean_of_the_losses_of_samples(name: str) -> None:
+    """To the bit, for every family's task, in training and in validation."""
+    family = FAMILIES[name]
+    spec = train_spec(batch_size=3, sequence_length=16 if family.SEQUENCES else None)
+    data = open_source(family.DATA)
+    config = configure(family, {"params": 2e4}, data, spec.sequence_length)
+    about = DataSpec(source=family.DATA, validation_fraction=0.2, validation_samples=64, noise_std=0.5, sha256="")
+    task = family.task(config, data, about, spec)
+    torch.manual_seed(0)
+    model, batch = family.build(config, "eager"), task.batch(0)
+    for _ in range(2):
+        torch.manual_seed(1)  # of dropout, where there is some
+        loss = task.loss(model, batch)
+        torch.manual_seed(1)
+        losses = task.losses(model, batch)
+        assert loss.shape == ()
+        assert losses.shape == (3,)
+        assert torch.equal(loss, losses.mean())
+        model.eval()
+
+
 def gradients(model: torch.nn.Module, task: object, spec: TrainSpec) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The loss of step 0 and its gradients."""
     model.zero_grad()

@@ -16,10 +16,9 @@ import psutil
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-_DECISIVE = (
-    *("families", "data", "collectors", "tasks", "building.py", "checkpointing.py", "fused_optimizers.py"),
-    *("generation.py", "inference.py", "measured.py", "optimizers.py", "quantization.py", "train.py", "training.py"),
-    "worker.py",
+DECISIVE = (
+    *("families", "data", "collectors", "tasks", "trial", "generation"),
+    *("fused_optimizers.py", "optimizers.py", "train.py", "worker.py"),
 )
 
 
@@ -34,7 +33,7 @@ def package_version(name: str) -> str | None:
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
     """Return 12 hex digits of SHA-256 over the source that decides a trial's numbers, kernels included."""
-    roots = [PACKAGE / name for name in _DECISIVE]
+    roots = [PACKAGE / name for name in DECISIVE]
     if (kernels := _kernels_root()) is not None:
         roots.append(kernels)
     digest = hashlib.sha256()

@@ -64,6 +64,10 @@ class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, u
             self.reset_mod_stats()
         super()._pre_fw_hook(module, inputs)
 
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
+        """Hook gradients only where there will be some: frozen weights refuse the hook."""
+        return super()._track_module_params_and_buffers(module, install_grad_hooks and torch.is_grad_enabled())
+
 
 def split_columns(
     model: nn.Module, optimizer: Optimizer, backward: Callable[[int], Any]

@@ -10,7 +10,7 @@ from scalebench.commands.terminal import say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
 from scalebench.points.files import open_source
-from scalebench.points.fit_file import find_law, fit_values, law_columns, named_laws
+from scalebench.points.fit_file import column_names, column_options, find_law, fit_values, law_columns, named_laws
 from scalebench.points.table import read_points
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def choose_law(
         return text, None
     laws = named_laws(text, given, open_source(path).names)
     form = find_law(laws[0])
-    columns = law_columns(form, given, of_results=path.is_dir())
-    points = fit_values(read_points(path, columns, where))
+    columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
+    points = fit_values(read_points(path, columns, where, options=column_options(form)))
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
     try:
         found = choose(points, laws, by="x" if len(form.inputs) == 1 else form.inputs[0], **options)
     except FitRefused as refusal:
-        raise InputError([f"{path}: {refusal}"]) from refusal
+        raise InputError([f"{path}: --law {text}: {refusal}; a law by its name needs no hold-out"]) from refusal
     return found.best, found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.commands.terminal import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused, best_set, compute_multiplier, next_trial, optimum_law
+from scalebench.laws.design import MOST
 from scalebench.points.fit_file import json_safe
 from scalebench.points.sources import candidate_trials, find_compute_fit, find_fit
 from scalebench.points.table import read_points
@@ -35,23 +36,46 @@ def run_next(
     budget: float | None,
     reach: float,
     *,
+    most: int | None,
     as_json: bool,
 ) -> int:
     """Print the trial, or the trials within a budget, that most narrow a prediction."""
     fit = find_fit(source, law, columns, where)
-    missing = [name for name in fit.law.inputs if name not in target]
-    if missing or len(target) > len(fit.law.inputs):
-        needed = ",".join(f"{name}=NUMBER" for name in fit.law.inputs)
-        raise InputError([f"{source}: --predict names {', '.join(target) or 'nothing'}; {fit.law.name} needs {needed}"])
-    if not reach > 0:
-        raise InputError([f"--reach {reach:g}: a positive number is needed"])
+    _check_target(source, fit, target)
+    _check_limits(fit, candidates, budget, reach, most)
     offered = _candidates(fit, candidates, budget) if candidates else candidate_trials(fit, GRID, reach)
     try:
-        found = next_trial(fit, offered, target) if budget is None else best_set(fit, offered, target, budget)
+        if budget is None:
+            found = next_trial(fit, offered, target)
+        else:
+            found = best_set(fit, offered, target, budget, most=most or MOST)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
     print_json(json_safe({"law": fit.law.name, **found.to_dict()})) if as_json else print_design(fit, found)
     return 0
+
+
+def _check_target(source: Path, fit: Fit, target: Mapping[str, float]) -> None:
+    if set(target) == set(fit.law.inputs):
+        return
+    needed = ",".join(f"{name}=NUMBER" for name in fit.law.inputs)
+    asked = f"--predict names {', '.join(target) or 'nothing'}; {fit.law.name} needs {needed}"
+    raise InputError([f"{source}: {asked}" + ("" if source.suffix == ".json" else ", or name another --law")])
+
+
+def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach: float, most: int | None) -> None:
+    priced = {"params", "tokens"} <= set(fit.law.inputs) or "flops" in fit.law.inputs or candidates is not None
+    wrong = {
+        f"--reach {reach:g}: a positive number is needed": not reach > 0,
+        f"--budget {budget}: a positive number of FLOPs is needed": budget is not None and not budget > 0,
+        f"--budget: {fit.law.name} has no FLOPs of a trial; give --candidates FILE with a column flops": not (
+            budget is None or priced
+        ),
+        f"--most {most}: at least 1 is needed": most is not None and most < 1,
+        f"--most {most}: give --budget, too": most is not None and budget is None,
+    }
+    if any(wrong.values()):
+        raise InputError([line for line, is_wrong in wrong.items() if is_wrong])
 
 
 def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
@@ -69,6 +93,9 @@ def print_design(fit: Fit, found: Design) -> None:
     say(f"run: {len(found.chosen)} trial{'s' * (len(found.chosen) > 1)}" + _costs(found.flops))
     table("", (*found.target, "FLOPs", "alone narrows to"), [_candidate(one) for one in found.chosen], text_columns=0)
     say("", f"expected then: {after}, ×{narrowing[0]} as wide ({narrowing[1]})")
+    if found.unlimited is not None:
+        more, narrow = found.unlimited
+        say(f"{more} trials of the same budget together would narrow it to ×{narrow:.3g} (--most {more})")
     if len(found.chosen) == 1:
         say("", "the next best on their own:")
         rows = [_candidate(one) for one in found.ranking[1 : 1 + SHOWN]]
@@ -135,7 +162,8 @@ def run_tune(
     """Print the law of the best value of a swept column, and its value at sizes asked for."""
     names = {name: name for name in (*against, optimised)}
     loss = loss_column or (LOSS if path.is_dir() else "loss")
-    points = read_points(path, {**names, "loss": loss}, where).values
+    options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
+    points = read_points(path, {**names, "loss": loss}, where, options=options).values
     try:
         found = optimum_law(points, optimised, against)
         at = None if not sizes else (found.predict(**sizes), *found.prediction_interval(**sizes))

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 from scalebench.commands.choice import choose_law, print_choice
 from scalebench.commands.terminal import print_json, say, si, table
 from scalebench.errors import InputError
-from scalebench.points.fit_file import fit_points, json_safe, to_document
+from scalebench.laws import Refits
+from scalebench.points.doubts import doubts, unused_data
+from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
 from scalebench.points.predictions import differing
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Holdout
+    from scalebench.points.table import PointTable
 
 STANDARD_OUTPUT = Path("-")
+SLOW = 2e7  # points times refits: about 20 s of one core
 
 
 def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
@@ -35,31 +39,34 @@ def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[s
     return found
 
 
+def asked_refits(number: int, method: str) -> Refits:
+    """Return how the refits behind intervals are to be drawn. Raises ``InputError``."""
+    if number < 2:
+        raise InputError([f"--bootstrap {number}: intervals need at least 2 refits, better 1000"])
+    return Refits(method, number)
+
+
 def run_fit(
     points: Path,
     law: str,
     columns: Mapping[str, str],
     where: str | None,
     options: Mapping[str, Any],
-    refits: int,
+    refits: Refits,
     *,
-    method: str,
     backtest: bool,
     output: Path | None,
 ) -> int:
     """Fit, print what was found, and write it as JSON where asked; return the exit code."""
-    if refits < 2:
-        raise InputError([f"--bootstrap {refits}: intervals need at least 2 refits, better 1000"])
     law, choice = choose_law(points, law, columns, where, options)
-    fitted, read = fit_points(points, law, columns, where, options)
+    fitted, read = fit_points(points, law, columns, where, options, refits)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
-    mixed = differing(points, where) if points.is_dir() else []
-    if mixed:
-        print(f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them", file=sys.stderr)
+    for line in _notes(points, fitted, read, where):
+        print(line, file=sys.stderr)
     rows = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
-    document |= to_document(fitted, read, refits, 0, rows, method)
+    document |= to_document(fitted, read, rows)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
@@ -72,6 +79,19 @@ def run_fit(
         _write(output, document)
         say(f"written: {output}")
     return 0
+
+
+def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+    """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
+    if path.is_dir():
+        mixed = differing(path, where)
+        return (
+            [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
+        )
+    unused = unused_data(fit.law.inputs, read.columns, column_names(path))
+    slow = fit.n_points * fit.refits.n > SLOW
+    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 makes fewer"
+    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)), *([wait] if slow else []))]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
@@ -92,15 +112,33 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     table("", ("parameter", "value", "95 % interval", ""), rows)
     reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
     because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
-    kept = ", ".join(f"{name} at its bound" for name in fit.bounds_hit) or "none"
+    kept = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
     say(
         "",
         f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
         f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
-        f"status      {fit.status}, condition number {fit.condition_number:.3g}",
+        f"status      {fit.status}, condition number {fit.condition_number:.3g}{_why_degenerate(fit)}",
         f"bounds      {kept}",
         f"intervals   {document['interval_method']}{because}",
     )
+
+
+def _why_degenerate(fit: Fit) -> str:
+    if fit.status != "degenerate":
+        return ""
+    off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
+    if off:
+        named = " and ".join(off)
+        return f": {named} = 0, the points do not fall as the law says, and what goes with {named} means nothing"
+    return ": the points do not tell its parameters apart; only what it predicts among them means something"
+
+
+def _at_bound(name: str, fit: Fit) -> str:
+    if name in fit.unresolved:
+        return f"1 / {name} at its bound 0: these points do not resolve it"
+    if name == "mix":  # of laws whose A and B are made of several coordinates
+        return "the ratio of its two terms at its bound: these points see one of them only"
+    return f"{name} at its bound"
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
@@ -110,9 +148,11 @@ def _mark(name: str, document: Mapping[str, Any]) -> str:
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
-    """Return the ends of an interval of a fit's JSON, NaN where there is none."""
+    """Return the ends of an interval of a fit's JSON: NaN without an interval, infinite where it has no upper end."""
     low, high = interval or (None, None)
-    return float("nan") if low is None else low, float("nan") if high is None else high
+    if low is None:
+        return float("nan"), float("nan")
+    return low, float("inf") if high is None else high
 
 
 def loss_name(document: Mapping[str, Any]) -> str:

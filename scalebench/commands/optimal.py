@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from scalebench.laws import Counting, FitRefused, conventions, envelope, isoflop
 from scalebench.laws import fit as fit_law
 from scalebench.laws.allocation import PARAMETER_COLUMNS, count
 from scalebench.laws.compute_optimal import flops_law
+from scalebench.points.doubts import doubts
 from scalebench.points.fit_file import json_safe
 from scalebench.points.sources import RUN, read_roles
 from scalebench.reporting.quantities import bounded, quantity
@@ -42,6 +45,8 @@ def run_optimal(
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
     found, refused = allocations(points, approaches, counting)
+    for line in [] if path.is_dir() else doubts(points):
+        print(f"{path}: {line}", file=sys.stderr)
     at = list(budgets) or [_largest(path, points, counting)]
     counted = conventions(points, at[-1])
     if as_json:
@@ -79,7 +84,8 @@ def _largest(path: Path, points: Mapping[str, Any], counting: Counting) -> float
     try:
         return float(count(points, counting)["flops"].max())
     except FitRefused as refusal:
-        raise InputError([f"{path}: {refusal}"]) from refusal
+        named = "--params-column, --tokens-column and --flops-column name columns, of which two are enough"
+        raise InputError([f"{path}: {refusal}; {named}"]) from refusal
 
 
 def _at(found: Allocation, budget: float) -> dict[str, Any]:
@@ -114,10 +120,22 @@ def _print(
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
         say("", *dict.fromkeys(f"approach {one.approach}: {note}" for one in found for note in one.notes))
     for one in found:
-        say(*(f"approach {one.approach}, {_group(r.group)}: left out: {r.reason}" for r in one.refused))
+        say(*_left_out(one))
         if one.bias is not None:
             say(f"approach 2 without noise, at these very points: D* ×{one.bias.tokens_factor:.3g} of the true one")
     say(*(f"approach {approach}: refused: {reason}" for approach, reason in refused.items()))
+
+
+def _left_out(one: Allocation) -> list[str]:
+    """One line for each kind of reason, with how many more there are of it: `--json` has them all."""
+    kinds: dict[str, list[Any]] = {}
+    for refusal in one.refused:
+        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", refusal.reason), []).append(refusal)
+    lines = []
+    for first, *more in kinds.values():
+        others = f" and {len(more)} more" if more else ""
+        lines.append(f"approach {one.approach}, {_group(first.group)}{others}: left out: {first.reason}")
+    return lines
 
 
 def _group(group: Mapping[str, float]) -> str:

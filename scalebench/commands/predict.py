@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalebench.commands.terminal import duration, print_json, say, table
 from scalebench.errors import InputError
+from scalebench.points.files import SUFFIXES
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.points.predictions import Answer, Prediction, predict_fit, predict_results
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
@@ -60,6 +62,11 @@ def _check(params: float | None, tokens: float | None, others: Mapping[str, floa
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> Prediction:
+    if source.is_file() and source.suffix in SUFFIXES:
+        made = f"scalebench fit {source} --json fit.json"
+        raise InputError(
+            [f"{source}: points are predicted from by a law: `{made}`, then `scalebench predict fit.json`"]
+        )
     if source.is_dir() or source.suffix != ".json":
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
@@ -71,6 +78,11 @@ def _predict(
     fitted, document = from_document(source)
     columns = (document.get("source") or {}).get("columns") or {}
     inputs = {"params": params, "x": params, "tokens": tokens, **others}
+    options = {"--params": ("params", "x"), "--tokens": ("tokens",), **{f"--input {name}": (name,) for name in others}}
+    for option, names in options.items():
+        if inputs[names[0]] is not None and not set(names) & set(fitted.law.inputs):
+            needed = " and ".join(fitted.law.inputs)
+            print(f"{option} is not used: {fitted.law.name} predicts from {needed}", file=sys.stderr)
     return predict_fit(source, fitted, inputs, str(columns.get(fitted.law.response, fitted.law.response)))
 
 
@@ -83,11 +95,12 @@ def print_prediction(found: Prediction) -> None:
     known = [answer for answer in found.answers if answer.value is not None]
     header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data", "worst hold-out error")
     table("", header, [_row(answer) for answer in known])
-    for answer in found.answers:
-        if answer.value is None:
-            say(f"{answer.quantity}: refused: {answer.reason}")
+    refused = [answer for answer in found.answers if answer.value is None]
+    for reason in dict.fromkeys(answer.reason for answer in refused):
+        names = ", ".join(answer.quantity for answer in refused if answer.reason == reason)
+        say(f"{names}: refused: {reason}")
     say("", *(f"{answer.quantity}: {answer.basis}" for answer in known), "")
-    say(*filter(None, (hold_out_line(found.backtest), reach_line(found))))
+    say(*filter(None, (hold_out_line(found.backtest, found.held_out), reach_line(found))))
 
 
 def _row(answer: Answer) -> tuple[str, ...]:
@@ -118,10 +131,10 @@ def reach_line(found: Prediction) -> str:
     )
 
 
-def hold_out_line(rows: Sequence[Holdout]) -> str:
-    """Say how far off the loss of each larger size was when predicted from the smaller ones."""
+def hold_out_line(rows: Sequence[Holdout], named: str) -> str:
+    """Say how far off the loss, or what is ``named``, of each larger size was when predicted from the smaller ones."""
     if not rows:
-        return "rolling hold-out of the loss: none, too few sizes to hold one out"
+        return f"rolling hold-out of {named}: none, too few sizes to hold one out"
     errors = ", ".join(f"{percent(row.error_percent / 100)} at {quantity(row.size)}" for row in rows)
     worst = max(abs(row.error_percent) for row in rows) / 100
-    return f"rolling hold-out of the loss: {errors}; at worst {percent(worst, sign=False)}"
+    return f"rolling hold-out of {named}: {errors}; at worst {percent(worst, sign=False)}"

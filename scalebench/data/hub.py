@@ -17,7 +17,7 @@ def open_hub(argument: str) -> Text:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("hf: needs the datasets library: pip install 'scalebench[hf]'") from error
+        raise ValueError("hf: needs the datasets library: pip install datasets") from error
     found = datasets.load_from_disk(name) if Path(name).expanduser().is_dir() else _from_hub(name)
     rows = found["train"] if isinstance(found, datasets.DatasetDict) and "train" in found else found
     if isinstance(rows, datasets.DatasetDict):

@@ -117,8 +117,14 @@ def task(config: Config, data: Retrieval, spec: DataSpec, train: TrainSpec) -> S
         raise OutOfReach(f"inputs: {config.inputs} features; an element of the data has {data.features}")
     if train.sequence_length < 2:
         raise OutOfReach("sequence_length = 1 leaves no element beside the query; give at least 2")
-    shape = (train.sequence_length, spec.noise_std)
-    return SetRegression(data, *shape, train.batch_size, train.seed, spec.validation_samples)
+    return SetRegression(
+        data=data,
+        length=train.sequence_length,
+        noise_std=spec.noise_std,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        validation_samples=spec.validation_samples,
+    )
 
 
 class SetAttention(nn.Module):

@@ -63,6 +63,30 @@ def landed(config: C, params: float, found: int, what: str, hint: str) -> C:
     return config
 
 
+def dialled(
+    params: float,
+    per_block: int,
+    widths: Steps,
+    explicit: Callable[..., C],
+    size: Callable[[C], int],
+    held: dict[str, Any],
+    hint: str,
+    *,
+    hiddens: Steps = HIDDEN_STEPS,
+    what: str = "non-embedding parameters",
+) -> C:
+    """Return the Config of ``params`` parameters, as ``size`` counts them, within 5 %, or raise ``OutOfReach``.
+
+    Depth and width by ``depth_and_width`` unless ``held`` has them, the rest by ``explicit``; the hidden width takes up
+    what is left.
+    """
+    shape = depth_and_width(params, per_block, widths, held.pop("depth", None), held.pop("width", None))
+    config = explicit(*shape, **held)
+    if "hidden" not in held:
+        config = with_hidden(config, params, size, hiddens)
+    return landed(config, params, size(config), what, hint)
+
+
 def _shape(config: Any) -> str:
     name = type(config).__module__.rpartition(".")[2]
     named = ", ".join(f"{key} {getattr(config, key)}" for key in ("depth", "width") if hasattr(config, key))

@@ -17,7 +17,8 @@ The modern block is RMSNorm, rotary positions, no biases; ``depth`` or ``width``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,9 @@ from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus
 from scalebench.families.base import Counts, OutOfReach, check_sequences
-from scalebench.families.cache import KVCache, LayerCache, sdpa_over_cache, seen_mask
-from scalebench.families.dial import HIDDEN_STEPS, WIDTH_STEPS, rounded
+from scalebench.families.cache import KVCache, LayerCache
+from scalebench.families.causal import Attention, norm
+from scalebench.families.dial import WIDTH_STEPS, dialled
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import NextToken
 
@@ -108,26 +110,8 @@ def at(params: float, **held: Any) -> Config:
 
     ``held`` keeps any field of Config: ``depth``, ``width``, ``heads``, … and must give vocab_size and context.
     """
-    aspect = 32 * (params / 1e5) ** 0.1
-    ideal_depth = (params / (12 * aspect**2)) ** (1 / 3)
-    if "width" in held:
-        ideal_depth = params / (12 * held["width"] ** 2)
-    depth = held.pop("depth", None) or max(1 if "width" in held else 2, round(ideal_depth))
-    ideal_width = math.sqrt(params / (12 * depth))
-    width = held.pop("width", None) or rounded(ideal_width, WIDTH_STEPS)
-    config = explicit(depth, width, **held)
-    if "hidden" not in held:
-        # Non-embedding parameters are linear in the hidden width: solve for it.
-        base, one_more = (count(replace(config, hidden=hidden)).non_embedding for hidden in (0, 1))
-        ideal_hidden = (params - base) / (one_more - base)
-        config = replace(config, hidden=rounded(ideal_hidden, HIDDEN_STEPS))
-    found = count(config).non_embedding
-    if abs(found / params - 1) > 0.05:
-        raise OutOfReach(
-            f"{params:g} non-embedding parameters: the nearest gpt (depth {depth}, width {width}) has {found:,}; "
-            "the dial reaches within 5 % from about 1,500 up when no field is held"
-        )
-    return config
+    hint = "the dial reaches within 5 % from about 1,500 up when no field is held"
+    return dialled(params, 12, WIDTH_STEPS, explicit, lambda c: count(c).non_embedding, held, hint)
 
 
 def defaults(data: Corpus, sequence_length: int | None) -> dict[str, Any]:
@@ -186,77 +170,12 @@ def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> Next
 # --- the module ------------------------------------------------------------------------------------------------------
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding (Su et al. 2021): turn pairs of features by an angle that grows with position."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_dim: int, context: int) -> None:
-        super().__init__()
-        frequency = 10_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
-        angle = torch.arange(context)[:, None] * frequency  # (T, D/2)
-        self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)
-        self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
-
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:  # (B, H, T, D)
-        """Turn x (B, H, T, D), whose first position is ``start``."""
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        places = slice(start, start + x.size(-2))
-        return x * self.cos[places] + turned * self.sin[places]
-
-
-def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention written out: q, k, v (B, H, T, D) to (B, H, T, D), scores held as (B, H, T, T).
-
-    Fewer queries than keys are the last ones.
-    """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    seen = seen_mask(q.size(-2), k.size(-2), q.device)
-    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ v
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by torch's fused operator, shapes as in ``eager_attention``."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class Attention(nn.Module):
-    """Multi-head causal self-attention."""
-
-    def __init__(self, config: Config, implementation: str) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(config.width, 3 * config.inner, bias=config.bias)
-        self.out = nn.Linear(config.inner, config.width, bias=config.bias)
-        self.rotary = Rotary(config.head_dim, config.context) if config.positions == "rotary" else None
-        self.attend = eager_attention if implementation == "eager" else sdpa_attention
-        self.attend_cached = eager_attention if implementation == "eager" else sdpa_over_cache
-
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:  # (B, T, C)
-        """Mix x (B, T, C) over time, and with what the cache holds of earlier times."""
-        batch, length, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        start = 0 if cache is None else cache.length
-        if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        mixed = (self.attend_cached if start else self.attend)(q, k, v)  # (B, H, T, D)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-def _norm(config: Config) -> nn.Module:
-    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-6)
-
-
 class Block(nn.Module):
     """Attention, then MLP, each added to what it was given."""
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _norm(config), _norm(config)
+        self.norm1, self.norm2 = norm(config), norm(config)
         self.attention = Attention(config, implementation)
         self.up = nn.Linear(config.width, config.hidden, bias=config.bias)
         self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
@@ -270,7 +189,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens (B, T) to logits (B, T, V)."""
 
-    BLOCK = Block
+    BLOCK: type[nn.Module] = Block
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
@@ -278,7 +197,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(self.BLOCK(config, implementation) for _ in range(config.depth))
-        self.norm = _norm(config)
+        self.norm = norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.tokens.weight
@@ -288,26 +207,34 @@ class GPT(nn.Module):
     def _initialise(self, config: Config) -> None:
         """Scale matrices by 1/sqrt(fan in) and what is added to the stream by 1/sqrt(2 L), as GPT-2 does."""
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if "bias" in name:
                 parameter.zero_()
-            elif parameter.ndim == 2:
-                residual = name.endswith(("out.weight", "down.weight"))
+            elif parameter.ndim >= 2:
+                residual = name.endswith(("out.weight", "down.weight", "down"))
                 embedding = name.startswith(("tokens", "positions", "head"))
-                fan_in = config.width if embedding else parameter.shape[1]
+                fan_in = config.width if embedding else parameter.shape[-1]
                 parameter.normal_(std=fan_in**-0.5 / (math.sqrt(2 * config.depth) if residual else 1))
 
     def cache(self, batch: int, capacity: int) -> KVCache:
         """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
         return KVCache(self.config, batch, capacity, self.tokens.weight)
 
+    def embedded(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """Return what the first block is given, (B, T, C): tokens (B, T), at the places after the cache's."""
+        x: Tensor = self.tokens(tokens)
+        if self.positions is None:
+            return x
+        start = 0 if cache is None else cache.length
+        return x + self.positions.weight[start : start + tokens.size(1)]
+
+    def layers(self, cache: KVCache | None) -> Iterator[tuple[nn.Module, LayerCache | None]]:
+        """Yield each block with its part of the cache."""
+        return zip(self.blocks, [None] * len(self.blocks) if cache is None else cache.layers, strict=True)
+
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T)
         """Predict the token after each place: logits (B, T, V). What the cache holds came before ``tokens``."""
-        x = self.tokens(tokens)
-        start = 0 if cache is None else cache.length
-        if self.positions is not None:
-            x = x + self.positions.weight[start : start + tokens.size(1)]
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
-        for block, layer in zip(self.blocks, layers, strict=True):
+        x = self.embedded(tokens, cache)
+        for block, layer in self.layers(cache):
             x = block(x, layer)
         return self.head(self.norm(x))
 

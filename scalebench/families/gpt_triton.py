@@ -57,26 +57,23 @@ class FusedBlock(Block):
 
 
 class FusedGPT(GPT):
-    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token without logits."""
+    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token, or their mean, without."""
 
     BLOCK = FusedBlock
     GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""
-        stream = self.tokens(tokens)
-        start = 0 if cache is None else cache.length
-        if self.positions is not None:
-            stream = stream + self.positions.weight[start : start + tokens.size(1)]
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
-        update = None
-        for block, layer in zip(self.blocks, layers, strict=True):
+        stream, update = self.embedded(tokens, cache), None
+        for block, layer in self.layers(cache):
             stream, update = block(stream, update, layer)
         return add_and_norm(self.norm, stream, update)[0]
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None) -> Tensor:  # (B, T)
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` at each place in nats, (B, T)."""
+    def forward(  # (B, T)
+        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
+    ) -> Tensor:
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: of each place, (B, T), or the mean."""
         hidden = self.hidden(tokens, cache)
         if targets is None:
             return self.head(hidden)
-        return linear_cross_entropy(hidden, self.head.weight, targets, reduction="none")
+        return linear_cross_entropy(hidden, self.head.weight, targets, reduction=reduction)

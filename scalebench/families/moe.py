@@ -29,7 +29,8 @@ from scalebench.data.corpus import Corpus
 from scalebench.families import gpt
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.dial import WIDTH_STEPS, depth_and_width, landed, with_hidden
+from scalebench.families.causal import Attention, norm
+from scalebench.families.dial import WIDTH_STEPS, dialled
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import BalancedNextToken
 
@@ -83,13 +84,17 @@ def at(params: float, **held: Any) -> Config:
     ``held`` keeps any field of Config and must give vocab_size and context.
     """
     # Routers are small: the shape is gpt's, and the hidden width takes up what they need.
-    shape = depth_and_width(params, 12, WIDTH_STEPS, held.pop("depth", None), held.pop("width", None))
-    config = explicit(*shape, **held)
-    if "hidden" not in held:
-        config = with_hidden(config, params, lambda c: count(c).active_non_embedding, _HIDDEN_STEPS)
-    hint = "the dial reaches within 5 % from about 10,000 up when no field is held"
-    found = count(config).active_non_embedding
-    return landed(config, params, found, "active non-embedding parameters", hint)
+    return dialled(
+        params,
+        12,
+        WIDTH_STEPS,
+        explicit,
+        lambda c: count(c).active_non_embedding,
+        held,
+        "the dial reaches within 5 % from about 10,000 up when no field is held",
+        hiddens=_HIDDEN_STEPS,
+        what="active non-embedding parameters",
+    )
 
 
 def defaults(data: Corpus, sequence_length: int | None) -> dict[str, Any]:
@@ -150,10 +155,6 @@ def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     return gates, chosen, experts * (shares * probabilities.mean(dim=0)).sum()
 
 
-def _norm(config: Config) -> nn.Module:
-    return nn.LayerNorm(config.width) if config.norm == "layer" else nn.RMSNorm(config.width, eps=1e-6)
-
-
 class Experts(nn.Module):
     """E two-layer networks, their weights stacked: up (E, F, C) and down (E, C, F)."""
 
@@ -189,8 +190,8 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _norm(config), _norm(config)
-        self.attention = gpt.Attention(config, implementation)
+        self.norm1, self.norm2 = norm(config), norm(config)
+        self.attention = Attention(config, implementation)
         self.router = nn.Linear(config.width, config.experts, bias=False)
         self.experts = Experts(config)
         self.top_k = config.top_k
@@ -206,46 +207,15 @@ class Block(nn.Module):
         return x + self.experts(rows, gates, chosen).view_as(x), balance
 
 
-class MoE(nn.Module):
+class MoE(gpt.GPT):
     """Tokens (B, T) to logits (B, T, V); in training, the balance loss averaged over layers beside them."""
 
-    def __init__(self, config: Config, implementation: str) -> None:
-        super().__init__()
-        self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
-        self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
-        self.norm = _norm(config)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tied:
-            self.head.weight = self.tokens.weight
-        self._initialise(config)
-
-    @torch.no_grad()
-    def _initialise(self, config: Config) -> None:
-        """Scale matrices by 1/sqrt(fan in), an expert's by its own, and ways back to the stream by 1/sqrt(2 L)."""
-        for name, parameter in self.named_parameters():
-            if "bias" in name:
-                parameter.zero_()
-            elif parameter.ndim >= 2:
-                residual = name.endswith(("out.weight", "down"))
-                embedding = name.startswith(("tokens", "positions", "head"))
-                fan_in = config.width if embedding else parameter.shape[-1]
-                parameter.normal_(std=fan_in**-0.5 / (math.sqrt(2 * config.depth) if residual else 1))
-
-    def cache(self, batch: int, capacity: int) -> KVCache:
-        """Return an empty cache for ``capacity`` tokens of ``batch`` sequences, in the type computed in."""
-        return KVCache(self.config, batch, capacity, self.tokens.weight)
+    BLOCK = Block
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Any:  # (B, T)
         """Predict the token after each place. What the cache holds came before ``tokens``."""
-        x = self.tokens(tokens)
-        start = 0 if cache is None else cache.length
-        if self.positions is not None:
-            x = x + self.positions.weight[start : start + tokens.size(1)]
-        layers = [None] * len(self.blocks) if cache is None else cache.layers
-        balances = []
-        for block, layer in zip(self.blocks, layers, strict=True):
+        x, balances = self.embedded(tokens, cache), []
+        for block, layer in self.layers(cache):
             x, balance = block(x, layer)
             balances.append(balance)
         logits = self.head(self.norm(x))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from scalebench.data.transduction import Transduction
 from scalebench.families.base import Counts, OutOfReach, check_sequences
-from scalebench.families.dial import HEADED_WIDTH_STEPS, depth_and_width, heads_of, landed, with_hidden
+from scalebench.families.dial import HEADED_WIDTH_STEPS, dialled, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
 from scalebench.study import DataSpec, TrainSpec
 from scalebench.tasks import Transduce
@@ -85,12 +85,8 @@ def at(params: float, **held: Any) -> Config:
 
     Any field may be held; vocab_size and context must be.
     """
-    shape = depth_and_width(params, 28, HEADED_WIDTH_STEPS, held.pop("depth", None), held.pop("width", None))
-    config = explicit(*shape, **held)
-    if "hidden" not in held:
-        config = with_hidden(config, params, lambda c: count(c).non_embedding)
-    found = count(config).non_embedding
-    return landed(config, params, found, "non-embedding parameters", "within 5 % from about 10,000 up")
+    hint = "within 5 % from about 10,000 up"
+    return dialled(params, 28, HEADED_WIDTH_STEPS, explicit, lambda c: count(c).non_embedding, held, hint)
 
 
 def defaults(data: Transduction, sequence_length: int | None) -> dict[str, Any]:

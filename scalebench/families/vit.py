@@ -105,7 +105,11 @@ def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
 
 
 def learning_rate(config: Config) -> float:
-    """Return AdamW's learning rate for a size: 0.006 (N / 1e4)^(-1/3)."""
+    """Return AdamW's learning rate for a size: 0.006 (N / 1e4)^(-1/3).
+
+    Tuned on 500 steps of 64 glyphs: of a factor-two grid the best was 0.013 at 8e3 (0.0065 within 0.03 nats) and 0.0026
+    at 1.3e5.
+    """
     return float(0.006 * (count(config).non_embedding / 1e4) ** (-1 / 3))
 
 

@@ -19,10 +19,11 @@ from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import FitRefused, Law
 from scalebench.laws.multiplier import compute_multiplier
 from scalebench.laws.optima import optimum_law
-from scalebench.laws.uncertainty import Bootstrap, Holdout
+from scalebench.laws.uncertainty import UNASKED, Bootstrap, Holdout, Refits
 
 __all__ = [
     "LAWS",
+    "UNASKED",
     "Allocation",
     "Bootstrap",
     "Counting",
@@ -30,6 +31,7 @@ __all__ = [
     "FitRefused",
     "Holdout",
     "Law",
+    "Refits",
     "best_set",
     "choose",
     "compute_multiplier",

@@ -51,6 +51,8 @@ def count(points: Mapping[str, ArrayLike] | DataFrame, counting: Counting) -> di
     present = list(points.keys())
     size = PARAMETER_COLUMNS[counting.params]
     missing = [name for name in (size, "tokens") if name not in present]
+    if size in missing and set(PARAMETER_COLUMNS.values()) & set(present):
+        positive_columns(points, (size,))  # refused: C / 6D are the parameters of the other column
     if counting.flops == "exact" or (len(missing) == 1 and "flops" in present):
         wanted = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
         read = positive_columns(points, (*wanted, "flops", "loss"))

@@ -30,8 +30,16 @@ def interval(boot: Bootstrap, name: str, level: float) -> tuple[float, float]:
     bias = ndtri(np.clip(below, 0.5 / boot.n, 1 - 0.5 / boot.n))
     tails = bias + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
     moved = ndtr(bias + tails / (1 - acceleration(boot.fit, name) * tails))
-    low, high = np.quantile(samples, np.clip(moved, 0.0, 1.0))
+    low, high = quantiles(samples, np.clip(moved, 0.0, 1.0))
     return float(low), float(high)
+
+
+def quantiles(samples: Array, at: Array) -> Array:
+    """Quantiles, each shaped as `at`, of samples [n]; of rates, which may be infinite, by their reciprocals."""
+    if np.isinf(samples).any():
+        with np.errstate(divide="ignore"):
+            return np.asarray(1 / np.quantile(1 / samples, 1 - at))
+    return np.asarray(np.quantile(samples, at))
 
 
 def acceleration(fit: Fit, name: str) -> float:

@@ -12,7 +12,6 @@ from scalebench.laws.forms import FitRefused, Law, Naming
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
 MIX = (-12.0, 12.0)  # log ratio of two terms at the centre of the points: beyond e^12 one of them is not seen
-SMALLEST_RATE = 1e-300  # keeps a speed finite whose term is switched off
 
 
 def power(log: Values, shape: Values) -> Sequence[Any]:
@@ -140,7 +139,8 @@ def roofline(log: Values, _shape: Values) -> Sequence[Any]:
 
 def _roofline_usual(c: Values, centre: Mapping[str, float]) -> dict[str, Any]:
     # Inputs are divided by exp(centre), so a rate per centred unit is a rate per unit times exp(centre).
-    rates = {name: np.exp(centre[name]) / np.maximum(c[f"s_per_{name}"], SMALLEST_RATE) for name in ("flops", "bytes")}
+    with np.errstate(divide="ignore"):  # a term that is switched off: its rate is infinite
+        rates = {name: np.exp(centre[name]) / np.asarray(c[f"s_per_{name}"]) for name in ("flops", "bytes")}
     return {"t0": c["t0"], "F": rates["flops"], "W": rates["bytes"]}
 
 
@@ -212,7 +212,9 @@ LAWS: dict[str, Law] = {
         log_terms=broken,
         offset="E",
         positions={"log_break": "params"},
-        naming=Naming(("E", "A", "alpha", "c", "N_b", "f"), _broken_usual, _broken_coordinates),
+        naming=Naming(
+            ("E", "A", "alpha", "c", "N_b", "f"), _broken_usual, _broken_coordinates, logs={"log_break": "N_b"}
+        ),
     ),
     "kaplan": Law(
         name="kaplan",

@@ -162,12 +162,13 @@ def parametric(
     counting: Counting | None = None,
     *,
     cost: tuple[float, float, float] | None = None,
-    n: int = DRAWS,
-    seed: int = 0,
+    n: int | None = None,
+    seed: int | None = None,
 ) -> Allocation:
     """Approach 3: closed form from a fit with parameters A, alpha, B, beta; intervals from its bootstrap of `n` refits.
 
-    `counting` says what the N of the fit was; `cost` as in `closed_form`, from `flops_law`, for exact FLOPs.
+    `n` and `seed` are those of `surface.refits` unless given. `counting` says what the N of the fit was; `cost` as in
+    `closed_form`, from `flops_law`, for exact FLOPs.
     Raises FitRefused for another law, and where a term of the law is switched off.
     """
     if set(surface.law.inputs) != {"params", "tokens"} or not {"A", "alpha", "B", "beta"} <= set(surface.parameters):

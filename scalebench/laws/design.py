@@ -9,7 +9,8 @@ design: c-optimality).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from scalebench.laws.allocation import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.columns import law_inputs, positive_columns
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.selection import best_rows, many_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
+MOST = 5  # trials of a set unless told otherwise: information per FLOP alone asks for dozens of tiny ones
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Design:
 
     `interval_now` and `interval_after` are in units of the response; `narrowing` is the ratio of their widths in the
     space of the fit, `narrowing_interval` its 95 % interval over the uncertainty of the parameters (None without
-    degrees of freedom). `ranking` lists every candidate on its own, best first.
+    degrees of freedom). `ranking` lists every candidate on its own, best first. `unlimited` is what the same budget
+    would buy in more trials than were asked for at most: how many, and at least how narrow (None where no more help).
     """
 
     target: dict[str, float]
@@ -58,6 +62,7 @@ class Design:
     narrowing: float
     narrowing_interval: tuple[float, float] | None
     ranking: tuple[Candidate, ...]
+    unlimited: tuple[int, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -65,11 +70,12 @@ class Design:
 
 
 def next_trial(
-    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int = 0
+    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int | None = None
 ) -> Design:
     """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
 
-    `candidates` has the inputs of the law, [n], and may have `flops`. Raises FitRefused without degrees of freedom.
+    `candidates` has the inputs of the law, [n], and may have `flops`; `seed` is that of the fit's own refits unless
+    given. Raises FitRefused without degrees of freedom.
     """
     problem = _Problem.of(fit, candidates, target)
     best = int(problem.gains(problem.inverse()).argmax())
@@ -81,14 +87,17 @@ def best_set(
     candidates: Mapping[str, ArrayLike] | DataFrame,
     target: Mapping[str, float],
     budget_flops: float,
-    seed: int = 0,
+    seed: int | None = None,
+    most: int | None = MOST,
 ) -> Design:
-    """The candidates, each at most once, that together most narrow the prediction at `target` within a FLOP budget.
+    """The at most `most` candidates that together most narrow the prediction at `target` within a FLOP budget.
 
-    Greedy by gain and by gain per FLOP, each improved by exchanges; the better of the two. List a candidate twice to
-    allow two seeds of it. FLOPs are the column `flops`, or 6 * params * tokens. Raises FitRefused without FLOPs, or
+    The best found by `selection`, each candidate at most once: list one twice to allow two seeds of it. FLOPs are the
+    column `flops`, or 6 * params * tokens. `most` is None for as many as help. Raises FitRefused without FLOPs, or
     where no candidate is affordable.
     """
+    if most is not None and most < 1:
+        raise FitRefused(f"at most {most} trials; a set needs at least 1")
     problem = _Problem.of(fit, candidates, target)
     if problem.flops is None:
         raise FitRefused("candidates have no column 'flops', nor params and tokens; a FLOP budget needs their cost")
@@ -97,8 +106,13 @@ def best_set(
             f"budget of {budget_flops:.3g} FLOPs; the cheapest candidate costs {problem.flops.min():.3g}: raise it or "
             "offer smaller trials"
         )
-    found = [problem.exchange(problem.greedy((), budget_flops, per), budget_flops, per) for per in (True, False)]
-    return problem.describe(min(found, key=problem.variance), seed)
+    rows = best_rows(problem, problem.flops, budget_flops, most)
+    design, unlimited = problem.describe(rows, seed), None
+    if most is not None and len(rows) == most:
+        more = many_rows(problem, problem.flops, budget_flops)
+        narrowing = problem.narrowing(more)
+        unlimited = (len(more), narrowing) if len(more) > most and narrowing < design.narrowing else None
+    return replace(design, unlimited=unlimited)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +146,12 @@ class _Problem:
 
     def inverse(self, rows: tuple[int, ...] = ()) -> Array:
         """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
-        seen = np.concatenate([self.at_points, self.at_candidates[list(rows)]])
-        return np.asarray(np.linalg.pinv(seen.T @ seen, rcond=1e-14, hermitian=True))
+        added = self.at_candidates[list(rows)]
+        return np.asarray(np.linalg.pinv(self._information + added.T @ added, rcond=1e-14, hermitian=True))
+
+    @cached_property
+    def _information(self) -> Array:
+        return np.asarray(self.at_points.T @ self.at_points)
 
     def variance(self, rows: tuple[int, ...]) -> float:
         """Variance of the prediction per unit of noise."""
@@ -144,43 +162,14 @@ class _Problem:
         spread = self.at_candidates @ inverse
         return np.asarray((spread @ self.at_target) ** 2 / (1 + (spread * self.at_candidates).sum(axis=1)))
 
-    def greedy(self, rows: tuple[int, ...], budget: float, per_flop: bool) -> tuple[int, ...]:
-        """Add the best affordable candidate until none is left."""
-        assert self.flops is not None
-        while True:
-            open_ = self.flops <= budget - self.flops[list(rows)].sum()
-            open_[list(rows)] = False
-            if not open_.any():
-                return rows
-            score = self.gains(self.inverse(rows)) / (self.flops if per_flop else 1.0)
-            rows = (*rows, int(np.where(open_, score, -np.inf).argmax()))
+    def narrowing(self, rows: tuple[int, ...]) -> float:
+        """Width of the interval of the prediction with the candidates `rows`, over the width now."""
+        ratio = self.variance(rows) / self.variance(())
+        return float(self._quantile(len(rows)) / self._quantile(0) * np.sqrt(ratio))
 
-    def exchange(self, rows: tuple[int, ...], budget: float, per_flop: bool) -> tuple[int, ...]:
-        """Drop one and fill up again, for as long as that helps."""
-        assert self.flops is not None
-        best = rows
-        while True:
-            trials = [self._without(best, row, budget, per_flop) for row in best]
-            better = min(trials, key=self.variance)
-            if self.variance(better) >= self.variance(best) * (1 - 1e-9):
-                return best
-            best = better
-
-    def _without(self, rows: tuple[int, ...], dropped: int, budget: float, per_flop: bool) -> tuple[int, ...]:
-        """The set without one of its candidates, refilled by the largest gain first and then by `greedy`."""
-        assert self.flops is not None
-        kept = tuple(row for row in rows if row != dropped)
-        open_ = self.flops <= budget - self.flops[list(kept)].sum()
-        open_[[*kept, dropped]] = False
-        if not open_.any():
-            return rows
-        best = int(np.where(open_, self.gains(self.inverse(kept)), -np.inf).argmax())
-        return self.greedy((*kept, best), budget, per_flop)
-
-    def describe(self, rows: tuple[int, ...], seed: int) -> Design:
+    def describe(self, rows: tuple[int, ...], seed: int | None) -> Design:
         """The design that runs `rows`."""
         widths = self._half_width(()), self._half_width(rows)
-        ratio = self.variance(rows) / self.variance(())
         predicted = float(self.fit.predict(self.target)[0])
         flops = None if self.flops is None else float(self.flops[list(rows)].sum())
         alone = np.sqrt(np.maximum(1 - self.gains(self.inverse()) / self.variance(()), 0.0))
@@ -193,7 +182,7 @@ class _Problem:
             chosen=tuple(self._candidate(row, float(alone[row])) for row in rows),
             flops=flops,
             interval_after=self._around(predicted, widths[1]),
-            narrowing=float(self._quantile(len(rows)) / self._quantile(0) * np.sqrt(ratio)),
+            narrowing=self.narrowing(rows),
             narrowing_interval=self._narrowing_interval(rows, seed),
             ranking=tuple(ranking),
         )
@@ -217,14 +206,15 @@ class _Problem:
             return predicted * float(np.exp(-half)), predicted * float(np.exp(half))
         return predicted - half, predicted + half
 
-    def _narrowing_interval(self, rows: tuple[int, ...], seed: int) -> tuple[float, float]:
+    def _narrowing_interval(self, rows: tuple[int, ...], seed: int | None) -> tuple[float, float]:
         """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
-        samples = self.fit.bootstrap(PARAMETER_DRAWS, seed).samples
+        draws = min(PARAMETER_DRAWS, self.fit.refits.n)
+        samples = self.fit.bootstrap(draws, seed).samples
         goal = law_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         picked = {name: log[list(rows)] for name, log in self.logs.items()}
         t = self._quantile(len(rows)) / self._quantile(0)
         ratios = []
-        for i in range(PARAMETER_DRAWS):
+        for i in range(draws):
             drawn = {name: float(values[i]) for name, values in samples.items()}
             seen, added, g = (_derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal))
             moved = _Problem(self.fit, self.target, picked, None, seen, added, g[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from scalebench.laws.points import Points, check_design, read_inputs, read_point
 from scalebench.laws.posing import WIDTHS, bound_offset, check_options, check_pinned_offset, pose, read_weights
 from scalebench.laws.problem import Problem
 from scalebench.laws.solver import minimise, polish
+from scalebench.laws.uncertainty import UNASKED, Refits
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,10 +32,11 @@ DEGENERATE = 1e7  # condition number beyond which digits of the parameters mean 
 class Fit:
     """A fitted law. `parameters` and `objective` are those of the best start; the rest says how far to trust them.
 
-    `objective` is the sum of losses. `status`: converged · at_bound (`bounds_hit` names the parameters) ·
+    `objective` is the sum of losses. `status`: converged · at_bound (`bounds_hit` names the parameters; an infinite one
+    is a rate whose reciprocal is at its bound 0) ·
     max_iterations · degenerate (`condition_number` of the unit-column Jacobian too large, or a term switched off).
     `starts_agreeing` of `starts` reached the objective within 1e-6. `residuals` [n] are measured minus fitted, in the
-    space of the fit.
+    space of the fit. `refits` says how the refits behind its intervals are drawn.
     """
 
     law: Law
@@ -52,11 +54,19 @@ class Fit:
     points: Points = field(repr=False)
     problem: Problem = field(repr=False)
     theta: Array = field(repr=False)
+    refits: Refits = UNASKED
 
     @property
     def degrees_of_freedom(self) -> int:
         """Configurations minus free parameters."""
         return self.n_configurations - int(self.problem.free.sum())
+
+    @property
+    def unresolved(self) -> dict[str, str]:
+        """Rates that the points do not resolve, by name, each with the reason: their term is at its bound 0."""
+        rates = self.law.naming.rates if self.law.naming else {}
+        infinite = [name for name in rates if math.isinf(self.parameters[name])]
+        return {name: f"1 / {name} is at its bound 0: its interval has a lower end only" for name in infinite}
 
     def predict(self, points: Mapping[str, ArrayLike] | DataFrame | None = None, **columns: ArrayLike) -> Array:
         """Fitted response, [n], at the law's inputs: a mapping or keywords, `fit.predict(params=[1e6, 1e7])`."""
@@ -92,7 +102,7 @@ class Fit:
         columns |= {self.law.response: self.points.response[rows], "config": self.points.configuration[rows]}
         options = {name: self.settings[name] for name in ("loss", "delta", "space", "fixed")}
         weights = self.problem.weights[rows] if self.settings["weighted"] else None
-        return fit(columns, self.law, weights=weights, **options | changed)
+        return replace(fit(columns, self.law, weights=weights, **options | changed), refits=self.refits)
 
     def delta_sweep(self, deltas: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)) -> dict[float, Fit]:
         """The same fit with other Huber corners, by corner: what the choice of delta changes."""
@@ -107,19 +117,23 @@ class Fit:
         """Profile of the objective over E or an exponent, its interval calibrated by `n` simulated studies."""
         return profiling.profile(self, name, level, n, seed)
 
-    def bootstrap(self, n: int = 1000, seed: int = 0, method: str = "auto") -> uncertainty.Bootstrap:
+    def bootstrap(
+        self, n: int | None = None, seed: int | None = None, method: str | None = None
+    ) -> uncertainty.Bootstrap:
         """Refit `n` resamples; see `uncertainty`. `method`: auto, resample, residuals, wild or parametric.
 
-        Raises FitRefused with zero degrees of freedom.
+        What is left out is as `refits` says. Raises FitRefused with zero degrees of freedom.
         """
-        return uncertainty.bootstrap(self, n, seed, method)
+        given: dict[str, Any] = {"n": n, "seed": seed, "method": method}
+        asked = {name: value for name, value in given.items() if value is not None}
+        return uncertainty.bootstrap(self, replace(self.refits, **asked))
 
     @cached_property
     def _default_bootstrap(self) -> uncertainty.Bootstrap:
         return self.bootstrap()
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of a parameter, from 1000 bootstrap refits."""
+        """Confidence interval of a parameter, from bootstrap refits as `refits` says."""
         return self._default_bootstrap.interval(name, level)
 
     def prediction_interval(
@@ -156,10 +170,12 @@ class Fit:
             "intervals": intervals,
             "interval_method": method,
             "interval_reason": why,
+            "refits": asdict(self.refits),
             "lack_of_fit": self._lack_of_fit_said(),
             "objective": _finite(self.objective),
             "status": self.status,
             "bounds_hit": list(self.bounds_hit),
+            "unresolved": self.unresolved,
             "condition_number": _finite(self.condition_number),
             **{name: int(getattr(self, name)) for name in counts},
             "residuals": [_finite(value) for value in self.residuals],
@@ -241,7 +257,7 @@ def _conclude(
         parameters={name: float(value[0]) for name, value in problem.parameters(theta[None]).items()},
         objective=float(exact),
         status=status,
-        bounds_hit=tuple(itertools.compress(problem.law.coordinates, touching)),
+        bounds_hit=tuple(map(problem.law.usual_name, itertools.compress(problem.law.coordinates, touching))),
         starts_agreeing=int(agreeing.sum()),
         starts=len(values),
         condition_number=condition,

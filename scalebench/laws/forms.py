@@ -30,7 +30,8 @@ class Naming:
     `usual(coordinates, centre)` turns coordinates into the usual parameters, `names`, in natural units; they belong to
     inputs divided by exp(centre), by input. `coordinates(usual)` is its inverse at centre 0. Values are numbers or
     [batch]. `rates` are the usual parameters that are 1 / a coordinate, each with that coordinate and its input;
-    `same` are usual parameters that are coefficients.
+    infinite where that is 0. `same` are usual parameters that are coefficients; `logs` names the usual parameter whose
+    log a coordinate is.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Naming:
     coordinates: Callable[[Mapping[str, Any]], dict[str, Any]]
     rates: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     same: tuple[str, ...] = ()
+    logs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class Law:
             coordinate, source = self.naming.rates[name]
             return self.coordinates.index(coordinate), float(np.exp(centre[source]) / value)
         return self.coordinates.index(name), value
+
+    def usual_name(self, coordinate: str) -> str:
+        """The usual parameter whose value, reciprocal or log a coordinate is; its own name, where it makes several."""
+        if not self.naming:
+            return coordinate
+        rates = {other: name for name, (other, _) in self.naming.rates.items()}
+        return {**self.naming.logs, **rates}.get(coordinate, coordinate)
 
     def terms(self, logs: Mapping[str, Array], exponents: NDArray[Any]) -> NDArray[Any]:
         """Log of each term, [batch, coefficients, n], for exponents [batch, k], real or complex."""

@@ -45,13 +45,19 @@ class ComputeMultiplier:
 
 
 def compute_multiplier(
-    baseline: Fit, changed: Fit, loss: float | None = None, *, level: float = 0.95, n: int = 1000, seed: int = 0
+    baseline: Fit,
+    changed: Fit,
+    loss: float | None = None,
+    *,
+    level: float = 0.95,
+    n: int | None = None,
+    seed: int | None = None,
 ) -> ComputeMultiplier:
     """Compute multiplier at `loss` (that of the fits), by default the lowest loss that both studies have measured.
 
     Each fit is a law of one input that is training FLOPs, or of params and tokens, which are then taken to be compute-
-    optimal under C = 6ND. Intervals: independent bootstraps of both. Raises FitRefused where a fit has another input,
-    no degrees of freedom, or never reaches the loss.
+    optimal under C = 6ND. Intervals: independent bootstraps of both, as the `refits` of each say, `n` and `seed` but
+    where given. Raises FitRefused where a fit has another input, no degrees of freedom, or never reaches the loss.
     """
     fits = baseline, changed
     target = max(float(fit.points.response.min()) for fit in fits) if loss is None else float(loss)
@@ -60,7 +66,9 @@ def compute_multiplier(
     if not 0 < level < 1:
         raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
     needed = [_needed(fit, name, target) for fit, name in zip(fits, ("baseline", "changed"), strict=True)]
-    boots = [fit.bootstrap(n, seed + i) for i, fit in enumerate(fits)]
+    seeds = [(fit.refits.seed if seed is None else seed) + i for i, fit in enumerate(fits)]
+    draws = max(fit.refits.n for fit in fits) if n is None else n
+    boots = [fit.bootstrap(draws, one) for fit, one in zip(fits, seeds, strict=True)]
     drawn = [_flops_at(fit, boot.samples, target) for fit, boot in zip(fits, boots, strict=True)]
     reached = np.isfinite(drawn[0]) | np.isfinite(drawn[1])
     if not reached.any():

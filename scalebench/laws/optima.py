@@ -62,7 +62,8 @@ def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2)
     log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
     grid, member = np.unique(log, return_inverse=True)
     if len(grid) < 3:
-        raise FitRefused(f"{len(grid)} values of x for a parabola; it needs at least 3: sweep more values")
+        few = "1 value" if len(grid) == 1 else f"{len(grid)} values"
+        raise FitRefused(f"{few} of x for a parabola; it needs at least 3: sweep more values")
     best = int((np.bincount(member, values) / np.bincount(member)).argmin())
     if best in (0, len(grid) - 1):
         side, where = ("below", "lowest") if best == 0 else ("above", "highest")

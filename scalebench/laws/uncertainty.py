@@ -32,8 +32,32 @@ METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
 # Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
-MOST_VALUES = 20_000_000  # weights or targets held at once
+MOST_VALUES = 4_000_000  # weights or targets held at once
+SAME_SIZE = 0.01  # sizes closer than this are one: read off a figure, or rounded to whole heads
 ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
+
+
+@dataclass(frozen=True)
+class Refits:
+    """How the refits behind intervals are drawn: `method`, one of `METHODS`, `n` of them, from `seed`.
+
+    Raises FitRefused for what can be no such thing.
+    """
+
+    method: str = "auto"
+    n: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise FitRefused(f"method {self.method!r} is not known; choose one of {', '.join(METHODS)}")
+        if not self.n >= 2:
+            raise FitRefused(f"a bootstrap of {self.n} refits has no spread; ask for at least 2, better 1000")
+        if not self.seed >= 0:
+            raise FitRefused(f"seed {self.seed}: a number from 0 up is needed")
+
+
+UNASKED = Refits()  # where nothing else is asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +80,8 @@ class Bootstrap:
     def interval(self, name: str, level: float = 0.95, kind: str = "percentile") -> tuple[float, float]:
         """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations).
 
-        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does.
+        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does. That of a rate
+        may have no upper end: refits in which its term is 0 have an infinite rate.
         """
         if kind not in ("percentile", "bca"):
             raise FitRefused(f"kind {kind!r} is not known; choose one of percentile, bca")
@@ -66,13 +91,13 @@ class Bootstrap:
             return self._at_bound.interval(name, level)
         if kind == "bca":
             return bca.interval(self, name, level)
-        low, high = self.ends(self.samples[name][:, None], level)
-        return float(low[0]), float(high[0])
+        low, high = bca.quantiles(self.samples[name], _tails(level))
+        return float(low), float(high)
 
     @cached_property
     def _at_bound(self) -> Bootstrap:
         """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
-        return bootstrap(self.fit, self.n, self.seed, "parametric")
+        return bootstrap(self.fit, Refits("parametric", self.n, self.seed))
 
     def prediction_interval(
         self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
@@ -93,26 +118,25 @@ class Bootstrap:
 
     def ends(self, draws: Array, level: float) -> tuple[Array, Array]:
         """Lower and upper ends, each [n], of draws [replicates, n]."""
-        if not 0 < level < 1:
-            raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
-        tail = (1 - level) / 2
-        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+        low, high = np.quantile(draws, _tails(level), axis=0)
         return low, high
 
 
-def bootstrap(fit: Fit, n: int, seed: int, method: str) -> Bootstrap:
-    """Refit `n` resamples of the points of `fit`. Raises FitRefused with zero degrees of freedom."""
-    freedom = fit.degrees_of_freedom
+def _tails(level: float) -> Array:
+    if not 0 < level < 1:
+        raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
+    return np.array([(1 - level) / 2, (1 + level) / 2])
+
+
+def bootstrap(fit: Fit, refits: Refits) -> Bootstrap:
+    """Refit resamples of the points of `fit`. Raises FitRefused with zero degrees of freedom."""
+    freedom, n, seed = fit.degrees_of_freedom, refits.n, refits.seed
     if freedom < 1:
         raise FitRefused(
             f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; "
             "an interval needs at least one more size, or a pinned parameter"
         )
-    if n < 2:
-        raise FitRefused(f"a bootstrap of {n} refits has no spread; ask for at least 2, better 1000")
-    if method not in METHODS:
-        raise FitRefused(f"method {method!r} is not known; choose one of {', '.join(METHODS)}")
-    drawn, reason = chosen(fit) if method == "auto" else (method, "as asked")
+    drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as asked")
     rng, noise = np.random.default_rng(seed), estimate_noise(fit)
     inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if drawn == "resample" else np.empty(0)
     parts = []
@@ -161,7 +185,7 @@ def _said(fit: Fit, drawn: str) -> str:
 
 
 def _blocks(fit: Fit, n: int) -> list[int]:
-    """Sizes of blocks of refits whose arrays stay below about 200 MB."""
+    """Sizes of blocks of refits whose arrays stay below about 50 MB."""
     most = max(MOST_VALUES // fit.n_points, 1)
     return [min(most, n - first) for first in range(0, n, most)]
 
@@ -198,26 +222,34 @@ class Holdout:
 def backtest(fit: Fit, holdout: str, seed: int) -> list[Holdout]:
     """Fit all sizes below a size (the law's first input), predict that size; smallest held-out size first.
 
-    "largest" holds out only the largest; "rolling" each of the largest sizes that leaves enough below it.
+    Sizes within 1 % of the smallest among them are one. "largest" holds out only the largest; "rolling" each of the
+    largest sizes that leaves enough below it.
     """
     if holdout not in ("largest", "rolling"):
         raise FitRefused(f"holdout {holdout!r} is not known; choose one of largest, rolling")
-    size = fit.points.logs[fit.law.inputs[0]]
-    sizes = np.unique(size)
+    size = _sizes(fit.points.logs[fit.law.inputs[0]])
+    largest = int(size.max())
     if holdout == "largest":
-        return [_hold_out(fit, sizes[-1], seed)] if len(sizes) > 1 else []
+        return [_hold_out(fit, size, largest, seed)] if largest else []
     found = []
-    for held in sizes[1:][-ROLLING:]:
+    for held in range(max(largest + 1 - ROLLING, 1), largest + 1):
         try:
-            found.append(_hold_out(fit, held, seed))
+            found.append(_hold_out(fit, size, held, seed))
         except FitRefused:  # too few sizes below this one
             continue
     return found
 
 
-def _hold_out(fit: Fit, held: float, seed: int) -> Holdout:
-    """Hold out one size, given as its log."""
-    size = fit.points.logs[fit.law.inputs[0]]
+def _sizes(logs: Array) -> NDArray[np.intp]:
+    """Ids [n] of sizes from the smallest up, 0, 1, …, of their logs [n]."""
+    starts = [logs.min()]
+    while (above := logs[logs > starts[-1] + np.log1p(SAME_SIZE)]).size:
+        starts.append(above.min())
+    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
+
+
+def _hold_out(fit: Fit, size: NDArray[np.intp], held: int, seed: int) -> Holdout:
+    """Hold out one size by its id among those of the points, [n]."""
     below, at = size < held, size == held
     smaller = fit.subset(below)
     inputs = {name: np.exp(log[at]) for name, log in fit.points.logs.items()}
@@ -226,9 +258,9 @@ def _hold_out(fit: Fit, held: float, seed: int) -> Holdout:
     interval = None
     if smaller.degrees_of_freedom:
         interval = _interval_of_mean(smaller.bootstrap(400, seed), fit.points, at)
-    naive = fit.points.response[size == size[below].max()].mean()
+    naive = fit.points.response[size == held - 1].mean()
     return Holdout(
-        size=float(np.exp(held)),
+        size=float(np.exp(fit.points.logs[fit.law.inputs[0]][at].mean())),
         predicted=float(predicted),
         measured=float(measured),
         error_percent=float(100 * (predicted / measured - 1)),

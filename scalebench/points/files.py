@@ -74,7 +74,10 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         return open_results(path, read_results(path))
     if path.suffix.lower() not in SUFFIXES:
-        raise PointsError([f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is no folder"])
+        if not path.exists():
+            raise PointsError([f"{path}: there is no such file or folder"])
+        reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is no folder"
+        raise PointsError([f"{path}: {reason}" + ("; rename it to what it is" if path.is_file() else "")])
     try:
         if not path.stat().st_size:
             raise PointsError([f"{path}: the file is empty; it needs a line of column names and a line per point"])

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalebench.errors import InputError, unknown
-from scalebench.laws import LAWS, FitRefused, Law
+from scalebench.laws import LAWS, UNASKED, FitRefused, Law, Refits
 from scalebench.laws import fit as fit_law
+from scalebench.points.files import open_source
 from scalebench.points.table import CONFIG, PointTable, read_points
 from scalebench.store import StoreError, read_json
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Holdout
 
-DEFAULT_REFITS = 1000  # those behind `Fit.interval` and `Fit.to_dict`
 TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
 ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
@@ -51,19 +51,36 @@ def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tup
     return laws
 
 
-def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict[str, str]:
+def column_options(law: Law) -> dict[str, str]:
+    """Return role -> the option of the command that names its column."""
+    own = {role: f"--{role}-column" for role in ("params", "tokens", "flops", "loss", "x", "y", CONFIG)}
+    own |= {"tokens": "--tokens-column, or --flops-column for D = C / 6N"}
+    found = {role: own.get(role, f"--column {role}=NAME") for role in (*law.inputs, "flops", CONFIG)}
+    return found | {law.response: own.get(law.response, "--y-column")}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a file; of a results folder those that laws read by default."""
+    return tuple(OF_RESULTS) if path.is_dir() else open_source(path).names
+
+
+def law_columns(
+    law: Law, given: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
+) -> dict[str, str]:
     """Return role -> column for a law, from those given by role and the defaults.
 
     A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
-    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place.
+    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place; with both, and without
+    a column of parameters among the ``names`` of the file, a law of parameters does.
     """
     defaults = OF_RESULTS if of_results else {}
     columns = {}
     for role in (*law.inputs, law.response):
         one = len(law.inputs) == 1
-        names = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
-        found = next((name for name in names if name in given), None)
-        if found is None and role == "tokens" and "flops" in given:
+        roles = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
+        found = next((name for name in roles if name in given), None)
+        by_flops = role == "tokens" or (role == "params" and "tokens" in given and role not in names)
+        if found is None and by_flops and "flops" in given and "tokens" in law.inputs:
             columns["flops"] = given["flops"]
         else:
             columns[role] = given[found] if found else defaults.get(role, role)
@@ -71,41 +88,42 @@ def law_columns(law: Law, given: Mapping[str, str], *, of_results: bool) -> dict
 
 
 def fit_points(
-    path: Path, law: str, given: Mapping[str, str], where: str | None, options: Mapping[str, Any]
+    path: Path,
+    law: str,
+    given: Mapping[str, str],
+    where: str | None,
+    options: Mapping[str, Any],
+    refits: Refits = UNASKED,
 ) -> tuple[Fit, PointTable]:
-    """Read points and fit a law to them. Raises ``InputError`` or ``StoreError``, with the file in every line."""
+    """Read points and fit a law to them, its intervals by ``refits``.
+
+    Raises ``InputError`` or ``StoreError``, with the file in every line.
+    """
     form = find_law(law)
-    columns = law_columns(form, given, of_results=path.is_dir())
+    columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
     least = len(form.parameters) - len(options.get("fixed") or {})
-    table = read_points(path, columns, where, least=least)
+    table = read_points(path, columns, where, least=least, options=column_options(form))
     try:
-        return fit_law(fit_values(table), form, **options), table
+        return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
         raise InputError([f"{path}: {refusal}"]) from refusal
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:
-    """Return the columns for `fit`: FLOPs turned into tokens, D = C / 6N."""
+    """Return the columns for `fit`: FLOPs turned into tokens, D = C / 6N, or into parameters, N = C / 6D."""
     values = dict(table.values)
-    if "flops" in values and "tokens" not in values and "params" in values and "flops" in table.columns:
-        values["tokens"] = values.pop("flops") * TOKENS_PER_FLOP / values["params"]
+    for missing, other in (("tokens", "params"), ("params", "tokens")):
+        if "flops" in values and missing not in values and other in values:
+            values[missing] = values.pop("flops") * TOKENS_PER_FLOP / values[other]
     return values
 
 
-def to_document(
-    fit: Fit, table: PointTable, refits: int, seed: int, rows: list[Holdout] | None, method: str = "auto"
-) -> dict[str, Any]:
-    """Return `fit.to_dict()` with its intervals from ``refits`` refits, and what it takes to make the fit again."""
-    document, asked = fit.to_dict(), (refits, method) != (DEFAULT_REFITS, "auto")
-    if asked and document["intervals"][fit.law.parameters[0]] is not None:
-        boot = fit.bootstrap(refits, seed, method)
-        ends = {name: boot.interval(name) for name in fit.parameters}
-        document["intervals"] = json_safe(ends)
-        document |= {"interval_method": boot.method, "interval_reason": boot.reason}
+def to_document(fit: Fit, table: PointTable, rows: list[Holdout] | None) -> dict[str, Any]:
+    """Return `fit.to_dict()`, and what it takes to make the fit and its intervals again."""
     points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
-    source = {"file": table.path.name, "columns": table.columns, "where": table.where, "refits": refits}
+    source = {"file": table.path.name, "columns": table.columns, "where": table.where}
     return {
-        **document,
+        **fit.to_dict(),
         "backtest": None if rows is None else [json_safe(asdict(row)) for row in rows],
         "points": points,
         "source": source,
@@ -122,12 +140,17 @@ def json_safe(value: Any) -> Any:
 
 
 def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
-    """Read the JSON of a fit and make the fit again from the points in it. Raises ``StoreError``."""
+    """Read the JSON of a fit and make the fit again from the points in it. Raises ``StoreError``.
+
+    A file without ``refits`` is of a time when every interval was drawn as the defaults say.
+    """
     document = read_json(path)
     missing = [key for key in ("law", "points", *OPTIONS) if key not in document]
     if missing:
         raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --json FILE`")
     try:
-        return fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS}), document
+        refits = Refits(**document.get("refits", {}))
+        made = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})
+        return replace(made, refits=refits), document
     except (FitRefused, TypeError, AttributeError, KeyError) as error:
         raise StoreError(f"{path}: the fit in it cannot be made again ({error})") from error

@@ -78,6 +78,7 @@ class Prediction:
     answers: tuple[Answer, ...]
     backtest: tuple[Holdout, ...]
     at: str = ""  # the inputs, where they are others
+    held_out: str = "the loss"  # what the backtest is of
 
 
 # --- from a fitted law -----------------------------------------------------------------------------------------------
@@ -100,19 +101,18 @@ def predict_fit(path: Path, fitted: Fit, given: Mapping[str, float | None], name
         Answer(quantity, unit, reason="a fit of one law holds no costs: give a results folder")
         for quantity, unit in (("step time", "s"), ("memory", "B"), ("compute", "FLOP"), ("checkpoint", "B"))
     ]
-    data = (
-        Answer("data", "tokens", tokens, basis="as asked")
-        if tokens
-        else Answer("data", "tokens", reason="no --tokens given")
-    )
+    data = Answer("data", "tokens", reason=f"{law.name} does not depend on tokens")
+    if "tokens" in law.inputs:
+        data = Answer("data", "tokens", tokens, basis="as asked")
     at = ", ".join(f"{name} {given[name]:g}" for name in law.inputs)
-    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)), at)
+    return Prediction(params, tokens, (answer, data, *refused), tuple(_backtest(fitted)), at, named)
 
 
 def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str) -> Answer:
     """Return a law's prediction at one place with the interval of a new run, where there is one."""
     value, beyond = float(fitted.predict(inputs)[0]), float(fitted.beyond(inputs)[0])
     basis = f"{fitted.law.formula}, {fitted.n_configurations} configurations, {fitted.status}"
+    basis = "; ".join([basis, *(f"{name} not resolved: {why}" for name, why in fitted.unresolved.items())])
     worst = max((abs(row.error_percent) for row in _backtest(fitted)), default=None)
     answer = Answer(quantity, unit, value, beyond=beyond, hold_out_percent=worst, basis=basis)
     try:

@@ -35,7 +35,8 @@ def read_roles(
     there = open_source(path).names
     kept = {role: name for role, name in named.items() if role in (*roles, *given) or name in there}
     columns = {CONFIG if role == RUN else role: name for role, name in kept.items()}  # the reader's one role of text
-    values = read_points(path, columns, where).values
+    options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
+    values = read_points(path, columns, where, options=options).values
     return {RUN if role == CONFIG else role: column for role, column in values.items()}
 
 
@@ -59,7 +60,8 @@ def find_compute_fit(source: Path, law: str, given: Mapping[str, str], where: st
         points = training_flops(source, where)
     else:
         named = {"flops": given.get("flops", "flops"), "loss": given.get("loss", "loss")}
-        read = read_points(source, named, where)
+        options = {"flops": "--flops-column; --law chinchilla takes params and tokens instead", "loss": "--loss-column"}
+        read = read_points(source, named, where, options=options)
         points = {"x": read.values["flops"], "y": read.values["loss"]}
     try:
         return fit_law(points, law)

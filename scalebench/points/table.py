@@ -6,19 +6,23 @@ Only the named columns are read, block by block, so that a file of gigabytes tak
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
-from scalebench.points.files import Block, PointsError, Source, open_source
+from scalebench.points.files import MISSING, Block, PointsError, Source, open_source
 from scalebench.points.where import Mask, Where, WhereError, parse
 
 MAX_POINTS = 1_000_000  # a fit holds about two kilobytes per point; more belong averaged or thinned first
+# Decimal commas and thousands separators: "4,608" may be either.
+SEPARATED = re.compile(r"[+-]?\d+([,_' ]\d+)+(\.\d*)?([eE][+-]?\d+)?")
 CONFIG = "config"  # the one role that may hold text: it names the independent configuration of a row
 
 
@@ -35,15 +39,23 @@ class PointTable:
         return len(next(iter(self.values.values())))
 
 
-def read_points(path: Path, columns: Mapping[str, str], where: str | None = None, *, least: int = 1) -> PointTable:
+def read_points(
+    path: Path,
+    columns: Mapping[str, str],
+    where: str | None = None,
+    *,
+    least: int = 1,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> PointTable:
     """Read the ``columns`` (role -> column name) of the rows that fulfil ``where``; role ``config`` may hold text.
 
-    Raises ``PointsError``, naming file, row and column, for a file or column that is not there, values that are not
-    positive finite numbers, a column that never changes, and fewer than ``least`` points.
+    ``options`` say, by role, which option of the command names the column. Raises ``PointsError``, naming file, row and
+    column, for a file or column that is not there, values that are not positive finite numbers, a column that never
+    changes, and fewer than ``least`` points.
     """
     condition, source = parse_where(where), open_source(path)
     needed = list(dict.fromkeys([*columns.values(), *(condition.names if condition else ())]))
-    check_names(source, needed)
+    check_names(source, needed, {columns[role]: option for role, option in options.items() if role in columns})
     parts: dict[str, list[NDArray[Any]]] = {role: [] for role in columns}
     read = kept = 0
     for block in source.blocks(needed):
@@ -68,9 +80,14 @@ def parse_where(where: str | None) -> Where | None:
         raise PointsError([str(error)]) from error
 
 
-def check_names(source: Source, names: Sequence[str]) -> None:
-    """Raise ``PointsError`` with a line for each name that is no column of the source."""
-    lines = [f"{source.path}: column {unknown(name, source.names)}" for name in names if name not in source.names]
+def check_names(source: Source, names: Sequence[str], options: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise ``PointsError`` with a line for each name that is no column of the source, and the option that names it."""
+    lines = [
+        f"{source.path}: column {unknown(name, source.names)}"
+        + (f"; name it with {options[name]}" if name in options else "")
+        for name in names
+        if name not in source.names
+    ]
     if lines and all(map(_is_number, source.names)):
         lines.append(f"{source.path}: the first line holds numbers only; it must name the columns")
     if lines:
@@ -105,9 +122,7 @@ def _check_values(source: Source, block: Block, columns: Mapping[str, str], mask
         if wrong.size:
             place, text = source.cell(before + int(wrong[0]), name)
             others = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
-            lines.append(
-                f"{source.path}, {place}, column {name!r}: {_fault(text)}; a positive number is needed{others}"
-            )
+            lines.append(f"{source.path}, {place}, column {name!r}: {_fault(text)}; {_needed(text, name)}{others}")
     if lines:
         raise PointsError(lines)
 
@@ -116,10 +131,22 @@ def _fault(text: str) -> str:
     """Say what is wrong with the text of a cell."""
     if not text.strip():
         return "nothing there"
+    if SEPARATED.fullmatch(text.strip()):
+        return f"{text.strip()[:40]!r} has a comma, a space or the like in it"
     if not _is_number(text):
         return f"{text[:40]!r} is not a number"
     kind = "not finite" if not math.isfinite(float(text)) else "negative" if float(text) < 0 else "zero"
     return f"{text.strip()} is {kind}"
+
+
+def _needed(text: str, name: str) -> str:
+    """Say what is needed instead of the text of a cell, and how to do without the row."""
+    if SEPARATED.fullmatch(text.strip()):
+        return "write numbers as 1234567.8"
+    if text.strip() and text.strip() not in MISSING:
+        return "a positive number is needed"
+    quoted = name if name.isidentifier() else f"`{name}`"
+    return f"a positive number is needed; --where '{quoted} > 0' leaves such rows out"
 
 
 def _check_count(path: Path, where: str | None, read: int, kept: int, least: int) -> None:

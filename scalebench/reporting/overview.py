@@ -86,11 +86,17 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
 
 
 def _exponent(series: Series) -> Cell:
-    trend = series.loss_all
-    if trend.fit is None or "alpha" not in trend.fit.parameters:
+    """Return the exponent, or why there is none to speak of."""
+    fitted, means = series.loss_all.fit, series.sizes["mean"]
+    if fitted is None or "alpha" not in fitted.parameters:
         return word(None)
-    value = trend.fit.parameters["alpha"]
-    return _with_interval(value, *trend.interval("alpha")), value
+    if means.iloc[-1] >= means.iloc[0]:
+        return "none: the loss does not fall", None
+    low, high = series.loss_all.interval("alpha")
+    least, most = fitted.law.exponents["alpha"]
+    if low <= least and high >= most:
+        return f"not resolved ({least:g} to {most:g})", None
+    return _with_interval(fitted.parameters["alpha"], low, high), fitted.parameters["alpha"]
 
 
 def _growth_cell(found: Growth | None) -> Cell:

@@ -24,6 +24,7 @@ SI_PREFIXES = {
     "µ": 1e-6,
     "n": 1e-9,
 }
+TINY = 1e-6  # below this, numbers with an interval have an exponent
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
 
 
@@ -79,7 +80,14 @@ def uncertain(value: float, error: float) -> str:
 
 
 def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str, str]:
-    """Write a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns")."""
+    """Write a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns").
+
+    An infinite value is a rate that was not resolved: its interval has a lower end only.
+    """
+    if math.isinf(value):
+        factor, prefixed = scale(low, unit) if unit else (1.0, "")
+        lowest = f"above {significant(low / factor, 2)}{NBSP}{prefixed}".rstrip()
+        return "not resolved", "no interval" if math.isnan(low) else lowest
     factor, prefixed = scale(value, unit) if unit else (1.0, "")
     suffix = f"{NBSP}{prefixed}" if prefixed else ""
     if math.isnan(low) or math.isnan(high):
@@ -88,10 +96,17 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     # Two digits of the value at least, and four at most: an interval may be wide, or have no width at all.
     least = decimals_of(abs(value / factor))
     decimals = min(max(decimals_of(width), least), least + 2)
-    one, *ends = (
-        f"{x:,.{decimals}f}" if abs(x) < 1e6 else significant(x, 2) for x in (v / factor for v in (value, low, high))
-    )
+    # So many digits of a large number, or a tiny one, that two of the width are seen, from two up to four.
+    shown = [x / factor for x in (value, low, high)]
+    largest = max(abs(x) for x in shown if math.isfinite(x))
+    digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)
+    plain = largest == 0 or largest >= TINY
+    one, *ends = (f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits) for x in shown)
     return (one + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(abs(value))) if value else 0
 
 
 def percent(fraction: float, sign: bool = True) -> str:

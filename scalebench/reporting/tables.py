@@ -27,6 +27,11 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers, the gaps among them apart."""
+        return tuple(any(isinstance(row[i][1], int | float) for row in self.rows) for i in range(len(self.columns)))
+
 
 def number(value: Any, unit: str = "", digits: int = 3) -> Cell:
     """Return the cell of a measured number."""

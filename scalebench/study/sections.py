@@ -68,7 +68,7 @@ class TrainSection(Section):
     schedule: Axis[Annotated[str, one_of(SCHEDULES)]] = ("wsd",)
     warmup_steps: Axis[WholeNumber] = (20,)
     decay_fraction: Axis[Share] = (0.8,)
-    weight_decay: Axis[NonNegativeFloat] = (0.1,)
+    weight_decay: Axis[NonNegativeFloat] | None = None  # the optimizer's own
     beta1: Axis[Fraction] = (0.9,)
     beta2: Axis[Fraction] = (0.95,)
     momentum: Axis[Fraction] = (0.9,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalebench.tasks.base import Batch, LossAlone, Task
+from scalebench.tasks.base import Batch, LossAlone, MeanLoss, Task
 from scalebench.tasks.classification import Classification, classification
 from scalebench.tasks.language import BalancedNextToken, NextToken
 from scalebench.tasks.masked import MaskedPairs
@@ -15,6 +15,7 @@ __all__ = [
     "Classification",
     "LossAlone",
     "MaskedPairs",
+    "MeanLoss",
     "NextToken",
     "Regression",
     "SetRegression",

@@ -40,8 +40,12 @@ class Task(Protocol):
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         """Yield the held-out batches, the same for every trial, with the cluster (B,) each sample belongs to."""
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what training makes small: the mean of ``losses``, a number."""
+        ...
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what training makes small: the loss of each sample in nats (per token, or per output), shape (B,)."""
+        """Return the loss of each sample in nats (per token, or per output), shape (B,)."""
         ...
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -53,12 +57,20 @@ class Task(Protocol):
         ...
 
 
-class LossAlone:
-    """Half a Task: validation keeps the training loss and nothing else."""
+class MeanLoss:
+    """Part of a Task: the loss of training is the mean of the samples' own."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, (B,)."""
         raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean of ``losses``, ()."""
+        return self.losses(model, batch).mean()
+
+
+class LossAlone(MeanLoss):
+    """Half a Task: validation keeps the training loss and nothing else."""
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of each sample as ``loss_nats``."""

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch
+from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
 
 # Bytes to about zero mean and unit spread, the same for every source: networks want small numbers.
 _CENTRE, _SPREAD = 127.5, 63.75
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(MeanLoss):
     """Name the class of each image. Images smaller than ``image_size`` are enlarged, bilinearly."""
 
     images: Images

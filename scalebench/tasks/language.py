@@ -73,6 +73,16 @@ class NextToken(LossAlone):
             return model(tokens, targets=targets).mean(1)
         return token_losses(model(tokens), targets)
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy per token, ().
+
+        A model that gives losses is asked for the mean itself: with one incoming gradient, known beforehand to be the
+        same for all tokens, its forward pass can make the gradients and nothing is computed twice.
+        """
+        if getattr(model, "GIVES_LOSSES", False):
+            return model(batch[0], targets=batch[1], reduction="mean")
+        return super().loss(model, batch)
+
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of each window, and the bytes of text per token that it predicts."""
         judged = {"loss_nats": self.losses(model, batch)}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
 from scalebench.data.text import Text, split
-from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch
+from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 
 SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # numbered after the symbols of the text, in this order
 MASKED_SHARE, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
@@ -54,7 +54,7 @@ def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Inte
 
 
 @dataclass(frozen=True)
-class MaskedPairs:
+class MaskedPairs(MeanLoss):
     """Fill in masked bytes and tell whether the second passage follows the first: the loss is the sum of both.
 
     Half the pairs follow. Masks are drawn anew for every step, by seed and step; validation's are always the same.

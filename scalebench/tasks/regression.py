@@ -29,24 +29,23 @@ def gaussian_losses(outputs: Tensor, targets: Tensor, noise_std: float) -> Tenso
     return 0.5 * math.log(2 * math.pi * noise_std**2) + squared / (2 * noise_std**2)
 
 
-@dataclass(frozen=True)
-class Regression(LossAlone):
-    """Predict a teacher's outputs under Gaussian noise of known size.
+@dataclass(frozen=True, kw_only=True)
+class GaussianTask(LossAlone):
+    """Predict outputs under Gaussian noise of known size, drawn afresh for every batch.
 
     The loss is the Gaussian negative log-likelihood per output, log(2 pi s^2)/2 + (y - f)^2/(2 s^2) nats: the squared
     error in the unit of every other loss. Its floor is the noise's entropy, log(2 pi e s^2)/2.
     """
 
-    teacher: Teacher
-    kind: TeacherKind
-    inputs: int
-    outputs: int
     noise_std: float
     batch_size: int
     seed: int
     validation_samples: int
-    tokens_per_sample: int | None = None
-    samples_per_epoch: float | None = None
+    samples_per_epoch: float | None = None  # nothing is drawn twice
+
+    def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return ``n`` inputs and outputs of the random stream that ``key`` names."""
+        raise NotImplementedError
 
     @property
     def floor_nats(self) -> float:
@@ -54,21 +53,21 @@ class Regression(LossAlone):
         return noise_entropy(self.noise_std)
 
     def check(self) -> None:
-        """Do nothing: a teacher serves any shape."""
+        """Do nothing: any shape can be drawn."""
 
-    def _draw(self, n: int, *key: int) -> Batch:
-        x, y = self.teacher.draw(self.kind, self.inputs, self.outputs, self.noise_std, n, generator(*key))
-        return torch.from_numpy(x), torch.from_numpy(y)
+    def _batch(self, n: int, *key: int) -> Batch:
+        inputs, outputs = self.draw(n, *key)
+        return torch.from_numpy(inputs), torch.from_numpy(outputs)
 
     def batch(self, step: int) -> Batch:
-        """Return fresh inputs (B, inputs) and outputs (B, outputs)."""
-        return self._draw(self.batch_size, TRAINING, self.seed, step)
+        """Return fresh inputs (B, …) and outputs (B, outputs)."""
+        return self._batch(self.batch_size, TRAINING, self.seed, step)
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         """Yield the held-out samples; each is a cluster of its own, since they are independent."""
         for start in range(0, self.validation_samples, VALIDATION_BATCH):
             stop = min(start + VALIDATION_BATCH, self.validation_samples)
-            yield self._draw(stop - start, VALIDATION, start), np.arange(start, stop)
+            yield self._batch(stop - start, VALIDATION, start), np.arange(start, stop)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss per output of each sample, (B,)."""
@@ -76,52 +75,48 @@ class Regression(LossAlone):
         return gaussian_losses(model(inputs), targets, self.noise_std)
 
 
-def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: TrainSpec) -> Regression:
-    """Return regression on a teacher for a Config with ``inputs`` and ``outputs``."""
-    assert spec.noise_std is not None
-    shape, noise = (config.inputs, config.outputs), spec.noise_std
-    return Regression(teacher, kind, *shape, noise, train.batch_size, train.seed, spec.validation_samples)
+@dataclass(frozen=True, kw_only=True)
+class Regression(GaussianTask):
+    """Predict a teacher's outputs."""
+
+    teacher: Teacher
+    kind: TeacherKind
+    inputs: int
+    outputs: int
+    tokens_per_sample: int | None = None
+
+    def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return inputs (n, inputs) and what the teacher makes of them, (n, outputs)."""
+        return self.teacher.draw(self.kind, self.inputs, self.outputs, self.noise_std, n, generator(*key))
 
 
-@dataclass(frozen=True)
-class SetRegression(LossAlone):
-    """Answer a query to a set under Gaussian noise of known size; loss and floor as ``Regression``'s."""
+@dataclass(frozen=True, kw_only=True)
+class SetRegression(GaussianTask):
+    """Answer a query to a set."""
 
     data: Retrieval
     length: int
-    noise_std: float
-    batch_size: int
-    seed: int
-    validation_samples: int
-    samples_per_epoch: float | None = None
-
-    @property
-    def floor_nats(self) -> float:
-        """Entropy of the noise alone, in nats."""
-        return noise_entropy(self.noise_std)
 
     @property
     def tokens_per_sample(self) -> int:
         """Elements of a set, the query among them."""
         return self.length
 
-    def check(self) -> None:
-        """Do nothing: sets of any length can be drawn."""
+    def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return sets (n, T, features) and answers (n, 1)."""
+        return self.data.draw(self.length, self.noise_std, n, generator(*key))
 
-    def _draw(self, n: int, *key: int) -> Batch:
-        x, y = self.data.draw(self.length, self.noise_std, n, generator(*key))
-        return torch.from_numpy(x), torch.from_numpy(y)
 
-    def batch(self, step: int) -> Batch:
-        """Return fresh sets (B, T, features) and answers (B, 1)."""
-        return self._draw(self.batch_size, TRAINING, self.seed, step)
-
-    def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        """Yield the held-out sets; each is a cluster of its own, since they are independent."""
-        for start in range(0, self.validation_samples, VALIDATION_BATCH):
-            stop = min(start + VALIDATION_BATCH, self.validation_samples)
-            yield self._draw(stop - start, VALIDATION, start), np.arange(start, stop)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of each sample, (B,)."""
-        return gaussian_losses(model(batch[0]), batch[1], self.noise_std)
+def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: TrainSpec) -> Regression:
+    """Return regression on a teacher for a Config with ``inputs`` and ``outputs``."""
+    assert spec.noise_std is not None
+    return Regression(
+        teacher=teacher,
+        kind=kind,
+        inputs=config.inputs,
+        outputs=config.outputs,
+        noise_std=spec.noise_std,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        validation_samples=spec.validation_samples,
+    )

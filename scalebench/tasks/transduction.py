@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from scalebench.data.synthetic import generator
 from scalebench.data.transduction import BEGIN, Transduction
-from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch
+from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 from scalebench.tasks.language import token_losses
 
 
 @dataclass(frozen=True)
-class Transduce:
+class Transduce(MeanLoss):
     """Answer sources of ``length`` tokens. The loss is the mean cross-entropy per token of the answer; its floor is 0.
 
     ``token_accuracy`` is by teacher forcing. ``exact_match`` is the share of answers right in every token: by teacher

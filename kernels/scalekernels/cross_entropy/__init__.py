@@ -6,55 +6,51 @@
 
 x is (…, C), weight (V, C) in the same dtype (float16, bfloat16, float32), target (…) int64. Tokens go in chunks: a
 library product fills one workspace with the chunk's logits in that dtype, a kernel turns them into losses and, in
-place, into their gradients, and two more products add these to the gradients of weight (float32) and x. This happens in
-the forward pass; the backward pass scales by the gradient that comes in, and divides by the number of tokens for the
-mean, so that the 16-bit gradients of logits lie in [−1, 1] whatever the batch. For ``reduction="none"`` each row has an
-incoming gradient of its own, which the forward pass cannot know: there the backward pass computes the logits again.
+place, into their gradients, and two more products add these to the gradients of weight and x. This happens in the
+forward pass; the backward pass multiplies by the gradient that comes in. What divides the sum for the mean is in the
+gradients of logits already, but for float16, whose small numbers it would leave: there it comes last. For
+``reduction="none"`` each row has an incoming gradient of its own, which the forward pass cannot know: there the
+backward pass computes the logits again.
 
-Above inputs and returned gradients this holds the workspace (sized by ``kernels.chunk_tokens``) and
-weight's gradient in float32 once.
+Above inputs and returned gradients this holds the workspace and, where ``memory.plan`` has weight's gradient summed in
+float32, that sum. The first backward pass scales the gradients in place and gives them away; another one through the
+same graph (``retain_graph=True``) computes them again. Under ``torch.compile`` the backward pass scales a copy: what a
+compiled forward pass hands to its backward pass must stay as it is.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from scalekernels.cost import Cost
-from scalekernels.cross_entropy import kernels
+from scalekernels.cross_entropy import kernels, memory
+from scalekernels.cross_entropy.cases import (
+    CASES,
+    LADDER,
+    LARGER,
+    Case,
+    Loss,
+    alternatives,
+    cost,
+    evaluation,
+    inputs,
+    prepared,
+)
 from scalekernels.device import require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
+
+__all__ = [
+    "CASES", "DTYPES", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
+    "linear_cross_entropy", "providers", "reference", "results",
+]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 compilations = kernels.compilations
 REDUCTIONS = ("mean", "sum", "none")
-
-
-@dataclass(frozen=True)
-class Case:
-    """``tokens`` vectors of ``width`` against ``classes``; ``ignored`` says whether some targets are ignore_index."""
-
-    tokens: int
-    width: int
-    classes: int
-    dtype: torch.dtype
-    reduction: str = "mean"
-    softcap: float | None = None
-    z_loss: float = 0.0
-    ignored: bool = False
-
-    @property
-    def label(self) -> str:
-        """What tells this case from the others."""
-        dtype = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
-        extras = f"{f' cap{self.softcap:g}' if self.softcap else ''}{f' z{self.z_loss:g}' if self.z_loss else ''}"
-        return f"{self.tokens}x{self.width}x{self.classes} {dtype} {self.reduction}{extras}{' ignored' * self.ignored}"
+INTERPRETED_CLASSES = 32  # whose float32 copies a product under the interpreter makes at a time
 
 
 def reference(
@@ -75,36 +71,42 @@ def reference(
 
 def _walk(
     x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float, *,
-    loss: Tensor | None = None, row_gradient: Tensor | None = None, dx: Tensor | None = None,
-    dweight: Tensor | None = None,
+    loss: Tensor | None, row_gradient: Tensor | None, dx: Tensor, dweight: Tensor,
 ) -> None:  # fmt: skip
-    """Fill ``loss`` (N,), ``dx`` (N, C) and ``dweight`` (V, C), those that are given, chunk by chunk."""
-    tokens, classes = kernels.chunk_tokens(x.shape[0], weight.shape[0], x.dtype), weight.shape[0]
-    workspace = torch.empty((tokens, kernels.row_length(classes)), dtype=x.dtype, device=x.device)
+    """Fill ``loss`` (…), ``dx`` (…, C) and ``dweight`` (V, C), those that are given and not empty, chunk by chunk."""
+    x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)
+    classes, rows = weight.shape[0], dx.view(-1, x.shape[-1])
+    tokens = _plan(x, weight).tokens if dweight.numel() else memory.chunk_tokens(x.shape[0], classes, x.dtype)
+    workspace = torch.empty((tokens, memory.row_length(classes)), dtype=x.dtype, device=x.device)
     for start in range(0, x.shape[0], tokens):
         part = slice(start, start + tokens)
         logits = workspace[: x[part].shape[0], :classes]
         torch.mm(x[part], weight.t(), out=logits)
         kernels.losses[(logits.shape[0],)](
-            workspace, target[part], None if loss is None else loss[part],
+            workspace, target[part], None if loss is None else loss.view(-1)[part],
             None if row_gradient is None else row_gradient[part], classes, workspace.stride(0), ignore_index, softcap,
-            z_loss, CAPPED=softcap > 0, GRADIENT=dx is not None or dweight is not None, BLOCK=kernels.BLOCK,
+            z_loss, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=kernels.BLOCK,
             num_warps=kernels.NUM_WARPS, num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
-        if dx is not None:
-            torch.mm(logits, weight, out=dx[part])
-        if dweight is not None:
+        if dx.numel():
+            torch.mm(logits, weight, out=rows[part])
+        if dweight.numel():
             _accumulate(dweight, logits.t(), x[part], keep=start > 0)
 
 
+def _plan(x: Tensor, weight: Tensor) -> memory.Plan:
+    return memory.plan(x.numel() // x.shape[-1], int(weight.shape[1]), int(weight.shape[0]), x.dtype)
+
+
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
-    """Total (float32) = left · right, added to what it holds with ``keep``."""
-    if right.dtype == torch.float32:
+    """Total = left · right, summed in float32, added to what it holds with ``keep``, and rounded to its dtype."""
+    if total.dtype == right.dtype:
         total.addmm_(left, right, beta=float(keep))
     elif right.device.type == "cuda":  # 16-bit factors, float32 sums and result: the tensor cores' own mode
         torch.addmm(total, left, right, out_dtype=torch.float32, beta=float(keep), out=total)
     else:  # interpreted: the CPU's product has no such mode
-        total.addmm_(left.float(), right.float(), beta=float(keep))
+        for rows, factors in zip(total.split(INTERPRETED_CLASSES), left.split(INTERPRETED_CLASSES), strict=True):
+            rows.addmm_(factors.float(), right.float(), beta=float(keep))
 
 
 def _require(x: Tensor, weight: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -134,29 +136,33 @@ def _loss(
     x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, reduction: str, softcap: float, z_loss: float,
     x_gradient: bool, weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, share of a token in it, gradient of the sum for x in its dtype, the same for weight in float32).
+    """(loss, share of a token in it, gradient for x in its dtype, gradient for weight in the plan's dtype).
 
-    The last three are empty where they are not asked for, and for ``reduction="none"``. ``softcap`` 0 means none.
+    The last three are empty where they are not asked for, and for ``reduction="none"``. ``softcap`` 0 means none. The
+    gradients are those of the loss, but for float16 those of the sum, still to be multiplied by the share.
     """
     _require(x, weight, target, ignore_index)
     dx, dweight = _gradients(x, weight, x_gradient and reduction != "none", weight_gradient and reduction != "none")
     losses = torch.empty(target.shape, dtype=torch.float32, device=x.device)
+    counted = (target != ignore_index).sum() if reduction == "mean" else losses.new_ones((), dtype=torch.int64)
+    share = 1 / counted.clamp(min=1).float()
+    weighed = reduction == "mean" and x.dtype != torch.float16 and dx.numel() + dweight.numel() > 0
     with torch.autocast(x.device.type, enabled=False):
         _walk(
-            x.reshape(-1, x.shape[-1]), weight, target.reshape(-1), ignore_index, softcap, z_loss,
-            loss=losses.view(-1), dx=dx.view(-1, x.shape[-1]) if dx.numel() else None,
-            dweight=dweight if dweight.numel() else None,
+            x, weight, target, ignore_index, softcap, z_loss, loss=losses,
+            row_gradient=share.repeat(target.numel()) if weighed else None, dx=dx, dweight=dweight,
         )  # fmt: skip
     if reduction == "none":
         return losses, losses.new_empty(0), dx, dweight
-    counted = (target != ignore_index).sum() if reduction == "mean" else losses.new_ones((), dtype=torch.int64)
-    return losses.sum() / counted, 1 / counted.clamp(min=1).float(), dx, dweight
+    return losses.sum() / counted, share, dx, dweight
 
 
 def _gradients(x: Tensor, weight: Tensor, x_gradient: bool, weight_gradient: bool) -> tuple[Tensor, Tensor]:
     make = torch.empty if x.numel() else torch.zeros  # without a token nothing is written into weight's
     dx = torch.empty(x.shape if x_gradient else 0, dtype=x.dtype, device=x.device)
-    return dx, make(weight.shape if weight_gradient else 0, dtype=torch.float32, device=x.device)
+    # Asked only where it matters: under torch.compile with shapes left open, each comparison of the plan's is a guard.
+    dtype = _plan(x, weight).accumulator if weight_gradient and x.dtype == torch.bfloat16 else torch.float32
+    return dx, make(weight.shape if weight_gradient else 0, dtype=dtype, device=x.device)
 
 
 @_loss.register_fake
@@ -165,9 +171,9 @@ def _(
     x_gradient: bool, weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     scalar = reduction != "none"
-    dx, dweight = _gradients(x, weight, x_gradient and scalar, weight_gradient and scalar)
-    shape = () if scalar else target.shape
-    return dweight.new_empty(shape), dweight.new_empty(() if scalar else 0), dx, dweight
+    loss = x.new_empty(() if scalar else target.shape, dtype=torch.float32)
+    share = x.new_empty(() if scalar else 0, dtype=torch.float32)
+    return loss, share, *_gradients(x, weight, x_gradient and scalar, weight_gradient and scalar)
 
 
 @torch.library.custom_op("scalekernels::linear_cross_entropy_gradients", mutates_args=())
@@ -175,13 +181,12 @@ def _recomputed(
     row_gradient: Tensor, x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float,
     x_gradient: bool, weight_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients for x and weight (float32) of Σ row_gradient · loss, from scratch; empty where not asked for."""
+    """Gradients of Σ row_gradient · loss, from scratch: for x in its dtype, for weight in the plan's; empty unasked."""
     dx, dweight = _gradients(x, weight, x_gradient, weight_gradient)
     with torch.autocast(x.device.type, enabled=False):
         _walk(
-            x.reshape(-1, x.shape[-1]), weight, target.reshape(-1), ignore_index, softcap, z_loss,
-            row_gradient=row_gradient.reshape(-1).float().contiguous(),
-            dx=dx.view(-1, x.shape[-1]) if dx.numel() else None, dweight=dweight if dweight.numel() else None,
+            x, weight, target, ignore_index, softcap, z_loss, loss=None,
+            row_gradient=row_gradient.reshape(-1).float().contiguous(), dx=dx, dweight=dweight,
         )  # fmt: skip
     return dx, dweight
 
@@ -211,33 +216,60 @@ def _(gradient: Tensor, _factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
 
 
+@torch.library.custom_op("scalekernels::scale_gradient_", mutates_args=("gradient",))
+def _scale(gradient: Tensor, factor: Tensor) -> None:
+    """Gradient (contiguous) times factor (one number, float32), in place."""
+    if gradient.numel():
+        kernels.scale[(-(-gradient.numel() // kernels.SCALE_BLOCK),)](
+            gradient, factor, gradient.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
+            num_stages=kernels.NUM_STAGES,
+        )  # fmt: skip
+
+
+@_scale.register_fake
+def _(_gradient: Tensor, _factor: Tensor) -> None:
+    return None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready = inputs
-    _, scale, dx, dweight = output
-    ctx.mark_non_differentiable(scale, dx, dweight)
+    _, share, dx, dweight = output
+    ctx.mark_non_differentiable(share, dx, dweight)
     ctx.set_materialize_grads(False)  # else zeros as large as dweight would be made for it
-    ctx.numbers, ctx.dtype = (ignore_index, softcap, z_loss), x.dtype
+    ctx.numbers = ignore_index, softcap, z_loss
     missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
-    ctx.recompute = ctx.reduction == "none" or missing  # missing: the operation was called without its flags
-    ctx.save_for_backward(scale, *((x, weight, target) if ctx.recompute else (dx, dweight)))
+    # Not among the saved tensors: the backward pass changes them and gives them away, so that nothing may hold them.
+    # Missing: the operation was called without its flags.
+    ctx.gradients = None if ctx.reduction == "none" or missing else (dx, dweight)
+    ctx.save_for_backward(share, x, weight, target)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     wanted = tuple(ctx.needs_input_grad[:2])
-    scale, *saved = ctx.saved_tensors
-    ops = torch.ops.scalekernels
-    if ctx.recompute:
-        target = saved[2]
-        rows = grad if ctx.reduction == "none" else (grad * scale).expand(target.shape)
-        dx, dweight = ops.linear_cross_entropy_gradients(rows, *saved, *ctx.numbers, *wanted)
-        gradients = [dx if wanted[0] else None, dweight.to(ctx.dtype) if wanted[1] else None]
+    share, x, weight, target = ctx.saved_tensors
+    late = x.dtype == torch.float16  # the share is still to come
+    made, ctx.gradients = ctx.gradients, None
+    if made is None:
+        rows = grad if ctx.reduction == "none" else (torch.ones_like(share) if late else share).expand(target.shape)
+        made = torch.ops.scalekernels.linear_cross_entropy_gradients(rows, x, weight, target, *ctx.numbers, *wanted)
+    if ctx.reduction == "none":
+        made = tuple(gradient.to(x.dtype) for gradient in made)
     else:
-        factor = grad * scale
-        gradients = [
-            ops.scaled_gradient(gradient, factor, ctx.dtype) if want else None
-            for gradient, want in zip(saved, wanted, strict=True)
-        ]
+        factor = grad * share if late else grad
+        made = tuple(_times(gradient, factor, x.dtype) for gradient in made)
+    gradients = (gradient if want else None for gradient, want in zip(made, wanted, strict=True))
     return *gradients, None, None, None, None, None, None, None
+
+
+def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gradient · factor in ``dtype``: in place, unless the dtype is another or a graph is being traced.
+
+    Traced tensors are of a class of their own. The graph keeps what the forward pass made, for a second backward pass.
+    """
+    if gradient.dtype != dtype or type(gradient) is not Tensor:
+        return torch.ops.scalekernels.scaled_gradient(gradient, factor, dtype)
+    torch.ops.scalekernels.scale_gradient_(gradient, factor)
+    return gradient
 
 
 _loss.register_autograd(_backward, setup_context=_setup)
@@ -270,33 +302,6 @@ def linear_cross_entropy(
     )[0]
 
 
-def cost(case: Case, backward: bool) -> Cost:
-    """The products' FLOPs, 2·N·C·V forward and 6·N·C·V for forward and backward, which a timed backward holds both.
-
-    Bytes are those of inputs, losses and gradients: logits need never leave the chip.
-    """
-    size, tokens = case.dtype.itemsize, case.tokens
-    product = 2 * tokens * case.width * case.classes
-    matrices = (tokens + case.classes) * case.width * size
-    loss = 4 * (tokens if case.reduction == "none" else 1)
-    return Cost(product * (3 if backward else 1), matrices + 8 * tokens, loss + (matrices if backward else 0))
-
-
-def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """x, weight (logits of deviation 2), target and grad_loss; every fifth target is ignored where the case says so."""
-    generator = torch.Generator(device).manual_seed(seed)
-    made = {
-        name: torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
-        for name, shape in (("x", (case.tokens, case.width)), ("weight", (case.classes, case.width)))
-    }
-    made["weight"] *= 2 / case.width**0.5
-    made["target"] = torch.randint(case.classes, (case.tokens,), generator=generator, device=device)
-    if case.ignored:
-        made["target"][::5] = -100
-    shape = (case.tokens,) if case.reduction == "none" else ()
-    return made | {"grad_loss": torch.randn(shape, generator=generator, device=device)}
-
-
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """The oracle: ``reference`` on float64 copies, {"loss"} or with ``backward`` {"x", "weight"}, their gradients."""
     copies = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
@@ -304,107 +309,17 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
     def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return reference(x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss)["loss"]
 
-    return _evaluation(loss, copies, backward)()
+    return evaluation(loss, copies, backward)()
 
 
-def _evaluation(
-    function: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Mapping[str, Tensor], backward: bool
-) -> Callable[[], dict[str, Tensor]]:
-    """A call of ``function``; with ``backward`` a call and its gradients, since some compute both at once."""
-    x, weight, target = inputs["x"].detach(), inputs["weight"].detach(), inputs["target"]
-    if not backward:
-        return lambda: {"loss": function(x, weight, target)}
-    x.requires_grad_()
-    weight.requires_grad_()
-
-    def gradients() -> dict[str, Tensor]:
-        loss = function(x, weight, target)
-        found = torch.autograd.grad(loss, (x, weight), inputs["grad_loss"].to(loss.dtype))
-        return dict(zip(("x", "weight"), found, strict=True))
-
-    return gradients
+def providers() -> dict[str, Provider]:
+    """Every way to compute a ``Case``; a timed backward is forward and backward for all of them."""
+    return {**alternatives(), "triton": Provider("this module", prepared(_triton))}
 
 
-def _torch(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        logits = F.linear(x, weight)
-        logits = logits if case.softcap is None else case.softcap * torch.tanh(logits / case.softcap)
-        if not case.z_loss:
-            return F.cross_entropy(logits, target, reduction=case.reduction)
-        losses = F.cross_entropy(logits, target, reduction="none")
-        counted = target != -100
-        losses = losses + (case.z_loss * logits.logsumexp(-1).square()).where(counted, 0)
-        if case.reduction == "none":
-            return losses
-        return losses.sum() / counted.sum() if case.reduction == "mean" else losses.sum()
-
-    return loss
-
-
-def _triton(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _triton(case: Case) -> Loss:
     if reason := unavailable_reason():
         raise Unavailable(reason)
     return lambda x, weight, target: linear_cross_entropy(
         x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss
     )
-
-
-def _torch_fused(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if not hasattr(F, "linear_cross_entropy"):
-        raise Unavailable(f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy")
-    if case.softcap or case.z_loss:
-        raise Unavailable("torch.nn.functional.linear_cross_entropy has neither softcap nor z_loss")
-    options = torch.nn.LinearCrossEntropyOptions()
-    return lambda x, weight, target: F.linear_cross_entropy(
-        x, weight, target, reduction=case.reduction, options=options
-    )
-
-
-def _liger(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("liger_kernel is not installed")
-    if not torch.cuda.is_available():
-        raise Unavailable("Liger's kernels need a CUDA device")
-    if case.reduction == "none":
-        raise Unavailable("Liger's fused linear cross entropy has no gradient for reduction none")
-    from liger_kernel.transformers import functional  # type: ignore[import-not-found]
-
-    return lambda x, weight, target: functional.liger_fused_linear_cross_entropy(
-        x, weight, target, reduction=case.reduction, softcap=case.softcap, lse_square_scale=case.z_loss
-    )
-
-
-def providers() -> dict[str, Provider]:
-    """Every way to compute a ``Case``; a timed backward is forward and backward for all of them."""
-    return {
-        "eager": Provider("F.linear and F.cross_entropy", _prepare(_torch)),
-        "compiled": Provider("torch.compile of the same", _prepare_compiled),
-        "torch-fused": Provider("torch.nn.functional.linear_cross_entropy in chunks", _prepare(_torch_fused)),
-        "liger": Provider("Liger's fused linear cross entropy", _prepare(_liger)),
-        "triton": Provider("this module", _prepare(_triton)),
-    }
-
-
-def _prepare(
-    make: Callable[[Case], Callable[[Tensor, Tensor, Tensor], Tensor]],
-) -> Callable[[Case, Mapping[str, Tensor], bool], Callable[[], Mapping[str, Tensor]]]:
-    return lambda case, inputs, backward: _evaluation(make(case), inputs, backward)
-
-
-def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
-    run = _evaluation(torch.compile(_torch(case), fullgraph=True), inputs, backward)
-    run()  # compiles
-    return run
-
-
-CASES = (
-    Case(7, 5, 33, torch.float32),
-    Case(19, 16, 129, torch.float32, "sum", ignored=True),
-    Case(12, 8, 4097, torch.float32, "none", softcap=3.0, z_loss=1e-2, ignored=True),
-    Case(9, 24, 1000, torch.float32, softcap=15.0, z_loss=1e-3, ignored=True),
-    Case(11, 32, 515, torch.float16),
-    Case(6, 17, 70, torch.float16, "none", ignored=True),
-    Case(5, 16, 4200, torch.float16, "sum", softcap=5.0),
-    Case(1, 1, 1, torch.float32),
-)
-LADDER = tuple(Case(8192, width, 50257, torch.bfloat16) for width in (768, 1024, 2048, 4096))

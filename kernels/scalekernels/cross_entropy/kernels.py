@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -23,28 +22,9 @@ NUM_WARPS = 8
 SCALE_BLOCK = 4096
 SCALE_WARPS = 8
 NUM_STAGES = 1  # nothing here is pipelined
-# A workspace of 256 MiB, but chunks of no fewer tokens than keep matrix products large, nor of more than help them.
-WORKSPACE_BYTES = 256 * 2**20
-FEWEST_TOKENS, MOST_TOKENS = 2048, 8192
-TOKEN_MULTIPLE = 128  # a chunk's size, so that the products have whole tiles
-COLUMN_MULTIPLE = 64  # numbers in a row of the workspace: aligned to 128 bytes for any V
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-
-
-def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
-    """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
-    limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
-    limit = min(max(1 << max(limit.bit_length() - 1, 0), FEWEST_TOKENS), MOST_TOKENS)
-    tokens = max(tokens, 1)
-    even = -(-tokens // -(-tokens // limit))
-    return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, limit, tokens)
-
-
-def row_length(classes: int) -> int:
-    """Return the length of the workspace's rows, in numbers."""
-    return -(-classes // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 @triton.jit
@@ -137,20 +117,31 @@ def scaled(gradient, factor, out, size, BLOCK: tl.constexpr):
     tl.store(out + at, value.to(out.dtype.element_ty), mask=at < size)
 
 
+@triton.jit
+def scale(gradient, factor, size, BLOCK: tl.constexpr):
+    """Gradient · factor in place; a factor of 1, the usual one, moves nothing."""
+    number = tl.load(factor)
+    if number != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(gradient + at, mask=at < size, other=0.0).to(tl.float32) * number
+        tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=at < size)
+
+
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Every variant of the two kernels, the same for each of the three architectures."""
+    """Every variant of the three kernels, the same for each of the three architectures."""
     del arch
     for dtype in ("fp16", "bf16", "fp32"):
         for capped in (False, True):
             yield _losses_compilation("loss", dtype, {"CAPPED": capped, "GRADIENT": False, "row_gradient": None})
             yield _losses_compilation("both", dtype, {"CAPPED": capped, "GRADIENT": True, "row_gradient": None})
+            if dtype != "fp16":  # whose gradients are divided by the number of tokens at the end
+                yield _losses_compilation("both weighed", dtype, {"CAPPED": capped, "GRADIENT": True})
             yield _losses_compilation("gradient", dtype, {"CAPPED": capped, "GRADIENT": True, "loss": None})
-    for source, out in (("fp16", "fp16"), ("fp32", "fp16"), ("bf16", "bf16"), ("fp32", "bf16"), ("fp32", "fp32")):
-        yield _compilation(
-            scaled, f"{source} to {out}", {"BLOCK": SCALE_BLOCK}, SCALE_WARPS,
-            {"gradient": f"*{source}", "factor": "*fp32", "out": f"*{out}", "size": "i32"},
-            ("gradient", "factor", "out", "size"),
-        )  # fmt: skip
+        types = {"gradient": f"*{dtype}", "factor": "*fp32", "size": "i32"}
+        yield _compilation(scale, dtype, {"BLOCK": SCALE_BLOCK}, SCALE_WARPS, types, tuple(types))
+    for dtype in ("fp16", "bf16"):
+        types = {"gradient": "*fp32", "factor": "*fp32", "out": f"*{dtype}", "size": "i32"}
+        yield _compilation(scaled, f"fp32 to {dtype}", {"BLOCK": SCALE_BLOCK}, SCALE_WARPS, types, tuple(types))
 
 
 def _losses_compilation(role: str, dtype: str, variant: dict[str, Any]) -> Compilation:

@@ -1,0 +1,42 @@
+"""What a reader of points would ask about before believing a fit to them: said, never acted upon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+COUNTS = {"params": "parameters", "tokens": "tokens"}
+SWAPPED = 0.75  # share of rows with fewer tokens than parameters, which studies have few of
+FEW, FEW_WHOLE = 1e5, 1e3  # counts below these are in another unit: all of them, and whole numbers
+
+
+def doubts(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for each thing that looks like a slip in points by role, each (n,)."""
+    lines = [f"{COUNTS[role]} are at most {np.max(values[role]):g}: is that a count, not millions or billions of them? "
+             "FLOPs (6ND) and predictions take counts"
+             for role in COUNTS if role in values and _in_another_unit(np.asarray(values[role]))]  # fmt: skip
+    if {"params", "tokens"} <= set(values) and not lines:
+        fewer = int((values["tokens"] < values["params"]).sum())
+        if fewer > SWAPPED * len(values["tokens"]):
+            rows = f"{fewer:,} of {len(values['tokens']):,} rows"
+            lines.append(f"{rows} have fewer tokens than parameters: are these columns swapped?")
+    repeated = int(pd.DataFrame(dict(values)).duplicated().sum())
+    if repeated:
+        rows = f"{repeated:,} of {len(next(iter(values.values()))):,} rows"
+        lines.append(f"{rows} repeat an earlier one exactly and count as further runs: drop them if they are copies")
+    return lines
+
+
+def _in_another_unit(counts: Any) -> bool:
+    largest = float(counts.max())
+    return largest < FEW_WHOLE or (largest < FEW and bool((counts != np.round(counts)).any()))
+
+
+def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Return a line where a file has a column of tokens and the law takes none."""
+    if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
+        return []
+    return ["column 'tokens' is not used by a law of params alone; --law chinchilla takes it, --law auto chooses"]
