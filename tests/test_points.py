@@ -169,6 +169,7 @@ def test_missing_columns_are_listed_with_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "p.xlsx").touch()
     assert "suffix '.xlsx' is not one of .csv" in refused(tmp_path / "p.xlsx")[0]
     assert "cannot be read (No such file" in refused(tmp_path / "absent.csv")[0]
     assert "not readable as Parquet" in refused(written(tmp_path, b"PAR1" + bytes(99), "p.parquet"))[0]
