@@ -48,7 +48,7 @@ FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe opt
 	data-size inference
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
-	$(BIN)/scalebench report results/families --output reports/families/index.html
+	$(BIN)/scalebench report results/families --output reports/families/index.html --pictures
 
 # Every provider of every operation that runs on a CPU, over growing sizes.
 COMPARE := $(BIN)/scalebench compare --results results/compare

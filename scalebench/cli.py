@@ -121,12 +121,12 @@ def report(
     /,
     *,
     output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
+    pictures: Annotated[bool, Parameter(negative=(), help="Also write each study's first figure as a PNG.")] = False,
 ) -> int:
     """Write one self-contained HTML report of the studies under RESULTS."""
-    from scalebench.reporting import report as write_report
+    from scalebench.commands.stored import write_report
 
-    print(write_report(results, output))
-    return OK
+    return write_report(results, output, pictures=pictures)
 
 
 @app.command

@@ -1,10 +1,11 @@
-"""The commands `status` and `export`: what lies in a results folder."""
+"""The commands `status`, `report` and `export`: what lies in a results folder."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from scalebench import store
@@ -62,6 +63,18 @@ def _study_counts(found: store.Results, name: str) -> dict[str, int]:
     counts = Counter(str(status) for status in rows["status"])
     missing = len(planned - set(rows["trial_id"]))
     return dict(counts) | ({"missing": missing} if missing else {})
+
+
+def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:
+    """Write the page, and with ``pictures`` a PNG named after each study beside it."""
+    from scalebench.reporting import picture, report
+
+    say(str(report(results, output)))
+    if pictures:
+        found = store.read_results(*results)
+        for study in found.studies:
+            say(str(picture(found, study, output.with_name(f"{study}.png"))))
+    return 0
 
 
 def export_table(results: Path, output: Path) -> int:

@@ -91,7 +91,10 @@ def run_demo(results: Path, output: Path) -> int:
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
     found = store.read_results(results / "demo")
     say("", *verdict(found), "")
-    say(f"report: {report([results / 'demo'], output)}", f"picture: {picture(found, output.with_name('loss.png'))}")
+    say(
+        f"report: {report([results / 'demo'], output)}",
+        f"picture: {picture(found, 'demo', output.with_name('loss.png'))}",
+    )
     return code
 
 

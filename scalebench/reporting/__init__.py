@@ -29,11 +29,11 @@ def render(results: Results, compared: Comparisons | None = None) -> str:
     return page.render(results, compared)
 
 
-def picture(results: Results, output: Path) -> Path:
-    """Draw the first study's loss against size as a PNG and return its path."""
+def picture(results: Results, study: str, output: Path) -> Path:
+    """Draw a study's first figure, loss against size or loss of each choice, as a PNG and return its path."""
     from scalebench.reporting import page
 
-    return page.picture(results, output)
+    return page.picture(results, study, output)
 
 
 def verdict(results: Results) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from scalebench.reporting.fits import LOSS, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
 from scalebench.reporting.quantities import percent, quantity, scale, uncertain
@@ -72,6 +73,7 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
     floor = numeric(study.frame, "floor_nats").dropna().unique()
     for height in floor[:1]:
         marks.axes.axhline(height, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
+    cut = _keep_to_the_losses(marks.axes, study, floor)
     size_axis(marks.axes)
     marks.axes.set_ylabel("validation loss (nats)")
     legend(marks)
@@ -85,9 +87,20 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
         "Full marks are trials, hollow ones the mean of each size with its standard error (seeds and validation "
         "sample). The curve and its 95 % band are the law fitted without the held-out largest size (star); the "
         "diamond is the fit to every size, carried ×4 beyond the data, with the 95 % interval of a new run."
+        + (" An interval that is much wider than the losses leaves the figure." if cut else "")
         + (" The dashed floor is known in closed form." if floor.size else ""),
         table("Mean validation loss per size.", columns, rows, series=len(study.series)),
     )
+
+
+def _keep_to_the_losses(axes: Axes, study: Analysis, floor: NDArray[np.float64]) -> bool:
+    """Cut the axis where an interval would squeeze the losses into a line; tell whether it was cut."""
+    losses = np.concatenate([*(one.usable[LOSS].to_numpy(dtype=float) for one in study.series), floor[:1]])
+    lowest, highest = np.nanmin(losses), np.nanmax(losses)
+    room = max(highest - lowest, 0.02 * abs(highest))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, lowest - room), min(high, highest + room))
+    return bool(axes.get_ylim() != (low, high))
 
 
 def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool) -> None:

@@ -264,3 +264,14 @@ def series_of(frame: pd.DataFrame, study: Mapping[str, Any]) -> Iterator[Series]
         parts = [value if isinstance(value, str) else f"{name} {_plain(value)}" for name, value in named]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield analyse_series(label, group, study)
+
+
+def of_one_size(series: Sequence[Series]) -> bool:
+    """Tell whether several series of one size are all there is to compare."""
+    sizes = pd.concat([one.trials[N] for one in series]) if series else pd.Series(dtype=float)
+    return len(series) > 1 and sizes.nunique() == 1
+
+
+def mean_loss(one: Series) -> float:
+    """Return the mean loss of a series of one size."""
+    return float(one.sizes["mean"].iloc[0])

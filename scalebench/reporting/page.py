@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from scalebench.comparison_store import Comparisons, read_comparisons
 from scalebench.reporting import (
+    choice_figures,
     figures,
     frontier_figure,
     inference_figures,
@@ -26,7 +27,7 @@ from scalebench.reporting import (
 )
 from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import prepare, series_of, split_columns, tuned_axes
+from scalebench.reporting.fits import of_one_size, prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.overview import overview_rows, overview_table
 from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
@@ -37,6 +38,7 @@ from scalebench.store import Results, StoreError, read_results, read_steps, writ
 
 FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),
+    "choices": ("Validation loss of each choice", choice_figures.choices_figure),
     "residuals": ("Residuals of the law", law_figures.residuals_figure),
     "profile": ("Profile of the irreducible loss E", profile_figure.profile_figure),
     "backtest": ("Larger sizes predicted from smaller ones", law_figures.backtest_figure),
@@ -51,9 +53,9 @@ FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] 
     "noise": ("Noise of the step times", run_figures.noise_figure),
 }
 AT_WORK = ("latency", "throughput", "memory", "efficiency")  # of a study that trains nothing
-WHERE_POSSIBLE = frozenset(
-    {"frontier", "latency", "throughput"}
-)  # left out of the page, not shown empty, where there is nothing to say
+OF_ONE_SIZE = ("choices", "curves", "noise")  # of a study that grows nothing
+# Left out of the page, not shown empty, where there is nothing to say.
+WHERE_POSSIBLE = frozenset({"choices", "frontier", "latency", "throughput"})
 MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
 
 
@@ -126,12 +128,13 @@ def verdicts(results: Results) -> list[str]:
     return found
 
 
-def picture(results: Results, output: Path) -> Path:
-    """Draw the first study's loss against size as a PNG on white, for a README or a slide; return its path."""
-    name = next(iter(results.studies))
+def picture(results: Results, name: str, output: Path) -> Path:
+    """Draw a study's first figure as a PNG on white, for a README or a slide; return its path."""
     frame = prepare(results.frame[results.frame["study"] == name])
+    series = list(series_of(frame, results.studies[name]))
+    draw = choice_figures.choices_figure if of_one_size(series) else figures.loss_figure
     with canvas(name) as marks:
-        figures.loss_figure(marks, Analysis(frame, list(series_of(frame, results.studies[name])), {}))
+        draw(marks, Analysis(frame, series, {}))
         marks.figure.savefig(output, dpi=150, facecolor="white", metadata={"Software": None})
     return output
 
@@ -146,6 +149,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
     varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
     missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
     working = inference_figures.at_work(frame)
+    shown = AT_WORK if working else OF_ONE_SIZE if of_one_size(series) else tuple(FIGURES)
     return Section(
         id=name_id,
         name=name,
@@ -155,11 +159,7 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         counts=counts(frame, study, missing),
         missing=tuple(missing),
         notes=tuple(note for one in series for note in one.notes),
-        figures=tuple(
-            view
-            for key in (AT_WORK if working else FIGURES)
-            if (view := figure_view(f"{name_id}-{key}", key, analysis))
-        ),
+        figures=tuple(view for key in shown if (view := figure_view(f"{name_id}-{key}", key, analysis))),
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import MEMORY_PEAKS, STEP_TIME, N, Series
+from scalebench.reporting.fits import MEMORY_PEAKS, STEP_TIME, N, Series, mean_loss, of_one_size
 from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol, uncertain
 
@@ -23,9 +23,12 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
         return
     # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
     many = len(series) > MANY_SERIES
-    if many and not at_work(frame):
+    if many and not at_work(frame) and not of_one_size(series):
         yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
     yield from work_sentences(frame)
+    if of_one_size(series) and not at_work(frame):
+        yield from choice_sentences(series)
+        series = ()
     for one in () if at_work(frame) else series:
         prefix = f"{one.label}: " if one.label else ""
         costs = (cost_sentence(one, what) for what in ("step_time", "memory"))
@@ -36,6 +39,23 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
         yield f"{bad} of {len(frame)} trials recorded ended otherwise than ok, or are invalid, and are in no fit."
     else:
         yield f"All {len(frame)} trials recorded ended ok."
+
+
+def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
+    """Say which choice reached the lowest loss and which the highest, and which came close to the lowest."""
+    ranked = sorted((one for one in series if len(one.sizes)), key=mean_loss)
+    if not ranked:
+        return
+    rows = [one.sizes.iloc[0] for one in ranked]
+    best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
+                   for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
+    size = quantity(rows[0]["params"])
+    yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest that "
+           f"of {worst}.")  # fmt: skip
+    near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
+            if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
+    if near:
+        yield f"Within the noise of the lowest: {', '.join(near)}."
 
 
 def loss_sentence(one: Series) -> str:

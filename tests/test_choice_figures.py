@@ -1,0 +1,94 @@
+"""A study of one size under several choices: its figure, its sentences, and pictures beside the page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scalebench.reporting import render, verdict
+from scalebench.reporting.choice_figures import choices_figure
+from scalebench.reporting.figures import Analysis, loss_figure
+from scalebench.reporting.fits import prepare, series_of
+from scalebench.reporting.svg import canvas
+from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
+
+LOSSES = {"sgd": (3.30, 3.32), "muon": (2.50, 2.51), "adamw": (2.52, 2.515)}
+
+
+def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_000,)) -> pd.DataFrame:
+    rows = [
+        {"optimizer": name, "seed": seed, "params_non_embedding": size, "validation_loss_nats": loss}
+        for size in sizes for name, found in losses.items() for seed, loss in enumerate(found)
+    ]  # fmt: skip
+    frame = pd.DataFrame({name: [None] * len(rows) for name in RECORD_COLUMNS})
+    return frame.assign(
+        study="o", trial_id=[f"{i:04x}" for i in range(len(rows))], status="ok", family="gpt",
+        validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True,
+        **pd.DataFrame(rows),
+    )  # fmt: skip
+
+
+def analysis(frame: pd.DataFrame) -> Analysis:
+    prepared = prepare(frame)
+    return Analysis(prepared, list(series_of(prepared, {})), {})
+
+
+def test_choices_stand_in_the_order_of_their_losses() -> None:
+    with canvas("c") as marks:
+        words = choices_figure(marks, analysis(trials(LOSSES)))
+        labels = [label.get_text() for label in marks.axes.get_yticklabels()]
+        top, bottom = marks.axes.transData.transform([(3, 0), (3, 2)])[:, 1]
+    assert labels == ["muon", "adamw", "sgd"]
+    assert top > bottom
+    assert [row[0][0] for row in words.table.rows] == labels
+    assert words.table.rows[2][2][1] == pytest.approx(3.31)
+
+
+def test_sizes_that_grow_are_no_choices() -> None:
+    with canvas("c") as marks:
+        assert choices_figure(marks, analysis(trials(LOSSES, (1000, 2000)))) is None
+        assert choices_figure(marks, analysis(trials({"sgd": (3.0, 3.1)}))) is None
+
+
+def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> None:
+    results = Results(trials(LOSSES), (), {"o": {}})
+    first, near, *_ = verdict(results)
+    assert first.startswith("Of 3 choices at 12.0\u00a0k parameters the lowest validation loss is that of muon (2.50")
+    assert "the highest that of sgd (3.31" in first
+    assert near == "Within the noise of the lowest: adamw."
+    titles = re.findall(r"<h3>(.*?)</h3>", render(results))
+    assert titles[0] == "Validation loss of each choice"
+    assert not [title for title in titles if "against size" in title]
+
+
+def test_a_wide_interval_leaves_the_losses_their_room() -> None:
+    rising = {"plain": (3.6, 3.61), "residual": (3.6, 3.62)}
+    frame = trials(rising, (1000, 2000, 4000, 8000))
+    steps = np.log2(frame["params_non_embedding"] / 1000)
+    frame["validation_loss_nats"] += steps * np.where(frame["optimizer"] == "plain", 0.1, -0.1)
+    with canvas("c") as marks:
+        words = loss_figure(marks, analysis(frame))
+        low, high = marks.axes.get_ylim()
+    losses = frame["validation_loss_nats"]
+    assert low < losses.min()
+    assert losses.max() < high
+    assert high - low <= 3.01 * (losses.max() - losses.min())
+    assert "leaves the figure" in words.caption
+
+
+def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:
+    for study, frame in (("o", trials(LOSSES)), ("grown", trials({"sgd": (3.0, 3.1)}, (1000, 2000, 4000)))):
+        for row in frame.assign(study=study).to_dict("records"):
+            row["trial_id"] = f"{study}{row['trial_id']}"
+            attempt = new_attempt(tmp_path / "results" / study, row["trial_id"])
+            write_record(attempt, {key: value for key, value in row.items() if value is not None})
+        write_json(tmp_path / "results" / study / "study.json", {"name": study, "planned": []})
+    code, out, _ = command("report", "results", "-o", "page/index.html", "--pictures")
+    assert code == 0
+    assert set(out.split()) == {"page/index.html", "page/o.png", "page/grown.png"}
+    for name in ("o", "grown"):
+        assert (tmp_path / "page" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
