@@ -51,26 +51,27 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
     if not trials:
         return None
     sizes = sorted({float(row[N]) for row, _, _ in trials})
-    hue = "size" if len(sizes) > 1 or len(study.series) == 1 else "series"
-    hues = sizes if hue == "size" else [one.label for one in study.series]
-    colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
+    by_size = len(sizes) > 1 or len(study.series) == 1
     # Dashes tell series apart; where colours do, only those that share a colour.
-    turn = 1 if hue == "size" else len(SERIES_COLORS)
+    turn = 1 if by_size else len(SERIES_COLORS)
     dashes = {one.label: DASHES[i // turn % len(DASHES)] for i, one in enumerate(study.series)}
+    hues: list[Any] = sizes if by_size else list(dashes)
+    colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
     data = pd.concat([
         line.assign(step=line["step"] + 1, trial=i, size=row[N], series=one.label)
         for i, (row, one, line) in enumerate(trials)
     ])  # fmt: skip
-    sns.lineplot(data, x="step", y="train_loss_nats", hue=hue, style="series", units="trial", estimator=None,
-                 palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1, legend=False)  # fmt: skip
+    sns.lineplot(data, x="step", y="train_loss_nats", hue="size" if by_size else "series", style="series",
+                 units="trial", estimator=None, palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1,
+                 legend=False)  # fmt: skip
     for value, color in colors.items():
-        marks.axes.plot([], [], color=color, dashes=dashes.get(value) or (None, None),
-                        label=quantity(value) if hue == "size" else value)  # fmt: skip
-    for label in filter(None, dashes if hue == "size" else ()):
+        dash = () if by_size else dashes[value]
+        marks.axes.plot([], [], color=color, dashes=dash or (None, None), label=quantity(value) if by_size else value)
+    for label in filter(None, dashes if by_size else ()):
         marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
     size_axis(marks.axes, "training step (mean of each stretch)")
     marks.axes.set_ylabel("training loss (nats)")
-    legend(marks, title="size N" if hue == "size" else None)
+    legend(marks, title="size N" if by_size else None)
     rows = []
     for row, one, line in trials:
         ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]

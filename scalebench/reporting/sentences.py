@@ -50,8 +50,8 @@ def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
     best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
                    for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
     size = quantity(rows[0]["params"])
-    yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest that "
-           f"of {worst}.")  # fmt: skip
+    yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
+           f"that of {worst}.")  # fmt: skip
     near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
             if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
     if near:
