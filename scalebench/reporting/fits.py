@@ -248,11 +248,6 @@ def analyse_series(label: str, trials: pd.DataFrame, study: Mapping[str, Any]) -
     )  # fmt: skip
 
 
-def _plain(value: Any) -> str:
-    """Write a value as a study file does."""
-    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
-
-
 def series_of(frame: pd.DataFrame, study: Mapping[str, Any]) -> Iterator[Series]:
     """Split prepared trials into series and analyse each; one series, without a label, when nothing else varies."""
     columns = split_columns(frame, study)
@@ -261,7 +256,7 @@ def series_of(frame: pd.DataFrame, study: Mapping[str, Any]) -> Iterator[Series]
         return
     for values, group in frame.groupby(columns, dropna=False, sort=True):
         named = zip(columns, values, strict=True)
-        parts = [value if isinstance(value, str) else f"{name} {_plain(value)}" for name, value in named]
+        parts = [value if isinstance(value, str) else f"{name} {str(value).lower()}" for name, value in named]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield analyse_series(label, group, study)
 

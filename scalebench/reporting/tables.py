@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from scalebench.reporting.fits import LOSS, LOSS_SE, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
@@ -39,7 +40,9 @@ def number(value: Any, unit: str = "", digits: int = 3) -> Cell:
 
 
 def word(value: Any) -> Cell:
-    """Return the cell of any other value, an em dash for a missing one."""
+    """Return the cell of any other value, an em dash for a missing one; true and false as a study file has them."""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower(), str(value).lower()
     if isinstance(value, float) and present(value):
         return f"{value:g}", value
     return (str(value), str(value)) if present(value) else (NOT_MEASURED, None)
