@@ -12,7 +12,7 @@ import pytest
 from scalebench.reporting import render, verdict
 from scalebench.reporting.choice_figures import choices_figure
 from scalebench.reporting.figures import Analysis, loss_figure
-from scalebench.reporting.fits import prepare, series_of
+from scalebench.reporting.fits import grown, prepare, series_of
 from scalebench.reporting.svg import canvas
 from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
 
@@ -92,3 +92,37 @@ def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path
     assert set(out.split()) == {"page/index.html", "page/o.png", "page/grown.png"}
     for name in ("o", "grown"):
         assert (tmp_path / "page" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- studies that grow the data -----------------------------------------------------------------------------------
+
+
+def more_data(seeds: int = 2) -> pd.DataFrame:
+    amounts = [2**power for power in range(16, 22)]
+    frame = trials({"adamw": (0.0,) * seeds}, tuple(amounts))
+    tokens = frame["params_non_embedding"].astype(float)
+    noise = np.random.default_rng(3).normal(0, 1e-3, len(frame))
+    return frame.assign(
+        params_non_embedding=20_000, tokens_seen=tokens, validation_loss_nats=2 + 60 * tokens**-0.4 + noise
+    )
+
+
+def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
+    results = Results(more_data(), (), {"o": {}})
+    first, law, *_ = verdict(results)
+    assert "as the data grew from 65.5\u00a0k to 2.10\u00a0M tokens or samples seen" in first
+    assert law.startswith("The law L = E + B·D^−β")
+    exponent = float(re.search(r"β = ([\d.]+)", law).group(1))
+    assert exponent == pytest.approx(0.4, abs=0.05)
+    page = render(results)
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    assert titles[0] == "Validation loss against data"
+    assert not [title for title in titles if "against size" in title]
+    assert "data D (tokens or samples seen)" in page
+    assert "k parameters, seed" not in page
+
+
+def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:
+    frame = trials(LOSSES).assign(tokens_seen=1e5)
+    frame.loc[0, ["status", "tokens_seen"]] = "diverged", 5e3
+    assert list(grown(prepare(frame), {})["noun"].unique()) == ["parameters"]

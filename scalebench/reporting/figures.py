@@ -11,9 +11,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from scalebench.reporting.fits import LOSS, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
+from scalebench.reporting.fits import LOSS, MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, Trend, numeric
 from scalebench.reporting.quantities import percent, quantity, scale, uncertain
-from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, legend, look, size_axis
+from scalebench.reporting.svg import (
+    INK,
+    MUTED,
+    PAPER,
+    SERIES_COLORS,
+    SIZE_LABEL,
+    Marks,
+    finish,
+    legend,
+    look,
+    size_axis,
+)
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
@@ -40,7 +51,7 @@ class Words:
 def who(row: pd.Series[Any], one: Series) -> str:
     """Name a trial in the title of its mark."""
     seed = f", seed {row['seed']:g}" if pd.notna(row["seed"]) else ""
-    return ", ".join(filter(None, (one.label, f"{quantity(row[N])} parameters{seed}")))
+    return ", ".join(filter(None, (one.label, f"{quantity(row[N])} {one.noun}{seed}")))
 
 
 def titles_of(one: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
@@ -64,7 +75,7 @@ def curve(
 
 
 def loss_figure(marks: Marks, study: Analysis) -> Words | None:
-    """Validation loss against size: trials, means, the law fitted without the largest size, and what it predicted."""
+    """Validation loss against what grows: trials, means, the law fitted without the largest, and what it predicted."""
     if not any(len(one.sizes) for one in study.series):
         return None
     for i, one in enumerate(study.series):
@@ -74,7 +85,8 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
     for height in floor[:1]:
         marks.axes.axhline(height, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
     cut = _keep_to_the_losses(marks.axes, study, floor)
-    size_axis(marks.axes)
+    noun = study.series[0].noun
+    size_axis(marks.axes, SIZE_LABEL if noun == PARAMETERS else f"data D ({noun})")
     marks.axes.set_ylabel("validation loss (nats)")
     legend(marks)
     rows = [
@@ -82,7 +94,7 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
          (uncertain(row["mean"], row["se"]), row["mean"]))
         for one in study.series for row in one.sizes.to_dict("records")
     ]  # fmt: skip
-    columns = ("series", "size", "trials", "validation loss (nats)")
+    columns = ("series", "size" if noun == PARAMETERS else noun, "trials", "validation loss (nats)")
     return Words(
         "Full marks are trials, hollow ones the mean of each size with its standard error (seeds and validation "
         "sample). The curve and its 95 % band are the law fitted without the held-out largest size (star); the "
@@ -91,6 +103,11 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
         + (" The dashed floor is known in closed form." if floor.size else ""),
         table("Mean validation loss per size.", columns, rows, series=len(study.series)),
     )
+
+
+def data_figure(marks: Marks, study: Analysis) -> Words | None:
+    """Validation loss against data, of a study that grows it."""
+    return loss_figure(marks, study) if study.series and study.series[0].noun != PARAMETERS else None
 
 
 def _keep_to_the_losses(axes: Axes, study: Analysis, floor: NDArray[np.float64]) -> bool:
@@ -113,7 +130,7 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
         if part.empty:
             continue
         axes.errorbar(part["params"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
-        titles = [f"{prefix}{what} at {quantity(r['params'])} parameters: {uncertain(r['mean'], r['se'])} nats"
+        titles = [f"{prefix}{what} at {quantity(r['params'])} {one.noun}: {uncertain(r['mean'], r['se'])} nats"
                   for r in part.to_dict("records")]  # fmt: skip
         label = what if single else one.label if marker != "*" else None
         marks.draw(part["params"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
@@ -126,7 +143,7 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
         y, low, high = one.loss_all.at(x)
         ends = [[max(y - low, 0)], [max(high - y, 0)]] if np.isfinite(high - low) else None
         axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
-        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} parameters: {y:.3f} nats"], marker="D",
+        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {one.noun}: {y:.3f} nats"], marker="D",
                    markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
                    label="×4, predicted" if single else None)  # fmt: skip
 

@@ -117,6 +117,10 @@ class Series:
     memory: Trend
     memory_column: str | None
     notes: tuple[str, ...]
+    noun: str  # what N counts: parameters, or data where that is what grows
+
+
+PARAMETERS, DATA = "parameters", "tokens or samples seen"
 
 
 def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -134,6 +138,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     frame[N] = numeric(frame, N).fillna(numeric(frame, "params"))
     for column in (LOSS, LOSS_SE, STEP_TIME, *MEMORY_PEAKS, "seed"):
         frame[column] = numeric(frame, column)
+    frame["noun"] = PARAMETERS
     frame["valid"] = (frame["status"] == "ok") & frame["invalid_reason"].isna() & (frame[N] > 0)
     # `!= False` also keeps a trial that does not say whether it had the machine to itself.
     frame["timed"] = frame["valid"] & (frame["timing_exclusive"] != False) & (frame[STEP_TIME] > 0)  # noqa: E712
@@ -151,6 +156,19 @@ def split_columns(frame: pd.DataFrame, study: Mapping[str, Any]) -> list[str]:
     names = [name for name in dict.fromkeys([*ALWAYS_SPLIT, *axes]) if name in frame]
     leave_out = SIZE_AXES.union(tuned_axes(study))
     return [name for name in names if name not in leave_out and frame[name].dropna().astype(str).nunique() > 1]
+
+
+def grown(frame: pd.DataFrame, study: Mapping[str, Any]) -> pd.DataFrame:
+    """Return prepared trials with what the study grows in the place of N: the data, where all models have one size."""
+    seen = numeric(frame, "tokens_seen").fillna(numeric(frame, "samples_seen"))
+    columns = split_columns(frame, study)
+    done = frame.assign(seen=seen)[frame["valid"]]
+    amounts = done.groupby(columns, dropna=False)["seen"].nunique() if columns else pd.Series([done["seen"].nunique()])
+    if frame[N].nunique() != 1 or not (amounts > 1).any():
+        return frame
+    by_data = frame.assign(noun=DATA, valid=frame["valid"] & (seen > 0))
+    by_data[N] = seen
+    return by_data.sort_values([N, "seed", "trial_id"], kind="stable").reset_index(drop=True)
 
 
 def best_over(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -245,6 +263,7 @@ def analyse_series(label: str, trials: pd.DataFrame, study: Mapping[str, Any]) -
         memory=trend_of(usable, column, "offset_linear") if column else Trend(None, "memory was not measured"),
         memory_column=column,
         notes=notes,
+        noun=str(trials["noun"].iloc[0]),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import STEP_TIME, N, Series, numeric
+from scalebench.reporting.fits import PARAMETERS, STEP_TIME, N, Series, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 
@@ -50,7 +50,8 @@ def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, 
         timed = one.trials[one.trials["timed"]]
         peaks = one.usable[one.memory_column] if one.memory_column else None
         memory = None if peaks is None else growth(one.usable[N], peaks)
-        yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
+        by = "" if one.noun == PARAMETERS else one.noun
+        yield _row(": ".join(filter(None, (study, one.label, by))), one, growth(timed[N], timed[STEP_TIME]), memory)
 
 
 def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:

@@ -27,7 +27,7 @@ from scalebench.reporting import (
 )
 from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import of_one_size, prepare, series_of, split_columns, tuned_axes
+from scalebench.reporting.fits import PARAMETERS, grown, of_one_size, prepare, series_of, split_columns, tuned_axes
 from scalebench.reporting.overview import overview_rows, overview_table
 from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
@@ -38,6 +38,7 @@ from scalebench.store import Results, StoreError, read_results, read_steps, writ
 
 FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),
+    "data": ("Validation loss against data", figures.data_figure),
     "choices": ("Validation loss of each choice", choice_figures.choices_figure),
     "residuals": ("Residuals of the law", law_figures.residuals_figure),
     "profile": ("Profile of the irreducible loss E", profile_figure.profile_figure),
@@ -53,9 +54,10 @@ FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] 
     "noise": ("Noise of the step times", run_figures.noise_figure),
 }
 AT_WORK = ("latency", "throughput", "memory", "efficiency")  # of a study that trains nothing
+BY_DATA = ("data", "profile", "compute", "curves", "noise")  # of a study that grows the data
 OF_ONE_SIZE = ("choices", "curves", "noise")  # of a study that grows nothing
 # Left out of the page, not shown empty, where there is nothing to say.
-WHERE_POSSIBLE = frozenset({"choices", "frontier", "latency", "throughput"})
+WHERE_POSSIBLE = frozenset({"choices", "data", "frontier", "latency", "throughput"})
 MAX_EMBEDDED_BYTES = 1_500_000  # of CSV and of JSON each, over all studies: the page stays below 5 MB
 
 
@@ -123,14 +125,15 @@ def verdicts(results: Results) -> list[str]:
     """Return the verdict of every study of ``results``, without drawing anything."""
     found: list[str] = []
     for name, raw in results.frame.groupby("study", sort=False):
-        frame = prepare(raw)
-        found += verdict(frame, list(series_of(frame, results.studies.get(str(name)) or {})))
+        study = results.studies.get(str(name)) or {}
+        frame = grown(prepare(raw), study)
+        found += verdict(frame, list(series_of(frame, study)))
     return found
 
 
 def picture(results: Results, name: str, output: Path) -> Path:
     """Draw a study's first figure as a PNG on white, for a README or a slide; return its path."""
-    frame = prepare(results.frame[results.frame["study"] == name])
+    frame = grown(prepare(results.frame[results.frame["study"] == name]), results.studies[name])
     series = list(series_of(frame, results.studies[name]))
     draw = choice_figures.choices_figure if of_one_size(series) else figures.loss_figure
     with canvas(name) as marks:
@@ -143,13 +146,15 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
     """Analyse one study and lay out its part of the page."""
     name_id, study = f"study{number}", results.studies.get(name) or {}
     raw = results.frame[results.frame["study"] == name]
-    frame = prepare(raw)
+    prepared = prepare(raw)
+    frame = grown(prepared, study)
     series = list(series_of(frame, study))
     analysis = Analysis(frame, series, load_steps(frame), study)
     varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
     missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
     working = inference_figures.at_work(frame)
-    shown = AT_WORK if working else OF_ONE_SIZE if of_one_size(series) else tuple(FIGURES)
+    by_data = series[0].noun != PARAMETERS
+    shown = AT_WORK if working else BY_DATA if by_data else OF_ONE_SIZE if of_one_size(series) else tuple(FIGURES)
     return Section(
         id=name_id,
         name=name,
@@ -163,8 +168,8 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,
-        fits=() if working else tables.fit_tables(series, frontier_figure.surface_trends(frame, study)),
-        trials=tables.trials_table(frame, varying),
+        fits=() if working or by_data else tables.fit_tables(series, frontier_figure.surface_trends(frame, study)),
+        trials=tables.trials_table(prepared, varying),
         environment=tables.environment_table(frame),
         command=str(study.get("command") or ""),
         study_toml=str(study.get("study_toml") or ""),

@@ -11,7 +11,7 @@ import seaborn as sns
 from numpy.typing import NDArray
 
 from scalebench.reporting.figures import Analysis, Words, titles_of, who
-from scalebench.reporting.fits import LOSS, N, Series, numeric
+from scalebench.reporting.fits import LOSS, PARAMETERS, N, Series, numeric
 from scalebench.reporting.quantities import quantity, significant
 from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, look, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
@@ -71,7 +71,8 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
         marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
     size_axis(marks.axes, "training step (mean of each stretch)")
     marks.axes.set_ylabel("training loss (nats)")
-    legend(marks, title="size N" if by_size else None)
+    what = "size N" if study.series[0].noun == PARAMETERS else study.series[0].noun
+    legend(marks, title=what if by_size else None)
     rows = []
     for row, one, line in trials:
         ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]

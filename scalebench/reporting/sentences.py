@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import MEMORY_PEAKS, STEP_TIME, N, Series, mean_loss, of_one_size
+from scalebench.reporting.fits import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
 from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol, uncertain
 
@@ -31,7 +31,8 @@ def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
         series = ()
     for one in () if at_work(frame) else series:
         prefix = f"{one.label}: " if one.label else ""
-        costs = (cost_sentence(one, what) for what in ("step_time", "memory"))
+        grows = ("step_time", "memory") if one.noun == PARAMETERS else ()
+        costs = (cost_sentence(one, what) for what in grows)
         sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))
         yield from ((prefix + sentence).replace(" %", f"{NBSP}%") for sentence in sentences if sentence)
     bad = len(frame) - usable
@@ -66,7 +67,7 @@ def loss_sentence(one: Series) -> str:
     first, last = sizes.iloc[0], sizes.iloc[-1]
     start, end = (uncertain(row["mean"], row["se"]) for row in (first, last))
     if len(sizes) == 1:
-        return f"Validation loss is {start} nats at {quantity(first['params'])} parameters, the only size."
+        return f"Validation loss is {start} nats at {quantity(first['params'])} {one.noun}, the only size."
     change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
     rises = [
         quantity(size) for size, step in zip(sizes["params"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0
@@ -75,9 +76,11 @@ def loss_sentence(one: Series) -> str:
     ratio = abs(change) / error if error > 0 else np.nan
     noise = ", which is within the noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
+    model = one.noun == PARAMETERS
+    what, unit = ("the model", "non-embedding parameters") if model else ("the data", one.noun)
     return (
-        f"Validation loss went from {start} to {end} nats as the model grew from {quantity(first['params'])} to "
-        f"{quantity(last['params'])} non-embedding parameters (×{significant(last['params'] / first['params'], 2)})"
+        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['params'])} to "
+        f"{quantity(last['params'])} {unit} (×{significant(last['params'] / first['params'], 2)})"
         f"{clear}, {steps}."
     )
 
@@ -88,12 +91,14 @@ def law_sentence(one: Series) -> str:
     if trend.fit is None:
         return f"No law is fitted: {trend.reason}." if len(one.sizes) else ""
     without = "without the largest size " if one.held else ""
+    letters = str.maketrans("" if one.noun == PARAMETERS else "NAα", "" if one.noun == PARAMETERS else "DBβ")
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
         held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        parts += [f"{symbol(name)} = {text} (95 % interval {interval}{held})"] * (name != "A")
-    return f"The law {formula(trend.fit.law.formula)} fitted {without}has {', '.join(parts)}."
+        parts += [f"{symbol(name).translate(letters)} = {text} (95 % interval {interval}{held})"] * (name != "A")
+    law = formula(trend.fit.law.formula).translate(letters)
+    return f"The law {law} fitted {without}has {', '.join(parts)}."
 
 
 def held_out_sentence(one: Series) -> str:

@@ -63,7 +63,10 @@ def look(i: int) -> dict[str, Any]:
     return {"color": SERIES_COLORS[i % len(SERIES_COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def size_axis(axes: Axes, label: str = "size N (non-embedding parameters)") -> None:
+SIZE_LABEL = "size N (non-embedding parameters)"
+
+
+def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
