@@ -27,7 +27,7 @@ def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_
     frame = pd.DataFrame({name: [None] * len(rows) for name in RECORD_COLUMNS})
     return frame.assign(
         study="o", trial_id=[f"{i:04x}" for i in range(len(rows))], status="ok", family="gpt",
-        validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True,
+        validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True, wall_time_s=2.0,
         **pd.DataFrame(rows),
     )  # fmt: skip
 
@@ -120,6 +120,9 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     assert not [title for title in titles if "against size" in title]
     assert "data D (tokens or samples seen)" in page
     assert "k parameters, seed" not in page
+    two = Results(pd.concat([more_data(), trials(LOSSES).assign(study="p")], ignore_index=True), (), {"o": {}, "p": {}})
+    (row, *_) = re.findall(r"<tr><th[^>]*>o: tokens or samples seen.*?</tr>", re.sub(r">\s+<", "><", render(two)))
+    assert row.count("—") == 2  # neither time per step nor memory grows with data
 
 
 def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:

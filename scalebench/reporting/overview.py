@@ -47,19 +47,21 @@ def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
 def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
     """Yield the overview of a study: one row per series."""
     for one in series:
+        if one.noun != PARAMETERS:  # more data costs neither time per step nor memory
+            yield _row(": ".join(filter(None, (study, one.label, one.noun))), one, None, None)
+            continue
         timed = one.trials[one.trials["timed"]]
         peaks = one.usable[one.memory_column] if one.memory_column else None
         memory = None if peaks is None else growth(one.usable[N], peaks)
-        by = "" if one.noun == PARAMETERS else one.noun
-        yield _row(": ".join(filter(None, (study, one.label, by))), one, growth(timed[N], timed[STEP_TIME]), memory)
+        yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
 
 
 def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
     """Return the overview of several studies as a table."""
     caption = (
-        "Every study: sizes in non-embedding parameters, validation loss in nats with its standard error, the "
-        "exponent of its law, and how time per step and peak memory grew over the sizes, each with its 95 % interval. "
-        "Work adds up the trials."
+        "Every study: sizes in non-embedding parameters (or data, where it is the data that grows), validation loss in "
+        "nats with its standard error, the exponent of its law, and how time per step and peak memory grew over the "
+        "sizes, each with its 95 % interval. Work adds up the trials."
     )
     return Table(caption, COLUMNS, tuple(rows))
 

@@ -27,7 +27,16 @@ from scalebench.reporting import (
 )
 from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import PARAMETERS, grown, of_one_size, prepare, series_of, split_columns, tuned_axes
+from scalebench.reporting.fits import (
+    PARAMETERS,
+    Series,
+    grown,
+    of_one_size,
+    prepare,
+    series_of,
+    split_columns,
+    tuned_axes,
+)
 from scalebench.reporting.overview import overview_rows, overview_table
 from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
@@ -135,11 +144,20 @@ def picture(results: Results, name: str, output: Path) -> Path:
     """Draw a study's first figure as a PNG on white, for a README or a slide; return its path."""
     frame = grown(prepare(results.frame[results.frame["study"] == name]), results.studies[name])
     series = list(series_of(frame, results.studies[name]))
-    draw = choice_figures.choices_figure if of_one_size(series) else figures.loss_figure
+    key = shown(frame, series)[0]
     with canvas(name) as marks:
-        draw(marks, Analysis(frame, series, {}))
+        FIGURES[key][1](marks, Analysis(frame, series, {}))
         marks.figure.savefig(output, dpi=150, facecolor="white", metadata={"Software": None})
     return output
+
+
+def shown(frame: pd.DataFrame, series: Sequence[Series]) -> tuple[str, ...]:
+    """Return which figures show a study, the headline first, by what it does and what it grows."""
+    if inference_figures.at_work(frame):
+        return AT_WORK
+    if series[0].noun != PARAMETERS:
+        return BY_DATA
+    return OF_ONE_SIZE if of_one_size(series) else tuple(FIGURES)
 
 
 def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) -> Section:
@@ -152,23 +170,23 @@ def section(number: int, name: str, results: Results, damaged: tuple[str, ...]) 
     analysis = Analysis(frame, series, load_steps(frame), study)
     varying = dict.fromkeys([*split_columns(frame, study), *tuned_axes(study), "seed"])
     missing, share = missing_trials(frame, study), MAX_EMBEDDED_BYTES // max(len(results.studies), 1)
-    working = inference_figures.at_work(frame)
-    by_data = series[0].noun != PARAMETERS
-    shown = AT_WORK if working else BY_DATA if by_data else OF_ONE_SIZE if of_one_size(series) else tuple(FIGURES)
+    keys = shown(frame, series)
     return Section(
         id=name_id,
         name=name,
         title=str(study.get("title") or name or "Untitled study"),
         verdict=tuple(verdict(frame, series)),
-        overview=() if working else tuple(overview_rows(name, series)),
+        overview=() if keys == AT_WORK else tuple(overview_rows(name, series)),
         counts=counts(frame, study, missing),
         missing=tuple(missing),
         notes=tuple(note for one in series for note in one.notes),
-        figures=tuple(view for key in shown if (view := figure_view(f"{name_id}-{key}", key, analysis))),
+        figures=tuple(view for key in keys if (view := figure_view(f"{name_id}-{key}", key, analysis))),
         axes=tables.axes_table(study),
         problems=tables.problems_table(frame),
         damaged=damaged,
-        fits=() if working or by_data else tables.fit_tables(series, frontier_figure.surface_trends(frame, study)),
+        fits=()
+        if keys in (AT_WORK, BY_DATA)
+        else tables.fit_tables(series, frontier_figure.surface_trends(frame, study)),
         trials=tables.trials_table(prepared, varying),
         environment=tables.environment_table(frame),
         command=str(study.get("command") or ""),
