@@ -27,7 +27,8 @@ def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_
     frame = pd.DataFrame({name: [None] * len(rows) for name in RECORD_COLUMNS})
     return frame.assign(
         study="o", trial_id=[f"{i:04x}" for i in range(len(rows))], status="ok", family="gpt",
-        validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True, wall_time_s=2.0,
+        validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True,
+        wall_time_s=2.0,
         **pd.DataFrame(rows),
     )  # fmt: skip
 

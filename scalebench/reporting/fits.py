@@ -263,7 +263,7 @@ def analyse_series(label: str, trials: pd.DataFrame, study: Mapping[str, Any]) -
         memory=trend_of(usable, column, "offset_linear") if column else Trend(None, "memory was not measured"),
         memory_column=column,
         notes=notes,
-        noun=str(trials["noun"].iloc[0]),
+        noun=next(iter(trials["noun"]), PARAMETERS),
     )  # fmt: skip
 
 
