@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalebench import store
-from scalebench.commands.terminal import print_json, say, table
+from scalebench.commands.terminal import print_json, say, table, trials
 from scalebench.comparison_store import Comparisons, latest, read_comparisons, went_wrong
 
 
@@ -88,7 +88,7 @@ def export_table(results: Path, output: Path) -> int:
     compared = read_comparisons(results).frame
     if len(found.frame) or compared.empty:
         store.export(found, output)
-        say(f"{output}: {len(found.frame)} trials")
+        say(f"{output}: {trials(len(found.frame))}")
         output = output.with_name(f"{output.stem}-comparisons{output.suffix}")
     if len(compared):
         store.write_table(compared, output)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
-from scalebench.commands.terminal import duration, print_json, say, si, table
+from scalebench.commands.terminal import duration, print_json, say, si, table, trials
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _announce(sweep: Sweep, *, as_json: bool) -> None:
         text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
         print(text, file=sys.stderr)
     if not as_json:
-        say(f"{sweep.study_dir.name}: {len(sweep.planned)} trials, {len(sweep.missing)} to run")
+        say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
 
 
 def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
@@ -169,7 +169,7 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
         )
         for size in sizes
     ]
-    table(f"{name}: {total['trials']} trials, {total['missing']} to run", header, rows, text_columns=2)
+    table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
     if count > len(sizes):
         say(f"… and {count - len(sizes)} more sizes (--all lists them)")
     say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")

@@ -43,6 +43,11 @@ def si(value: float | None, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
+def trials(number: int) -> str:
+    """Write how many trials: 1 trial, 2 trials."""
+    return f"{number} trial" if number == 1 else f"{number} trials"
+
+
 def duration(seconds: float) -> str:
     """Write a time: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)

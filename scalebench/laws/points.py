@@ -101,7 +101,8 @@ def check_design(law: Law, points: Points, free: int) -> None:
     sizes = min(points.n_configurations, int(points.place.max()) + 1)
     if sizes < free:
         raise FitRefused(
-            f"{sizes} configurations for {free} free parameters of {law.name}; add sizes or pin parameters"
+            f"{sizes} configuration{'s' * (sizes != 1)} for {free} free parameters of {law.name}; "
+            "add sizes or pin parameters"
         )
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
