@@ -126,6 +126,14 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     assert row.count("—") == 2  # neither time per step nor memory grows with data
 
 
+def test_a_law_without_intervals_says_so_once() -> None:
+    frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000, 64_000))
+    frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)
+    said = " ".join(verdict(Results(frame, (), {"o": {}})))  # three sizes beside the held-out one, three parameters
+    assert "(no interval" in said
+    assert "interval no interval" not in said
+
+
 def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:
     frame = trials(LOSSES).assign(tokens_seen=1e5)
     frame.loc[0, ["status", "tokens_seen"]] = "diverged", 5e3

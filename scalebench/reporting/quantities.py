@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 NOT_MEASURED = "—"
+NO_INTERVAL = "no interval"
 NBSP = "\u00a0"  # keeps a number and its unit on one line
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 SI_PREFIXES = {
@@ -87,11 +88,11 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     if math.isinf(value):
         factor, prefixed = scale(low, unit) if unit else (1.0, "")
         lowest = f"above {significant(low / factor, 2)}{NBSP}{prefixed}".rstrip()
-        return "not resolved", "no interval" if math.isnan(low) else lowest
+        return "not resolved", NO_INTERVAL if math.isnan(low) else lowest
     factor, prefixed = scale(value, unit) if unit else (1.0, "")
     suffix = f"{NBSP}{prefixed}" if prefixed else ""
     if math.isnan(low) or math.isnan(high):
-        return significant(value / factor) + suffix, "no interval"
+        return significant(value / factor) + suffix, NO_INTERVAL
     width = max((abs(end - value) for end in (low, high) if math.isfinite(end)), default=0.0) / factor
     # Two digits of the value at least, and four at most: an interval may be wide, or have no width at all.
     least = decimals_of(abs(value / factor))

@@ -9,7 +9,17 @@ import pandas as pd
 
 from scalebench.reporting.fits import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
 from scalebench.reporting.inference_figures import at_work, work_sentences
-from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol, uncertain
+from scalebench.reporting.quantities import (
+    NBSP,
+    NO_INTERVAL,
+    bounded,
+    formula,
+    percent,
+    quantity,
+    significant,
+    symbol,
+    uncertain,
+)
 
 MANY_SERIES = 3
 CLEAR = 2.0  # standard errors below which a change is called noise
@@ -96,9 +106,13 @@ def law_sentence(one: Series) -> str:
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
         held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        parts += [f"{symbol(name).translate(letters)} = {text} (95 % interval {interval}{held})"] * (name != "A")
+        parts += [f"{symbol(name).translate(letters)} = {text} ({_around(interval)}{held})"] * (name != "A")
     law = formula(trend.fit.law.formula).translate(letters)
     return f"The law {law} fitted {without}has {', '.join(parts)}."
+
+
+def _around(interval: str) -> str:
+    return interval if interval == NO_INTERVAL else f"95 % interval {interval}"
 
 
 def held_out_sentence(one: Series) -> str:
@@ -133,4 +147,4 @@ def cost_sentence(one: Series, what: str) -> str:
         return f"{head}; no linear trend: {trend.reason}."
     value, interval = bounded(trend.fit.parameters["c1"], *trend.interval("c1"), unit=unit)
     offset = quantity(trend.fit.parameters["c0"], unit)
-    return f"{head}; the linear trend is {offset} plus {value} per parameter (95 % interval {interval})."
+    return f"{head}; the linear trend is {offset} plus {value} per parameter ({_around(interval)})."
