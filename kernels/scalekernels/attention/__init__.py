@@ -26,15 +26,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from scalekernels.attention.alternatives import Run, alternatives, prepared
-from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
+from scalekernels.attention.cases import CASES, GOALS, LADDER, LARGER, Case, cost, flops, inputs
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
 from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "attention_over_cache", "compilations", "cost",
-    "inputs", "providers", "reference", "results",
+    "CASES", "DTYPES", "GOALS", "HEAD_DIMENSIONS", "LADDER", "LARGER", "Case", "attention", "attention_over_cache",
+    "compilations", "cost", "inputs", "providers", "reference", "results",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

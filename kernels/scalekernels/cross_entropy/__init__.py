@@ -29,6 +29,7 @@ from torch import Tensor
 from scalekernels.cross_entropy import kernels, memory
 from scalekernels.cross_entropy.cases import (
     CASES,
+    GOALS,
     LADDER,
     LARGER,
     Case,
@@ -43,7 +44,7 @@ from scalekernels.device import require_device, require_dtype, unavailable_reaso
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
+    "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
     "linear_cross_entropy", "providers", "reference", "results",
 ]  # fmt: skip
 

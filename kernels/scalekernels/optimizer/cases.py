@@ -114,6 +114,14 @@ LADDER = (
     ),
 )
 
+LARGER: tuple[Case, ...] = ()
+# Where speed is judged.
+GOALS = (
+    Case("124M", SIZES["124M"]),
+    Case("124M", SIZES["124M"], "adamw", torch.bfloat16),
+    Case("124M", SIZES["124M"], "adamw", torch.bfloat16, torch.int8),
+)
+
 
 def inputs(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Tensor]:
     """Return parameters ``param_000`` … and gradients ``grad_000`` … drawn from the normal distribution."""

@@ -1,0 +1,193 @@
+"""What the GPU session measures: operations at the shapes of the goals by ``scalebench compare``, training by studies.
+
+Every step is a command of the product, so that what it measures is kept and shown as everywhere else.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from session import Session, Step
+
+Shape = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One ``scalebench compare``: an operation at some shapes, by some providers, against a baseline."""
+
+    operation: str
+    shapes: Sequence[Shape]
+    providers: str
+    baseline: str
+    backward: bool = False
+    seconds: float = 0.3
+
+    @property
+    def name(self) -> str:
+        """What the step is called."""
+        return f"{self.operation} {'backward' if self.backward else 'forward'}"
+
+
+def attention(batch: int, heads: int, length: int, head_dimension: int, causal: bool, key_heads: int = 0) -> Shape:
+    """Return a shape of attention, in bfloat16."""
+    return {
+        "batch": batch, "query_heads": heads, "key_heads": key_heads or heads, "query_length": length,
+        "key_length": length, "head_dimension": head_dimension, "causal": causal, "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def attention_shapes(lengths: Sequence[int]) -> list[Shape]:
+    """16k tokens and a width of 2048, as in FlashAttention's tables; and what a small GPT trains with."""
+    wide = [
+        attention(16384 // length, 2048 // dimension, length, dimension, causal)
+        for length in lengths
+        for dimension in (128, 64)
+        for causal in (False, True)
+    ]
+    return [*wide, attention(32, 12, 1024, 64, True)]
+
+
+def loss(width: int) -> Shape:
+    """Return a shape of the loss: the vocabulary of GPT-2, rounded up to 64."""
+    return {"tokens": 8192, "width": width, "classes": 50304, "dtype": "bfloat16"}
+
+
+def norm(kind: str, width: int, residual: bool) -> Shape:
+    """Return a shape of a norm."""
+    return {"kind": kind, "rows": 16384, "width": width, "residual": residual, "dtype": "bfloat16"}
+
+
+def optimizer(size: str, dtype: str, state: str) -> Shape:
+    """Return a shape of AdamW: the parameters of a published size of GPT."""
+    return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
+
+
+SDPA = "sdpa-flash,sdpa-cudnn"
+OURS = "triton,triton-pointers"
+FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfloat16", "float32")]
+INT8_STATE = [optimizer("124M", "bfloat16", "int8")]
+LOSSES = [loss(768), loss(2048)]
+NORMS = [norm("rms", 4096, False), norm("rms", 2048, True), norm("layer", 768, True)]
+ADAMW = "fused,triton"
+
+TABLES: Mapping[str, Sequence[Table]] = {
+    "first": (
+        Table("attention", attention_shapes([8192]), f"{SDPA},{OURS}", "sdpa-cudnn", seconds=0.2),
+        Table("attention", attention_shapes([8192]), f"{SDPA},{OURS}", "sdpa-cudnn", backward=True, seconds=0.2),
+        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused", seconds=0.2),
+        Table("cross-entropy", LOSSES[:1], "eager,triton", "eager", backward=True, seconds=0.2),
+        Table("norm", NORMS, "eager,triton", "eager", seconds=0.1),
+        Table("norm", NORMS, "eager,triton", "eager", backward=True, seconds=0.1),
+    ),
+    "second": (
+        Table("attention", attention_shapes([1024, 2048, 8192, 16384]), f"{SDPA},triton", "sdpa-cudnn"),
+        Table("attention", attention_shapes([1024, 2048, 8192, 16384]), f"{SDPA},triton", "sdpa-cudnn", backward=True),
+        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused"),
+        Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True),
+        Table("norm", NORMS, "eager,compiled,triton", "eager"),
+        Table("norm", NORMS, "eager,compiled,triton", "eager", backward=True),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Part of the study of speeds: a size and the implementations it is trained by."""
+
+    size: str
+    implementations: Sequence[str]
+    most_s: float
+
+    @property
+    def name(self) -> str:
+        """What the step is called."""
+        return f"training {self.size}"
+
+
+TRAININGS: Mapping[str, Sequence[Training]] = {
+    "first": (),
+    "second": (
+        Training("124M", ("fused", "compile", "eager"), 100.0),
+        Training("1.3B", ("fused", "compile"), 110.0),
+        Training("760M", ("fused", "compile"), 90.0),
+    ),
+}
+
+
+def measuring_steps(phase: str) -> list[Step]:
+    """Return the measuring steps of a phase. Training comes between the tables of attention and the others."""
+    tables = [Step(table.name, table_step(table), least_s=12, most_s=75) for table in TABLES[phase]]
+    trainings = [Step(one.name, training_step(one), least_s=25, most_s=one.most_s) for one in TRAININGS[phase]]
+    return [*tables[:2], *trainings, *tables[2:]]
+
+
+def table_step(table: Table) -> Any:
+    """Return what measures a table."""
+
+    def do(session: Session) -> str:
+        shapes = [word for shape in table.shapes for word in ("--shapes", written(shape))]
+        options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
+        options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
+        try:
+            options += ["--results", session.work / "results", "--minutes", session.left_s() / 60]
+            said = session.python("-m", "scalebench.cli", "compare", table.operation, *shapes, *options)
+        finally:
+            keep(session)
+        return f"{len(said.splitlines())} lines, see compare.parquet"
+
+    return do
+
+
+def written(shape: Shape) -> str:
+    """Return a shape as the command line takes it."""
+    return ",".join(
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in shape.items()
+    )
+
+
+def training_step(training: Training) -> Any:
+    """Return what trains one size by its implementations."""
+
+    def do(session: Session) -> str:
+        implementations = "[" + ", ".join(f'"{name}"' for name in training.implementations) + "]"
+        settings = {"model.size": f'"{training.size}"', "train.implementation": implementations}
+        sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+        try:
+            session.python("-m", "scalebench.cli", "run", "gpu-speed", "--results", session.work / "results", *sets)
+        finally:
+            keep(session)
+        return "see train.parquet"
+
+    return do
+
+
+EXPORT = """
+import sys, pathlib
+from scalebench.comparison_store import read_comparisons
+results, out = map(pathlib.Path, sys.argv[1:])
+frame = read_comparisons(results).frame
+if len(frame):
+    frame.astype({c: str for c in frame.columns[frame.dtypes == object]}).to_parquet(out / "compare.parquet")
+"""
+
+
+def keep(session: Session) -> None:
+    """Bring what was measured into OUT: both tables, and the folders that ``scalebench report`` reads."""
+    results = session.work / "results"
+    with tarfile.open(session.out / ".results.tar.gz", "w:gz", compresslevel=3) as packed:
+        for path in sorted(results.rglob("*")):
+            if path.is_file() and path.suffix not in (".pt", ".safetensors"):
+                packed.add(path, arcname=f"results/{path.relative_to(results)}")
+    (session.out / ".results.tar.gz").replace(session.out / "results.tar.gz")
+    for command in (
+        ("-c", EXPORT, results, session.out),
+        ("-m", "scalebench.cli", "export", results, "--output", session.out / "train.parquet"),
+    ):
+        try:
+            session.python(*command, most_s=20)
+        except RuntimeError as error:  # there may be nothing yet; the folders are kept
+            session.say(f"no table: {error}")
