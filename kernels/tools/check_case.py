@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import triton
 from check_coverage import check_coverage, record_launches
+from scalekernels.accuracy import judge_results
 from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unavailable
 from torch import Tensor
 from torch.nn import functional as F
 
-FLOAT32_ULPS = 8.0  # of the result's scale: what any order of summation in float32 may cost
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -48,30 +48,12 @@ def versions(device: str) -> dict[str, Any]:
 
 
 def measured(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hold every tensor to the rule: its largest error is at most twice the same-precision PyTorch path's.
-
-    A few float32 ulps of the oracle's largest magnitude are always allowed. NaN fails.
-    """
-    if ours.keys() != oracle.keys():
-        return {"problem": f"results are {sorted(ours)}; expected {sorted(oracle)}"}
-    rows = {}
-    for name, exact in oracle.items():
-        if ours[name].shape != exact.shape:
-            return {"problem": f"{name} has shape {tuple(ours[name].shape)}; expected {tuple(exact.shape)}"}
-        theirs = _error(eager[name], exact) if name in eager else 0.0
-        floor = FLOAT32_ULPS * torch.finfo(torch.float32).eps * _largest(exact)
-        rows[name] = {"error": _error(ours[name], exact), "eager_error": theirs, "allowed": max(2 * theirs, floor)}
-    wrong = [name for name, row in rows.items() if not row["error"] <= row["allowed"]]
-    problem = "; ".join(f"{name}: error {rows[name]['error']:.3g} > {rows[name]['allowed']:.3g}" for name in wrong)
-    return {"tensors": rows, "problem": problem or None}
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    return _largest(found.detach().double() - exact)
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    """Hold every tensor to the acceptance rule of ``scalekernels.accuracy``; return its errors and what is wrong."""
+    judged = judge_results(ours, eager, oracle)
+    return {
+        "tensors": {name: dataclasses.asdict(row) for name, row in judged.tensors.items()},
+        "problem": judged.problem or None,
+    }
 
 
 def after_sdpa(device: str) -> None:
