@@ -22,7 +22,11 @@ class Provider:
     mapping of named tensors, named as those of the operation's ``reference``. What is not part of the operation
     (compiling, the forward pass that a timed backward needs) happens in ``prepare``. It raises ``Unavailable`` with the
     reason where the provider cannot run the case.
+
+    ``repeatable`` says that every call computes the same results anew, as an optimizer's step does not: such results
+    are checked again after timing.
     """
 
     summary: str
     prepare: Callable[[Any, Mapping[str, Tensor], bool], Callable[[], Mapping[str, Tensor]]]
+    repeatable: bool = True

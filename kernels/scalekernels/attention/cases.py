@@ -82,13 +82,16 @@ GOALS = (
 
 
 def inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed, the same for a seed."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed.
+
+    They are drawn on the device: the same for a seed on one kind of device.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     queries = (case.batch, case.query_heads, case.query_length, case.head_dimension)
     keys = (case.batch, case.key_heads, case.key_length, case.head_dimension)
     shapes = {"q": queries, "k": keys, "v": keys, "grad_out": queries}
     return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float32).to(device, case.dtype)
+        name: torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(case.dtype)
         for name, shape in shapes.items()
     }
 
