@@ -57,12 +57,11 @@ def _mask(scores, row0, first_key, key_length, CAUSAL: gl.constexpr, BLOCK_N: gl
 
 
 @gluon.jit
-def _softmax(scores, peak, total, scale_log2, MASKED: gl.constexpr):
+def _softmax(scores, peak, total, scale_log2):
     """Weights, correction of what was summed before, and the new peak and total of every row (base 2)."""
     new_peak = gl.maximum(peak, gl.max(scores, 1) * scale_log2)
-    shift = new_peak
-    if MASKED:  # -inf - -inf would be NaN: a row that has seen no key yet has weights of 2^-inf = 0
-        shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)
+    # -inf - -inf would be NaN: a row that has seen no key yet has weights of 2^-inf = 0.
+    shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = gl.exp2(scores * scale_log2 - gl.expand_dims(shift, 1))
     correction = gl.exp2(peak - shift)
     total = total * correction + gl.sum(weights, 1)
@@ -83,44 +82,6 @@ def _hold(total):
 
 
 @gluon.jit
-def _step(q, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, turn, acc, weights, peak, total, slot, phase, turn_phase,
-          row0, first_key, key_length, scale_log2, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr,
-          D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PINGPONG: gl.constexpr,
-          MASKED: gl.constexpr):  # fmt: skip
-    """Scores of the next tile of keys, while the weights of the tile before (at ``slot``) meet their values."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    weight_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    dtype: gl.constexpr = q.dtype
-    before, before_phase = slot, phase
-    slot, phase = _next(slot, phase, STAGES)
-    keys = k_bufs.index(slot).reshape([BLOCK_N, D])
-    values = v_bufs.index(before).reshape([BLOCK_N, D])
-    zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, score_layout)
-
-    mbarrier.wait(k_full.index(slot), phase)
-    if PINGPONG:
-        mbarrier.wait(turn.index(WHO), turn_phase)
-    score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(before), before_phase)
-    acc_token = warpgroup_mma(weights, values, acc, is_async=True)
-    if PINGPONG:
-        mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
-    scores = warpgroup_mma_wait(1, deps=(score_token,))
-    mbarrier.arrive(k_empty.index(slot), count=1)
-    if MASKED:
-        scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
-    raw, correction, peak, total = _softmax(scores, peak, total, scale_log2, MASKED)
-    total = _hold(total)
-    # The weights stay float32 until the product that reads the ones before is over.
-    acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))
-    mbarrier.arrive(v_empty.index(before), count=1)
-    weights = gl.convert_layout(raw.to(dtype), weight_layout)
-    acc = acc * gl.expand_dims(gl.convert_layout(correction, gl.SliceLayout(1, acc_layout)), 1)
-    return acc, weights, peak, total, slot, phase, turn_phase ^ 1
-
-
-@gluon.jit
 def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr,
              STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PINGPONG: gl.constexpr):  # fmt: skip
     """A consumer warpgroup: its 64 queries over ``tiles`` tiles of keys, last to first, then out and lse."""
@@ -131,6 +92,7 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
     weight_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     dtype: gl.constexpr = out_desc.dtype
+    FIRST: gl.constexpr = 1 if WHO == 0 else 0  # parity of the first wait for a turn, which is consumer 0's
     row0 = row0 + WHO * ROWS
     whole = key_length // BLOCK_N  # tiles that need no mask: those before the end of the keys, and before the diagonal
     if CAUSAL:
@@ -146,30 +108,43 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
     mbarrier.wait(q_full.index(WHO), 0)
     mbarrier.wait(k_full.index(0), 0)
     if PINGPONG:
-        mbarrier.wait(turn.index(WHO), 1 if WHO == 0 else 0)  # the first turn is consumer 0's
+        mbarrier.wait(turn.index(WHO), FIRST)
     score_token = warpgroup_mma(q, k_bufs.index(0).reshape([BLOCK_N, D]).permute((1, 0)), zeros, use_acc=False,
                                 is_async=True)  # fmt: skip
     if PINGPONG:
         mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
     scores = warpgroup_mma_wait(0, deps=(score_token,))
     mbarrier.arrive(k_empty.index(0), count=1)
-    first_key = (tiles - 1) * BLOCK_N
-    scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
-    raw, _, peak, total = _softmax(scores, peak, total, scale_log2, True)
+    scores = _mask(scores, row0, (tiles - 1) * BLOCK_N, key_length, CAUSAL, BLOCK_N, score_layout)
+    raw, _, peak, total = _softmax(scores, peak, total, scale_log2)
     weights = gl.convert_layout(raw.to(dtype), weight_layout)
 
-    slot, phase, turn_phase = tiles * 0, tiles * 0, tiles * 0 + (0 if WHO == 0 else 1)
-    for _ in range(1, masked):
-        first_key -= BLOCK_N
-        acc, weights, peak, total, slot, phase, turn_phase = _step(
-            q, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, turn, acc, weights, peak, total, slot, phase,
-            turn_phase, row0, first_key, key_length, scale_log2, WHO, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PINGPONG,
-            True)  # fmt: skip
-    for _ in range(masked, tiles):
-        acc, weights, peak, total, slot, phase, turn_phase = _step(
-            q, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, turn, acc, weights, peak, total, slot, phase,
-            turn_phase, row0, first_key, key_length, scale_log2, WHO, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PINGPONG,
-            False)  # fmt: skip
+    slot, phase = tiles * 0, tiles * 0
+    for step in range(1, tiles):
+        before, before_phase = slot, phase
+        slot, phase = _next(slot, phase, STAGES)
+        keys = k_bufs.index(slot).reshape([BLOCK_N, D])
+        values = v_bufs.index(before).reshape([BLOCK_N, D])
+        mbarrier.wait(k_full.index(slot), phase)
+        if PINGPONG:
+            mbarrier.wait(turn.index(WHO), (step & 1) ^ FIRST)
+        score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(before), before_phase)
+        acc_token = warpgroup_mma(weights, values, acc, is_async=True)
+        if PINGPONG:
+            mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
+        scores = warpgroup_mma_wait(1, deps=(score_token,))
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        if step < masked:
+            first_key = (tiles - 1 - step) * BLOCK_N
+            scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
+        raw, correction, peak, total = _softmax(scores, peak, total, scale_log2)
+        total = _hold(total)
+        # The weights stay float32 until the product that reads the ones before is over.
+        acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))
+        mbarrier.arrive(v_empty.index(before), count=1)
+        weights = gl.convert_layout(raw.to(dtype), weight_layout)
+        acc = acc * gl.expand_dims(gl.convert_layout(correction, gl.SliceLayout(1, acc_layout)), 1)
 
     mbarrier.wait(v_full.index(slot), phase)
     acc_token = warpgroup_mma(weights, v_bufs.index(slot).reshape([BLOCK_N, D]), acc, is_async=True)
