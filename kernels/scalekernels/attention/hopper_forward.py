@@ -3,12 +3,12 @@
 A program computes CONSUMERS x 64 queries of one head. One warp is the producer: it fetches the queries once and the
 tiles of keys and values, last tile first, into rings of STAGES buffers by TMA. Each consumer warpgroup (4 warps) has 64
 queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while P V_{j-1} runs.
-With PINGPONG the consumers take turns to issue their products, so that one computes its softmax while the tensor cores
+With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while the tensor cores
 work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
 
 Barriers, all mbarriers in shared memory: q_full, one for each consumer; k_full and v_full, one for each stage, complete
 when the bytes of a tile have landed; k_empty and v_empty complete when every consumer has read a tile; turn, one for
-each consumer, is for PINGPONG. A barrier's n-th use waits for parity n & 1; the first wait on an empty barrier passes.
+each consumer, is for PING_PONG. A barrier's n-th use waits for parity n & 1; the first wait on an empty barrier passes.
 
 Queries, keys, values and output are 4-D descriptors (batch, heads, length, D) with their own strides. TMA reads rows
 beyond the length as zeros and does not write them. The keys that a row may not see get a score of -inf; only the tiles
@@ -82,8 +82,8 @@ def _hold(total):
 
 
 @gluon.jit
-def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr,
-             STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PINGPONG: gl.constexpr):  # fmt: skip
+def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr,  # noqa: PLR0915
+             STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr):  # fmt: skip
     """A consumer warpgroup: its 64 queries over ``tiles`` tiles of keys, last to first, then out and lse."""
     q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty = buffers
     turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2 = work
@@ -98,8 +98,7 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
     if CAUSAL:
         whole = gl.minimum(whole, (row0 + 1) // BLOCK_N)
     masked = gl.maximum(tiles - whole, 1)
-    q_tile = q_bufs.index(WHO)
-    q = q_tile.reshape([ROWS, D])
+    q = q_bufs.index(WHO).reshape([ROWS, D])
     acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
     peak = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
     total = gl.zeros([ROWS], gl.float32, row_layout)
@@ -107,11 +106,11 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
 
     mbarrier.wait(q_full.index(WHO), 0)
     mbarrier.wait(k_full.index(0), 0)
-    if PINGPONG:
+    if PING_PONG:
         mbarrier.wait(turn.index(WHO), FIRST)
     score_token = warpgroup_mma(q, k_bufs.index(0).reshape([BLOCK_N, D]).permute((1, 0)), zeros, use_acc=False,
                                 is_async=True)  # fmt: skip
-    if PINGPONG:
+    if PING_PONG:
         mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
     scores = warpgroup_mma_wait(0, deps=(score_token,))
     mbarrier.arrive(k_empty.index(0), count=1)
@@ -126,12 +125,12 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
         keys = k_bufs.index(slot).reshape([BLOCK_N, D])
         values = v_bufs.index(before).reshape([BLOCK_N, D])
         mbarrier.wait(k_full.index(slot), phase)
-        if PINGPONG:
+        if PING_PONG:
             mbarrier.wait(turn.index(WHO), (step & 1) ^ FIRST)
         score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
         mbarrier.wait(v_full.index(before), before_phase)
         acc_token = warpgroup_mma(weights, values, acc, is_async=True)
-        if PINGPONG:
+        if PING_PONG:
             mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
         scores = warpgroup_mma_wait(1, deps=(score_token,))
         mbarrier.arrive(k_empty.index(slot), count=1)
@@ -154,7 +153,7 @@ def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl
     acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout)), 1)
     q.store(acc.to(dtype))  # the queries are not needed any more
     fence_async_shared()
-    tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], q_tile)
+    tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], q_bufs.index(WHO))
     tma.store_wait(0)
 
 
@@ -210,7 +209,7 @@ def _own_tile(heads, section, length, BLOCK: gl.constexpr, LAST_FIRST: gl.conste
 def attention_forward_hopper(
     q_desc, k_desc, v_desc, out_desc, lse, heads, query_heads, group, section, query_length, key_length, scale_log2,
     CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    PINGPONG: gl.constexpr, REGISTERS: gl.constexpr,
+    PING_PONG: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """CONSUMERS x 64 queries of one head. Grid: (tiles x batch x query heads,), 4 warps; ``heads`` is their product.
 
@@ -248,12 +247,25 @@ def attention_forward_hopper(
     descriptors = (q_desc, k_desc, v_desc)
     buffers = (q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty)
     work = (turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2)
-    gl.warp_specialize(
-        [
-            (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PINGPONG)),
-            (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PINGPONG)),
-            (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
-        ],
-        [4, 1],
-        [REGISTERS, 24],
-    )
+    # The list has to be written out: partitions are known when the kernel is compiled.
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+            ],
+            [4, 1],
+            [REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 2, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+        )
