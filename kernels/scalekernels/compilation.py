@@ -18,6 +18,8 @@ class Compilation:
     guarantees to be divisible by 16. ``work`` orders configurations of one kernel by tile size, largest last.
     ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the width
     that global loads must have at least once. ``spills_allowed`` excuses register spills, with the reason.
+    ``overlapped`` says that exponentials must run while a matrix product is in flight. ``options`` are launch options
+    beside warps and stages.
     """
 
     kernel: str
@@ -33,3 +35,4 @@ class Compilation:
     vector_bytes: int | None = None
     spills_allowed: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    overlapped: bool = False

@@ -20,17 +20,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sass
 import triton
 from scalekernels.compilation import Compilation
 from scalekernels.device import assembler
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 # Shared memory that one block may use, and tensor memory columns (CUDA C++ programming guide, technical specifications
 # per compute capability).
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
+OVERLAP_AT_LEAST = 0.9  # the share of exponentials beside a product; all but those of the row corrections, seen: 1.0
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 
 _ENTRY = re.compile(r"Used (\d+) registers")
@@ -54,6 +57,7 @@ class MachineCode:
     ``matrix`` counts matrix instructions in the PTX by kind ("wgmma SS" with both operands in shared memory, "wgmma RS"
     with the first in registers). ``products`` counts groups of wgmma inside innermost loops, ``drained`` those of them
     that are waited for, with nothing left in flight, before the next is issued. ``losses`` are ptxas' own words.
+    ``overlap`` is the share of the exponentials in main loops that run while a product is in flight (None: not asked).
     """
 
     registers: int
@@ -69,6 +73,7 @@ class MachineCode:
     losses: tuple[str, ...]
     widest_load_bytes: int
     stores: int
+    overlap: float | None = None
 
 
 def ptxas_version(arch: int) -> str:
@@ -89,7 +94,8 @@ def source_of(compilation: Compilation) -> ASTSource:
         raise ValueError(f"{compilation.label}: signature {list(compilation.signature)} is not the function's {names}")
     constants = {(names.index(name),): value for name, value in compilation.constants.items()}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in compilation.aligned}
-    return ASTSource(fn=function, signature=dict(compilation.signature), constexprs=constants, attrs=aligned)
+    source = GluonASTSource if function.is_gluon() else ASTSource
+    return source(fn=function, signature=dict(compilation.signature), constexprs=constants, attrs=aligned)
 
 
 def options_of(compilation: Compilation) -> dict[str, Any]:
@@ -180,6 +186,7 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         stores=len(
             re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
         ),
+        overlap=sass.overlap(*sass.disassembled(compiled.asm["cubin"])) if compilation.overlapped else None,
     )
 
 
@@ -252,6 +259,8 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
         found.append("writes nothing to global memory: the compiler gave up on the kernel")
     if compilation.tensor_core:
         found += _matrix_failures(arch, code)
+    if compilation.overlapped and (code.overlap or 0.0) < OVERLAP_AT_LEAST:
+        found.append(f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight")
     if code.losses:
         found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:

@@ -57,19 +57,21 @@ def reference(
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None, deterministic: bool = True,
-    descriptors: bool = False,
+    descriptors: bool = False, gluon: bool = True,
 ) -> Tensor:  # fmt: skip
     """Return softmax(scale · q kᵀ) v, of the shape, dtype and layout of ``q``; differentiable once.
 
-    ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with
-    atomic additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs;
-    those not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys
-    and values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0
-    and 10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default until a GPU has
-    shown that it is right and faster. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
-    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
+    ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with atomic
+    additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs; those
+    not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys and
+    values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0 and
+    10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default until a GPU has shown
+    that it is right and faster. On compute capability 9.0 kernels written in Gluon are used instead, where
+    ``hopper.unsupported`` has no reason against it; ``gluon=False`` keeps to the others. Raises ``TypeError`` for
+    dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
+    run; a second derivative raises ``RuntimeError``.
     """
-    out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
+    out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors, gluon)
     return out
 
 
@@ -132,13 +134,14 @@ def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 @torch.library.custom_op("scalekernels::attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool, descriptors: bool = False
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool, descriptors: bool = False,
+    gluon: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output and its base-2 log-sum-exp; ``deterministic`` is for the backward pass, which finds it kept."""
     from scalekernels.attention import launch
 
     del deterministic
-    return launch.forward(q, k, v, causal, scale, descriptors)
+    return launch.forward(q, k, v, causal, scale, descriptors, gluon)
 
 
 @_attention.register_fake
@@ -149,11 +152,12 @@ def _attention_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("scalekernels::attention_backward", mutates_args=())
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False, gluon: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from scalekernels.attention import launch
 
-    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, deterministic, need_q, need_kv, descriptors)
+    needs = (deterministic, need_q, need_kv)
+    return launch.backward(grad_out, q, k, v, out, lse, causal, scale, *needs, descriptors, gluon)
 
 
 @_attention_backward.register_fake
@@ -166,7 +170,7 @@ def _attention_backward_fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.deterministic, ctx.descriptors = inputs
+    q, k, v, ctx.causal, ctx.scale, *ctx.options = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output)
 
@@ -174,10 +178,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse = ctx.saved_tensors
     need_q, need_k, need_v = ctx.needs_input_grad[:3]
+    deterministic, descriptors, gluon = ctx.options
+    need_kv = need_k or need_v
     dq, dk, dv = _attention_backward(
-        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, ctx.deterministic, need_q, need_k or need_v, ctx.descriptors
+        grad_out, q, k, v, out, lse, ctx.causal, ctx.scale, deterministic, need_q, need_kv, descriptors, gluon
     )
-    return dq if need_q else None, dk if need_k else None, dv if need_v else None, None, None, None, None
+    return dq if need_q else None, dk if need_k else None, dv if need_v else None, *(None,) * (2 + len(ctx.options))
 
 
 def _refuse(_ctx: Any, *_: Any) -> None:
@@ -217,15 +223,21 @@ def providers() -> dict[str, Provider]:
     return {
         "eager": Provider("written out in PyTorch", prepared(_eager)),
         **alternatives(),
-        "triton": Provider("fused, deterministic backward", _fused(deterministic=True)),
+        "triton": Provider("fused, deterministic backward, in Gluon on Hopper", _fused()),
+        "triton-pointers": Provider(
+            "fused, deterministic backward, by the kernels of all devices", _fused(gluon=False)
+        ),
         "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
         "triton-descriptors": Provider("fused, forward and dQ by tensor descriptors", _fused(descriptors=True)),
     }
 
 
-def _fused(deterministic: bool = True, descriptors: bool = False) -> Any:
+def _fused(**options: bool) -> Any:
+    """Attention with some of its options; these are ``deterministic``, ``descriptors`` and ``gluon``."""
+    deterministic, descriptors = options.get("deterministic", True), options.get("descriptors", False)
+
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, causal=case.causal, deterministic=deterministic, descriptors=descriptors)
+        return attention(q, k, v, causal=case.causal, **options)
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
         if reason := unavailable_reason():

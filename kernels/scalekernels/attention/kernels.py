@@ -187,6 +187,29 @@ def attention_delta(
     tl.store(delta + tl.cast(index, tl.int64) * query_length + rows, sums, mask=rows < query_length)
 
 
+@triton.jit(do_not_specialize=(*RUNTIME_SIZES, "padded_length", "delta_offset"))
+def attention_statistics(
+    out, grad_out, lse, statistics,
+    stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt,
+    query_heads, query_length, padded_length, delta_offset,
+    D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Copies of ``lse`` and row sums of out x grad_out, float32 (2, batch, query heads, padded length), 0 in the padding.
+
+    Grid: (tiles of the padded length x batch x query heads,).
+    """
+    index, first_row = _own_tile(padded_length, BLOCK_M, False)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    stride_ot, stride_gt = tl.cast(stride_ot, tl.int64), tl.cast(stride_gt, tl.int64)
+    o = _load_head(out, index, query_heads, stride_ob, stride_oh, first_row, stride_ot, query_length, BLOCK_M, D)
+    g = _load_head(grad_out, index, query_heads, stride_gb, stride_gh, first_row, stride_gt, query_length, BLOCK_M, D)
+    sums = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
+    logarithms = _load_vector(lse + tl.cast(index, tl.int64) * query_length, rows, query_length, 0.0, True)
+    own = statistics + tl.cast(index, tl.int64) * padded_length + rows
+    tl.store(own, logarithms)
+    tl.store(own + delta_offset, sums)
+
+
 @triton.jit
 def _add_query_tile(dk, dv, k, v, q_base, g_base, lse, delta, dq_base, stride_qb, stride_qh, stride_qt, stride_gb,
                     stride_gh, stride_gt, index, query_heads, first_row, keys, query_length, key_length, padded_length,

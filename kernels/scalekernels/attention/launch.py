@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalekernels.attention import kernels, tiles
+from scalekernels.attention import hopper, hopper_forward, kernels, tiles
 from scalekernels.attention.descriptors import described, type_of, undescribed
+from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import Tile, like
 from scalekernels.attention.tuning import choose
 from scalekernels.compilation import Compilation
@@ -31,13 +32,16 @@ _POINTERS_FLOAT32 = ("lse", "delta", "sums")
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, descriptors: bool = False
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, descriptors: bool = False, gluon: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the output in the layout of ``q``, and the base-2 log-sum-exp (B, Hq, Tq) in float32.
 
-    ``descriptors`` loads keys and values through tensor descriptors where the device and their layout take them.
+    ``gluon`` uses the kernels for Hopper where they serve, unless ``descriptors`` asks for the others, with keys and
+    values loaded through tensor descriptors where the device and their layout take them.
     """
     _require(q, k, v)
+    if gluon and not descriptors and hopper.unsupported(q=q, k=k, v=v) is None:
+        return forward_gluon(q, k, v, causal, scale, hopper.FORWARD[q.shape[3], causal])
     descriptors = descriptors and undescribed(k=k, v=v) is None
     kind = "forward-descriptors" if descriptors else "forward"
 
@@ -54,13 +58,29 @@ def forward(
     return launch(choose(kind, q, k, causal, launch))
 
 
+def forward_gluon(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, tile: GluonTile
+) -> tuple[Tensor, Tensor]:
+    """As :func:`forward`, by the kernel for Hopper with any of its tiles, for tensors that it takes."""
+    out, lse = like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    call = hopper.forward_arguments(q, k, v, out, lse, causal, scale * LOG2_E, tile)
+    programs, arguments, constants = call
+    _launch(hopper_forward.attention_forward_hopper, programs, tile, arguments, constants)
+    return out, lse
+
+
+# Passes of backward in Gluon by kind: (q, k, v, grad_out, lse and delta by name, causal, scale) to (dQ, dK, dV), as
+# ``_keys`` and ``_queries`` return them. Kinds that are not here use the kernels of ``kernels.py``.
+GLUON_BACKWARD: dict[str, Callable[[Mapping[str, Tensor], bool, float], tuple[Tensor, Tensor, Tensor]]] = {}
+
+
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False,
+    deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False, gluon: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
-    ``descriptors`` as in :func:`forward`, for dQ where it is computed in a pass of its own.
+    ``descriptors`` and ``gluon`` as in :func:`forward`; descriptors for dQ where it is computed in a pass of its own.
     """
     _require(q, k, v, grad_out=grad_out)
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
@@ -68,20 +88,23 @@ def backward(
     delta = _delta(out, grad_out)
     tensors = {"q": q, "k": k, "v": v, "grad_out": grad_out, "lse": lse, "delta": delta}
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
+    gluon = gluon and not descriptors and hopper.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None
     if need_q and need_kv and not deterministic:
-        return choose_and_launch("atomic", tensors, causal, scale)
+        return choose_and_launch("atomic", tensors, causal, scale, gluon)
     if need_kv:
-        _, dk, dv = choose_and_launch("keys", tensors, causal, scale)
+        _, dk, dv = choose_and_launch("keys", tensors, causal, scale, gluon)
     if need_q:
         kind = "queries-descriptors" if descriptors and undescribed(k=k, v=v) is None else "queries"
-        dq, _, _ = choose_and_launch(kind, tensors, causal, scale)
+        dq, _, _ = choose_and_launch(kind, tensors, causal, scale, gluon)
     return dq, dk, dv
 
 
 def choose_and_launch(
-    kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
+    kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float, gluon: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
+    if gluon and kind in GLUON_BACKWARD:
+        return GLUON_BACKWARD[kind](tensors, causal, scale)
     functions: dict[str, Any] = {"keys": _keys, "atomic": _atomic, "queries": _queries}
     functions["queries-descriptors"] = functools.partial(_queries, descriptors=True)
 
@@ -173,11 +196,14 @@ def _programs(tensor: Tensor, block: int) -> int:
     return -(-tensor.shape[2] // block) * tensor.shape[0] * tensor.shape[1]
 
 
-def _launch(kernel: Any, programs: int, tile: Tile, arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+def _launch(
+    kernel: Any, programs: int, tile: Tile | GluonTile, arguments: Mapping[str, Any], constants: Mapping[str, Any]
+) -> None:
     """Run a kernel on the device of its tensors, which need not be the current one."""
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    options = {"num_warps": tile.warps, "num_stages": tile.stages} | tile.options
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](**arguments, **constants, num_warps=tile.warps, num_stages=tile.stages)
+        kernel[(programs,)](**arguments, **constants, **options)
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
@@ -194,6 +220,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
         for head_dimension in tiles.HEAD_DIMENSIONS:
             for kind in ("delta", "convert"):
                 yield _compilation(kind, row_tile(head_dimension), dtype, head_dimension, None)
+    yield from hopper.compilations(arch)
 
 
 _FUNCTIONS = {

@@ -76,6 +76,11 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options beside warps and stages."""
+        return {}
+
 
 class Row(NamedTuple):
     """What decides the tiles: architecture, bits of the dtype, head dimension, length bucket; not whether causal."""

@@ -1,0 +1,271 @@
+"""The forward pass of exact attention for Hopper (sm_90), written in Gluon: warp-specialized, wgmma, TMA.
+
+A program computes CONSUMERS x 64 queries of one head. One warp is the producer: it fetches the queries once and the
+tiles of keys and values, last tile first, into rings of STAGES buffers by TMA. Each consumer warpgroup (4 warps) has 64
+queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while P V_{j-1} runs.
+With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while the tensor cores
+work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
+
+Barriers, all mbarriers in shared memory: q_full, one for each consumer; k_full and v_full, one for each stage, complete
+when the bytes of a tile have landed; k_empty and v_empty complete when every consumer has read a tile; turn, one for
+each consumer, is for PING_PONG. A barrier's n-th use waits for parity n & 1; the first wait on an empty barrier passes.
+
+Queries, keys, values and output are 4-D descriptors (batch, heads, length, D) with their own strides. TMA reads rows
+beyond the length as zeros and does not write them. The keys that a row may not see get a score of -inf; only the tiles
+that need it are masked. A row that sees no key of its first tiles has peak -inf, which ``_softmax`` handles.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (the arguments of a jit function are descriptors and sizes, typed where it is compiled)
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+RUNTIME_SIZES = ["heads", "query_heads", "group", "section", "query_length", "key_length"]  # one machine code for all
+ROWS = gl.constexpr(64)  # queries of one consumer warpgroup: the height of a wgmma
+
+
+@gluon.jit
+def _next(slot, phase, STAGES: gl.constexpr):
+    """The ring position after ``slot``; the phase flips where the ring starts again. No division."""
+    slot = slot + 1
+    if slot == STAGES:
+        slot = slot * 0
+        phase = phase ^ 1
+    return slot, phase
+
+
+@gluon.jit
+def _mask(scores, row0, first_key, key_length, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """Scores (64, BLOCK_N) with -inf for keys that do not exist or, with CAUSAL, come after the row's query."""
+    keys = gl.expand_dims(first_key + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout)), 0)
+    if CAUSAL:
+        rows = row0 + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
+        keep = keys < gl.expand_dims(gl.minimum(rows + 1, key_length), 1)
+    else:
+        keep = keys < key_length
+    return gl.where(keep, scores, float("-inf"))
+
+
+@gluon.jit
+def _softmax(scores, peak, total, scale_log2):
+    """Weights, correction of what was summed before, and the new peak and total of every row (base 2)."""
+    new_peak = gl.maximum(peak, gl.max(scores, 1) * scale_log2)
+    # -inf - -inf would be NaN: a row that has seen no key yet has weights of 2^-inf = 0.
+    shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)
+    weights = gl.exp2(scores * scale_log2 - gl.expand_dims(shift, 1))
+    correction = gl.exp2(peak - shift)
+    total = total * correction + gl.sum(weights, 1)
+    return weights, correction, new_peak, total
+
+
+@gluon.jit
+def _hold(total):
+    """The same sums, which what follows cannot overtake: a volatile store that never happens, for no sum is negative.
+
+    Without it ptxas moves the wait for P V above the exponentials, which then run with idle tensor cores.
+    """
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred q; .reg .b32 a; mov.b32 a, 0; setp.lt.f32 q, $1, 0f00000000; "
+        "@q st.volatile.shared.b32 [a], a; mov.b32 $0, $1; }",
+        "=r,r", [total], dtype=gl.float32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr,  # noqa: PLR0915
+             STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr):  # fmt: skip
+    """A consumer warpgroup: its 64 queries over ``tiles`` tiles of keys, last to first, then out and lse."""
+    q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty = buffers
+    turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2 = work
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    dtype: gl.constexpr = out_desc.dtype
+    FIRST: gl.constexpr = 1 if WHO == 0 else 0  # parity of the first wait for a turn, which is consumer 0's
+    row0 = row0 + WHO * ROWS
+    whole = key_length // BLOCK_N  # tiles that need no mask: those before the end of the keys, and before the diagonal
+    if CAUSAL:
+        whole = gl.minimum(whole, (row0 + 1) // BLOCK_N)
+    masked = gl.maximum(tiles - whole, 1)
+    q = q_bufs.index(WHO).reshape([ROWS, D])
+    acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
+    peak = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
+    total = gl.zeros([ROWS], gl.float32, row_layout)
+    zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, score_layout)
+
+    mbarrier.wait(q_full.index(WHO), 0)
+    mbarrier.wait(k_full.index(0), 0)
+    if PING_PONG:
+        mbarrier.wait(turn.index(WHO), FIRST)
+    score_token = warpgroup_mma(q, k_bufs.index(0).reshape([BLOCK_N, D]).permute((1, 0)), zeros, use_acc=False,
+                                is_async=True)  # fmt: skip
+    if PING_PONG:
+        mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
+    scores = warpgroup_mma_wait(0, deps=(score_token,))
+    mbarrier.arrive(k_empty.index(0), count=1)
+    scores = _mask(scores, row0, (tiles - 1) * BLOCK_N, key_length, CAUSAL, BLOCK_N, score_layout)
+    raw, _, peak, total = _softmax(scores, peak, total, scale_log2)
+    weights = gl.convert_layout(raw.to(dtype), weight_layout)
+
+    slot, phase = tiles * 0, tiles * 0
+    for step in range(1, tiles):
+        before, before_phase = slot, phase
+        slot, phase = _next(slot, phase, STAGES)
+        keys = k_bufs.index(slot).reshape([BLOCK_N, D])
+        values = v_bufs.index(before).reshape([BLOCK_N, D])
+        mbarrier.wait(k_full.index(slot), phase)
+        if PING_PONG:
+            mbarrier.wait(turn.index(WHO), (step & 1) ^ FIRST)
+        score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
+        mbarrier.wait(v_full.index(before), before_phase)
+        acc_token = warpgroup_mma(weights, values, acc, is_async=True)
+        if PING_PONG:
+            mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
+        scores = warpgroup_mma_wait(1, deps=(score_token,))
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        if step < masked:
+            first_key = (tiles - 1 - step) * BLOCK_N
+            scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
+        raw, correction, peak, total = _softmax(scores, peak, total, scale_log2)
+        total = _hold(total)
+        # The weights stay float32 until the product that reads the ones before is over.
+        acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))
+        mbarrier.arrive(v_empty.index(before), count=1)
+        weights = gl.convert_layout(raw.to(dtype), weight_layout)
+        acc = acc * gl.expand_dims(gl.convert_layout(correction, gl.SliceLayout(1, acc_layout)), 1)
+
+    mbarrier.wait(v_full.index(slot), phase)
+    acc_token = warpgroup_mma(weights, v_bufs.index(slot).reshape([BLOCK_N, D]), acc, is_async=True)
+    rows = row0 + gl.arange(0, ROWS, layout=row_layout)
+    gl.store(lse + lse_offset + rows, peak + gl.log2(total), mask=rows < query_length)
+    acc = warpgroup_mma_wait(0, deps=(acc_token,))
+    acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout)), 1)
+    q.store(acc.to(dtype))  # the queries are not needed any more
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], q_bufs.index(WHO))
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _produce(descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+             CONSUMERS: gl.constexpr):  # fmt: skip
+    """The producer warp: queries, then keys of a tile before values of the one before, as consumers need them."""
+    q_desc, k_desc, v_desc = descriptors
+    q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty = buffers
+    for who in gl.static_range(CONSUMERS):
+        mbarrier.expect(q_full.index(who), q_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(q_desc, [batch, head, row0 + who * ROWS, 0], q_full.index(who),
+                                        q_bufs.index(who))  # fmt: skip
+    first_key = (tiles - 1) * BLOCK_N
+    mbarrier.expect(k_full.index(0), k_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key, 0], k_full.index(0), k_bufs.index(0))
+    slot, phase = tiles * 0, tiles * 0
+    for _ in range(1, tiles):
+        before, before_phase = slot, phase
+        slot, phase = _next(slot, phase, STAGES)
+        mbarrier.wait(k_empty.index(slot), phase ^ 1)
+        mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key - BLOCK_N, 0], k_full.index(slot),
+                                        k_bufs.index(slot))  # fmt: skip
+        mbarrier.wait(v_empty.index(before), before_phase ^ 1)
+        mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(before),
+                                        v_bufs.index(before))  # fmt: skip
+        first_key -= BLOCK_N
+    mbarrier.wait(v_empty.index(slot), phase ^ 1)
+    mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(slot), v_bufs.index(slot))
+
+
+@gluon.jit
+def _own_tile(heads, section, length, BLOCK: gl.constexpr, LAST_FIRST: gl.constexpr):
+    """The head of batch x heads and the first row of this program.
+
+    Heads are taken ``section`` at a time, so that their keys fit the L2 cache; within a section all heads' last tiles
+    come first with LAST_FIRST, as these have the most keys where attention is causal.
+    """
+    tiles = gl.cdiv(length, BLOCK)
+    first = gl.program_id(0) // (section * tiles) * section
+    size = gl.minimum(section, heads - first)
+    index = gl.program_id(0) - first * tiles
+    tile = index // size
+    if LAST_FIRST:
+        tile = tiles - 1 - tile
+    return first + index % size, tile * BLOCK
+
+
+@gluon.jit(do_not_specialize=RUNTIME_SIZES)
+def attention_forward_hopper(
+    q_desc, k_desc, v_desc, out_desc, lse, heads, query_heads, group, section, query_length, key_length, scale_log2,
+    CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    PING_PONG: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """CONSUMERS x 64 queries of one head. Grid: (tiles x batch x query heads,), 4 warps; ``heads`` is their product.
+
+    Descriptors fetch (1, 1, 64, D) of q and out, (1, 1, BLOCK_N, D) of k and v; lse is (batch, query heads, length).
+    """
+    index, row0 = _own_tile(heads, section, query_length, CONSUMERS * ROWS, CAUSAL)
+    batch = index // query_heads
+    head = index % query_heads
+    key_head = head // group
+    lse_offset = index.to(gl.int64) * query_length
+    end = key_length
+    if CAUSAL:
+        end = gl.minimum(end, row0 + CONSUMERS * ROWS)
+    tiles = gl.cdiv(end, BLOCK_N)
+
+    q_bufs = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
+    k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], k_desc.layout)
+    v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], v_desc.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(CONSUMERS):
+        mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(turn.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=CONSUMERS)
+        mbarrier.init(v_empty.index(i), count=CONSUMERS)
+    fence_async_shared()
+
+    descriptors = (q_desc, k_desc, v_desc)
+    buffers = (q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty)
+    work = (turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2)
+    # The list has to be written out: partitions are known when the kernel is compiled.
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+            ],
+            [4, 1],
+            [REGISTERS, PRODUCER_REGISTERS],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_consume, (buffers, work, 2, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
+                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+        )
