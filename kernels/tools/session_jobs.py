@@ -15,7 +15,8 @@ SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
 OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
 DTYPES = ("bfloat16", "float16", "float32")
 STEPS = 1000
-LARGE_BYTES, SMALL_BYTES = 40e9, 1.5e9  # device memory that a check may take: the goals' shapes, all others
+# Device memory that a check may take: the goals' shapes, a candidate at such a shape, all others.
+LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 40e9, 4e9, 1.5e9
 
 
 def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
@@ -81,3 +82,13 @@ def _smoke(session: Any, implementation: str) -> dict[str, Any]:
     results = session.work / "smoke" / implementation
     command = [sys.executable, "-m", "scalebench.cli", "run", "gpt-implementations", "--results", str(results), *sets]
     return {"kind": "command", "command": command, "timeout_s": 110}
+
+
+def candidate_jobs() -> list[Job]:
+    """Return the candidates of the tunable kernels, to be compiled before they are timed."""
+    import tuning
+
+    return [
+        Job(f"candidate: {job['tunable']}: {job['candidate']}", job, 2, CANDIDATE_BYTES)
+        for job in tuning.candidate_jobs()
+    ]

@@ -157,7 +157,9 @@ def checks(session: Session) -> str:
     sources = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if not _known(session, job, sources)]
-    jobs += session_jobs.smoke_jobs(session) if session.device == "cuda" else []
+    if session.device == "cuda":
+        jobs += session_jobs.smoke_jobs(session)
+        jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
@@ -208,11 +210,12 @@ def tuning(session: Session) -> str:
     """Time the candidates of every tunable kernel, alone on the device."""
     output = session.work / "tuned.json"
     try:
-        session.python(TOOLS / "tuning.py", "--device", session.device, "--output", output)
+        session.python(TOOLS / "tuning.py", "--output", output)
     finally:  # it writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
-    return f"{len(session.tuned)} kernels"
+    winners = [row for row in session.tuned if row.get("winner")]
+    return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
 
 
 def racecheck(session: Session) -> str:
