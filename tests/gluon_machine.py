@@ -28,8 +28,8 @@ class Schedule:
     A speed is drawn for each partition and for loads, so that some are 100 times slower than others.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.random, self.scale = seed, random.Random(seed), {}
+    def __init__(self, seed: int, program: int) -> None:
+        self.seed, self.random, self.scale = seed, random.Random(1000 * seed + program), {}
 
     def delay(self, actor: str) -> float:
         """Return the time that the next operation of a partition ("partition 0", ...) or a "load" or "store" takes."""
