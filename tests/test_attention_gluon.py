@@ -1,0 +1,169 @@
+"""The Gluon attention kernels for Hopper, run by the emulator: right against float64, and broken copies fail.
+
+What this cannot show is in the docstring of ``gluon_emulator.py``: layouts, memory order within a partition, and all
+that the compiler does. ``test_compiled_kernels.py`` checks the machine code, ``make gpu`` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gluon_emulator import DeadlockError, HazardError, launch
+from scalekernels.attention import hopper, hopper_forward, reference
+from scalekernels.attention.hopper import GluonTile
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+# Batch, query heads, key heads, query length, key length, head dimension, causal, tile.
+SHAPES = [
+    (1, 2, 1, 256, 256, 128, True, GluonTile(128, 2)),
+    (1, 1, 1, 200, 500, 128, False, GluonTile(128, 2)),
+    (1, 1, 1, 300, 301, 128, True, GluonTile(64, 3)),
+    (1, 4, 2, 129, 129, 128, True, GluonTile(128, 2, 2, False)),
+    (2, 3, 1, 130, 70, 64, True, GluonTile(64, 4)),
+    (1, 2, 2, 65, 384, 64, False, GluonTile(128, 3, 3)),
+    (1, 1, 1, 513, 301, 64, True, GluonTile(128, 3, 3)),
+    (1, 1, 1, 400, 450, 64, True, GluonTile(64, 4, 3, False)),
+    (1, 1, 1, 63, 640, 64, False, GluonTile(128, 4, 2, False)),
+    (1, 1, 1, 1, 1, 64, True, GluonTile(128, 3, 3)),
+    (1, 2, 1, 1, 333, 128, False, GluonTile(128, 2)),
+    (1, 1, 1, 250, 17, 64, True, GluonTile(128, 2)),
+    (1, 1, 1, 140, 200, 256, True, GluonTile(64, 2)),
+]
+
+
+def tensors(shape: tuple[Any, ...], seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as views of one fused projection: heads within rows, gaps between rows."""
+    batch, heads, key_heads, query_length, key_length, size = shape[:6]
+    generator = torch.Generator().manual_seed(seed)
+    length = max(query_length, key_length)
+    fused = torch.randn(batch, length, (heads + 2 * key_heads), size, generator=generator).to(dtype).transpose(1, 2)
+    q, k, v = fused.split([heads, key_heads, key_heads], 1)
+    return q[:, :, :query_length], k[:, :, :key_length], v[:, :, :key_length]
+
+
+def forward(
+    shape: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.bfloat16, kernel: Any = None
+) -> tuple[float, float]:
+    """Relative error of out and absolute error of lse; NaN where anything was left unwritten."""
+    q, k, v = tensors(shape, seed, dtype)
+    causal, tile = shape[6:]
+    out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:3], math.nan)
+    scale = 0.7 / math.sqrt(q.shape[3])
+    call = hopper.forward_arguments(q, k, v, out, lse, causal, scale * LOG2_E, tile)
+    programs, arguments, constants = call
+    launch(kernel or hopper_forward.attention_forward_hopper, programs, arguments | constants, seed)
+    exact = reference(q.double(), k.double(), v.double(), causal=causal, scale=scale)
+    error = (out.double() - exact["out"]).norm() / exact["out"].norm()
+    return float(error), float((lse.double() - exact["lse"]).abs().max())
+
+
+def is_right(errors: tuple[float, float], dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Weights and output are rounded to ``dtype``, sums and lse are float32; NaN is wrong."""
+    return errors[0] < torch.finfo(dtype).eps and errors[1] < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_is_right_in_every_schedule(shape, seed):
+    assert is_right(forward(shape, seed))
+
+
+def test_float16():
+    for shape in SHAPES[:6]:
+        assert is_right(forward(shape, 2, torch.float16), torch.float16)
+
+
+def test_a_run_can_be_repeated():
+    assert forward(SHAPES[4], 7) == forward(SHAPES[4], 7)
+
+
+# --- broken copies ---------------------------------------------------------------------------------------------------
+
+V_WAIT = "        mbarrier.wait(v_full.index(before), before_phase)\n"
+K_WAIT = "        mbarrier.wait(k_full.index(slot), phase)\n"
+K_RELEASE = "        mbarrier.arrive(k_empty.index(slot), count=1)\n"
+V_RELEASE = "        mbarrier.arrive(v_empty.index(before), count=1)\n"
+SCORES = "        scores = warpgroup_mma_wait(1, deps=(score_token,))\n"
+VALUES = "        acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))\n"
+BROKEN = {
+    "keys released before they are read": (SCORES + K_RELEASE, K_RELEASE + SCORES),
+    "values released before they are read": (VALUES + V_RELEASE, V_RELEASE + VALUES),
+    "no wait for values": (V_WAIT, ""),
+    "no wait for keys": (K_WAIT, ""),
+    "no wait for queries": ("    mbarrier.wait(q_full.index(WHO), 0)\n", ""),
+    "producer does not wait for keys to be read": ("        mbarrier.wait(k_empty.index(slot), phase ^ 1)\n", ""),
+    "wrong phase": ("mbarrier.wait(k_empty.index(slot), phase ^ 1)", "mbarrier.wait(k_empty.index(slot), phase)"),
+    "phase does not flip": ("phase = phase ^ 1", "phase = phase ^ 0"),
+    "keys never released": (K_RELEASE, ""),
+    "wait for scores too small": (SCORES, SCORES.replace("wait(1", "wait(2")),
+    "wait for values too small": (VALUES, VALUES.replace("wait(0", "wait(1")),
+    "one arrival too few is counted": ("mbarrier.init(v_empty.index(i), count=CONSUMERS)",
+                                       "mbarrier.init(v_empty.index(i), count=1)"),
+    "bytes of half a tile expected": ("mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)",
+                                      "mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes // 2)"),
+    "no fence after the barriers are made": ("    fence_async_shared()\n\n    descriptors", "\n    descriptors"),
+    "no fence before the output is stored": ("    fence_async_shared()\n    tma", "    tma"),
+    "no wait for the store": ("    tma.store_wait(0)\n", ""),
+    "sum before the correction": ("total = total * correction + gl.sum(weights, 1)",
+                                  "total = (total + gl.sum(weights, 1)) * correction"),
+    "no correction": ("        acc = acc * gl.expand_dims(gl.convert_layout(correction",
+                      "        acc = acc * 1.0 * gl.expand_dims(gl.convert_layout(correction * 0.0 + 1.0"),
+    "correction of no tile": ("        raw, correction, peak, total = _softmax(",
+                              "        correction = peak * 0.0 + 1.0\n        raw, _, peak, total = _softmax("),
+    "mask off by one": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows, key_length)"),
+    "mask lets the next key through": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows + 2, key_length)"),
+    "end of the keys not masked": ("keep = keys < key_length", "keep = keys < key_length + 1"),
+    "one tile too few is masked": ("gl.maximum(tiles - whole, 1)", "gl.maximum(tiles - whole - 1, 1)"),
+    "rows without keys yet are NaN": ('shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)', "shift = new_peak"),
+    "weights of the wrong tile": ("values = v_bufs.index(before)", "values = v_bufs.index(slot)"),
+    "lse natural": ("peak + gl.log2(total)", "peak + gl.log(total)"),
+    "turns out of step": ("FIRST: gl.constexpr = 1 if WHO == 0 else 0", "FIRST: gl.constexpr = 1"),
+    "heads of the group mixed up": ("key_head = head // group", "key_head = head % group"),
+    "output of the wrong rows": ("[batch, head, row0, 0], q_bufs", "[batch, head, row0 + 1, 0], q_bufs"),
+}  # fmt: skip
+BROKEN_SHAPES = [
+    (1, 4, 2, 200, 390, 64, True, GluonTile(64, 2)),
+    (1, 2, 1, 129, 390, 64, False, GluonTile(64, 2)),
+]
+
+
+@pytest.fixture
+def changed(tmp_path) -> Callable[[str, str], Any]:
+    """Return the kernel with a piece of its source replaced."""
+
+    def change(old: str, new: str) -> Any:
+        source = Path(hopper_forward.__file__).read_text(encoding="utf-8")
+        assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
+        path = tmp_path / "changed_forward.py"
+        path.write_text(source.replace(old, new), encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("changed_forward", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.attention_forward_hopper
+
+    return change
+
+
+def works(shape: tuple[Any, ...], seed: int, kernel: Any) -> bool:
+    try:
+        return is_right(forward(shape, seed, kernel=kernel))
+    except (HazardError, DeadlockError):
+        return False
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_copy_fails(name, changed):
+    kernel = changed(*BROKEN[name])
+    assert not all(works(shape, seed, kernel) for shape in BROKEN_SHAPES for seed in range(3))
+
+
+def test_the_shapes_of_the_broken_copies_are_right_without_a_change():
+    kernel = hopper_forward.attention_forward_hopper
+    assert all(works(shape, seed, kernel) for shape in BROKEN_SHAPES for seed in range(3))
