@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import types
 from typing import Any
 
 import pytest
 import torch
-from gluon_emulator import DeadlockError, HazardError, launch
+from gluon_emulator import launch
 from scalekernels.attention import hopper_backward, hopper_gradients, tiles
 from scalekernels.attention.hopper_gradients import BackwardTile
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
+# p, ds and the result are rounded to the dtype: about one unit in the last place, of which the norm averages.
+TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 # Batch, query heads, key heads, queries, keys, D, causal.
 Shape = tuple[int, int, int, int, int, int, bool]
 SHAPES: list[Shape] = [
@@ -87,15 +88,14 @@ def gradients(
 
 
 def error(pair: tuple[Tensor, Tensor]) -> float:
-    """The largest error, relative to the root mean square of what was expected."""
+    """The norm of the error relative to that of what was expected; NaN where something was not written."""
     found, expected = pair
-    return float((found.double() - expected).abs().max() / expected.square().mean().sqrt())
+    return float((found.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_agree_with_float64(shape: Shape, seed: int) -> None:
-    dtype = torch.bfloat16 if seed else torch.float16
+    dtype = torch.float16 if seed == 1 else torch.bfloat16
     for name, pair in gradients(shape, dtype, seed).items():
-        print(name, error(pair), dtype)
-        assert error(pair) < 1, name
+        assert error(pair) < TOLERANCE[dtype], name

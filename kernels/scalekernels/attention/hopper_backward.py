@@ -1,17 +1,24 @@
-"""Gluon kernels of the backward pass of attention on Hopper (sm_90): dK and dV by blocks of keys, dQ by blocks of queries.
+"""Gluon kernels of the backward pass of attention on Hopper (sm_90): dK and dV by blocks of keys, dQ by queries.
 
 Each program has three partitions: two consumer warpgroups, which own 64 rows of the result each and keep its float32
 sums in registers, and a producer warp, whose TMA copies fill a ring of tiles in shared memory. A ring slot has two
 mbarriers: ``full`` completes when the bytes of a tile have arrived, ``empty`` when both consumers have read it. Nothing
 is added atomically, and every sum has a fixed order: the results are deterministic.
 
-Notation: s = scale q kᵀ, p = softmax(s), dp = dO vᵀ, ds = p (dp − delta), dv = pᵀ dO, dk = scale dsᵀ q, dq = scale ds k.
-``statistics`` holds two float32 rows per head, base-2 log-sum-exp and delta, padded with zeros to whole tiles. TMA reads
-rows beyond the end of a tensor as zero and does not write there: such queries have q = dO = delta = 0 and add exactly 0
-to dk and dv. Such keys would make exp2(0 − lse) of their scores, which may overflow, so dQ masks them.
+With s = scale q kᵀ, p = softmax(s) and dp = g vᵀ, where g is the gradient of the output, delta the sum of g x output in
+each row, and ds = p (dp - delta): dv = pᵀ g, dk = scale dsᵀ q, dq = scale ds k. ``statistics`` holds two float32 rows
+per head, base-2 log-sum-exp and delta, padded with zeros to whole tiles. TMA reads rows beyond the end of a tensor as
+zero and does not write there: such queries have q = g = delta = 0 and add exactly 0 to dk and dv, without a mask. Such
+keys would weigh exp2(0 - lse), which may overflow, so that dQ masks them.
+
+wgmma groups end in the order of their issue. All are drained before a loop's next round: ptxas serialises every product
+of a kernel where the result of one is waited for in another round than it was issued in.
 
 Tensors are (B, H, T, D) through descriptors with any strides that TMA takes. ``hopper_gradients`` launches the kernels.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (the arguments of a jit function are descriptors and sizes, typed where it is compiled)
 
 from __future__ import annotations
 
@@ -72,7 +79,7 @@ def _mask_queries(s, first_key, first_row, KEYS: gl.constexpr, M: gl.constexpr, 
 def _key_weights(s, lse_buffer, first_key, first_row, scale_log2, CAUSAL: gl.constexpr, KEYS: gl.constexpr,
                  M: gl.constexpr, layout: gl.constexpr):  # fmt: skip
     """Return p (keys, queries) of raw scores."""
-    if CAUSAL:
+    if CAUSAL:  # noqa: SIM102
         if first_row < first_key + KEYS - 1:
             s = _mask_queries(s, first_key, first_row, KEYS, M, layout)
     lse = lse_buffer.load(gl.SliceLayout(0, layout))
@@ -88,7 +95,7 @@ def _keys_consumer(
 ):  # fmt: skip
     """dK and dV of KEYS keys, over ``tiles`` tiles of each query head of the group. All scores are (keys, queries).
 
-    The products of one round are issued as s, dp, dK (of the round before), dV and end in this order.
+    A round issues the products dK (of the round before), s, dp, dV.
     """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, M, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -137,8 +144,8 @@ def _keys_consumer(
 @gluon.jit
 def _keys_producer(
     q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers, q_buffers, g_buffers,
-    lse_buffers, delta_buffers, own_full, full, empty, done, batch, key_head, first_key, first_row, tiles, group, query_heads,
-    padded_length, delta_offset, KEYS: gl.constexpr, M: gl.constexpr, STAGES: gl.constexpr,
+    lse_buffers, delta_buffers, own_full, full, empty, done, batch, key_head, first_key, first_row, tiles, group,
+    query_heads, padded_length, delta_offset, KEYS: gl.constexpr, M: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     mbarrier.expect(own_full, 4 * k_desc.block_type.nbytes)
     for who in gl.static_range(2):
@@ -212,7 +219,8 @@ def hopper_keys(
                           done, first_key, first_row, tiles, group, scale, scale_log2,
                           1, CAUSAL, KEYS, M, D, STAGES)),
         (_keys_producer, (q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers,
-                          q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done, batch, key_head, first_key, first_row,
+                          q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done, batch,
+                          key_head, first_key, first_row,
                           tiles, group, query_heads, padded_length, delta_offset, KEYS, M, STAGES)),
     ], [4, 1], [REGISTERS, 24])  # fmt: skip
 
@@ -228,7 +236,7 @@ def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N
 
 
 @gluon.jit
-def _queries_consumer(
+def _queries_consumer(  # noqa: PLR0915
     q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
     statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,

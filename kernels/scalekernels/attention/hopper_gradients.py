@@ -88,7 +88,9 @@ def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
     padded = tiles.padded(length)
     statistics = torch.empty((2, batch, heads, padded), dtype=torch.float32, device=out.device)
     block, warps = (128, 8) if head_dimension == 64 else (64, 4)  # rows of a program, as in ``launch.row_tile``
-    strides = {f"stride_{name}{axis}": x.stride(i) for name, x in (("o", out), ("g", grad_out)) for i, axis in enumerate("bht")}
+    strides = {
+        f"stride_{name}{axis}": x.stride(i) for name, x in (("o", out), ("g", grad_out)) for i, axis in enumerate("bht")
+    }
     arguments = {"out": out, "grad_out": grad_out, "lse": lse, "statistics": statistics, **strides}
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": padded}
     arguments |= {"delta_offset": batch * heads * padded, "D": head_dimension, "BLOCK_M": block}

@@ -194,7 +194,7 @@ def attention_statistics(
     query_heads, query_length, padded_length, delta_offset,
     D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Copies of ``lse`` and row sums of out x grad_out, float32 (2, batch, query heads, padded length), 0 in the padding.
+    """Copies of ``lse``, and row sums of out x grad_out: (2, batch, query heads, padded length), 0 in the padding.
 
     Grid: (tiles of the padded length x batch x query heads,).
     """
