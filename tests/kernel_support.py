@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -139,3 +140,31 @@ def _is_needed(node: ast.stmt, used: set[str]) -> bool:
 def _first_line(node: ast.stmt) -> int:
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def guarded_launches(monkeypatch: pytest.MonkeyPatch, module: str, names: tuple[str, ...]) -> list[str]:
+    """Note the launches of a module's kernels by name; one outside ``torch.cuda.device_of`` fails the test."""
+    launched: list[str] = []
+    depth = [0]
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        assert isinstance(tensor, Tensor)
+        depth[0] += 1
+        yield
+        depth[0] -= 1
+
+    class Spy:
+        def __init__(self, kernel: Any, name: str) -> None:
+            self.kernel, self.name = kernel, name
+
+        def __getitem__(self, grid: Any) -> Any:
+            assert depth[0], f"{self.name} is launched on whatever device is current"
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    home = importlib.import_module(module)
+    for name in names:
+        monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
+    return launched
