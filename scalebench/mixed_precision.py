@@ -32,7 +32,7 @@ class WorkingCopy:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         kept = {id(parameter) for norm in model.modules() if isinstance(norm, NORMS) for parameter in norm.parameters()}
         self.masters = list(model.parameters())  # tied ones once
-        self.copies = [
+        self.copies: list[torch.Tensor] = [
             nn.Parameter(master.detach().to(master.dtype if id(master) in kept else dtype, copy=True))
             for master in self.masters
         ]
@@ -58,7 +58,7 @@ class WorkingCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Cast the weights anew."""
-        torch._foreach_copy_(self.copies, self.masters)
+        torch._foreach_copy_(self.copies, list[torch.Tensor](self.masters))
 
     def follow(self, optimizer: Optimizer) -> None:
         """Cast the weights after every step that the optimizer takes."""
@@ -77,5 +77,3 @@ def computes_in(model: nn.Module, precision: str) -> torch.dtype | None:
     """Return the dtype of the working copy that a model wants at a precision; None where autocast does it."""
     keeps = getattr(model, "KEEPS_TYPE", False)
     return getattr(torch, precision) if keeps and precision != "float32" else None
-
-

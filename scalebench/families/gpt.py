@@ -195,10 +195,10 @@ class GPT(nn.Module):
 
     BLOCK: type[nn.Module] = Block
     GIVES_LOSSES = False
+    KEEPS_TYPE = False  # True: runs outside of autocast, on weights that are in the type to compute in
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
-        self.GIVES_LOSSES = self.GIVES_LOSSES or implementation == "compile"
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
@@ -275,4 +275,6 @@ def build(config: Config, implementation: str) -> nn.Module:
         from scalebench.families.gpt_fused import OneTypeGPT
 
         return OneTypeGPT(config, implementation)
-    return GPT(config, implementation)
+    model = GPT(config, implementation)
+    model.GIVES_LOSSES = implementation == "compile"
+    return model

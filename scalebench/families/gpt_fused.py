@@ -23,7 +23,7 @@ from scalekernels.attention import attention, attention_over_cache
 from torch import Tensor, nn
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.causal import Rotary
+from scalebench.families.causal import Attention, Rotary
 from scalebench.families.gpt import Block, Config
 from scalebench.families.gpt_triton import FusedGPT
 
@@ -38,11 +38,11 @@ def gelu(x: Tensor) -> Tensor:
 
 def rotated(x: Tensor, rotary: Rotary, start: int) -> Tensor:
     """Turn x (B, T, H, D), whose first position is ``start``, by float32 tables; the result is contiguous."""
-    places = slice(start, start + x.size(1))
-    half = x.size(-1) // 2
-    cos, sin = (table[places, None, :half].float() for table in (rotary.cos, rotary.sin))
-    first, second = x[..., :half].float(), x[..., half:].float()
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    places, half = slice(start, start + x.size(1)), x.size(-1) // 2
+    cos, sin = (table[places, None, :half].float() for table in (rotary.cos, rotary.sin))  # (T, 1, D/2)
+    first, second = x.unflatten(-1, (2, half)).float().unbind(-2)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.stack([part.to(x.dtype) for part in turned], -2).flatten(-2)
 
 
 def normed(norm: nn.Module, x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Any:
@@ -87,18 +87,19 @@ class OneTypeBlock(Block):
 class OneTypeGPT(FusedGPT):
     """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to losses, all in the dtype of the embedding."""
 
-    BLOCK = OneTypeBlock
-    KEEPS_TYPE = True  # runs outside of autocast, on weights that are in the type to compute in
+    BLOCK: type[nn.Module] = OneTypeBlock
+    KEEPS_TYPE = True
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__(config, implementation)
-        for block in self.blocks:  # one table for all layers stays in the cache of the device
-            block.attention.rotary = self.blocks[0].attention.rotary
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        for layer in layers:  # one table for all layers stays in the cache of the device
+            layer.rotary = layers[0].rotary
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""
         stream = self.embedded(tokens, cache)
-        norms = [*(block.norm1 for block in self.blocks), self.norm]
+        norms: list[Any] = [*(block.norm1 for block in self.blocks), self.norm]
         x = normed(norms[0], stream, weights_of(norms[0]))
         for (block, layer), following in zip(self.layers(cache), norms[1:], strict=True):
             stream, x = block(stream, x, weights_of(following), layer)

@@ -59,7 +59,7 @@ class FusedBlock(Block):
 class FusedGPT(GPT):
     """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token, or their mean, without."""
 
-    BLOCK = FusedBlock
+    BLOCK: type[nn.Module] = FusedBlock
     GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
