@@ -128,6 +128,7 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
         "requested": dict(planned.requested),
         "command": command_line(),
         "checkpoint": study.run.checkpoint,
+        "memory": study.run.memory,
         "trial": planned.trial.model_dump(),
     }
     store.write_json(attempt / "trial.json", header)

@@ -18,7 +18,15 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
 DECISIVE = (
     *("families", "data", "collectors", "tasks", "trial", "generation"),
-    *("fused_optimizers.py", "optimizers.py", "train.py", "worker.py"),
+    *(
+        "fused_optimizers.py",
+        "mixed_precision.py",
+        "batches.py",
+        "captured.py",
+        "optimizers.py",
+        "train.py",
+        "worker.py",
+    ),
 )
 
 

@@ -1,0 +1,106 @@
+"""GPT on the fused kernels in one dtype: stream, norms, attention and the loss's input have the type of the weights.
+
+``gpt_triton`` runs under autocast: its stream and norms are float32 and each product casts its input and its weight.
+Here nothing is cast: ``mixed_precision.WorkingCopy`` holds the weights in 16 bits, cast once per optimizer step, and
+the embedding's dtype carries through. What stays between the kernels (rotary positions, GELU) is written in float32
+operations on one element each, which ``torch.compile`` fuses into one pass forward and one backward; run operation by
+operation it is right, and slow.
+
+Blocks have one form, so that one compilation serves all of them: each is given the stream and its norm, and returns
+the sum and its norm by the weights of the next norm.
+
+The parameters, their order and their initialisation are those of ``gpt.GPT``. Legend as in ``gpt``: B batch, T time,
+C width, H heads, D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scalekernels import layer_norm, rms_norm
+from scalekernels.attention import attention, attention_over_cache
+from torch import Tensor, nn
+
+from scalebench.families.cache import KVCache, LayerCache
+from scalebench.families.causal import Attention, Rotary
+from scalebench.families.gpt import Block, Config
+from scalebench.families.gpt_triton import FusedGPT
+
+SQRT_8_OVER_PI = 1.5957691216057308
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return GELU in its tanh form, (…) in the dtype of ``x``: ½ (1 + tanh u) = sigmoid(2 u), one exponential."""
+    y = x.float()
+    return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
+
+
+def rotated(x: Tensor, rotary: Rotary, start: int) -> Tensor:
+    """Turn x (B, T, H, D), whose first position is ``start``, by float32 tables; the result is contiguous."""
+    places, half = slice(start, start + x.size(1)), x.size(-1) // 2
+    cos, sin = (table[places, None, :half].float() for table in (rotary.cos, rotary.sin))  # (T, 1, D/2)
+    first, second = x.unflatten(-1, (2, half)).float().unbind(-2)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.stack([part.to(x.dtype) for part in turned], -2).flatten(-2)
+
+
+def normed(norm: nn.Module, x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Any:
+    """Return the norm of x (B, T, C) by other weights of the same form; with ``residual``, (norm of the sum, sum)."""
+    if isinstance(norm, nn.LayerNorm):
+        return layer_norm(x, *weights, eps=norm.eps, residual=residual)
+    assert isinstance(norm, nn.RMSNorm)
+    assert norm.eps is not None
+    return rms_norm(x, *weights, eps=norm.eps, residual=residual)
+
+
+def weights_of(norm: nn.Module) -> tuple[Tensor, ...]:
+    """Return the weight of an RMS norm, or weight and bias of a layer norm."""
+    return (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (norm.weight,)  # type: ignore[return-value]
+
+
+class OneTypeBlock(Block):
+    """Attention, then MLP, in the dtype of what comes in."""
+
+    def mixed(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        """Mix x (B, T, C) over time, and with what the cache holds of earlier times."""
+        own = self.attention
+        q, k, v = own.qkv(x).unflatten(2, (3, own.heads, own.head_dim)).unbind(2)  # (B, T, H, D)
+        start = 0 if cache is None else cache.length
+        if own.rotary is not None:
+            q, k = rotated(q, own.rotary, start), rotated(k, own.rotary, start)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        out = attention_over_cache(q, k, v) if start else attention(q, k, v, causal=True)
+        return own.out(out.transpose(1, 2).flatten(2))
+
+    def forward(  # type: ignore[override]
+        self, stream: Tensor, x: Tensor, following: tuple[Tensor, ...], cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take the stream (B, T, C) and its norm; return the new stream and its norm by the weights ``following``."""
+        x, stream = normed(self.norm2, self.mixed(x, cache), weights_of(self.norm2), stream)
+        x, stream = normed(self.norm1, self.down(gelu(self.up(x))), following, stream)
+        return stream, x
+
+
+class OneTypeGPT(FusedGPT):
+    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to losses, all in the dtype of the embedding."""
+
+    BLOCK: type[nn.Module] = OneTypeBlock
+    KEEPS_TYPE = True
+
+    def __init__(self, config: Config, implementation: str) -> None:
+        super().__init__(config, implementation)
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        for layer in layers:  # one table for all layers stays in the cache of the device
+            layer.rotary = layers[0].rotary
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""
+        stream = self.embedded(tokens, cache)
+        norms: list[Any] = [*(block.norm1 for block in self.blocks), self.norm]
+        x = normed(norms[0], stream, weights_of(norms[0]))
+        for (block, layer), following in zip(self.layers(cache), norms[1:], strict=True):
+            stream, x = block(stream, x, weights_of(following), layer)
+        return x
