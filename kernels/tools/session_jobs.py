@@ -14,7 +14,8 @@ from session_pool import Job
 SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
 OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
 DTYPES = ("bfloat16", "float16", "float32")
-STEPS = 1000
+STEPS = 1000  # of an optimizer
+LOSSES = 200  # of a training
 # Device memory that a check may take: the goals' shapes, a candidate at such a shape, all others.
 LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 40e9, 4e9, 1.5e9
 
@@ -64,24 +65,19 @@ def source_sha256(operation: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def smoke_jobs(session: Any) -> list[Job]:
-    """Return the product's own commands at a small size, so that what cannot run is known before it is measured."""
+WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")  # implementation:graph
+
+
+def training_jobs(device: str) -> list[Job]:
+    """Return a job for every way of training: a small GPT whose losses are held to those of float32."""
+    agreement = [sys.executable, "-m", "scalebench.trial.agreement", "--device", device, "--steps", str(LOSSES)]
     return [
-        Job(f"training: {name}", _smoke(session, name), priority=1, memory_bytes=6e9, timeout_s=120)
-        for name in ("eager", "compile", "triton", "fused")
-    ]
-
-
-def _smoke(session: Any, implementation: str) -> dict[str, Any]:
-    """A few steps of a small model by one implementation."""
-    settings = {
-        "model.params": 1e7, "train.implementation": f'"{implementation}"', "train.steps": 12,
-        "train.device": f'"{session.device}"', "data.validation_samples": 8,
-    }  # fmt: skip
-    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    results = session.work / "smoke" / implementation
-    command = [sys.executable, "-m", "scalebench.cli", "run", "gpt-implementations", "--results", str(results), *sets]
-    return {"kind": "command", "command": command, "timeout_s": 110}
+        Job(
+            f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
+            priority=1, memory_bytes=3e9, timeout_s=130,
+        )
+        for way in WAYS
+    ]  # fmt: skip
 
 
 def candidate_jobs() -> list[Job]:

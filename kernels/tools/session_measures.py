@@ -6,6 +6,7 @@ Every step is a command of the product, so that what it measures is kept and sho
 from __future__ import annotations
 
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ def optimizer(size: str, dtype: str, state: str) -> Shape:
     return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
 
 
+TRAINING_S, KEEP_EVERY_S = 270.0, 30.0
 SDPA = "sdpa-flash,sdpa-cudnn"
 OURS = "triton,triton-pointers"
 FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfloat16", "float32")]
@@ -94,34 +96,10 @@ TABLES: Mapping[str, Sequence[Table]] = {
 }
 
 
-@dataclass(frozen=True)
-class Training:
-    """Part of the study of speeds: a size and the implementations it is trained by."""
-
-    size: str
-    implementations: Sequence[str]
-    most_s: float
-
-    @property
-    def name(self) -> str:
-        """What the step is called."""
-        return f"training {self.size}"
-
-
-TRAININGS: Mapping[str, Sequence[Training]] = {
-    "first": (),
-    "second": (
-        Training("124M", ("fused", "compile", "eager"), 100.0),
-        Training("1.3B", ("fused", "compile"), 110.0),
-        Training("760M", ("fused", "compile"), 90.0),
-    ),
-}
-
-
 def measuring_steps(phase: str) -> list[Step]:
     """Return the measuring steps of a phase. Training comes between the tables of attention and the others."""
-    tables = [Step(table.name, table_step(table), least_s=12, most_s=75) for table in TABLES[phase]]
-    trainings = [Step(one.name, training_step(one), least_s=25, most_s=one.most_s) for one in TRAININGS[phase]]
+    tables = [Step(table.name, table_step(table), least_s=12, most_s=60) for table in TABLES[phase]]
+    trainings = [Step("training", training, least_s=25, most_s=TRAINING_S)] if phase == "second" else []
     return [*tables[:2], *trainings, *tables[2:]]
 
 
@@ -149,20 +127,25 @@ def written(shape: Shape) -> str:
     )
 
 
-def training_step(training: Training) -> Any:
-    """Return what trains one size by its implementations."""
+def training(session: Session) -> str:
+    """Train GPT from 124M to 1.3B parameters by several implementations, the most wanted first, until the time is over.
 
-    def do(session: Session) -> str:
-        implementations = "[" + ", ".join(f'"{name}"' for name in training.implementations) + "]"
-        settings = {"model.size": f'"{training.size}"', "train.implementation": implementations}
-        sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-        try:
-            session.python("-m", "scalebench.cli", "run", "gpu-speed", "--results", session.work / "results", *sets)
-        finally:
+    What is finished is brought into OUT every now and then: the step is the longest of all.
+    """
+    ended = threading.Event()
+
+    def bring() -> None:
+        while not ended.wait(KEEP_EVERY_S):
             keep(session)
-        return "see train.parquet"
 
-    return do
+    bringing = threading.Thread(target=bring)
+    bringing.start()
+    try:
+        return session.python("-m", "scalebench.cli", "run", "gpu-speed", "--results", session.work / "results")[-600:]
+    finally:
+        ended.set()
+        bringing.join()
+        keep(session)
 
 
 EXPORT = """

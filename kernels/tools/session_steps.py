@@ -158,7 +158,7 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if not _known(session, job, sources)]
     if session.device == "cuda":
-        jobs += session_jobs.smoke_jobs(session)
+        jobs += session_jobs.training_jobs(session.device)
         jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
 
     def keep(result: dict[str, Any]) -> None:
