@@ -342,7 +342,7 @@ def clip_coefficient(partials, norm, count, limit, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "count", "seed_low", "seed_high"])
 def advance_kernel(
-    pointers, options, partials, norm, scalars, keys, n, count, limit, seed_low, seed_high,
+    pointers, settings, partials, norm, scalars, keys, n, count, limit, seed_low, seed_high,
     ALGORITHM: tl.constexpr, CLIP: tl.constexpr, BLOCK: tl.constexpr, TENSORS: tl.constexpr,
 ):  # fmt: skip
     """Count the step of every tensor that has a gradient and write its scalars; each program some, before the update.
@@ -363,7 +363,7 @@ def advance_kernel(
     step_at = tl.load(pointers + ROW_STEP * n + tensor, mask=known, other=0).to(tl.pointer_type(tl.float32))
     step = tl.load(step_at, mask=active, other=0.0) + 1.0
     tl.store(step_at, step, mask=active)
-    option = options + tl.load(pointers + ROW_GROUP * n + tensor, mask=known, other=0) * COLUMNS
+    option = settings + tl.load(pointers + ROW_GROUP * n + tensor, mask=known, other=0) * COLUMNS
     rate = tl.load(option, mask=active, other=0.0)
     decay = tl.load(option + 1, mask=active, other=0.0)
     decoupled = tl.load(option + 2, mask=active, other=0.0)

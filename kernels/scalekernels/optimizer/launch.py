@@ -35,7 +35,7 @@ POINTER_NAMES = {
 }
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-TABLE_NAMES = ("pointers", "chunks", "scalars", "keys", "options", "partials", "norm")
+TABLE_NAMES = ("pointers", "chunks", "scalars", "keys", "settings", "partials", "norm")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
 
 
 TYPES = {
-    "pointers": "*i64", "chunks": "*i32", "scalars": "*fp32", "keys": "*i32", "options": "*fp64", "partials": "*fp32",
+    "pointers": "*i64", "chunks": "*i32", "scalars": "*fp32", "keys": "*i32", "settings": "*fp64", "partials": "*fp32",
     "norm": "*fp32", "n": "i32", "count": "i32", "done": "i32", "stochastic": "i32",
     "seed_low": "i32", "seed_high": "i32", "limit": "fp32",
 }  # fmt: skip
