@@ -17,7 +17,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 STEPS = 1000  # of an optimizer
 LOSSES = 200  # of a training
 # Device memory that a check may take: the goals' shapes, a candidate at such a shape, all others.
-LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 40e9, 4e9, 1.5e9
+LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 20e9, 3e9, 1.5e9
 
 
 def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, Session, Step
+from session import KERNELS, RESERVE_S, Session, Step
 from session_measures import measuring_steps
 from session_pool import Job, Pool
 
@@ -27,11 +27,11 @@ def first() -> list[Step]:
         Step("setup", setup, most_s=30),
         Step("versions", versions, most_s=30),
         Step("assembler", assembler, most_s=45),
-        Step("checks", checks, least_s=20, most_s=150),
-        Step("tuning", tuning, least_s=15, most_s=60),
+        Step("checks", checks, least_s=20, most_s=110),
+        Step("tuning", tuning, least_s=15, most_s=45),
         *measuring_steps("first"),
         Step("racecheck", racecheck, least_s=15, most_s=30),
-        Step("cache", pack_cache, least_s=0, most_s=10),
+        Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
 
@@ -43,7 +43,7 @@ def second() -> list[Step]:
         Step("assembler", assembler, most_s=45),
         *measuring_steps("second"),
         Step("checks", checks, least_s=20),
-        Step("cache", pack_cache, least_s=0, most_s=10),
+        Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
 
