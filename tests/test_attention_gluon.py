@@ -115,8 +115,11 @@ BROKEN = {
                                   "total = (total + gl.sum(weights, 1)) * correction"),
     "no correction": ("        acc = acc * gl.expand_dims(gl.convert_layout(correction",
                       "        acc = acc * 1.0 * gl.expand_dims(gl.convert_layout(correction * 0.0 + 1.0"),
-    "correction of no tile": ("        raw, correction, peak, total = _softmax(",
-                              "        correction = peak * 0.0 + 1.0\n        raw, _, peak, total = _softmax("),
+    "correction of the tile before": (
+        "        raw, correction, peak", "        raw, latest, peak",
+        "        total = _hold(total)\n", "        total = _hold(total)\n        correction, stale = stale, latest\n",
+        "    slot, phase = tiles * 0, tiles * 0\n    for step", "    slot, phase = tiles * 0, tiles * 0\n"
+        "    stale = gl.full([ROWS], 1.0, gl.float32, row_layout)\n    for step"),
     "mask off by one": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows, key_length)"),
     "mask lets the next key through": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows + 2, key_length)"),
     "end of the keys not masked": ("keep = keys < key_length", "keep = keys < key_length + 1"),
@@ -135,14 +138,16 @@ BROKEN_SHAPES = [
 
 
 @pytest.fixture
-def changed(tmp_path) -> Callable[[str, str], Any]:
-    """Return the kernel with a piece of its source replaced."""
+def changed(tmp_path) -> Callable[..., Any]:
+    """Return the kernel with pieces of its source replaced: old, new, old, new ..."""
 
-    def change(old: str, new: str) -> Any:
+    def change(*replacements: str) -> Any:
         source = Path(hopper_forward.__file__).read_text(encoding="utf-8")
-        assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
+        for old, new in zip(replacements[::2], replacements[1::2], strict=True):
+            assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
+            source = source.replace(old, new)
         path = tmp_path / "changed_forward.py"
-        path.write_text(source.replace(old, new), encoding="utf-8")
+        path.write_text(source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location("changed_forward", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
