@@ -49,16 +49,18 @@ def tensors(shape: tuple[Any, ...], seed: int, dtype: torch.dtype) -> tuple[Tens
 
 
 def forward(
-    shape: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.bfloat16, kernel: Any = None
+    shape: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.bfloat16, kernel: Any = None, at_most: int = 3
 ) -> tuple[float, float]:
-    """Relative error of out and absolute error of lse; NaN where anything was left unwritten."""
+    """Relative error of out and absolute error of lse, NaN where anything was left unwritten, by few programs."""
     q, k, v = tensors(shape, seed, dtype)
     causal, tile = shape[6:]
     out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:3], math.nan)
     scale = 0.7 / math.sqrt(q.shape[3])
     call = hopper.forward_arguments(q, k, v, out, lse, causal, scale * LOG2_E, tile)
     programs, arguments, constants = call
-    launch(kernel or hopper_forward.attention_forward_hopper, programs, arguments | constants, seed)
+    arguments["section"] = min(arguments["section"], 3 * arguments["group"])  # more than one section
+    kernel = kernel or hopper_forward.attention_forward_hopper
+    launch(kernel, min(programs, at_most), arguments | constants, seed)
     exact = reference(q.double(), k.double(), v.double(), causal=causal, scale=scale)
     error = (out.double() - exact["out"]).norm() / exact["out"].norm()
     return float(error), float((lse.double() - exact["lse"]).abs().max())
@@ -75,6 +77,12 @@ def test_forward_is_right_in_every_schedule(shape, seed):
     assert is_right(forward(shape, seed))
 
 
+@pytest.mark.parametrize("programs", [1, 2, 5, 1000])
+def test_any_number_of_programs(programs):
+    assert is_right(forward((2, 4, 2, 200, 200, 64, True, GluonTile(64, 2)), 3, at_most=programs))
+    assert is_right(forward((1, 2, 1, 300, 130, 256, False, GluonTile(64, 2)), 4, at_most=programs))
+
+
 def test_float16():
     for shape in SHAPES[:6]:
         assert is_right(forward(shape, 2, torch.float16), torch.float16)
@@ -86,20 +94,28 @@ def test_a_run_can_be_repeated():
 
 # --- broken copies ---------------------------------------------------------------------------------------------------
 
-V_WAIT = "        mbarrier.wait(v_full.index(before), before_phase)\n"
-K_WAIT = "        mbarrier.wait(k_full.index(slot), phase)\n"
-K_RELEASE = "        mbarrier.arrive(k_empty.index(slot), count=1)\n"
-V_RELEASE = "        mbarrier.arrive(v_empty.index(before), count=1)\n"
-SCORES = "        scores = warpgroup_mma_wait(1, deps=(score_token,))\n"
-VALUES = "        acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))\n"
+Q_RELEASE = "        if not SHARED_OUT:\n            mbarrier.arrive(q_empty.index(WHO), count=1)\n"
+V_WAIT = "            mbarrier.wait(v_full.index(before), before_phase)\n"
+K_WAIT = "            mbarrier.wait(k_full.index(slot), phase)\n"
+K_RELEASE = "            mbarrier.arrive(k_empty.index(slot), count=1)\n"
+V_RELEASE = "            mbarrier.arrive(v_empty.index(before), count=1)\n"
+SCORES = "            scores = warpgroup_mma_wait(1, deps=(score_token,))\n"
+VALUES = "            acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))\n"
 BROKEN = {
     "keys released before they are read": (SCORES + K_RELEASE, K_RELEASE + SCORES),
     "values released before they are read": (VALUES + V_RELEASE, V_RELEASE + VALUES),
     "no wait for values": (V_WAIT, ""),
     "no wait for keys": (K_WAIT, ""),
-    "no wait for queries": ("    mbarrier.wait(q_full.index(WHO), 0)\n", ""),
-    "producer does not wait for keys to be read": ("        mbarrier.wait(k_empty.index(slot), phase ^ 1)\n", ""),
-    "wrong phase": ("mbarrier.wait(k_empty.index(slot), phase ^ 1)", "mbarrier.wait(k_empty.index(slot), phase)"),
+    "no wait for queries": ("        mbarrier.wait(q_full.index(WHO), q_phase)\n", ""),
+    "queries released before they are read": (Q_RELEASE, "", "        for step in range(1, tiles):\n",
+                                              Q_RELEASE + "        for step in range(1, tiles):\n"),
+    "producer does not wait for queries to be read": (
+        "            mbarrier.wait(q_empty.index(who), q_phase ^ 1)\n", ""),
+    "no wait for the output before": ("        tma.store_wait(0)  # the output before has left its buffer\n", ""),
+    "last values not released": ("        mbarrier.arrive(v_empty.index(slot), count=1)\n", ""),
+    "producer does not wait for keys to be read": ("            mbarrier.wait(k_empty.index(slot), phase ^ 1)\n", ""),
+    "wrong phase": ("mbarrier.wait(v_empty.index(before), before_phase ^ 1)",
+                    "mbarrier.wait(v_empty.index(before), before_phase)"),
     "phase does not flip": ("phase = phase ^ 1", "phase = phase ^ 0"),
     "keys never released": (K_RELEASE, ""),
     "wait for scores too small": (SCORES, SCORES.replace("wait(1", "wait(2")),
@@ -109,40 +125,47 @@ BROKEN = {
     "bytes of half a tile expected": ("mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)",
                                       "mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes // 2)"),
     "no fence after the barriers are made": ("    fence_async_shared()\n\n    descriptors", "\n    descriptors"),
-    "no fence before the output is stored": ("    fence_async_shared()\n    tma", "    tma"),
-    "no wait for the store": ("    tma.store_wait(0)\n", ""),
+    "no fence before the output is stored": ("        fence_async_shared()\n        tma", "        tma"),
+    "no wait for the last store": ("        turn_phase, q_phase = turn_phase ^ 1, q_phase ^ 1\n    tma.store_wait(0)\n",
+                                   "        turn_phase, q_phase = turn_phase ^ 1, q_phase ^ 1\n"),
     "sum before the correction": ("total = total * correction + gl.sum(weights, 1)",
                                   "total = (total + gl.sum(weights, 1)) * correction"),
-    "no correction": ("        acc = acc * gl.expand_dims(gl.convert_layout(correction",
-                      "        acc = acc * 1.0 * gl.expand_dims(gl.convert_layout(correction * 0.0 + 1.0"),
-    "correction of no tile": ("        raw, correction, peak, total = _softmax(",
-                              "        correction = peak * 0.0 + 1.0\n        raw, _, peak, total = _softmax("),
+    "no correction": ("            acc = acc * gl.expand_dims(gl.convert_layout(correction",
+                      "            acc = acc * 1.0 * gl.expand_dims(gl.convert_layout(correction * 0.0 + 1.0"),
+    "correction of the tile before": (
+        "            raw, correction, peak", "            raw, latest, peak",
+        "            total = _hold(total)\n",
+        "            total = _hold(total)\n            correction, stale = stale, latest\n",
+        "        for step in range(1, tiles):\n",
+        "        stale = total * 0.0 + 1.0\n        for step in range(1, tiles):\n"),
     "mask off by one": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows, key_length)"),
     "mask lets the next key through": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows + 2, key_length)"),
     "end of the keys not masked": ("keep = keys < key_length", "keep = keys < key_length + 1"),
-    "one tile too few is masked": ("gl.maximum(tiles - whole, 1)", "gl.maximum(tiles - whole - 1, 1)"),
+    "one tile too few is masked": ("masked = tiles - whole", "masked = tiles - whole - 1"),
     "rows without keys yet are NaN": ('shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)', "shift = new_peak"),
     "weights of the wrong tile": ("values = v_bufs.index(before)", "values = v_bufs.index(slot)"),
     "lse natural": ("peak + gl.log2(total)", "peak + gl.log(total)"),
-    "turns out of step": ("FIRST: gl.constexpr = 1 if WHO == 0 else 0", "FIRST: gl.constexpr = 1"),
-    "heads of the group mixed up": ("key_head = head // group", "key_head = head % group"),
-    "output of the wrong rows": ("[batch, head, row0, 0], q_bufs", "[batch, head, row0 + 1, 0], q_bufs"),
+    "turns out of step": ("(1 if WHO == 0 else 0)", "1"),
+    "heads of the group mixed up": ("head, head // group, index", "head, head % group, index"),
+    "output of the wrong rows": ("[batch, head, row0, 0], o_bufs", "[batch, head, row0 + 1, 0], o_bufs"),
 }  # fmt: skip
 BROKEN_SHAPES = [
     (1, 4, 2, 200, 390, 64, True, GluonTile(64, 2)),
     (1, 2, 1, 129, 390, 64, False, GluonTile(64, 2)),
-]
+]  # ten and four tiles of queries for three programs
 
 
 @pytest.fixture
-def changed(tmp_path) -> Callable[[str, str], Any]:
-    """Return the kernel with a piece of its source replaced."""
+def changed(tmp_path) -> Callable[..., Any]:
+    """Return the kernel with pieces of its source replaced: old, new, old, new ..."""
 
-    def change(old: str, new: str) -> Any:
+    def change(*replacements: str) -> Any:
         source = Path(hopper_forward.__file__).read_text(encoding="utf-8")
-        assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
+        for old, new in zip(replacements[::2], replacements[1::2], strict=True):
+            assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
+            source = source.replace(old, new)
         path = tmp_path / "changed_forward.py"
-        path.write_text(source.replace(old, new), encoding="utf-8")
+        path.write_text(source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location("changed_forward", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -25,6 +25,7 @@ HEAD_DIMENSIONS = (64, 128, 256)
 ALIGNMENT_BYTES = 16
 ROWS = hopper_forward.ROWS.value
 L2_BYTES = 32 << 20  # what keys and values read at the same time may take of the 50 MB, half of which is the far half
+SHARED_BYTES = 226 << 10  # of the 227 KiB of a program; the rest is for barriers
 LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Registers of a thread by the number of consumer warpgroups: at the start, as consumer, as producer. An SM has 65,536,
@@ -33,12 +34,17 @@ REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
 
 
 class GluonTile(NamedTuple):
-    """Keys of one step, stages of the rings, warpgroups of 64 queries, and whether these take turns."""
+    """Keys of one step, stages of the rings, warpgroups of 64 queries, and whether these take turns.
+
+    ``persistent`` starts one program for each multiprocessor, which works through many tiles of queries; otherwise each
+    tile is a program of its own.
+    """
 
     block_n: int
     stages: int
     consumers: int = 2
     ping_pong: bool = True
+    persistent: bool = True
 
     @property
     def block_m(self) -> int:
@@ -71,10 +77,15 @@ def candidates(head_dimension: int, causal: bool) -> tuple[GluonTile, ...]:
     """Return the tiles worth measuring, the shipped one first; all meet the requirements ahead of time."""
     shapes = {
         64: ((128, 3, 3), (128, 2, 3), (64, 4, 3), (128, 3, 2), (128, 4, 2), (64, 4, 2)),
-        128: ((128, 2, 2), (64, 3, 2), (64, 4, 2)),
+        128: ((128, 2, 2), (128, 3, 2), (64, 3, 2), (64, 4, 2)),
         256: ((64, 2, 2),),
     }
-    listed = [GluonTile(*shape, turns) for shape in shapes[head_dimension] for turns in (True, False)]
+    listed = [
+        GluonTile(*shape, turns, persistent)
+        for shape in shapes[head_dimension]
+        for turns in (True, False)
+        for persistent in (True, False)
+    ]
     return tuple(dict.fromkeys([FORWARD[head_dimension, causal], *listed]))
 
 
@@ -146,15 +157,19 @@ def forward_arguments(
         "scale_log2": scale_log2,
     }
     programs = -(-query_length // tile.block_m) * heads
+    if tile.persistent and q.device.type == "cuda":
+        programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count)
     return programs, arguments, forward_constants(head_dimension, causal, tile)
 
 
 def forward_constants(head_dimension: int, causal: bool, tile: GluonTile) -> dict[str, Any]:
-    """Return what the forward kernel is compiled for."""
+    """Return what the forward kernel is compiled for; the output has buffers of its own where these fit."""
     _, registers, producer_registers = REGISTERS[tile.consumers]
+    rows = 2 * tile.block_m + 2 * tile.stages * tile.block_n  # of queries, output, keys and values
     return {
         "CAUSAL": causal, "BLOCK_N": tile.block_n, "D": head_dimension, "STAGES": tile.stages,
-        "CONSUMERS": tile.consumers, "PING_PONG": tile.ping_pong, "REGISTERS": registers,
+        "CONSUMERS": tile.consumers, "PING_PONG": tile.ping_pong,
+        "SHARED_OUT": 2 * rows * head_dimension > SHARED_BYTES, "REGISTERS": registers,
         "PRODUCER_REGISTERS": producer_registers,
     }  # fmt: skip
 
