@@ -268,28 +268,31 @@ def _queries_consumer(  # noqa: PLR0915
     mbarrier.wait(own_full, 0)
     for step in range(tiles):
         mbarrier.wait(full.index(slot), phase)
-        k = k_buffers.index(2 * slot).reshape([N, D])
-        v = v_buffers.index(2 * slot).reshape([N, D])
-        k_next = k_buffers.index(2 * slot + 1).reshape([N, D])
-        v_next = v_buffers.index(2 * slot + 1).reshape([N, D])
+        k = k_buffers.index(slot).reshape([N, D])
+        v = v_buffers.index(slot).reshape([N, D])
         s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
         dp = warpgroup_mma(g, v.permute((1, 0)), zero, use_acc=False, is_async=True)
-        dq = warpgroup_mma(ds, k_buffers.index(2 * before + 1).reshape([N, D]), dq, is_async=True)
-        s_next = warpgroup_mma(q, k_next.permute((1, 0)), zero, use_acc=False, is_async=True)
-        dp_next = warpgroup_mma(g, v_next.permute((1, 0)), zero, use_acc=False, is_async=True)
+        dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
+        second, phase = _next_slot(slot, phase, STAGES)
+        mbarrier.wait(full.index(second), phase)
+        k_second = k_buffers.index(second).reshape([N, D])
+        v_second = v_buffers.index(second).reshape([N, D])
+        s_second = warpgroup_mma(q, k_second.permute((1, 0)), zero, use_acc=False, is_async=True)
+        dp_second = warpgroup_mma(g, v_second.permute((1, 0)), zero, use_acc=False, is_async=True)
         s, dp = warpgroup_mma_wait(3, deps=(s, dp))
         ds = _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N, scores)
         ds = gl.convert_layout(ds.to(dtype), operand)
         dq = warpgroup_mma(ds, k, dq, is_async=True)
-        s, dp = warpgroup_mma_wait(1, deps=(s_next, dp_next))
+        s, dp = warpgroup_mma_wait(1, deps=(s_second, dp_second))
         mbarrier.arrive(empty.index(before), pred=step > 0)
         ds = _score_differences(s, dp, lse, delta, first_key + N, whole, bound, scale_log2, N, scores)
         ds = gl.convert_layout(ds.to(dtype), operand)
         dq = warpgroup_mma_wait(0, deps=(dq,))
-        before = slot
-        slot, phase = _next_slot(slot, phase, STAGES)
+        mbarrier.arrive(empty.index(slot))
+        before = second
+        slot, phase = _next_slot(second, phase, STAGES)
         first_key -= 2 * N
-    dq = warpgroup_mma(ds, k_buffers.index(2 * before + 1).reshape([N, D]), dq, is_async=True)
+    dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
     dq = warpgroup_mma_wait(0, deps=(dq,))
     q.store((dq * scale).to(dtype))
     fence_async_shared()
@@ -308,14 +311,14 @@ def _queries_producer(
         tma.async_copy_global_to_shared(g_desc, [batch, head, row, 0], own_full, g_buffers.index(who))
     slot = 0
     phase = 0
-    for step in range(tiles):
+    for step in range(2 * tiles):
+        # Pairs from the last to the first, each in order.
+        key = (tiles - 1 - step // 2) * 2 * N + step % 2 * N
         bar = full.index(slot)
         mbarrier.wait(empty.index(slot), phase ^ 1)
-        mbarrier.expect(bar, 4 * k_desc.block_type.nbytes)
-        for half in gl.static_range(2):
-            key = (tiles - 1 - step) * 2 * N + half * N
-            tma.async_copy_global_to_shared(k_desc, [batch, key_head, key, 0], bar, k_buffers.index(2 * slot + half))
-            tma.async_copy_global_to_shared(v_desc, [batch, key_head, key, 0], bar, v_buffers.index(2 * slot + half))
+        mbarrier.expect(bar, 2 * k_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(k_desc, [batch, key_head, key, 0], bar, k_buffers.index(slot))
+        tma.async_copy_global_to_shared(v_desc, [batch, key_head, key, 0], bar, v_buffers.index(slot))
         slot, phase = _next_slot(slot, phase, STAGES)
     mbarrier.wait(done, 0)
     for who in gl.static_range(2):
@@ -344,8 +347,8 @@ def hopper_queries(
     dtype: gl.constexpr = q_desc.dtype
     q_buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, M, D], q_desc.layout)
     g_buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, M, D], g_desc.layout)
-    k_buffers = gl.allocate_shared_memory(dtype, [2 * STAGES, 1, 1, N, D], k_desc.layout)
-    v_buffers = gl.allocate_shared_memory(dtype, [2 * STAGES, 1, 1, N, D], v_desc.layout)
+    k_buffers = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, N, D], k_desc.layout)
+    v_buffers = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, N, D], v_desc.layout)
     own_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(own_full, count=1)

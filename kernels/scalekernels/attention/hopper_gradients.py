@@ -31,7 +31,7 @@ START_REGISTERS, REGISTERS = 168, 240
 
 
 class BackwardTile(NamedTuple):
-    """Rows of the other sequence in one product, and stages of the ring (for dQ, a stage holds two such tiles)."""
+    """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ."""
 
     rows: int
     stages: int
@@ -39,7 +39,7 @@ class BackwardTile(NamedTuple):
 
 # By head dimension; causal and full alike.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
-QUERIES = {64: BackwardTile(64, 3), 128: BackwardTile(64, 2)}
+QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES}
 
 
@@ -48,8 +48,8 @@ def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
     listed = {
         ("keys", 64): ((64, 4), (64, 3), (64, 2), (64, 6)),
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),
-        ("queries", 64): ((64, 3), (64, 2), (64, 4)),
-        ("queries", 128): ((64, 2), (64, 1)),
+        ("queries", 64): ((64, 6), (64, 4), (64, 8)),
+        ("queries", 128): ((64, 4), (64, 3)),
     }
     return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
 
