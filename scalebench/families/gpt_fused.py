@@ -15,7 +15,7 @@ C width, H heads, D head dimension, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from scalekernels import layer_norm, rms_norm
@@ -23,7 +23,7 @@ from scalekernels.attention import attention, attention_over_cache
 from torch import Tensor, nn
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.causal import Attention, Rotary
+from scalebench.families.causal import Rotary
 from scalebench.families.gpt import Block, Config
 from scalebench.families.gpt_triton import FusedGPT
 
@@ -36,13 +36,22 @@ def gelu(x: Tensor) -> Tensor:
     return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
 
 
-def rotated(x: Tensor, rotary: Rotary, start: int) -> Tensor:
-    """Turn x (B, T, H, D), whose first position is ``start``, by float32 tables; the result is contiguous."""
-    places, half = slice(start, start + x.size(1)), x.size(-1) // 2
-    cos, sin = (table[places, None, :half].float() for table in (rotary.cos, rotary.sin))  # (T, 1, D/2)
-    first, second = x.unflatten(-1, (2, half)).float().unbind(-2)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.stack([part.to(x.dtype) for part in turned], -2).flatten(-2)
+class SignedRotary(Rotary):
+    """Rotary positions with the sine's sign in its table, so that turning is a product per element and no more."""
+
+    signed: Tensor
+
+    def __init__(self, head_dim: int, context: int) -> None:
+        super().__init__(head_dim, context)
+        sign = torch.tensor([-1.0, 1.0]).repeat_interleave(head_dim // 2)
+        self.register_buffer("signed", self.sin * sign, persistent=False)
+
+    def turned(self, x: Tensor, start: int) -> Tensor:
+        """Turn x (B, T, H, D), whose first position is ``start``, in float32; the result is contiguous."""
+        places = slice(start, start + x.size(1))
+        swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        product = x.float() * self.cos[places, None] + swapped.float() * self.signed[places, None]
+        return product.to(x.dtype).contiguous()
 
 
 def normed(norm: nn.Module, x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Any:
@@ -67,8 +76,8 @@ class OneTypeBlock(Block):
         own = self.attention
         q, k, v = own.qkv(x).unflatten(2, (3, own.heads, own.head_dim)).unbind(2)  # (B, T, H, D)
         start = 0 if cache is None else cache.length
-        if own.rotary is not None:
-            q, k = rotated(q, own.rotary, start), rotated(k, own.rotary, start)
+        if isinstance(own.rotary, SignedRotary):
+            q, k = own.rotary.turned(q, start), own.rotary.turned(k, start)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(k, v)
@@ -92,9 +101,10 @@ class OneTypeGPT(FusedGPT):
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__(config, implementation)
-        layers = [module for module in self.modules() if isinstance(module, Attention)]
-        for layer in layers:  # one table for all layers stays in the cache of the device
-            layer.rotary = layers[0].rotary
+        if config.positions == "rotary":
+            rotary = SignedRotary(config.head_dim, config.context)  # one for all layers stays in the device's cache
+            for block in self.blocks:
+                cast(OneTypeBlock, block).attention.rotary = rotary
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""

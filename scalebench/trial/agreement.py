@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,8 +46,24 @@ def spec_of(implementation: str, graph: str, precision: str, steps: int, batch_s
     )  # fmt: skip
 
 
-def losses_of(config: gpt.Config, spec: TrainSpec, device: torch.device) -> Losses:
-    """Train one model and return its losses in nats, (steps,)."""
+class WatchedClock(StepClock):
+    """A clock that calls ``watch`` with the number of each step when its batch is at hand."""
+
+    def __init__(self, device: torch.device, watch: Callable[[int], object]) -> None:
+        super().__init__(device)
+        self.watch, self.step = watch, 0
+
+    def data_ready(self) -> None:
+        """Note that the step's batch is at hand."""
+        super().data_ready()
+        self.watch(self.step)
+        self.step += 1
+
+
+def losses_of(
+    config: gpt.Config, spec: TrainSpec, device: torch.device, watch: Callable[[int], object] = lambda _: None
+) -> Losses:
+    """Train one model and return its losses in nats, (steps,); ``watch`` is called before each step."""
     data = open_source("stdlib")
     about = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=2, noise_std=None, sha256="")
     task = gpt.task(config, data, about, spec)  # type: ignore[arg-type]  # the standard library is a Corpus
@@ -56,8 +72,11 @@ def losses_of(config: gpt.Config, spec: TrainSpec, device: torch.device) -> Loss
     optimizer = build_optimizer(model, spec)
     running = Running(model, optimizer, spec)
     losses = torch.zeros(spec.steps, device=device)
+    clock = WatchedClock(device, watch)
     with running.attention():
-        train(running.compiled, optimizer, task, spec, StepClock(device), losses, lambda _: None, running.make_step)
+        train(running.compiled, optimizer, task, spec, clock, losses, lambda _: None, running.make_step)
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("default")  # reading the losses may wait
     return losses.double().cpu().numpy()
 
 
@@ -93,6 +112,27 @@ def compare_losses(
             "float32_last_nats": float(exact[-1]), "seconds": time.perf_counter() - started,
         }  # fmt: skip
     return results
+
+
+def unwaiting_steps(implementation: str, graph: str = "none", steps: int = 20) -> int:
+    """Train on the GPU with torch's check for waiting switched on in the last half of the steps; return how many.
+
+    Raises ``RuntimeError`` naming the operation that waits.
+    """
+    config = gpt.explicit(4, 256, vocab_size=256, context=256, head_dim=64)
+    begun: list[int] = []
+
+    def watch(step: int) -> None:
+        if step == steps // 2:
+            torch.cuda.set_sync_debug_mode("error")
+        if step >= steps // 2:
+            begun.append(step)
+
+    try:
+        losses_of(config, spec_of(implementation, graph, "bfloat16", steps, 16, 256), torch.device("cuda", 0), watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return len(begun)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
