@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import lru_cache
@@ -20,6 +21,11 @@ DECISIVE = (
     *("families", "data", "collectors", "tasks", "trial", "generation"),
     *("fused_optimizers.py", "optimizers.py", "train.py", "worker.py"),
 )
+
+
+def command_line() -> str:
+    """Return the command as one would type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def package_version(name: str) -> str | None:
