@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench import store
-from scalebench.collectors.environment import code_fingerprint
+from scalebench.collectors.environment import code_fingerprint, command_line
 from scalebench.engines import local
 from scalebench.hardware import device_peak
 from scalebench.planning import PlannedTrial, plan
@@ -113,11 +111,6 @@ def _save_study(sweep: Sweep, study: Study) -> None:
     before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
     store.write_json(sweep.study_dir / "study.json", content | {"command": before.get("command", command_line())})
-
-
-def command_line() -> str:
-    """Return the command as one would type it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import lru_cache
@@ -28,6 +29,11 @@ DECISIVE = (
         "worker.py",
     ),
 )
+
+
+def command_line() -> str:
+    """Return the command as one would type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def package_version(name: str) -> str | None:

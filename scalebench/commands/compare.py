@@ -14,11 +14,11 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from scalebench.collectors.environment import command_line
 from scalebench.commands.terminal import duration, print_json, say, si, table
 from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
 from scalebench.comparison.runner import Tick
 from scalebench.errors import InputError
-from scalebench.sweep import command_line
 
 LINE_EVERY_S = 30.0
 WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so

@@ -164,15 +164,15 @@ def impossible_columns(row: Mapping[str, Any], cache_bytes: int | None) -> dict[
 
     The last writes of a call may still be in the cache when its time is taken, so that as much is not counted.
     """
-    rates = {
-        "FLOP/s": (row.get("achieved_flops_per_s"), row.get("matmul_ceiling_flops_per_s")),
-        "B/s": (row.get("achieved_bytes_per_s"), row.get("copy_ceiling_bytes_per_s")),
-    }
-    if cache_bytes is None or any(one is None for rate in rates.values() for one in rate):
+    time, columns = row.get("time_median_s"), ("matmul_ceiling_flops_per_s", "copy_ceiling_bytes_per_s")
+    if cache_bytes is None or not time or any(row.get(column) is None for column in columns):
         return {}
-    rate, ceiling = rates["B/s"]
-    rates["B/s"] = rate - cache_bytes / row["time_median_s"], ceiling
-    above = [f"{rate:.3g} {unit} of {ceiling:.3g}" for unit, (rate, ceiling) in rates.items() if rate > SLACK * ceiling]
+    counted = {"FLOP/s": row["flops"] or 0, "B/s": (row["bytes_moved"] or 0) - cache_bytes}
+    above = [
+        f"{amount / time:.3g} {unit} of {row[column]:.3g}"
+        for (unit, amount), column in zip(counted.items(), columns, strict=True)
+        if amount / time > SLACK * row[column]
+    ]
     if not above:
         return {}
     reason = f"faster than the device can be: {', '.join(above)} measured beside it"

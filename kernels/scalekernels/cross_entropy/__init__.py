@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekernels.cross_entropy import kernels, memory, products
+from scalekernels.cross_entropy import kernels, memory, oracle, products
 from scalekernels.cross_entropy.cases import (
     CASES,
     GOALS,
@@ -36,7 +36,6 @@ from scalekernels.cross_entropy.cases import (
     Loss,
     alternatives,
     cost,
-    evaluation,
     inputs,
     prepared,
 )
@@ -325,13 +324,12 @@ def linear_cross_entropy(
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """The oracle: ``reference`` on float64 copies, {"loss"} or with ``backward`` {"x", "weight"}, their gradients."""
-    copies = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    """The oracle by ``reference`` in float64: {"loss"}, or with ``backward`` {"x", "weight"}, their gradients."""
 
-    def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return reference(x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss)["loss"]
+    def losses(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return reference(x, weight, target, reduction="none", softcap=case.softcap, z_loss=case.z_loss)["loss"]
 
-    return evaluation(loss, copies, backward)()
+    return oracle.exact_results(case, inputs, backward, losses)
 
 
 def providers() -> dict[str, Provider]:
