@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from gluon_emulator import DeadlockError, HazardError, launch
-from scalekernels.attention import hopper, hopper_forward, reference
+from scalekernels.attention import hopper, hopper_forward, kernels, reference, tiles
+from scalekernels.attention import launch as attention_launch
 from scalekernels.attention.hopper import GluonTile
 from torch import Tensor
 
@@ -90,6 +91,70 @@ def test_float16():
 
 def test_a_run_can_be_repeated():
     assert forward(SHAPES[4], 7) == forward(SHAPES[4], 7)
+
+
+# --- which tensors, which launch -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hopper_device(monkeypatch) -> None:
+    """Tensors on the CPU count as on compute capability 9.0."""
+    monkeypatch.setattr(tiles, "architecture", lambda device: 90)
+
+
+def test_views_of_a_fused_projection_are_taken_as_they_are(hopper_device):
+    q, k, v = tensors(SHAPES[4], 0, torch.float16)
+    assert not q.is_contiguous()
+    assert hopper.unsupported(q=q, k=k, v=v) is None
+    described = hopper.described(q, 64)
+    assert described.base is q
+    assert described.strides == list(q.stride())
+
+
+def test_what_tma_does_not_take_is_left_to_the_other_kernels(hopper_device):
+    q = torch.zeros(2, 3, 8, 64, dtype=torch.bfloat16)
+    shifted = torch.zeros(2 * 3 * 8 * 64 + 1, dtype=torch.bfloat16)[1:].view(2, 3, 8, 64)
+    narrow = torch.zeros(2, 3, 8, 65, dtype=torch.bfloat16)[..., :64]
+    for name, tensor in {"base": shifted, "row": narrow, "repeated": q[:, :1].expand(2, 3, 8, 64)}.items():
+        assert "k is no multiple of 16 bytes above 0" in str(hopper.unsupported(q=q, k=tensor)), name
+    for tensor in (q.float(), torch.zeros(1, 1, 8, 32, dtype=torch.float16)):
+        assert "16 bits and head dimensions" in str(hopper.unsupported(q=tensor))
+    one_row = torch.zeros(5, 64, dtype=torch.bfloat16).as_strided((1, 1, 1, 64), (3, 0, 1, 1))
+    assert hopper.unsupported(q=one_row) is None
+    assert hopper.described(one_row, 64).strides == [64, 64, 64, 1]
+
+
+def test_other_devices_use_the_other_kernels():
+    assert "compute capability 9.0" in str(hopper.unsupported(q=torch.zeros(1, 1, 8, 64, dtype=torch.float16)))
+
+
+def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
+    launched = []
+    monkeypatch.setattr(attention_launch, "_launch", lambda kernel, *rest: launched.append((kernel, rest[1])))
+    monkeypatch.setattr(attention_launch, "_require", lambda *_: None)
+    tile = GluonTile(64, 3)
+    monkeypatch.setitem(hopper.FORWARD, (128, True), tile)
+    q, k, v = tensors(SHAPES[2], 0, torch.bfloat16)
+    for gluon, descriptors in ((True, False), (False, False), (True, True)):
+        attention_launch.forward(q, k, v, True, 1.0, descriptors, gluon)
+    gluon_kernel, kernel = hopper_forward.attention_forward_hopper, kernels.attention_forward
+    assert [launch[0] for launch in launched] == [gluon_kernel, kernel, kernel]
+    assert launched[0][1] == tile
+
+
+def test_candidates_begin_with_the_tile_of_the_table_and_differ():
+    for (head_dimension, causal), tile in hopper.FORWARD.items():
+        listed = hopper.candidates(head_dimension, causal)
+        assert listed[0] == tile
+        assert len(set(listed)) == len(listed) > 1
+
+
+def test_heads_side_by_side_share_the_cache():
+    assert hopper.section(64, 8, 8192, 128, True) == 64  # eight key heads of 4 MiB, with eight query heads each
+    assert hopper.section(64, 1, 8192, 128, True) == 8
+    assert hopper.section(3, 1, 128, 64, True) == 3
+    assert hopper.section(64, 4, 1 << 20, 128, True) == 4
+    assert hopper.section(64, 4, 8192, 128, False) == 4
 
 
 # --- broken copies ---------------------------------------------------------------------------------------------------

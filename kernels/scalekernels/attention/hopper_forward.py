@@ -2,9 +2,9 @@
 
 A program computes CONSUMERS x 64 queries of one head at a time. One warp is the producer: it fetches the queries and
 the tiles of keys and values, last tile first, into rings of STAGES buffers by TMA. Each consumer warpgroup (4 warps)
-has 64 queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while P V_{j-1} runs.
-With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while the tensor cores
-work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
+has 64 queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while
+P V_{j-1} runs. With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while
+the tensor cores work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
 
 Barriers, all mbarriers in shared memory: q_full, one for each consumer, k_full and v_full, one for each stage, complete
 when the bytes of a tile have landed; q_empty, k_empty and v_empty when the consumers have read it; turn, one for each
@@ -107,15 +107,16 @@ def _own_tile(turn, sizes, BLOCK: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: g
         tile = tiles - 1 - tile
     row0 = tile * BLOCK
     index = first + rest % size
-    end = key_length
     if CAUSAL:
-        end = gl.minimum(end, row0 + BLOCK)
+        end = gl.minimum(key_length, row0 + BLOCK)
+    else:  # key_length, but not the same for every turn: masks made before the first turn would fill the registers
+        end = gl.maximum(key_length, 0 - turn)
     head = index % query_heads
     return index // query_heads, head, head // group, index, row0, gl.cdiv(end, BLOCK_N)
 
 
 @gluon.jit
-def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl.constexpr,  # noqa: PLR0915
+def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl.constexpr,  # noqa: PLR0915, C901
              CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
              CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr):  # fmt: skip
     """A consumer warpgroup: 64 queries of each tile over the tiles of keys, last to first, then out and lse."""
