@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     operation = load_operation(request["origin"])
     crashed, uncaptured = (_providers_in(folder / name) for name in ("crashed.json", "uncaptured.json"))
     with side_stream(device):
-        clock = clock_for(device, next((one["reason"] for one in uncaptured if one["case"] < 0), ""))
+        clock = clock_for(device, _refusal_of_all(request, uncaptured))
         process = Process(folder, int(index), request, operation, device, clock, crashed, uncaptured)
         _describe(process, Path(run))
         for number, encoded in enumerate(request["cases"]):
@@ -80,6 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
                 write_json(path, measure_case(process, number, decode(operation, encoded)))
                 _clean(process.device)
     return 0
+
+
+def _refusal_of_all(request: Mapping[str, Any], uncaptured: list[dict[str, Any]]) -> str:
+    """Return why nothing must be captured as a CUDA graph, if so."""
+    if not request["graphs"]:
+        return "not asked for"
+    return next((str(one["reason"]) for one in uncaptured if one["case"] < 0), "")
 
 
 def _providers_in(path: Path) -> list[dict[str, Any]]:
