@@ -6,6 +6,8 @@ raises what that of a GPU would, unless it is told not to capture.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,6 +85,18 @@ def _stuck(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
     return lambda: (case.length == 10 and time.sleep(STUCK_S)) or {"y": given["x"].exp().sin()}
 
 
+def _dying(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Kill the process in a call that is later than the warm-up's 50."""
+    calls = iter(range(10**9))
+
+    def call() -> Results:
+        if next(calls) > 60:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"y": given["x"].exp().sin()}
+
+    return call
+
+
 def _waiting(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
     def waiting() -> Results:
         return {"y": given["x"].exp().sin()}
@@ -106,6 +120,7 @@ CpuClock.timer = _capturing  # type: ignore[method-assign]
 def providers() -> dict[str, Provider]:
     prepares: dict[str, Any] = {
         "eager": _eager, "cached": _cached, "first3": _first3, "stuck": _stuck, "waiting": _waiting,
+        "dying": _dying,
     }  # fmt: skip
     made = {name: Provider(name, prepare) for name, prepare in prepares.items()}
     return made | {"stepping": Provider("stepping", _stepping, repeatable=False)}

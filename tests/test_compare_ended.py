@@ -40,6 +40,13 @@ def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repe
     assert not (found.run / "process-0" / "crashed.json").exists()
 
 
+def test_a_provider_that_kills_its_process_while_it_is_sampled_is_blamed_alone(tmp_path: Path) -> None:
+    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,dying", shapes="length=500", **QUICK)
+    (eager, dying) = found.rows
+    assert (eager["status"], eager["accepted"]) == ("ok", True)
+    assert (dying["status"], dying["error_message"]) == ("killed", "SIGKILL during samples")
+
+
 def test_an_interrupted_comparison_keeps_the_cases_that_were_finished(tmp_path: Path) -> None:
     plan = plan_comparison(OPERATION, Options(providers=("eager", "stuck"), **QUICK | {"processes": 2}))
 

@@ -89,3 +89,11 @@ def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
 )  # fmt: skip
 def test_the_shapes_of_the_goals_can_be_typed(name: str, text: str) -> None:
     assert parse_case(load_operation(name), text).dtype == torch.bfloat16
+
+
+def test_a_step_costs_what_its_own_state_moves() -> None:
+    case = optimizer.Case("some", ((1000,), (5000,)), "adamw", torch.bfloat16)
+    moved = {name: provider.cost(case, False).bytes_moved for name, provider in optimizer.providers().items()}
+    assert moved["triton"] == optimizer.cost(case).bytes_moved == 22 * case.params
+    assert moved["triton-bf16-state"] == moved["fused"] == 14 * case.params
+    assert 10 * case.params < moved["triton-int8-state"] < 10.1 * case.params

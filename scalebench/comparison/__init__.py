@@ -15,6 +15,7 @@ from scalebench.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
+    from scalekernels.providers import Provider
 
     from scalebench.comparison.operations import Operation
 
@@ -90,7 +91,8 @@ def plan_comparison(operation: str, options: Options) -> Plan:
         "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
         "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
         "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
-        "seed": options.seed, "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
+        "seed": options.seed, "graphs": options.graphs,
+        "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
     }  # fmt: skip
     return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request, options)
 
@@ -143,8 +145,12 @@ def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
     request = read_json(run / "request.json")
     operation = load_operation(request["origin"])
     cases = [decode(operation, case) for case in request["cases"]]
-    costs = [cost_columns(operation, case, request["backward"]) for case in cases]
-    summaries = {name: provider.summary for name, provider in operation.module.providers().items()}
+    providers = operation.module.providers()
+    costs = [
+        {name: cost_columns(operation, case, request["backward"], provider) for name, provider in providers.items()}
+        for case in cases
+    ]
+    summaries = {name: provider.summary for name, provider in providers.items()}
     measured = measured_cases(run)
     missing = [case.label for number, case in enumerate(cases) if number not in measured]
     complete = not missing and all(len(found) == request["processes"] for found in measured.values())
@@ -152,12 +158,18 @@ def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
     return Comparison(run, read_run(run)[0], "" if complete else ended, tuple(missing))
 
 
-def cost_columns(operation: Operation, case: Any, backward: bool) -> Mapping[str, Any]:
-    """Return what a case costs as columns; ``InputError`` where the operation has no such direction."""
+def cost_columns(
+    operation: Operation, case: Any, backward: bool, provider: Provider | None = None
+) -> Mapping[str, Any]:
+    """Return what a case costs as columns, by a provider whose cost is its own if one is given.
+
+    Raises ``InputError`` where the operation has no such direction.
+    """
     from scalekernels.providers import Unavailable
 
+    own = provider.cost if provider else None
     try:
-        cost = asdict(operation.module.cost(case, backward))
+        cost = asdict((own or operation.module.cost)(case, backward))
     except Unavailable as reason:
         raise InputError([f"{operation.name}: {reason}"]) from reason
     return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
@@ -169,7 +181,7 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     ``operation`` is "attention", "optimizer", "cross-entropy", "norm", or the path of a Python file that offers the
     names of a kernel file (``kernels/README.md``). ``options`` are the fields of ``comparison.options.Options``:
     ``shapes``, ``dtype``, ``providers``, ``backward``, ``baseline``, ``device``, ``processes``, ``seconds``, ``noise``,
-    ``margin``, ``seed``, ``minutes``, ``patience``.
+    ``margin``, ``seed``, ``minutes``, ``patience``, ``graphs``.
     The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
     mistake, ``StoreError`` when the folder cannot be written.
     """

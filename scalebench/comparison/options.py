@@ -43,6 +43,8 @@ class Options:
         End after this time and keep what was measured by then.
     patience:
         Seconds after which a step, such as a compilation, is taken for hung and its provider left out.
+    graphs:
+        On a GPU time replays of CUDA graphs where work can be captured; otherwise every call is launched.
     seed:
         Decides inputs and the order in which providers take turns.
     """
@@ -60,6 +62,7 @@ class Options:
     seed: int = 0
     minutes: Annotated[float | None, Parameter(show_default=False)] = None
     patience: float = 900.0
+    graphs: bool = True
 
 
 def listed(texts: str | Sequence[str]) -> list[str]:

@@ -2,9 +2,9 @@
 
 RUN_DIR holds ``request.json``. Of every case this process has not measured yet, it times all providers interleaved and
 writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results, before and after timing, and
-measures memory. ``at.json`` says what it is at, so that whoever started it knows whom to blame when it dies;
-``crashed.json`` tells a process that is started again whom to leave out, ``uncaptured.json`` whom not to capture as a
-CUDA graph.
+measures memory. ``at.json`` and ``turn.txt`` say what it is at, so that whoever started it knows whom to blame when it
+dies; ``crashed.json`` tells a process that is started again whom to leave out, ``uncaptured.json`` whom not to capture
+as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from scalebench.comparison.timing import (
     timed,
     warm_up,
 )
+from scalebench.comparison.turns import turns
 from scalebench.statistics import StoppingRule
 from scalebench.store import read_json, write_json
 
@@ -59,8 +60,11 @@ class Process:
     uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, case: int, provider: str, phase: str) -> None:
-        """Leave word of what begins now."""
-        write_json(self.folder / "at.json", {"case": case, "provider": provider, "phase": phase, "time": time.time()})
+        """Leave word of what begins now; nothing waits for the disk, as only the death of this process matters."""
+        temporary = self.folder / ".at.json.tmp"
+        word = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
+        temporary.write_text(json.dumps(word), encoding="utf-8")
+        temporary.replace(self.folder / "at.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     operation = load_operation(request["origin"])
     crashed, uncaptured = (_providers_in(folder / name) for name in ("crashed.json", "uncaptured.json"))
     with side_stream(device):
-        clock = clock_for(device, next((one["reason"] for one in uncaptured if one["case"] < 0), ""))
+        clock = clock_for(device, _refusal_of_all(request, uncaptured))
         process = Process(folder, int(index), request, operation, device, clock, crashed, uncaptured)
         _describe(process, Path(run))
         for number, encoded in enumerate(request["cases"]):
@@ -80,6 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
                 write_json(path, measure_case(process, number, decode(operation, encoded)))
                 _clean(process.device)
     return 0
+
+
+def _refusal_of_all(request: Mapping[str, Any], uncaptured: list[dict[str, Any]]) -> str:
+    """Return why nothing must be captured as a CUDA graph, if so."""
+    if not request["graphs"]:
+        return "not asked for"
+    return next((str(one["reason"]) for one in uncaptured if one["case"] < 0), "")
 
 
 def _providers_in(path: Path) -> list[dict[str, Any]]:
@@ -246,7 +257,9 @@ def _sample(process: Process, number: int, timers: Mapping[str, Timer], found: M
     rule = StoppingRule(**process.request["rule"])
     rng = random.Random(f"{process.request['seed']}-{process.index}-{number}")
     process.at(number, ", ".join(timers), "samples")
-    for name, one in sample_interleaved(timers, rule, rng).items():
+    with turns(process.folder / "turn.txt") as turn:
+        sampled = sample_interleaved(timers, rule, rng, turn)
+    for name, one in sampled.items():
         columns = found[name]
         if one.error is not None:
             columns |= failure(one.error)

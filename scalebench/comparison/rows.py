@@ -26,8 +26,10 @@ SLACK = 1.05  # a rate this far above the ceiling measured beside it cannot be
 Measured = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
 
 
-def collect(run: Path, costs: Sequence[Mapping[str, Any]], summaries: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the rows of a run, finished or not; ``costs`` has the columns of each case's cost.
+def collect(
+    run: Path, costs: Sequence[Mapping[str, Mapping[str, Any]]], summaries: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of a run, finished or not; ``costs`` has for each case the columns of each provider's cost.
 
     A case that some processes finished and others did not has rows of those that did: see ``processes`` in a row.
     """
@@ -46,9 +48,9 @@ def collect(run: Path, costs: Sequence[Mapping[str, Any]], summaries: Mapping[st
         case |= {f"shape_{name}": value for name, value in request["cases"][number].items() if name != "dtype"}
         limits = dict(ceilings[found[0]["dtype"]])
         cache = limits.pop("cache_bytes")
-        case |= dict(costs[number]) | limits
+        case |= limits
         group = {name: [one["providers"][name] for one in found] for name in request["providers"]}
-        of_case = case_rows(head | case, group, request["baseline"], request["margin"], summaries)
+        of_case = case_rows(head | case, group, costs[number], request["baseline"], request["margin"], summaries)
         rows.extend(row | impossible_columns(row, cache) for row in of_case)
     return rows
 
@@ -80,18 +82,20 @@ def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
 def case_rows(
     head: Mapping[str, Any],
     group: Mapping[str, Sequence[Measured]],
+    costs: Mapping[str, Mapping[str, Any]],
     baseline: str,
     margin: float,
     summaries: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: ``group`` maps each provider to what every process measured of it.
+    """Yield the rows of one case: ``group`` maps each provider to what every process measured, ``costs`` to its cost.
 
     A process that did not measure a provider has the status "absent" there and counts for nothing.
     """
     against = group.get(baseline)
     for name, every in group.items():
         processes = [one for one in every if one["status"] != ABSENT]
-        row = dict(head) | {"provider": name, "summary": summaries.get(name)} | provider_columns(processes)
+        row = dict(head) | dict(costs.get(name, {})) | {"provider": name, "summary": summaries.get(name)}
+        row |= provider_columns(processes)
         if row["status"] == "ok":
             row |= rate_columns(row)
         row |= {"baseline": baseline, "margin": margin}
@@ -136,7 +140,8 @@ def time_columns(processes: Sequence[Measured]) -> dict[str, Any]:
         "stop_reason": min(reasons, key=lambda reason: (-reasons[reason], reason)),
         "stop_reasons": ", ".join(f"{reason} ×{count}" for reason, count in sorted(reasons.items())),
         "calls_per_sample": processes[0].get("calls_per_sample"),
-        "timing_method": " | ".join(dict.fromkeys(str(one.get("timing_method")) for one in processes)),
+        "timing_method": " | ".join(dict.fromkeys(filter(None, (one.get("timing_method") for one in processes))))
+        or None,
         **{name: _median_of(processes, name) for name in ("prepare_time_s", "first_call_time_s")},
     }
 

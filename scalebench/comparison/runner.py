@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import scalekernels
 
 from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST
+from scalebench.comparison.turns import last_turn
 from scalebench.store import StoreError, read_json, write_json
 
 POLL_S = 0.1
@@ -145,6 +146,8 @@ def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None
     names = [name for name in request["providers"] if name == at["provider"]] or [
         name for name in at["provider"].split(", ") if name in request["providers"]
     ]
+    if at["phase"] == "samples" and (turn := last_turn(folder / "turn.txt")) in names:
+        names = [turn]
     path = folder / "crashed.json"
     crashed = read_json(path)["providers"] if path.exists() else []
     if not names or any(crash["case"] == at["case"] and crash["provider"] in names for crash in crashed):

@@ -151,12 +151,15 @@ class Sampled:
     error: Exception | None = None
 
 
-def sample_interleaved(timers: Mapping[str, Timer], rule: StoppingRule, rng: random.Random) -> dict[str, Sampled]:
+def sample_interleaved(
+    timers: Mapping[str, Timer], rule: StoppingRule, rng: random.Random, turn: Callable[[str], None] = lambda _: None
+) -> dict[str, Sampled]:
     """Sample functions in rounds, each once a round in random order, until each has a reason to stop.
 
     Rounds go on for all while one is not done, so that what disturbs the machine meets all alike; the rule's timeout
     holds for each of them, that is ``len(timers)`` times as long in all, and five times that where it would end before
-    the six samples that can bound a median. A function that raises leaves the rotation.
+    the six samples that can bound a median. A function that raises leaves the rotation. ``turn`` hears who
+    is next.
     """
     sampled = {name: Sampled(timer.calls) for name, timer in timers.items()}
     rule.reason([1.0] * rule.least, 0.0)  # the first call imports SciPy, which takes seconds
@@ -167,6 +170,7 @@ def sample_interleaved(timers: Mapping[str, Timer], rule: StoppingRule, rng: ran
     try:
         while live := [name for name, one in sampled.items() if one.error is None]:
             for name in rng.sample(live, len(live)):
+                turn(name)
                 _take(sampled[name], timers[name])
             rounds, elapsed = max(len(one.times_s) for one in sampled.values()), time.perf_counter() - begun
             if elapsed < limit and rounds < max(rule.least, 1.1 * checked):

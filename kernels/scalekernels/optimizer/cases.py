@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -210,9 +211,15 @@ def _prepare(
     return prepare
 
 
-def _step(summary: str, make: Make, own_clipping: bool = False, compiled: bool = False) -> Provider:
-    """Return a provider of steps, each of which starts where the one before ended."""
-    return Provider(summary, _prepare(make, own_clipping, compiled), repeatable=False)
+def _step(
+    summary: str, make: Make, state: torch.dtype | None = None, own_clipping: bool = False, compiled: bool = False
+) -> Provider:
+    """Return a provider of steps, each from where the one before ended; its state has the parameters' dtype if None."""
+
+    def own_cost(case: Case, backward: bool) -> Cost:
+        return cost(dataclasses.replace(case, state_dtype=case.dtype if state is None else state), backward)
+
+    return Provider(summary, _prepare(make, own_clipping, compiled), repeatable=False, cost=own_cost)
 
 
 def _torch(**flags: Any) -> Make:
@@ -295,11 +302,19 @@ def providers() -> dict[str, Provider]:
         "bitsandbytes": _step(
             "bitsandbytes, 8-bit state",
             _elsewhere("bitsandbytes.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"}),
+            torch.int8,
         ),
         "torchao": _step(
-            "torchao, 8-bit state", _elsewhere("torchao.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"})
+            "torchao, 8-bit state",
+            _elsewhere("torchao.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"}),
+            torch.int8,
         ),
-        "triton": _step("ours, float32 state", _ours(torch.float32), own_clipping=True),
-        "triton-bf16-state": _step("ours, bfloat16 state", _ours(torch.bfloat16), own_clipping=True),
-        "triton-int8-state": _step("ours, 8-bit state", _ours(torch.int8), own_clipping=True),
+        **{
+            f"triton{suffix}": _step(f"ours, {name} state", _ours(dtype), dtype, own_clipping=True)
+            for suffix, name, dtype in (
+                ("", "float32", torch.float32),
+                ("-bf16-state", "bfloat16", torch.bfloat16),
+                ("-int8-state", "8-bit", torch.int8),
+            )
+        },
     }
