@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import triton
+from instruction_count import disassembled, wide_loop_instructions
 from scalekernels.compilation import Compilation
 from scalekernels.device import assembler
 from triton import knobs
@@ -31,6 +32,7 @@ from triton.compiler import ASTSource
 # per compute capability).
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
+LIMITED_ARCH = 90  # the one whose instructions per element are limited: limits come from its rates
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 
 _ENTRY = re.compile(r"Used (\d+) registers")
@@ -69,6 +71,7 @@ class MachineCode:
     losses: tuple[str, ...]
     widest_load_bytes: int
     stores: int
+    loop_instructions: int = 0  # of the longest innermost loop with 16-byte loads; counted where a limit is given
 
 
 def ptxas_version(arch: int) -> str:
@@ -180,7 +183,13 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         stores=len(
             re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
         ),
+        loop_instructions=loop_instructions(compilation, compiled.asm["cubin"]),
     )
+
+
+def loop_instructions(compilation: Compilation, cubin: bytes) -> int:
+    """Return the instructions of the kernel's main loop, or 0 where no limit asks for them."""
+    return wide_loop_instructions(disassembled(cubin)) if compilation.most_instructions else 0
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -252,6 +261,11 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
         found.append("writes nothing to global memory: the compiler gave up on the kernel")
     if compilation.tensor_core:
         found += _matrix_failures(arch, code)
+    if arch == LIMITED_ARCH and compilation.most_instructions:
+        per_element = code.loop_instructions / compilation.elements
+        if not 0 < per_element <= compilation.most_instructions:
+            allowed = f"{compilation.most_instructions:g} allowed"
+            found.append(f"{per_element:.1f} instructions per element in the main loop; {allowed}")
     if code.losses:
         found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:

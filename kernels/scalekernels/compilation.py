@@ -16,8 +16,10 @@ class Compilation:
     ``signature`` types every argument by name in the order of the function ("*bf16", "i32", "fp32", "constexpr"),
     ``constants`` holds the values of the constexpr ones, ``aligned`` names the pointers and integers that a launch
     guarantees to be divisible by 16. ``work`` orders configurations of one kernel by tile size, largest last.
-    ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the width
-    that global loads must have at least once. ``spills_allowed`` excuses register spills, with the reason.
+    ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the
+    width that global loads must have at least once. ``most_instructions`` limits the machine instructions per
+    element of the main loop on sm_90, an iteration of which handles ``elements`` per thread. ``spills_allowed``
+    excuses register spills, with the reason.
     """
 
     kernel: str
@@ -32,4 +34,6 @@ class Compilation:
     tensor_core: bool = False
     vector_bytes: int | None = None
     spills_allowed: str = ""
+    elements: int = 0
+    most_instructions: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
