@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from session import Session, Step
@@ -67,7 +68,8 @@ def optimizer(size: str, dtype: str, state: str) -> Shape:
     return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
 
 
-TRAINING_S, KEEP_EVERY_S = 270.0, 30.0
+TRAINING_S, KEEP_EVERY_S = 150.0, 30.0
+PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width of what is profiled
 SDPA = "sdpa-flash,sdpa-cudnn"
 OURS = "triton,triton-pointers"
 FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfloat16", "float32")]
@@ -99,8 +101,11 @@ TABLES: Mapping[str, Sequence[Table]] = {
 def measuring_steps(phase: str) -> list[Step]:
     """Return the measuring steps of a phase. Training comes between the tables of attention and the others."""
     tables = [Step(table.name, table_step(table), least_s=12, most_s=60) for table in TABLES[phase]]
-    trainings = [Step("training", training, least_s=25, most_s=TRAINING_S)] if phase == "second" else []
-    return [*tables[:2], *trainings, *tables[2:]]
+    trainings = [
+        Step("training", training, least_s=25, most_s=TRAINING_S),
+        *(Step(f"profile {name} {width}", profile_step(name, width), 15, 45) for name, width in PROFILES),
+    ]
+    return [*tables[:2], *(trainings if phase == "second" else []), *tables[2:]]
 
 
 def table_step(table: Table) -> Any:
@@ -146,6 +151,22 @@ def training(session: Session) -> str:
         ended.set()
         bringing.join()
         keep(session)
+
+
+def profile_step(implementation: str, width: int) -> Any:
+    """Return what profiles training steps of one size by one implementation."""
+
+    def do(session: Session) -> str:
+        path = session.work / "results" / f"profile-{implementation}-{width}.json.gz"
+        options = ("--implementation", implementation, "--width", width, "--output", path)
+        try:
+            said = session.python(Path(__file__).with_name("profile_step.py"), "gpu-speed", *options)
+        finally:
+            keep(session)
+        (session.work / "results" / f"profile-{implementation}-{width}.txt").write_text(said, encoding="utf-8")
+        return said[-3000:]
+
+    return do
 
 
 EXPORT = """

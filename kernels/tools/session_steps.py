@@ -118,8 +118,11 @@ def assembler(session: Session) -> str:
     candidates = {"carried": {"TRITON_PTXAS_PATH": str(carried)}} if carried.exists() else {}
     found: dict[str, str] = {}
     with ThreadPoolExecutor(8) as together:
-        for name, settings in (candidates | {"bundled": {}}).items():
-            problems = together.map(partial(_witness, session, name, settings), range(4))
+        running = {
+            name: together.map(partial(_witness, session, name, settings), range(4))
+            for name, settings in (candidates | {"bundled": {}}).items()
+        }
+        for name, problems in running.items():
             found[name] = "; ".join(filter(None, problems)) or "sound"
     session.versions["assemblers"] = "; ".join(f"{name}: {verdict}" for name, verdict in found.items())
     sound = [name for name, verdict in found.items() if verdict == "sound"]

@@ -65,9 +65,9 @@ class GluonTile(NamedTuple):
 # By head dimension and whether causal.
 FORWARD = {
     (64, False): GluonTile(128, 3, 3),
-    (64, True): GluonTile(128, 3, 3),
+    (64, True): GluonTile(128, 3, 2),
     (128, False): GluonTile(128, 2),
-    (128, True): GluonTile(128, 2),
+    (128, True): GluonTile(128, 2, persistent=False),
     (256, False): GluonTile(64, 2),
     (256, True): GluonTile(64, 2),
 }
