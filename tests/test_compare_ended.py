@@ -126,8 +126,9 @@ def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ceilings, "CPU_COPY_BYTES", 1 << 20)
     monkeypatch.setattr(ceilings, "CPU_SIDES", (64,))
     found = measure_ceilings(Clock(), torch.device("cpu"), torch.float32, 0.01)
-    assert [tensor.numel() for tensor in copied] == [64 * 64, 1 << 18, 1 << 18]
-    assert all(0.9 < float(tensor.std()) < 1.1 for tensor in copied[1:])
+    assert [tensor.numel() for tensor in copied] == [64 * 64, 1, 1 << 18, 1 << 18]
+    assert all(0.9 < float(tensor.std()) < 1.1 for tensor in copied[2:])
+    assert 0 < found.floor_s < 1e-3
     assert found.copy_bytes_per_s > 1e6
     assert found.matmul_flops_per_s > 1e6
 

@@ -21,13 +21,15 @@ class Ceilings:
     """Best rates seen: bytes read and written per second by a copy, FLOP/s of a matrix product, and how.
 
     ``cache_bytes`` is the size of the last cache, which a kernel's last writes may not have left when its time is
-    taken; None where it is not known.
+    taken; None where it is not known. ``floor_s`` is what the clock gives for one addition of one number: no sample can
+    be shorter, and one that is not much longer says little.
     """
 
     copy_bytes_per_s: float
     matmul_flops_per_s: float
     source: str
     cache_bytes: int | None = None
+    floor_s: float | None = None
 
 
 def _best(work: Callable[[], Any], clock: Clock, seconds: float) -> float:
@@ -69,4 +71,6 @@ def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, sec
     name = str(dtype).removeprefix("torch.")
     source = f"measured on random numbers: copy of {size >> 20} MiB; {name} matrix product of {side}"
     cache = int(torch.cuda.get_device_properties(device).L2_cache_size) if cuda else None
-    return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache)
+    number = torch.zeros(1, device=device)
+    floor = _best(lambda: number.add_(1), clock, seconds / 10)
+    return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache, floor)

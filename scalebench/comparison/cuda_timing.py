@@ -24,7 +24,7 @@ import torch
 from scalebench.comparison.timing import Timer, Work, poison, rerunning
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
-LONG_S = 500e-6  # a graph's start takes about 2 us: less than half a percent
+LONG_S = 500e-6  # a graph's start takes some microseconds (``timing_floor_s`` in the rows): about one percent
 FLUSH_BYTES = 128 << 20  # unless the L2 cache holds more than half of it
 CYCLES_PER_S = 2e9  # no faster than this, so that a delay in cycles is at least as long as asked
 LONGEST_DELAY_S = 20e-3

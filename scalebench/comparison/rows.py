@@ -74,6 +74,7 @@ def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
             "matmul_ceiling_flops_per_s": max(one[dtype]["matmul_flops_per_s"] for one in found),
             "ceiling_source": found[0][dtype]["source"],
             "cache_bytes": found[0][dtype]["cache_bytes"],
+            "timing_floor_s": min(one[dtype]["floor_s"] for one in found),
         }
         for dtype in found[0]
     }
