@@ -5,8 +5,8 @@ queries) to shared memory, and each computes half of the columns of dQ from the 
 separate kernels need 7. dQ is added to float32 sums in global memory, as the blocks of keys come, or, where ORDERED,
 in the order of the blocks from the last to the first: then the results are deterministic.
 
-The sums of 64 queries lie in the order of the accumulator's registers: a thread adds to an address and constant offsets,
-and a warp to whole lines. ``kernels.attention_collect_queries`` reads them back.
+The sums of 64 queries lie in the order of the accumulator's registers: a thread adds to one address and constant
+offsets, and a warp to whole lines. ``kernels.attention_collect_queries`` reads them back.
 
 ORDERED: ``counters`` counts the blocks that have added to a tile of queries. One warp waits for the counts (turn), one
 counts after both consumers have added (added, then released); each has a barrier per slot of the ring. Programs start

@@ -11,6 +11,7 @@ measuring on a GPU; no GPU has been at hand.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -74,14 +75,14 @@ def backward(
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
     ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
-    given; where not all gradients are needed it is "apart". ``tile`` replaces shipped tiles by kind.
+    given; where not all gradients are needed, and at D 64, it is "apart". ``tile`` replaces shipped tiles by kind.
     """
     head_dimension = q.shape[3]
     shipped = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items() if head_dimension in by_size}
     tile = shipped | dict(tile or {})
     method = method or DETERMINISTIC[head_dimension]
     statistics = row_statistics(out, grad_out, lse)
-    if need_q and need_kv and method != "apart":
+    if need_q and need_kv and method != "apart" and head_dimension in ALL:
         return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if need_kv:
@@ -125,12 +126,17 @@ def collect(sums: Tensor, dq: Tensor, scale: float, tile: BackwardTile) -> None:
         )
 
 
+def row_block(head_dimension: int) -> tuple[int, int]:
+    """Return rows and warps of a program of the pass for the statistics, as in ``launch.row_tile``."""
+    return (128, 8) if head_dimension == 64 else (64, 4)
+
+
 def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
     """Return (2, B, Hq, padded Tq) in float32: log-sum-exp, and row sums of out x grad_out; zeros in the padding."""
     batch, heads, length, head_dimension = out.shape
     padded = tiles.padded(length)
     statistics = torch.empty((2, batch, heads, padded), dtype=torch.float32, device=out.device)
-    block, warps = (128, 8) if head_dimension == 64 else (64, 4)  # rows of a program, as in ``launch.row_tile``
+    block, warps = row_block(head_dimension)
     arguments: dict[str, Any] = {"out": out, "grad_out": grad_out, "lse": lse, "statistics": statistics}
     arguments |= _strides(o=out, g=grad_out)
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": padded}
@@ -223,38 +229,86 @@ def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> 
     return {"M": ROWS, "N": tile.rows} | shared
 
 
-def compilation(kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool) -> Compilation:
-    """Return one configuration of "keys" or "queries" as ahead-of-time compilation takes it."""
-    is_keys = kind == "keys"
-    function = hopper_backward.hopper_keys if is_keys else hopper_backward.hopper_queries
-    constants = (keys_constants if is_keys else queries_constants)(head_dimension, causal, tile)
-    types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
-    streamed = ("q_desc", "g_desc") if is_keys else ("k_desc", "v_desc")
-    for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
-        types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
-    types |= {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
+# The address of dQ's sums, stored before the loop and loaded after it; in the loop nothing is spilled.
+_SPILLS_ALLOWED = "one address, kept over the loop"
+
+
+def compilation(
+    kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool, ordered: bool = False
+) -> Compilation:
+    """Return one configuration of "keys", "queries" or "all" as ahead-of-time compilation takes it."""
+    function = {
+        "keys": hopper_backward.hopper_keys,
+        "queries": hopper_backward.hopper_queries,
+        "all": hopper_fused.hopper_all,
+    }[kind]
+    constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
+    if kind == "all":
+        constants["ORDERED"] = ordered
+    types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
+    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
+    name = {"keys": "keys-gluon", "queries": "queries-gluon", "all": "ordered-gluon" if ordered else "atomic-gluon"}
     mask = "causal" if causal else "full"
     return Compilation(
         kernel=function.__name__,
-        label=f"attention {kind}-gluon {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages",
+        label=f"attention {name[kind]} {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages",
         function=function,
-        signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
+        signature=signature,
         constants=constants,
         num_warps=WARPS,
         num_stages=3,
         work=2 * ROWS * tile.rows,
-        aligned=() if is_keys else ("statistics",),
+        aligned=tuple(name for name, type_ in signature.items() if type_.startswith("*")),
         tensor_core=True,
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS},
+        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal else "",
+    )
+
+
+def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[str, ...]) -> dict[str, str]:
+    types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
+    for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
+        types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
+    types |= {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
+    return types | {"sums": "*fp32", "counters": "*i32"}
+
+
+def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
+    """The passes over rows: "statistics", and "collect", which writes dQ from its sums."""
+    function = {"statistics": kernels.attention_statistics, "collect": kernels.attention_collect_queries}[kind]
+    block, warps = row_block(head_dimension) if kind == "statistics" else (ALL[head_dimension].rows, WARPS)
+    constants = {"D": head_dimension, "BLOCK_M": block}
+    pointers = dict.fromkeys(("out", "grad_out", "dq"), f"*{dtype}") | dict.fromkeys(
+        ("lse", "statistics", "sums"), "*fp32"
+    )
+    types = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in function.arg_names}
+    signature = {name: "constexpr" if name in constants else type_ for name, type_ in types.items()}
+    return Compilation(
+        kernel=function.__name__,
+        label=f"attention {kind} {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
+        function=function,
+        signature=signature,
+        constants=constants,
+        num_warps=warps,
+        num_stages=1,
+        work=block,
+        aligned=tuple(name for name in signature if name in pointers or name.startswith("stride_")),
+        vector_bytes=16,
     )
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
     """Every configuration of the backward pass in Gluon that a launch can reach on an architecture."""
-    if arch == 90:
+    if arch != 90:
+        return
+    for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
         for kind, shipped in SHIPPED.items():
             for head_dimension, tile in shipped.items():
-                for dtype in DTYPES.values():
-                    for causal in (False, True):
-                        yield compilation(kind, tile, dtype, head_dimension, causal)
+                for ordered in (False, True) if kind == "all" else (False,):
+                    yield compilation(kind, tile, dtype, head_dimension, causal, ordered)
+    for dtype in DTYPES.values():
+        for head_dimension in KEYS:
+            yield _row_compilation("statistics", dtype, head_dimension)
+        for head_dimension in ALL:
+            yield _row_compilation("collect", dtype, head_dimension)

@@ -375,17 +375,14 @@ def attention_collect_queries(
     sums, dq, stride_dqb, stride_dqh, stride_dqt, query_heads, query_length, padded_length, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """dQ from its float32 sums in the order of ``hopper_fused._fragment_offsets``. Grid: (tiles x batch x query heads,).
+    """dQ from the sums of ``hopper_fused``, a multiple of ``BLOCK_M`` rows long. Grid: (tiles x batch x query heads,).
 
-    ``BLOCK_M`` is the tile that the sums were added by; the two halves of its columns lie one after the other.
+    In a tile they lie by half of the columns, 8 columns, 8 rows, warp, row, pair of columns, column.
     """
     index, first_row = _own_tile(query_length, BLOCK_M, False)
-    rows = tl.arange(0, BLOCK_M)[:, None]
-    columns = tl.arange(0, D)[None, :]
-    thread = rows // 16 * 32 + rows % 8 * 4 + columns // 2 % 4
-    half = columns // (D // 2) * (BLOCK_M * D // 2)
-    offsets = half + columns % (D // 2) // 8 * 512 + rows // 8 % 2 * 256 + thread * 2 + columns % 2
-    tile = tl.load(sums + (tl.cast(index, tl.int64) * padded_length + first_row) * D + offsets)
+    own = sums + (tl.cast(index, tl.int64) * padded_length + first_row) * D
+    tile = tl.reshape(tl.load(own + tl.arange(0, BLOCK_M * D)), [2, D // 16, 2, BLOCK_M // 16, 8, 4, 2])
+    tile = tl.reshape(tl.permute(tile, (3, 2, 4, 0, 1, 5, 6)), [BLOCK_M, D])
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     inside = first_row + tl.arange(0, BLOCK_M) < query_length
