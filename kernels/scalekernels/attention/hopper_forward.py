@@ -107,10 +107,9 @@ def _own_tile(turn, sizes, BLOCK: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: g
         tile = tiles - 1 - tile
     row0 = tile * BLOCK
     index = first + rest % size
-    if CAUSAL:
-        end = gl.minimum(key_length, row0 + BLOCK)
-    else:  # key_length, but not the same for every turn: masks made before the first turn would fill the registers
-        end = gl.maximum(key_length, 0 - turn)
+    # Without a causal mask it is key_length, in a form that depends on the turn: else the compiler makes the masks
+    # before the first turn, and has no registers for them.
+    end = gl.minimum(key_length, row0 + BLOCK) if CAUSAL else gl.maximum(key_length, 0 - turn)
     head = index % query_heads
     return index // query_heads, head, head // group, index, row0, gl.cdiv(end, BLOCK_N)
 
