@@ -29,7 +29,7 @@ from scalekernels.attention.alternatives import Run, alternatives, prepared
 from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
-from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
+from scalekernels.device import INTERPRETED, refuse_tangents, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
@@ -66,8 +66,10 @@ def attention(
     and values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0
     and 10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default until a GPU has
     shown that it is right and faster. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale``
-    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative raises ``RuntimeError``.
+    and devices, and ``RuntimeError`` where the kernels cannot run; a second derivative, or one in forward mode, raises
+    ``RuntimeError``.
     """
+    refuse_tangents("attention", q=q, k=k, v=v)
     out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors)
     return out
 
