@@ -200,3 +200,12 @@ def long_bfloat16(kind, arch):
     shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps"
     (one,) = [one for one in compilations(arch) if one.label.startswith(f"attention {kind} bf16 D128 causal {shape}")]
     return one
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by forward_ad itself
+def test_forward_mode_is_an_error_by_name():
+    q = torch.randn(1, 1, 8, 16)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(RuntimeError, match=r"attention has no forward-mode derivative .k has a tangent"):
+            attention(q, dual, q)

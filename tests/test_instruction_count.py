@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 import instruction_count
+import machine_code
 import pytest
 
 SASS = """
@@ -34,9 +35,14 @@ def test_the_innermost_loop_with_wide_loads_is_counted() -> None:
     assert instruction_count.wide_loop_instructions(SASS.replace(".128", "")) == 0
 
 
+def test_loads_with_hints_for_the_caches_are_seen() -> None:
+    for hints in ("", ".L1::evict_last.L2::cache_hint", ".nc.L1::no_allocate"):
+        assert machine_code.widest_load(f"ld.global{hints}.v4.b32 {{ %r1, %r2, %r3, %r4 }}, [ %rd1 + 0 ];") == 16
+        assert machine_code.widest_load(f"ld.global{hints}.b16 {{ %rs1 }}, [ %rd1 + 0 ];") == 2
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 def test_adam_with_eight_bit_state_keeps_its_limit_and_a_lower_one_is_missed() -> None:
-    import machine_code
     from scalekernels.optimizer import compilations
 
     (adam,) = [one for one in compilations(90) if one.label == "adam bfloat16 state int8"]

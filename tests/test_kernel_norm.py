@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_support import inaccuracy, install_mutant, poisoned
+from kernel_support import guarded_launches, inaccuracy, install_mutant, poisoned
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 from torch import Tensor
+from torch.autograd import forward_ad
+
+LAUNCHED = ("forward", "forward_wide", "backward", "backward_wide", "parameters_wide", "finish")
 
 FORWARD_BACKWARD = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 
@@ -186,10 +189,47 @@ def test_opcheck(kind, residual):
             mean,
             rstd,
             kind == "layer",
-            True,
-            False,
+            torch.float32,
+            None,
         ),
     )
+
+
+@pytest.mark.parametrize("width", [33, 8200])
+def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, width):
+    """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
+    launched = guarded_launches(monkeypatch, "scalekernels.norm.kernels", LAUNCHED)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x, weight, bias = (torch.randn(shape).half().requires_grad_() for shape in ((300, width), (width,), (width,)))
+        x, weight, bias = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias))
+        launched.clear()
+        grad = torch.randn(300, width).to(dtype)
+        out = layer_norm(x, weight, bias)
+        out.backward(grad)
+        assert launched == (
+            ["forward", "backward", "finish"]
+            if width < 8192
+            else ["forward_wide", "backward_wide", "parameters_wide", "finish"]
+        )
+        assert out.dtype == weight.grad.dtype == bias.grad.dtype == dtype
+        exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+        reference(*exact, kind="layer")["normed"].backward(grad.double())
+        unit = torch.finfo(dtype).eps
+        for mine, oracle in ((weight.grad, exact[1].grad), (bias.grad, exact[2].grad)):
+            assert error(mine, oracle) <= (unit if dtype != torch.float32 else 32 * unit) * oracle.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by forward_ad itself
+def test_derivatives_that_there_are_not_are_errors_by_name():
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+    for norm_of in (rms_norm, layer_norm):
+        (gradient,) = torch.autograd.grad(norm_of(x, weight).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="rms_norm and layer_norm have no second derivative"):
+            gradient.square().sum().backward()
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x.detach(), torch.ones(4, 8))
+            with pytest.raises(RuntimeError, match=f"{norm_of.__name__} has no forward-mode derivative"):
+                norm_of(dual, weight.detach())
 
 
 def test_compile_keeps_one_graph():
@@ -227,6 +267,7 @@ MUTATIONS = {
         "+= 0 * more",
     ),
     "last tile lost": ("in tl.range(program, tl.cdiv(rows, ROWS), programs", "ROWS),", "ROWS) - 1,"),
+    "last partial sums lost": ("for start in range(0, parts, ROWS)", "parts, ROWS", "parts - 1, ROWS"),
     "wide products of raw values": ("products += tl.sum(incoming * (value - centre) * scale)", "- centre", "- 0"),
     "wide deviation lost": ("weight_sum += incoming * value * tl.load(rstd + row", "tl.load", "0.5 + 0 * tl.load"),
 }
@@ -298,11 +339,11 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     def constants_only(constants):
         return {name: value for name, value in constants.items() if name in ("ROWS", "BLOCK")}
 
-    for name in ("forward", "forward_wide", "backward", "backward_wide", "parameters_wide"):
+    for name in LAUNCHED:
         monkeypatch.setattr(norm.kernels, name, Spy(getattr(norm.kernels, name)))
     for kind in ("rms", "layer"):
         for residual in (False, True):
             for width in (5, 200, 300, 700, 1500, 2500, 5000, 9000):
                 assert case_failure(Case(kind, 2, width, residual, torch.float32), True) is None
-    assert len(launched) == 2 * 2 * (7 * 2 + 3)
+    assert len(launched) == 2 * 2 * (7 * 3 + 4)
     assert set(launched) <= compiled

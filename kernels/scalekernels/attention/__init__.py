@@ -30,7 +30,7 @@ from scalekernels.attention.alternatives import Run, alternatives, prepared
 from scalekernels.attention.cases import CASES, GOALS, LADDER, LARGER, Case, cost, flops, inputs
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
-from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
+from scalekernels.device import INTERPRETED, refuse_tangents, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
@@ -69,8 +69,9 @@ def attention(
     that it is right and faster. On compute capability 9.0 kernels written in Gluon are used instead, where
     ``hopper.unsupported`` has no reason against it; ``gluon=False`` keeps to the others. Raises ``TypeError`` for
     dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
-    run; a second derivative raises ``RuntimeError``.
+    run; a second derivative, or one in forward mode, raises ``RuntimeError``.
     """
+    refuse_tangents("attention", q=q, k=k, v=v)
     out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors, gluon)
     return out
 

@@ -86,7 +86,7 @@ def _walk(
             workspace, target[part], None if loss is None else loss.view(-1)[part],
             None if row_gradient is None else row_gradient[part], classes, workspace.stride(0), ignore_index, softcap,
             z_loss, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=kernels.BLOCK,
-            TILES=kernels.tiles(x.dtype.itemsize, softcap > 0), num_warps=kernels.NUM_WARPS,
+            TILES=kernels.tiles(x.dtype.itemsize, softcap > 0, loss is not None), num_warps=kernels.NUM_WARPS,
             num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
         if dx.numel():

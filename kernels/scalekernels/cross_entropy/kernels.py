@@ -26,9 +26,11 @@ SCALE_WARPS = 8
 NUM_STAGES = 1  # nothing here is pipelined
 
 
-def tiles(itemsize: int, capped: bool) -> int:
-    """Return the tiles of an iteration: four loads of 16 bytes in flight per thread, two with a cap's registers."""
-    return 4 if itemsize == 2 and not capped else 2
+def tiles(itemsize: int, capped: bool, loss: bool) -> int:
+    """Return the tiles of an iteration: as many loads of 16 bytes in flight per thread as registers allow (1 to 4)."""
+    if itemsize == 4:
+        return 1 if capped else 2
+    return 4 if loss and not capped else 2
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -212,7 +214,11 @@ def _losses_compilation(role: str, dtype: str, variant: dict[str, Any]) -> Compi
         "stride": "i32", "ignore_index": "i32", "softcap": "fp32", "z_loss": "fp32",
     }  # fmt: skip
     label = f"{role} {dtype}{' softcap' * variant['CAPPED']}"
-    constants = {**variant, "BLOCK": BLOCK, "TILES": tiles(4 if dtype == "fp32" else 2, variant["CAPPED"])}
+    constants = {
+        **variant,
+        "BLOCK": BLOCK,
+        "TILES": tiles(4 if dtype == "fp32" else 2, variant["CAPPED"], "loss" not in variant),
+    }
     return _compilation(losses, label, constants, NUM_WARPS, types, ("logits", "stride"))
 
 

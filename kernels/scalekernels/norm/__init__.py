@@ -12,14 +12,14 @@ and bias are summed in float32 in a fixed order, so that results repeat to the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scalekernels.compilation import Compilation
-from scalekernels.device import require_device, require_dtype, unavailable_reason
+from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
 from scalekernels.norm import kernels
 from scalekernels.norm.cases import (
     CASES,
@@ -93,11 +93,12 @@ def _norm(
     other = None if residual is None else _rows(residual)
     tile = kernels.tile_for(kernels.FORWARD_TILES, width)
     kernel = kernels.forward if width <= kernels.WIDEST else kernels.forward_wide
-    kernel[((rows + tile.rows - 1) // tile.rows,)](
-        source, other, _plain(weight), _plain(bias), out, None if other is None else summed, mean if layer else None,
-        rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
-        ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        kernel[((rows + tile.rows - 1) // tile.rows,)](
+            source, other, _plain(weight), _plain(bias), out, None if other is None else summed,
+            mean if layer else None, rstd, rows, width, source.stride(0), 0 if other is None else other.stride(0), eps,
+            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+        )  # fmt: skip
     return out, summed, mean, rstd
 
 
@@ -123,36 +124,61 @@ def _(
 @torch.library.custom_op("scalekernels::norm_gradients", mutates_args=())
 def _norm_gradients(
     grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
-    layer: bool, weight_gradient: bool, bias_gradient: bool,
+    layer: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, dweight, dbias) with the parameters' in float32, empty where not asked for."""
+    """(dx, dweight, dbias) with the parameters' in the given dtypes, empty where none is given."""
     width, rows = summed.shape[-1], rstd.shape[0]
+    dx, dweight, dbias = _gradients(summed, weight_dtype, bias_dtype)
+    if not rows:
+        return dx, dweight.zero_(), dbias.zero_()
     tile = kernels.tile_for(kernels.BACKWARD_TILES, width)
     wide = width > kernels.WIDEST
-    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
     programs = _programs(summed.device, rows, kernels.WIDE_PARAMETERS_TILE if wide else tile)
-    dweight, dbias = (
-        torch.empty((programs, width) if wanted else (0, 0), dtype=torch.float32, device=summed.device)
-        for wanted in (weight_gradient, bias_gradient)
-    )
-    parts = dweight if weight_gradient else None, dbias if bias_gradient else None
-    if rows:
-        incoming, value = _rows(grad), _rows(summed)
-        more = None if grad_summed is None else _rows(grad_summed)
-        kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
-        centre = mean if layer else None
+    parts = [
+        None if dtype is None else torch.empty((programs, width), dtype=torch.float32, device=summed.device)
+        for dtype in (weight_dtype, bias_dtype)
+    ]
+    incoming, value = _rows(grad), _rows(summed)
+    more = None if grad_summed is None else _rows(grad_summed)
+    kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
+    centre = mean if layer else None
+    with torch.cuda.device_of(summed):
         kernel[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
             ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
-        if wide and (weight_gradient or bias_gradient):
-            _wide_parameters(incoming, value, centre, rstd, parts, programs)
-    return dx, dweight.sum(0), dbias.sum(0)
+        if weight_dtype is not None or bias_dtype is not None:
+            if wide:
+                _wide_parameters(incoming, value, centre, rstd, parts, programs)
+            _finish(parts, dweight, dbias)
+    return dx, dweight, dbias
+
+
+def _gradients(
+    summed: Tensor, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    width = summed.shape[-1]
+    dweight, dbias = (
+        torch.empty(0 if dtype is None else width, dtype=dtype or torch.float32, device=summed.device)
+        for dtype in (weight_dtype, bias_dtype)
+    )
+    return dx, dweight, dbias
+
+
+def _finish(parts: Sequence[Tensor | None], dweight: Tensor, dbias: Tensor) -> None:
+    """Sum the programs' parts into the gradients of the parameters, of both in one launch."""
+    tile = kernels.FINISH_TILE
+    programs, width = next(part.shape for part in parts if part is not None)
+    kernels.finish[((width + tile.block - 1) // tile.block,)](
+        *parts, *(None if part is None else out for part, out in zip(parts, (dweight, dbias), strict=True)),
+        programs, width, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+    )  # fmt: skip
 
 
 def _wide_parameters(
-    grad: Tensor, summed: Tensor, mean: Tensor | None, rstd: Tensor, parts: tuple[Tensor | None, ...], programs: int
+    grad: Tensor, summed: Tensor, mean: Tensor | None, rstd: Tensor, parts: Sequence[Tensor | None], programs: int
 ) -> None:
     tile, (rows, width) = kernels.WIDE_PARAMETERS_TILE, summed.shape
     kernels.parameters_wide[(programs, (width + tile.block - 1) // tile.block)](
@@ -171,12 +197,15 @@ def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
 
 @_norm_gradients.register_fake
 def _(
-    _grad: Tensor, _grad_summed: Tensor | None, summed: Tensor, _weight: Tensor | None, _mean: Tensor, rstd: Tensor,
-    _layer: bool, weight_gradient: bool, bias_gradient: bool,
+    _grad: Tensor, _grad_summed: Tensor | None, summed: Tensor, _weight: Tensor | None, _mean: Tensor, _rstd: Tensor,
+    _layer: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    width = summed.shape[-1]
-    dx = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
-    return dx, rstd.new_empty(width if weight_gradient else 0), rstd.new_empty(width if bias_gradient else 0)
+    return _gradients(summed, weight_dtype, bias_dtype)
+
+
+@_norm_gradients.register_autograd
+def _(_ctx: Any, *_: Any) -> None:
+    raise RuntimeError("rms_norm and layer_norm have no second derivative; use torch.nn.functional's for one")
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -194,12 +223,9 @@ def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None, *_: Non
     more = grad_summed if ctx.residual else None
     if grad is None:  # y was not used, only the sum
         return more, None, None, more if ctx.residual else None, None, None
-    wanted = tuple(ctx.needs_input_grad[1:3])
+    wanted = [dtype if need else None for dtype, need in zip(ctx.dtypes, ctx.needs_input_grad[1:3], strict=True)]
     dx, *parameters = torch.ops.scalekernels.norm_gradients(grad, more, summed, weight, mean, rstd, ctx.layer, *wanted)
-    dweight, dbias = (
-        gradient.to(dtype) if asked else None
-        for gradient, dtype, asked in zip(parameters, ctx.dtypes, wanted, strict=True)
-    )
+    dweight, dbias = (None if dtype is None else one for one, dtype in zip(parameters, wanted, strict=True))
     return dx, dweight, dbias, dx if ctx.residual else None, None, None
 
 
@@ -212,8 +238,10 @@ def rms_norm(
     """Return the RMS norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
 
     The result has the dtype of ``x``, under autocast too. Raises ``ValueError`` for a wrong shape or device,
-    ``TypeError`` for a wrong dtype and ``RuntimeError`` where no kernel can run.
+    ``TypeError`` for a wrong dtype and ``RuntimeError`` where no kernel can run, for a second derivative and in forward
+    mode.
     """
+    refuse_tangents("rms_norm", x=x, weight=weight, residual=residual)
     normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, None, residual, eps, False)
     return normed if residual is None else (normed, summed)
 
@@ -226,6 +254,7 @@ def layer_norm(
 
     Dtypes and errors are those of ``rms_norm``.
     """
+    refuse_tangents("layer_norm", x=x, weight=weight, bias=bias, residual=residual)
     normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, bias, residual, eps, True)
     return normed if residual is None else (normed, summed)
 
@@ -242,19 +271,24 @@ def compilations(arch: int) -> Iterator[Compilation]:
                 yield _compilation(kernels.forward_wide, kernels.WIDE_TILE, case)
                 yield _compilation(kernels.backward_wide, kernels.WIDE_TILE, case)
             yield _compilation(kernels.parameters_wide, kernels.WIDE_PARAMETERS_TILE, Case(kind, 0, 0, False, dtype))
+            yield _compilation(kernels.finish, kernels.FINISH_TILE, Case(kind, 0, 0, False, dtype))
 
 
 def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
-    layer = case.kind == "layer"
+    layer, finishing = case.kind == "layer", function is kernels.finish
     given = {"residual": case.residual, "grad_summed": case.residual, "bias": layer, "mean": layer, "dbias": layer}
+    given["dbias_parts"] = layer
     if function in (kernels.forward, kernels.forward_wide):
         given["summed"] = case.residual
     if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
         given |= {"dweight": False, "dbias": False}
+    sums = ("mean", "rstd", *(("dweight_parts", "dbias_parts") if finishing else ("dweight", "dbias")))
     rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
-    scalars = {name: "i32" for name in function.arg_names if name in ("rows", "width") or name.endswith("_stride")}
+    scalars = {
+        name: "i32" for name in function.arg_names if name in ("rows", "width", "parts") or name.endswith("_stride")
+    }
     pointers = {
-        name: "*fp32" if name in ("mean", "rstd", "dweight", "dbias") else rows
+        name: "*fp32" if name in sums else rows
         for name in function.arg_names
         if name not in (*scalars, "eps", "ROWS", "BLOCK") and given.get(name, True)
     }
@@ -270,7 +304,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         num_warps=tile.num_warps,
         num_stages=kernels.NUM_STAGES,
         work=tile.rows * tile.block,
-        aligned=(*pointers, *(name for name in scalars if name != "rows")),
+        aligned=(*pointers, *(name for name in scalars if name not in ("rows", "parts"))),
         vector_bytes=16,
     )
 

@@ -50,8 +50,13 @@ WIDEST = 8192
 WIDE_TILE = Tile(1, 4096, 8)  # a row in blocks
 WIDE_PARAMETERS_TILE = Tile(4, 1024, 4, 4)  # a band of columns, rows in blocks
 NUM_STAGES = 1  # of loops that do not say otherwise
-KEPT = tl.constexpr(512)  # up to this block the backward keeps weight in registers; beyond, they would spill
-PREFETCH = tl.constexpr(2)  # stages of the backward's loop over tiles: the next one is copied while one is computed
+# Up to these blocks the backward keeps weight in registers; beyond, fewer programs are resident, or it spills.
+KEPT_RMS, KEPT_LAYER = tl.constexpr(4096), tl.constexpr(1024)
+# Stages of the backward's loop over tiles: the next tiles are copied while one is computed. At 3 TB/s and 700 ns of
+# latency 132 multiprocessors need 16 KB each in flight; one tile of each program is 24 to 32 KB, which three stages
+# double where shared memory has room for them (float32 with a residual takes 96 KB a stage at a block of 8192).
+PREFETCH, PREFETCH_LARGE, LARGE = tl.constexpr(3), tl.constexpr(2), tl.constexpr(2048)
+FINISH_TILE = Tile(128, 32, 8)  # of partial sums: a program adds those of 32 columns
 
 
 def tile_for(tiles: dict[int, Tile], width: int) -> Tile:
@@ -167,9 +172,11 @@ def backward(  # noqa: C901 - each branch is one optional pointer
     valid = column < width
     weight_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    if weight is not None and BLOCK <= KEPT:
+    KEEP: tl.constexpr = BLOCK <= KEPT_RMS if mean is None else BLOCK <= KEPT_LAYER
+    STAGES: tl.constexpr = PREFETCH_LARGE if BLOCK > LARGE else PREFETCH
+    if weight is not None and KEEP:
         factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
-    for tile in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=PREFETCH):
+    for tile in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         present = row < rows
         inside = present[:, None] & valid[None, :]
@@ -187,7 +194,7 @@ def backward(  # noqa: C901 - each branch is one optional pointer
         if dbias is not None:
             bias_sum += incoming
         if weight is not None:
-            if BLOCK > KEPT:
+            if not KEEP:
                 factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
             incoming *= factor[None, :]
         result = incoming - value * (tl.sum(incoming * value, axis=1) / width)[:, None]
@@ -276,3 +283,26 @@ def parameters_wide(
         tl.store(dweight + part, tl.sum(weight_sum, axis=0), mask=valid)
     if dbias is not None:
         tl.store(dbias + part, tl.sum(bias_sum, axis=0), mask=valid)
+
+
+@triton.jit
+def finish(dweight_parts, dbias_parts, dweight, dbias, parts, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add the programs' partial sums (parts, C) of BLOCK columns in a fixed order; round to the parameters' dtype."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if dweight is not None:
+        total = add_parts(dweight_parts, parts, width, column, ROWS, BLOCK)
+        tl.store(dweight + column, total.to(dweight.dtype.element_ty), mask=column < width)
+    if dbias is not None:
+        total = add_parts(dbias_parts, parts, width, column, ROWS, BLOCK)
+        tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=column < width)
+
+
+@triton.jit
+def add_parts(source, parts, width, column, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over the rows of (parts, width) at some columns."""
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, parts, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < parts)[:, None] & (column < width)[None, :]
+        total += tl.load(source + row[:, None] * width + column[None, :], mask=inside, other=0.0)
+    return tl.sum(total, axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -12,9 +13,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scalekernels.device import require_device
+from scalekernels.optimizer.bound import Bound
 from scalekernels.optimizer.kernels import OPTIONS
-from scalekernels.optimizer.launch import STATE_DTYPES, Variant, optimizer_step, take_step
-from scalekernels.optimizer.state import dequantised, empty_scale, empty_state, refuse_grad, refuse_param, store
+from scalekernels.optimizer.launch import STATE_DTYPES, Variant, launch_step, optimizer_step
+from scalekernels.optimizer.state import (
+    dequantised,
+    empty_scale,
+    empty_state,
+    refuse_grad,
+    refuse_param,
+    refuse_state,
+    store,
+)
 from scalekernels.optimizer.tables import TABLES, Tables, to_device
 
 NEXT_ID = count(1)
@@ -46,7 +56,15 @@ class FusedOptimizer(Optimizer):
     - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random but repeatably by ``seed``, so that
       updates smaller than half a unit are not lost.
 
-    ``step`` raises for a gradient that is sparse, of another dtype or laid out otherwise than its parameter; the
+    ``step`` makes no lists and sends nothing to the device while parameters, state and gradients are the same
+    tensors at the same addresses; where gradients alone are others, it sends their addresses. A step can be
+    captured in a CUDA graph after one has been taken outside of it, with gradients kept
+    (``zero_grad(set_to_none=False)``) and ``lr`` a tensor on the device, which every replay reads again. Steps on
+    different streams have to be ordered by the caller, as for anything that writes the same parameters
+    (``tables``).
+
+    ``step`` raises for a gradient that is sparse, of another dtype or laid out otherwise than its parameter, for a
+    parameter whose dtype, layout or size is no longer one that its state fits, and for options switched on later; the
     constructor for parameters that are complex, on a device the kernels cannot reach, full of gaps, sharing memory, or
     of a tensor subclass, and for options of torch's that the kernels do not have.
     """
@@ -91,6 +109,7 @@ class FusedOptimizer(Optimizer):
         TABLES[self._tables_id] = self._tables
         self._options: list[list[float]] = []
         self._options_table: Tensor | None = None
+        self._bound: Bound | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; refuse parameters that the kernels cannot update. A parameter counts once."""
@@ -98,21 +117,28 @@ class FusedOptimizer(Optimizer):
         listed = [given] if isinstance(given, Tensor) else list(given)
         if listed and isinstance(listed[0], Tensor):
             param_group["params"] = list(dict.fromkeys(listed))
+            if len(param_group["params"]) < len(listed):
+                warnings.warn("a parameter group names a parameter more than once; it is updated once", stacklevel=3)
         super().add_param_group(param_group)
         self._check_group(len(self.param_groups) - 1)
         self._check_memory()
 
     def _check_group(self, index: int) -> None:
         group = self.param_groups[index]
-        for name in REFUSED:
-            refuse_option(type(self).__name__, name, group.get(name))
-        if group.get("centered") and self.state_dtype != torch.float32:
-            raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
+        self._check_options()
         first = self.param_groups[0]["params"]
         for place, param in enumerate(group["params"]):
             name = f"parameter {place} of group {index}"
             refuse_param(param, name)
             require_device(**{"parameter 0 of group 0": first[0] if first else param, name: param})
+
+    def _check_options(self) -> None:
+        """Refuse what the kernels do not do, also where it was switched on after construction."""
+        for group in self.param_groups:
+            for name in REFUSED:
+                refuse_option(type(self).__name__, name, group.get(name))
+            if group.get("centered") and self.state_dtype != torch.float32:
+                raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
 
     def _check_memory(self) -> None:
         """Refuse parameters that share memory: two programs would write it at the same time."""
@@ -208,25 +234,34 @@ class FusedOptimizer(Optimizer):
                     state["step"].zero_()
         return state
 
-    def _members(self, variant: Variant) -> tuple[list[Tensor], list[Tensor | None], list[dict[str, Any]], list[int]]:
-        """Return parameters that have, or once had, a gradient, with gradient, state and group index."""
+    def _members(
+        self, variant: Variant
+    ) -> tuple[list[Tensor], list[Tensor | None], list[dict[str, Any]], list[int], list[int]]:
+        """Return parameters that have, or once had, a gradient, with gradient, state, group and place among all.
+
+        Raises for those that are not what they were when they were added, and for gradients unlike them.
+        """
         params: list[Tensor] = []
         grads: list[Tensor | None] = []
         states: list[dict[str, Any]] = []
         groups: list[int] = []
-        names = self._names(variant)
+        members: list[int] = []
+        names, total = self._names(variant), count()
         for index, group in enumerate(self.param_groups):
             for place, param in enumerate(group["params"]):
-                grad = param.grad
+                grad, number = param.grad, next(total)
                 if grad is not None:
+                    refuse_param(param, f"parameter {place} of group {index}")
                     refuse_grad(param, grad, f"parameter {place} of group {index}")
                 elif not self.state.get(param):
                     continue
                 params.append(param)
                 grads.append(grad)
                 states.append(self._ready(param, names))
+                refuse_state(param, states[-1], names, f"parameter {place} of group {index}")
                 groups.append(index)
-        return params, grads, states, groups
+                members.append(number)
+        return params, grads, states, groups, members
 
     def _option_table(self, device: torch.device) -> Tensor:
         """Return the float64 table of the groups' options on the device, sent anew only if a number changed."""
@@ -271,35 +306,55 @@ class FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         variant = self.variant()
-        params, grads, states, groups = self._members(variant)
-        if not params:
+        if torch.compiler.is_compiling():
+            self._step_as_operation(variant)
             return loss
+        self._check_options()
+        if self._bind(variant) and self._bound is not None:
+            device = self._tables.pointers.device
+            launch_step(
+                self._tables, variant, self._option_table(device), self._norm_on(device), self.max_grad_norm,
+                self.stochastic_rounding, self.seed,
+            )  # fmt: skip
+            torch.autograd.graph.increment_version([self._bound.params[place] for place in self._bound.members])
+        return loss
+
+    def _bind(self, variant: Variant) -> bool:
+        """Make the tables describe the tensors as they are; return whether there is anything to update."""
+        bound = self._bound
+        if bound is not None and bound.holds(variant, self.param_groups, self.state):
+            grads = [param.grad for param in bound.params]
+            if bound.gradients_hold(grads):
+                return True
+            if bound.take_gradients(grads):
+                self._tables.bind_grads([grads[place] for place in bound.members])
+                return True
+        self._bound = None
+        params, grads, states, groups, members = self._members(variant)
+        if not params:
+            return False
+        self._check_memory()
+        self._tables.bind(params, grads, groups, [[state["step"] for state in states], *self._kept(states, variant)])
+        self._bound = Bound.of(variant, self.param_groups, self.state, members)
+        return True
+
+    def _step_as_operation(self, variant: Variant) -> None:
+        """Take the step as one custom operation, which a graph can hold: the dispatcher sees every tensor."""
+        params, grads, states, groups, _ = self._members(variant)
+        if not params:
+            return
         device = params[0].device
+        optimizer_step(
+            self._tables_id, variant.algorithm, params, grads, [state["step"] for state in states],
+            *self._kept(states, variant), groups, self._option_table(device), self._norm_on(device),
+            self.max_grad_norm, self.stochastic_rounding, self.seed,
+        )  # fmt: skip
+        torch.autograd.graph.increment_version(params)
+
+    def _norm_on(self, device: torch.device) -> Tensor:
         if self.grad_norm is None or self.grad_norm.device != device:
             self.grad_norm = torch.zeros((), dtype=torch.float32, device=device)
-        # Passing a thousand tensors through the dispatcher takes longer than a small model's update on the device.
-        launch = optimizer_step if torch.compiler.is_compiling() else take_step
-        first, second, third, first_scales, second_scales = self._kept(states, variant)
-        launch(
-            self._tables_id,
-            variant.algorithm,
-            params,
-            grads,
-            [state["step"] for state in states],
-            first,
-            second,
-            third,
-            first_scales,
-            second_scales,
-            groups,
-            self._option_table(device),
-            self.grad_norm,
-            self.max_grad_norm,
-            self.stochastic_rounding,
-            self.seed,
-        )
-        torch.autograd.graph.increment_version(params)
-        return loss
+        return self.grad_norm
 
 
 def _as_float(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,22 +150,33 @@ def take_step(
     tables = TABLES.get(tables_id) or Tables()
     tables.bind(params, grads, groups, [steps, first, second, third, first_scales, second_scales])
     variant = Variant(algorithm, bool(first), bool(second), bool(third))
-    state = next((kept[0].dtype for kept in (first, second) if kept), torch.float32)
-    with torch.cuda.device_of(params[0]):
+    launch_step(tables, variant, options, norm, max_grad_norm, stochastic_rounding, seed)
+
+
+def launch_step(
+    tables: Tables,
+    variant: Variant,
+    options: Tensor,
+    norm: Tensor,
+    max_grad_norm: float | None,
+    stochastic_rounding: bool,
+    seed: int,
+) -> None:
+    """Update the tensors that the tables describe; arguments as of ``take_step``."""
+    with torch.cuda.device_of(tables.pointers):
         if max_grad_norm is not None:
-            launch_norm(tables, len(params))
+            launch_norm(tables, tables.tensors)
         low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
-        kernels.advance_kernel[(-(-len(params) // kernels.ADVANCE_TENSORS),)](
-            tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, len(params), tables.count,
+        kernels.advance_kernel[(-(-tables.tensors // kernels.ADVANCE_TENSORS),)](
+            tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, tables.tensors, tables.count,
             float("inf") if max_grad_norm is None else max_grad_norm, low, high,
-            **advance_constants(algorithm, max_grad_norm is not None),
+            **advance_constants(variant.algorithm, max_grad_norm is not None),
             num_warps=kernels.NUM_WARPS, num_stages=1,
         )  # fmt: skip
         for dtype, chunks in tables.chunks.items():
             kernels.update_kernel[(len(chunks),)](
-                tables.pointers, chunks, tables.scalars, tables.keys, len(params), int(stochastic_rounding),
-                **update_constants(variant, dtype, torch.int8 if state == torch.uint8 else state),
-                num_warps=kernels.NUM_WARPS, num_stages=1,
+                tables.pointers, chunks, tables.scalars, tables.keys, tables.tensors, int(stochastic_rounding),
+                **update_constants(variant, dtype, tables.state_dtype), num_warps=kernels.NUM_WARPS, num_stages=1,
             )  # fmt: skip
 
 

@@ -6,6 +6,9 @@ a table of its levels, from its definition and not as the kernels compute it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,6 +83,21 @@ def refuse_grad(param: Tensor, grad: Tensor, name: str) -> None:
             f"the gradient of {name} has strides {grad.stride()}, the parameter {param.stride()}: lay the gradient out "
             "like the parameter (torch.empty_like(parameter).copy_(gradient)), as autograd does"
         )
+
+
+def refuse_state(param: Tensor, state: Mapping[str, Any], names: Sequence[str], name: str) -> None:
+    """Raise for a parameter that was given another shape or layout after its state was made for the former one."""
+    for key in names:
+        kept = state[key]
+        if kept.shape != param.shape or layout(kept) != layout(param):
+            raise ValueError(
+                f"{name} has shape {tuple(param.shape)} and strides {param.stride()}, its {key} {tuple(kept.shape)} "
+                f"and {kept.stride()}: it was changed after its first step; make a new optimizer"
+            )
+        if kept.device != param.device:
+            raise ValueError(
+                f"{name} is on {param.device}, its {key} on {kept.device}: make the optimizer after moving"
+            )
 
 
 def empty_state(param: Tensor, dtype: torch.dtype) -> Tensor:

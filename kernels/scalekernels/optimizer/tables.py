@@ -3,7 +3,9 @@
 A table is compared with the tensors of every step and only the rows that changed travel to the device: all of them at
 the first step, the gradients' row whenever ``zero_grad`` let them move, none in a settled loop. What travels goes
 through a fresh piece of pinned memory without waiting; torch's allocator hands pinned memory out again only after the
-copy from it has run.
+copy from it has run. Tables, scalars and partial sums are written and read on the stream that is current in the step:
+steps on different streams have to be ordered by the caller, as their updates of the same parameters have to be anyway.
+Each optimizer has tables of its own, so that different optimizers may step on different streams at once.
 """
 
 from __future__ import annotations
@@ -64,14 +66,23 @@ class Tables:
         layout = [(param.numel(), param.dtype, param.device) for param in params]
         if layout != self._layout:
             self._lay_out(layout)
-        rows = [[param.data_ptr() for param in params], [_address(grad) for grad in grads]]
+        kept = next((tensors[0].dtype for tensors in state[1:3] if tensors), torch.float32)
+        self.state_dtype = torch.int8 if kept == torch.uint8 else kept
+        rows = [[param.data_ptr() for param in params], [address_of(grad) for grad in grads]]
         rows += [[tensor.data_ptr() for tensor in tensors] for tensors in state]
         rows += [[entry[0] for entry in layout], list(groups)]
         for row, values in enumerate(rows):
-            if values and values != self._rows[row]:
-                to_device(torch.tensor(values, dtype=torch.int64), self.pointers[row])
-                self._rows[row] = values
-                self.uploads[NAMES[row]] += 1
+            self._send(row, values)
+
+    def bind_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """Make the tables describe these gradients of the same tensors as before."""
+        self._send(GRAD, [address_of(grad) for grad in grads])
+
+    def _send(self, row: int, values: list[int]) -> None:
+        if values and values != self._rows[row]:
+            to_device(torch.tensor(values, dtype=torch.int64), self.pointers[row])
+            self._rows[row] = values
+            self.uploads[NAMES[row]] += 1
 
     def _lay_out(self, layout: list[tuple[int, torch.dtype, torch.device]]) -> None:
         lengths, device = [entry[0] for entry in layout], layout[0][2]
@@ -84,6 +95,7 @@ class Tables:
             if len(table):
                 self.chunks[dtype] = torch.empty_like(table, device=device)
                 to_device(table, self.chunks[dtype])
+        self.tensors = len(layout)
         self.count = sum(len(table) for table in self.chunks.values())
         self.pointers = torch.zeros(ROWS, len(layout), dtype=torch.int64, device=device)
         self.scalars = torch.zeros(len(layout), SCALARS, dtype=torch.float32, device=device)
@@ -93,7 +105,8 @@ class Tables:
         self.uploads["chunks"] += 1
 
 
-def _address(grad: Tensor | None) -> int:
+def address_of(grad: Tensor | None) -> int:
+    """Return a gradient's entry in its row."""
     if grad is None:
         return 0
     return grad.data_ptr() if grad.numel() else EMPTY
