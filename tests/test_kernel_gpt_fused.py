@@ -120,7 +120,7 @@ def step_on(built: nn.Module, accumulation: int, dtype: torch.dtype | None) -> t
     ), copy
 
 
-@pytest.mark.parametrize(("form", "accumulation"), zip(FORMS, [1, 2], strict=True))
+@pytest.mark.parametrize(("form", "accumulation"), list(zip(FORMS, [1, 2], strict=True)))
 def test_a_working_copy_trains_like_float32_and_is_cast_once_a_step(form: str, accumulation: int) -> None:
     built = model("fused", **FORMS[form])
     step, copy = step_on(built, accumulation, torch.float16)
