@@ -232,8 +232,9 @@ def _decide_graph(name: str, train: dict[str, Any]) -> None:
         raise PointRefused(f"train.graph: {graph!r} is not for every implementation: {what}")
     if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].OFFERS:
         raise PointRefused(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
-    if graph == "step" and train["precision"] == "float16":
-        raise PointRefused("train.graph: a float16 step may be skipped, which a captured graph cannot; use bfloat16")
+    if graph == "step" and train["precision"] != "bfloat16":
+        # float32 has no working copy to keep its gradients in place, and a float16 step may be skipped.
+        raise PointRefused("train.graph: only a step in bfloat16 can be captured; set train.precision, or use blocks")
     if graph == "step" and train["batch_size"] % train["accumulation"]:
         raise PointRefused("train.graph: a captured step needs micro-batches of one size; let accumulation divide")
 
