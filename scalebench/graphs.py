@@ -14,6 +14,8 @@ GRAPHS_OF = {"compile": ("model", "blocks"), "fused": ("blocks", "model", "step"
 
 def decided_graph(name: str, train: Mapping[str, Any]) -> str:
     """Return ``train.graph`` of a trial of a family; ``PointRefused`` for what its implementation cannot run as one."""
+    if train["implementation"] not in FAMILIES[name].IMPLEMENTATIONS:
+        return "none"  # the trial is unsupported, which its row says
     allowed = GRAPHS_OF.get(train["implementation"], ("none",))
     graph = str(allowed[0] if train["graph"] == "auto" else train["graph"])
     if graph not in allowed:
