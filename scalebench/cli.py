@@ -99,12 +99,19 @@ def plan(
     settings: Settings = [],  # noqa: B006
     results: Path = RESULTS,
     every: Annotated[bool, Parameter("--all", negative=(), help="List every size, however many.")] = False,
+    speed: Annotated[
+        bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
+    ] = False,
+    ceilings: Annotated[
+        tuple[float, float, float],
+        Parameter(help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory."),
+    ] = (700.0, 450.0, 2.8),
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
     from scalebench.commands.sweeps import show_plan
 
-    return show_plan(study, settings, results, every=every, as_json=as_json)
+    return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
 
 
 @app.command

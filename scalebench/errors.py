@@ -24,3 +24,7 @@ def unknown(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
     return f"unknown {name!r}{suggestion} (known: {', '.join(known)})"
+
+
+class PointRefused(ValueError):  # noqa: N818 - a state of the request, as ``OutOfReach``
+    """A combination of fields that cannot be; the message starts with the key at fault."""

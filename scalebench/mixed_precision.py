@@ -36,6 +36,11 @@ class WorkingCopy:
             nn.Parameter(master.detach().to(master.dtype if id(master) in kept else dtype, copy=True))
             for master in self.masters
         ]
+        self.by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for made, master in zip(self.copies, self.masters, strict=True):
+            copies, masters = self.by_dtype.setdefault(made.dtype, ([], []))
+            copies.append(made)
+            masters.append(master)
         self.buffers = [torch.empty_like(master) for master in self.masters]
         # What deepcopy finds in its memo it takes for the copy: the module is made around the parameters.
         memo: dict[int, Any] = {id(old): new for old, new in zip(self.masters, self.copies, strict=True)}
@@ -57,8 +62,9 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights anew."""
-        torch._foreach_copy_(self.copies, list[torch.Tensor](self.masters))
+        """Cast the weights anew: one operation for each dtype, since lists of several dtypes go tensor by tensor."""
+        for copies, masters in self.by_dtype.values():
+            torch._foreach_copy_(copies, masters)
 
     def follow(self, optimizer: Optimizer) -> None:
         """Cast the weights after every step that the optimizer takes."""

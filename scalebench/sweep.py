@@ -72,8 +72,9 @@ def execute(
     if not missing:
         return
     slots = _slots(missing, jobs)
-    # The longest first: begun last, it would keep one worker waiting for the other.
-    attempts = [_prepare(sweep.study_dir, study, trial) for trial in sorted(missing, key=lambda trial: -trial.flops)]
+    if len(slots) > 1:  # the longest first: begun last, it would keep one worker waiting for the other
+        missing = sorted(missing, key=lambda trial: -trial.flops)
+    attempts = [_prepare(sweep.study_dir, study, trial) for trial in missing]
     for attempt in local.place(attempts, slots, study.run.timeout_s, tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row

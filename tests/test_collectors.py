@@ -152,3 +152,23 @@ def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, m
             assert fresh() != before, name
     finally:
         code_fingerprint.cache_clear()
+
+
+def test_memory_without_another_step_is_the_sizes_of_the_tensors() -> None:
+    config = gpt.at(5e4, vocab_size=256, context=32)
+    model = gpt.build(config, "eager")
+    optimizer = build_optimizer(model, train_spec())
+    tokens = torch.zeros(2, 32, dtype=torch.int64)
+    torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    optimizer.step()
+    total = 4 * gpt.count(config).total
+    columns = memory.held_columns(model, optimizer, peak_bytes=10 * total, copies_bytes=total // 2)
+    tracked, _ = split("adamw", config)
+    for name in ("gradients", "optimizer"):
+        assert columns[f"memory_{name}_bytes"] == tracked[f"memory_{name}_bytes"]
+    assert columns["memory_parameters_bytes"] == total + total // 2
+    parts = [
+        columns[f"memory_{name}_bytes"] for name in ("parameters", "gradients", "optimizer", "activations", "other")
+    ]
+    assert sum(parts) == 10 * total
+    assert memory.held_columns(model, optimizer, None)["memory_activations_bytes"] is None

@@ -178,3 +178,48 @@ def test_the_estimate_of_memory_is_near_what_the_closed_form_says(load) -> None:
 def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
     trials = plan(load(GPT + "params = { geom = [2e3, 1e9], points = 100 }\n[train]\nseed = " + str(list(range(100)))))
     assert len({trial.trial_id for trial in trials}) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "graph"),
+    [
+        ({}, "none"),
+        ({"implementation": "compile"}, "model"),
+        ({"implementation": "fused"}, "blocks"),
+        ({"implementation": "fused", "graph": "step", "precision": "bfloat16"}, "step"),
+    ],
+)
+def test_what_runs_as_one_is_decided_by_the_implementation(load, settings: dict[str, str], graph: str) -> None:
+    (planned,) = plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
+    assert planned.trial.train.graph == graph
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"graph": "step"}, "'step' is not for every implementation"),
+        ({"implementation": "compile", "graph": "step"}, 'compile" has model, blocks'),
+        ({"implementation": "fused", "graph": "step"}, "only a step in bfloat16"),
+        ({"implementation": "fused", "graph": "step", "precision": "bfloat16", "accumulation": "3"}, "of one size"),
+    ],
+)
+def test_what_cannot_run_as_one_is_refused_by_name(load, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(StudyError, match=r"train\.graph: ") as caught:
+        plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
+    assert message in str(caught.value)
+
+
+def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:
+    from scalebench.step_model import Ceilings, step_kernels, summary
+
+    shape = "depth = 12\nwidth = 768\nvocab_size = 50304\n[train]\nsequence_length = 1024\nbatch_size = 32\n"
+    (planned,) = plan(load(GPT + shape + 'implementation = "fused"\nprecision = "bfloat16"\nsteps = 1\n'))
+    config, spec = gpt.Config(**planned.trial.model), planned.trial.train
+    arithmetic = sum(kernel.flops for kernel in step_kernels(config, spec))
+    # Attention's backward pass computes the scores again: 3.5 times its forward pass where the count has 3.
+    again = 32 * gpt.count(config, 1024).attention_flops // 2
+    assert arithmetic == pytest.approx(planned.flops + again, rel=2e-3)
+    found = summary(config, spec, Ceilings(), 989e12)
+    assert sum(kernel["seconds"] for kernel in found["kernels"]) == pytest.approx(found["seconds"])
+    assert summary(config, spec, Ceilings(attention=20e12), None)["holds_back"] == "attention backward"
+    assert summary(config, spec, Ceilings(memory=0.1e12), None)["holds_back"] == "GELU"

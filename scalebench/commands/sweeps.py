@@ -101,8 +101,11 @@ def run_demo(results: Path, output: Path) -> int:
 # --- plan ------------------------------------------------------------------------------------------------------------
 
 
-def show_plan(name: str, settings: Sequence[str], results: Path, *, every: bool, as_json: bool) -> int:
-    """Print what a study would run, size by size."""
+def show_plan(
+    name: str, settings: Sequence[str], results: Path, *, every: bool, as_json: bool, ceilings: Sequence[float] = ()
+) -> int:
+    """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps."""
+    from scalebench.commands.speed import print_steps, step_tables
     from scalebench.hardware import device_peak
     from scalebench.planning import load_study
     from scalebench.sweep import survey
@@ -118,10 +121,13 @@ def show_plan(name: str, settings: Sequence[str], results: Path, *, every: bool,
         "flops": sum(trial.flops for trial in sweep.planned),
         "estimated_work_s": sum(trial.seconds(peak) for trial in sweep.planned),
     }
+    steps = step_tables(sweep.planned, ceilings) if ceilings else []
     if as_json:
-        print_json({"study": study.name, "total": total, "sizes": sizes})
+        print_json({"study": study.name, "total": total, "sizes": sizes} | ({"steps": steps} if ceilings else {}))
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    if ceilings:
+        print_steps(steps, ceilings)
     return 0
 
 

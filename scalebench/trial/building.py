@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from scalekernels import unavailable_reason
 from torch import nn
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench.data import Data, open_data
 from scalebench.families import FAMILIES, Unsupported
@@ -89,6 +87,9 @@ def compile_blocks(model: nn.Module) -> nn.Module:
 
 def _require_compiler(model: nn.Module) -> None:
     if next(model.parameters()).device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # a second of imports, which others do without
+        from torch._inductor.exc import InvalidCxxCompiler
+
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from scalebench.batches import to_device
+from scalebench.fused_optimizers import clips
 from scalebench.mixed_precision import WorkingCopy, computes_in
 from scalebench.study import TrainSpec
 from scalebench.tasks import Task
@@ -38,6 +39,7 @@ class Running:
         self.copy: WorkingCopy | None = None
         self.module = model
         if (dtype := computes_in(model, spec.precision)) is not None:
+            assert clips(optimizer), "the loop would clip the gradients of the copy, which are elsewhere"
             self.copy = WorkingCopy(model, dtype)
             self.copy.follow(optimizer)
             self.module = self.copy.module
