@@ -57,7 +57,8 @@ class MachineCode:
     ``matrix`` counts matrix instructions in the PTX by kind ("wgmma SS" with both operands in shared memory, "wgmma RS"
     with the first in registers). ``products`` counts groups of wgmma inside innermost loops, ``drained`` those of them
     that are waited for, with nothing left in flight, before the next is issued. ``losses`` are ptxas' own words.
-    ``overlap`` is the share of the exponentials in main loops that run while a product is in flight (None: not asked).
+    ``overlap`` is the share of the exponentials in main loops that run while a product is in flight, ``overwritten``
+    the number of instructions that write a register which a product in flight reads (None: not asked for).
     """
 
     registers: int
@@ -74,6 +75,7 @@ class MachineCode:
     widest_load_bytes: int
     stores: int
     overlap: float | None = None
+    overwritten: int | None = None
 
 
 def ptxas_version(arch: int) -> str:
@@ -186,8 +188,13 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         stores=len(
             re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
         ),
-        overlap=sass.overlap(*sass.disassembled(compiled.asm["cubin"])) if compilation.overlapped else None,
+        **_asynchronous(compiled.asm["cubin"]) if compilation.overlapped else {},
     )
+
+
+def _asynchronous(cubin: bytes) -> dict[str, Any]:
+    listing = sass.disassembled(cubin)
+    return {"overlap": sass.overlap(*listing), "overwritten": len(sass.overwritten(*listing))}
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -261,6 +268,8 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
         found += _matrix_failures(arch, code)
     if compilation.overlapped and (code.overlap or 0.0) < OVERLAP_AT_LEAST:
         found.append(f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight")
+    if code.overwritten:
+        found.append(f"{code.overwritten} instructions write registers that a product in flight reads")
     if code.losses:
         found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:

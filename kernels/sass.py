@@ -1,4 +1,8 @@
-"""Read disassembled machine code of Hopper (nvdisasm): do exponentials run while a matrix product is in flight?"""
+"""Read disassembled machine code of Hopper (nvdisasm) around its matrix products, which are asynchronous.
+
+Do exponentials run while a product is in flight? Are registers that a product in flight may still read written again,
+as some releases of ptxas before 13.3 do (triton pull request 11781)?
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ _LABEL = re.compile(r"^\s*(\.L_\w+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _JUMP = re.compile(r"\bBRA\S*\s+.*`\((\.L_\w+)\)")
 _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)")
+_LEFT_OPERAND = re.compile(r"HGMMA\S*\s+R\d+,\s+R(\d+),")  # in registers: four of them
+_WRITTEN = re.compile(r"^(?:@!?U?P\d+\s+)?(\S+)\s+(?:U?P\w+,\s*)*R(\d+)\b")
+_WRITES_NOTHING = ("ST", "RED", "BRA", "ISETP", "FSETP", "BAR", "WARPGROUP", "SYNCS", "UTMA", "R2UR", "HGMMA")
 _LEAVES = re.compile(r"\b(EXIT|USETMAXREG)\b")
 
 
@@ -72,3 +79,38 @@ def overlap(instructions: Sequence[str], labels: dict[str, int]) -> float:
                 total += 1
                 beside += in_flight > 0
     return beside / total if total else 0.0
+
+
+def written(instruction: str) -> range:
+    """Return the registers that an instruction other than a product writes, as far as its text says."""
+    parts = _WRITTEN.match(instruction)
+    if not parts or parts[1].startswith(_WRITES_NOTHING):
+        return range(0)
+    wide = {".128": 4, ".64": 2, "WIDE": 2, "LDSM": 4}
+    count = max((size for mark, size in wide.items() if mark in parts[1]), default=1)
+    return range(int(parts[2]), int(parts[2]) + count)
+
+
+def overwritten(instructions: Sequence[str], labels: dict[str, int]) -> list[str]:
+    """Return the instructions that write a register which a product in flight reads.
+
+    Walked in the order of the listing, and around every main loop once more.
+    """
+    walks = [instructions, *([*body, *body] for body in main_loops(instructions, labels))]
+    return [line for walk in walks for line in _overwriting(walk)]
+
+
+def _overwriting(walk: Sequence[str]) -> Iterator[str]:
+    groups: list[set[int]] = [set()]  # registers read by the groups in flight, the last one not closed
+    for line in walk:
+        if "HGMMA" in line:
+            if left := _LEFT_OPERAND.match(line):
+                groups[-1].update(range(int(left[1]), int(left[1]) + 4))
+            if "gsb0" in line:
+                groups.append(set())
+        elif wait := _WAIT.search(line):
+            groups = groups[-1 - int(wait[1], 16) :]
+        elif _LEAVES.search(line):
+            groups = [set()]
+        elif any(register in group for register in written(line) for group in groups):
+            yield line

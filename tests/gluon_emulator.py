@@ -265,6 +265,5 @@ def launch(kernel: Any, programs: int, arguments: Mapping[str, Any], seed: int =
     constants = {name for name, parameter in parameters.items() if "constexpr" in str(parameter.annotation)}
     body = lowered(kernel)
     for program in range(programs):
-        schedule = Schedule(seed if seed < 2 else 1000 * seed + program)
         values = tuple(_argument(name, arguments[name], constants) for name in parameters)
-        Machine(schedule, program, programs).run(body, values)
+        Machine(Schedule(seed, program), program, programs).run(body, values)

@@ -23,18 +23,19 @@ class _Aborted(BaseException):
 
 
 class Schedule:
-    """Delays in virtual time. Seed 0: loads land as late as possible; 1: at once; others: random speeds for all.
+    """Delays in virtual time. Seed 0: loads land late and in any order; 1: at once; others: random speeds for all.
 
     A speed is drawn for each partition and for loads, so that some are 100 times slower than others.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.random, self.scale = seed, random.Random(seed), {}
+    def __init__(self, seed: int, program: int) -> None:
+        self.seed, self.random, self.scale = seed, random.Random(1000 * seed + program), {}
 
     def delay(self, actor: str) -> float:
         """Return the time that the next operation of a partition ("partition 0", ...) or a "load" or "store" takes."""
         if self.seed < 2:
-            return 1.0 if actor.startswith("partition") else (1e6 if self.seed == 0 else 0.0)
+            late = 1e6 * (1.0 + self.random.random()) if self.seed == 0 else 0.0
+            return 1.0 if actor.startswith("partition") else late
         if actor not in self.scale:
             self.scale[actor] = self.random.choice((0.1, 1.0, 10.0))
         return self.scale[actor] * self.random.expovariate(1.0)

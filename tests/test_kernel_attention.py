@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from scalekernels.attention import (
     results,
 )
 from scalekernels.attention import descriptors as attention_descriptors
+from scalekernels.attention import hopper as attention_hopper
 from scalekernels.attention import kernels as attention_kernels
 from scalekernels.attention import launch as attention_launch
 from scalekernels.attention import tiles as attention_tiles
@@ -439,16 +441,17 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, arch):
     monkeypatch.setattr(attention_launch, "_launch", record)
     monkeypatch.setattr(attention_launch, "INTERPRETED", False)
     monkeypatch.setattr(attention_descriptors, "INTERPRETED", False)
+    monkeypatch.setattr(attention_hopper, "INTERPRETED", False)
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
     for dtype in TRITON_TYPES:
         for head_dimension in HEAD_DIMENSIONS:
             for length in (attention_tiles.SHORT, attention_tiles.SHORT + 1):
                 for causal in (False, True):
                     q = torch.empty(1, 1, length, head_dimension, dtype=dtype)
-                    for descriptors in (False, True):
-                        out, lse = attention_launch.forward(q, q, q, causal, 1.0, descriptors)
-                    for deterministic, descriptors in ((False, False), (True, False), (True, True)):
-                        options = (causal, 1.0, deterministic, True, True, descriptors)
+                    for descriptors, gluon in ((False, True), (False, False), (True, False)):
+                        out, lse = attention_launch.forward(q, q, q, causal, 1.0, descriptors, gluon)
+                    for deterministic, descriptors, gluon in itertools.product((False, True), repeat=3):
+                        options = (causal, 1.0, deterministic, True, True, descriptors, gluon)
                         attention_launch.backward(out, q, q, q, out, lse, *options)
     assert launched == {described(compilation) for compilation in compilations(arch)}
 

@@ -1,14 +1,18 @@
 """The forward pass of exact attention for Hopper (sm_90), written in Gluon: warp-specialized, wgmma, TMA.
 
-A program computes CONSUMERS x 64 queries of one head. One warp is the producer: it fetches the queries once and the
-tiles of keys and values, last tile first, into rings of STAGES buffers by TMA. Each consumer warpgroup (4 warps) has 64
-queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while P V_{j-1} runs.
-With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while the tensor cores
-work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
+A program computes CONSUMERS x 64 queries of one head at a time. One warp is the producer: it fetches the queries and
+the tiles of keys and values, last tile first, into rings of STAGES buffers by TMA. Each consumer warpgroup (4 warps)
+has 64 queries. In step j it issues the product Q K_j, then P V_{j-1}, and computes the softmax of tile j while
+P V_{j-1} runs. With PING_PONG the consumers take turns to issue their products, so that one computes its softmax while
+the tensor cores work for the other (FlashAttention-3, Shah et al. 2024, arXiv 2407.08608).
 
-Barriers, all mbarriers in shared memory: q_full, one for each consumer; k_full and v_full, one for each stage, complete
-when the bytes of a tile have landed; k_empty and v_empty complete when every consumer has read a tile; turn, one for
-each consumer, is for PING_PONG. A barrier's n-th use waits for parity n & 1; the first wait on an empty barrier passes.
+Barriers, all mbarriers in shared memory: q_full, one for each consumer, k_full and v_full, one for each stage, complete
+when the bytes of a tile have landed; q_empty, k_empty and v_empty when the consumers have read it; turn, one for each
+consumer, is for PING_PONG. A barrier's n-th use waits for parity n & 1; the first wait on an empty barrier passes.
+
+A program may have several tiles of queries (see ``_own_tile``): while the consumers finish one, the producer fetches
+what the next needs. The output passes through buffers of its own, or, with SHARED_OUT, through those of the queries,
+which saves memory and has the next queries wait.
 
 Queries, keys, values and output are 4-D descriptors (batch, heads, length, D) with their own strides. TMA reads rows
 beyond the length as zeros and does not write them. The keys that a row may not see get a score of -inf; only the tiles
@@ -82,153 +86,194 @@ def _hold(total):
 
 
 @gluon.jit
-def _consume(buffers, work, WHO: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr,  # noqa: PLR0915
-             STAGES: gl.constexpr, CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr):  # fmt: skip
-    """A consumer warpgroup: its 64 queries over ``tiles`` tiles of keys, last to first, then out and lse."""
-    q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty = buffers
-    turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2 = work
+def _own_tile(turn, sizes, BLOCK: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Batch, head, key head, index of batch x heads, first query and number of key tiles of a program's ``turn``.
+
+    All tiles of queries stand in one order, of which program p of P has numbers p, 2P - 1 - p, 2P + p, ... Heads are
+    taken ``section`` at a time, so that their keys fit the L2 cache. Where attention is causal, within a section all
+    heads' last tiles come first, as these have the most keys.
+    """
+    heads, query_heads, group, section, query_length, key_length = sizes
+    place = gl.program_id(0)
+    if turn & 1:
+        place = gl.num_programs(0) - 1 - place
+    place = place + turn * gl.num_programs(0)
+    tiles = gl.cdiv(query_length, BLOCK)
+    first = place // (section * tiles) * section
+    size = gl.minimum(section, heads - first)
+    rest = place - first * tiles
+    tile = rest // size
+    if CAUSAL:
+        tile = tiles - 1 - tile
+    row0 = tile * BLOCK
+    index = first + rest % size
+    # Without a causal mask it is key_length, in a form that depends on the turn: else the compiler makes the masks
+    # before the first turn, and has no registers for them.
+    end = gl.minimum(key_length, row0 + BLOCK) if CAUSAL else gl.maximum(key_length, 0 - turn)
+    head = index % query_heads
+    return index // query_heads, head, head // group, index, row0, gl.cdiv(end, BLOCK_N)
+
+
+@gluon.jit
+def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl.constexpr,  # noqa: PLR0915, C901
+             CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+             CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr):  # fmt: skip
+    """A consumer warpgroup: 64 queries of each tile over the tiles of keys, last to first, then out and lse."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     weight_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     dtype: gl.constexpr = out_desc.dtype
-    FIRST: gl.constexpr = 1 if WHO == 0 else 0  # parity of the first wait for a turn, which is consumer 0's
-    row0 = row0 + WHO * ROWS
-    whole = key_length // BLOCK_N  # tiles that need no mask: those before the end of the keys, and before the diagonal
-    if CAUSAL:
-        whole = gl.minimum(whole, (row0 + 1) // BLOCK_N)
-    masked = gl.maximum(tiles - whole, 1)
+    q_bufs, k_bufs, v_bufs, o_bufs = buffers
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = barriers
+    query_length, key_length = sizes[4], sizes[5]
     q = q_bufs.index(WHO).reshape([ROWS, D])
-    acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
-    peak = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
-    total = gl.zeros([ROWS], gl.float32, row_layout)
+    o = o_bufs.index(WHO).reshape([ROWS, D])
     zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, score_layout)
+    slot, phase, q_phase = turns * 0, turns * 0, turns * 0
+    turn_phase = turns * 0 + (1 if WHO == 0 else 0)  # the first turn is consumer 0's
 
-    mbarrier.wait(q_full.index(WHO), 0)
-    mbarrier.wait(k_full.index(0), 0)
-    if PING_PONG:
-        mbarrier.wait(turn.index(WHO), FIRST)
-    score_token = warpgroup_mma(q, k_bufs.index(0).reshape([BLOCK_N, D]).permute((1, 0)), zeros, use_acc=False,
-                                is_async=True)  # fmt: skip
-    if PING_PONG:
-        mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
-    scores = warpgroup_mma_wait(0, deps=(score_token,))
-    mbarrier.arrive(k_empty.index(0), count=1)
-    scores = _mask(scores, row0, (tiles - 1) * BLOCK_N, key_length, CAUSAL, BLOCK_N, score_layout)
-    raw, _, peak, total = _softmax(scores, peak, total, scale_log2)
-    weights = gl.convert_layout(raw.to(dtype), weight_layout)
+    for own in range(turns):
+        batch, head, _key_head, index, row0, tiles = _own_tile(own, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N)
+        row0 = row0 + WHO * ROWS
+        whole = key_length // BLOCK_N  # tiles that need no mask: before the end of the keys, and before the diagonal
+        if CAUSAL:
+            whole = gl.minimum(whole, (row0 + 1) // BLOCK_N)
+        masked = tiles - whole
+        acc = gl.zeros([ROWS, D], gl.float32, acc_layout)
+        peak = gl.full([ROWS], float("-inf"), gl.float32, row_layout)
+        total = gl.zeros([ROWS], gl.float32, row_layout)
 
-    slot, phase = tiles * 0, tiles * 0
-    for step in range(1, tiles):
-        before, before_phase = slot, phase
-        slot, phase = _next(slot, phase, STAGES)
-        keys = k_bufs.index(slot).reshape([BLOCK_N, D])
-        values = v_bufs.index(before).reshape([BLOCK_N, D])
+        mbarrier.wait(q_full.index(WHO), q_phase)
         mbarrier.wait(k_full.index(slot), phase)
         if PING_PONG:
-            mbarrier.wait(turn.index(WHO), (step & 1) ^ FIRST)
+            mbarrier.wait(turn.index(WHO), turn_phase)
+        keys = k_bufs.index(slot).reshape([BLOCK_N, D])
         score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(before), before_phase)
-        acc_token = warpgroup_mma(weights, values, acc, is_async=True)
         if PING_PONG:
             mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
-        scores = warpgroup_mma_wait(1, deps=(score_token,))
+        scores = warpgroup_mma_wait(0, deps=(score_token,))
         mbarrier.arrive(k_empty.index(slot), count=1)
-        if step < masked:
-            first_key = (tiles - 1 - step) * BLOCK_N
-            scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
-        raw, correction, peak, total = _softmax(scores, peak, total, scale_log2)
-        total = _hold(total)
-        # The weights stay float32 until the product that reads the ones before is over.
-        acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))
-        mbarrier.arrive(v_empty.index(before), count=1)
+        scores = _mask(scores, row0, (tiles - 1) * BLOCK_N, key_length, CAUSAL, BLOCK_N, score_layout)
+        raw, _correction, peak, total = _softmax(scores, peak, total, scale_log2)
         weights = gl.convert_layout(raw.to(dtype), weight_layout)
-        acc = acc * gl.expand_dims(gl.convert_layout(correction, gl.SliceLayout(1, acc_layout)), 1)
 
-    mbarrier.wait(v_full.index(slot), phase)
-    acc_token = warpgroup_mma(weights, v_bufs.index(slot).reshape([BLOCK_N, D]), acc, is_async=True)
-    rows = row0 + gl.arange(0, ROWS, layout=row_layout)
-    gl.store(lse + lse_offset + rows, peak + gl.log2(total), mask=rows < query_length)
-    acc = warpgroup_mma_wait(0, deps=(acc_token,))
-    acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout)), 1)
-    q.store(acc.to(dtype))  # the queries are not needed any more
-    fence_async_shared()
-    tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], q_bufs.index(WHO))
+        for step in range(1, tiles):
+            before, before_phase = slot, phase
+            slot, phase = _next(slot, phase, STAGES)
+            turn_phase = turn_phase ^ 1
+            keys = k_bufs.index(slot).reshape([BLOCK_N, D])
+            values = v_bufs.index(before).reshape([BLOCK_N, D])
+            mbarrier.wait(k_full.index(slot), phase)
+            if PING_PONG:
+                mbarrier.wait(turn.index(WHO), turn_phase)
+            score_token = warpgroup_mma(q, keys.permute((1, 0)), zeros, use_acc=False, is_async=True)
+            mbarrier.wait(v_full.index(before), before_phase)
+            acc_token = warpgroup_mma(weights, values, acc, is_async=True)
+            if PING_PONG:
+                mbarrier.arrive(turn.index((WHO + 1) % CONSUMERS), count=1)
+            scores = warpgroup_mma_wait(1, deps=(score_token,))
+            mbarrier.arrive(k_empty.index(slot), count=1)
+            if step < masked:
+                first_key = (tiles - 1 - step) * BLOCK_N
+                scores = _mask(scores, row0, first_key, key_length, CAUSAL, BLOCK_N, score_layout)
+            raw, correction, peak, total = _softmax(scores, peak, total, scale_log2)
+            total = _hold(total)
+            # The weights stay float32 until the product that reads the ones before is over.
+            acc, raw = warpgroup_mma_wait(0, deps=(acc_token, raw))
+            mbarrier.arrive(v_empty.index(before), count=1)
+            weights = gl.convert_layout(raw.to(dtype), weight_layout)
+            acc = acc * gl.expand_dims(gl.convert_layout(correction, gl.SliceLayout(1, acc_layout)), 1)
+
+        if not SHARED_OUT:
+            mbarrier.arrive(q_empty.index(WHO), count=1)
+        mbarrier.wait(v_full.index(slot), phase)
+        acc_token = warpgroup_mma(weights, v_bufs.index(slot).reshape([BLOCK_N, D]), acc, is_async=True)
+        rows = row0 + gl.arange(0, ROWS, layout=row_layout)
+        places = lse + index.to(gl.int64) * query_length + rows
+        gl.store(places, peak + gl.log2(total), mask=rows < query_length)
+        tma.store_wait(0)  # the output before has left its buffer
+        acc = warpgroup_mma_wait(0, deps=(acc_token,))
+        mbarrier.arrive(v_empty.index(slot), count=1)
+        acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout)), 1)
+        o.store(acc.to(dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], o_bufs.index(WHO))
+        if SHARED_OUT:
+            tma.store_wait(0)
+            mbarrier.arrive(q_empty.index(WHO), count=1)
+        slot, phase = _next(slot, phase, STAGES)
+        turn_phase, q_phase = turn_phase ^ 1, q_phase ^ 1
     tma.store_wait(0)
 
 
 @gluon.jit
-def _produce(descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-             CONSUMERS: gl.constexpr):  # fmt: skip
-    """The producer warp: queries, then keys of a tile before values of the one before, as consumers need them."""
+def _produce(descriptors, buffers, barriers, turns, sizes, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr,
+             STAGES: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+    """The producer warp: keys of a tile before values of the one before, as consumers need them."""
     q_desc, k_desc, v_desc = descriptors
-    q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty = buffers
-    for who in gl.static_range(CONSUMERS):
-        mbarrier.expect(q_full.index(who), q_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(q_desc, [batch, head, row0 + who * ROWS, 0], q_full.index(who),
-                                        q_bufs.index(who))  # fmt: skip
-    first_key = (tiles - 1) * BLOCK_N
-    mbarrier.expect(k_full.index(0), k_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key, 0], k_full.index(0), k_bufs.index(0))
-    slot, phase = tiles * 0, tiles * 0
-    for _ in range(1, tiles):
-        before, before_phase = slot, phase
-        slot, phase = _next(slot, phase, STAGES)
+    q_bufs, k_bufs, v_bufs, _o_bufs = buffers
+    q_full, q_empty, k_full, k_empty, v_full, v_empty, _turn = barriers
+    slot, phase, q_phase = turns * 0, turns * 0, turns * 0
+    for own in range(turns):
+        batch, head, key_head, _index, row0, tiles = _own_tile(own, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N)
+        first_key = (tiles - 1) * BLOCK_N
         mbarrier.wait(k_empty.index(slot), phase ^ 1)
         mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key - BLOCK_N, 0], k_full.index(slot),
-                                        k_bufs.index(slot))  # fmt: skip
-        mbarrier.wait(v_empty.index(before), before_phase ^ 1)
-        mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(before),
-                                        v_bufs.index(before))  # fmt: skip
-        first_key -= BLOCK_N
-    mbarrier.wait(v_empty.index(slot), phase ^ 1)
-    mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(slot), v_bufs.index(slot))
-
-
-@gluon.jit
-def _own_tile(heads, section, length, BLOCK: gl.constexpr, LAST_FIRST: gl.constexpr):
-    """The head of batch x heads and the first row of this program.
-
-    Heads are taken ``section`` at a time, so that their keys fit the L2 cache; within a section all heads' last tiles
-    come first with LAST_FIRST, as these have the most keys where attention is causal.
-    """
-    tiles = gl.cdiv(length, BLOCK)
-    first = gl.program_id(0) // (section * tiles) * section
-    size = gl.minimum(section, heads - first)
-    index = gl.program_id(0) - first * tiles
-    tile = index // size
-    if LAST_FIRST:
-        tile = tiles - 1 - tile
-    return first + index % size, tile * BLOCK
+        tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key, 0], k_full.index(slot), k_bufs.index(slot))
+        for who in gl.static_range(CONSUMERS):
+            mbarrier.wait(q_empty.index(who), q_phase ^ 1)
+            mbarrier.expect(q_full.index(who), q_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [batch, head, row0 + who * ROWS, 0], q_full.index(who),
+                                            q_bufs.index(who))  # fmt: skip
+        for _step in range(1, tiles):
+            before, before_phase = slot, phase
+            slot, phase = _next(slot, phase, STAGES)
+            mbarrier.wait(k_empty.index(slot), phase ^ 1)
+            mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(k_desc, [batch, key_head, first_key - BLOCK_N, 0], k_full.index(slot),
+                                            k_bufs.index(slot))  # fmt: skip
+            mbarrier.wait(v_empty.index(before), before_phase ^ 1)
+            mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(before),
+                                            v_bufs.index(before))  # fmt: skip
+            first_key -= BLOCK_N
+        mbarrier.wait(v_empty.index(slot), phase ^ 1)
+        mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(v_desc, [batch, key_head, first_key, 0], v_full.index(slot), v_bufs.index(slot))
+        slot, phase = _next(slot, phase, STAGES)
+        q_phase = q_phase ^ 1
 
 
 @gluon.jit(do_not_specialize=RUNTIME_SIZES)
 def attention_forward_hopper(
     q_desc, k_desc, v_desc, out_desc, lse, heads, query_heads, group, section, query_length, key_length, scale_log2,
     CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    PING_PONG: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """CONSUMERS x 64 queries of one head. Grid: (tiles x batch x query heads,), 4 warps; ``heads`` is their product.
+    """CONSUMERS x 64 queries of one head at a time. Grid: any number of programs up to tiles x ``heads``; 4 warps.
 
-    Descriptors fetch (1, 1, 64, D) of q and out, (1, 1, BLOCK_N, D) of k and v; lse is (batch, query heads, length).
+    ``heads`` is batch x query heads. Descriptors move (1, 1, 64, D) of q and out, (1, 1, BLOCK_N, D) of k and v; lse is
+    (batch, query heads, length).
     """
-    index, row0 = _own_tile(heads, section, query_length, CONSUMERS * ROWS, CAUSAL)
-    batch = index // query_heads
-    head = index % query_heads
-    key_head = head // group
-    lse_offset = index.to(gl.int64) * query_length
-    end = key_length
-    if CAUSAL:
-        end = gl.minimum(end, row0 + CONSUMERS * ROWS)
-    tiles = gl.cdiv(end, BLOCK_N)
+    tiles = gl.cdiv(query_length, CONSUMERS * ROWS) * heads
+    programs = gl.num_programs(0)
+    turns = tiles // programs
+    place = gl.program_id(0)
+    if turns & 1:
+        place = programs - 1 - place
+    if place < tiles - turns * programs:
+        turns += 1
 
     q_bufs = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], k_desc.layout)
     v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], v_desc.layout)
+    if SHARED_OUT:
+        o_bufs = q_bufs
+    else:
+        o_bufs = gl.allocate_shared_memory(out_desc.dtype, [CONSUMERS, 1, 1, ROWS, D], out_desc.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -236,6 +281,7 @@ def attention_forward_hopper(
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(CONSUMERS):
         mbarrier.init(q_full.index(i), count=1)
+        mbarrier.init(q_empty.index(i), count=1)
         mbarrier.init(turn.index(i), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
@@ -245,27 +291,33 @@ def attention_forward_hopper(
     fence_async_shared()
 
     descriptors = (q_desc, k_desc, v_desc)
-    buffers = (q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty)
-    work = (turn, out_desc, lse, batch, head, lse_offset, row0, tiles, key_length, query_length, scale_log2)
+    buffers = (q_bufs, k_bufs, v_bufs, o_bufs)
+    barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turn)
+    sizes = (heads, query_heads, group, section, query_length, key_length)
     # The list has to be written out: partitions are known when the kernel is compiled.
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
-                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
-                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+                (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 0, CAUSAL, BLOCK_N, D, STAGES,
+                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 1, CAUSAL, BLOCK_N, D, STAGES,
+                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
             ],
             [4, 1],
             [REGISTERS, PRODUCER_REGISTERS],
-        )
+        )  # fmt: skip
     else:
         gl.warp_specialize(
             [
-                (_consume, (buffers, work, 0, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
-                (_consume, (buffers, work, 1, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
-                (_consume, (buffers, work, 2, CAUSAL, BLOCK_N, D, STAGES, CONSUMERS, PING_PONG)),
-                (_produce, (descriptors, buffers, batch, head, key_head, row0, tiles, BLOCK_N, STAGES, CONSUMERS)),
+                (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 0, CAUSAL, BLOCK_N, D, STAGES,
+                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 1, CAUSAL, BLOCK_N, D, STAGES,
+                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 2, CAUSAL, BLOCK_N, D, STAGES,
+                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
-        )
+        )  # fmt: skip
