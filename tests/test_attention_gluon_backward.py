@@ -108,7 +108,7 @@ def test_gradients_agree_with_float64(shape: Shape, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dimension"), [(kind, dimension) for kind in hopper_gradients.SHIPPED for dimension in (64, 128)]
+    ("kind", "dimension"), [(kind, dimension) for kind in ("keys", "queries") for dimension in (64, 128)]
 )
 def test_every_candidate_is_right(kind: str, dimension: int) -> None:
     for tile in hopper_gradients.candidates(kind, dimension):

@@ -109,6 +109,13 @@ def test_gradients_agree_with_float64(shape: Shape, ordered: bool) -> None:
             assert error(pair) < TOLERANCE[torch.bfloat16], (name, seed)
 
 
+def test_every_candidate_is_right() -> None:
+    for tile in hopper_gradients.candidates("all", 128):
+        pairs, in_turn = gradients((1, 2, 1, 300, 300, 128, True), 2, True, tile=tile)
+        assert in_turn
+        assert all(error(pair) < TOLERANCE[torch.bfloat16] for pair in pairs.values()), tile
+
+
 BOTH_WAIT = "        mbarrier.wait(full.index(slot), phase)\n"
 DS_STORED = "        fence_async_shared()\n        mbarrier.arrive(ds_full)\n        before = slot\n"
 RELEASES = "        mbarrier.arrive(ds_empty)\n        mbarrier.arrive(empty.index(before), pred=step > 0)\n"
