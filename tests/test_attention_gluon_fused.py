@@ -26,6 +26,8 @@ SHAPES: list[Shape] = [
     (1, 2, 2, 129, 257, 128, False),
     (1, 2, 1, 330, 330, 128, True),
     (1, 1, 1, 3, 5, 128, True),
+    (1, 4, 2, 150, 300, 64, True),
+    (1, 2, 1, 333, 200, 64, False),
 ]
 
 
@@ -109,9 +111,10 @@ def test_gradients_agree_with_float64(shape: Shape, ordered: bool) -> None:
             assert error(pair) < TOLERANCE[torch.bfloat16], (name, seed)
 
 
-def test_every_candidate_is_right() -> None:
-    for tile in hopper_gradients.candidates("all", 128):
-        pairs, in_turn = gradients((1, 2, 1, 300, 300, 128, True), 2, True, tile=tile)
+@pytest.mark.parametrize("dimension", [64, 128])
+def test_every_candidate_is_right(dimension: int) -> None:
+    for tile in hopper_gradients.candidates("all", dimension):
+        pairs, in_turn = gradients((1, 2, 1, 300, 300, dimension, True), 2, True, tile=tile)
         assert in_turn
         assert all(error(pair) < TOLERANCE[torch.bfloat16] for pair in pairs.values()), tile
 

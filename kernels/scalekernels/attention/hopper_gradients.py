@@ -1,8 +1,8 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
 After a pass that writes the statistics of every row, three methods: "apart" computes dK with dV, and dQ, by the two
-kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all at D 128 by the kernel of ``hopper_fused.py``, dQ
-added to in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
+kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all by the kernel of ``hopper_fused.py``, dQ added to
+in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
 ``DETERMINISTIC`` the method of deterministic gradients: changing a row changes the default.
 ``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for
 measuring on a GPU; no GPU has been at hand.
@@ -47,7 +47,7 @@ class BackwardTile(NamedTuple):
 # By head dimension; causal and full alike.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
-ALL = {128: BackwardTile(64, 3)}
+ALL = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
 DETERMINISTIC = {64: "apart", 128: "apart"}
 
@@ -59,6 +59,7 @@ def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),
         ("queries", 64): ((64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True)),
         ("queries", 128): ((64, 4), (64, 3)),
+        ("all", 64): ((64, 4), (64, 3), (64, 6)),
         ("all", 128): ((64, 3), (64, 2)),
     }
     return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
@@ -79,14 +80,13 @@ def backward(
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
     ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
-    given; where not all gradients are needed, and at D 64, it is "apart". ``tile`` replaces shipped tiles by kind.
+    given; where not all gradients are needed it is "apart". ``tile`` replaces shipped tiles by kind.
     """
     head_dimension = q.shape[3]
-    shipped = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items() if head_dimension in by_size}
-    tile = shipped | dict(tile or {})
+    tile = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items()} | dict(tile or {})
     method = method or DETERMINISTIC[head_dimension]
     statistics = row_statistics(out, grad_out, lse)
-    if need_q and need_kv and method != "apart" and head_dimension in ALL:
+    if need_q and need_kv and method != "apart":
         return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if need_kv:
@@ -269,7 +269,7 @@ def compilation(
         tensor_core=True,
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS},
-        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal else "",
+        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
     )
 
 
