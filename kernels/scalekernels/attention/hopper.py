@@ -69,7 +69,7 @@ FORWARD = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
     (128, False): GluonTile(128, 2),
-    (128, True): GluonTile(128, 2),
+    (128, True): GluonTile(128, 2, persistent=False),
     (256, False): GluonTile(64, 2),
     (256, True): GluonTile(64, 2),
 }

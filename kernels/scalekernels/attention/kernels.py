@@ -187,6 +187,29 @@ def attention_delta(
     tl.store(delta + tl.cast(index, tl.int64) * query_length + rows, sums, mask=rows < query_length)
 
 
+@triton.jit(do_not_specialize=(*RUNTIME_SIZES, "padded_length", "delta_offset"))
+def attention_statistics(
+    out, grad_out, lse, statistics,
+    stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt,
+    query_heads, query_length, padded_length, delta_offset,
+    D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Copies of ``lse``, and row sums of out x grad_out: (2, batch, query heads, padded length), 0 in the padding.
+
+    Grid: (tiles of the padded length x batch x query heads,).
+    """
+    index, first_row = _own_tile(padded_length, BLOCK_M, False)
+    rows = first_row + tl.arange(0, BLOCK_M)
+    stride_ot, stride_gt = tl.cast(stride_ot, tl.int64), tl.cast(stride_gt, tl.int64)
+    o = _load_head(out, index, query_heads, stride_ob, stride_oh, first_row, stride_ot, query_length, BLOCK_M, D)
+    g = _load_head(grad_out, index, query_heads, stride_gb, stride_gh, first_row, stride_gt, query_length, BLOCK_M, D)
+    sums = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
+    logarithms = _load_vector(lse + tl.cast(index, tl.int64) * query_length, rows, query_length, 0.0, True)
+    own = statistics + tl.cast(index, tl.int64) * padded_length + rows
+    tl.store(own, logarithms)
+    tl.store(own + delta_offset, sums)
+
+
 @triton.jit
 def _add_query_tile(dk, dv, k, v, q_base, g_base, lse, delta, dq_base, stride_qb, stride_qh, stride_qt, stride_gb,
                     stride_gh, stride_gt, index, query_heads, first_row, keys, query_length, key_length, padded_length,
@@ -345,3 +368,22 @@ def attention_convert_queries(
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     tl.store(pointers, tl.trans(tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit(do_not_specialize=("query_heads", "query_length", "padded_length"))
+def attention_collect_queries(
+    sums, dq, stride_dqb, stride_dqh, stride_dqt, query_heads, query_length, padded_length, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """dQ from the sums of ``hopper_fused``, a multiple of ``BLOCK_M`` rows long. Grid: (tiles x batch x query heads,).
+
+    In a tile they lie by half of the columns, 8 columns, 8 rows, warp, row, pair of columns, column.
+    """
+    index, first_row = _own_tile(query_length, BLOCK_M, False)
+    own = sums + (tl.cast(index, tl.int64) * padded_length + first_row) * D
+    tile = tl.reshape(tl.load(own + tl.arange(0, BLOCK_M * D)), [2, D // 16, 2, BLOCK_M // 16, 8, 4, 2])
+    tile = tl.reshape(tl.permute(tile, (3, 2, 4, 0, 1, 5, 6)), [BLOCK_M, D])
+    dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
+    pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
+    inside = first_row + tl.arange(0, BLOCK_M) < query_length
+    tl.store(pointers, (tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalekernels.attention import hopper, hopper_forward, kernels, tiles
+from scalekernels.attention import hopper, hopper_forward, hopper_gradients, kernels, tiles
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import Tile, like
@@ -69,11 +69,6 @@ def forward_gluon(
     return out, lse
 
 
-# Passes of backward in Gluon by kind: (q, k, v, grad_out, lse and delta by name, causal, scale) to (dQ, dK, dV), as
-# ``_keys`` and ``_queries`` return them. Kinds that are not here use the kernels of ``kernels.py``.
-GLUON_BACKWARD: dict[str, Callable[[Mapping[str, Tensor], bool, float], tuple[Tensor, Tensor, Tensor]]] = {}
-
-
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
     deterministic: bool, need_q: bool, need_kv: bool, descriptors: bool = False, gluon: bool = True,
@@ -85,26 +80,27 @@ def backward(
     _require(q, k, v, grad_out=grad_out)
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
         grad_out = grad_out.contiguous()
+    gluon = gluon and not descriptors
+    if gluon and hopper_gradients.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None:
+        method = None if deterministic else "atomic"
+        return hopper_gradients.backward(grad_out, q, k, v, out, lse, causal, scale, need_q, need_kv, method)
     delta = _delta(out, grad_out)
     tensors = {"q": q, "k": k, "v": v, "grad_out": grad_out, "lse": lse, "delta": delta}
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
-    gluon = gluon and not descriptors and hopper.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None
     if need_q and need_kv and not deterministic:
-        return choose_and_launch("atomic", tensors, causal, scale, gluon)
+        return choose_and_launch("atomic", tensors, causal, scale)
     if need_kv:
-        _, dk, dv = choose_and_launch("keys", tensors, causal, scale, gluon)
+        _, dk, dv = choose_and_launch("keys", tensors, causal, scale)
     if need_q:
         kind = "queries-descriptors" if descriptors and undescribed(k=k, v=v) is None else "queries"
-        dq, _, _ = choose_and_launch(kind, tensors, causal, scale, gluon)
+        dq, _, _ = choose_and_launch(kind, tensors, causal, scale)
     return dq, dk, dv
 
 
 def choose_and_launch(
-    kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float, gluon: bool = False
+    kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
-    if gluon and kind in GLUON_BACKWARD:
-        return GLUON_BACKWARD[kind](tensors, causal, scale)
     functions: dict[str, Any] = {"keys": _keys, "atomic": _atomic, "queries": _queries}
     functions["queries-descriptors"] = functools.partial(_queries, descriptors=True)
 
@@ -221,6 +217,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
             for kind in ("delta", "convert"):
                 yield _compilation(kind, row_tile(head_dimension), dtype, head_dimension, None)
     yield from hopper.compilations(arch)
+    yield from hopper_gradients.compilations(arch)
 
 
 _FUNCTIONS = {

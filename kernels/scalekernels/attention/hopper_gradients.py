@@ -1,0 +1,314 @@
+"""Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
+
+After a pass that writes the statistics of every row, three methods: "apart" computes dK with dV, and dQ, by the two
+kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all at D 128 by the kernel of ``hopper_fused.py``, dQ
+added to in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
+``DETERMINISTIC`` the method of deterministic gradients: changing a row changes the default.
+``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for
+measuring on a GPU; no GPU has been at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles
+from scalekernels.attention.hopper import DTYPES, described, type_of
+from scalekernels.compilation import Compilation
+
+ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
+LOG2_E = 1.4426950408889634
+STATISTICS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+WARPS = 4  # of the first partition, which is what a launch names; the others are added by the compiler
+# Registers of a thread: at the start, as a consumer, as the producer (in the kernels). An SM has 65,536; the producer's
+# warp counts as a warpgroup.
+START_REGISTERS, REGISTERS = 168, 240
+
+
+class BackwardTile(NamedTuple):
+    """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ."""
+
+    rows: int
+    stages: int
+
+
+# By head dimension; causal and full alike.
+KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
+QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
+ALL = {128: BackwardTile(64, 3)}
+SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
+DETERMINISTIC = {64: "apart", 128: "apart"}
+
+
+def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
+    """Return the tiles of "keys", "queries" or "all" worth measuring, the shipped one first."""
+    listed = {
+        ("keys", 64): ((64, 4), (64, 3), (64, 2), (64, 6)),
+        ("keys", 128): ((64, 3), (64, 2), (64, 4)),
+        ("queries", 64): ((64, 6), (64, 4), (64, 8)),
+        ("queries", 128): ((64, 4), (64, 3)),
+        ("all", 128): ((64, 3), (64, 2)),
+    }
+    return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
+
+
+def unsupported(**tensors: Tensor) -> str | None:
+    """Return why these tensors are left to the other kernels, or None; see :func:`hopper.unsupported`."""
+    if next(iter(tensors.values())).shape[3] not in KEYS:
+        return f"the backward pass in Gluon serves head dimensions {tuple(KEYS)}"
+    return hopper.unsupported(**tensors)
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
+    need_q: bool = True, need_kv: bool = True, method: str | None = None,
+    tile: Mapping[str, BackwardTile] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
+
+    ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
+    given; where not all gradients are needed, and at D 64, it is "apart". ``tile`` replaces shipped tiles by kind.
+    """
+    head_dimension = q.shape[3]
+    shipped = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items() if head_dimension in by_size}
+    tile = shipped | dict(tile or {})
+    method = method or DETERMINISTIC[head_dimension]
+    statistics = row_statistics(out, grad_out, lse)
+    if need_q and need_kv and method != "apart" and head_dimension in ALL:
+        return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
+    dq, dk, dv = (q.new_empty(0) for _ in range(3))
+    if need_kv:
+        dk, dv = tiles.like(k), tiles.like(v)
+        launch(*keys_arguments(q, k, v, grad_out, statistics, dk, dv, causal, scale, tile["keys"]))
+    if need_q:
+        dq = tiles.like(q)
+        launch(*queries_arguments(q, k, v, grad_out, statistics, dq, causal, scale, tile["queries"]))
+    return dq, dk, dv
+
+
+def _together(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, causal: bool, scale: float,
+    tile: BackwardTile, ordered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dk, dv = tiles.like(q), tiles.like(k), tiles.like(v)
+    sums, counters = sums_of(q, tile)
+    launch(*all_arguments(q, k, v, grad_out, statistics, dk, dv, sums, counters, causal, scale, tile, ordered))
+    collect(sums, dq, scale, tile)
+    return dq, dk, dv
+
+
+def sums_of(q: Tensor, tile: BackwardTile) -> tuple[Tensor, Tensor]:
+    """Return zeroed float32 sums of dQ / scale, (B, Hq, padded Tq, D), and int32 counters of their tiles."""
+    batch, heads, length, head_dimension = q.shape
+    padded = tiles.padded(length)
+    sums = torch.zeros((batch, heads, padded, head_dimension), dtype=torch.float32, device=q.device)
+    counters = torch.zeros((batch, heads, padded // tile.rows), dtype=torch.int32, device=q.device)
+    return sums, counters
+
+
+def collect(sums: Tensor, dq: Tensor, scale: float, tile: BackwardTile) -> None:
+    """Write dQ from its sums."""
+    batch, heads, length, head_dimension = dq.shape
+    arguments: dict[str, Any] = {"sums": sums, "dq": dq} | _strides(dq=dq)
+    arguments |= {"query_heads": heads, "query_length": length, "padded_length": sums.shape[2], "scale": scale}
+    grid = (-(-length // tile.rows) * batch * heads,)
+    with _device_of(dq):
+        kernels.attention_collect_queries[grid](
+            **arguments, D=head_dimension, BLOCK_M=tile.rows, num_warps=WARPS, num_stages=1
+        )
+
+
+def row_block(head_dimension: int) -> tuple[int, int]:
+    """Return rows and warps of a program of the pass for the statistics, as in ``launch.row_tile``."""
+    return (128, 8) if head_dimension == 64 else (64, 4)
+
+
+def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
+    """Return (2, B, Hq, padded Tq) in float32: log-sum-exp, and row sums of out x grad_out; zeros in the padding."""
+    batch, heads, length, head_dimension = out.shape
+    padded = tiles.padded(length)
+    statistics = torch.empty((2, batch, heads, padded), dtype=torch.float32, device=out.device)
+    block, warps = row_block(head_dimension)
+    arguments: dict[str, Any] = {"out": out, "grad_out": grad_out, "lse": lse, "statistics": statistics}
+    arguments |= _strides(o=out, g=grad_out)
+    arguments |= {"query_heads": heads, "query_length": length, "padded_length": padded}
+    arguments |= {"delta_offset": batch * heads * padded, "D": head_dimension, "BLOCK_M": block}
+    with _device_of(out):
+        grid = (padded // block * batch * heads,)
+        kernels.attention_statistics[grid](**arguments, num_warps=warps, num_stages=1)
+    return statistics
+
+
+def launch(kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+    """Launch a kernel of ``hopper_backward`` on the device of its tensors, which need not be the current one."""
+    with _device_of(arguments["q_desc"].base):
+        kernel[(programs,)](**arguments, num_warps=WARPS, maxnreg=START_REGISTERS)
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    return {f"stride_{name}{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("bht")}
+
+
+def _device_of(tensor: Tensor) -> Any:
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+
+
+def keys_arguments(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dk: Tensor, dv: Tensor, causal: bool,
+    scale: float, tile: BackwardTile,
+) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
+    """Return kernel, programs and arguments of the launch for dK and dV."""
+    heads, group = k.shape[0] * k.shape[1], q.shape[1] // k.shape[1]
+    described_rows = {"q_desc": (q, tile.rows), "g_desc": (grad_out, tile.rows)}
+    described_rows |= {"k_desc": (k, ROWS), "v_desc": (v, ROWS), "dk_desc": (dk, ROWS), "dv_desc": (dv, ROWS)}
+    arguments = {name: described(*what) for name, what in described_rows.items()}
+    arguments["statistics_desc"] = TensorDescriptor(
+        statistics, [statistics.numel()], [1], [tile.rows], STATISTICS_LAYOUT
+    )
+    # Without a mask all blocks take equally long, so that one key head at a time is enough.
+    section = _section(heads, 4 * group * q.shape[2] * q.shape[3]) if causal else 1
+    arguments |= _sizes(q, k, statistics, scale) | {"section": section} | keys_constants(q.shape[3], causal, tile)
+    return hopper_backward.hopper_keys, -(-k.shape[2] // (2 * ROWS)) * heads, arguments
+
+
+def all_arguments(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dk: Tensor, dv: Tensor, sums: Tensor,
+    counters: Tensor, causal: bool, scale: float, tile: BackwardTile, ordered: bool,
+) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
+    """Return kernel, programs and arguments of the launch for dK, dV and the sums of dQ."""
+    _, programs, arguments = keys_arguments(q, k, v, grad_out, statistics, dk, dv, causal, scale, tile)
+    arguments |= {"sums": sums, "counters": counters, "ORDERED": ordered}
+    return hopper_fused.hopper_all, programs, arguments
+
+
+def queries_arguments(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dq: Tensor, causal: bool, scale: float,
+    tile: BackwardTile,
+) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
+    """Return kernel, programs and arguments of the launch for dQ."""
+    heads, group = q.shape[0] * q.shape[1], q.shape[1] // k.shape[1]
+    described_rows = {"k_desc": (k, tile.rows), "v_desc": (v, tile.rows)}
+    described_rows |= {"q_desc": (q, ROWS), "g_desc": (grad_out, ROWS), "dq_desc": (dq, ROWS)}
+    arguments = {name: described(*what) for name, what in described_rows.items()}
+    arguments["statistics"] = statistics
+    section = _section(heads // group, 4 * k.shape[2] * k.shape[3]) * group if causal else group
+    arguments |= _sizes(q, k, statistics, scale) | {"section": section} | queries_constants(q.shape[3], causal, tile)
+    return hopper_backward.hopper_queries, -(-q.shape[2] // (2 * ROWS)) * heads, arguments
+
+
+def _section(heads: int, bytes_of_head: int) -> int:
+    """Return how many heads run side by side, so that what their programs stream fits the L2 cache together."""
+    return min(heads, max(1, hopper.L2_BYTES // bytes_of_head))
+
+
+def _sizes(q: Tensor, k: Tensor, statistics: Tensor, scale: float) -> dict[str, Any]:
+    return {
+        "batches": q.shape[0], "query_heads": q.shape[1], "group": q.shape[1] // k.shape[1],
+        "query_length": q.shape[2], "key_length": k.shape[2], "padded_length": statistics.shape[3],
+        "scale": scale, "scale_log2": scale * LOG2_E,
+    }  # fmt: skip
+
+
+def keys_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
+    """Return what the kernel for dK and dV is compiled for."""
+    shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
+    return {"KEYS": ROWS, "M": tile.rows} | shared
+
+
+def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
+    """Return what the kernel for dQ is compiled for."""
+    shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
+    return {"M": ROWS, "N": tile.rows} | shared
+
+
+# The address of dQ's sums, stored before the loop and loaded after it; in the loop nothing is spilled.
+_SPILLS_ALLOWED = "one address, kept over the loop"
+
+
+def compilation(
+    kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool, ordered: bool = False
+) -> Compilation:
+    """Return one configuration of "keys", "queries" or "all" as ahead-of-time compilation takes it."""
+    function = {
+        "keys": hopper_backward.hopper_keys,
+        "queries": hopper_backward.hopper_queries,
+        "all": hopper_fused.hopper_all,
+    }[kind]
+    constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
+    if kind == "all":
+        constants["ORDERED"] = ordered
+    types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
+    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
+    name = {"keys": "keys-gluon", "queries": "queries-gluon", "all": "ordered-gluon" if ordered else "atomic-gluon"}
+    mask = "causal" if causal else "full"
+    return Compilation(
+        kernel=function.__name__,
+        label=f"attention {name[kind]} {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages",
+        function=function,
+        signature=signature,
+        constants=constants,
+        num_warps=WARPS,
+        num_stages=3,
+        work=2 * ROWS * tile.rows,
+        aligned=tuple(name for name, type_ in signature.items() if type_.startswith("*")),
+        tensor_core=True,
+        vector_bytes=16,
+        options={"maxnreg": START_REGISTERS},
+        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal else "",
+    )
+
+
+def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[str, ...]) -> dict[str, str]:
+    types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
+    for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
+        types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
+    types |= {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
+    return types | {"sums": "*fp32", "counters": "*i32"}
+
+
+def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
+    """The passes over rows: "statistics", and "collect", which writes dQ from its sums."""
+    function = {"statistics": kernels.attention_statistics, "collect": kernels.attention_collect_queries}[kind]
+    block, warps = row_block(head_dimension) if kind == "statistics" else (ALL[head_dimension].rows, WARPS)
+    constants = {"D": head_dimension, "BLOCK_M": block}
+    pointers = dict.fromkeys(("out", "grad_out", "dq"), f"*{dtype}") | dict.fromkeys(
+        ("lse", "statistics", "sums"), "*fp32"
+    )
+    types = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in function.arg_names}
+    signature = {name: "constexpr" if name in constants else type_ for name, type_ in types.items()}
+    return Compilation(
+        kernel=function.__name__,
+        label=f"attention {kind} {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
+        function=function,
+        signature=signature,
+        constants=constants,
+        num_warps=warps,
+        num_stages=1,
+        work=block,
+        aligned=tuple(name for name in signature if name in pointers or name.startswith("stride_")),
+        vector_bytes=16,
+    )
+
+
+def compilations(arch: int) -> Iterator[Compilation]:
+    """Every configuration of the backward pass in Gluon that a launch can reach on an architecture."""
+    if arch != 90:
+        return
+    for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
+        for kind, shipped in SHIPPED.items():
+            for head_dimension, tile in shipped.items():
+                for ordered in (False, True) if kind == "all" else (False,):
+                    yield compilation(kind, tile, dtype, head_dimension, causal, ordered)
+    for dtype in DTYPES.values():
+        for head_dimension in KEYS:
+            yield _row_compilation("statistics", dtype, head_dimension)
+        for head_dimension in ALL:
+            yield _row_compilation("collect", dtype, head_dimension)
