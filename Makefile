@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo families compare test check format bench kernels gpu coverage report clean
+.PHONY: demo families compare test check format bench kernels gpu gpu-carry coverage report clean
 
 demo: $(READY)
 	$(BIN)/scalebench demo --output reports/demo/index.html
@@ -28,13 +28,27 @@ bench: $(READY)
 
 # Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
 kernels: $(READY)
-	PYTHONPATH=kernels $(BIN)/python kernels/compile_ahead.py
+	PYTHONPATH=kernels $(BIN)/python kernels/tools/compile_ahead.py
 
-# On a machine with a GPU and no network: from source, with the torch and triton of PYTHON. See kernels/gpu.py.
-STAGES ?= check,compare,sweep,report
-OUT ?= results/gpu
+# On a machine with a GPU and no network, with the torch and triton of PYTHON: prove (first) or measure (second).
+PHASE ?= first
+OUT ?= results/gpu-session
+SECONDS_LEFT ?= 280
+CARRIED ?= .gpu-session
 gpu:
-	$(PYTHON) kernels/gpu.py --out $(OUT) --stages $(STAGES) $(if $(WHEELS),--wheels $(WHEELS))
+	PYTHONPATH=kernels $(PYTHON) kernels/tools/gpu_session.py $(PHASE) --out $(OUT) --seconds $(SECONDS_LEFT) --carried $(CARRIED)
+
+# What such a machine lacks, for CARRIED: packages as wheels for Python 3.12, and an assembler without the wgmma fault.
+WHEELS := pydantic pydantic_core annotated-types typing-inspection typing-extensions attrs cyclopts docstring-parser docutils \
+	rich-rst lion-pytorch nvidia-ml-py
+FETCH := -m pip download --quiet --no-deps --only-binary=:all:
+FOR_LINUX := --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+gpu-carry:
+	rm -rf $(CARRIED)/wheels $(CARRIED)/assembler && mkdir -p $(CARRIED)/wheels $(CARRIED)/assembler
+	$(PYTHON) $(FETCH) $(FOR_LINUX) --constraint constraints.txt --dest $(CARRIED)/wheels $(WHEELS)
+	$(PYTHON) $(FETCH) --dest $(CARRIED)/assembler 'nvidia-cuda-nvcc>=13.3'
+	unzip -p $(CARRIED)/assembler/*.whl '*/bin/ptxas' | xz -9 > $(CARRIED)/ptxas.xz
+	rm -r $(CARRIED)/assembler
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)

@@ -32,9 +32,9 @@ ROW_COLUMNS = tuple(
     """
     operation run source backward case case_index dtype provider summary status error_class error_message
     time_median_s time_low_s time_high_s time_p20_s time_p80_s samples outliers processes calls_per_sample
-    noise stop_reason stop_reasons prepare_time_s first_call_time_s timing_method
+    noise stop_reason stop_reasons prepare_time_s first_call_time_s timing_method timing_floor_s
     flops bytes_moved achieved_flops_per_s achieved_bytes_per_s
-    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s ceiling_source
+    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s ceiling_source invalid_reason
     peak_memory_bytes memory_method
     max_abs_error eager_max_abs_error error_ratio error_result accepted error_note
     baseline ratio ratio_low ratio_high margin verdict verdict_reason
@@ -66,8 +66,12 @@ def new_run(results: Path, operation: str) -> Path:
     return run
 
 
-def write_run(run: Path, rows: Sequence[Mapping[str, Any]], samples: pd.DataFrame) -> None:
+def write_run(
+    run: Path, rows: Sequence[Mapping[str, Any]], samples: pd.DataFrame, ended: str = "", missing: Sequence[str] = ()
+) -> None:
     """Close a run: write its samples, and last its rows, with null in every column that was not measured.
+
+    ``ended`` says why it ended early, if it did, and ``missing`` which cases were not measured.
 
     Raises ``ValueError`` for a status outside ``STATUSES``.
     """
@@ -77,7 +81,8 @@ def write_run(run: Path, rows: Sequence[Mapping[str, Any]], samples: pd.DataFram
     write_atomically(run / "samples.parquet", samples.to_parquet(index=False))
     size = (run / "samples.parquet").stat().st_size
     full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name} for row in rows]
-    write_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, "rows": full})
+    end = {"ended": ended, "not_measured": list(missing)} if ended else {}
+    write_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, **end, "rows": full})
 
 
 def comparison_dirs(path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Optimizers of ``implementation = "triton"``: a handful of launches for all tensors, gradient clipping included."""
+"""Optimizers of ``triton`` and ``fused``: a handful of launches for all tensors, gradient clipping included."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from scalebench.fused_optimizers import build_fused_optimizer
@@ -151,7 +151,7 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
         {"params": members, "weight_decay": spec.weight_decay * decays} | ({"hidden": inner} if hidden else {})
         for (decays, inner), members in groups.items()
     ]
-    if spec.implementation == "triton":
+    if spec.implementation in ("triton", "fused"):
         return build_fused_optimizer(made, spec)
     return OPTIMIZERS[spec.optimizer].make(made, spec)
 
@@ -175,6 +175,10 @@ def schedule_factor(spec: TrainSpec, step: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, spec: TrainSpec, step: int) -> None:
-    """Give every parameter group the learning rate of a step."""
+    """Give every parameter group the learning rate of a step; one kept as a tensor is filled, without waiting."""
+    rate = spec.learning_rate * schedule_factor(spec, step)
     for group in optimizer.param_groups:
-        group["lr"] = spec.learning_rate * schedule_factor(spec, step)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

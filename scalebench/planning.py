@@ -211,11 +211,31 @@ def _training(name: str, model: Mapping[str, Any], opening: Opening, train: dict
     if train["learning_rate"] == "auto":
         train["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
     train.setdefault("weight_decay", optimizer.weight_decay)
+    _decide_graph(name, train)
     if train["accumulation"] > batch_size:
         raise PointRefused(f"train.accumulation: {train['accumulation']} micro-batches of a batch of {batch_size}")
     if train["checkpointing"] and "checkpointing" not in family.OFFERS:
         raise PointRefused(f"train.checkpointing: {name} has no blocks to compute again; {_offering('checkpointing')}")
     return train, counts, fields
+
+
+# What can run as one, by implementation; the first is what "auto" stands for. Others launch operation by operation.
+GRAPHS_OF = {"compile": ("model", "blocks"), "fused": ("blocks", "model", "step", "none")}
+
+
+def _decide_graph(name: str, train: dict[str, Any]) -> None:
+    """Decide ``train.graph``, or refuse what the implementation cannot run as one."""
+    allowed = GRAPHS_OF.get(train["implementation"], ("none",))
+    graph = train["graph"] = allowed[0] if train["graph"] == "auto" else train["graph"]
+    if graph not in allowed:
+        what = f'implementation = "{train["implementation"]}" has {", ".join(allowed)}'
+        raise PointRefused(f"train.graph: {graph!r} is not for every implementation: {what}")
+    if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].OFFERS:
+        raise PointRefused(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
+    if graph == "step" and train["precision"] == "float16":
+        raise PointRefused("train.graph: a float16 step may be skipped, which a captured graph cannot; use bfloat16")
+    if graph == "step" and train["batch_size"] % train["accumulation"]:
+        raise PointRefused("train.graph: a captured step needs micro-batches of one size; let accumulation divide")
 
 
 def _inference(name: str, model: Mapping[str, Any], opening: Opening, asked: dict[str, Any]) -> Decided:

@@ -38,11 +38,20 @@ def median_interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, flo
 
     With too few samples for ``level`` the interval is the whole range. Source: David & Nagaraja, Order Statistics, 7.1.
     """
-    from scipy.stats import binom
-
     x = np.sort(np.asarray(samples, dtype=np.float64))
-    rank = int(binom.ppf((1 - level) / 2, x.size, 0.5))
+    rank = _fair_quantile((1 - level) / 2, x.size)
     return float(x[max(rank - 1, 0)]), float(x[min(x.size - rank, x.size - 1)])
+
+
+def _fair_quantile(probability: float, tosses: int) -> int:
+    """Return the least k with P(at most k heads in ``tosses`` tosses of a fair coin) >= ``probability``.
+
+    This is ``scipy.stats.binom.ppf`` without the second that importing ``scipy.stats`` takes.
+    """
+    from scipy.special import bdtr, bdtrik
+
+    near = int(np.ceil(bdtrik(probability, tosses, 0.5)))
+    return next(k for k in range(max(near - 1, 0), tosses + 1) if bdtr(k, tosses, 0.5) >= probability)
 
 
 def summarize(samples: ArrayLike) -> Summary:
@@ -168,16 +177,16 @@ def _interval(
     five processes that one can afford, percentiles are far too narrow: the bootstrap's standard error, freed of its
     bias sqrt((P-1)/P), is multiplied with Student's t of P - 1 degrees of freedom (Hesterberg 2015, section 5).
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     processes, resamples, _ = draws.shape
     chosen = rng.integers(processes, size=(resamples, processes))
     rows, columns = np.indices(chosen.shape)
     error = float(draws[chosen, rows, columns].mean(axis=1).std(ddof=1))
     tail = (1 + level) / 2
-    reach = float(norm.ppf(tail)) * error
+    reach = float(ndtri(tail)) * error
     if processes > 1:
-        reach = float(t.ppf(tail, processes - 1)) * error * float(np.sqrt(processes / (processes - 1)))
+        reach = float(stdtrit(processes - 1, tail)) * error * float(np.sqrt(processes / (processes - 1)))
     center = float(logs.mean())
     value, low, high = (float(np.exp(center + shift)) for shift in (0.0, -reach, reach))
     return Interval(value, low, high, processes)

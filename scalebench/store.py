@@ -44,7 +44,7 @@ RECORD_COLUMNS = tuple(
     memory_activations_bytes memory_other_bytes
     memory_at_peak_parameters_bytes memory_at_peak_gradients_bytes memory_at_peak_optimizer_bytes
     memory_at_peak_activations_bytes memory_at_peak_other_bytes
-    memory_split_method checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
+    memory_split_method attention_backend checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
     energy_j energy_method
     tokens_seen samples_seen epochs_seen data_sha256
     machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench import store
-from scalebench.collectors.environment import code_fingerprint
+from scalebench.collectors.environment import code_fingerprint, command_line
 from scalebench.engines import local
 from scalebench.hardware import device_peak
 from scalebench.planning import PlannedTrial, plan
@@ -115,11 +113,6 @@ def _save_study(sweep: Sweep, study: Study) -> None:
     store.write_json(sweep.study_dir / "study.json", content | {"command": before.get("command", command_line())})
 
 
-def command_line() -> str:
-    """Return the command as one would type it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
     attempt = store.new_attempt(study_dir, planned.trial_id)
     header = {
@@ -128,6 +121,7 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
         "requested": dict(planned.requested),
         "command": command_line(),
         "checkpoint": study.run.checkpoint,
+        "memory": study.run.memory,
         "trial": planned.trial.model_dump(),
     }
     store.write_json(attempt / "trial.json", header)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from scalebench.batches import batches, to_device
 from scalebench.collectors.time import StepClock
 from scalebench.fused_optimizers import clips
 from scalebench.optimizers import set_learning_rate
@@ -34,11 +35,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch; on a GPU from pinned memory, without waiting."""
-    if device.type == "cpu":
-        return batch
-    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+def computing(model: nn.Module, device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a model computes at ``precision``: autocast, unless its weights have the type."""
+    return nullcontext() if getattr(model, "KEEPS_TYPE", False) else autocast(device, precision)
 
 
 def train(
@@ -49,24 +48,44 @@ def train(
     clock: StepClock,
     losses: Tensor,
     check: Callable[[int], None],
+    make_step: Callable[[nn.Module, Optimizer, Task, TrainSpec, GradScaler], Step] | None = None,
 ) -> int:
     """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged.
 
+    Nothing within a step waits for the device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one.
     Returns how many steps the loss scaler of float16 skipped, their gradients being too large for the format.
     """
-    device, scaler, skipped = losses.device, loss_scaler(losses.device, spec), 0
+    device = losses.device
+    run = (make_step or Step)(model, optimizer, task, spec, loss_scaler(device, spec))
     model.train()
     clock.lap()
-    for step in range(spec.steps):
-        batch = to_device(task.batch(step), device)
-        clock.data_ready()
-        losses[step] = backward(model, task, batch, spec, scaler)
-        set_learning_rate(optimizer, spec, step)
-        skipped += not update(model, optimizer, spec, scaler)
-        clock.lap()
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
-            check(step + 1)
-    return skipped
+    with closing(batches(task, spec.steps, device)) as coming:
+        for step, batch in enumerate(coming):
+            clock.data_ready()
+            set_learning_rate(optimizer, spec, step)
+            losses[step] = run(batch)
+            clock.lap()
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
+                check(step + 1)
+    return run.skipped
+
+
+@dataclass
+class Step:
+    """Forward, backward and update on one batch. ``skipped`` counts the steps that the loss scaler skipped."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    task: Task
+    spec: TrainSpec
+    scaler: GradScaler
+    skipped: int = 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take the step and return the batch's mean loss, ()."""
+        loss = backward(self.model, self.task, batch, self.spec, self.scaler)
+        self.skipped += not update(self.model, self.optimizer, self.spec, self.scaler)
+        return loss
 
 
 def loss_scaler(device: torch.device, spec: TrainSpec) -> GradScaler:
@@ -86,7 +105,7 @@ def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler
     """
     total = torch.zeros((), device=batch[0].device)
     for part in micro_batches(batch, spec.accumulation):
-        with autocast(total.device, spec.precision):
+        with computing(model, total.device, spec.precision):
             loss = task.loss(model, part) * (len(part[0]) / len(batch[0]))
         scaler.scale(loss).backward()
         total += loss.detach()
@@ -128,7 +147,7 @@ def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device
     kept: list[dict[str, NDArray[np.float64]]] = []
     clusters: list[NDArray[np.int64]] = []
     for batch, cluster in task.validation():
-        with autocast(device, spec.precision):
+        with computing(model, device, spec.precision):
             judged = task.judge(model, to_device(batch, device))
         kept.append({name: values.double().cpu().numpy() for name, values in judged.items()})
         clusters.append(cluster)

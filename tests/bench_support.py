@@ -41,7 +41,7 @@ def run(benchmark: Any, operation: Operation, case: Any, provider: str, backward
     benchmark.extra_info |= {
         "operation": operation.name, "backward": backward, "case": case.label, "provider": provider,
         "dtype": dtype_name(case), "device_kind": DEVICE, "torch_version": torch.__version__,
-        **cost_columns(operation, case, backward), **shape,
+        **cost_columns(operation, case, backward, operation.module.providers()[provider]), **shape,
     }  # fmt: skip
 
     def synchronised() -> None:

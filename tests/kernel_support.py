@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from scalekernels.accuracy import ULPS, judge_results
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -67,31 +69,16 @@ def inaccuracy(
     same_precision: Mapping[str, Tensor],
     oracle: Mapping[str, Tensor],
     *,
-    ulps: float = 8.0,
+    ulps: float = ULPS,
     terms: float = 0.0,
 ) -> str | None:
-    """Say how ``ours`` fails the acceptance rule, or return None where it passes.
+    """Say how ``ours`` fails the acceptance rule of ``scalekernels.accuracy``, or return None where it passes.
 
-    Each tensor's largest error against the float64 ``oracle`` is at most twice that of PyTorch's own path in the same
-    precision, or ``ulps`` float32 ulps of the oracle's largest magnitude over all its tensors (a gradient that is zero
-    because large terms cancel has no scale of its own) or of ``terms``, the size of what is summed, whichever is more.
-    What ``same_precision`` lacks is held to the ulps alone. The names must be those of the oracle.
+    Gradients may be small differences of large terms, zero even, so that they have no scale of their own: ``terms`` is
+    at least the largest magnitude of all results.
     """
-    if ours.keys() != oracle.keys():
-        return f"results are {', '.join(ours)}; expected {', '.join(oracle)}"
-    scale = max(terms, *(exact.abs().max().item() for exact in oracle.values()))
-    for name, exact in oracle.items():
-        if ours[name].shape != exact.shape:
-            return f"{name} has shape {tuple(ours[name].shape)}, expected {tuple(exact.shape)}"
-        theirs = _largest_error(same_precision[name], exact) if name in same_precision else 0.0
-        allowed = max(2 * theirs, ulps * torch.finfo(torch.float32).eps * scale)
-        if not (error := _largest_error(ours[name], exact)) <= allowed:  # written so that NaN fails
-            return f"{name}: largest error {error:.3g} exceeds {allowed:.3g} (PyTorch's own: {theirs:.3g})"
-    return None
-
-
-def _largest_error(found: Tensor, exact: Tensor) -> float:
-    return (found.detach().double() - exact).abs().max().item()
+    terms = max(terms, 0.0, *(exact.abs().max().item() for exact in oracle.values() if exact.numel()))
+    return judge_results(ours, same_precision, oracle, ulps=ulps, terms=terms).problem or None
 
 
 def assert_accurate(
@@ -99,7 +86,7 @@ def assert_accurate(
     same_precision: Mapping[str, Tensor],
     oracle: Mapping[str, Tensor],
     *,
-    ulps: float = 8.0,
+    ulps: float = ULPS,
 ) -> None:
     """Fail with the reason where ``ours`` does not pass the acceptance rule of :func:`inaccuracy`."""
     if reason := inaccuracy(ours, same_precision, oracle, ulps=ulps):
@@ -153,3 +140,31 @@ def _is_needed(node: ast.stmt, used: set[str]) -> bool:
 def _first_line(node: ast.stmt) -> int:
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def guarded_launches(monkeypatch: pytest.MonkeyPatch, module: str, names: tuple[str, ...]) -> list[str]:
+    """Note the launches of a module's kernels by name; one outside ``torch.cuda.device_of`` fails the test."""
+    launched: list[str] = []
+    depth = [0]
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        assert isinstance(tensor, Tensor)
+        depth[0] += 1
+        yield
+        depth[0] -= 1
+
+    class Spy:
+        def __init__(self, kernel: Any, name: str) -> None:
+            self.kernel, self.name = kernel, name
+
+        def __getitem__(self, grid: Any) -> Any:
+            assert depth[0], f"{self.name} is launched on whatever device is current"
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    home = importlib.import_module(module)
+    for name in names:
+        monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
+    return launched

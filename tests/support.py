@@ -37,7 +37,8 @@ _TRAIN = {
     "steps": 10, "batch_size": 8, "accumulation": 1, "checkpointing": False, "sequence_length": None,
     "optimizer": "adamw", "learning_rate": 0.01, "schedule": "constant", "warmup_steps": 0, "decay_fraction": 0.8,
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
-    "momentum": 0.9, "gradient_clip": 1e9, "precision": "float32", "implementation": "eager", "seed": 0,
+    "momentum": 0.9, "gradient_clip": 1e9, "precision": "float32", "implementation": "eager", "graph": "none",
+    "seed": 0,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from scalebench.comparison.operations import (
     decode,
     load_operation,
 )
-from scalebench.comparison.timing import CpuClock, sample_interleaved
+from scalebench.comparison.timing import CpuClock, Timer, Work, sample_interleaved
 from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
 from scalebench.reporting import render
 from scalebench.statistics import StoppingRule, ratio_of_medians, verdict
@@ -36,6 +36,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     results = tmp_path_factory.mktemp("results")
     names = ("eager", "again", "slow", "wrong", "renamed", "absent", "crashing")
     return scalebench.compare(OPERATION, results=results, providers=names, **QUICK)
+
+
+def timers(works: dict[str, Work]) -> dict[str, Timer]:
+    return {name: CpuClock().timer(work, 1) for name, work in works.items()}
 
 
 def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
@@ -128,20 +132,20 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
 
 
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
-    rule, clock = StoppingRule(timeout_s=1e-3), CpuClock()
+    rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
-    sampled = sample_interleaved(works, {"fast": 1, "slow": 1}, clock, rule, random.Random(0))
+    sampled = sample_interleaved(timers(works), rule, random.Random(0))
     (count,) = {len(one.times_s) for one in sampled.values()}
     assert 1 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
     slower = {"slow": lambda: time.sleep(20e-3) or {}}
-    (one,) = sample_interleaved(slower, {"slow": 1}, clock, rule, random.Random(0)).values()
+    (one,) = sample_interleaved(timers(slower), rule, random.Random(0)).values()
     assert (len(one.times_s), one.stop_reason) == (1, "timeout")
 
 
 def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
     calls = iter(range(3))
     works = {"steady": dict, "failing": lambda: {"x": next(calls)}}
-    sampled = sample_interleaved(works, {"steady": 1, "failing": 1}, CpuClock(), StoppingRule(), random.Random(0))
+    sampled = sample_interleaved(timers(works), StoppingRule(), random.Random(0))
     assert isinstance(sampled["failing"].error, StopIteration)
     assert len(sampled["failing"].times_s) == 3
     assert len(sampled["steady"].times_s) >= 10

@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU)),
     pytest.mark.skipif(NO_GPU is None and unavailable_reason() is not None, reason=str(unavailable_reason())),
 ]
-LARGEST_FLOPS = 1e11  # of the ladder: what its float64 oracle still does in seconds
 
 
 @lru_cache(maxsize=1)
@@ -37,7 +36,7 @@ def subjects() -> list[tuple[str, str]]:
     found = []
     for operation in OPERATIONS:
         module = import_module(f"scalekernels.{operation}")
-        cases = list(check_case.cases(module, ["float16", "bfloat16", "float32"], LARGEST_FLOPS))
+        cases = list(check_case.cases(module, ["float16", "bfloat16", "float32"], larger=True))
         found += [(operation, case.label) for case in (cases[:1] if NO_GPU else cases)]
     return found
 
@@ -51,7 +50,13 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(findings: Path, *arguments: str) -> dict[str, object]:
     """Run one check in a process of its own and return what it found."""
     output = findings / f"{len(list(findings.iterdir()))}.json"
-    command = [sys.executable, str(REPOSITORY / "kernels" / "check_case.py"), *arguments, "--output", str(output)]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "kernels" / "tools" / "check_case.py"),
+        *arguments,
+        "--output",
+        str(output),
+    ]
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode in (0, 1), f"ended by {done.returncode}: {done.stderr[-2000:]}"

@@ -158,7 +158,12 @@ def test_the_cache_never_serves_another_kernels_figures(tmp_path: Path, monkeypa
 
 def test_compiling_under_the_interpreter_is_refused(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(REPOSITORY / "kernels" / "compile_ahead.py"), "--output", str(tmp_path / "x.json")]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "kernels" / "tools" / "compile_ahead.py"),
+        "--output",
+        str(tmp_path / "x.json"),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode != 0
     assert "unset TRITON_INTERPRET" in done.stderr

@@ -20,7 +20,8 @@ from scalebench.study import DataSpec, TrainSpec
 from scalebench.train import Diverged, backward, check_finite, loss_scaler, micro_batches, train, update, validate
 from scalebench.trial.building import usable_device
 from scalebench.trial.checkpointing import recompute_blocks
-from scalebench.trial.training import MeasuredTraining, backward_of
+from scalebench.trial.running import backward_of
+from scalebench.trial.training import MeasuredTraining
 
 CPU = torch.device("cpu")
 

@@ -35,6 +35,8 @@ class Case:
 FAULTS = ((5, ""), (3, "crash"), (7, "wrong"), (7, "forgets"), (9, "unsteady"))
 CASES = tuple(Case(length, fault) for length, fault in FAULTS)
 LADDER = (Case(10_000, ""),)
+LARGER = (Case(1_000, ""),)
+GOALS = ()
 
 
 @triton.jit

@@ -17,9 +17,10 @@ class Compilation:
     ``constants`` holds the values of the constexpr ones, ``aligned`` names the pointers and integers that a launch
     guarantees to be divisible by 16. ``work`` orders configurations of one kernel by tile size, largest last.
     ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the width
-    that global loads must have at least once. ``spills_allowed`` excuses register spills, with the reason.
-    ``overlapped`` says that exponentials must run while a matrix product is in flight. ``options`` are launch options
-    beside warps and stages.
+    that global loads must have at least once. ``most_instructions`` limits the machine instructions per element of the
+    main loop on sm_90, an iteration of which handles ``elements`` per thread. ``spills_allowed`` excuses register
+    spills, with the reason. ``overlapped`` says that exponentials must run while a matrix product is in flight.
+    ``options`` are launch options beside warps and stages.
     """
 
     kernel: str
@@ -34,5 +35,7 @@ class Compilation:
     tensor_core: bool = False
     vector_bytes: int | None = None
     spills_allowed: str = ""
+    elements: int = 0
+    most_instructions: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     overlapped: bool = False

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 OLDEST = (8, 0)  # Ampere: the first with bfloat16 and asynchronous copies
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -68,3 +69,15 @@ def require_dtype(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) ->
         if tensor is not None and tensor.dtype not in allowed:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise TypeError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
+
+
+def refuse_tangents(operation: str, **tensors: Tensor | None) -> None:
+    """Raise ``RuntimeError`` for a tensor with a forward-mode tangent, which a custom operation would drop silently."""
+    if forward_ad._current_level < 0:  # nothing is being differentiated forward, the usual case
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"{operation} has no forward-mode derivative ({name} has a tangent): use torch.autograd or "
+                "torch.func.vjp, or the plain torch operation"
+            )

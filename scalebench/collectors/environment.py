@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import lru_cache
@@ -18,8 +19,21 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
 DECISIVE = (
     *("families", "data", "collectors", "tasks", "trial", "generation"),
-    *("fused_optimizers.py", "optimizers.py", "train.py", "worker.py"),
+    *(
+        "fused_optimizers.py",
+        "mixed_precision.py",
+        "batches.py",
+        "captured.py",
+        "optimizers.py",
+        "train.py",
+        "worker.py",
+    ),
 )
+
+
+def command_line() -> str:
+    """Return the command as one would type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def package_version(name: str) -> str | None:

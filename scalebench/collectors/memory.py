@@ -98,6 +98,30 @@ def split_columns(
     }
 
 
+def held_columns(
+    model: nn.Module, optimizer: Optimizer, peak_bytes: int | None, copies_bytes: int = 0, gradient_bytes: int = 0
+) -> dict[str, int | str | None]:
+    """Return the memory columns by category without running another step.
+
+    Parameters (with ``copies_bytes`` in another dtype), gradients (``gradient_bytes``, or as many as the parameters')
+    and the optimizer's state are what their tensors take. Activations are what else the allocator held at its peak of
+    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator does not tell.
+    """
+    parameters = _tensor_bytes(model.parameters())
+    state = _tensor_bytes(value for tensors in optimizer.state.values() for value in tensors.values())
+    held = {
+        "parameters": parameters + copies_bytes,
+        "gradients": gradient_bytes or parameters,
+        "optimizer": state,
+        "other": _tensor_bytes(model.buffers()),
+    }
+    return {
+        **{f"memory_{name}_bytes": size for name, size in held.items()},
+        "memory_activations_bytes": None if peak_bytes is None else max(0, peak_bytes - sum(held.values())),
+        "memory_split_method": "sizes of tensors; activations: what else the CUDA allocator held at its peak",
+    }
+
+
 def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
     """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
 

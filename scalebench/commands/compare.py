@@ -14,11 +14,11 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from scalebench.collectors.environment import command_line
 from scalebench.commands.terminal import duration, print_json, say, si, table
 from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
-from scalebench.comparison.runner import ProcessLost, Tick
+from scalebench.comparison.runner import Tick
 from scalebench.errors import InputError
-from scalebench.sweep import command_line
 
 LINE_EVERY_S = 30.0
 WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
@@ -40,15 +40,8 @@ def run_compare(
     plan = plan_comparison(operation, options)
     if not as_json:
         _announce(plan)
-    try:
-        with _progress(quiet=as_json) as tick:
-            found = measure(plan, results, command_line(), tick)
-    except ProcessLost as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: a comparison that is not finished counts for nothing; run it again", file=sys.stderr)
-        return 3
+    with _progress(quiet=as_json) as tick:
+        found = measure(plan, results, command_line(), tick)
     return _print(found, as_json=as_json)
 
 
@@ -87,9 +80,14 @@ def _progress(*, quiet: bool) -> Iterator[Tick]:
 
 
 def _print(found: Comparison, *, as_json: bool) -> int:
+    code = 3 if found.ended == "interrupted" else 0 if found.good else 1
+    if found.ended:
+        left = f"; not measured: {', '.join(found.not_measured)}" if found.not_measured else ""
+        print(f"ended early, what was measured is kept: {found.ended}{left}", file=sys.stderr)
     if as_json:
-        print_json({"run": str(found.run), "rows": found.rows})
-        return 0 if found.good else 1
+        end = {"ended": found.ended, "not_measured": found.not_measured} if found.ended else {}
+        print_json({"run": str(found.run), "rows": found.rows, **end})
+        return code
     last = None
     lines = []
     for row in found.rows:
@@ -97,7 +95,7 @@ def _print(found: Comparison, *, as_json: bool) -> int:
         last = row["case"]
     table("", HEADER, lines, text_columns=2)
     say(*_remarks(found.rows), *_ceilings(found.rows), f"rows and samples: {found.run}")
-    return 0 if found.good else 1
+    return code
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -151,6 +149,9 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
     ]
     wrong = [row for row in rows if row["accepted"] is False]
+    lines += [
+        f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
+    ]
     return lines + [f"{row['provider']} is WRONG in {row['case']}: {row['error_note']}" for row in wrong]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -13,10 +15,11 @@ from scalebench.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
+    from scalekernels.providers import Provider
 
     from scalebench.comparison.operations import Operation
 
-__all__ = ["Comparison", "Options", "Plan", "compare", "measure", "plan_comparison"]
+__all__ = ["Comparison", "Options", "Plan", "close_run", "compare", "measure", "plan_comparison"]
 
 OPTIONS = tuple(field.name for field in fields(Options))
 DEVICES = ("cpu", "cuda")
@@ -26,10 +29,15 @@ PROCESSES = {"cpu": 5, "cuda": 3}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``)."""
+    """What a comparison found: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``).
+
+    ``ended`` says why it ended early, if it did; ``not_measured`` has the cases of which there are no rows then.
+    """
 
     run: Path
     rows: list[dict[str, Any]]
+    ended: str = ""
+    not_measured: tuple[str, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -40,18 +48,21 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether every result that was checked is right and no provider crashed; unavailable or oom is no crash."""
-        return all(row["accepted"] is not False and row["status"] in ("ok", "unavailable", "oom") for row in self.rows)
+        """Whether all was measured, what was checked is right and nothing crashed; unavailable or oom is no crash."""
+        return not self.ended and all(
+            row["accepted"] is not False and row["status"] in ("ok", "unavailable", "oom") for row in self.rows
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison will measure: an operation, its cases and their costs, the request that its processes read."""
+    """What a comparison will measure: an operation, its cases, their costs, the request that its processes read."""
 
     operation: Operation
     cases: list[Any]
     costs: list[Mapping[str, Any]]
     request: dict[str, Any]
+    options: Options
 
     @property
     def sampling_s(self) -> float:
@@ -80,16 +91,17 @@ def plan_comparison(operation: str, options: Options) -> Plan:
         "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
         "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
         "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
-        "seed": options.seed, "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
+        "seed": options.seed, "graphs": options.graphs,
+        "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
     }  # fmt: skip
-    return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request)
+    return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request, options)
 
 
 def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
     wrong = [f"--device: {unknown(device, DEVICES)}"] if device not in DEVICES else []
     if device == "cuda" and not cuda:
         wrong.append("--device cuda: no usable CUDA device; --device cpu compares on the processor")
-    for name in ("processes", "seconds", "noise", "margin"):
+    for name in ("processes", "seconds", "noise", "margin", "minutes", "patience"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             wrong.append(f"--{name} {value}: must be greater than 0")
@@ -99,29 +111,65 @@ def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
 def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None) -> Comparison:
     """Run the processes of a plan, write the run under ``results`` and return it.
 
-    Raises ``StoreError`` when the folder cannot be written, ``ProcessLost`` when a process dies by itself.
+    What was measured is kept when it ends early, see ``Comparison.ended``: at the deadline, when it is interrupted, or
+    when a process dies by itself. Raises ``StoreError`` when the folder cannot be written.
     """
-    from scalebench.comparison.rows import collect, samples_table
-    from scalebench.comparison.runner import run_processes
-    from scalebench.comparison_store import new_run, read_run, write_run
+    from scalebench.comparison.runner import ProcessLost, run_processes
+    from scalebench.comparison_store import new_run
     from scalebench.store import check_writable, write_json
 
+    options = plan.options
+    deadline = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
     check_writable(results)
     run = new_run(results, plan.operation.name)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
-    run_processes(run, tick)
-    summaries = {name: provider.summary for name, provider in plan.operation.module.providers().items()}
-    write_run(run, collect(run, plan.costs, summaries), samples_table(run))
-    return Comparison(run, read_run(run)[0])
+    try:
+        ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience)
+    except ProcessLost as error:
+        ended = str(error)
+    return close_run(run, ended)
 
 
-def cost_columns(operation: Operation, case: Any, backward: bool) -> Mapping[str, Any]:
-    """Return what a case costs as columns; ``InputError`` where the operation has no such direction."""
+def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
+    """Write the rows of what the processes of a run have finished, and return them.
+
+    This is how a run ends, and how one is saved that was killed before it could: everything is read from the run's
+    folder. ``ended`` is why it ended early. Raises ``StoreError`` for a folder that is not a run.
+    """
+    from scalebench.comparison.operations import decode, load_operation
+    from scalebench.comparison.rows import collect, measured_cases, samples_table
+    from scalebench.comparison_store import read_run, write_run
+    from scalebench.store import read_json
+
+    request = read_json(run / "request.json")
+    operation = load_operation(request["origin"])
+    cases = [decode(operation, case) for case in request["cases"]]
+    providers = operation.module.providers()
+    costs = [
+        {name: cost_columns(operation, case, request["backward"], provider) for name, provider in providers.items()}
+        for case in cases
+    ]
+    summaries = {name: provider.summary for name, provider in providers.items()}
+    measured = measured_cases(run)
+    missing = [case.label for number, case in enumerate(cases) if number not in measured]
+    complete = not missing and all(len(found) == request["processes"] for found in measured.values())
+    write_run(run, collect(run, costs, summaries), samples_table(run), "" if complete else ended, missing)
+    return Comparison(run, read_run(run)[0], "" if complete else ended, tuple(missing))
+
+
+def cost_columns(
+    operation: Operation, case: Any, backward: bool, provider: Provider | None = None
+) -> Mapping[str, Any]:
+    """Return what a case costs as columns, by a provider whose cost is its own if one is given.
+
+    Raises ``InputError`` where the operation has no such direction.
+    """
     from scalekernels.providers import Unavailable
 
+    own = provider.cost if provider else None
     try:
-        cost = asdict(operation.module.cost(case, backward))
+        cost = asdict((own or operation.module.cost)(case, backward))
     except Unavailable as reason:
         raise InputError([f"{operation.name}: {reason}"]) from reason
     return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
@@ -133,7 +181,8 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     ``operation`` is "attention", "optimizer", "cross-entropy", "norm", or the path of a Python file that offers the
     names of a kernel file (``kernels/README.md``). ``options`` are the fields of ``comparison.options.Options``:
     ``shapes``, ``dtype``, ``providers``, ``backward``, ``baseline``, ``device``, ``processes``, ``seconds``, ``noise``,
-    ``margin``, ``seed``. The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
+    ``margin``, ``seed``, ``minutes``, ``patience``, ``graphs``.
+    The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
     mistake, ``StoreError`` when the folder cannot be written.
     """
     wrong = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]

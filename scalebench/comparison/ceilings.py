@@ -9,54 +9,68 @@ from typing import Any
 
 import torch
 
-from scalebench.comparison.timing import timed
+from scalebench.comparison.timing import Clock
 
+# Copies of many times the last cache: 20 times the L2 of an H100.
 CPU_COPY_BYTES, CUDA_COPY_BYTES = 128 << 20, 1 << 30
 CPU_SIDES, CUDA_SIDES = (256, 512, 1024), (4096, 8192)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Best rates seen: bytes read and written per second by a copy, FLOP/s of a matrix product, and how."""
+    """Best rates seen: bytes read and written per second by a copy, FLOP/s of a matrix product, and how.
+
+    ``cache_bytes`` is the size of the last cache, which a kernel's last writes may not have left when its time is
+    taken; None where it is not known. ``floor_s`` is what the clock gives for one addition of one number: no sample can
+    be shorter, and one that is not much longer says little.
+    """
 
     copy_bytes_per_s: float
     matmul_flops_per_s: float
     source: str
+    cache_bytes: int | None = None
+    floor_s: float | None = None
 
 
-def _best(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
+def _best(work: Callable[[], Any], clock: Clock, seconds: float) -> float:
     """Return the shortest of at least three calls within ``seconds``: a ceiling is what it can do undisturbed."""
-    times, begun = [timed(work, device)[1] for _ in range(3)], time.perf_counter()
+    work()  # allocates, and chooses an algorithm
+    timer = clock.timer(lambda: {"result": work()}, 1)
+    times, begun = [timer.take() for _ in range(3)], time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        times.append(timed(work, device)[1])
+        times.append(timer.take())
     return min(times)
 
 
-def _matmul_rate(side: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+def _matmul_rate(side: int, dtype: torch.dtype, clock: Clock, device: torch.device, seconds: float) -> float:
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: torch.mm(left, right), device, seconds)
+    return 2 * side**3 / _best(lambda: torch.mm(left, right), clock, seconds)
 
 
-def _copy_rate(size: int, device: torch.device, seconds: float) -> float:
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / _best(lambda: target.copy_(source), device, seconds)
+def _copy_rate(size: int, clock: Clock, device: torch.device, seconds: float) -> float:
+    """Bytes read plus written per second, the better of the driver's copy and a kernel's, of random numbers."""
+    source, target = (torch.randn(size // 4, device=device) for _ in range(2))
+    copies = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
+    return 2 * size / min(_best(copy, clock, seconds / 2) for copy in copies)
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
-    """Measure both ceilings of a device for a dtype, each for about ``seconds``.
+def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
+    """Measure both ceilings of a device for a dtype, each for about ``seconds``, on random numbers.
 
     Larger matrices are tried as long as they are expected to take no more than a second: a CPU may have no fast
     product of 16-bit numbers.
     """
-    size = CUDA_COPY_BYTES if device.type == "cuda" else CPU_COPY_BYTES
-    sides = CUDA_SIDES if device.type == "cuda" else CPU_SIDES
-    best, side = _matmul_rate(sides[0], dtype, device, seconds / 3), sides[0]
+    cuda = device.type == "cuda"
+    size, sides = (CUDA_COPY_BYTES, CUDA_SIDES) if cuda else (CPU_COPY_BYTES, CPU_SIDES)
+    best, side = _matmul_rate(sides[0], dtype, clock, device, seconds / 3), sides[0]
     for larger in sides[1:]:
         if 2 * larger**3 / best > 0.3:
             break
-        rate = _matmul_rate(larger, dtype, device, seconds / 2)
+        rate = _matmul_rate(larger, dtype, clock, device, seconds / 2)
         best, side = max((best, side), (rate, larger))
     name = str(dtype).removeprefix("torch.")
-    return Ceilings(
-        _copy_rate(size, device, seconds), best, f"measured: copy of {size >> 20} MiB; {name} matrix product of {side}"
-    )
+    source = f"measured on random numbers: copy of {size >> 20} MiB; {name} matrix product of {side}"
+    cache = int(torch.cuda.get_device_properties(device).L2_cache_size) if cuda else None
+    number = torch.zeros(1, device=device)
+    floor = _best(lambda: number.add_(1), clock, seconds / 10)
+    return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache, floor)

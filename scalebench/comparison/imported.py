@@ -112,7 +112,7 @@ def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: s
     own = ("status", "provider", "process", "samples_s", "median_s", "calls_per_sample", "stop_reason")
     head = {key: value for key, value in part[0].items() if key not in own}
     head |= {"case_index": number, "source": request["source"], "command": request["command"]}
-    for row in case_rows(head, filled, request["baseline"], request["margin"], {}):
+    for row in case_rows(head, filled, {}, request["baseline"], request["margin"], {}):
         first = next(iter(groups[row["provider"]].values()))
         if row.get("time_median_s") is None:  # a file saved without its samples has the median all the same
             row.update({"time_median_s": first["median_s"], "timing_method": first["timing_method"]})

@@ -39,6 +39,12 @@ class Options:
         Stop before, once half the 95 % interval of the median is this fraction of it.
     margin:
         Ratios of times closer to one than this are the same.
+    minutes:
+        End after this time and keep what was measured by then.
+    patience:
+        Seconds after which a step, such as a compilation, is taken for hung and its provider left out.
+    graphs:
+        On a GPU time replays of CUDA graphs where work can be captured; otherwise every call is launched.
     seed:
         Decides inputs and the order in which providers take turns.
     """
@@ -54,6 +60,9 @@ class Options:
     noise: float = 0.005
     margin: float = 0.02
     seed: int = 0
+    minutes: Annotated[float | None, Parameter(show_default=False)] = None
+    patience: float = 900.0
+    graphs: bool = True
 
 
 def listed(texts: str | Sequence[str]) -> list[str]:

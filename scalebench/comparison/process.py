@@ -1,9 +1,10 @@
 """One process of a comparison: ``python -m scalebench.comparison.process RUN_DIR INDEX``.
 
 RUN_DIR holds ``request.json``. Of every case this process has not measured yet, it times all providers interleaved and
-writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results and measures memory. ``at.json``
-says what it is at, so that whoever started it knows whom to blame when it dies; ``crashed.json`` tells a process that
-is started again whom to leave out.
+writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results, before and after timing, and
+measures memory. ``at.json`` and ``turn.txt`` say what it is at, so that whoever started it knows whom to blame when it
+dies; ``crashed.json`` tells a process that is started again whom to leave out, ``uncaptured.json`` whom not to capture
+as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from scalekernels.providers import Unavailable
 
-from scalebench.comparison.accuracy import Errors, accuracy_columns, errors_of
 from scalebench.comparison.ceilings import measure_ceilings
+from scalebench.comparison.cuda_timing import CaptureBrokenError, side_stream
+from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import Operation, decode, dtype_name, load_operation
 from scalebench.comparison.timing import (
+    Clock,
+    Timer,
     Work,
     calls_per_sample,
     clock_for,
@@ -34,10 +38,12 @@ from scalebench.comparison.timing import (
     timed,
     warm_up,
 )
+from scalebench.comparison.turns import turns
 from scalebench.statistics import StoppingRule
 from scalebench.store import read_json, write_json
 
 DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without who did it
+CAPTURE_BROKEN = 71  # exit status after a broken capture, which is noted: start again without capturing it
 
 
 @dataclass
@@ -49,29 +55,46 @@ class Process:
     request: Mapping[str, Any]
     operation: Operation
     device: torch.device
+    clock: Clock
     crashed: list[dict[str, Any]] = field(default_factory=list)
+    uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, case: int, provider: str, phase: str) -> None:
-        """Leave word of what begins now."""
-        write_json(self.folder / "at.json", {"case": case, "provider": provider, "phase": phase, "time": time.time()})
+        """Leave word of what begins now; nothing waits for the disk, as only the death of this process matters."""
+        temporary = self.folder / ".at.json.tmp"
+        word = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
+        temporary.write_text(json.dumps(word), encoding="utf-8")
+        temporary.replace(self.folder / "at.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing; exit status 0 when all of it is there."""
     run, index = sys.argv[1:] if arguments is None else arguments
     request = read_json(Path(run) / "request.json")
-    folder = Path(run) / f"process-{index}"
-    crashed = folder / "crashed.json"
-    known = read_json(crashed)["providers"] if crashed.exists() else []
+    folder, device = Path(run) / f"process-{index}", torch.device(request["device"])
     operation = load_operation(request["origin"])
-    process = Process(folder, int(index), request, operation, torch.device(request["device"]), known)
-    _describe(process, Path(run))
-    for number, encoded in enumerate(request["cases"]):
-        path = folder / f"case-{number}.json"
-        if not path.exists():
-            write_json(path, measure_case(process, number, decode(operation, encoded)))
-            _clean(process.device)
+    crashed, uncaptured = (_providers_in(folder / name) for name in ("crashed.json", "uncaptured.json"))
+    with side_stream(device):
+        clock = clock_for(device, _refusal_of_all(request, uncaptured))
+        process = Process(folder, int(index), request, operation, device, clock, crashed, uncaptured)
+        _describe(process, Path(run))
+        for number, encoded in enumerate(request["cases"]):
+            path = folder / f"case-{number}.json"
+            if not path.exists():
+                write_json(path, measure_case(process, number, decode(operation, encoded)))
+                _clean(process.device)
     return 0
+
+
+def _refusal_of_all(request: Mapping[str, Any], uncaptured: list[dict[str, Any]]) -> str:
+    """Return why nothing must be captured as a CUDA graph, if so."""
+    if not request["graphs"]:
+        return "not asked for"
+    return next((str(one["reason"]) for one in uncaptured if one["case"] < 0), "")
+
+
+def _providers_in(path: Path) -> list[dict[str, Any]]:
+    return list(read_json(path)["providers"]) if path.exists() else []
 
 
 def _clean(device: torch.device) -> None:
@@ -93,7 +116,13 @@ def _describe(process: Process, run: Path) -> None:
         process.at(-1, "", "ceilings")
         dtypes = {case["dtype"]: getattr(torch, case["dtype"]) for case in process.request["cases"]}
         seconds = min(0.3, process.request["rule"]["timeout_s"])
-        found = {name: asdict(measure_ceilings(process.device, dtype, seconds)) for name, dtype in dtypes.items()}
+        try:
+            found = {
+                name: asdict(measure_ceilings(process.clock, process.device, dtype, seconds))
+                for name, dtype in dtypes.items()
+            }
+        except CaptureBrokenError as error:  # not even a copy can be captured here: nothing will be
+            _leave_uncaptured(process, -1, "", error)
         write_json(process.folder / "ceilings.json", found)
 
 
@@ -106,7 +135,7 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
     found: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
-    judge = Judge.of(process, number, case, inputs) if process.index == 0 else None
+    judge = _judge(process, number, case, inputs) if process.index == 0 else None
     for name in process.request["providers"]:
         found[name] = _crash_of(process, number, name)
         if found[name]["status"] == "ok":
@@ -114,8 +143,17 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
             works |= _begin(
                 process, found[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
-    judge = None  # frees the reference before the clock starts
-    _sample(process, number, works, found)
+    if not any(providers[name].repeatable for name in works):
+        judge = None  # nothing is checked again: the oracle's memory is free while the clock runs
+    cost = process.operation.module.cost(case, backward)
+    timers = _timers(process, number, works, found, cost.bytes_read + cost.bytes_written)
+    _sample(process, number, timers, found)
+    if judge is not None:
+        _check_again(
+            process, number, {n: t for n, t in timers.items() if providers[n].repeatable}, found, judge, inputs
+        )
+    judge = None
+    timers.clear()
     if process.index == 0:
         for name in list(works):
             if found[name]["status"] == "ok":
@@ -123,6 +161,15 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
                 works.pop(name)
                 _remember_memory(process, found[name], lambda n=name: providers[n].prepare(case, inputs, backward))
     return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": found}
+
+
+def _judge(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
+    crash = _crash_of(process, number, "eager")
+    told = None if crash["status"] == "ok" else str(crash["error_message"])
+    return Judge.of(
+        process.operation.module, case, inputs, process.request["backward"], told,
+        lambda provider: process.at(number, provider, "reference"),
+    )  # fmt: skip
 
 
 def _crash_of(process: Process, number: int, name: str) -> dict[str, Any]:
@@ -172,21 +219,70 @@ def _leave_if_lost(process: Process, error: Exception) -> None:
         sys.exit(DEVICE_LOST)
 
 
-def _sample(process: Process, number: int, works: Mapping[str, Work], found: Mapping[str, dict[str, Any]]) -> None:
-    """Time what could be prepared, interleaved, and put samples and reasons into ``found``."""
-    if not works:
+def _timers(
+    process: Process, number: int, works: Mapping[str, Work], found: Mapping[str, dict[str, Any]], moved: int
+) -> dict[str, Timer]:
+    """Make the timers of what could be prepared; ``moved`` is how many bytes a call moves."""
+    timers: dict[str, Timer] = {}
+    for name, work in works.items():
+        process.at(number, name, "capture")
+        calls = calls_per_sample(found[name]["warm_time_s"], process.clock, moved)
+        try:
+            timers[name] = process.clock.timer(work, calls, _refusal(process, number, name))
+        except CaptureBrokenError as error:
+            _leave_uncaptured(process, number, name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
+            found[name] |= failure(error)
+            _leave_if_lost(process, error)
+    return timers
+
+
+def _refusal(process: Process, number: int, name: str) -> str:
+    """Return why a provider must not be captured in a case: a capture of it broke an earlier start of this process."""
+    reasons = [one["reason"] for one in process.uncaptured if (one["case"], one["provider"]) == (number, name)]
+    return str(reasons[0]) if reasons else ""
+
+
+def _leave_uncaptured(process: Process, number: int, name: str, error: CaptureBrokenError) -> NoReturn:
+    """Note that a provider cannot be captured in a case, and end this process, whose allocator is broken."""
+    noted = [*process.uncaptured, {"case": number, "provider": name, "reason": str(error)}]
+    write_json(process.folder / "uncaptured.json", {"providers": noted})
+    sys.exit(CAPTURE_BROKEN)
+
+
+def _sample(process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]]) -> None:
+    """Sample the timers, interleaved, and put samples and reasons into ``found``."""
+    if not timers:
         return
-    clock, rule = clock_for(process.device), StoppingRule(**process.request["rule"])
-    calls = {name: calls_per_sample(found[name]["warm_time_s"], clock) for name in works}
+    rule = StoppingRule(**process.request["rule"])
     rng = random.Random(f"{process.request['seed']}-{process.index}-{number}")
-    process.at(number, ", ".join(works), "samples")
-    for name, one in sample_interleaved(works, calls, clock, rule, rng).items():
+    process.at(number, ", ".join(timers), "samples")
+    with turns(process.folder / "turn.txt") as turn:
+        sampled = sample_interleaved(timers, rule, rng, turn)
+    for name, one in sampled.items():
         columns = found[name]
         if one.error is not None:
             columns |= failure(one.error)
             _leave_if_lost(process, one.error)
-        columns |= {"calls_per_sample": one.calls, "timing_method": clock.method(one.calls), "samples_s": one.times_s}
+        columns |= {"calls_per_sample": one.calls, "timing_method": timers[name].method, "samples_s": one.times_s}
         columns["stop_reason"] = one.stop_reason
+
+
+def _check_again(
+    process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]], judge: Judge,
+    inputs: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Run once more what was timed, with its earlier results overwritten, and hold the new ones against the oracle."""
+    spared = {tensor.untyped_storage().data_ptr() for tensor in inputs.values()}
+    for name, timer in timers.items():
+        if found[name]["status"] != "ok":
+            continue
+        process.at(number, name, "check after timing")
+        try:
+            found[name] |= judge.columns_again(timer.rerun(spared))
+        except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
+            found[name] |= failure(error)
+            _leave_if_lost(process, error)
 
 
 def _remember_memory(process: Process, columns: dict[str, Any], prepare: Any) -> None:
@@ -195,41 +291,6 @@ def _remember_memory(process: Process, columns: dict[str, Any], prepare: Any) ->
         columns["peak_memory_bytes"], columns["memory_method"] = peak_above_inputs(prepare, process.device)
     except Exception as error:  # noqa: BLE001 - the timing stands; the reason is told
         columns |= {"peak_memory_bytes": None, "memory_method": f"not measured: {type(error).__name__}: {error}"}
-
-
-@dataclass
-class Judge:
-    """Holds results of a case against the float64 reference, and against the eager path's own error."""
-
-    expected: Mapping[str, Any] | None
-    eager: Errors | None
-    reason: str = ""
-
-    @classmethod
-    def of(cls, process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
-        """Compute the reference and the eager error, or note why that is not possible here."""
-        module, backward = process.operation.module, process.request["backward"]
-        process.at(number, "", "reference")
-        try:
-            expected = module.results(case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - without a reference there is no check, which every row says
-            return cls(None, None, f"the float64 reference failed: {type(error).__name__}: {error}"[:300])
-        eager = module.providers().get("eager")
-        if eager is None:
-            return cls(expected, None, "the operation has no provider called eager")
-        if (crash := _crash_of(process, number, "eager"))["status"] != "ok":
-            return cls(expected, None, crash["error_message"])
-        process.at(number, "eager", "reference")
-        try:
-            return cls(expected, errors_of(eager.prepare(case, inputs, backward)(), expected))
-        except Exception as error:  # noqa: BLE001 - as above
-            return cls(expected, None, f"{type(error).__name__}: {error}"[:300])
-
-    def columns(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the accuracy columns of one provider's result."""
-        if self.expected is None:
-            return {"accepted": None, "error_note": f"not checked: {self.reason}"}
-        return accuracy_columns(errors_of(result, self.expected), self.eager, self.reason)
 
 
 if __name__ == "__main__":

@@ -22,36 +22,59 @@ from scalebench.statistics import (
 from scalebench.store import read_json
 
 ABSENT = "absent"
+SLACK = 1.05  # a rate this far above the ceiling measured beside it cannot be
 Measured = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
 
 
-def collect(run: Path, costs: Sequence[Mapping[str, Any]], summaries: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the rows of a measured run; ``costs`` has the columns of each case's cost."""
+def collect(
+    run: Path, costs: Sequence[Mapping[str, Mapping[str, Any]]], summaries: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of a run, finished or not; ``costs`` has for each case the columns of each provider's cost.
+
+    A case that some processes finished and others did not has rows of those that did: see ``processes`` in a row.
+    """
     request = read_json(run / "request.json")
-    folders = [run / f"process-{index}" for index in range(request["processes"])]
+    measured = measured_cases(run)
+    if not measured:
+        return []
     environment = read_json(run / "environment.json")
-    ceilings = best_ceilings([read_json(folder / "ceilings.json") for folder in folders])
+    ceilings = best_ceilings([read_json(path) for path in sorted(run.glob("process-*/ceilings.json"))])
     head = {name: environment[name] for name in ROW_COLUMNS if name in environment}
     head["load_average"] = environment["load_average"][0]  # of the last minute, before anything was measured
     head |= {name: request[name] for name in ("operation", "source", "backward", "started_at", "command")}
     rows: list[dict[str, Any]] = []
-    for number, shape in enumerate(request["cases"]):
-        found = [read_json(folder / f"case-{number}.json") for folder in folders]
+    for number, found in measured.items():
         case = {"case": found[0]["label"], "case_index": number, "dtype": found[0]["dtype"]}
-        case |= {f"shape_{name}": value for name, value in shape.items() if name != "dtype"}
-        case |= dict(costs[number]) | ceilings[found[0]["dtype"]]
+        case |= {f"shape_{name}": value for name, value in request["cases"][number].items() if name != "dtype"}
+        limits = dict(ceilings[found[0]["dtype"]])
+        cache = limits.pop("cache_bytes")
+        case |= limits
         group = {name: [one["providers"][name] for one in found] for name in request["providers"]}
-        rows.extend(case_rows(head | case, group, request["baseline"], request["margin"], summaries))
+        of_case = case_rows(head | case, group, costs[number], request["baseline"], request["margin"], summaries)
+        rows.extend(row | impossible_columns(row, cache) for row in of_case)
     return rows
 
 
+def measured_cases(run: Path) -> dict[int, list[dict[str, Any]]]:
+    """Return what was measured of each case that at least one process finished, in the order of the processes."""
+    count = len(read_json(run / "request.json")["cases"])
+    files = {number: sorted(run.glob(f"process-*/case-{number}.json"), key=_process_of) for number in range(count)}
+    return {number: [read_json(path) for path in paths] for number, paths in files.items() if paths}
+
+
+def _process_of(path: Path) -> int:
+    return int(path.parent.name.rpartition("-")[2])
+
+
 def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each dtype's ceilings as columns: the best that any process saw."""
+    """Return each dtype's ceilings as columns, and ``cache_bytes``: the best that any process saw."""
     return {
         dtype: {
             "copy_ceiling_bytes_per_s": max(one[dtype]["copy_bytes_per_s"] for one in found),
             "matmul_ceiling_flops_per_s": max(one[dtype]["matmul_flops_per_s"] for one in found),
             "ceiling_source": found[0][dtype]["source"],
+            "cache_bytes": found[0][dtype]["cache_bytes"],
+            "timing_floor_s": min(one[dtype]["floor_s"] for one in found),
         }
         for dtype in found[0]
     }
@@ -60,18 +83,20 @@ def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
 def case_rows(
     head: Mapping[str, Any],
     group: Mapping[str, Sequence[Measured]],
+    costs: Mapping[str, Mapping[str, Any]],
     baseline: str,
     margin: float,
     summaries: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: ``group`` maps each provider to what every process measured of it.
+    """Yield the rows of one case: ``group`` maps each provider to what every process measured, ``costs`` to its cost.
 
     A process that did not measure a provider has the status "absent" there and counts for nothing.
     """
     against = group.get(baseline)
     for name, every in group.items():
         processes = [one for one in every if one["status"] != ABSENT]
-        row = dict(head) | {"provider": name, "summary": summaries.get(name)} | provider_columns(processes)
+        row = dict(head) | dict(costs.get(name, {})) | {"provider": name, "summary": summaries.get(name)}
+        row |= provider_columns(processes)
         if row["status"] == "ok":
             row |= rate_columns(row)
         row |= {"baseline": baseline, "margin": margin}
@@ -116,7 +141,8 @@ def time_columns(processes: Sequence[Measured]) -> dict[str, Any]:
         "stop_reason": min(reasons, key=lambda reason: (-reasons[reason], reason)),
         "stop_reasons": ", ".join(f"{reason} ×{count}" for reason, count in sorted(reasons.items())),
         "calls_per_sample": processes[0].get("calls_per_sample"),
-        "timing_method": processes[0].get("timing_method"),
+        "timing_method": " | ".join(dict.fromkeys(filter(None, (one.get("timing_method") for one in processes))))
+        or None,
         **{name: _median_of(processes, name) for name in ("prepare_time_s", "first_call_time_s")},
     }
 
@@ -137,6 +163,26 @@ def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
         "achieved_flops_per_s": flops / time if time and flops else None,
         "achieved_bytes_per_s": moved / time if time and moved else None,
     }
+
+
+def impossible_columns(row: Mapping[str, Any], cache_bytes: int | None) -> dict[str, Any]:
+    """Return why a row's rate cannot be, and no verdict; nothing where it can, or where the cache is not known.
+
+    The last writes of a call may still be in the cache when its time is taken, so that as much is not counted.
+    """
+    time, columns = row.get("time_median_s"), ("matmul_ceiling_flops_per_s", "copy_ceiling_bytes_per_s")
+    if cache_bytes is None or not time or any(row.get(column) is None for column in columns):
+        return {}
+    counted = {"FLOP/s": row["flops"] or 0, "B/s": (row["bytes_moved"] or 0) - cache_bytes}
+    above = [
+        f"{amount / time:.3g} {unit} of {row[column]:.3g}"
+        for (unit, amount), column in zip(counted.items(), columns, strict=True)
+        if amount / time > SLACK * row[column]
+    ]
+    if not above:
+        return {}
+    reason = f"faster than the device can be: {', '.join(above)} measured beside it"
+    return {"invalid_reason": reason, "verdict": None, "verdict_reason": reason}
 
 
 def verdict_columns(

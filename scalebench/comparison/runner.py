@@ -2,43 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import scalekernels
 
-from scalebench.comparison.process import DEVICE_LOST
+from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST
+from scalebench.comparison.turns import last_turn
 from scalebench.store import StoreError, read_json, write_json
 
 POLL_S = 0.1
-HANG_S = 900.0  # a step that takes longer, a compilation above all, is taken for hung
+AGAIN = "again"  # a process ended in order to be started again: it noted what to do otherwise
 Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, in seconds of ``time.monotonic``, and how long a step may take, in seconds."""
+
+    deadline: float
+    patience_s: float
+
+
+class DeadlineReached(Exception):  # noqa: N818 - a state, not an error
+    """The time given to a comparison is over."""
 
 
 class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
     """A process that ended although no provider can be blamed; the message says how, and where its log is."""
 
 
-def run_processes(run: Path, tick: Tick = lambda _: None) -> None:
-    """Measure every case in every process; ``tick`` hears the share that is done, many times a second.
+def run_processes(
+    run: Path, tick: Tick = lambda _: None, *, deadline: float = math.inf, patience_s: float = math.inf
+) -> str:
+    """Measure every case in every process; return why that ended early: "", "deadline" or "interrupted".
 
-    Raises ``ProcessLost`` when a process ends without word of a provider to blame.
+    ``tick`` hears the share that is done, many times a second. At ``deadline`` (of ``time.monotonic``), at an interrupt
+    and at SIGTERM the process that runs is ended, and what it had finished stays. A step that takes ``patience_s`` is
+    taken for hung. Raises ``ProcessLost`` when a process ends without word of a provider to blame.
     """
     request = read_json(run / "request.json")
-    for index in range(request["processes"]):
-        folder = run / f"process-{index}"
-        folder.mkdir(exist_ok=True)
-        while (cause := _run_once(run, folder, index, request, tick)) is not None:
-            _blame(folder, request, cause)
+    try:
+        with _terminated_as_interrupt():
+            for index in range(request["processes"]):
+                folder = run / f"process-{index}"
+                folder.mkdir(exist_ok=True)
+                limits = Limits(deadline, patience_s)
+                while (cause := _run_once(run, folder, index, request, tick, limits)) is not None:
+                    if cause["status"] != AGAIN:
+                        _blame(folder, request, cause)
+    except DeadlineReached:
+        return "deadline"
+    except KeyboardInterrupt:
+        return "interrupted"
+    return ""
 
 
-def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick) -> dict[str, Any] | None:
+@contextlib.contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what an interrupt from the keyboard does, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_once(
+    run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick, limits: Limits
+) -> dict[str, Any] | None:
     """Run one process to its end; None when it measured everything, otherwise how it died."""
     # Threads that spin while waiting would take the cores that the next provider is timed on.
     environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
@@ -47,11 +96,15 @@ def _run_once(run: Path, folder: Path, index: int, request: dict[str, Any], tick
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
         )
+    begun = time.time()
     try:
         while process.poll() is None:
             tick((index + len(list(folder.glob("case-*.json"))) / len(request["cases"])) / request["processes"])
-            if _silent_s(folder) > HANG_S:
-                return {"status": "killed", "error_class": "Hung", "error_message": f"no progress for {HANG_S:.0f} s"}
+            if time.monotonic() > limits.deadline:
+                raise DeadlineReached
+            if _silent_s(folder, begun) > limits.patience_s:
+                told = f"no progress for {limits.patience_s:.0f} s"
+                return {"status": "killed", "error_class": "Hung", "error_message": told}
             time.sleep(POLL_S)
     finally:
         _stop(process)
@@ -64,12 +117,15 @@ def _roots() -> list[str]:
     return [*dict.fromkeys(map(str, own)), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
-def _silent_s(folder: Path) -> float:
+def _silent_s(folder: Path, begun: float) -> float:
+    """Return the seconds since the last word of the process that began at ``begun`` (of ``time.time``)."""
     at = folder / "at.json"
-    return time.time() - at.stat().st_mtime if at.exists() else 0.0
+    return time.time() - max(begun, at.stat().st_mtime) if at.exists() else 0.0
 
 
 def _cause(folder: Path, code: int) -> dict[str, Any]:
+    if code == CAPTURE_BROKEN:
+        return {"status": AGAIN}
     lost = folder / "lost.json"
     if code == DEVICE_LOST and lost.exists():
         cause = read_json(lost)
@@ -90,6 +146,8 @@ def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None
     names = [name for name in request["providers"] if name == at["provider"]] or [
         name for name in at["provider"].split(", ") if name in request["providers"]
     ]
+    if at["phase"] == "samples" and (turn := last_turn(folder / "turn.txt")) in names:
+        names = [turn]
     path = folder / "crashed.json"
     crashed = read_json(path)["providers"] if path.exists() else []
     if not names or any(crash["case"] == at["case"] and crash["provider"] in names for crash in crashed):

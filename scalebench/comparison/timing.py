@@ -6,7 +6,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,23 +17,38 @@ from scalebench.statistics import FEWEST, TIMEOUT, StoppingRule
 Work = Callable[[], Mapping[str, Any]]
 
 # A sample lasts at least this long, by repeating the call: some hundred ticks of the clock and of its own overhead.
-SHORTEST_CPU_S, SHORTEST_CUDA_S = 100e-6, 10e-6
+SHORTEST_CPU_S = 100e-6
 WARM_UP_S, WARM_UP_CALLS = 0.5, 50
 PATIENCE = 5
-FLUSH_BYTES = 256 << 20  # well over any L2; clearing it also covers the time in which the host launches the work
+
+
+@dataclass(frozen=True)
+class Timer:
+    """How one function is timed: ``take`` measures one sample of ``calls`` calls, in seconds per call.
+
+    ``method`` says how. ``rerun`` overwrites earlier results with NaN, runs once more exactly what was timed and
+    returns its results; memory at the storage addresses that it is given is not overwritten.
+    """
+
+    calls: int
+    method: str
+    take: Callable[[], float]
+    rerun: Callable[[Collection[int]], Mapping[str, Any]]
 
 
 class Clock(Protocol):
-    """Times ``calls`` calls of a function on its device, in seconds per call."""
+    """Times functions on its device.
+
+    Samples shorter than ``shortest_s`` are too noisy. Calls that move at least ``cold_bytes`` leave nothing of their
+    inputs in the cache, so that ``long_s`` of them may follow each other in one sample.
+    """
 
     shortest_s: float
+    cold_bytes: float
+    long_s: float
 
-    def method(self, calls: int) -> str:
-        """Say how a sample of so many calls is taken."""
-        ...
-
-    def sample(self, work: Work, calls: int) -> float:
-        """Take one sample."""
+    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
+        """Make the timer of a function; ``refusal`` is why it must not be captured as a CUDA graph, if so."""
         ...
 
 
@@ -42,50 +57,55 @@ class CpuClock:
     """The monotonic clock. Work on a CPU is over when the call returns; caches stay as the calls before left them."""
 
     shortest_s: float = SHORTEST_CPU_S
+    cold_bytes: float = math.inf
+    long_s: float = SHORTEST_CPU_S
 
-    def method(self, calls: int) -> str:
+    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
         """See ``Clock``."""
-        return f"perf_counter_ns around {calls} call{'s' * (calls > 1)}, caches as the interleaved calls left them"
+        del refusal
 
-    def sample(self, work: Work, calls: int) -> float:
-        """See ``Clock``."""
-        begun = time.perf_counter_ns()
-        for _ in range(calls):
-            work()
-        return (time.perf_counter_ns() - begun) * 1e-9 / calls
+        def take() -> float:
+            begun = time.perf_counter_ns()
+            for _ in range(calls):
+                work()
+            return (time.perf_counter_ns() - begun) * 1e-9 / calls
 
-
-@dataclass
-class CudaClock:
-    """Events on the stream, the L2 cache cleared before each sample; the host waits at both ends."""
-
-    device: torch.device
-    shortest_s: float = SHORTEST_CUDA_S
-    _flush: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def method(self, calls: int) -> str:
-        """See ``Clock``."""
-        return f"cuda_event around {calls} call{'s' * (calls > 1)}, L2 cleared before"
-
-    def sample(self, work: Work, calls: int) -> float:
-        """See ``Clock``."""
-        torch.cuda.synchronize(self.device)
-        self._flush.zero_()
-        self._start.record()
-        for _ in range(calls):
-            work()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end) * 1e-3 / calls
+        counted = f"{calls} call{'s' * (calls > 1)}"
+        return Timer(
+            calls, f"perf_counter_ns around {counted}, caches as the interleaved calls left them", take, rerunning(work)
+        )
 
 
-def clock_for(device: torch.device) -> Clock:
-    """Return the clock of a device."""
-    return CudaClock(device) if device.type == "cuda" else CpuClock()
+def rerunning(work: Work) -> Callable[[Collection[int]], Mapping[str, Any]]:
+    """Return the ``rerun`` of work that is called anew: an output that it keeps to hand out again is NaN by then."""
+
+    def rerun(spared: Collection[int]) -> Mapping[str, Any]:
+        poison(work(), spared)
+        return work()
+
+    return rerun
+
+
+def poison(results: Mapping[str, Any], spared: Collection[int]) -> None:
+    """Fill floating-point results with NaN, except where their storage is at one of the addresses ``spared``.
+
+    Tensors whose elements share memory (expanded ones) are left alone.
+    """
+    for tensor in results.values():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        shared = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if not shared and tensor.untyped_storage().data_ptr() not in spared:
+            tensor.detach().fill_(math.nan)
+
+
+def clock_for(device: torch.device, refusal: str = "") -> Clock:
+    """Return the clock of a device; ``refusal`` is why nothing must be captured as a CUDA graph, if so."""
+    if device.type == "cuda":
+        from scalebench.comparison.cuda_timing import CudaClock
+
+        return CudaClock(device, refusal)
+    return CpuClock()
 
 
 def synchronize(device: torch.device) -> None:
@@ -115,9 +135,10 @@ def warm_up(work: Work, device: torch.device) -> float:
     return best
 
 
-def calls_per_sample(seconds: float, clock: Clock) -> int:
-    """Return how many calls make a sample long enough for the clock."""
-    return max(1, math.ceil(clock.shortest_s / max(seconds, 1e-9)))
+def calls_per_sample(seconds: float, clock: Clock, bytes_moved: int = 0) -> int:
+    """Return how many calls make a sample long enough for the clock: more where they cannot find data in the cache."""
+    wanted = clock.long_s if bytes_moved >= clock.cold_bytes else clock.shortest_s
+    return max(1, math.ceil(wanted / max(seconds, 1e-9)))
 
 
 @dataclass
@@ -131,31 +152,33 @@ class Sampled:
 
 
 def sample_interleaved(
-    works: Mapping[str, Work], calls: Mapping[str, int], clock: Clock, rule: StoppingRule, rng: random.Random
+    timers: Mapping[str, Timer], rule: StoppingRule, rng: random.Random, turn: Callable[[str], None] = lambda _: None
 ) -> dict[str, Sampled]:
     """Sample functions in rounds, each once a round in random order, until each has a reason to stop.
 
     Rounds go on for all while one is not done, so that what disturbs the machine meets all alike; the rule's timeout
-    holds for each of them, that is ``len(works)`` times as long in all, and five times that where it would end before
-    the six samples that can bound a median. A function that raises leaves the rotation.
+    holds for each of them, that is ``len(timers)`` times as long in all, and five times that where it would end before
+    the six samples that can bound a median. A function that raises leaves the rotation. ``turn`` hears who
+    is next.
     """
-    sampled = {name: Sampled(calls[name]) for name in works}
+    sampled = {name: Sampled(timer.calls) for name, timer in timers.items()}
     rule.reason([1.0] * rule.least, 0.0)  # the first call imports SciPy, which takes seconds
-    checked, limit = 0, rule.timeout_s * len(works)
+    checked, limit = 0, rule.timeout_s * len(timers)
     gc.collect()
     gc.disable()
     begun = time.perf_counter()
     try:
         while live := [name for name, one in sampled.items() if one.error is None]:
             for name in rng.sample(live, len(live)):
-                _take(sampled[name], works[name], clock)
+                turn(name)
+                _take(sampled[name], timers[name])
             rounds, elapsed = max(len(one.times_s) for one in sampled.values()), time.perf_counter() - begun
             if elapsed < limit and rounds < max(rule.least, 1.1 * checked):
                 continue
             if rounds < FEWEST and elapsed < PATIENCE * limit:
                 continue
             checked = rounds
-            reasons = {name: rule.reason(sampled[name].times_s, elapsed / len(works)) for name in live}
+            reasons = {name: rule.reason(sampled[name].times_s, elapsed / len(timers)) for name in live}
             for name, reason in reasons.items():
                 sampled[name].stop_reason = reason or TIMEOUT
             if all(reasons.values()):
@@ -165,8 +188,8 @@ def sample_interleaved(
     return sampled
 
 
-def _take(one: Sampled, work: Work, clock: Clock) -> None:
+def _take(one: Sampled, timer: Timer) -> None:
     try:
-        one.times_s.append(clock.sample(work, one.calls))
+        one.times_s.append(timer.take())
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
         one.error = error

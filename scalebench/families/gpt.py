@@ -37,7 +37,7 @@ SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
 DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
-IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
+IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 OFFERS = ("checkpointing", "generation")
 
 
@@ -187,9 +187,15 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens (B, T) to logits (B, T, V)."""
+    """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token, or their mean, without.
+
+    ``GIVES_LOSSES`` tells a task to ask for the losses. ``compile`` does, so that the compiled code reaches to the loss
+    and the softmax over V is fused; ``eager`` and ``sdpa`` leave it to the task.
+    """
 
     BLOCK: type[nn.Module] = Block
+    GIVES_LOSSES = False
+    KEEPS_TYPE = False  # True: runs outside of autocast, on weights that are in the type to compute in
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
@@ -231,18 +237,44 @@ class GPT(nn.Module):
         """Yield each block with its part of the cache."""
         return zip(self.blocks, [None] * len(self.blocks) if cache is None else cache.layers, strict=True)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T)
-        """Predict the token after each place: logits (B, T, V). What the cache holds came before ``tokens``."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the last block's output, (B, T, C). What the cache holds came before ``tokens``."""
         x = self.embedded(tokens, cache)
         for block, layer in self.layers(cache):
             x = block(x, layer)
-        return self.head(self.norm(x))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of ``hidden``'s output (B, T, C)."""
+        return self.head(self.norm(hidden))
+
+    def losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Return the cross-entropy in nats of ``hidden``'s output (B, T, C) against targets (B, T)."""
+        logits = self.logits(hidden).flatten(0, 1).float()
+        each = F.cross_entropy(logits, targets.flatten(), reduction=reduction)
+        return each.view(targets.shape) if reduction == "none" else each
+
+    def forward(  # (B, T)
+        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
+    ) -> Tensor:
+        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: of each place, (B, T), or the mean."""
+        hidden = self.hidden(tokens, cache)
+        return self.logits(hidden) if targets is None else self.losses(hidden, targets, reduction)
 
 
 def build(config: Config, implementation: str) -> nn.Module:
-    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's, ``triton`` its own."""
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's.
+
+    ``triton`` and ``fused`` use the fused kernels; ``fused`` keeps one dtype from the embedding to the loss.
+    """
     if implementation == "triton":
         from scalebench.families.gpt_triton import FusedGPT  # triton is imported where it is asked for
 
         return FusedGPT(config, implementation)
-    return GPT(config, implementation)
+    if implementation == "fused":
+        from scalebench.families.gpt_fused import OneTypeGPT
+
+        return OneTypeGPT(config, implementation)
+    model = GPT(config, implementation)
+    model.GIVES_LOSSES = implementation == "compile"
+    return model

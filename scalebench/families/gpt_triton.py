@@ -59,7 +59,7 @@ class FusedBlock(Block):
 class FusedGPT(GPT):
     """Tokens (B, T) to logits (B, T, V), or with targets (B, T) to the loss of each token, or their mean, without."""
 
-    BLOCK = FusedBlock
+    BLOCK: type[nn.Module] = FusedBlock
     GIVES_LOSSES = True  # a task asks the model for the losses instead of for logits
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -69,11 +69,10 @@ class FusedGPT(GPT):
             stream, update = block(stream, update, layer)
         return add_and_norm(self.norm, stream, update)[0]
 
-    def forward(  # (B, T)
-        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None, reduction: str = "none"
-    ) -> Tensor:
-        """Return logits (B, T, V), or the cross-entropy of ``targets`` in nats: of each place, (B, T), or the mean."""
-        hidden = self.hidden(tokens, cache)
-        if targets is None:
-            return self.head(hidden)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of ``hidden``'s output (B, T, C)."""
+        return self.head(hidden)
+
+    def losses(self, hidden: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Return the cross-entropy in nats of ``hidden``'s output (B, T, C) against targets (B, T)."""
         return linear_cross_entropy(hidden, self.head.weight, targets, reduction=reduction)

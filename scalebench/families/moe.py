@@ -212,7 +212,9 @@ class MoE(gpt.GPT):
 
     BLOCK = Block
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Any:  # (B, T)
+    def forward(  # type: ignore[override]  # losses are the task's: this one adds the balance
+        self, tokens: Tensor, cache: KVCache | None = None
+    ) -> Any:  # (B, T)
         """Predict the token after each place. What the cache holds came before ``tokens``."""
         x, balances = self.embedded(tokens, cache), []
         for block, layer in self.layers(cache):

@@ -21,7 +21,9 @@ MODES = ("training", "inference")
 PRECISIONS = ("float32", "bfloat16", "float16")
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
-IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton")
+IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
+GRAPHS = ("auto", "none", "blocks", "model", "step")
+MEMORY = ("tracked", "allocator")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -75,6 +77,7 @@ class TrainSection(Section):
     gradient_clip: Axis[Finite] = (1.0,)
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
+    graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)  # what runs as one: see ``TrainSpec.graph``
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
     seed: Axis[WholeNumber] = (0,)
 
@@ -133,6 +136,9 @@ class RunSection(Section):
 
     timeout_s: Finite | None = None
     checkpoint: bool = False  # keep the trained weights beside the record
+    # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
+    # the CUDA allocator's peak, without another step.
+    memory: Annotated[str, one_of(MEMORY)] = "tracked"
 
 
 class Point(Section):

@@ -12,7 +12,12 @@ Scalar = bool | int | float | str | None
 
 
 class TrainSpec(Section):
-    """One trial's training, every value decided."""
+    """One trial's training, every value decided.
+
+    ``graph`` says what runs as one: "none" launches operation by operation; "blocks" compiles a block of the model once
+    for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
+    and update replayed as one CUDA graph.
+    """
 
     steps: int
     batch_size: int
@@ -31,6 +36,7 @@ class TrainSpec(Section):
     gradient_clip: float
     precision: str
     implementation: str
+    graph: str = "none"
     seed: int
 
 

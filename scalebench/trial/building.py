@@ -15,6 +15,8 @@ from scalebench.families import FAMILIES, Unsupported
 from scalebench.fused_optimizers import FUSED
 from scalebench.study import Trial
 
+KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+
 
 def usable_device(trial: Trial) -> torch.device:
     """Return the trial's device, or raise ``Unsupported`` with why this machine cannot run it."""
@@ -23,10 +25,12 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported("the trial asks for a CUDA device and this machine has none")
     if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
-    if implementation == "triton" and (reason := unavailable_reason()):
+    if implementation in KERNELS and (reason := unavailable_reason()):
         raise Unsupported(reason)
-    if implementation == "triton" and trial.train and trial.train.optimizer not in FUSED:
+    if implementation in KERNELS and trial.train and trial.train.optimizer not in FUSED:
         raise Unsupported(f"no fused kernel for the optimizer {trial.train.optimizer!r}; there are {', '.join(FUSED)}")
+    if trial.train and trial.train.graph == "step" and trial.device_kind == "cpu":
+        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
     if trial.work.precision == "float16" and trial.device_kind == "cpu":
         raise Unsupported(
             "float16 training needs a GPU: torch multiplies float16 matrices on a CPU about a hundred times more "
@@ -50,16 +54,42 @@ def configuration(trial: Trial) -> Any:
 
 
 def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
-    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given."""
+    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given.
+
+    It is built where it will run: a GPU draws a billion weights in no time, by a generator of its own, so that a seed
+    gives other weights there than on a CPU, and the same ones for every implementation.
+    """
     torch.manual_seed(trial.work.seed)
-    return FAMILIES[trial.family].build(configuration(trial), implementation or trial.work.implementation).to(device)
+    with device:
+        built = FAMILIES[trial.family].build(configuration(trial), implementation or trial.work.implementation)
+    return built.to(device)
 
 
-def compile_model(model: nn.Module) -> Any:
+def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
     """Compile the model in place of running it operation by operation; ``Unsupported`` without a compiler."""
+    _require_compiler(model)
+    return torch.compile(model, fullgraph=fullgraph)
+
+
+def compile_blocks(model: nn.Module) -> nn.Module:
+    """Compile one block of the model, for all of them alike, and its loss where it is made of plain operations.
+
+    The code is the same in every block and the weights are its inputs, so that the first block's serves all. This takes
+    seconds where compiling a deep model whole takes minutes; what is lost is fusion across the ends of a block.
+    """
+    _require_compiler(model)
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.compile(fullgraph=getattr(model, "KEEPS_TYPE", False), dynamic=False)
+    whole: Any = model
+    if getattr(model, "GIVES_LOSSES", False) and not getattr(model, "KEEPS_TYPE", False):
+        whole.losses = torch.compile(whole.losses, dynamic=False)
+    return model
+
+
+def _require_compiler(model: nn.Module) -> None:
     if next(model.parameters()).device.type == "cpu":
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise Unsupported("torch.compile needs a C++ compiler on a CPU and none was found") from error
-    return torch.compile(model)

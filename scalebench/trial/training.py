@@ -16,10 +16,11 @@ from scalebench.families import FAMILIES
 from scalebench.optimizers import build_optimizer
 from scalebench.study import TrainSpec
 from scalebench.tasks import Task
-from scalebench.train import Validation, backward, check_finite, loss_scaler, to_device, train, validate
-from scalebench.trial.building import build_model, compile_model, configuration, planned_data, usable_device
+from scalebench.train import Validation, check_finite, train, validate
+from scalebench.trial.building import build_model, configuration, planned_data, usable_device
 from scalebench.trial.checkpointing import recompute_blocks
 from scalebench.trial.measured import Measured, count_columns, process_age_s
+from scalebench.trial.running import Running, backward_of
 from scalebench.trial.weights import save_weights
 
 
@@ -39,23 +40,28 @@ class MeasuredTraining(Measured):
         """Build, train, validate, then measure memory by category: the whole trial, in order."""
         device, spec = usable_device(self.trial), self.spec
         model, optimizer, task = self.prepare(device)
-        compiled = compile_model(model) if spec.implementation == "compile" else model
+        running = Running(model, optimizer, spec)
         self.clock, self.losses = StepClock(device), torch.full((spec.steps,), torch.nan, device=device)
         energy = EnergyMeter(device)
         memory.reset_peaks(device)
         self.columns["startup_time_s"] = process_age_s()
         energy.start()
-        skipped = train(compiled, optimizer, task, spec, self.clock, self.losses, self.check)
+        with running.attention():
+            skipped = train(
+                running.compiled, optimizer, task, spec, self.clock, self.losses, self.check, running.make_step
+            )
         self.columns |= energy.columns()
         self.columns |= time_columns(self.clock) | memory.peak_columns(device)
         self.columns["skipped_steps"] = skipped if spec.precision == "float16" else None
         self.columns["train_loss_nats"] = float(self.losses[-max(1, spec.steps // 20) :].mean())
-        self.columns |= validation_columns(validate(compiled, task, spec, device))
+        with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
+            self.columns |= validation_columns(validate(running.module, task, spec, device))
         self.columns |= rate_columns(self.columns, spec, self.placement["peaks"][spec.precision])
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
         if self.header["checkpoint"]:
             self.columns["weights_file_bytes"] = save_weights(model, self.attempt)
-        self.columns |= memory.split_columns(model, optimizer, backward_of(model, task, spec, device))
+        self.columns["attention_backend"] = running.attention_backend(self.trial.model)
+        self.columns |= self.split_columns(running, task)
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer, Task]:
         """Return model, optimizer and task of the trial."""
@@ -67,6 +73,16 @@ class MeasuredTraining(Measured):
         task = family.task(config, data, self.trial.data, self.spec)
         self.columns |= size_columns(family.count(config, self.spec.sequence_length), task, self.spec)
         return model, build_optimizer(model, self.spec), task
+
+    def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
+        """Return memory by category, as the study wants it measured; a working copy's is of its tensors alone."""
+        if running.copy is None and self.header.get("memory") != "allocator":
+            with torch.compiler.set_stance("force_eager"):
+                run = backward_of(running.module, task, self.spec, running.device)
+                return memory.split_columns(running.module, running.optimizer, run)
+        held = (0, 0) if running.copy is None else running.copy.held_bytes()
+        peak = self.columns["peak_memory_allocated_bytes"]
+        return memory.held_columns(running.model, running.optimizer, peak, *held)
 
     def check(self, done: int) -> None:
         """Look at the losses so far, and tell the engine that this trial lives."""
@@ -83,17 +99,6 @@ class MeasuredTraining(Measured):
         frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
         frame["warm"] = warm_mask(times.size)
         self.save_frame("steps.parquet", frame)
-
-
-def backward_of(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Any:
-    """Return a function that runs forward and backward of a step, for the memory pass."""
-    scaler = loss_scaler(device, spec)
-
-    def run(step: int) -> None:
-        backward(model, task, to_device(task.batch(step), device), spec, scaler)
-
-    model.train()
-    return run
 
 
 def validation_columns(found: Validation) -> dict[str, float | None]:

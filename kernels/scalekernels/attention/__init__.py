@@ -25,16 +25,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from scalekernels.attention import oracle
 from scalekernels.attention.alternatives import Run, alternatives, prepared
-from scalekernels.attention.cases import CASES, LADDER, Case, cost, flops, inputs
+from scalekernels.attention.cases import CASES, GOALS, LADDER, LARGER, Case, cost, flops, inputs
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
 from scalekernels.device import INTERPRETED, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "HEAD_DIMENSIONS", "LADDER", "Case", "attention", "attention_over_cache", "compilations", "cost",
-    "inputs", "providers", "reference", "results",
+    "CASES", "DTYPES", "GOALS", "HEAD_DIMENSIONS", "LADDER", "LARGER", "Case", "attention", "attention_over_cache",
+    "compilations", "cost", "eager_in_parts", "inputs", "providers", "reference", "results",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -204,9 +205,13 @@ def _backward_flops(_grad: Any, q: Any, k: Any, _v: Any, _out: Any, _lse: Any, c
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """Return the oracle: ``out``, or ``grad_q``, ``grad_k`` and ``grad_v``, by ``reference`` in float64."""
-    exact = {name: tensor.detach().double() for name, tensor in inputs.items()}
-    return dict(prepared(_eager)(case, exact, backward)())
+    """Return the oracle: ``out``, or ``grad_q``, ``grad_k`` and ``grad_v``, in float64 by blocks of the scores."""
+    return oracle.exact_results(case, inputs, backward)
+
+
+def eager_in_parts(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+    """Return what the eager provider does, one query head at a time, for shapes whose scores do not fit into memory."""
+    return oracle.in_parts(case, inputs, backward, lambda q, k, v: _eager(case, q, k, v))
 
 
 def _eager(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

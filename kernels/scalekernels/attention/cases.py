@@ -62,15 +62,36 @@ def _ladder() -> Iterator[Case]:
 
 LADDER = tuple(_ladder())
 
+# For the check on a GPU: odd lengths of both buckets of the tile table, so that every tile is launched, and groups.
+LARGER = tuple(
+    Case(1, 2, 1, length, length, head_dimension, causal, torch.bfloat16)
+    for head_dimension in (16, 32, 64, 128, 256)
+    for length in (193, 1153)
+    for causal in (False, True)
+)
+# Where speed is judged: long, with grouped heads, and as a small GPT trains.
+GOALS = (
+    *(
+        Case(1, 16, 16, 8192, 8192, head_dimension, causal, torch.bfloat16)
+        for head_dimension in (64, 128)
+        for causal in (False, True)
+    ),
+    Case(1, 32, 8, 4096, 4096, 128, True, torch.bfloat16),
+    Case(8, 12, 12, 1024, 1024, 64, True, torch.bfloat16),
+)
+
 
 def inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed, the same for a seed."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed.
+
+    They are drawn on the device: the same for a seed on one kind of device.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
     queries = (case.batch, case.query_heads, case.query_length, case.head_dimension)
     keys = (case.batch, case.key_heads, case.key_length, case.head_dimension)
     shapes = {"q": queries, "k": keys, "v": keys, "grad_out": queries}
     return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float32).to(device, case.dtype)
+        name: torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(case.dtype)
         for name, shape in shapes.items()
     }
 

@@ -20,37 +20,37 @@ compiled forward pass hands to its backward pass must stay as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalekernels.cross_entropy import kernels, memory
+from scalekernels.cross_entropy import kernels, memory, oracle, products
 from scalekernels.cross_entropy.cases import (
     CASES,
+    GOALS,
     LADDER,
     LARGER,
     Case,
     Loss,
     alternatives,
     cost,
-    evaluation,
     inputs,
     prepared,
 )
-from scalekernels.device import require_device, require_dtype, unavailable_reason
+from scalekernels.cross_entropy.products import weight_gradient_path
+from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
-    "linear_cross_entropy", "providers", "reference", "results",
+    "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
+    "linear_cross_entropy", "providers", "reference", "results", "weight_gradient_path",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 compilations = kernels.compilations
 REDUCTIONS = ("mean", "sum", "none")
-INTERPRETED_CLASSES = 32  # whose float32 copies a product under the interpreter makes at a time
 
 
 def reference(
@@ -86,27 +86,17 @@ def _walk(
             workspace, target[part], None if loss is None else loss.view(-1)[part],
             None if row_gradient is None else row_gradient[part], classes, workspace.stride(0), ignore_index, softcap,
             z_loss, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=kernels.BLOCK,
-            num_warps=kernels.NUM_WARPS, num_stages=kernels.NUM_STAGES,
+            TILES=kernels.tiles(x.dtype.itemsize, softcap > 0), num_warps=kernels.NUM_WARPS,
+            num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
         if dx.numel():
             torch.mm(logits, weight, out=rows[part])
         if dweight.numel():
-            _accumulate(dweight, logits.t(), x[part], keep=start > 0)
+            products.accumulate(dweight, logits.t(), x[part], keep=start > 0)
 
 
 def _plan(x: Tensor, weight: Tensor) -> memory.Plan:
     return memory.plan(x.numel() // x.shape[-1], int(weight.shape[1]), int(weight.shape[0]), x.dtype)
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
-    """Total = left · right, summed in float32, added to what it holds with ``keep``, and rounded to its dtype."""
-    if total.dtype == right.dtype:
-        total.addmm_(left, right, beta=float(keep))
-    elif right.device.type == "cuda":  # 16-bit factors, float32 sums and result: the tensor cores' own mode
-        torch.addmm(total, left, right, out_dtype=torch.float32, beta=float(keep), out=total)
-    else:  # interpreted: the CPU's product has no such mode
-        for rows, factors in zip(total.split(INTERPRETED_CLASSES), left.split(INTERPRETED_CLASSES), strict=True):
-            rows.addmm_(factors.float(), right.float(), beta=float(keep))
 
 
 def _require(x: Tensor, weight: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -147,7 +137,7 @@ def _loss(
     counted = (target != ignore_index).sum() if reduction == "mean" else losses.new_ones((), dtype=torch.int64)
     share = 1 / counted.clamp(min=1).float()
     weighed = reduction == "mean" and x.dtype != torch.float16 and dx.numel() + dweight.numel() > 0
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         _walk(
             x, weight, target, ignore_index, softcap, z_loss, loss=losses,
             row_gradient=share.repeat(target.numel()) if weighed else None, dx=dx, dweight=dweight,
@@ -183,7 +173,7 @@ def _recomputed(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of Σ row_gradient · loss, from scratch: for x in its dtype, for weight in the plan's; empty unasked."""
     dx, dweight = _gradients(x, weight, x_gradient, weight_gradient)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         _walk(
             x, weight, target, ignore_index, softcap, z_loss, loss=None,
             row_gradient=row_gradient.reshape(-1).float().contiguous(), dx=dx, dweight=dweight,
@@ -204,10 +194,11 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """Gradient · factor (one number, float32) in ``dtype``, without a copy in between."""
     out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
     if out.numel():
-        kernels.scaled[(-(-out.numel() // kernels.SCALE_BLOCK),)](
-            gradient, factor, out, out.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
-            num_stages=kernels.NUM_STAGES,
-        )  # fmt: skip
+        with torch.cuda.device_of(gradient):
+            kernels.scaled[(-(-out.numel() // kernels.SCALE_BLOCK),)](
+                gradient, factor, out, out.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
+                num_stages=kernels.NUM_STAGES,
+            )  # fmt: skip
     return out
 
 
@@ -220,10 +211,11 @@ def _(gradient: Tensor, _factor: Tensor, dtype: torch.dtype) -> Tensor:
 def _scale(gradient: Tensor, factor: Tensor) -> None:
     """Gradient (contiguous) times factor (one number, float32), in place."""
     if gradient.numel():
-        kernels.scale[(-(-gradient.numel() // kernels.SCALE_BLOCK),)](
-            gradient, factor, gradient.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
-            num_stages=kernels.NUM_STAGES,
-        )  # fmt: skip
+        with torch.cuda.device_of(gradient):
+            kernels.scale[(-(-gradient.numel() // kernels.SCALE_BLOCK),)](
+                gradient, factor, gradient.numel(), BLOCK=kernels.SCALE_BLOCK, num_warps=kernels.SCALE_WARPS,
+                num_stages=kernels.NUM_STAGES,
+            )  # fmt: skip
 
 
 @_scale.register_fake
@@ -244,7 +236,35 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(share, x, weight, target)
 
 
+class _OnceOnly(torch.autograd.Function):
+    """A gradient that depends on tensors in a way that cannot be differentiated again: saying so beats a wrong zero."""
+
+    @staticmethod
+    def forward(gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(_ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError("linear_cross_entropy has no second derivative; use F.cross_entropy(F.linear(x, weight), …)")
+
+
+_once_only: Callable[..., Tensor] = _OnceOnly.apply
+
+
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    with torch.no_grad():
+        gradients = _first_gradients(ctx, grad)
+    if torch.is_grad_enabled():  # create_graph=True
+        _, x, weight, _ = ctx.saved_tensors
+        gradients = tuple(None if one is None else _once_only(one, grad, x, weight) for one in gradients)
+    return *gradients, None, None, None, None, None, None, None
+
+
+def _first_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = tuple(ctx.needs_input_grad[:2])
     share, x, weight, target = ctx.saved_tensors
     late = x.dtype == torch.float16  # the share is still to come
@@ -257,8 +277,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     else:
         factor = grad * share if late else grad
         made = tuple(_times(gradient, factor, x.dtype) for gradient in made)
-    gradients = (gradient if want else None for gradient, want in zip(made, wanted, strict=True))
-    return *gradients, None, None, None, None, None, None, None
+    return tuple(gradient if want else None for gradient, want in zip(made, wanted, strict=True))
 
 
 def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -285,7 +304,8 @@ def linear_cross_entropy(
     ``F.cross_entropy``, the mean is over targets other than ``ignore_index`` and nan (with gradients of 0) when there
     are none, and a target out of range raises ``IndexError`` on a CPU; on a GPU, where checking would wait for the
     device, its loss and gradients are nan. ``softcap`` caps the logits by tanh, ``z_loss`` weighs the squared log of
-    the normaliser. Raises ``ValueError`` for a wrong shape, device or option, ``TypeError`` for a wrong dtype.
+    the normaliser. Raises ``ValueError`` for a wrong shape, device or option, ``TypeError`` for a wrong dtype, and
+    ``RuntimeError`` for a second derivative or one in forward mode.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; allowed: {', '.join(REDUCTIONS)}")
@@ -293,6 +313,7 @@ def linear_cross_entropy(
         raise ValueError(f"softcap is {softcap}; it must be above 0, or None for no cap")
     if not z_loss >= 0:
         raise ValueError(f"z_loss is {z_loss}; it must be 0 or above")
+    refuse_tangents("linear_cross_entropy", x=x, weight=weight)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
@@ -303,13 +324,12 @@ def linear_cross_entropy(
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """The oracle: ``reference`` on float64 copies, {"loss"} or with ``backward`` {"x", "weight"}, their gradients."""
-    copies = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    """The oracle by ``reference`` in float64: {"loss"}, or with ``backward`` {"x", "weight"}, their gradients."""
 
-    def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return reference(x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss)["loss"]
+    def losses(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        return reference(x, weight, target, reduction="none", softcap=case.softcap, z_loss=case.z_loss)["loss"]
 
-    return evaluation(loss, copies, backward)()
+    return oracle.exact_results(case, inputs, backward, losses)
 
 
 def providers() -> dict[str, Provider]:

@@ -16,15 +16,24 @@ import triton.language as tl
 from scalekernels.compilation import Compilation
 
 # No GPU has been at hand to time them: the evidence is what ptxas says for sm_80, sm_90 and sm_100: no spills in any
-# variant, 16-byte loads and stores.
-BLOCK = 4096  # logits of one row at a time
-NUM_WARPS = 8
+# variant, 16-byte loads and stores, at most 64 registers in 16 bits without a soft cap, so that two programs share a
+# multiprocessor of sm_90. Two rows of 100 KB on each of 132 multiprocessors are 26 MB: the second pass over a row finds
+# it in the L2 cache (50 MB), and the loads of one row overlap with the arithmetic of the other.
+BLOCK = 4096  # logits of a tile: 8 per thread
+NUM_WARPS = 16
 SCALE_BLOCK = 4096
 SCALE_WARPS = 8
 NUM_STAGES = 1  # nothing here is pipelined
 
+
+def tiles(itemsize: int, capped: bool) -> int:
+    """Return the tiles of an iteration: four loads of 16 bytes in flight per thread, two with a cap's registers."""
+    return 4 if itemsize == 2 and not capped else 2
+
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-2e38)  # stands for "no logit yet": unlike those of −inf, its differences are never nan
 
 
 @triton.jit
@@ -44,21 +53,78 @@ def capped(value, cap):
 
 
 @triton.jit
-def load_logits(logits, column, classes, stride, softcap, CAPPED: tl.constexpr):
-    """One block of a row in float32, −inf beyond the last class, and the derivative of the soft cap."""
-    present = column < classes
-    value = tl.load(logits + column, mask=column < stride, other=0.0).to(tl.float32)
-    value = tl.where(present, value, 0.0)
+def load_logits(
+    logits, column, classes, stride, softcap, CAPPED: tl.constexpr, WHOLE: tl.constexpr, KEEP: tl.constexpr
+):
+    """A tile of a row in float32, −inf beyond the last class, and the derivative of the soft cap.
+
+    WHOLE tiles have no column beyond the last class. KEEP asks the caches to keep what another pass will read.
+    """
+    policy: tl.constexpr = "evict_last" if KEEP else "evict_first"
+    if WHOLE:
+        value = tl.load(logits + column, eviction_policy=policy).to(tl.float32)
+    else:
+        present = column < classes
+        value = tl.load(logits + column, mask=column < stride, other=0.0, eviction_policy=policy).to(tl.float32)
+        value = tl.where(present, value, 0.0)
     slope = 1.0
     if CAPPED:
         value, slope = capped(value, softcap)
-    return tl.where(present, value, float("-inf")), slope
+    if not WHOLE:
+        value = tl.where(present, value, float("-inf"))
+    return value, slope
+
+
+@triton.jit
+def add_tile(highest, total, value):
+    """Running maximum and sum of exponentials of BLOCK columns, with the tiles (T, BLOCK) of ``value`` added.
+
+    Each thread keeps its own: nothing is exchanged between threads until the row is over.
+    """
+    new = tl.maximum(highest, tl.max(value, axis=0))
+    terms = tl.exp2((value - new[None, :]) * LOG2_E)
+    return new, total * tl.exp2((highest - new) * LOG2_E) + tl.sum(terms, axis=0)
+
+
+@triton.jit
+def row_statistics(
+    logits, classes, stride, softcap, CAPPED: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr
+):
+    """The largest logit of a row and Σ exp(logit − largest), in one pass and two reductions over the threads."""
+    column = tl.arange(0, TILES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    rest = tl.arange(0, BLOCK)[None, :]
+    whole = classes // (TILES * BLOCK) * (TILES * BLOCK)
+    highest = tl.full((BLOCK,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, whole, TILES * BLOCK):
+        value, _ = load_logits(logits, start + column, classes, stride, softcap, CAPPED, True, KEEP)
+        highest, total = add_tile(highest, total, value)
+    for start in range(whole, classes, BLOCK):
+        value, _ = load_logits(logits, start + rest, classes, stride, softcap, CAPPED, False, KEEP)
+        highest, total = add_tile(highest, total, value)
+    top = tl.max(highest, axis=0)
+    return top, tl.sum(total * tl.exp2((highest - top) * LOG2_E), axis=0)
+
+
+@triton.jit
+def write_gradient(
+    logits, column, classes, stride, softcap, top, share, label, factor, CAPPED: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Replace a tile of logits by (exp(z − top) · share − [label] · factor) · slope."""
+    value, slope = load_logits(logits, column, classes, stride, softcap, CAPPED, WHOLE, False)
+    gradient = tl.exp2((value - top) * LOG2_E) * share
+    gradient = tl.where(column == label, gradient - factor, gradient) * slope
+    gradient = gradient.to(logits.dtype.element_ty)
+    if WHOLE:
+        tl.store(logits + column, gradient)
+    else:
+        tl.store(logits + column, gradient, mask=column < stride)
 
 
 @triton.jit
 def losses(  # noqa: C901 - each branch is one optional pointer or constant
     logits, target, loss, row_gradient, classes, stride, ignore_index, softcap, z_loss,
-    CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The loss of one row; with GRADIENT the logits become their gradient, times ``row_gradient`` where it is given.
 
@@ -81,32 +147,28 @@ def losses(  # noqa: C901 - each branch is one optional pointer or constant
         wanted = tl.load(logits + label, mask=valid, other=0.0).to(tl.float32)
         if CAPPED:
             wanted, _slope_there = capped(wanted, softcap)
-        highest = float("-inf")
-        total = 0.0
-        for start in range(0, classes, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            value, _ = load_logits(logits, column, classes, stride, softcap, CAPPED)
-            new = tl.maximum(highest, tl.max(value))
-            new = tl.where(new == float("-inf"), 0.0, new)
-            total = total * tl.exp2((highest - new) * LOG2_E) + tl.sum(tl.exp2((value - new) * LOG2_E))
-            highest = new
+        top, total = row_statistics(logits, classes, stride, softcap, CAPPED, GRADIENT, BLOCK, TILES)
         log_total = tl.log2(total) * LN_2
-        normaliser = highest + log_total
+        normaliser = top + log_total
         if loss is not None:
-            result = (highest - wanted) + log_total + z_loss * normaliser * normaliser
+            result = (top - wanted) + log_total + z_loss * normaliser * normaliser
             tl.store(loss + row, tl.where(valid, result, float("nan")))
         if GRADIENT:
             factor = 1.0
             if row_gradient is not None:
                 factor = tl.load(row_gradient + row)
             factor = tl.where(valid, factor, float("nan"))
-            share = (1.0 + 2.0 * z_loss * normaliser) / total
-            for start in range(0, classes, BLOCK):
-                column = start + tl.arange(0, BLOCK)
-                value, slope = load_logits(logits, column, classes, stride, softcap, CAPPED)
-                gradient = tl.exp2((value - highest) * LOG2_E) * share
-                gradient = tl.where(column == label, gradient - 1.0, gradient) * slope * factor
-                tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < stride)
+            share = (1.0 + 2.0 * z_loss * normaliser) / total * factor
+            hit = tl.where(valid, label, -1).to(tl.int32)
+            column = tl.arange(0, TILES)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+            whole = classes // (TILES * BLOCK) * (TILES * BLOCK)
+            for start in range(0, whole, TILES * BLOCK):
+                write_gradient(
+                    logits, start + column, classes, stride, softcap, top, share, hit, factor, CAPPED, True
+                )  # fmt: skip
+            for start in range(whole, classes, BLOCK):
+                rest = start + tl.arange(0, BLOCK)[None, :]
+                write_gradient(logits, rest, classes, stride, softcap, top, share, hit, factor, CAPPED, False)
 
 
 @triton.jit
@@ -150,7 +212,7 @@ def _losses_compilation(role: str, dtype: str, variant: dict[str, Any]) -> Compi
         "stride": "i32", "ignore_index": "i32", "softcap": "fp32", "z_loss": "fp32",
     }  # fmt: skip
     label = f"{role} {dtype}{' softcap' * variant['CAPPED']}"
-    constants = {**variant, "BLOCK": BLOCK}
+    constants = {**variant, "BLOCK": BLOCK, "TILES": tiles(4 if dtype == "fp32" else 2, variant["CAPPED"])}
     return _compilation(losses, label, constants, NUM_WARPS, types, ("logits", "stride"))
 
 
@@ -170,7 +232,7 @@ def _compilation(
         constants=constants,
         num_warps=num_warps,
         num_stages=NUM_STAGES,
-        work=constants["BLOCK"],
+        work=constants["BLOCK"] * constants.get("TILES", 1),
         aligned=aligned,
         vector_bytes=16,
     )

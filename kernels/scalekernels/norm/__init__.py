@@ -23,7 +23,9 @@ from scalekernels.device import require_device, require_dtype, unavailable_reaso
 from scalekernels.norm import kernels
 from scalekernels.norm.cases import (
     CASES,
+    GOALS,
     LADDER,
+    LARGER,
     LAYER_EPS,
     RMS_EPS,
     Case,
@@ -36,8 +38,8 @@ from scalekernels.norm.cases import (
 from scalekernels.providers import Provider, Unavailable
 
 __all__ = [
-    "CASES", "DTYPES", "LADDER", "LAYER_EPS", "RMS_EPS", "Case", "compilations", "cost", "inputs", "layer_norm",
-    "providers", "reference", "results", "rms_norm",
+    "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "LAYER_EPS", "RMS_EPS", "Case", "compilations", "cost", "inputs",
+    "layer_norm", "providers", "reference", "results", "rms_norm",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -151,3 +151,10 @@ LADDER = tuple(
     for residual in (False, True)
     for width in (768, 1024, 2048, 4096, 8192)
 )
+LARGER: tuple[Case, ...] = ()
+# Where speed is judged.
+GOALS = (
+    Case("rms", 16384, 4096, False, torch.bfloat16),
+    Case("rms", 16384, 2048, True, torch.bfloat16),
+    Case("layer", 16384, 768, True, torch.bfloat16),
+)

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 from scalekernels.optimizer.algorithms import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
 from scalekernels.optimizer.base import FusedOptimizer
-from scalekernels.optimizer.cases import CASES, LADDER, Case, cost, inputs, providers, results
+from scalekernels.optimizer.cases import CASES, GOALS, LADDER, LARGER, Case, cost, inputs, providers, results
 from scalekernels.optimizer.launch import compilations, optimizer_step
 from scalekernels.optimizer.reference import reference
 
 __all__ = [
     "CASES",
+    "GOALS",
     "LADDER",
+    "LARGER",
     "SGD",
     "Adagrad",
     "Adam",

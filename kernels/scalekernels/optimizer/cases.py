@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -52,14 +54,25 @@ SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", tor
 
 @dataclass(frozen=True)
 class Case:
-    """Parameters of the given shapes, and how they are updated. ``state_dtype`` is what the bytes of ``cost`` count."""
+    """Parameters of the given shapes, and how they are updated. ``state_dtype`` is what the bytes of ``cost`` count.
+
+    Without ``shapes`` they are those of the model called ``name`` in ``SIZES``: 124M, 350M, 760M or 1.3B. Raises
+    ``ValueError`` for an unknown name.
+    """
 
     name: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
     algorithm: str = "adamw"
     dtype: torch.dtype = torch.float32
     state_dtype: torch.dtype = torch.float32
     max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.shapes:
+            return
+        if self.name not in SIZES:
+            raise ValueError(f"name is {self.name!r}; sizes known by name: {', '.join(SIZES)}; or give shapes")
+        object.__setattr__(self, "shapes", SIZES[self.name])
 
     @property
     def params(self) -> int:
@@ -114,6 +127,14 @@ LADDER = (
     ),
 )
 
+LARGER: tuple[Case, ...] = ()
+# Where speed is judged.
+GOALS = (
+    Case("124M", SIZES["124M"]),
+    Case("124M", SIZES["124M"], "adamw", torch.bfloat16),
+    Case("124M", SIZES["124M"], "adamw", torch.bfloat16, torch.int8),
+)
+
 
 def inputs(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Tensor]:
     """Return parameters ``param_000`` … and gradients ``grad_000`` … drawn from the normal distribution."""
@@ -128,17 +149,17 @@ def inputs(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> dic
 def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """Return the parameters after one step from an empty state, in float64. Raises ``Unavailable`` for a backward."""
     _forward_only(backward)
-    exact = {name: tensor.double() for name, tensor in given.items()}
-    grads = [exact[f"grad_{place:03}"] for place in range(len(case.shapes))]
+    factor: Tensor | float = 1.0
     if case.max_grad_norm is not None:
-        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
-        grads = [grad * (case.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for grad in grads]
-    return {
-        f"param_{place:03}": reference(case.algorithm, exact[f"param_{place:03}"], grad, {}, **OPTIONS[case.algorithm])[
-            "param"
-        ]
-        for place, grad in enumerate(grads)
-    }
+        squares = [given[f"grad_{place:03}"].double().square().sum() for place in range(len(case.shapes))]
+        factor = (case.max_grad_norm / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
+
+    def after(place: int) -> Tensor:
+        param, grad = (given[f"{kind}_{place:03}"].double() for kind in ("param", "grad"))
+        return reference(case.algorithm, param, grad * factor, {}, **OPTIONS[case.algorithm])["param"]
+
+    # One tensor at a time: of 1.3B parameters only the results are held in float64, 10.5 GB.
+    return {f"param_{place:03}": after(place) for place in range(len(case.shapes))}
 
 
 def cost(case: Case, backward: bool = False) -> Cost:
@@ -160,6 +181,7 @@ def _forward_only(backward: bool) -> None:
 
 
 Make = Callable[[Case, list[Tensor]], Optimizer]
+READING = ("adamw", "adam", "lion")  # steps of these only read gradients, in torch as here: all can share one copy
 
 
 def _prepare(
@@ -167,20 +189,21 @@ def _prepare(
 ) -> Callable[..., Callable[[], Mapping[str, Tensor]]]:
     def prepare(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
         _forward_only(backward)
+        shared = case.algorithm in READING and (case.max_grad_norm is None or own_clipping)
         params: list[Tensor] = []
         for place in range(len(case.shapes)):
             params.append(torch.nn.Parameter(given[f"param_{place:03}"].clone()))
-            params[-1].grad = given[f"grad_{place:03}"].clone()
+            grad = given[f"grad_{place:03}"]
+            params[-1].grad = grad if shared else grad.clone()
         optimizer = make(case, params)
         step: Callable[[], Any] = torch.compile(optimizer.step) if compiled else optimizer.step
-        after: dict[str, Tensor] = {}
+        # The parameters themselves: after the first call they hold the results, after later ones those of more steps.
+        after = {f"param_{place:03}": param.detach() for place, param in enumerate(params)}
 
         def call() -> Mapping[str, Tensor]:
             if case.max_grad_norm is not None and not own_clipping:
                 torch.nn.utils.clip_grad_norm_(params, case.max_grad_norm)
             step()
-            if not after:  # a step changes its inputs: the results are those of the first
-                after.update({f"param_{place:03}": param.detach().clone() for place, param in enumerate(params)})
             return after
 
         return call
@@ -188,12 +211,26 @@ def _prepare(
     return prepare
 
 
+def _step(
+    summary: str, make: Make, state: torch.dtype | None = None, own_clipping: bool = False, compiled: bool = False
+) -> Provider:
+    """Return a provider of steps, each from where the one before ended; its state has the parameters' dtype if None."""
+
+    def own_cost(case: Case, backward: bool) -> Cost:
+        return cost(dataclasses.replace(case, state_dtype=case.dtype if state is None else state), backward)
+
+    return Provider(summary, _prepare(make, own_clipping, compiled), repeatable=False, cost=own_cost)
+
+
 def _torch(**flags: Any) -> Make:
     def make(case: Case, params: list[Tensor]) -> Optimizer:
         if case.algorithm not in TORCH:
             raise Unavailable(f"torch.optim has no {case.algorithm}")
+        chosen = dict(flags)
+        if "capturable" in inspect.signature(TORCH[case.algorithm]).parameters and params[0].device.type == "cuda":
+            chosen["capturable"] = True  # keeps the number of steps on the device, so that CUDA graphs can hold a step
         try:
-            return TORCH[case.algorithm](params, **OPTIONS[case.algorithm], **flags)
+            return TORCH[case.algorithm](params, **OPTIONS[case.algorithm], **chosen)
         except (RuntimeError, TypeError) as error:
             raise Unavailable(f"torch.optim.{TORCH[case.algorithm].__name__}: {error}") from error
 
@@ -257,21 +294,27 @@ class _LionLoop(Optimizer):
 def providers() -> dict[str, Provider]:
     """Return every way to take the step; torch's keep their state in the dtype of the parameters."""
     return {
-        "eager": Provider("torch.optim, a loop over tensors", _prepare(_loop)),
-        "foreach": Provider("torch.optim with foreach=True", _prepare(_torch(foreach=True))),
-        "fused": Provider("torch.optim with fused=True", _prepare(_torch(fused=True))),
-        "compiled": Provider("torch.compile of the foreach step", _prepare(_torch(foreach=True), compiled=True)),
-        "apex": Provider(
-            "NVIDIA apex", _prepare(_elsewhere("apex.optimizers", {"adamw": "FusedAdam", "sgd": "FusedSGD"}))
-        ),
-        "bitsandbytes": Provider(
+        "eager": _step("torch.optim, a loop over tensors", _loop),
+        "foreach": _step("torch.optim with foreach=True", _torch(foreach=True)),
+        "fused": _step("torch.optim with fused=True", _torch(fused=True)),
+        "compiled": _step("torch.compile of the foreach step", _torch(foreach=True), compiled=True),
+        "apex": _step("NVIDIA apex", _elsewhere("apex.optimizers", {"adamw": "FusedAdam", "sgd": "FusedSGD"})),
+        "bitsandbytes": _step(
             "bitsandbytes, 8-bit state",
-            _prepare(_elsewhere("bitsandbytes.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"})),
+            _elsewhere("bitsandbytes.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"}),
+            torch.int8,
         ),
-        "torchao": Provider(
-            "torchao, 8-bit state", _prepare(_elsewhere("torchao.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"}))
+        "torchao": _step(
+            "torchao, 8-bit state",
+            _elsewhere("torchao.optim", {"adamw": "AdamW8bit", "adam": "Adam8bit"}),
+            torch.int8,
         ),
-        "triton": Provider("ours, float32 state", _prepare(_ours(torch.float32), own_clipping=True)),
-        "triton-bf16-state": Provider("ours, bfloat16 state", _prepare(_ours(torch.bfloat16), own_clipping=True)),
-        "triton-int8-state": Provider("ours, 8-bit state", _prepare(_ours(torch.int8), own_clipping=True)),
+        **{
+            f"triton{suffix}": _step(f"ours, {name} state", _ours(dtype), dtype, own_clipping=True)
+            for suffix, name, dtype in (
+                ("", "float32", torch.float32),
+                ("-bf16-state", "bfloat16", torch.bfloat16),
+                ("-int8-state", "8-bit", torch.int8),
+            )
+        },
     }

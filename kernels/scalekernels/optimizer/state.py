@@ -1,7 +1,7 @@
 """What the fused optimizers keep per parameter: allocation, the 8-bit map in plain torch, and what they refuse.
 
-8-bit codes lie in the memory order of the parameter, in blocks of 256; the map is that of ``kernels``:
-code c of L levels is scale * 2^((c - L) * octaves / (L - 1)), code 0 is zero.
+8-bit codes lie in the memory order of the parameter, in blocks of 256; the map, that of ``kernels``, is written here as
+a table of its levels, from its definition and not as the kernels compute it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from scalekernels.optimizer.kernels import QUANTUM as QUANTUM_CONSTANT
 from scalekernels.optimizer.launch import PARAM_DTYPES
 
 QUANTUM = int(QUANTUM_CONSTANT.value)
-SIGNED_MAP = (127, 16)  # levels, octaves
-POSITIVE_MAP = (255, 32)
+EXPONENT_BITS = {torch.int8: 4, torch.uint8: 5}
+MANTISSA_BITS = 3
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a block whose magnitudes are all below is a block of zeros
+
+
+def levels(dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Return the magnitudes of all levels for int8 (128) or uint8 (256) codes, float32, as parts of the scale."""
+    count = 2 ** (EXPONENT_BITS[dtype] + MANTISSA_BITS)
+    level = torch.arange(count, device=device)
+    exponent, mantissa = level >> MANTISSA_BITS, level % 2**MANTISSA_BITS
+    significand = torch.where(exponent > 0, mantissa + 2**MANTISSA_BITS, mantissa).double()
+    value = torch.ldexp(significand, exponent.clamp(min=1))
+    return (value / value[-1]).float()
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
@@ -83,26 +94,27 @@ def empty_scale(param: Tensor) -> Tensor:
 
 def dequantised(code: Tensor, scale: Tensor) -> Tensor:
     """Return the float32 values of 8-bit codes (int8: signed, uint8: positive), shaped and laid out like the codes."""
-    levels, octaves = SIGNED_MAP if code.dtype == torch.int8 else POSITIVE_MAP
-    flat = in_memory_order(code).to(torch.float32)
-    factor = torch.exp2((flat.abs() - levels) * (octaves / (levels - 1))) * flat.sign()
+    flat = in_memory_order(code).to(torch.int64)
+    factor = levels(code.dtype, code.device)[flat.abs()] * flat.sign()
     out = torch.empty_like(code, dtype=torch.float32)
     in_memory_order(out).copy_(factor * scale.repeat_interleave(QUANTUM)[: flat.numel()])
     return out
 
 
 def quantise(value: Tensor, code: Tensor, scale: Tensor) -> None:
-    """Write float values as 8-bit codes and scales, rounding to the nearest level."""
-    levels, octaves = SIGNED_MAP if code.dtype == torch.int8 else POSITIVE_MAP
+    """Write float values as 8-bit codes and scales, rounding to the nearest level; no finite block, no finite scale."""
     ordered = torch.empty_like(code, dtype=torch.float32).copy_(value)
     flat = in_memory_order(ordered)
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % QUANTUM)).view(-1, QUANTUM)
-    scale.copy_(blocks.abs().amax(dim=1) if blocks.numel() else scale)
-    ratio = (blocks.abs() / scale[:, None]).nan_to_num(0.0)
-    level = (levels + torch.log2(ratio) * ((levels - 1) / octaves)).clamp(0, levels).round()
+    if blocks.numel():
+        largest = blocks.abs().amax(dim=1)
+        scale.copy_(largest.where(largest >= SMALLEST_SCALE, 0.0).where(blocks.isfinite().all(dim=1), torch.nan))
+    ratio = (blocks.abs() / scale[:, None]).nan_to_num(0.0, posinf=0.0)
+    table = levels(code.dtype, code.device)
+    level = torch.bucketize(ratio, (table[1:] + table[:-1]) / 2)
     if code.dtype == torch.uint8:
         level = torch.where(ratio > 0, level.clamp(min=1), level)
-    in_memory_order(code).copy_((level * blocks.sign()).flatten()[: flat.numel()])
+    in_memory_order(code).copy_((level * blocks.sign().nan_to_num(0.0)).flatten()[: flat.numel()])
 
 
 def store(value: Tensor, kept: Tensor, scale: Tensor | None) -> None:

@@ -1,11 +1,12 @@
 """Check one case of one operation numerically, in this process alone, and write what was found as JSON.
 
-    python kernels/check_case.py case scalekernels.attention "B1 H8/2 T512 D64 bf16 causal" --output found.json
-    python kernels/check_case.py steps AdamW --dtype bfloat16 --output found.json
-    python kernels/check_case.py canary 0 --output found.json
+    python kernels/tools/check_case.py case scalekernels.attention "B1 H8/2 T512 D64 bf16 causal" --output found.json
+    python kernels/tools/check_case.py steps AdamW --dtype bfloat16 --output found.json
+    python kernels/tools/check_case.py canary 0 --output found.json
 
-A fault on a GPU poisons every later launch of its process, so each case has a process of its own (``gpu.py`` and
-``tests/test_gpu_kernels.py`` start them). With TRITON_INTERPRET=1 and ``--device cpu`` the same runs on a CPU.
+A fault on a GPU poisons every later launch of its process, so ``tests/test_gpu_kernels.py`` gives each case a process
+of its own, and ``gpu_session.py`` starts a new one after a fault. With TRITON_INTERPRET=1 and ``--device cpu`` the same
+runs on a CPU.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 import torch
 import triton
 from check_coverage import check_coverage, record_launches
+from scalekernels.accuracy import judge_results
 from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unavailable
 from torch import Tensor
 from torch.nn import functional as F
 
-FLOAT32_ULPS = 8.0  # of the result's scale: what any order of summation in float32 may cost
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -47,30 +48,12 @@ def versions(device: str) -> dict[str, Any]:
 
 
 def measured(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Hold every tensor to the rule: its largest error is at most twice the same-precision PyTorch path's.
-
-    A few float32 ulps of the oracle's largest magnitude are always allowed. NaN fails.
-    """
-    if ours.keys() != oracle.keys():
-        return {"problem": f"results are {sorted(ours)}; expected {sorted(oracle)}"}
-    rows = {}
-    for name, exact in oracle.items():
-        if ours[name].shape != exact.shape:
-            return {"problem": f"{name} has shape {tuple(ours[name].shape)}; expected {tuple(exact.shape)}"}
-        theirs = _error(eager[name], exact) if name in eager else 0.0
-        floor = FLOAT32_ULPS * torch.finfo(torch.float32).eps * _largest(exact)
-        rows[name] = {"error": _error(ours[name], exact), "eager_error": theirs, "allowed": max(2 * theirs, floor)}
-    wrong = [name for name, row in rows.items() if not row["error"] <= row["allowed"]]
-    problem = "; ".join(f"{name}: error {rows[name]['error']:.3g} > {rows[name]['allowed']:.3g}" for name in wrong)
-    return {"tensors": rows, "problem": problem or None}
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    return _largest(found.detach().double() - exact)
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    """Hold every tensor to the acceptance rule of ``scalekernels.accuracy``; return its errors and what is wrong."""
+    judged = judge_results(ours, eager, oracle)
+    return {
+        "tensors": {name: dataclasses.asdict(row) for name, row in judged.tensors.items()},
+        "problem": judged.problem or None,
+    }
 
 
 def after_sdpa(device: str) -> None:
@@ -95,19 +78,27 @@ def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def check_provider(module: Any, provider: str, case: Any, device: str, backward: bool) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a case's results are held against: its inputs, the float64 oracle, and torch's own in the same precision."""
+
+    given: Mapping[str, Tensor]
+    oracle: Mapping[str, Tensor]
+    eager: Mapping[str, Tensor]
+
+
+def check_provider(
+    module: Any, provider: str, case: Any, device: str, backward: bool, expected: Expected
+) -> dict[str, Any]:
     """Check one of our providers: accuracy, the same bits again, and the same after torch's own attention."""
-    given = module.inputs(case, device)
-    oracle = module.results(case, given, backward)
-    eager = run_fresh(module, "eager", case, given, backward)
-    first = run_fresh(module, provider, case, given, backward)
-    found = measured(first, eager, oracle)
+    first = run_fresh(module, provider, case, expected.given, backward)
+    found = measured(first, expected.eager, expected.oracle)
     if found["problem"]:
         return found
-    again = run_fresh(module, provider, case, given, backward)
+    again = run_fresh(module, provider, case, expected.given, backward)
     after_sdpa(device)
-    later = run_fresh(module, provider, case, given, backward)
-    found["problem"] = measured(later, eager, oracle)["problem"]
+    later = run_fresh(module, provider, case, expected.given, backward)
+    found["problem"] = measured(later, expected.eager, expected.oracle)["problem"]
     deterministic = "atomic" not in provider  # atomic sums come in any order
     if deterministic and not found["problem"]:
         differs = [
@@ -118,14 +109,23 @@ def check_provider(module: Any, provider: str, case: Any, device: str, backward:
 
 
 def check_case(module: Any, case: Any, device: str) -> dict[str, Any]:
-    """Check every one of our providers on a case, forward and backward."""
+    """Check every one of our providers on a case, forward and backward; the oracle is computed once per direction."""
     checks: dict[str, Any] = {}
-    for backward in (False, True):
-        for provider in [name for name in module.providers() if name.startswith("triton")]:
-            name = f"{provider} {'backward' if backward else 'forward'}"
+    ours = [name for name in module.providers() if name.startswith("triton")]
+    for direction in ("forward", "backward"):
+        backward = direction == "backward"
+        try:
+            given = module.inputs(case, device)
+            oracle = module.results(case, given, backward)
+            expected = Expected(given, oracle, run_fresh(module, "eager", case, given, backward))
+        except Unavailable as reason:  # as the backward pass of an optimizer's step
+            checks |= {f"{name} {direction}": {"problem": None, "unavailable": str(reason)} for name in ours}
+            continue
+        for provider in ours:
+            name = f"{provider} {direction}"
             print(f"{module.__name__}: {case.label}: {name}", file=sys.stderr, flush=True)  # the last word of a crash
             try:
-                checks[name] = check_provider(module, provider, case, device, backward)
+                checks[name] = check_provider(module, provider, case, device, backward, expected)
             except Unavailable as reason:
                 checks[name] = {"problem": None, "unavailable": str(reason)}
     return checks
@@ -144,15 +144,10 @@ def check_canary(index: int, device: str) -> dict[str, Any]:
 # --- which cases -----------------------------------------------------------------------------------------------------
 
 
-def cases(module: Any, dtypes: Sequence[str], most_flops: float) -> Iterator[Any]:
-    """Yield the operation's cases, and larger ones up to ``most_flops`` forward, in every dtype, each once.
-
-    The larger ones are its ladder, and what it lists for this check alone as ``LARGER``.
-    """
-    candidates = (*getattr(module, "LARGER", ()), *module.LADDER)
-    larger = [case for case in candidates if module.cost(case, False).flops <= most_flops]
+def cases(module: Any, dtypes: Sequence[str], larger: bool) -> Iterator[Any]:
+    """Yield the operation's small cases in every dtype, each once; ``larger`` adds its ``LARGER``, for a GPU alone."""
     seen = set()
-    for case in (*module.CASES, *larger):
+    for case in (*module.CASES, *(module.LARGER if larger else ())):
         for dtype in dtypes:
             one = dataclasses.replace(case, dtype=DTYPES[dtype])
             if one.label not in seen:
@@ -162,7 +157,8 @@ def cases(module: Any, dtypes: Sequence[str], most_flops: float) -> Iterator[Any
 
 def find(module: Any, label: str) -> Any:
     """Return the case of a label. Raises ``SystemExit`` for an unknown one."""
-    known = {case.label: case for case in cases(module, list(DTYPES), float("inf"))}
+    every = (*cases(module, list(DTYPES), larger=True), *module.GOALS, *module.LADDER)
+    known = {case.label: case for case in every}
     if label not in known:
         raise SystemExit(f"{module.__name__} has no case {label!r}; known: {', '.join(known)}")
     return known[label]
@@ -207,7 +203,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu" if INTERPRETED else "cuda")
     parser.add_argument("--dtype", default="float32", help="one of them; for list several, joined by commas")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--most-flops", type=float, default=0.0, help="list the ladder's cases up to this size too")
+    parser.add_argument("--larger", action="store_true", help="list the cases for a GPU too")
     parser.add_argument("--findings", type=Path, help="of coverage: the folder of what the checks wrote")
     parser.add_argument("--output", type=Path, help="where the findings go, as JSON")
     return parser
@@ -217,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the arguments say and write it; exit status 1 when a check failed."""
     asked = command_line().parse_args(arguments)
     if asked.kind == "list":
-        print("\n".join(case.label for case in cases(load(asked.subject), asked.dtype.split(","), asked.most_flops)))
+        print("\n".join(case.label for case in cases(load(asked.subject), asked.dtype.split(","), asked.larger)))
         return 0
     launched: list[dict[str, Any]] = []
     record_launches(launched)

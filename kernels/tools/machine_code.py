@@ -22,6 +22,7 @@ from typing import Any
 
 import sass
 import triton
+from instruction_count import disassembled, wide_loop_instructions
 from scalekernels.compilation import Compilation
 from scalekernels.device import assembler
 from triton import knobs
@@ -34,6 +35,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
 OVERLAP_AT_LEAST = 0.9  # the share of exponentials beside a product; all but those of the row corrections, seen: 1.0
+LIMITED_ARCH = 90  # the one whose instructions per element are limited: limits come from its rates
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 
 _ENTRY = re.compile(r"Used (\d+) registers")
@@ -76,6 +78,7 @@ class MachineCode:
     stores: int
     overlap: float | None = None
     overwritten: int | None = None
+    loop_instructions: int = 0  # of the longest innermost loop with 16-byte loads; counted where a limit is given
 
 
 def ptxas_version(arch: int) -> str:
@@ -189,12 +192,18 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
             re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
         ),
         **_asynchronous(compiled.asm["cubin"]) if compilation.overlapped else {},
+        loop_instructions=loop_instructions(compilation, compiled.asm["cubin"]),
     )
 
 
 def _asynchronous(cubin: bytes) -> dict[str, Any]:
     listing = sass.disassembled(cubin)
     return {"overlap": sass.overlap(*listing), "overwritten": len(sass.overwritten(*listing))}
+
+
+def loop_instructions(compilation: Compilation, cubin: bytes) -> int:
+    """Return the instructions of the kernel's main loop, or 0 where no limit asks for them."""
+    return wide_loop_instructions(disassembled(cubin)) if compilation.most_instructions else 0
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -270,6 +279,11 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
         found.append(f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight")
     if code.overwritten:
         found.append(f"{code.overwritten} instructions write registers that a product in flight reads")
+    if arch == LIMITED_ARCH and compilation.most_instructions:
+        per_element = code.loop_instructions / compilation.elements
+        if not 0 < per_element <= compilation.most_instructions:
+            allowed = f"{compilation.most_instructions:g} allowed"
+            found.append(f"{per_element:.1f} instructions per element in the main loop; {allowed}")
     if code.losses:
         found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:

@@ -1,6 +1,6 @@
 """Compile every shipped configuration of every kernel for sm_80, sm_90 and sm_100, and hold it to its requirements.
 
-``make kernels`` runs it; no GPU is needed. The table goes to ``compiled.md`` and ``compiled.json`` beside this file,
+``make kernels`` runs it; no GPU is needed. The table goes to ``kernels/compiled.md`` and ``compiled.json``,
 with the hash of the sources it was made from; the exit status is 1 when a configuration misses a requirement. It stands
 beside the package and not in it because ``scalekernels`` itself imports torch and triton only.
 """
@@ -32,9 +32,9 @@ from scalekernels import OPERATIONS
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.device import INTERPRETED
 
-HERE = Path(__file__).resolve().parent
-CACHE = HERE.parent / "results" / "compiled"
-REPORT = HERE / "compiled.json"
+KERNELS = Path(__file__).resolve().parents[1]
+CACHE = KERNELS.parent / "results" / "compiled"
+REPORT = KERNELS / "compiled.json"
 # The figures depend on how they are read; taken when the code is loaded, for the file may change while this runs.
 READER = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()
 

@@ -1,0 +1,147 @@
+"""The acceptance rule of kernels: errors against a float64 oracle, held against those of PyTorch in the same precision.
+
+A result is accepted when, for every tensor t of it,
+
+    max |t − oracle|  ≤  max(2 · min(max |eager − oracle|, 0.05 · S), 8 · 2⁻²³ · s)
+
+with ``eager`` what the plain PyTorch path returns in the same precision, s the largest magnitude of t's oracle and S
+that of all tensors. The floor is 8 float32 units in the last place: what another order of summation may cost where the
+eager path happens to be exact. The cap keeps an eager path that is itself wrong from excusing anything. Where the eager
+path is not finite (AdamW in float16, whose second moment underflows), the rounding of t's dtype, ε/2 · s, stands in for
+its error. NaN, and an infinity that the oracle does not have, is an infinite error; names and shapes must be those of
+the oracle.
+
+Tests, ``scalebench compare`` and the check on a GPU all use this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+FACTOR = 2.0  # times the eager error is accepted: another order of the same roundings
+ULPS = 8.0  # float32 units in the last place of the oracle's magnitude, accepted whatever the eager error
+FURTHEST = 0.1  # of the largest magnitude of all tensors: never accepted on the eager path's account
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest absolute error of each named tensor and the largest magnitude of its oracle; or why it has none.
+
+    ``roundings`` are the errors of rounding that magnitude to each tensor's dtype.
+    """
+
+    by_name: Mapping[str, float]
+    scales: Mapping[str, float]
+    problem: str = ""
+    roundings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Largest absolute errors of one tensor: ours, the eager path's (None where there is none), and what is allowed."""
+
+    error: float
+    eager_error: float | None
+    allowed: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the error is within what is allowed."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The errors by tensor, and in words why a result is refused ("" where it is accepted)."""
+
+    tensors: Mapping[str, TensorError] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every tensor is within what is allowed."""
+        return not self.problem
+
+    @property
+    def worst(self) -> str:
+        """The tensor whose error is the largest multiple of what is allowed; "" where none was compared."""
+        return max(self.tensors, key=lambda name: _multiple(self.tensors[name]), default="")
+
+
+def errors_of(results: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> Errors:
+    """Compare named tensors with their float64 oracle, on the oracle's device."""
+    scales = {name: _largest(exact[exact.isfinite()]) for name, exact in oracle.items()}
+    if results.keys() != oracle.keys():
+        return Errors({}, scales, f"returned {', '.join(sorted(results))}; expected {', '.join(sorted(oracle))}")
+    wrong = [name for name in oracle if results[name].shape != oracle[name].shape]
+    if wrong:
+        shapes = "; ".join(f"{n}: {tuple(results[n].shape)}, expected {tuple(oracle[n].shape)}" for n in wrong)
+        return Errors({}, scales, f"returned other shapes: {shapes}")
+    errors = {name: _error(results[name].detach(), exact) for name, exact in oracle.items()}
+    roundings = {name: _half_ulp(results[name].dtype) * scale for name, scale in scales.items()}
+    return Errors(errors, scales, roundings=roundings)
+
+
+def judge(own: Errors, eager: Errors | None, *, ulps: float = ULPS, terms: float = 0.0) -> Judgement:
+    """Hold errors against the eager path's; a tensor that ``eager`` lacks is held to the floor alone.
+
+    ``terms`` is the magnitude of what is summed, for tensors that may be the small difference of large terms: floors
+    are ``ulps`` of it where it exceeds the oracle's own magnitude.
+    """
+    if own.problem:
+        return Judgement(problem=own.problem)
+    theirs = {} if eager is None else eager.by_name
+    furthest = FURTHEST * max((*own.scales.values(), terms), default=0.0)
+    tensors = {}
+    for name, error in own.by_name.items():
+        floor = ulps * torch.finfo(torch.float32).eps * max(own.scales[name], terms)
+        known = theirs.get(name)
+        yardstick = 0.0 if known is None else known if isfinite(known) else own.roundings.get(name, 0.0)
+        lenient = min(FACTOR * yardstick, furthest)
+        tensors[name] = TensorError(error, known, max(lenient, floor))
+    refused = [_complaint(name, row) for name, row in tensors.items() if not row.accepted]
+    return Judgement(tensors, "; ".join(refused))
+
+
+def judge_results(
+    ours: Mapping[str, Tensor],
+    eager: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    *,
+    ulps: float = ULPS,
+    terms: float = 0.0,
+) -> Judgement:
+    """Judge named tensors by the rule; tensors of the oracle that ``eager`` lacks are held to the floor alone."""
+    known = {name: exact for name, exact in oracle.items() if name in eager}
+    theirs = errors_of({name: eager[name] for name in known}, known)
+    return judge(errors_of(ours, oracle), theirs, ulps=ulps, terms=terms)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    result = result.to(exact.device, torch.float64)
+    difference = torch.where(result == exact, torch.zeros_like(exact), (result - exact).abs())
+    return _largest(torch.nan_to_num(difference, nan=inf, posinf=inf))
+
+
+def _half_ulp(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
+
+
+def _multiple(row: TensorError) -> tuple[float, float]:
+    return row.error / max(row.allowed, 1e-300), row.error
+
+
+def _complaint(name: str, row: TensorError) -> str:
+    eager = "" if row.eager_error is None else f" (PyTorch's own: {row.eager_error:.3g})"
+    if not isfinite(row.error):
+        return f"{name}: NaN or infinity where the oracle has none{eager}"
+    return f"{name}: error {row.error:.3g} exceeds {row.allowed:.3g}{eager}"

@@ -1,0 +1,189 @@
+"""The frame of the GPU session: steps with a deadline, and files that are complete after every step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from session_pool import stop
+
+KERNELS = Path(__file__).resolve().parents[1]
+ROOT = KERNELS.parent
+RESERVE_S = 8.0  # at the end, for packing
+GOOD = ("ok", "unavailable")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it does (returning a line for the summary), and the least time that makes it worth starting."""
+
+    name: str
+    do: Callable[[Session], str]
+    least_s: float = 5.0
+    most_s: float = 600.0
+
+
+@dataclass
+class Session:
+    """Where the session is, what it has found, and how to write it down. Times are of ``clock``, in seconds."""
+
+    phase: str
+    out: Path
+    work: Path
+    carried: Path | None
+    workers: int
+    device: str
+    deadline: float
+    environment: dict[str, str]
+    operations: Sequence[str] = ()
+    clock: Callable[[], float] = time.monotonic
+    begun: float = 0.0
+    limit: float = 0.0  # of the step that runs
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    tuned: list[dict[str, Any]] = field(default_factory=list)
+    coverage: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, *, out: Path, work: Path, clock: Callable[[], float] = time.monotonic, **given: Any) -> Session:
+        """Make the folders and the environment of everything that the session starts."""
+        for folder in (out, work, work / "results"):
+            folder.mkdir(parents=True, exist_ok=True)
+        environment = environment_of(work.resolve(), given["device"])
+        return cls(out=out.resolve(), work=work.resolve(), clock=clock, begun=clock(), environment=environment, **given)
+
+    @property
+    def good(self) -> bool:
+        """Whether every step ended well, and everything that was checked is right and was launched."""
+        steps = all(step["status"] == "ok" for step in self.steps)
+        checks = all(check["status"] in GOOD for check in self.checks.values())
+        return steps and checks and not self.coverage.get("missing")
+
+    def left_s(self) -> float:
+        """Return the seconds until the running step has to end."""
+        return min(self.limit or self.deadline, self.deadline - RESERVE_S) - self.clock()
+
+    def say(self, text: str) -> None:
+        """Print a line with the time since the start, and keep it in log.txt."""
+        line = f"[{self.clock() - self.begun:5.0f} s] {text}"
+        print(line, flush=True)
+        with (self.out / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    def command(self, *arguments: object, most_s: float = 600.0, environment: Mapping[str, str] | None = None) -> str:
+        """Run a program of this checkout until it ends or the step's time is over, and return what it printed.
+
+        Raises ``RuntimeError`` with its last words when it fails or is stopped.
+        """
+        command = [str(argument) for argument in arguments]
+        settings = self.environment | dict(environment or {})
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=settings,
+            cwd=ROOT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=max(0.1, min(most_s, self.left_s())))
+        except subprocess.TimeoutExpired:
+            stop(process)  # type: ignore[arg-type]
+            said, _ = process.communicate()
+            self._log(command, said)
+            raise RuntimeError(f"stopped after its time: {last_words(said)}") from None
+        except BaseException:
+            stop(process)  # type: ignore[arg-type]
+            raise
+        self._log(command, said)
+        if process.returncode:
+            raise RuntimeError(f"exit status {process.returncode}: {last_words(said)}")
+        return said
+
+    def python(self, *arguments: object, **options: Any) -> str:
+        """Run this Python with arguments; see :meth:`command`."""
+        return self.command(sys.executable, *arguments, **options)
+
+    def _log(self, command: Sequence[str], said: str) -> None:
+        with (self.out / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"$ {' '.join(command)}\n{said[-20_000:]}\n")
+
+    # --- the files ---------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Write what was found so far: whole files, each renamed into place."""
+        self._put("check.json", json.dumps(
+            {"versions": self.versions, "coverage": self.coverage, "checks": self.checks}, indent=1, default=str
+        ))  # fmt: skip
+        self._put("tune.json", json.dumps({"versions": self.versions, "winners": self.tuned}, indent=1, default=str))
+        self._put("summary.md", self.summary())
+
+    def _put(self, name: str, text: str) -> None:
+        path = self.out / f".{name}"
+        path.write_text(text, encoding="utf-8")
+        path.replace(self.out / name)
+
+    def summary(self) -> str:
+        """Return what became of every step and every check that is not right."""
+        lines = [f"# GPU session, {self.phase}", ""]
+        lines += [f"- {name}: {value}" for name, value in self.versions.items() if not isinstance(value, dict | list)]
+        lines += ["", "| step | status | seconds | result |", "|---|---|--:|---|"]
+        lines += [f"| {s['name']} | {s['status']} | {s['seconds']:.0f} | {cell(s['result'])} |" for s in self.steps]
+        wrong = {name: check for name, check in self.checks.items() if check["status"] not in GOOD}
+        lines += ["", f"{len(self.checks) - len(wrong)} of {len(self.checks)} checks are right.", ""]
+        lines += [f"- **{name}**: {c['status']}: {cell(str(c.get('problem')))}" for name, c in wrong.items()]
+        if self.coverage:
+            lines += ["", f"{self.coverage['launched']} of {self.coverage['shipped']} shipped configurations launched."]
+        return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Return text as it fits into a cell of a table."""
+    return text.replace("|", "/").replace("\n", "<br>")[:600]
+
+
+def last_words(said: str) -> str:
+    """Return the last lines of what a program printed."""
+    return " / ".join(said.strip().splitlines()[-6:])[-1200:] or "no output"
+
+
+def environment_of(work: Path, device: str) -> dict[str, str]:
+    """Return the environment of the session's processes: this source on the path, caches under ``work``.
+
+    Paths of the caches are always the same, since compiled kernels remember them.
+    """
+    paths = [str(ROOT), str(KERNELS), str(KERNELS / "tools"), str(work / "packages"), os.environ.get("PYTHONPATH", "")]
+    found = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    found |= {"TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
+    found |= {"PYTHONUNBUFFERED": "1", "SCALEBENCH_RESULTS": str(work / "results")}
+    return found | ({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+
+
+def run_steps(session: Session, steps: Sequence[Step]) -> None:
+    """Run the steps in order, whatever becomes of each, and write what there is after every one."""
+    for step in steps:
+        begun = session.clock()
+        left = session.deadline - RESERVE_S - begun
+        session.limit = min(begun + step.most_s, session.deadline - RESERVE_S)
+        row = {"name": step.name, "status": "not run", "seconds": 0.0, "result": f"{left:.0f} s were left"}
+        if left >= step.least_s:
+            session.say(f"{step.name} …")
+            row |= _outcome(session, step)
+        row["seconds"] = session.clock() - begun
+        session.steps.append(row)
+        session.say(f"{step.name}: {row['status']}: {row['result']}")
+        session.write()
+
+
+def _outcome(session: Session, step: Step) -> dict[str, str]:
+    try:
+        return {"status": "ok", "result": step.do(session)}
+    except Exception as error:  # noqa: BLE001 - the next step still has its time
+        with (session.out / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(traceback.format_exc())
+        return {"status": "failed", "result": f"{type(error).__name__}: {error}"}

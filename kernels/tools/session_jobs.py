@@ -1,0 +1,90 @@
+"""What the GPU session checks, most urgent first: the kernels of the goals, then everything else that ships."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from session_pool import Job
+
+SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
+OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
+DTYPES = ("bfloat16", "float16", "float32")
+STEPS = 1000  # of an optimizer
+LOSSES = 200  # of a training
+# Device memory that a check may take: the goals' shapes, a candidate at such a shape, all others.
+LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 20e9, 3e9, 1.5e9
+
+
+def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
+    """Return every check of the operations on a device."""
+    jobs = [
+        Job(f"canary {index}", {"kind": "canary", "index": index, "device": device}, priority=0) for index in range(4)
+    ]
+    for operation in operations:
+        jobs += case_jobs(operation, device)
+    if "optimizer" in operations:
+        for name in OPTIMIZERS:
+            for dtype in ("bfloat16", "float32"):
+                what = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
+                jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", what, priority=1 if name == "AdamW" else 3))
+    return jobs
+
+
+def case_jobs(operation: str, device: str) -> Iterator[Job]:
+    """Yield a job for every case of an operation: its small ones in every dtype, its larger ones as they are."""
+    import check_case
+
+    module = import_module(f"scalekernels.{operation}")
+    small = [(case, False) for case in check_case.cases(module, DTYPES, larger=device == "cuda")]
+    goals = [(case, True) for case in module.GOALS if device == "cuda"]
+    for case, goal in (*small, *goals):
+        what = {"kind": "case", "module": f"scalekernels.{operation}", "label": case.label, "device": device}
+        memory = LARGE_BYTES if goal else SMALL_BYTES
+        yield Job(f"{operation}: {case.label}", what, urgency(case, goal), memory, timeout_s=120)
+
+
+def urgency(case: Any, goal: bool) -> int:
+    """Return how early a case is checked: bfloat16 first, and of attention the head dimensions of the goals."""
+    if goal:
+        return 1
+    if str(case.dtype) != "torch.bfloat16":
+        return 4
+    return 0 if getattr(case, "head_dimension", 64) in (64, 128) else 3
+
+
+def source_sha256(operation: str) -> str:
+    """Return 16 hex digits over the source of an operation: what was right stays right while it does not change."""
+    digest = hashlib.sha256()
+    for path in sorted((SOURCES / operation).rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:step")  # implementation:graph
+
+
+def training_jobs(device: str) -> list[Job]:
+    """Return a job for every way of training: a small GPT whose losses are held to those of float32."""
+    agreement = [sys.executable, "-m", "scalebench.trial.agreement", "--device", device, "--steps", str(LOSSES)]
+    return [
+        Job(
+            f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
+            priority=1, memory_bytes=3e9, timeout_s=130,
+        )
+        for way in WAYS
+    ]  # fmt: skip
+
+
+def candidate_jobs() -> list[Job]:
+    """Return the candidates of the tunable kernels, to be compiled before they are timed."""
+    import tuning
+
+    return [
+        Job(f"candidate: {job['tunable']}: {job['candidate']}", job, 2, CANDIDATE_BYTES)
+        for job in tuning.candidate_jobs()
+    ]

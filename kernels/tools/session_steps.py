@@ -1,0 +1,252 @@
+"""The steps of the GPU session's two phases, in the order in which they run."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import session_jobs
+from session import KERNELS, RESERVE_S, Session, Step
+from session_measures import measuring_steps
+from session_pool import Job, Pool
+
+TOOLS = KERNELS / "tools"
+GPU_MEMORY_SHARE = 0.75  # of the device, for all checks that run together
+
+
+def first() -> list[Step]:
+    """Prove the kernels right, then find the fastest tiles."""
+    return [
+        Step("setup", setup, most_s=30),
+        Step("versions", versions, most_s=30),
+        Step("assembler", assembler, most_s=45),
+        Step("checks", checks, least_s=20, most_s=110),
+        Step("tuning", tuning, least_s=15, most_s=45),
+        *measuring_steps("first"),
+        Step("racecheck", racecheck, least_s=15, most_s=30),
+        Step("cache", pack_cache, least_s=-RESERVE_S),
+    ]
+
+
+def second() -> list[Step]:
+    """Measure at the shapes of the goals, train, and check what is left with what time is left."""
+    return [
+        Step("setup", setup, most_s=30),
+        Step("versions", versions, most_s=30),
+        Step("assembler", assembler, most_s=45),
+        *measuring_steps("second"),
+        Step("checks", checks, least_s=20),
+        Step("cache", pack_cache, least_s=-RESERVE_S),
+    ]
+
+
+# --- what both begin with --------------------------------------------------------------------------------------------
+
+
+def setup(session: Session) -> str:
+    """Install the carried wheels, unpack the carried assembler, and take over an earlier session's files."""
+    carried, done = session.carried, []
+    if carried is None:
+        return "nothing was carried"
+    if wheels := sorted((carried / "wheels").glob("*.whl")):
+        install = ("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir")
+        session.python(*install, "--upgrade", "--target", session.work / "packages", *wheels)
+        done.append(f"{len(wheels)} packages")
+    if (packed := carried / "ptxas.xz").exists():
+        path = session.work / "ptxas"
+        with lzma.open(packed) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        path.chmod(0o755)
+        done.append("an assembler")
+    done += _previous(session, carried / "previous")
+    return f"{', '.join(done) or 'nothing'} carried"
+
+
+def _previous(session: Session, folder: Path) -> list[str]:
+    """Take over what an earlier session found and compiled."""
+    done = []
+    if (path := folder / "check.json").exists():
+        found = json.loads(path.read_text(encoding="utf-8"))["checks"]
+        session.checks = {name: check for name, check in found.items() if check["status"] == "ok"}
+        done.append(f"{len(session.checks)} checks")
+    if (path := folder / "tune.json").exists():
+        session.tuned = json.loads(path.read_text(encoding="utf-8"))["winners"]
+    if (path := folder / "cache.tar.xz").exists() and not (session.work / "triton").exists():
+        session.command("tar", "-xJf", path, "-C", session.work)
+        done.append("compiled kernels")
+    return done
+
+
+VERSIONS = """
+import json, platform, sys, torch, triton
+found = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+if torch.cuda.is_available():
+    p = torch.cuda.get_device_properties(0)
+    found |= {"device": p.name, "memory_bytes": p.total_memory, "capability": 10 * p.major + p.minor}
+    found |= {"processors": p.multi_processor_count, "cuda": torch.version.cuda}
+    found |= {"cudnn": torch.backends.cudnn.version()}
+print(json.dumps(found))
+"""
+
+
+def versions(session: Session) -> str:
+    """Note versions, the device and its driver."""
+    said = session.python("-c", VERSIONS).strip().splitlines()[-1]
+    session.versions |= json.loads(said)
+    if session.device == "cuda":
+        fields = "driver_version,clocks.max.sm,power.limit,temperature.gpu"
+        asked = session.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+        session.versions["driver, most SM clock, power limit, temperature"] = asked.strip()
+    return said
+
+
+def assembler(session: Session) -> str:
+    """Run the witness with every ptxas at hand and use the newest sound one from here on.
+
+    Raises ``RuntimeError`` when none is sound: nothing that is measured with it could be believed.
+    """
+    if session.device == "cpu":
+        return "the interpreter assembles nothing"
+    carried = session.work / "ptxas"
+    candidates = {"carried": {"TRITON_PTXAS_PATH": str(carried)}} if carried.exists() else {}
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(8) as together:
+        running = {
+            name: together.map(partial(_witness, session, name, settings), range(4))
+            for name, settings in (candidates | {"bundled": {}}).items()
+        }
+        for name, problems in running.items():
+            found[name] = "; ".join(filter(None, problems)) or "sound"
+    session.versions["assemblers"] = "; ".join(f"{name}: {verdict}" for name, verdict in found.items())
+    sound = [name for name, verdict in found.items() if verdict == "sound"]
+    if not sound:
+        raise RuntimeError(session.versions["assemblers"])
+    session.environment |= candidates.get(sound[0], {})
+    path = session.environment.get("TRITON_PTXAS_PATH")
+    said = session.command(path or _bundled(session), "--version").strip().splitlines()
+    session.versions["ptxas"] = f"{sound[0]}: {said[-2] if len(said) > 1 else said}"
+    return f"{session.versions['assemblers']}; {session.versions['ptxas']}"
+
+
+def _bundled(session: Session) -> str:
+    return session.python("-c", "from triton import knobs; print(knobs.nvidia.ptxas.path)").strip().splitlines()[-1]
+
+
+def _witness(session: Session, name: str, settings: dict[str, str], index: int) -> str:
+    """Return what is wrong with the witness of one tile, nothing when it is exact."""
+    output = session.work / f"canary-{name}-{index}.json"
+    try:
+        session.python(
+            TOOLS / "check_case.py", "canary", index, "--device", "cuda", "--output", output,
+            most_s=20, environment=settings,
+        )  # fmt: skip
+    except RuntimeError as error:
+        return f"tile {index}: {str(error)[-200:]}"
+    return ""
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def checks(session: Session) -> str:
+    """Check every shipped configuration that is not known to be right by the same source, most urgent first."""
+    sources = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
+    jobs = session_jobs.check_jobs(session.device, session.operations)
+    jobs = [job for job in jobs if not _known(session, job, sources)]
+    if session.device == "cuda":
+        jobs += session_jobs.training_jobs(session.device)
+        jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
+
+    def keep(result: dict[str, Any]) -> None:
+        session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
+        if result["status"] not in ("ok", "not run"):
+            session.say(f"{result['name']}: {result['status']}: {str(result.get('problem'))[:300]}")
+        session.write()
+
+    budget = GPU_MEMORY_SHARE * session.versions.get("memory_bytes", 16e9)
+    deadline = session.clock() + session.left_s()
+    Pool(session.workers, session.environment, deadline, budget, session.work / "worker.log", keep).run(jobs)
+    session.coverage = coverage(session)
+    counts = {status: sum(c["status"] == status for c in session.checks.values()) for status in _statuses(session)}
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _statuses(session: Session) -> list[str]:
+    return sorted({check["status"] for check in session.checks.values()})
+
+
+def _operation(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _known(session: Session, job: Job, sources: dict[str, str]) -> bool:
+    before = session.checks.get(job.name)
+    return before is not None and before.get("source") == sources.get(_operation(job.name), "")
+
+
+def coverage(session: Session) -> dict[str, Any]:
+    """Return how many shipped configurations the right checks launched, and the names of those they did not."""
+    from importlib import import_module
+
+    from check_coverage import is_launch_of
+
+    arch = session.versions.get("capability")
+    if arch is None:
+        return {}
+    launched = [entry for check in session.checks.values() for entry in check.get("launched", ())]
+    shipped = [one for name in session.operations for one in import_module(f"scalekernels.{name}").compilations(arch)]
+    missing = [f"{one.kernel} {one.label}" for one in shipped if not any(is_launch_of(e, one) for e in launched)]
+    return {"shipped": len(shipped), "launched": len(shipped) - len(missing), "missing": missing}
+
+
+# --- tuning, races, the cache ----------------------------------------------------------------------------------------
+
+
+def tuning(session: Session) -> str:
+    """Time the candidates of every tunable kernel, alone on the device."""
+    output = session.work / "tuned.json"
+    try:
+        session.python(TOOLS / "tuning.py", "--output", output)
+    finally:  # it writes after every kernel
+        if output.exists():
+            session.tuned = json.loads(output.read_text(encoding="utf-8"))
+    winners = [row for row in session.tuned if row.get("winner")]
+    return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
+
+
+def racecheck(session: Session) -> str:
+    """Look for races in shared memory in one tiny case of the attention kernels."""
+    if session.device == "cpu":
+        return "needs a GPU"
+    label = "B1 H2/1 T193 D64 bf16 causal"
+    output = session.work / "racecheck.json"
+    said = session.command(
+        "compute-sanitizer", "--tool", "racecheck", "--print-limit", 5, sys.executable, TOOLS / "check_case.py",
+        "case", "scalekernels.attention", label, "--device", "cuda", "--output", output,
+    )  # fmt: skip
+    return next((line for line in said.splitlines()[::-1] if "RACECHECK SUMMARY" in line), "no summary")
+
+
+def pack_cache(session: Session) -> str:
+    """Pack the compiled kernels, without the text that can be made again; leave them when they are too large."""
+    folder, path = session.work / "triton", session.out / "cache.tar.xz"
+    if not folder.exists():
+        return "nothing compiled"
+    kept = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
+    listed = "\n".join(str(p.relative_to(session.work)) for p in kept)
+    pack = subprocess.run(
+        ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
+        input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
+    )  # fmt: skip
+    size = path.stat().st_size if path.exists() else 0
+    if pack.returncode or size > 16 << 20:
+        path.unlink(missing_ok=True)
+        return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
+    return f"{len(kept)} files, {size >> 10} KiB"

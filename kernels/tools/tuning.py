@@ -1,0 +1,172 @@
+"""Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
+
+    python kernels/tools/tuning.py --output tuned.json
+
+Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
+shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
+by side, by the session's ``candidate`` jobs: this program runs alone on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scalekernels.attention import hopper, hopper_gradients, launch
+from scalekernels.attention.cases import flops
+from torch import Tensor
+
+ROUNDS = 12  # samples of each candidate, in random order
+FLUSH_BYTES = 256 << 20
+Run = Callable[[Any], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A kernel at a shape: the candidates, the shipped one first, and how to run one of them."""
+
+    name: str
+    candidates: Sequence[Any]
+    make: Callable[[], Run]  # draws the inputs
+    flops: float
+
+
+def tunables() -> Iterator[Tunable]:
+    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048, T 8192 and, for D 64, T 1024."""
+    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024)):
+        for causal in (True, False):
+            yield from _attention(head_dimension, length, causal)
+
+
+def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunable]:
+    batch, heads = 16384 // length, 2048 // head_dimension
+    shape = (batch, heads, length, head_dimension)
+    products = flops(batch, heads, length, length, head_dimension, causal)
+    place = f"D{head_dimension} T{length} {'causal' if causal else 'full'}"
+    scale = head_dimension**-0.5
+
+    def forward() -> Run:
+        q, k, v, _ = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+        return lambda tile: launch.forward_gluon(q, k, v, causal, scale, tile)
+
+    def backward(kind: str) -> Run:
+        q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+        out, lse = launch.forward(q, k, v, causal, scale, gluon=False)
+        needs = {"need_q": kind == "queries", "need_kv": kind == "keys"}
+        return lambda tile: hopper_gradients.backward(
+            grad, q, k, v, out, lse, causal, scale, **needs, tile={kind: tile}
+        )
+
+    yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal), forward, products)
+    for kind, share in (("keys", 2.0), ("queries", 1.5)):  # products over those of the forward pass
+        candidates = hopper_gradients.candidates(kind, head_dimension)
+        yield Tunable(f"{kind} {place}", candidates, partial(backward, kind), share * products)
+
+
+def candidate_jobs() -> Iterator[dict[str, Any]]:
+    """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code."""
+    for tunable in tunables():
+        if "T8192" not in tunable.name:
+            continue
+        for place, candidate in enumerate(tunable.candidates):
+            yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
+
+
+def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Launch one candidate, which compiles it, and tell whether its results are the shipped one's."""
+    tunable = next(one for one in tunables() if one.name == job["tunable"])
+    run = tunable.make()
+    expected = run(tunable.candidates[0])
+    return {"problem": difference(run(tunable.candidates[job["place"]]), expected)}
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    """Return the first result that is further from the expected one than a few roundings, None where none is."""
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if not other.numel():
+            continue
+        allowed = 4 * torch.finfo(other.dtype).eps * float(other.float().abs().max())
+        error = float((one.float() - other.float()).abs().max())
+        if not error <= allowed:  # NaN is not close
+            return f"result {place} differs by {error:.3g}; allowed {allowed:.3g}"
+    return None
+
+
+def measure(tunable: Tunable) -> list[dict[str, Any]]:
+    """Return a row for each candidate: median time in seconds, TFLOP/s, or why it has none."""
+    run, graphs = tunable.make(), {}
+    rows: list[dict[str, Any]] = []
+    expected = run(tunable.candidates[0])
+    for candidate in tunable.candidates:
+        row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
+        try:
+            row["problem"] = difference(run(candidate), expected)
+            graphs[len(rows)] = captured(run, candidate)
+        except Exception as error:  # noqa: BLE001 - a candidate that fails in any way is out, with the reason
+            row["problem"] = f"{type(error).__name__}: {error}"[:500]
+        rows.append(row)
+    for place, samples in timed(graphs).items():
+        median = statistics.median(samples)
+        rows[place] |= {"time_median_s": median, "tflops": tunable.flops / median / 1e12, "samples_s": samples}
+    good = [row for row in rows if not row["problem"] and "time_median_s" in row]
+    best = min(good, key=lambda row: row["time_median_s"], default=None)
+    return [row | {"winner": row is best} for row in rows]
+
+
+def captured(run: Run, candidate: Any) -> Any:
+    """Return a CUDA graph of one launch."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        run(candidate)
+    return graph
+
+
+def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
+    """Return the times of each graph in seconds, taken in random order with other data in the L2 cache before each."""
+    source, target = (torch.randn(FLUSH_BYTES // 4, device="cuda") for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    samples: dict[int, list[float]] = {place: [] for place in graphs}
+    order = [place for place in graphs for _ in range(ROUNDS)]
+    random.Random(0).shuffle(order)
+    for place in [*graphs, *order]:  # each once to warm up
+        torch.cuda._sleep(100_000)
+        target.copy_(source)
+        start.record()
+        graphs[place].replay()
+        end.record()
+        end.synchronize()
+        samples[place].append(start.elapsed_time(end) * 1e-3)
+    return {place: times[1:] for place, times in samples.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every tunable kernel, writing after each."""
+    parser = argparse.ArgumentParser(description="time the candidates of tunable kernels")
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    for tunable in tunables():
+        try:
+            rows += measure(tunable)
+        except RuntimeError as error:
+            rows.append({"kernel": tunable.name, "problem": f"{type(error).__name__}: {error}"[:500]})
+        for row in rows[-len(tunable.candidates) :]:
+            if row["kernel"] == tunable.name:
+                rate = f"{row['tflops']:6.1f} TFLOP/s" if "tflops" in row else row["problem"]
+                print(f"{row['kernel']:28} {row.get('candidate', ''):60} {rate}", flush=True)
+        asked.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

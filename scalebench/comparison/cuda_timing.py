@@ -1,0 +1,188 @@
+"""Timing on a CUDA device: replays of a captured graph between events, so that no host time is in a sample.
+
+Everything runs on the current stream, which must not be the default one (``side_stream``): capture needs that, and a
+backward pass runs on the stream of its forward pass. Work that cannot be captured is timed between events as well,
+with its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
+
+Before each sample another buffer of at least twice the L2 cache is copied, random numbers onto random numbers. The
+cache is then full of that buffer's written lines, as another kernel would leave it: none of the work's data is in it,
+and the work pays for writing back as much as it leaves behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from scalebench.comparison.timing import Timer, Work, poison, rerunning
+
+SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
+LONG_S = 500e-6  # a graph's start takes some microseconds (``timing_floor_s`` in the rows): about one percent
+FLUSH_BYTES = 128 << 20  # unless the L2 cache holds more than half of it
+CYCLES_PER_S = 2e9  # no faster than this, so that a delay in cycles is at least as long as asked
+LONGEST_DELAY_S = 20e-3
+
+
+class NotCapturedError(RuntimeError):
+    """Work that cannot be captured as a CUDA graph; the message says why. The process can go on."""
+
+
+class CaptureBrokenError(RuntimeError):
+    """A capture that the device ended with an error, such as after work that waits for the device.
+
+    torch before 2.12 then keeps its allocator in the state of a capture, and fails an assertion when memory is
+    released later: the process has to end.
+    """
+
+
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Run on a stream of its own on a CUDA device, as capture needs; on another device do nothing."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+        yield
+
+
+def capture(work: Work, calls: int, graph: Any) -> Mapping[str, Any]:
+    """Capture ``calls`` calls into a ``torch.cuda.CUDAGraph`` and return the results of the last, which replays fill.
+
+    Raises ``NotCapturedError`` where the work raised, or launched nothing on this stream, and ``CaptureBrokenError``
+    where the capture itself failed. The work must have run before on this stream: compilation, workspaces and
+    module loading cannot happen in a capture.
+    """
+    results: Mapping[str, Any] = {}
+    refusal: Exception | None = None
+    # A collection in the middle might free device memory, which would end the capture.
+    gc.disable()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _begin(graph)
+            try:
+                for _ in range(calls):
+                    results = work()
+            except Exception as error:  # noqa: BLE001 - whatever the work raises means that it is timed without a graph
+                refusal = error
+            _end(graph, refusal)
+    finally:
+        gc.enable()
+    if refusal is not None:
+        raise NotCapturedError(_first_line(refusal)) from refusal
+    if any("graph is empty" in str(warning.message).lower() for warning in caught):
+        raise NotCapturedError("launches nothing on the stream that is timed")
+    return results
+
+
+def _begin(graph: Any) -> None:
+    try:
+        # Other threads may go on calling what a capture forbids: autograd's own allocates and frees.
+        graph.capture_begin(capture_error_mode="thread_local")
+    except RuntimeError as error:
+        raise CaptureBrokenError(f"no capture began: {_first_line(error)}") from error
+
+
+def _end(graph: Any, refusal: Exception | None) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        raise CaptureBrokenError(_first_line(refusal or error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+@dataclass
+class CudaClock:
+    """Events on the current stream around a graph's replay, or around calls; see the head of this file."""
+
+    device: torch.device
+    refusal: str = ""
+    shortest_s: float = SHORTEST_S
+    long_s: float = LONG_S
+    cold_bytes: float = field(init=False)
+    flush_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        cache = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+        self.cold_bytes = 4 * cache
+        self.flush_bytes = max(FLUSH_BYTES, 2 * cache)
+        self._source, self._target = (torch.randn(self.flush_bytes // 4, device=self.device) for _ in range(2))
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
+        """Make the timer of a function, by a graph unless it cannot be captured or ``refusal`` says why it must not.
+
+        Raises ``CaptureBrokenError``, after which the process has to end.
+        """
+        refusal = refusal or self.refusal
+        if not refusal:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()  # a capture cannot release cached memory to make room
+            graph = torch.cuda.CUDAGraph()
+            try:
+                results = capture(work, calls, graph)
+            except NotCapturedError as error:
+                refusal = str(error)
+            else:
+                return self._graph_timer(graph, results, calls)
+        return self._event_timer(work, calls, refusal)
+
+    def _graph_timer(self, graph: Any, results: Mapping[str, Any], calls: int) -> Timer:
+        def rerun(spared: Collection[int]) -> Mapping[str, Any]:
+            poison(results, spared)
+            graph.replay()
+            return results
+
+        delay_s = self._delay(graph.replay)
+        how = f"one CUDA graph of {_counted(calls)}, replayed between events"
+        return Timer(calls, f"{how}, {self._flushed}", lambda: self._sample(graph.replay, calls, delay_s), rerun)
+
+    def _event_timer(self, work: Work, calls: int, refusal: str) -> Timer:
+        def issue() -> None:
+            for _ in range(calls):
+                work()
+
+        delay_s = self._delay(issue)
+        how = f"events around {_counted(calls)} launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
+        method = f"{how}, {self._flushed}; no CUDA graph: {refusal}"
+        return Timer(calls, method, lambda: self._sample(issue, calls, delay_s), rerunning(work))
+
+    @property
+    def _flushed(self) -> str:
+        return f"L2 filled by a copy of {self.flush_bytes >> 20} MiB before"
+
+    def _delay(self, issue: Callable[[], Any]) -> float:
+        """Return twice the host time that launching takes, in seconds: the device waits so long before it begins."""
+        taken = []
+        for _ in range(3):
+            torch.cuda.synchronize(self.device)
+            begun = time.perf_counter()
+            issue()
+            taken.append(time.perf_counter() - begun)
+        torch.cuda.synchronize(self.device)
+        return min(2 * min(taken) + 20e-6, LONGEST_DELAY_S)
+
+    def _sample(self, issue: Callable[[], Any], calls: int, delay_s: float) -> float:
+        torch.cuda.synchronize(self.device)
+        torch.cuda._sleep(int(delay_s * CYCLES_PER_S))
+        self._target.copy_(self._source)
+        self._start.record()
+        issue()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3 / calls
+
+
+def _counted(calls: int) -> str:
+    return f"{calls} call{'s' * (calls > 1)}"

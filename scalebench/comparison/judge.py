@@ -1,0 +1,84 @@
+"""Holds the results of providers against a float64 oracle and the error of the plain path in the same precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalebench.comparison.accuracy import Errors, accuracy_columns, errors_of
+
+Tensors = Mapping[str, Tensor]
+IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not fit into memory as a whole"
+
+
+@dataclass
+class Judge:
+    """The oracle of one case, or why there is none, and the errors of the plain path called "eager"."""
+
+    expected: Tensors | None
+    eager: Errors | None
+    reason: str = ""
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None]
+    ) -> Judge:
+        """Compute the oracle and the eager error, or note why that is not possible.
+
+        ``crash`` says how the eager provider ended this process before, if it did; ``at`` hears which provider runs.
+        """
+        at("")
+        try:
+            expected = module.results(case, inputs, backward)
+        except Exception as error:  # noqa: BLE001 - without an oracle there is no check, which every row says
+            return cls(None, None, f"the float64 oracle failed: {_first(error)}")
+        eager = module.providers().get("eager")
+        if eager is None:
+            return cls(expected, None, "the operation has no provider called eager")
+        if crash is not None:
+            return cls(expected, None, crash)
+        at("eager")
+        try:
+            return cls(expected, errors_of(eager.prepare(case, inputs, backward)(), expected))
+        except Exception as error:  # noqa: BLE001 - as above
+            reason, full = _first(error), isinstance(error, torch.OutOfMemoryError | MemoryError)
+        parts = getattr(module, "eager_in_parts", None)
+        if not full or parts is None:
+            return cls(expected, None, reason)
+        return cls._in_parts(expected, lambda: parts(case, inputs, backward), reason)
+
+    @classmethod
+    def _in_parts(cls, expected: Tensors, parts: Callable[[], Tensors], reason: str) -> Judge:
+        """Measure the eager error on parts of the work, after the whole did not fit."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            return cls(expected, errors_of(parts(), expected), note=IN_PARTS)
+        except Exception as error:  # noqa: BLE001 - as above
+            return cls(expected, None, f"{reason}; in parts: {_first(error)}")
+
+    def columns(self, results: Tensors) -> dict[str, Any]:
+        """Return the accuracy columns of one provider's results."""
+        if self.expected is None:
+            return {"accepted": None, "error_note": f"not checked: {self.reason}"}
+        columns = accuracy_columns(errors_of(results, self.expected), self.eager, self.reason)
+        notes = [note for note in (columns.get("error_note"), self.note) if note]
+        return columns | {"error_note": "; ".join(notes) or None}
+
+    def columns_again(self, results: Tensors) -> dict[str, Any]:
+        """Return the columns that replace the first ones where results after timing are wrong; otherwise nothing."""
+        if self.expected is None:
+            return {}
+        columns = self.columns(results)
+        if columns["accepted"] is not False:
+            return {}
+        return columns | {"error_note": f"wrong after timing: {columns['error_note']}"}
+
+
+def _first(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

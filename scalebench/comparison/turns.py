@@ -1,0 +1,27 @@
+"""Whose turn it is while providers are sampled: written through memory, so that it costs next to no time."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SIZE = 256
+
+
+@contextlib.contextmanager
+def turns(path: Path) -> Iterator[Callable[[str], None]]:
+    """Give a function that writes a name into the file at ``path``, where it stays when the process dies."""
+    path.write_bytes(bytes(SIZE))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as memory:
+
+        def turn(name: str) -> None:
+            memory[:] = name.encode()[:SIZE].ljust(SIZE, b"\0")
+
+        yield turn
+
+
+def last_turn(path: Path) -> str:
+    """Return the name written last; "" where there is none."""
+    return path.read_bytes().rstrip(b"\0").decode(errors="replace") if path.exists() else ""

@@ -1,0 +1,126 @@
+"""An operation whose providers cheat, hang or cannot be captured, for tests of the comparison: sines of numbers.
+
+``waiting`` stands for work that breaks the capture of a CUDA graph, which a CPU does not have: the clock of a CPU
+raises what that of a GPU would, unless it is told not to capture.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scalekernels.cost import Cost
+from scalekernels.providers import Provider
+from torch import Tensor
+
+from scalebench.comparison.cuda_timing import CaptureBrokenError
+from scalebench.comparison.timing import CpuClock, Timer, Work
+
+Results = Mapping[str, Tensor]
+STUCK_S = 600.0
+
+
+@dataclass(frozen=True)
+class Case:
+    length: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def label(self) -> str:
+        return f"n{self.length}"
+
+
+CASES = (Case(3000), Case(10))
+
+
+def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(seed)
+    return {"x": torch.randn(case.length, generator=generator, dtype=case.dtype)}
+
+
+def results(case: Case, given: Results, backward: bool) -> Results:
+    return {"y": given["x"].double().exp().sin()}
+
+
+def cost(case: Case, backward: bool) -> Cost:
+    return Cost(2 * case.length, 4 * case.length, 4 * case.length)
+
+
+def _eager(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    return lambda: {"y": given["x"].exp().sin()}
+
+
+def _cached(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Compute once for an address and hand the same tensor out again."""
+    known: dict[int, Tensor] = {}
+
+    def call() -> Results:
+        place = given["x"].data_ptr()
+        if place not in known:
+            known[place] = given["x"].exp().sin()
+        return {"y": known[place]}
+
+    return call
+
+
+def _first3(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Be right in the calls that are likely to be checked."""
+    calls = iter(range(10**9))
+    return lambda: {"y": given["x"].exp().sin() if next(calls) < 3 else torch.zeros_like(given["x"])}
+
+
+def _stepping(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """As an optimizer's step: right at first, and from there on as often as it is called."""
+    x = given["x"].clone()
+    return lambda: {"y": x.exp_().sin_()}
+
+
+def _stuck(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Hang in the second case."""
+    return lambda: (case.length == 10 and time.sleep(STUCK_S)) or {"y": given["x"].exp().sin()}
+
+
+def _dying(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Kill the process in a call that is later than the warm-up's 50."""
+    calls = iter(range(10**9))
+
+    def call() -> Results:
+        if next(calls) > 60:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"y": given["x"].exp().sin()}
+
+    return call
+
+
+def _waiting(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    def waiting() -> Results:
+        return {"y": given["x"].exp().sin()}
+
+    return waiting
+
+
+_timer = CpuClock.timer
+
+
+def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "") -> Timer:
+    if not refusal and getattr(work, "__name__", "") == "waiting":
+        raise CaptureBrokenError("operation not permitted when stream is capturing")
+    made = _timer(clock, work, calls)
+    return Timer(calls, f"{made.method}; {refusal}" if refusal else made.method, made.take, made.rerun)
+
+
+CpuClock.timer = _capturing  # type: ignore[method-assign]
+
+
+def providers() -> dict[str, Provider]:
+    prepares: dict[str, Any] = {
+        "eager": _eager, "cached": _cached, "first3": _first3, "stuck": _stuck, "waiting": _waiting,
+        "dying": _dying,
+    }  # fmt: skip
+    made = {name: Provider(name, prepare) for name, prepare in prepares.items()}
+    return made | {"stepping": Provider("stepping", _stepping, repeatable=False)}

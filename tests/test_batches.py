@@ -1,0 +1,124 @@
+"""Batches made ahead by a thread: the same ones in the same order, and a training loop that waits for nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from support import train_spec
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scalebench.batches import AHEAD, batches, prefetched, to_device
+from scalebench.collectors.time import StepClock
+from scalebench.data import open_source
+from scalebench.families import gpt
+from scalebench.optimizers import build_optimizer
+from scalebench.study import DataSpec
+from scalebench.train import train
+
+CPU = torch.device("cpu")
+
+
+def small_task(steps: int = 6):
+    spec = train_spec(steps=steps, batch_size=4, accumulation=2, sequence_length=16, learning_rate=0.01)
+    config = gpt.explicit(2, 16, vocab_size=256, context=16, head_dim=16)
+    about = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=2, noise_std=None, sha256="")
+    return config, gpt.task(config, open_source("stdlib"), about, spec), spec
+
+
+def losses_of(monkeypatch: pytest.MonkeyPatch | None = None) -> torch.Tensor:
+    config, task, spec = small_task()
+    if monkeypatch is not None:
+        monkeypatch.setattr("scalebench.train.batches", lambda task, steps, on: prefetched(task.batch, steps, on))
+    torch.manual_seed(0)
+    model, losses = gpt.build(config, "eager"), torch.zeros(spec.steps)
+    train(model, build_optimizer(model, spec), task, spec, StepClock(CPU), losses, lambda done: None)
+    return losses
+
+
+def test_a_thread_makes_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, task, _ = small_task()
+    for inline, ahead in zip(batches(task, 6, CPU), prefetched(task.batch, 6, CPU), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(inline, ahead, strict=True))
+    assert torch.equal(losses_of(), losses_of(monkeypatch))
+
+
+def test_the_thread_stays_ahead_by_a_bounded_number_and_ends_with_its_reader() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> tuple[torch.Tensor]:
+        made.append(step)
+        return (torch.tensor(step),)
+
+    before = threading.active_count()
+    coming = prefetched(make, 100, CPU)
+    assert next(coming)[0].item() == 0
+    deadline = time.monotonic() + 5
+    while len(made) < AHEAD + 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert made == list(range(AHEAD + 2))  # one taken, AHEAD waiting, one in hand
+    coming.close()
+    assert threading.active_count() == before
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted() -> None:
+    def make(step: int) -> tuple[torch.Tensor]:
+        if step == 2:
+            raise ValueError("token 70000 beyond the vocabulary")
+        return (torch.tensor(step),)
+
+    coming = prefetched(make, 5, CPU)
+    assert [next(coming)[0].item() for _ in range(2)] == [0, 1]
+    with pytest.raises(ValueError, match="beyond the vocabulary"):
+        next(coming)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a host wait for a device: a tensor read as a number or a truth value, or searched."""
+
+    WAITING = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.nonzero", "aten.equal", "aten.masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if str(function).startswith(self.WAITING):
+            self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_no_step_reads_a_number_from_the_device(implementation: str) -> None:
+    """On a CPU: what would wait on a GPU. Torch's own clipping and AdamW are part of it."""
+    config, task, spec = small_task()
+    spec = spec.model_copy(update={"implementation": implementation})
+    torch.manual_seed(0)
+    model, losses = gpt.build(config, implementation), torch.zeros(spec.steps)
+    optimizer = build_optimizer(model, spec)
+    with Waits() as waits:
+        train(model, optimizer, task, spec, StepClock(CPU), losses, lambda done: None)
+    # AdamW's step count lives on the CPU, where reading it waits for nothing.
+    counts = len(list(model.parameters())) * spec.steps
+    assert len(waits.seen) in (0, counts), waits.seen[:3]
+    with Waits() as waits:
+        float(losses[0])
+    assert waits.seen  # the counter counts
+
+
+def test_a_view_is_made_contiguous_before_it_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    whole = torch.arange(12).view(3, 4)
+    (sent,) = to_device((whole[:, :-1],), torch.device("cuda"))
+    assert pinned[0].is_contiguous()
+    assert torch.equal(sent, whole[:, :-1])

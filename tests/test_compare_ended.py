@@ -1,0 +1,143 @@
+"""Comparisons that end early keep what they measured, and results are checked again after timing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import scalebench
+from scalebench.comparison import Options, close_run, measure, plan_comparison
+from scalebench.comparison.ceilings import measure_ceilings
+from scalebench.comparison.rows import impossible_columns
+from scalebench.comparison.runner import run_processes
+from scalebench.comparison.timing import CpuClock
+from scalebench.comparison_store import new_run, read_run
+from scalebench.store import read_json, write_json
+
+OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
+QUICK = {"processes": 1, "seconds": 0.03, "device": "cpu"}
+
+
+def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repeated(tmp_path: Path) -> None:
+    names = "eager,cached,first3,stepping,waiting"
+    found = scalebench.compare(OPERATION, results=tmp_path, providers=names, shapes="length=500", **QUICK)
+    rows = {row["provider"]: row for row in found.rows}
+    assert [rows[name]["status"] for name in rows] == ["ok"] * 5
+    assert {name: row["accepted"] for name, row in rows.items()} == {
+        "eager": True, "cached": False, "first3": False, "stepping": True, "waiting": True,
+    }  # fmt: skip
+    for name in ("cached", "first3"):
+        assert rows[name]["error_note"].startswith("wrong after timing: ")
+        assert rows[name]["verdict"] is None
+    assert rows["waiting"]["timing_method"].endswith("operation not permitted when stream is capturing")
+    assert rows["eager"]["timing_method"].endswith("left them")
+    noted = read_json(found.run / "process-0" / "uncaptured.json")["providers"]
+    assert [(one["case"], one["provider"]) for one in noted] == [(0, "waiting")]
+    assert not (found.run / "process-0" / "crashed.json").exists()
+
+
+def test_a_provider_that_kills_its_process_while_it_is_sampled_is_blamed_alone(tmp_path: Path) -> None:
+    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,dying", shapes="length=500", **QUICK)
+    (eager, dying) = found.rows
+    assert (eager["status"], eager["accepted"]) == ("ok", True)
+    assert (dying["status"], dying["error_message"]) == ("killed", "SIGKILL during samples")
+
+
+def test_an_interrupted_comparison_keeps_the_cases_that_were_finished(tmp_path: Path) -> None:
+    plan = plan_comparison(OPERATION, Options(providers=("eager", "stuck"), **QUICK | {"processes": 2}))
+
+    def tick(share: float) -> None:
+        if share >= 0.25:  # the first of two cases in the first of two processes
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    found = measure(plan, tmp_path, "a test", tick)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (found.ended, found.not_measured, found.good) == ("interrupted", ("n10",), False)
+    assert [(row["case"], row["provider"], row["processes"]) for row in found.rows] == [
+        ("n3000", "eager", 1), ("n3000", "stuck", 1),
+    ]  # fmt: skip
+    rows, request = read_run(found.run)
+    assert rows == found.rows
+    assert len(request["cases"]) == 2
+    kept = read_json(found.run / "rows.json")
+    assert (kept["ended"], kept["not_measured"]) == ("interrupted", ["n10"])
+
+
+def test_at_the_deadline_nothing_more_is_measured(tmp_path: Path) -> None:
+    plan = plan_comparison(OPERATION, Options(providers=("eager",), minutes=1e-9, **QUICK))
+    found = measure(plan, tmp_path, "a test")
+    assert (found.ended, found.rows, found.not_measured) == ("deadline", [], ("n3000", "n10"))
+
+
+def test_a_run_that_was_killed_can_be_closed_later(tmp_path: Path) -> None:
+    plan = plan_comparison(OPERATION, Options(providers=("eager",), shapes=("length=7",), **QUICK))
+    run = new_run(tmp_path, plan.operation.name)
+    write_json(run / "request.json", plan.request | {"started_at": "2026-01-01T00:00:00+00:00", "command": "a test"})
+    assert run_processes(run, deadline=time.monotonic() + 300) == ""
+    found = close_run(run)
+    assert (found.ended, [row["case"] for row in found.rows]) == ("", ["n7"])
+
+
+def test_the_command_says_what_was_not_measured(command, tmp_path: Path) -> None:
+    quick = ("--processes", "1", "--seconds", "0.03", "--device", "cpu", "--minutes", "1e-9")
+    code, _, err = command("compare", OPERATION, "--providers", "eager", "--results", tmp_path, *quick)
+    assert code == 1
+    assert "deadline; not measured: n3000, n10" in err
+
+
+@pytest.mark.slow
+def test_a_step_that_hangs_is_left_out_after_the_patience(tmp_path: Path) -> None:
+    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,stuck", patience=10, **QUICK)
+    stuck = next(row for row in found.rows if (row["case"], row["provider"]) == ("n10", "stuck"))
+    assert (stuck["status"], stuck["error_class"]) == ("killed", "Hung")
+    assert {row["status"] for row in found.rows if row is not stuck} == {"ok"}
+
+
+def test_a_rate_above_a_ceiling_is_invalid_where_the_cache_is_cold() -> None:
+    row = {"time_median_s": 1e-3, "flops": 10**12, "bytes_moved": 3 * 10**9,
+           "matmul_ceiling_flops_per_s": 1e15, "copy_ceiling_bytes_per_s": 3e12, "verdict": "FASTER"}  # fmt: skip
+    assert impossible_columns(row, 50 << 20) == {}
+    assert impossible_columns(row | {"time_median_s": 1e-4}, None) == {}
+    faster = impossible_columns(row | {"time_median_s": 0.94e-3}, 50 << 20)
+    assert "1.06e+15 FLOP/s of 1e+15" in faster["invalid_reason"]
+    assert "B/s" not in faster["invalid_reason"].replace("FLOP/s", "")
+    assert faster["verdict"] is None
+    assert "B/s of 3e+12" in impossible_columns(row | {"flops": 0, "time_median_s": 0.9e-3}, 1 << 20)["invalid_reason"]
+    assert impossible_columns({"status": "oom"}, 1 << 20) == {}
+
+
+def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from scalebench.comparison import ceilings
+
+    copied: list[torch.Tensor] = []
+
+    class Clock(CpuClock):
+        def timer(self, work, calls, refusal=""):
+            copied.append(work()["result"])
+            return super().timer(work, calls)
+
+    monkeypatch.setattr(ceilings, "CPU_COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(ceilings, "CPU_SIDES", (64,))
+    found = measure_ceilings(Clock(), torch.device("cpu"), torch.float32, 0.01)
+    assert [tensor.numel() for tensor in copied] == [64 * 64, 1, 1 << 18, 1 << 18]
+    assert all(0.9 < float(tensor.std()) < 1.1 for tensor in copied[2:])
+    assert 0 < found.floor_s < 1e-3
+    assert found.copy_bytes_per_s > 1e6
+    assert found.matmul_flops_per_s > 1e6
+
+
+def test_the_command_starts_without_what_compiles_models() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, scalebench.commands.compare as _; print([name for name in sys.modules if name in %r])"
+    slow = ("torch._inductor", "torch._dynamo", "scipy.stats", "pandas", "matplotlib")
+    done = subprocess.run([sys.executable, "-c", code % (slow,)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

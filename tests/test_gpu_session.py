@@ -1,0 +1,260 @@
+"""The GPU session, rehearsed without a GPU: steps, deadlines, workers that crash, hang and run out of memory, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_session
+import pytest
+import session_measures
+import session_steps
+from session import Session, Step, run_steps
+from session_pool import Job, Pool
+from support import REPOSITORY, SOURCE_PATH
+
+from scalebench.cli import app
+
+TOOLS = REPOSITORY / "kernels" / "tools"
+FILES = {
+    "summary.md", "check.json", "tune.json", "compare.parquet", "train.parquet", "results.tar.gz", "log.txt",
+    "cache.tar.xz",
+}  # fmt: skip
+
+# A worker like session_worker.py, whose jobs do what they are told.
+WORKER = """
+import json, os, signal, sys, time
+print(json.dumps({"ready": True}), flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    match job["do"]:
+        case "crash": os.kill(os.getpid(), signal.SIGSEGV)
+        case "hang": time.sleep(600)
+        case "leave": sys.exit(3)
+        case "lose": print(json.dumps({"status": "failed", "problem": "device lost", "lost": True}), flush=True)
+        case "sleep": time.sleep(job["seconds"]); print(json.dumps({"status": "ok", "pid": os.getpid()}), flush=True)
+        case _: print(json.dumps({"status": "ok", "pid": os.getpid()}), flush=True)
+"""
+
+
+class FakeClock:
+    """A clock that steps move by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_session(tmp_path: Path, seconds: float = 100.0, **given: Any) -> Session:
+    """A session on a CPU with nothing done."""
+    clock = given.pop("clock", time.monotonic)
+    return Session.begin(
+        phase="first", out=tmp_path / "out", work=tmp_path / "work", carried=given.pop("carried", None), workers=2,
+        device="cpu", deadline=clock() + seconds, clock=clock,
+    )  # fmt: skip
+
+
+def make_pool(tmp_path: Path, workers: int = 1, seconds: float = 30.0, budget: float = 10.0) -> tuple[Pool, list[Any]]:
+    """A pool of the workers above, and the list that gets its results."""
+    results: list[Any] = []
+    pool = Pool(
+        workers, dict(os.environ), time.monotonic() + seconds, budget, tmp_path / "worker.log", results.append,
+        (sys.executable, "-c", WORKER),
+    )  # fmt: skip
+    return pool, results
+
+
+def job(name: str, do: str, priority: int = 1, memory: float = 1.0, timeout: float = 10.0, **what: Any) -> Job:
+    """A job for such a worker."""
+    return Job(name, {"do": do} | what, priority, memory, timeout)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_started_again_after_every_kind_of_fault_and_the_others_go_on(tmp_path: Path) -> None:
+    pool, _ = make_pool(tmp_path)
+    jobs = [
+        job("one", "work"), job("two", "work"), job("crash", "crash"), job("after", "work"), job("leave", "leave"),
+        job("hang", "hang", timeout=0.5), job("lose", "lose"), job("last", "work"),
+    ]  # fmt: skip
+    results = {row["name"]: row for row in pool.run(jobs)}
+    assert {name: row["status"] for name, row in results.items()} == {
+        "one": "ok", "two": "ok", "crash": "crashed", "after": "ok", "leave": "crashed", "hang": "timeout",
+        "lose": "failed", "last": "ok",
+    }  # fmt: skip
+    assert "SIGSEGV" in results["crash"]["problem"]
+    assert "exit status 3" in results["leave"]["problem"]
+    assert results["one"]["pid"] == results["two"]["pid"]  # long-lived
+    assert len({results[name]["pid"] for name in ("one", "after", "last")}) == 3
+
+
+def test_urgent_jobs_come_first_and_what_does_not_fit_is_not_run(tmp_path: Path) -> None:
+    pool, results = make_pool(tmp_path, seconds=2.0)
+    pool.run([job("later", "work", priority=3), job("long", "sleep", priority=2, seconds=60), job("first", "work", 0)])
+    assert [row["name"] for row in results] == ["first", "long", "later"]
+    assert [row["status"] for row in results] == ["ok", "not run", "not run"]
+
+
+def test_jobs_that_need_much_memory_do_not_run_together(tmp_path: Path) -> None:
+    pool, _ = make_pool(tmp_path, workers=2, budget=10.0)
+    begun = time.monotonic()
+    rows = pool.run([job(f"large {i}", "sleep", memory=6.0, seconds=0.7) for i in range(2)])
+    assert time.monotonic() - begun > 1.4
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_fail_alone_and_are_left_out_when_too_little_time_is_left(tmp_path: Path) -> None:
+    clock = FakeClock()
+    session = make_session(tmp_path, seconds=100.0, clock=clock)
+
+    def spend(seconds: float) -> Any:
+        def do(at: Session) -> str:
+            clock.now += seconds
+            return f"{at.left_s():.0f} left"
+
+        return do
+
+    def broken(_: Session) -> str:
+        raise ValueError("out of memory, for example")
+
+    run_steps(session, [
+        Step("one", spend(30), most_s=50), Step("broken", broken), Step("two", spend(50)), Step("three", spend(1), 13),
+        Step("four", spend(1)),
+    ])  # fmt: skip
+    assert [(row["name"], row["status"]) for row in session.steps] == [
+        ("one", "ok"), ("broken", "failed"), ("two", "ok"), ("three", "not run"), ("four", "ok"),
+    ]  # fmt: skip
+    assert session.steps[0]["result"] == "20 left"
+    assert "out of memory" in (session.out / "summary.md").read_text()
+    assert not session.good
+
+
+def test_a_session_is_good_when_everything_ended_well_was_right_and_was_launched(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    session.steps = [{"name": "a", "status": "ok", "seconds": 1.0, "result": ""}]
+    session.checks = {"case": {"status": "ok"}, "other": {"status": "unavailable"}}
+    session.coverage = {"shipped": 2, "launched": 2, "missing": []}
+    assert session.good
+    session.coverage = {"shipped": 2, "launched": 1, "missing": ["attention_forward"]}
+    assert not session.good
+    session.coverage = {}
+    session.checks["case"] = {"status": "failed", "problem": "y: error 1 > 0.1"}
+    assert not session.good
+    assert "y: error 1 > 0.1" in session.summary()
+
+
+def test_a_program_is_stopped_with_its_children_when_the_time_of_its_step_is_over(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    mark = tmp_path / "mark"
+    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
+    spawns = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    with pytest.raises(RuntimeError, match="stopped after its time"):
+        session.python("-c", spawns, most_s=1.0)
+    assert "begun" in (session.out / "log.txt").read_text()
+    time.sleep(3)
+    assert not mark.exists()
+    with pytest.raises(RuntimeError, match="exit status 7: the reason"):
+        session.python("-c", "print('the reason'); raise SystemExit(7)")
+    assert "the reason" in (session.out / "log.txt").read_text()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from session import Session, Step, run_steps
+session = Session.begin(phase="first", out=Path({out!r}), work=Path({work!r}), carried=None, workers=1, device="cpu",
+                        deadline=time.monotonic() + 60)
+def do(at):
+    name = f"check {{len(at.steps)}}"
+    at.checks[name] = {{"status": "ok"}}
+    print(name, flush=True)
+    time.sleep(0.05)
+    return "x" * 100_000
+run_steps(session, [Step(f"step {{i}}", do) for i in range(200)])
+"""
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) -> None:
+    out = tmp_path / "out"
+    program = KILLED.format(paths=[str(TOOLS)], out=str(out), work=str(tmp_path / "work"))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = 0
+        while lines < after:
+            lines += process.stdout.readline().startswith("check")
+        process.send_signal(signal.SIGKILL)
+    found = json.loads((out / "check.json").read_text())["checks"] if after > 1 else {}
+    assert len(found) >= after - 1
+    assert not after > 1 or "| step 0 | ok |" in (out / "summary.md").read_text()
+
+
+# --- what the phases do ----------------------------------------------------------------------------------------------
+
+
+def test_every_measurement_is_a_command_that_the_product_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Session, "python", lambda self, *words, **_: taken.append(tuple(map(str, words))) or "")
+    monkeypatch.setattr(session_measures, "keep", lambda _: None)
+    session = make_session(tmp_path)
+    for phase in gpu_session.PHASES:
+        for step in session_measures.measuring_steps(phase):
+            step.do(session)
+    assert len(taken) >= 12
+    for words in taken:
+        if words[0].endswith("profile_step.py"):
+            continue
+        assert words[:2] == ("-m", "scalebench.cli")
+        app.parse_args(words[2:], exit_on_error=False, print_error=False)
+
+
+def test_all_checks_have_names_of_their_own_and_goals_come_early() -> None:
+    from session_jobs import check_jobs
+
+    jobs = check_jobs("cuda", ("attention", "optimizer"))
+    assert len({job.name for job in jobs}) == len(jobs) > 60
+    goals = [job for job in jobs if "T8192" in job.name]
+    assert goals
+    assert all(job.priority <= 1 and job.memory_bytes > 1e10 for job in goals)
+
+
+def test_a_case_that_was_right_is_not_checked_again_by_the_same_source(tmp_path: Path) -> None:
+    from session_jobs import check_jobs, source_sha256
+
+    previous = tmp_path / "carried" / "previous"
+    previous.mkdir(parents=True)
+    name, source = "attention: B1 H2 T1 D16 fp32 causal", source_sha256("attention")
+    rows = {name: {"status": "ok", "source": source}, "attention: other": {"status": "failed"}}
+    (previous / "check.json").write_text(json.dumps({"checks": rows}))
+    session = make_session(tmp_path, carried=tmp_path / "carried")
+    assert "1 checks" in session_steps.setup(session)
+    jobs = check_jobs("cpu", ("attention",))
+    known = [job.name for job in jobs if session_steps._known(session, job, {"attention": source})]
+    assert known == [name]
+    assert not [job for job in jobs if session_steps._known(session, job, {"attention": "changed"})]
+
+
+def test_the_whole_of_it_runs_on_a_cpu_and_leaves_at_most_eight_files(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(TOOLS / "gpu_session.py"), "first", "--device", "cpu", "--out", str(out)]
+    command += ["--work", str(tmp_path / "work"), "--seconds", "40", "--only", "setup,versions,assembler,checks,cache"]
+    command += ["--workers", "1", "--operations", "norm"]
+    environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    rows = json.loads((out / "check.json").read_text())["checks"]
+    assert any(row["status"] == "ok" for name, row in rows.items() if name.startswith("norm")), done.stdout
+    assert done.returncode in (0, 1)
+    assert {path.name for path in out.iterdir()} <= FILES
