@@ -200,3 +200,31 @@ def test_a_broken_order_is_seen(name: str, changed: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("ordered", [False, True])
 def test_the_shapes_of_the_broken_copies_are_right_without_a_change(ordered: bool) -> None:
     assert all(works(shape, seed, ordered, hopper_fused) for shape in BROKEN_SHAPES for seed in range(3))
+
+
+@pytest.mark.parametrize("method", ["apart", "ordered", "atomic", None])
+def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
+    method: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels run by the emulator, and the passes over rows, which the interpreter's tests hold, replaced."""
+    given, scale = inputs((1, 2, 1, 150, 150, 64, True), torch.bfloat16), 0.1
+    expected = oracle(given, True, scale)
+
+    def emulated(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+        launch(kernel, programs, arguments, seed=2)
+
+    def collect(sums: Tensor, dq: Tensor, scale: float, tile: BackwardTile) -> None:
+        dq.copy_(collected(sums, dq.shape[2], tile.rows, scale))
+
+    monkeypatch.setattr(hopper_gradients, "launch", emulated)
+    monkeypatch.setattr(hopper_gradients, "collect", collect)
+    monkeypatch.setattr(hopper_gradients, "row_statistics", lambda *_: statistics_of(expected))
+    operands = (given["g"], given["q"], given["k"], given["v"], given["q"], expected["lse"], True, scale)
+    found = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
+    for name, gradient in found.items():
+        assert error((gradient, expected[name])) < TOLERANCE[torch.bfloat16]
+        assert gradient.stride() == tiles.like(given[name[1]]).stride()
+    dq, dk, dv = hopper_gradients.backward(*operands, need_q=False, method=method)
+    assert not dq.numel()
+    assert (dk == found["dk"]).all()
+    assert (dv == found["dv"]).all()
