@@ -128,6 +128,13 @@ def test_other_devices_use_the_other_kernels():
     assert "compute capability 9.0" in str(hopper.unsupported(q=torch.zeros(1, 1, 8, 64, dtype=torch.float16)))
 
 
+def test_the_environment_switches_gluon_off(hopper_device, monkeypatch):
+    q = torch.zeros(1, 1, 8, 64, dtype=torch.float16)
+    assert hopper.unsupported(q=q) is None
+    monkeypatch.setenv("SCALEKERNELS_GLUON", "0")
+    assert "switches" in str(hopper.unsupported(q=q))
+
+
 def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
     launched = []
     monkeypatch.setattr(attention_launch, "_launch", lambda kernel, *rest: launched.append((kernel, rest[1])))

@@ -10,6 +10,7 @@ three, ptxas 12.8 spills nothing, and 13.5 spills 32 bytes for each tile of quer
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -94,10 +95,13 @@ def unsupported(**tensors: Tensor) -> str | None:
     """Return why these tensors (B, H, T, D) are left to the other kernels, naming the first; None where they are not.
 
     TMA takes bases and strides that are multiples of 16 bytes, and strides above 0 (CUDA driver API,
-    cuTensorMapEncodeTiled); the stride of a dimension of size 1 does not matter.
+    cuTensorMapEncodeTiled); the stride of a dimension of size 1 does not matter. ``SCALEKERNELS_GLUON=0`` in the
+    environment switches these kernels off.
     """
     if INTERPRETED:
         return "the interpreter does not run Gluon"
+    if os.environ.get("SCALEKERNELS_GLUON") == "0":
+        return "SCALEKERNELS_GLUON=0 switches the Gluon kernels off"
     first = next(iter(tensors.values()))
     if tiles.architecture(first.device) != 90 or first.dtype not in DTYPES or first.shape[3] not in HEAD_DIMENSIONS:
         return f"the Gluon kernels serve compute capability 9.0, 16 bits and head dimensions {HEAD_DIMENSIONS}"

@@ -91,7 +91,7 @@ def _keys_consumer(
     k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done,
     first_key, first_row, tiles, group, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, KEYS: gl.constexpr, M: gl.constexpr, D: gl.constexpr,
-    STAGES: gl.constexpr,
+    STAGES: gl.constexpr, IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """dK and dV of KEYS keys, over ``tiles`` tiles of each query head of the group. All scores are (keys, queries).
 
@@ -115,6 +115,9 @@ def _keys_consumer(
     row = first_row
     last_row = first_row + (tiles - 1) * M
     mbarrier.wait(own_full, 0)
+    if IN_REGISTERS:
+        k = k.load(gl.DotOperandLayout(0, scores, 2))
+        v = v.load(gl.DotOperandLayout(0, scores, 2))
     for step in range(group * tiles):
         mbarrier.wait(full.index(slot), phase)
         q = q_buffers.index(slot).reshape([M, D])
@@ -135,8 +138,8 @@ def _keys_consumer(
         row = gl.where(row == last_row, first_row, row + M)
     dk = warpgroup_mma(ds, q_buffers.index(before).reshape([M, D]), dk, is_async=True)
     dk = warpgroup_mma_wait(0, deps=(dk,))
-    k.store((dk * scale).to(dtype))  # nothing reads this memory any more
-    v.store(dv.to(dtype))
+    k_buffers.index(WHO).reshape([KEYS, D]).store((dk * scale).to(dtype))  # nothing reads this memory any more
+    v_buffers.index(WHO).reshape([KEYS, D]).store(dv.to(dtype))
     fence_async_shared()
     mbarrier.arrive(done)
 
@@ -182,9 +185,12 @@ def hopper_keys(
     q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc,
     batches, query_heads, group, query_length, key_length, padded_length, section, scale, scale_log2,
     CAUSAL: gl.constexpr, KEYS: gl.constexpr, M: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr,
+    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """dK and dV of 2 x KEYS keys of one key head. Grid: (blocks of keys x batches x key heads,)."""
+    """dK and dV of 2 x KEYS keys of one key head. Grid: (blocks of keys x batches x key heads,).
+
+    ``IN_REGISTERS`` as in ``hopper_queries``.
+    """
     key_heads = query_heads // group
     block, index = _own_block(gl.cdiv(key_length, 2 * KEYS), batches * key_heads, section)
     batch = index // key_heads
@@ -214,10 +220,10 @@ def hopper_keys(
     gl.warp_specialize([
         (_keys_consumer, (k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty,
                           done, first_key, first_row, tiles, group, scale, scale_log2,
-                          0, CAUSAL, KEYS, M, D, STAGES)),
+                          0, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS)),
         (_keys_consumer, (k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty,
                           done, first_key, first_row, tiles, group, scale, scale_log2,
-                          1, CAUSAL, KEYS, M, D, STAGES)),
+                          1, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS)),
         (_keys_producer, (q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers,
                           q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done, batch,
                           key_head, first_key, first_row,
@@ -240,6 +246,7 @@ def _queries_consumer(  # noqa: PLR0915
     q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
     statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first."""
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
@@ -266,6 +273,9 @@ def _queries_consumer(  # noqa: PLR0915
     before = 0
     first_key = (tiles - 1) * 2 * N
     mbarrier.wait(own_full, 0)
+    if IN_REGISTERS:
+        q = q.load(gl.DotOperandLayout(0, scores, 2))
+        g = g.load(gl.DotOperandLayout(0, scores, 2))
     for step in range(tiles):
         mbarrier.wait(full.index(slot), phase)
         k = k_buffers.index(slot).reshape([N, D])
@@ -294,7 +304,7 @@ def _queries_consumer(  # noqa: PLR0915
         first_key -= 2 * N
     dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
     dq = warpgroup_mma_wait(0, deps=(dq,))
-    q.store((dq * scale).to(dtype))
+    q_buffers.index(WHO).reshape([M, D]).store((dq * scale).to(dtype))
     fence_async_shared()
     mbarrier.arrive(done)
 
@@ -331,9 +341,12 @@ def hopper_queries(
     q_desc, k_desc, v_desc, g_desc, dq_desc, statistics,
     batches, query_heads, group, query_length, key_length, padded_length, section, scale, scale_log2,
     CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr,
+    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """dQ of 2 x M queries of one head. Grid: (blocks of queries x batches x query heads,)."""
+    """dQ of 2 x M queries of one head. Grid: (blocks of queries x batches x query heads,).
+
+    ``IN_REGISTERS`` multiplies the rows that a consumer owns from registers, where these are enough, not from memory.
+    """
     blocks = gl.cdiv(query_length, 2 * M)
     block, index = _own_block(blocks, batches * query_heads, section)
     batch = index // query_heads
@@ -360,10 +373,10 @@ def hopper_queries(
     gl.warp_specialize([
         (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
                              statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             0, CAUSAL, M, N, D, STAGES)),
+                             0, CAUSAL, M, N, D, STAGES, IN_REGISTERS)),
         (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
                              statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             1, CAUSAL, M, N, D, STAGES)),
+                             1, CAUSAL, M, N, D, STAGES, IN_REGISTERS)),
         (_queries_producer, (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers,
                              own_full, full, empty, done, batch, head, head // group, first_row, tiles,
                              M, N, STAGES)),

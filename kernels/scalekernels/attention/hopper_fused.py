@@ -1,4 +1,4 @@
-"""Gluon kernel for all three gradients of attention on Hopper (sm_90) in one pass over blocks of keys: D of 128.
+"""Gluon kernel for all three gradients of attention on Hopper (sm_90) in one pass over blocks of keys.
 
 As ``hopper_backward.hopper_keys``, whose notation and rings it uses, with dQ in addition: the consumers write ds (keys,
 queries) to shared memory, and each computes half of the columns of dQ from the ds of both. It needs 5 products where

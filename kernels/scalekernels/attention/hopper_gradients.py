@@ -1,8 +1,8 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
 After a pass that writes the statistics of every row, three methods: "apart" computes dK with dV, and dQ, by the two
-kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all at D 128 by the kernel of ``hopper_fused.py``, dQ
-added to in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
+kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all by the kernel of ``hopper_fused.py``, dQ added to
+in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
 ``DETERMINISTIC`` the method of deterministic gradients: changing a row changes the default.
 ``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for
 measuring on a GPU; no GPU has been at hand.
@@ -34,27 +34,32 @@ START_REGISTERS, REGISTERS = 168, 240
 
 
 class BackwardTile(NamedTuple):
-    """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ."""
+    """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ.
+
+    ``in_registers`` keeps the rows that a consumer owns in registers, which D 64 leaves free.
+    """
 
     rows: int
     stages: int
+    in_registers: bool = False
 
 
 # By head dimension; causal and full alike.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
-ALL = {128: BackwardTile(64, 3)}
+ALL = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
 DETERMINISTIC = {64: "apart", 128: "apart"}
 
 
 def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
     """Return the tiles of "keys", "queries" or "all" worth measuring, the shipped one first."""
-    listed = {
-        ("keys", 64): ((64, 4), (64, 3), (64, 2), (64, 6)),
+    listed: dict[tuple[str, int], tuple[tuple[Any, ...], ...]] = {
+        ("keys", 64): ((64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True)),
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),
-        ("queries", 64): ((64, 6), (64, 4), (64, 8)),
+        ("queries", 64): ((64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True)),
         ("queries", 128): ((64, 4), (64, 3)),
+        ("all", 64): ((64, 4), (64, 3), (64, 6)),
         ("all", 128): ((64, 3), (64, 2)),
     }
     return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
@@ -75,14 +80,13 @@ def backward(
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
     ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
-    given; where not all gradients are needed, and at D 64, it is "apart". ``tile`` replaces shipped tiles by kind.
+    given; where not all gradients are needed it is "apart". ``tile`` replaces shipped tiles by kind.
     """
     head_dimension = q.shape[3]
-    shipped = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items() if head_dimension in by_size}
-    tile = shipped | dict(tile or {})
+    tile = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items()} | dict(tile or {})
     method = method or DETERMINISTIC[head_dimension]
     statistics = row_statistics(out, grad_out, lse)
-    if need_q and need_kv and method != "apart" and head_dimension in ALL:
+    if need_q and need_kv and method != "apart":
         return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if need_kv:
@@ -185,6 +189,7 @@ def all_arguments(
 ) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
     """Return kernel, programs and arguments of the launch for dK, dV and the sums of dQ."""
     _, programs, arguments = keys_arguments(q, k, v, grad_out, statistics, dk, dv, causal, scale, tile)
+    del arguments["IN_REGISTERS"]
     arguments |= {"sums": sums, "counters": counters, "ORDERED": ordered}
     return hopper_fused.hopper_all, programs, arguments
 
@@ -220,13 +225,13 @@ def _sizes(q: Tensor, k: Tensor, statistics: Tensor, scale: float) -> dict[str, 
 def keys_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
     """Return what the kernel for dK and dV is compiled for."""
     shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
-    return {"KEYS": ROWS, "M": tile.rows} | shared
+    return {"KEYS": ROWS, "M": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
 
 
 def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
     """Return what the kernel for dQ is compiled for."""
     shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
-    return {"M": ROWS, "N": tile.rows} | shared
+    return {"M": ROWS, "N": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
 
 
 # The address of dQ's sums, stored before the loop and loaded after it; in the loop nothing is spilled.
@@ -244,6 +249,7 @@ def compilation(
     }[kind]
     constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
     if kind == "all":
+        constants.pop("IN_REGISTERS")
         constants["ORDERED"] = ordered
     types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
     signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
@@ -251,7 +257,8 @@ def compilation(
     mask = "causal" if causal else "full"
     return Compilation(
         kernel=function.__name__,
-        label=f"attention {name[kind]} {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages",
+        label=f"attention {name[kind]} {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
+        + " in registers" * tile.in_registers,
         function=function,
         signature=signature,
         constants=constants,
@@ -262,7 +269,7 @@ def compilation(
         tensor_core=True,
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS},
-        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal else "",
+        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
     )
 
 

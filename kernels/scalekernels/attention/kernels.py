@@ -386,4 +386,4 @@ def attention_collect_queries(
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     inside = first_row + tl.arange(0, BLOCK_M) < query_length
-    tl.store(pointers, (tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])
+    tl.store(pointers, (scale * tile).to(dq.dtype.element_ty), mask=inside[:, None])
