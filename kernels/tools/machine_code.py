@@ -275,15 +275,7 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
         found.append("writes nothing to global memory: the compiler gave up on the kernel")
     if compilation.tensor_core:
         found += _matrix_failures(arch, code)
-    if compilation.overlapped and (code.overlap or 0.0) < OVERLAP_AT_LEAST:
-        found.append(f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight")
-    if code.overwritten:
-        found.append(f"{code.overwritten} instructions write registers that a product in flight reads")
-    if arch == LIMITED_ARCH and compilation.most_instructions:
-        per_element = code.loop_instructions / compilation.elements
-        if not 0 < per_element <= compilation.most_instructions:
-            allowed = f"{compilation.most_instructions:g} allowed"
-            found.append(f"{per_element:.1f} instructions per element in the main loop; {allowed}")
+    found += _listing_failures(compilation, arch, code)
     if code.losses:
         found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:
@@ -299,3 +291,16 @@ def _matrix_failures(arch: int, code: MachineCode) -> Iterator[str]:
         yield f"{code.plain_products} matrix products without tensor cores"
     if code.products and code.drained == code.products:
         yield f"serialised: each of {code.products} wgmma products in loops is waited for before anything else runs"
+
+
+def _listing_failures(compilation: Compilation, arch: int, code: MachineCode) -> Iterator[str]:
+    """Yield what the disassembled machine code misses."""
+    if compilation.overlapped and (code.overlap or 0.0) < OVERLAP_AT_LEAST:
+        yield f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight"
+    if code.overwritten:
+        yield f"{code.overwritten} instructions write registers that a product in flight reads"
+    if arch == LIMITED_ARCH and compilation.most_instructions:
+        per_element = code.loop_instructions / compilation.elements
+        if not 0 < per_element <= compilation.most_instructions:
+            allowed = f"{compilation.most_instructions:g} allowed"
+            yield f"{per_element:.1f} instructions per element in the main loop; {allowed}"
