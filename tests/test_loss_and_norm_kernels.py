@@ -39,7 +39,7 @@ def test_chunks_cover_the_tokens_within_the_memory_rule(tokens, classes, dtype):
     chunk = chunk_tokens(tokens, classes, dtype)
     assert 1 <= chunk <= min(8192, max(tokens, 1))
     workspace = chunk * row_length(classes) * dtype.itemsize
-    assert workspace <= 256 * 2**20 or chunk <= 2048
+    assert workspace <= 272 * 2**20 or chunk <= 2048
     assert 0 <= row_length(classes) - classes < 64
     if tokens:
         last = tokens - (-(-tokens // chunk) - 1) * chunk
@@ -49,11 +49,12 @@ def test_chunks_cover_the_tokens_within_the_memory_rule(tokens, classes, dtype):
 @pytest.mark.parametrize(
     ("tokens", "classes", "dtype", "chunk"),
     [
-        (8192, 50257, torch.bfloat16, 2048),
+        (8192, 50257, torch.bfloat16, 2816),
         (8192, 50257, torch.float32, 2048),
         (8192, 256, torch.bfloat16, 8192),
         (9000, 256, torch.bfloat16, 4608),
-        (2049, 50257, torch.bfloat16, 1152),
+        (2049, 50257, torch.bfloat16, 2049),
+        (2849, 50257, torch.bfloat16, 1536),
         (65536, 16384, torch.bfloat16, 8192),
         (100, 50257, torch.bfloat16, 100),
     ],
@@ -85,10 +86,12 @@ def test_bfloat16_memory_is_a_sixth_of_the_full_logits(width):
 def test_a_plan_rounds_only_where_that_saves_memory_and_four_times_at_most(tokens, width, classes, dtype):
     found = plan(tokens, width, classes, dtype)
     row, weight, chunk = row_length(classes) * dtype.itemsize, width * classes, chunk_tokens(tokens, classes, dtype)
-    exact = chunk * row if dtype == torch.float32 else max(chunk * row + 2 * weight, 4 * weight)
+    taken = found.tokens if found.accumulator == torch.float32 else chunk
+    exact = taken * row if dtype == torch.float32 else max(taken * row + 2 * weight, 4 * weight)
     small = 6 * exact <= eager_bytes(tokens, width, classes, dtype.itemsize)
     if found.accumulator == torch.float32:
-        assert (found.tokens, found.peak_bytes) == (chunk, exact)
+        assert found.tokens == chunk or (small and 2048 <= found.tokens < chunk and dtype == torch.bfloat16)
+        assert found.peak_bytes == exact
         rounded = max(chunk, -(-tokens // 4) + 127) * row  # at most: chunks are multiples of 128 tokens
         assert small or dtype != torch.bfloat16 or exact <= rounded
     else:
@@ -101,9 +104,11 @@ def test_a_plan_rounds_only_where_that_saves_memory_and_four_times_at_most(token
 @pytest.mark.parametrize(
     ("shape", "dtype", "chunks", "accumulator"),
     [
-        ((8192, 4096, 50257), torch.bfloat16, 4, torch.bfloat16),
-        ((8192, 4096, 50257), torch.float16, 4, torch.float32),  # a sum of gradients may leave its range
-        ((65536, 4096, 50257), torch.bfloat16, 32, torch.float32),  # a sixth is more, and four chunks would be large
+        ((8192, 4096, 50257), torch.bfloat16, 3, torch.bfloat16),
+        ((8192, 1024, 50257), torch.bfloat16, 3, torch.float32),
+        ((8192, 1536, 50257), torch.bfloat16, 4, torch.float32),  # three chunks would be more than a sixth
+        ((8192, 4096, 50257), torch.float16, 3, torch.float32),  # a sum of gradients may leave its range
+        ((65536, 4096, 50257), torch.bfloat16, 24, torch.float32),  # a sixth is more, and four chunks would be large
         ((2048, 768, 50257), torch.bfloat16, 1, torch.bfloat16),  # one product, one rounding
         ((65536, 768, 256), torch.bfloat16, 8, torch.float32),
         ((0, 8, 10), torch.bfloat16, 0, torch.bfloat16),

@@ -63,15 +63,24 @@ def plan(tokens: int, width: int, classes: int, dtype: torch.dtype) -> Plan:
     """Return how gradients of x (tokens, width) and weight (classes, width) of ``dtype`` are made.
 
     Sums are float32 wherever that stays within a sixth of the eager path's memory, always for float16, whose range
-    they would leave, and for float32, where they are what is returned. Else they are what holds less.
+    they would leave, and for float32, where they are what is returned. Else they are what holds less. Chunks become
+    smaller than the workspace allows, down to FEWEST_TOKENS, where float32 sums fit with them alone.
     """
     weight, row = width * classes, row_length(classes) * dtype.itemsize
-    chunk = chunk_tokens(tokens, classes, dtype)
     more = 0 if dtype == torch.float32 else weight
-    exact = Plan(chunk, torch.float32, max(chunk * row + (4 - dtype.itemsize) * more, 4 * more))
     eager = dtype.itemsize * (3 * tokens * classes - width * (tokens + classes))
-    if dtype != torch.bfloat16 or EAGER_SHARE * exact.peak_bytes <= eager:
-        return exact
+
+    def exact(chunk: int) -> Plan:
+        return Plan(chunk, torch.float32, max(chunk * row + (4 - dtype.itemsize) * more, 4 * more))
+
+    largest = chunk = chunk_tokens(tokens, classes, dtype)
+    if dtype != torch.bfloat16:
+        return exact(chunk)
+    while chunk >= min(largest, FEWEST_TOKENS):  # smaller chunks, where float32 sums fit with them
+        if EAGER_SHARE * exact(chunk).peak_bytes <= eager:
+            return exact(chunk)
+        chunk = min(chunk - 1, _chunk(tokens, -(-tokens // chunk) + 1)) if chunk > FEWEST_TOKENS else 0
+    chunk, plain = largest, exact(largest)
     chunk = max(chunk, _chunk(tokens, MOST_ROUNDINGS))
     rounded = Plan(chunk, dtype, chunk * row)
-    return rounded if rounded.peak_bytes < exact.peak_bytes else exact
+    return rounded if rounded.peak_bytes < plain.peak_bytes else plain
