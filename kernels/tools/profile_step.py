@@ -32,7 +32,7 @@ from scalebench.trial.training import MeasuredTraining
 WARM_STEPS, TIMED_STEPS, PROFILED_STEPS = 6, 5, 2
 # What a kernel's name has to contain, in this order, to be of a kind.
 KINDS = {
-    "attention": ("attention", "hopper_keys", "hopper_queries", "flash", "fmha", "sdpa", "cudnn_generated"),
+    "attention": ("attention", "hopper_", "flash", "fmha", "sdpa", "cudnn_generated"),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas"),
     "optimizer": ("update_kernel", "norm_kernel", "advance_kernel", "multi_tensor"),
     "loss": ("cross_entropy", "log_softmax", "nll_loss", "row_loss"),

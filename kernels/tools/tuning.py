@@ -61,15 +61,17 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
     def backward(kind: str) -> Run:
         q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
         out, lse = launch.forward(q, k, v, causal, scale, gluon=False)
-        needs = {"need_q": kind == "queries", "need_kv": kind == "keys"}
-        return lambda tile: hopper_gradients.backward(
-            grad, q, k, v, out, lse, causal, scale, **needs, tile={kind: tile}
-        )
+        need_q, need_kv = kind != "keys", kind != "queries"
+        compute = partial(hopper_gradients.backward, grad, q, k, v, out, lse, causal, scale, need_q, need_kv)
+        if kind == "method":
+            return lambda method: compute(method=method)
+        return lambda tile: compute(method="ordered", tile={kind: tile})
 
     yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal), forward, products)
-    for kind, share in (("keys", 2.0), ("queries", 1.5)):  # products over those of the forward pass
+    for kind, share in (("keys", 2.0), ("queries", 1.5), ("all", 2.5)):  # products over those of the forward pass
         candidates = hopper_gradients.candidates(kind, head_dimension)
         yield Tunable(f"{kind} {place}", candidates, partial(backward, kind), share * products)
+    yield Tunable(f"method {place}", hopper_gradients.METHODS, partial(backward, "method"), 2.5 * products)
 
 
 def candidate_jobs() -> Iterator[dict[str, Any]]:

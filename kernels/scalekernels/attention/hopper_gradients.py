@@ -49,6 +49,7 @@ KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
 ALL = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
+METHODS = ("apart", "ordered", "atomic")
 DETERMINISTIC = {64: "apart", 128: "apart"}
 
 
@@ -80,7 +81,8 @@ def backward(
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
     ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
-    given; where not all gradients are needed it is "apart". ``tile`` replaces shipped tiles by kind.
+    given; where not all gradients are needed it is "apart". "atomic" is the one that is not deterministic. ``tile``
+    replaces shipped tiles by kind.
     """
     head_dimension = q.shape[3]
     tile = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items()} | dict(tile or {})
