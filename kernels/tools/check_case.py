@@ -2,6 +2,7 @@
 
     python kernels/tools/check_case.py case scalekernels.attention "B1 H8/2 T512 D64 bf16 causal" --output found.json
     python kernels/tools/check_case.py steps AdamW --dtype bfloat16 --output found.json
+    python kernels/tools/check_case.py rounding adamw --output found.json
     python kernels/tools/check_case.py canary 0 --output found.json
 
 A fault on a GPU poisons every later launch of its process, so ``tests/test_gpu_kernels.py`` gives each case a process
@@ -189,6 +190,10 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
         from check_steps import check_steps
 
         return check_steps(asked.subject, DTYPES[asked.dtype.split(",")[0]], asked.device, asked.steps)
+    if asked.kind == "rounding":
+        from check_rounding import check_rounding
+
+        return check_rounding(asked.subject, asked.device)
     if asked.kind == "coverage":
         return check_coverage([load(name) for name in asked.subject.split(",")], asked.findings, asked.device)
     return check_canary(int(asked.subject), asked.device)
@@ -197,8 +202,8 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
 def command_line() -> argparse.ArgumentParser:
     """Return what the arguments may be."""
     parser = argparse.ArgumentParser(description="check one kernel case numerically")
-    parser.add_argument("kind", choices=("case", "steps", "canary", "coverage", "list"))
-    parser.add_argument("subject", help="a module or Python file, an optimizer's class, or the canary's number")
+    parser.add_argument("kind", choices=("case", "steps", "rounding", "canary", "coverage", "list"))
+    parser.add_argument("subject", help="a module or Python file, an optimizer, or the canary's number")
     parser.add_argument("label", nargs="?", default="", help="the case's label")
     parser.add_argument("--device", default="cpu" if INTERPRETED else "cuda")
     parser.add_argument("--dtype", default="float32", help="one of them; for list several, joined by commas")

@@ -246,7 +246,11 @@ def _ours(state_dtype: torch.dtype) -> Make:
                 f"keeps {SHORT[state_dtype]} state; this case counts the bytes of {SHORT[case.state_dtype]}"
             )
         return OURS[case.algorithm](
-            params, **OPTIONS[case.algorithm], state_dtype=state_dtype, max_grad_norm=case.max_grad_norm
+            params,
+            **OPTIONS[case.algorithm],
+            state_dtype=state_dtype,
+            max_grad_norm=case.max_grad_norm,
+            stochastic_rounding=False,  # as torch rounds: a random choice of two neighbours errs up to twice as far
         )
 
     return make
