@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import triton
 from check_coverage import check_coverage, record_launches
-from scalekernels.accuracy import judge_results
+from scalekernels.accuracy import FURTHEST, Terms, judge_results, terms_of
 from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unavailable
 from torch import Tensor
@@ -48,9 +48,15 @@ def versions(device: str) -> dict[str, Any]:
     return found | {"device": torch.cuda.get_device_name(), "capability": arch}
 
 
-def measured(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, Any]:
+def measured(
+    ours: Mapping[str, Tensor],
+    eager: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    terms: Terms = 0.0,
+    furthest: float = FURTHEST,
+) -> dict[str, Any]:
     """Hold every tensor to the acceptance rule of ``scalekernels.accuracy``; return its errors and what is wrong."""
-    judged = judge_results(ours, eager, oracle)
+    judged = judge_results(ours, eager, oracle, terms=terms, furthest=furthest)
     return {
         "tensors": {name: dataclasses.asdict(row) for name, row in judged.tensors.items()},
         "problem": judged.problem or None,
@@ -86,6 +92,7 @@ class Expected:
     given: Mapping[str, Tensor]
     oracle: Mapping[str, Tensor]
     eager: Mapping[str, Tensor]
+    terms: Terms = 0.0
 
 
 def check_provider(
@@ -93,13 +100,13 @@ def check_provider(
 ) -> dict[str, Any]:
     """Check one of our providers: accuracy, the same bits again, and the same after torch's own attention."""
     first = run_fresh(module, provider, case, expected.given, backward)
-    found = measured(first, expected.eager, expected.oracle)
+    found = measured(first, expected.eager, expected.oracle, expected.terms)
     if found["problem"]:
         return found
     again = run_fresh(module, provider, case, expected.given, backward)
     after_sdpa(device)
     later = run_fresh(module, provider, case, expected.given, backward)
-    found["problem"] = measured(later, expected.eager, expected.oracle)["problem"]
+    found["problem"] = measured(later, expected.eager, expected.oracle, expected.terms)["problem"]
     deterministic = "atomic" not in provider  # atomic sums come in any order
     if deterministic and not found["problem"]:
         differs = [
@@ -118,7 +125,8 @@ def check_case(module: Any, case: Any, device: str) -> dict[str, Any]:
         try:
             given = module.inputs(case, device)
             oracle = module.results(case, given, backward)
-            expected = Expected(given, oracle, run_fresh(module, "eager", case, given, backward))
+            eager = run_fresh(module, "eager", case, given, backward)
+            expected = Expected(given, oracle, eager, terms_of(module, case, given, backward))
         except Unavailable as reason:  # as the backward pass of an optimizer's step
             checks |= {f"{name} {direction}": {"problem": None, "unavailable": str(reason)} for name in ours}
             continue

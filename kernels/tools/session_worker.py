@@ -1,8 +1,8 @@
 """A worker of the GPU session: reads jobs from its standard input, one JSON object per line, and answers likewise.
 
-Kinds: ``case`` (check a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (an optimizer's
-stochastic rounding), ``canary`` (the assembler's witness), ``candidate`` (a tile of a kernel: compile it, and hold it to
-the shipped one's result), ``command`` (a program that ends by itself). Nothing but answers is written to standard output.
+Kinds: ``case`` (check a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
+rounding), ``canary`` (the assembler's witness), ``candidate`` (a tile of a kernel: compile it, and hold it to the
+shipped one's result), ``command`` (a program that ends by itself). Nothing but answers is written to standard output.
 """
 
 from __future__ import annotations
