@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from scalekernels.accuracy import ULPS, judge_results
+from scalekernels.accuracy import ULPS, Terms, judge_results
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -70,14 +70,15 @@ def inaccuracy(
     oracle: Mapping[str, Tensor],
     *,
     ulps: float = ULPS,
-    terms: float = 0.0,
+    terms: Terms = 0.0,
 ) -> str | None:
     """Say how ``ours`` fails the acceptance rule of ``scalekernels.accuracy``, or return None where it passes.
 
-    Gradients may be small differences of large terms, zero even, so that they have no scale of their own: ``terms`` is
-    at least the largest magnitude of all results.
+    Gradients may be small differences of large terms, zero even, so that they have no scale of their own: ``terms``,
+    where it is not given by tensor, is at least the largest magnitude of all results.
     """
-    terms = max(terms, 0.0, *(exact.abs().max().item() for exact in oracle.values() if exact.numel()))
+    if isinstance(terms, float):
+        terms = max(terms, 0.0, *(exact.abs().max().item() for exact in oracle.values() if exact.numel()))
     return judge_results(ours, same_precision, oracle, ulps=ulps, terms=terms).problem or None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scalekernels.attention import CASES, Case, eager_in_parts, inputs, providers, reference, results
-from scalekernels.attention.oracle import blocks, exact_results
+from kernel_support import inaccuracy
+from scalekernels.attention import CASES, Case, eager_in_parts, inputs, providers, reference, results, terms
+from scalekernels.attention.oracle import blocks, exact_results, largest_terms
 from torch import Tensor
 
 GROUPED = Case(2, 6, 2, 23, 41, 16, True, torch.float32)
@@ -59,3 +60,44 @@ def test_the_plain_path_in_parts_is_the_plain_path(case: Case, backward: bool) -
         assert found[name].dtype == case.dtype
         eps = torch.finfo(case.dtype).eps
         torch.testing.assert_close(found[name], plain, rtol=4 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("case", [CASES[3], CASES[9], GROUPED], ids=lambda case: case.label)
+def test_terms_are_the_largest_sums_of_magnitudes(case: Case) -> None:
+    given = inputs(case)
+    group = case.query_heads // case.key_heads
+    q, g = given["q"].double(), given["grad_out"].double()
+    k, v = (given[name].double().repeat_interleave(group, 1) for name in ("k", "v"))
+    scale = case.head_dimension**-0.5
+    hidden = torch.ones(case.query_length, case.key_length).triu(1).bool() & case.causal
+    p = (q @ k.mT * scale).masked_fill(hidden, -torch.inf).softmax(-1)
+    delta = (p @ v * g).sum(-1, keepdim=True)
+    ds = scale * p * ((g @ v.mT).abs() + delta.abs())
+
+    def grouped(tensor: Tensor) -> float:
+        return float(tensor.unflatten(1, (case.key_heads, group)).sum(2).max())
+
+    expected = {
+        "grad_q": float((ds @ k.abs()).max()), "grad_k": grouped(ds.mT @ q.abs()), "grad_v": grouped(p.mT @ g.abs()),
+    }  # fmt: skip
+    for block_bytes in (1, 1 << 30):
+        assert largest_terms(case, given, True, block_bytes) == pytest.approx(expected)
+    assert terms(case, given, False) == pytest.approx({"out": float((p @ v.abs()).max())})
+
+
+@pytest.mark.parametrize(
+    ("length", "head_dimension", "causal"), [(1, 16, True), (193, 16, True), (193, 32, False), (193, 64, False)]
+)
+def test_our_float32_gradients_pass_and_those_off_by_a_ten_thousandth_fail(
+    length: int, head_dimension: int, causal: bool
+) -> None:
+    case = Case(1, 2, 1 if length > 1 else 2, length, length, head_dimension, causal, torch.float32)
+    given = inputs(case)
+    exact, summed = results(case, given, True), terms(case, given, True)
+    eager = providers()["eager"].prepare(case, given, True)()
+    ours = providers()["triton"].prepare(case, given, True)()
+    assert inaccuracy(ours, eager, exact, terms=summed) is None
+    for name, tensor in ours.items():
+        if float(exact[name].abs().max()) > 1e-6:
+            broken = dict(ours) | {name: tensor * (1 + 1e-4)}
+            assert (inaccuracy(broken, eager, exact, terms=summed) or "").startswith(name)

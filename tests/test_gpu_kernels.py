@@ -83,6 +83,11 @@ def test_a_thousand_steps_agree_with_torch(findings: Path, optimizer: str, dtype
     check(findings, "steps", optimizer, "--dtype", dtype, "--steps", "1000")
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion"])
+def test_stochastic_rounding_takes_a_neighbour_and_is_unbiased(findings: Path, algorithm: str) -> None:
+    check(findings, "rounding", algorithm)
+
+
 def test_every_shipped_configuration_was_launched_by_a_case(findings: Path) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         pytest.skip("the cases are spread over processes; run pytest -m gpu in one, or make gpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import check_case
 import pytest
 import torch
@@ -37,6 +39,14 @@ def test_the_floor_is_eight_ulps_of_the_tensor_itself_or_of_the_terms() -> None:
     assert judge_results(off_by(dx=8.5 * EPS * 4), {}, ORACLE, ulps=9).accepted
 
 
+def test_the_terms_of_a_tensor_raise_its_floor_and_no_other() -> None:
+    terms = {"dx": 40.0}
+    assert judge_results(off_by(dx=7.5 * EPS * 40), off_by(), ORACLE, terms=terms).accepted
+    assert not judge_results(off_by(dx=8.5 * EPS * 40), off_by(), ORACLE, terms=terms).accepted
+    assert not judge_results(off_by(dw=8.5 * EPS * 64), off_by(), ORACLE, terms=terms).accepted
+    assert not judge_results(off_by(dw=6.5), off_by(dw=6.5), ORACLE, terms={"dw": 1e6}).accepted  # the cap stays
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_fail_whatever_eager_returns(value: float) -> None:
     broken = off_by(dx=value)
@@ -50,6 +60,8 @@ def test_nan_and_infinity_fail_whatever_eager_returns(value: float) -> None:
 def test_an_eager_path_far_from_the_truth_excuses_nothing_beyond_a_tenth() -> None:
     assert judge_results(off_by(dw=6.0), off_by(dw=6.0), ORACLE).accepted
     assert not judge_results(off_by(dw=6.5), off_by(dw=6.5), ORACLE).accepted
+    assert judge_results(off_by(dw=60.0), off_by(dw=60.0), ORACLE, furthest=inf).accepted
+    assert not judge_results(off_by(dw=60.0), off_by(dw=29.0), ORACLE, furthest=inf).accepted
 
 
 def test_the_rounding_of_the_dtype_stands_in_for_an_eager_path_that_is_not_finite() -> None:
@@ -82,6 +94,16 @@ def test_tests_comparison_and_check_give_the_same_verdict(dx: float) -> None:
     assert (check_case.measured(ours, eager, oracle)["problem"] is None) is verdict
     assert (inaccuracy(ours, eager, oracle) is None) is verdict
     columns = accuracy_columns(errors_of(ours, oracle), errors_of(eager, oracle))
+    assert columns["accepted"] is verdict
+
+
+@pytest.mark.parametrize(("dx", "verdict"), [(7.5 * EPS * 40, True), (8.5 * EPS * 40, False)])
+def test_all_three_take_the_operations_terms_into_account(dx: float, verdict: bool) -> None:
+    oracle, terms = {"dx": ORACLE["dx"]}, {"dx": 40.0}
+    ours = {"dx": ORACLE["dx"] + dx}
+    assert (check_case.measured(ours, oracle, oracle, terms)["problem"] is None) is verdict
+    assert (inaccuracy(ours, oracle, oracle, terms=terms) is None) is verdict
+    columns = accuracy_columns(errors_of(ours, oracle), errors_of(oracle, oracle), terms=terms)
     assert columns["accepted"] is verdict
 
 

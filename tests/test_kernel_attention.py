@@ -25,6 +25,7 @@ from scalekernels.attention import (
     providers,
     reference,
     results,
+    terms,
 )
 from scalekernels.attention import descriptors as attention_descriptors
 from scalekernels.attention import hopper as attention_hopper
@@ -66,7 +67,7 @@ def failure(case: Case, provider: str, backward: bool) -> str | None:
     with poisoned():
         ours = PROVIDERS[provider].prepare(case, given, backward)()
     theirs = PROVIDERS["eager"].prepare(case, given, backward)()
-    return inaccuracy(ours, theirs, results(case, given, backward))
+    return inaccuracy(ours, theirs, results(case, given, backward), terms=terms(case, given, backward))
 
 
 @pytest.mark.parametrize("provider", ["triton", "triton-descriptors"])

@@ -221,3 +221,12 @@ def test_memory_order_of_codes_follows_the_parameter():
     )
     assert torch.allclose(dequantised(code, scale), param.detach(), rtol=1 / 16, atol=1e-4)
     assert code.stride() == param.stride()
+
+
+def test_adagrads_sum_starts_where_it_should_whatever_the_parameters_dtype():
+    param = nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    optimizer = ours.Adagrad([param], initial_accumulator_value=0.3)
+    assert float(optimizer.state[param]["sum"][0]) == float(torch.tensor(0.3))
+    optimizer.step()
+    assert float(optimizer.state[param]["sum"][0]) == float(torch.tensor(1.3))

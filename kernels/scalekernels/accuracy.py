@@ -6,10 +6,11 @@ A result is accepted when, for every tensor t of it,
 
 with ``eager`` what the plain PyTorch path returns in the same precision, s the largest magnitude of t's oracle and S
 that of all tensors. The floor is 8 float32 units in the last place: what another order of summation may cost where the
-eager path happens to be exact. The cap keeps an eager path that is itself wrong from excusing anything. Where the eager
-path is not finite (AdamW in float16, whose second moment underflows), the rounding of t's dtype, ε/2 · s, stands in for
-its error. NaN, and an infinity that the oracle does not have, is an infinite error; names and shapes must be those of
-the oracle.
+eager path happens to be exact. An operation whose results may be small differences of large terms says how large: s is
+then the largest sum of their magnitudes, max Σ|terms|, to which the error of a sum in any order is proportional. The
+cap keeps an eager path that is itself wrong from excusing anything. Where the eager path is not finite (AdamW in
+float16, whose second moment underflows), the rounding of t's dtype, ε/2 · s, stands in for its error. NaN, and an
+infinity that the oracle does not have, is an infinite error; names and shapes must be those of the oracle.
 
 Tests, ``scalebench compare`` and the check on a GPU all use this module.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch import Tensor
 FACTOR = 2.0  # times the eager error is accepted: another order of the same roundings
 ULPS = 8.0  # float32 units in the last place of the oracle's magnitude, accepted whatever the eager error
 FURTHEST = 0.1  # of the largest magnitude of all tensors: never accepted on the eager path's account
+Terms = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,32 @@ def errors_of(results: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> Er
     return Errors(errors, scales, roundings=roundings)
 
 
-def judge(own: Errors, eager: Errors | None, *, ulps: float = ULPS, terms: float = 0.0) -> Judgement:
+def judge(
+    own: Errors,
+    eager: Errors | None,
+    *,
+    ulps: float = ULPS,
+    terms: Terms = 0.0,
+    furthest: float = FURTHEST,
+) -> Judgement:
     """Hold errors against the eager path's; a tensor that ``eager`` lacks is held to the floor alone.
 
-    ``terms`` is the magnitude of what is summed, for tensors that may be the small difference of large terms: floors
-    are ``ulps`` of it where it exceeds the oracle's own magnitude.
+    ``terms`` is the magnitude of what is summed, of each tensor by name or one number for all: floors are ``ulps`` of
+    it where it exceeds the oracle's own magnitude. ``furthest`` is the share of the largest magnitude that is never
+    accepted on the eager path's account; infinity where only both paths' equal quality is asked for, as after
+    many steps in which rounding decides which updates are lost.
     """
     if own.problem:
         return Judgement(problem=own.problem)
     theirs = {} if eager is None else eager.by_name
-    furthest = FURTHEST * max((*own.scales.values(), terms), default=0.0)
+    limit = furthest * max((*own.scales.values(), terms if isinstance(terms, float) else 0.0), default=0.0)
     tensors = {}
     for name, error in own.by_name.items():
-        floor = ulps * torch.finfo(torch.float32).eps * max(own.scales[name], terms)
+        summed = terms if isinstance(terms, float) else terms.get(name, 0.0)
+        floor = ulps * torch.finfo(torch.float32).eps * max(own.scales[name], summed)
         known = theirs.get(name)
         yardstick = 0.0 if known is None else known if isfinite(known) else own.roundings.get(name, 0.0)
-        lenient = min(FACTOR * yardstick, furthest)
+        lenient = min(FACTOR * yardstick, limit)
         tensors[name] = TensorError(error, known, max(lenient, floor))
     refused = [_complaint(name, row) for name, row in tensors.items() if not row.accepted]
     return Judgement(tensors, "; ".join(refused))
@@ -114,12 +127,19 @@ def judge_results(
     oracle: Mapping[str, Tensor],
     *,
     ulps: float = ULPS,
-    terms: float = 0.0,
+    terms: Terms = 0.0,
+    furthest: float = FURTHEST,
 ) -> Judgement:
     """Judge named tensors by the rule; tensors of the oracle that ``eager`` lacks are held to the floor alone."""
     known = {name: exact for name, exact in oracle.items() if name in eager}
     theirs = errors_of({name: eager[name] for name in known}, known)
-    return judge(errors_of(ours, oracle), theirs, ulps=ulps, terms=terms)
+    return judge(errors_of(ours, oracle), theirs, ulps=ulps, terms=terms, furthest=furthest)
+
+
+def terms_of(module: Any, case: Any, inputs: Mapping[str, Tensor], backward: bool) -> Terms:
+    """Return what an operation's module says of the terms that its results are sums of; 0 where it says nothing."""
+    known = getattr(module, "terms", None)
+    return 0.0 if known is None else dict(known(case, inputs, backward))
 
 
 def _largest(values: Tensor) -> float:

@@ -2,6 +2,7 @@
 
     python kernels/tools/check_case.py case scalekernels.attention "B1 H8/2 T512 D64 bf16 causal" --output found.json
     python kernels/tools/check_case.py steps AdamW --dtype bfloat16 --output found.json
+    python kernels/tools/check_case.py rounding adamw --output found.json
     python kernels/tools/check_case.py canary 0 --output found.json
 
 A fault on a GPU poisons every later launch of its process, so ``tests/test_gpu_kernels.py`` gives each case a process
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 import triton
 from check_coverage import check_coverage, record_launches
-from scalekernels.accuracy import judge_results
+from scalekernels.accuracy import FURTHEST, Terms, judge_results, terms_of
 from scalekernels.device import INTERPRETED, assembler
 from scalekernels.providers import Unavailable
 from torch import Tensor
@@ -47,9 +48,15 @@ def versions(device: str) -> dict[str, Any]:
     return found | {"device": torch.cuda.get_device_name(), "capability": arch}
 
 
-def measured(ours: Mapping[str, Tensor], eager: Mapping[str, Tensor], oracle: Mapping[str, Tensor]) -> dict[str, Any]:
+def measured(
+    ours: Mapping[str, Tensor],
+    eager: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    terms: Terms = 0.0,
+    furthest: float = FURTHEST,
+) -> dict[str, Any]:
     """Hold every tensor to the acceptance rule of ``scalekernels.accuracy``; return its errors and what is wrong."""
-    judged = judge_results(ours, eager, oracle)
+    judged = judge_results(ours, eager, oracle, terms=terms, furthest=furthest)
     return {
         "tensors": {name: dataclasses.asdict(row) for name, row in judged.tensors.items()},
         "problem": judged.problem or None,
@@ -85,6 +92,7 @@ class Expected:
     given: Mapping[str, Tensor]
     oracle: Mapping[str, Tensor]
     eager: Mapping[str, Tensor]
+    terms: Terms = 0.0
 
 
 def check_provider(
@@ -92,13 +100,13 @@ def check_provider(
 ) -> dict[str, Any]:
     """Check one of our providers: accuracy, the same bits again, and the same after torch's own attention."""
     first = run_fresh(module, provider, case, expected.given, backward)
-    found = measured(first, expected.eager, expected.oracle)
+    found = measured(first, expected.eager, expected.oracle, expected.terms)
     if found["problem"]:
         return found
     again = run_fresh(module, provider, case, expected.given, backward)
     after_sdpa(device)
     later = run_fresh(module, provider, case, expected.given, backward)
-    found["problem"] = measured(later, expected.eager, expected.oracle)["problem"]
+    found["problem"] = measured(later, expected.eager, expected.oracle, expected.terms)["problem"]
     deterministic = "atomic" not in provider  # atomic sums come in any order
     if deterministic and not found["problem"]:
         differs = [
@@ -117,7 +125,8 @@ def check_case(module: Any, case: Any, device: str) -> dict[str, Any]:
         try:
             given = module.inputs(case, device)
             oracle = module.results(case, given, backward)
-            expected = Expected(given, oracle, run_fresh(module, "eager", case, given, backward))
+            eager = run_fresh(module, "eager", case, given, backward)
+            expected = Expected(given, oracle, eager, terms_of(module, case, given, backward))
         except Unavailable as reason:  # as the backward pass of an optimizer's step
             checks |= {f"{name} {direction}": {"problem": None, "unavailable": str(reason)} for name in ours}
             continue
@@ -189,6 +198,10 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
         from check_steps import check_steps
 
         return check_steps(asked.subject, DTYPES[asked.dtype.split(",")[0]], asked.device, asked.steps)
+    if asked.kind == "rounding":
+        from check_rounding import check_rounding
+
+        return check_rounding(asked.subject, asked.device)
     if asked.kind == "coverage":
         return check_coverage([load(name) for name in asked.subject.split(",")], asked.findings, asked.device)
     return check_canary(int(asked.subject), asked.device)
@@ -197,8 +210,8 @@ def run_checks(asked: argparse.Namespace) -> dict[str, Any]:
 def command_line() -> argparse.ArgumentParser:
     """Return what the arguments may be."""
     parser = argparse.ArgumentParser(description="check one kernel case numerically")
-    parser.add_argument("kind", choices=("case", "steps", "canary", "coverage", "list"))
-    parser.add_argument("subject", help="a module or Python file, an optimizer's class, or the canary's number")
+    parser.add_argument("kind", choices=("case", "steps", "rounding", "canary", "coverage", "list"))
+    parser.add_argument("subject", help="a module or Python file, an optimizer, or the canary's number")
     parser.add_argument("label", nargs="?", default="", help="the case's label")
     parser.add_argument("--device", default="cpu" if INTERPRETED else "cuda")
     parser.add_argument("--dtype", default="float32", help="one of them; for list several, joined by commas")

@@ -13,6 +13,7 @@ from session_pool import Job
 
 SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
 OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
+ALGORITHMS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "lion")
 DTYPES = ("bfloat16", "float16", "float32")
 STEPS = 1000  # of an optimizer
 LOSSES = 200  # of a training
@@ -32,6 +33,9 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
             for dtype in ("bfloat16", "float32"):
                 what = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
                 jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", what, priority=1 if name == "AdamW" else 3))
+        for name in ALGORITHMS:
+            what = {"kind": "rounding", "optimizer": name, "device": device}
+            jobs.append(Job(f"{name}, stochastic rounding", what, priority=1 if name == "adamw" else 3))
     return jobs
 
 

@@ -1,8 +1,8 @@
 """A worker of the GPU session: reads jobs from its standard input, one JSON object per line, and answers likewise.
 
-Kinds: ``case`` (check a case of an operation), ``steps`` (an optimizer over many steps), ``canary`` (the assembler's
-witness), ``candidate`` (a tile of a kernel: compile it, and hold it to the shipped one's result), ``command`` (a
-program that ends by itself). Nothing but answers is written to standard output.
+Kinds: ``case`` (check a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
+rounding), ``canary`` (the assembler's witness), ``candidate`` (a tile of a kernel: compile it, and hold it to the
+shipped one's result), ``command`` (a program that ends by itself). Nothing but answers is written to standard output.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ def check_steps(job: Job) -> dict[str, Any]:
     return {"checks": steps.check_steps(job["optimizer"], check_case.DTYPES[job["dtype"]], job["device"], job["steps"])}
 
 
+def check_rounding(job: Job) -> dict[str, Any]:
+    """Check what one step of an optimizer with stochastic rounding writes."""
+    import check_rounding as rounding
+
+    return {"checks": rounding.check_rounding(job["optimizer"], job["device"])}
+
+
 def check_canary(job: Job) -> dict[str, Any]:
     """Check the witness of one tile."""
     import check_case
@@ -61,6 +68,7 @@ def run_command(job: Job) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "case": check_one,
     "steps": check_steps,
+    "rounding": check_rounding,
     "canary": check_canary,
     "candidate": check_candidate,
     "command": run_command,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from scalekernels.accuracy import Errors, errors_of, judge
+from scalekernels.accuracy import Errors, Terms, errors_of, judge, terms_of
 
-__all__ = ["Errors", "accuracy_columns", "errors_of"]
+__all__ = ["Errors", "Terms", "accuracy_columns", "errors_of", "terms_of"]
 
 
-def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "") -> dict[str, Any]:
+def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "", terms: Terms = 0.0) -> dict[str, Any]:
     """Return the row's accuracy columns: of the result that comes nearest to, or lies furthest beyond, what is allowed.
 
     ``accepted`` is None where the error is above the floor and there is no eager error to hold it against.
-    ``error_ratio`` is own over eager error.
+    ``error_ratio`` is own over eager error; ``terms`` is the operation's, as in ``scalekernels.accuracy``.
     """
-    judged = judge(own, None if eager is None or eager.problem else eager)
+    judged = judge(own, None if eager is None or eager.problem else eager, terms=terms)
     if not judged.tensors:
         return {"accepted": not judged.problem, "error_note": judged.problem or None}
     row = judged.tensors[judged.worst]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalebench.comparison.accuracy import Errors, accuracy_columns, errors_of
+from scalebench.comparison.accuracy import Errors, Terms, accuracy_columns, errors_of, terms_of
 
 Tensors = Mapping[str, Tensor]
 IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not fit into memory as a whole"
@@ -23,6 +23,7 @@ class Judge:
     eager: Errors | None
     reason: str = ""
     note: str = ""
+    terms: Terms = 0.0
 
     @classmethod
     def of(
@@ -35,8 +36,18 @@ class Judge:
         at("")
         try:
             expected = module.results(case, inputs, backward)
+            terms = terms_of(module, case, inputs, backward)
         except Exception as error:  # noqa: BLE001 - without an oracle there is no check, which every row says
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
+        judge = cls._with_eager(module, case, inputs, backward, crash, at, expected)
+        return replace(judge, terms=terms)
+
+    @classmethod
+    def _with_eager(
+        cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None],
+        expected: Tensors,
+    ) -> Judge:  # fmt: skip
+        """Measure the eager error against ``expected``, or note why that is not possible."""
         eager = module.providers().get("eager")
         if eager is None:
             return cls(expected, None, "the operation has no provider called eager")
@@ -66,7 +77,7 @@ class Judge:
         """Return the accuracy columns of one provider's results."""
         if self.expected is None:
             return {"accepted": None, "error_note": f"not checked: {self.reason}"}
-        columns = accuracy_columns(errors_of(results, self.expected), self.eager, self.reason)
+        columns = accuracy_columns(errors_of(results, self.expected), self.eager, self.reason, self.terms)
         notes = [note for note in (columns.get("error_note"), self.note) if note]
         return columns | {"error_note": "; ".join(notes) or None}
 

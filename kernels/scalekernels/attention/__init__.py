@@ -36,6 +36,7 @@ from scalekernels.providers import Provider, Unavailable
 __all__ = [
     "CASES", "DTYPES", "GOALS", "HEAD_DIMENSIONS", "LADDER", "LARGER", "Case", "attention", "attention_over_cache",
     "compilations", "cost", "eager_in_parts", "inputs", "providers", "reference", "results",
+    "terms",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -208,6 +209,11 @@ def _backward_flops(_grad: Any, q: Any, k: Any, _v: Any, _out: Any, _lse: Any, c
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """Return the oracle: ``out``, or ``grad_q``, ``grad_k`` and ``grad_v``, in float64 by blocks of the scores."""
     return oracle.exact_results(case, inputs, backward)
+
+
+def terms(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, float]:
+    """Return for each of the ``results`` the largest sum of its terms' magnitudes, for the acceptance rule's floor."""
+    return oracle.largest_terms(case, inputs, backward)
 
 
 def eager_in_parts(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:

@@ -46,6 +46,28 @@ def exact_results(
     case: Case, inputs: Mapping[str, Tensor], backward: bool, block_bytes: int = BLOCK_BYTES
 ) -> dict[str, Tensor]:
     """Return ``out``, or with ``backward`` ``grad_q``, ``grad_k`` and ``grad_v``, in float64 and the inputs' shapes."""
+    return _by_blocks(case, inputs, backward, block_bytes, _gradients if backward else _output)
+
+
+def largest_terms(
+    case: Case, inputs: Mapping[str, Tensor], backward: bool, block_bytes: int = BLOCK_BYTES
+) -> dict[str, float]:
+    """Return for each result the largest sum of the magnitudes of its terms, to which rounding errors are proportional.
+
+    Those of dv are p |g|, of dk scale · p (|g vᵀ| + |delta|) |q|, of dq the same with |k|, of out p |v|.
+    """
+    sums = _by_blocks(case, inputs, backward, block_bytes, _gradient_terms if backward else _output_terms)
+    return {name: float(tensor.max()) if tensor.numel() else 0.0 for name, tensor in sums.items()}
+
+
+# Products of a block: p (heads, group · rows, keys), q and g (heads, group · rows, D), k and v (heads, keys, D), scale.
+Products = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], dict[str, Tensor]]
+
+
+def _by_blocks(
+    case: Case, inputs: Mapping[str, Tensor], backward: bool, block_bytes: int, products: Products
+) -> dict[str, Tensor]:
+    """Return results by blocks: those of queries are put in their place, those of keys summed."""
     queries = (case.batch * case.key_heads, -1, case.query_length, case.head_dimension)
     q, g = (inputs[name].detach().reshape(queries) for name in ("q", "grad_out"))
     k, v = (inputs[name].detach().flatten(0, 1) for name in ("k", "v"))
@@ -53,20 +75,39 @@ def exact_results(
     results = {name: torch.zeros_like(like, dtype=torch.float64) for name, like in names.items()}
     for block in blocks(case, block_bytes):
         heads, rows, keys = block.heads, block.queries, block.keys
-        parts = (q[heads, :, rows], k[heads, :keys], v[heads, :keys])
+        parts = (q[heads, :, rows], k[heads, :keys], v[heads, :keys], g[heads, :, rows])
         # With the rows of a group one after another, products are over (heads, group · rows, ·) matrices.
-        qs, ks, vs = (part.double().flatten(1, -2) for part in parts)
+        qs, ks, vs, gs = (part.double().flatten(1, -2) for part in parts)
         p = _probabilities(case, qs, ks, rows)
-        if not backward:
-            results["out"][heads, :, rows] = (p @ vs).unflatten(1, (-1, rows.stop - rows.start))
-            continue
-        gs = g[heads, :, rows].double().flatten(1, -2)
-        results["grad_v"][heads, :keys] += p.mT @ gs
-        ds = _score_gradients(p, gs, vs).mul_(1 / math.sqrt(case.head_dimension))
-        results["grad_k"][heads, :keys] += ds.mT @ qs
-        results["grad_q"][heads, :, rows] = (ds @ ks).unflatten(1, (-1, rows.stop - rows.start))
+        for name, found in products(p, qs, ks, vs, gs, 1 / math.sqrt(case.head_dimension)).items():
+            if name in ("grad_k", "grad_v"):
+                results[name][heads, :keys] += found
+            else:
+                results[name][heads, :, rows] = found.unflatten(1, (-1, rows.stop - rows.start))
     shapes = {"out": "q", "grad_q": "q", "grad_k": "k", "grad_v": "v"}
     return {name: tensor.view(inputs[shapes[name]].shape) for name, tensor in results.items()}
+
+
+def _output(p: Tensor, _q: Tensor, _k: Tensor, v: Tensor, _g: Tensor, _scale: float) -> dict[str, Tensor]:
+    return {"out": p @ v}
+
+
+def _output_terms(p: Tensor, _q: Tensor, _k: Tensor, v: Tensor, _g: Tensor, _scale: float) -> dict[str, Tensor]:
+    return {"out": p @ v.abs()}
+
+
+def _gradients(p: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> dict[str, Tensor]:
+    delta = ((p @ v) * g).sum(-1, keepdim=True)
+    grad_v = p.mT @ g
+    ds = (g @ v.mT).sub_(delta).mul_(p).mul_(scale)
+    return {"grad_q": ds @ k, "grad_k": ds.mT @ q, "grad_v": grad_v}
+
+
+def _gradient_terms(p: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float) -> dict[str, Tensor]:
+    delta = ((p @ v) * g).sum(-1, keepdim=True).abs()
+    grad_v = p.mT @ g.abs()
+    ds = (g @ v.mT).abs_().add_(delta).mul_(p).mul_(scale)
+    return {"grad_q": ds @ k.abs(), "grad_k": ds.mT @ q.abs(), "grad_v": grad_v}
 
 
 def _probabilities(case: Case, q: Tensor, k: Tensor, rows: slice) -> Tensor:
@@ -77,12 +118,6 @@ def _probabilities(case: Case, q: Tensor, k: Tensor, rows: slice) -> Tensor:
         scores.masked_fill_(torch.arange(k.shape[1], device=q.device) > places.unsqueeze(1), -math.inf)
     scores.sub_(scores.amax(-1, keepdim=True)).exp_()
     return scores.div_(scores.sum(-1, keepdim=True))
-
-
-def _score_gradients(p: Tensor, g: Tensor, v: Tensor) -> Tensor:
-    """Return p (g vᵀ - delta), of the shape of ``p``."""
-    delta = ((p @ v) * g).sum(-1, keepdim=True)
-    return (g @ v.mT).sub_(delta).mul_(p)
 
 
 def in_parts(

@@ -147,7 +147,7 @@ def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) 
 CASES = (
     Case(7, 5, 33, torch.float32),
     Case(19, 16, 129, torch.float32, "sum", ignored=True),
-    Case(12, 8, 4097, torch.float32, "none", softcap=3.0, z_loss=1e-2, ignored=True),
+    Case(12, 128, 4097, torch.float32, "none", softcap=3.0, z_loss=1e-2, ignored=True),
     Case(9, 24, 1000, torch.float32, softcap=15.0, z_loss=1e-3, ignored=True),
     Case(11, 32, 515, torch.float16),
     Case(6, 17, 70, torch.float16, "none", ignored=True),

@@ -60,9 +60,9 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     def __init__(self, params: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(params, *arguments, **options)
-        for group in self.param_groups:  # torch has made float state already; keep it as this optimizer keeps it
+        for group in self.param_groups:  # torch has made state already, rounded to the parameter's dtype
             for param in group["params"]:
-                self.state[param] = self._restored(param, self.state[param])
+                self.state[param] = self._fresh(param, [self.second_name])
 
     def _fresh_moment(self, param: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
         moment = super()._fresh_moment(param, name)
