@@ -14,9 +14,9 @@ from scalekernels.device import unavailable_reason
 __all__ = ["OPERATIONS", "unavailable_reason"]
 
 # The modules that hold a kernel each; comparison, compilation ahead of time and the check on a GPU go through them.
-OPERATIONS = ("attention", "cross_entropy", "norm", "optimizer")
+OPERATIONS = ("attention", "cross_entropy", "norm", "optimizer", "rotary")
 
-# Where the public names live. ``attention`` is not among them: that name is the module's.
+# Where the public names live. ``attention`` and ``rotary`` are not among them: those names are the modules'.
 _HOME = {
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",

@@ -23,6 +23,7 @@ OPERATIONS = {
     "optimizer": "scalekernels.optimizer",
     "cross-entropy": "scalekernels.cross_entropy",
     "norm": "scalekernels.norm",
+    "rotary": "scalekernels.rotary",
 }
 NEEDED = ("Case", "CASES", "inputs", "results", "cost", "providers")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}

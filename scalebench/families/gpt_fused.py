@@ -2,9 +2,9 @@
 
 ``gpt_triton`` runs under autocast: its stream and norms are float32 and each product casts its input and its weight.
 Here nothing is cast: ``mixed_precision.WorkingCopy`` holds the weights in 16 bits, cast once per optimizer step, and
-the embedding's dtype carries through. What stays between the kernels (rotary positions, GELU) is written in float32
-operations on one element each, which ``torch.compile`` fuses into one pass forward and one backward; run operation by
-operation it is right, and slow.
+the embedding's dtype carries through. What stays between the kernels (GELU) is written in float32 operations on one
+element each, which ``torch.compile`` fuses into one pass forward and one backward; run operation by operation it is
+right, and slow.
 
 Blocks have one form, so that one compilation serves all of them: each is given the stream and its norm, and returns
 the sum and its norm by the weights of the next norm.
@@ -19,13 +19,12 @@ from typing import Any, cast
 
 import torch
 from scalekernels import layer_norm, rms_norm
-from scalekernels.attention import attention, attention_over_cache
 from torch import Tensor, nn
 
 from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.causal import Rotary
 from scalebench.families.gpt import Block, Config
-from scalebench.families.gpt_triton import FusedGPT
+from scalebench.families.gpt_triton import FusedGPT, mixed
 
 SQRT_8_OVER_PI = 1.5957691216057308
 
@@ -34,24 +33,6 @@ def gelu(x: Tensor) -> Tensor:
     """Return GELU in its tanh form, (…) in the dtype of ``x``: ½ (1 + tanh u) = sigmoid(2 u), one exponential."""
     y = x.float()
     return (y * torch.sigmoid(SQRT_8_OVER_PI * (y + 0.044715 * y * y * y))).to(x.dtype)
-
-
-class SignedRotary(Rotary):
-    """Rotary positions with the sine's sign in its table, so that turning is a product per element and no more."""
-
-    signed: Tensor
-
-    def __init__(self, head_dim: int, context: int) -> None:
-        super().__init__(head_dim, context)
-        sign = torch.tensor([-1.0, 1.0]).repeat_interleave(head_dim // 2)
-        self.register_buffer("signed", self.sin * sign, persistent=False)
-
-    def turned(self, x: Tensor, start: int) -> Tensor:
-        """Turn x (B, T, H, D), whose first position is ``start``, in float32; the result is contiguous."""
-        places = slice(start, start + x.size(1))
-        swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-        product = x.float() * self.cos[places, None] + swapped.float() * self.signed[places, None]
-        return product.to(x.dtype).contiguous()
 
 
 def normed(norm: nn.Module, x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Any:
@@ -71,24 +52,11 @@ def weights_of(norm: nn.Module) -> tuple[Tensor, ...]:
 class OneTypeBlock(Block):
     """Attention, then MLP, in the dtype of what comes in."""
 
-    def mixed(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        """Mix x (B, T, C) over time, and with what the cache holds of earlier times."""
-        own = self.attention
-        q, k, v = own.qkv(x).unflatten(2, (3, own.heads, own.head_dim)).unbind(2)  # (B, T, H, D)
-        start = 0 if cache is None else cache.length
-        if isinstance(own.rotary, SignedRotary):
-            q, k = own.rotary.turned(q, start), own.rotary.turned(k, start)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        out = attention_over_cache(q, k, v) if start else attention(q, k, v, causal=True)
-        return own.out(out.transpose(1, 2).flatten(2))
-
     def forward(  # type: ignore[override]
         self, stream: Tensor, x: Tensor, following: tuple[Tensor, ...], cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor]:
         """Take the stream (B, T, C) and its norm; return the new stream and its norm by the weights ``following``."""
-        x, stream = normed(self.norm2, self.mixed(x, cache), weights_of(self.norm2), stream)
+        x, stream = normed(self.norm2, mixed(self.attention, x, cache), weights_of(self.norm2), stream)
         x, stream = normed(self.norm1, self.down(gelu(self.up(x))), following, stream)
         return stream, x
 
@@ -102,7 +70,7 @@ class OneTypeGPT(FusedGPT):
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__(config, implementation)
         if config.positions == "rotary":
-            rotary = SignedRotary(config.head_dim, config.context)  # one for all layers stays in the device's cache
+            rotary = Rotary(config.head_dim, config.context)  # one for all layers stays in the device's cache
             for block in self.blocks:
                 cast(OneTypeBlock, block).attention.rotary = rotary
 

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from scalekernels import layer_norm, linear_cross_entropy, rms_norm
 from scalekernels.attention import attention, attention_over_cache
+from scalekernels.rotary import rotary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.gpt import GPT, Block, Config
+from scalebench.families.causal import Attention
+from scalebench.families.gpt import GPT, Block
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by the fused kernel: q, k, v (B, H, T, D) to (B, H, T, D).
+def mixed(own: Attention, x: Tensor, cache: LayerCache | None) -> Tensor:
+    """Mix x (B, T, C) causally over time, and with what the cache holds of earlier times, by the fused kernels.
 
-    Rotary positions are float32 under autocast; the values have the type to compute in.
+    Positions are turned on the packed projection, so that backward writes the gradients of q, k and v into one tensor,
+    which is what the projection's own backward pass reads; without rotary positions it still does.
     """
-    return attention(q.to(v.dtype), k.to(v.dtype), v, causal=True)
-
-
-def fused_over_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend by the fused kernel from queries (B, H, Tq, D) that are the last of the keys (B, H, Tk, D)."""
-    return attention_over_cache(q.to(v.dtype), k.to(v.dtype), v)
+    start = 0 if cache is None else cache.length
+    tables = (None, None) if own.rotary is None else (own.rotary.cos, own.rotary.sin)
+    parts = rotary(own.qkv(x).unflatten(2, (3, own.heads, own.head_dim)), *tables, start=start)
+    q, k, v = (part.transpose(1, 2) for part in parts)  # (B, H, T, D)
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    out = attention_over_cache(q, k, v) if start else attention(q, k, v, causal=True)
+    return own.out(out.transpose(1, 2).flatten(2))
 
 
 def add_and_norm(norm: nn.Module, stream: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -43,16 +48,12 @@ def add_and_norm(norm: nn.Module, stream: Tensor, update: Tensor | None) -> tupl
 class FusedBlock(Block):
     """Attention, then MLP; what the MLP adds is left to the next norm, which sums and norms in one pass."""
 
-    def __init__(self, config: Config, implementation: str) -> None:
-        super().__init__(config, implementation)
-        self.attention.attend, self.attention.attend_cached = fused_attention, fused_over_cache
-
     def forward(  # type: ignore[override]
         self, stream: Tensor, update: Tensor | None = None, cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor]:
         """Take the stream (B, T, C) and what is still to be added to it; return the same two."""
         normed, stream = add_and_norm(self.norm1, stream, update)
-        normed, stream = add_and_norm(self.norm2, stream, self.attention(normed, cache))
+        normed, stream = add_and_norm(self.norm2, stream, mixed(self.attention, normed, cache))
         return stream, self.down(F.gelu(self.up(normed), approximate="tanh"))
 
 
