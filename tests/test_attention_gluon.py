@@ -140,7 +140,7 @@ def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
     monkeypatch.setattr(attention_launch, "_launch", lambda kernel, *rest: launched.append((kernel, rest[1])))
     monkeypatch.setattr(attention_launch, "_require", lambda *_: None)
     tile = GluonTile(64, 3)
-    monkeypatch.setitem(hopper.FORWARD, (128, True), tile)
+    monkeypatch.setitem(hopper.FORWARD, (128, True, "short"), tile)
     q, k, v = tensors(SHAPES[2], 0, torch.bfloat16)
     for gluon, descriptors in ((True, False), (False, False), (True, True)):
         attention_launch.forward(q, k, v, True, 1.0, descriptors, gluon)
@@ -150,8 +150,8 @@ def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
 
 
 def test_candidates_begin_with_the_tile_of_the_table_and_differ():
-    for (head_dimension, causal), tile in hopper.FORWARD.items():
-        listed = hopper.candidates(head_dimension, causal)
+    for case, tile in hopper.FORWARD.items():
+        listed = hopper.candidates(*case)
         assert listed[0] == tile
         assert len(set(listed)) == len(listed) > 1
 

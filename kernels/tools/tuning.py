@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scalekernels.attention import hopper, hopper_gradients, launch
+from scalekernels.attention import hopper, hopper_gradients, launch, tuned
 from scalekernels.attention.cases import flops
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
     shape = (batch, heads, length, head_dimension)
     products = flops(batch, heads, length, length, head_dimension, causal)
     place = f"D{head_dimension} T{length} {'causal' if causal else 'full'}"
-    scale = head_dimension**-0.5
+    scale, length_bucket = head_dimension**-0.5, tuned.bucket(length, length)
 
     def forward() -> Run:
         q, k, v, _ = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
@@ -67,7 +67,7 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
             return lambda method: compute(method=method)
         return lambda tile: compute(method="ordered", tile={kind: tile})
 
-    yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal), forward, products)
+    yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal, length_bucket), forward, products)
     for kind, share in (("keys", 2.0), ("queries", 1.5), ("all", 2.5)):  # products over those of the forward pass
         candidates = hopper_gradients.candidates(kind, head_dimension)
         yield Tunable(f"{kind} {place}", candidates, partial(backward, kind), share * products)

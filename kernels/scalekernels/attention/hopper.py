@@ -1,11 +1,10 @@
 """Attention in Gluon for Hopper (compute capability 9.0): which tensors the kernels take, tiles and arguments.
 
 The forward pass of 16-bit inputs with D of 64, 128 or 256 uses ``hopper_forward.py`` where :func:`unsupported` finds no
-reason against it, and the kernels of ``kernels.py`` elsewhere. ``FORWARD`` holds the tile of each head dimension and
-mask: changing a row changes the default. ``candidates`` lists what else meets the requirements of ``make kernels`` (no
-spills, no serialised wgmma, exponentials beside the product with the values), for measuring on a GPU. No GPU has been
-at hand: the rows are those of FlashAttention-3 as far as powers of two allow, except that D 64 has two consumers. With
-three, ptxas 12.8 spills nothing, and 13.5 spills 32 bytes for each tile of queries, outside of the loop over the keys.
+reason against it, and the kernels of ``kernels.py`` elsewhere. ``FORWARD`` holds the tile of each head dimension, mask
+and bucket of lengths: those measured on a GPU (``tuned.json``), ``FALLBACK`` where none was. ``candidates`` lists what
+else meets the requirements of ``make kernels`` (no spills, no serialised wgmma, exponentials beside the product with
+the values), for measuring.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from scalekernels.attention import hopper_forward, tiles
+from scalekernels.attention import hopper_forward, tiles, tuned
 from scalekernels.compilation import Compilation
 from scalekernels.device import INTERPRETED
 
@@ -64,8 +63,8 @@ class GluonTile(NamedTuple):
         return {"maxnreg": REGISTERS[self.consumers][0]}
 
 
-# By head dimension and whether causal.
-FORWARD = {
+# By head dimension and whether causal, where ``tuned.json`` has no row.
+FALLBACK = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
     (128, False): GluonTile(128, 2),
@@ -75,20 +74,37 @@ FORWARD = {
 }
 
 
-def candidates(head_dimension: int, causal: bool) -> tuple[GluonTile, ...]:
+def _default(head_dimension: int, causal: bool, length_bucket: str) -> GluonTile:
+    measured = tuned.row("forward", head_dimension, causal, length_bucket)
+    return FALLBACK[head_dimension, causal] if measured is None else GluonTile(**measured)
+
+
+# The tile of a launch: by head dimension, whether causal, and bucket of lengths.
+FORWARD = {(*case, name): _default(*case, name) for case in FALLBACK for name in tuned.BUCKETS}
+
+
+def forward_tile(q: Tensor, k: Tensor, causal: bool) -> GluonTile:
+    """Return the tile for queries and keys (B, H, T, D)."""
+    return FORWARD[q.shape[3], causal, tuned.bucket(q.shape[2], k.shape[2])]
+
+
+# Keys of a step, stages and consumers worth measuring, by head dimension.
+SHAPES = {
+    64: ((128, 3, 2), (128, 3, 3), (128, 2, 3), (128, 4, 2)),
+    128: ((128, 2, 2), (64, 4, 2)),
+    256: ((64, 2, 2),),
+}
+
+
+def candidates(head_dimension: int, causal: bool, length_bucket: str) -> tuple[GluonTile, ...]:
     """Return the tiles worth measuring, the shipped one first; all meet the requirements ahead of time."""
-    shapes = {
-        64: ((128, 3, 2), (128, 3, 3), (128, 2, 3), (128, 4, 2), (64, 4, 2), (64, 4, 3)),
-        128: ((128, 2, 2), (128, 3, 2), (64, 3, 2), (64, 4, 2)),
-        256: ((64, 2, 2),),
-    }
     listed = [
         GluonTile(*shape, turns, persistent)
-        for shape in shapes[head_dimension]
+        for shape in SHAPES[head_dimension]
         for turns in (True, False)
         for persistent in (True, False)
     ]
-    return tuple(dict.fromkeys([FORWARD[head_dimension, causal], *listed]))
+    return tuple(dict.fromkeys([FORWARD[head_dimension, causal, length_bucket], *listed]))
 
 
 def unsupported(**tensors: Tensor) -> str | None:
@@ -209,6 +225,7 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
 def compilations(arch: int) -> Iterator[Compilation]:
     """Every configuration in Gluon that a launch can reach on an architecture."""
     if arch == 90:
-        for (head_dimension, causal), tile in FORWARD.items():
+        shipped = dict.fromkeys((head_dimension, causal, tile) for (head_dimension, causal, _), tile in FORWARD.items())
+        for head_dimension, causal, tile in shipped:
             for dtype in DTYPES.values():
                 yield forward_compilation(tile, dtype, head_dimension, causal)

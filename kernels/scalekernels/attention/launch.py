@@ -41,7 +41,7 @@ def forward(
     """
     _require(q, k, v)
     if gluon and not descriptors and hopper.unsupported(q=q, k=k, v=v) is None:
-        return forward_gluon(q, k, v, causal, scale, hopper.FORWARD[q.shape[3], causal])
+        return forward_gluon(q, k, v, causal, scale, hopper.forward_tile(q, k, causal))
     descriptors = descriptors and undescribed(k=k, v=v) is None
     kind = "forward-descriptors" if descriptors else "forward"
 

@@ -1,0 +1,33 @@
+"""Tiles that were measured on a GPU, from ``tuned.json``, which ``kernels/tools/tuning.py --adopt`` writes.
+
+A row tells the fastest tile of a kernel at one head dimension, mask and bucket of lengths, with its time. What the file
+has no row for comes from the tables in the code. Tiles decide speed, never results beyond rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("tuned.json")
+SHORT = 2048  # the longest sequences of the bucket "short"
+BUCKETS = ("short", "long")
+
+
+def bucket(query_length: int, key_length: int) -> str:
+    """Return the bucket of a launch by its longer sequence: in "short", beginning and end of a program weigh most."""
+    return "short" if max(query_length, key_length) <= SHORT else "long"
+
+
+@functools.cache
+def _table() -> Mapping[tuple[str, int, bool, str], Any]:
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["rows"]
+    return {(row["kernel"], row["head_dimension"], row["causal"], row["bucket"]): row["tile"] for row in rows}
+
+
+def row(kernel: str, head_dimension: int, causal: bool, length_bucket: str) -> Any:
+    """Return the fields of the tile measured for a kernel, or None where none was."""
+    return _table().get((kernel, head_dimension, causal, length_bucket))
