@@ -1,6 +1,8 @@
-"""Note what each case of an operation launches, in a process without a GPU and without compiling: printed as JSON.
+"""Which shipped configurations the cases of an operation launch, without a GPU and without compiling, as JSON.
 
-    python tests/launched_configurations.py attention
+    python tests/launched_configurations.py attention [--small]
+
+With ``--small`` only those of ``CASES``, in every dtype; else those of ``LARGER`` too, as the check on a GPU runs them.
 
 Triton binds and specialises the arguments of a launch as ever; where it would compile, the configuration is noted and
 nothing runs. Tensors are on the CPU, their contents garbage.
@@ -18,7 +20,7 @@ from typing import Any
 
 import check_case
 import torch
-from check_coverage import pointers_of
+from check_coverage import is_launch_of, pointers_of
 from scalekernels.providers import Unavailable
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -26,7 +28,7 @@ from triton.runtime.jit import JITFunction
 
 ARCHITECTURE = 90
 MULTIPROCESSORS = 132
-MOST_PRODUCTS = 10**10  # multiplications of a case: larger products take seconds on a CPU
+MOST_PRODUCTS = 10**10  # multiplications of a case: but for bfloat16, larger products take a CPU half a minute
 
 
 class Nowhere:
@@ -54,7 +56,8 @@ def pretend_to_have_a_gpu(architecture: int = ARCHITECTURE) -> None:
         for attribute, stand_in in stand_ins.items():
             if name.startswith("scalekernels") and hasattr(module, attribute):
                 setattr(module, attribute, stand_in)
-    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    properties: Any = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    torch.cuda.get_device_properties = lambda *_: properties
 
 
 @contextlib.contextmanager
@@ -93,15 +96,18 @@ def launch(module: Any, case: Any) -> None:
 
 
 def main() -> None:
-    """Print the configurations that all cases of an operation launch, each once."""
-    module = import_module(f"scalekernels.{sys.argv[1]}")
+    """Print for every configuration that an operation ships how many of those that its cases launch are of it."""
+    module, larger = import_module(f"scalekernels.{sys.argv[1]}"), "--small" not in sys.argv
     driver.set_active(Nowhere())
     pretend_to_have_a_gpu()
     with noted_launches() as launched:
-        for case in check_case.cases(module, list(check_case.DTYPES), larger=True):
-            if getattr(case, "tokens", 0) * getattr(case, "width", 0) * getattr(case, "classes", 0) < MOST_PRODUCTS:
+        for case in check_case.cases(module, list(check_case.DTYPES), larger=larger):
+            products = getattr(case, "tokens", 0) * getattr(case, "width", 0) * getattr(case, "classes", 0)
+            if products < MOST_PRODUCTS or case.dtype == torch.bfloat16:
                 launch(module, case)
-    print(json.dumps(list({json.dumps(entry, sort_keys=True): entry for entry in launched}.values())))
+    entries = {json.dumps(entry, sort_keys=True): entry for entry in launched}.values()
+    shipped = module.compilations(ARCHITECTURE)
+    print(json.dumps({f"{one.kernel} {one.label}": sum(is_launch_of(e, one) for e in entries) for one in shipped}))
 
 
 if __name__ == "__main__":
