@@ -25,7 +25,7 @@ import check_case
 import torch
 from check_coverage import is_launch_of, pointers_of
 from scalekernels.providers import Unavailable
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -87,21 +87,30 @@ def noted_launches() -> Iterator[list[dict[str, Any]]]:
         JITFunction._do_compile = compile_
 
 
-class Unwritten(TorchDispatchMode):
-    """Leaves what random numbers and products are, but for small ones, as the memory is found."""
+SMALL = 1 << 20  # multiplications of a product; the probes of what a device multiplies rightly have fewer
 
-    SMALL = 1 << 20  # multiplications; the probes of what a device multiplies rightly have fewer
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run every other function; of these return a tensor of the right shape."""
-        kwargs, name = dict(kwargs or {}), function.overloadpacket.__name__
-        if name == "randn":
-            return torch.empty(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
-        if name not in ("mm", "addmm_") or args[-2].numel() * args[-1].shape[1] < self.SMALL:
-            return function(*args, **kwargs)
-        if name == "addmm_" or "out" in kwargs:
-            return kwargs.get("out", args[0])
-        return args[0].new_empty((args[0].shape[0], args[1].shape[1]), dtype=kwargs.get("out_dtype"))
+@contextlib.contextmanager
+def unwritten() -> Iterator[None]:
+    """Leave what random numbers and products are, but for small ones, as the memory is found."""
+    mm, addmm_, randn = torch.mm, torch.Tensor.addmm_, torch.randn
+
+    def product(left: Tensor, right: Tensor, *, out: Tensor | None = None, **options: Any) -> Tensor:
+        if left.numel() * right.shape[1] < SMALL:
+            return mm(left, right, out=out, **options)
+        return left.new_empty((left.shape[0], right.shape[1]), dtype=options.get("out_dtype")) if out is None else out
+
+    def added(total: Tensor, left: Tensor, right: Tensor, **options: Any) -> Tensor:
+        return addmm_(total, left, right, **options) if left.numel() * right.shape[1] < SMALL else total
+
+    def empty(*shape: Any, generator: Any = None, **options: Any) -> Tensor:
+        return torch.empty(*shape, **options)
+
+    torch.mm, torch.Tensor.addmm_, torch.randn = product, added, empty
+    try:
+        yield
+    finally:
+        torch.mm, torch.Tensor.addmm_, torch.randn = mm, addmm_, randn
 
 
 def launch(module: Any, case: Any) -> None:
@@ -116,7 +125,7 @@ def launch(module: Any, case: Any) -> None:
 
 def launches(module: Any, larger: bool) -> dict[str, int]:
     """How many of the distinct launches of the cases of an operation are of each configuration that it ships."""
-    with noted_launches() as launched, Unwritten():
+    with noted_launches() as launched, unwritten():
         for case in check_case.cases(module, list(check_case.DTYPES), larger=larger):
             launch(module, case)
     entries = {json.dumps(entry, sort_keys=True): entry for entry in launched}.values()
