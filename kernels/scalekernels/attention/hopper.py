@@ -68,7 +68,7 @@ FALLBACK = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
     (128, False): GluonTile(128, 2),
-    (128, True): GluonTile(128, 2, persistent=False),
+    (128, True): GluonTile(128, 2),
     (256, False): GluonTile(64, 2),
     (256, True): GluonTile(64, 2),
 }
