@@ -48,16 +48,44 @@ def _next(slot, phase, STAGES: gl.constexpr):
     return slot, phase
 
 
+def _split_columns(columns: int) -> gl.DistributedLinearLayout:
+    """Layout of scores (64, columns) of 4 warps as (64, columns / 8, 4, 2): which row and column a register holds."""
+    eighths = [[0, 1 << bit, 0, 0] for bit in range((columns // 8).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 0, 0, 1], [8, 0, 0, 0], *eighths],
+        lane_bases=[[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]],
+        warp_bases=[[16, 0, 0, 0], [32, 0, 0, 0]],
+        block_bases=[],
+        shape=[64, columns // 8, 4, 2],
+    )
+
+
+SPLIT_64, SPLIT_128 = gl.constexpr(_split_columns(64)), gl.constexpr(_split_columns(128))
+
+
 @gluon.jit
 def _mask(scores, row0, first_key, key_length, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, layout: gl.constexpr):
-    """Scores (64, BLOCK_N) with -inf for keys that do not exist or, with CAUSAL, come after the row's query."""
-    keys = gl.expand_dims(first_key + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout)), 0)
+    """Scores (64, BLOCK_N) with -inf for keys that do not exist or, with CAUSAL, come after the row's query.
+
+    A thread's columns are 8 i + 2 (lane % 4) + 0 or 1, of which i and the last are known when it is compiled: so
+    constants are compared with one number for each row. Sums with the lane would take a register for each column.
+    """
+    split: gl.constexpr = SPLIT_64 if BLOCK_N == 64 else SPLIT_128
+    rows_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, split)))
+    eighths_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, split)))
+    pairs_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, split)))
+    ones_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, split)))
+    eighths = gl.arange(0, BLOCK_N // 8, layout=eighths_layout)
+    eighths = gl.expand_dims(gl.expand_dims(gl.expand_dims(eighths, 0), 2), 3)
+    pairs = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.arange(0, 4, layout=pairs_layout), 0), 1), 3)
+    ones = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.arange(0, 2, layout=ones_layout), 0), 1), 2)
     if CAUSAL:
-        rows = row0 + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
-        keep = keys < gl.expand_dims(gl.minimum(rows + 1, key_length), 1)
+        end = gl.minimum(row0 + gl.arange(0, ROWS, layout=rows_layout) + 1, key_length)
     else:
-        keep = keys < key_length
-    return gl.where(keep, scores, float("-inf"))
+        end = gl.full([ROWS], key_length, gl.int32, rows_layout)
+    end = gl.expand_dims(gl.expand_dims(gl.expand_dims(end - first_key, 1), 2), 3)
+    keep = gl.reshape(eighths * 8 + ones < end - pairs * 2, [ROWS, BLOCK_N])
+    return gl.where(gl.convert_layout(keep, layout), scores, float("-inf"))
 
 
 @gluon.jit
