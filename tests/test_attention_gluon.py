@@ -142,8 +142,8 @@ def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
     tile = GluonTile(64, 3)
     monkeypatch.setitem(hopper.FORWARD, (128, True, "short"), tile)
     q, k, v = tensors(SHAPES[2], 0, torch.bfloat16)
-    for gluon, descriptors in ((True, False), (False, False), (True, True)):
-        attention_launch.forward(q, k, v, True, 1.0, descriptors, gluon)
+    for takes_gluon, descriptors in ((True, False), (False, False), (True, True)):
+        attention_launch.forward(q, k, v, True, 1.0, descriptors, takes_gluon)
     gluon_kernel, kernel = hopper_forward.attention_forward_hopper, kernels.attention_forward
     assert [launch[0] for launch in launched] == [gluon_kernel, kernel, kernel]
     assert launched[0][1] == tile

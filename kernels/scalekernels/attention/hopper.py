@@ -30,7 +30,8 @@ SHARED_BYTES = 226 << 10  # of the 227 KiB of a program; the rest is for barrier
 LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Registers of a thread by the number of consumer warpgroups: at the start, as consumer, as producer. An SM has 65,536,
-# for 12 or 16 warps; the producer's warp counts as a warpgroup.
+# for 12 or 16 warps; the producer's warp counts as a warpgroup. Two programs with two consumers each on one SM would
+# leave 104 for a consumer: with 64 keys in a step that spills and has no product in flight beside the exponentials.
 REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
 
 
@@ -205,10 +206,11 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
     types |= {name: type_of(dtype, tile.block_n, head_dimension) for name in ("k_desc", "v_desc")}
     mask = "causal" if causal else "full"
     turns = "taking turns" if tile.ping_pong else "free"
+    programs = "persistent" if tile.persistent else "single"
     return Compilation(
         kernel=function.__name__,
         label=f"attention forward-gluon {dtype} D{head_dimension} {mask} {tile.block_m}x{tile.block_n} "
-        f"{tile.consumers} consumers {turns} {tile.stages} stages",
+        f"{tile.consumers} consumers {turns} {programs} {tile.stages} stages",
         function=function,
         signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
         constants=constants,
