@@ -85,8 +85,9 @@ def _previous(session: Session, folder: Path) -> list[str]:
 
 
 VERSIONS = """
-import json, platform, sys, torch, triton
+import datetime, json, platform, sys, torch, triton
 found = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+found["date"] = datetime.date.today().isoformat()
 if torch.cuda.is_available():
     p = torch.cuda.get_device_properties(0)
     found |= {"device": p.name, "memory_bytes": p.total_memory, "capability": 10 * p.major + p.minor}

@@ -1,10 +1,14 @@
 """Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
 
-    python kernels/tools/tuning.py --output tuned.json
+    python kernels/tools/tuning.py --output rows.json   # on the device
+    python kernels/tools/tuning.py --adopt tune.json    # a session's: its winners become the default tiles
 
 Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
 shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
 by side, by the session's ``candidate`` jobs: this program runs alone on the device.
+
+``--adopt`` writes ``scalekernels/attention/tuned.json``. A shipped tile stays unless another is faster by ``MARGIN``,
+and rows that a session did not measure stay as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from torch import Tensor
 
 ROUNDS = 12  # samples of each candidate, in random order
 FLUSH_BYTES = 256 << 20
+MARGIN = 0.01  # by which a candidate has to be faster than the shipped one to replace it
+PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, kept with the tiles
 Run = Callable[[Any], Sequence[Tensor]]
 
 
@@ -34,15 +40,30 @@ Run = Callable[[Any], Sequence[Tensor]]
 class Tunable:
     """A kernel at a shape: the candidates, the shipped one first, and how to run one of them."""
 
-    name: str
+    kernel: str
+    head_dimension: int
+    length: int
+    causal: bool
     candidates: Sequence[Any]
     make: Callable[[], Run]  # draws the inputs
     flops: float
 
+    @property
+    def name(self) -> str:
+        """What tells it apart from every other."""
+        mask = "causal" if self.causal else "full"
+        return f"{self.kernel} D{self.head_dimension} T{self.length} {mask}"
+
+    @property
+    def case(self) -> dict[str, Any]:
+        """What a row of ``tuned.json`` is found by, and the length that was measured."""
+        case = {"operation": self.kernel, "head_dimension": self.head_dimension, "causal": self.causal}
+        return case | {"bucket": tuned.bucket(self.length, self.length), "length": self.length}
+
 
 def tunables() -> Iterator[Tunable]:
-    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048, T 8192 and, for D 64, T 1024."""
-    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024)):
+    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048 in sequences of 8192 and 1024."""
+    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
         for causal in (True, False):
             yield from _attention(head_dimension, length, causal)
 
@@ -51,7 +72,6 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
     batch, heads = 16384 // length, 2048 // head_dimension
     shape = (batch, heads, length, head_dimension)
     products = flops(batch, heads, length, length, head_dimension, causal)
-    place = f"D{head_dimension} T{length} {'causal' if causal else 'full'}"
     scale, length_bucket = head_dimension**-0.5, tuned.bucket(length, length)
 
     def forward() -> Run:
@@ -67,20 +87,23 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
             return lambda method: compute(method=method)
         return lambda tile: compute(method="ordered", tile={kind: tile})
 
-    yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal, length_bucket), forward, products)
+    place = (head_dimension, length, causal)
+    yield Tunable("forward", *place, hopper.candidates(head_dimension, causal, length_bucket), forward, products)
     for kind, share in (("keys", 2.0), ("queries", 1.5), ("all", 2.5)):  # products over those of the forward pass
-        candidates = hopper_gradients.candidates(kind, head_dimension)
-        yield Tunable(f"{kind} {place}", candidates, partial(backward, kind), share * products)
-    yield Tunable(f"method {place}", hopper_gradients.METHODS, partial(backward, "method"), 2.5 * products)
+        candidates = hopper_gradients.candidates(kind, head_dimension, causal, length_bucket)
+        yield Tunable(kind, *place, candidates, partial(backward, kind), share * products)
+    yield Tunable("method", *place, hopper_gradients.METHODS, partial(backward, "method"), 2.5 * products)
 
 
 def candidate_jobs() -> Iterator[dict[str, Any]]:
     """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code."""
+    seen: set[tuple[Any, ...]] = set()
     for tunable in tunables():
-        if "T8192" not in tunable.name:
-            continue
         for place, candidate in enumerate(tunable.candidates):
-            yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
+            code = (tunable.kernel, tunable.head_dimension, tunable.causal, candidate)
+            if code not in seen:
+                seen.add(code)
+                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +133,7 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
     expected = run(tunable.candidates[0])
     for candidate in tunable.candidates:
         row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
+        row |= tunable.case | {"tile": candidate if isinstance(candidate, str) else candidate._asdict()}
         try:
             row["problem"] = difference(run(candidate), expected)
             graphs[len(rows)] = captured(run, candidate)
@@ -151,11 +175,65 @@ def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
     return {place: times[1:] for place, times in samples.items()}
 
 
+def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of default tiles with the winners of a session's ``tune.json`` in it."""
+    versions = session["versions"]
+    date = str(versions["date"])
+    sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
+    rows = {_place(row): dict(row) for row in table["rows"]}
+    for (kernel, *place), found in _by_case(session["winners"]).items():
+        if (best := _best(kernel, found)) is not None:
+            row = dict(zip(("kernel", "head_dimension", "causal", "bucket"), (kernel, *place), strict=True))
+            row |= {name: best[name] for name in ("length", "tile", "time_median_s", "tflops")}
+            rows[_place(row)] = row | {"session": date}
+    used = {row["session"] for row in rows.values()}
+    kept = {name: sessions[name] for name in sorted(used)}
+    return {"sessions": kept, "rows": [rows[place] for place in sorted(rows)]}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["kernel"], row["head_dimension"], row["causal"], row["bucket"]
+
+
+def _by_case(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if "tile" in row and "time_median_s" in row and not row["problem"]:
+            case = (row["operation"], row["head_dimension"], row["causal"], row["bucket"])
+            found.setdefault(case, []).append(row)
+    return found
+
+
+def _best(kernel: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the fastest row, or the shipped one's where that is as fast; a method has to be deterministic."""
+    allowed = [row for row in rows if kernel != "method" or row["tile"] in hopper_gradients.DETERMINISTIC_METHODS]
+    best = min(allowed, key=lambda row: row["time_median_s"], default=None)
+    shipped = next((row for row in allowed if row["shipped"]), None)
+    if best and shipped and best["time_median_s"] > (1 - MARGIN) * shipped["time_median_s"]:
+        return shipped
+    return best
+
+
+def adopt(path: Path) -> int:
+    """Write the default tiles anew from a session's ``tune.json``; return how many rows there are."""
+    table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
+    table = adopted(table, json.loads(path.read_text(encoding="utf-8")))
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in table["rows"])
+    sessions = json.dumps(table["sessions"], indent=1).replace("\n", "\n ")
+    tuned.FILE.write_text(f'{{\n "sessions": {sessions},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    return len(table["rows"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every tunable kernel, writing after each."""
-    parser = argparse.ArgumentParser(description="time the candidates of tunable kernels")
-    parser.add_argument("--output", type=Path, required=True)
+    """Measure every tunable kernel, writing after each, or adopt what was measured."""
+    parser = argparse.ArgumentParser(description="time the candidates of tunable kernels, or adopt the fastest")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="measure, and write the rows there")
+    what.add_argument("--adopt", type=Path, help="a session's tune.json")
     asked = parser.parse_args(arguments)
+    if asked.adopt:
+        print(f"{tuned.FILE}: {adopt(asked.adopt)} rows")
+        return 0
     rows: list[dict[str, Any]] = []
     for tunable in tunables():
         try:

@@ -68,7 +68,7 @@ FALLBACK = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
     (128, False): GluonTile(128, 2),
-    (128, True): GluonTile(128, 2, persistent=False),
+    (128, True): GluonTile(128, 2),
     (256, False): GluonTile(64, 2),
     (256, True): GluonTile(64, 2),
 }
@@ -190,7 +190,8 @@ def forward_constants(head_dimension: int, causal: bool, tile: GluonTile) -> dic
     return {
         "CAUSAL": causal, "BLOCK_N": tile.block_n, "D": head_dimension, "STAGES": tile.stages,
         "CONSUMERS": tile.consumers, "PING_PONG": tile.ping_pong,
-        "SHARED_OUT": 2 * rows * head_dimension > SHARED_BYTES, "REGISTERS": registers,
+        "SHARED_OUT": 2 * rows * head_dimension > SHARED_BYTES, "DEALT": causal and tile.persistent,
+        "REGISTERS": registers,
         "PRODUCER_REGISTERS": producer_registers,
     }  # fmt: skip
 

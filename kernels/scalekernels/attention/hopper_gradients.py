@@ -2,10 +2,9 @@
 
 After a pass that writes the statistics of every row, three methods: "apart" computes dK with dV, and dQ, by the two
 kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all by the kernel of ``hopper_fused.py``, dQ added to
-in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
-``DETERMINISTIC`` the method of deterministic gradients: changing a row changes the default.
-``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for
-measuring on a GPU; no GPU has been at hand.
+in a fixed order or in none. ``tuned.json`` holds the tiles that were fastest on a GPU and the method of deterministic
+gradients; where it has no row, ``KEYS``, ``QUERIES``, ``ALL`` and ``DETERMINISTIC`` do. ``candidates`` lists what else
+compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for measuring.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles
+from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles, tuned
 from scalekernels.attention.hopper import DTYPES, described, type_of
 from scalekernels.compilation import Compilation
 
@@ -50,10 +49,22 @@ QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
 ALL = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
 METHODS = ("apart", "ordered", "atomic")
+DETERMINISTIC_METHODS = ("apart", "ordered")
 DETERMINISTIC = {64: "apart", 128: "apart"}
 
 
-def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
+def tile_of(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> BackwardTile:
+    """Return the tile of "keys", "queries" or "all": the one measured, that of the tables where none was."""
+    measured = tuned.row(kind, head_dimension, causal, length_bucket)
+    return SHIPPED[kind][head_dimension] if measured is None else BackwardTile(**measured)
+
+
+def method_of(head_dimension: int, causal: bool, length_bucket: str) -> str:
+    """Return the method of deterministic gradients: the one measured as fastest, else that of ``DETERMINISTIC``."""
+    return tuned.row("method", head_dimension, causal, length_bucket) or DETERMINISTIC[head_dimension]
+
+
+def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> tuple[BackwardTile, ...]:
     """Return the tiles of "keys", "queries" or "all" worth measuring, the shipped one first."""
     listed: dict[tuple[str, int], tuple[tuple[Any, ...], ...]] = {
         ("keys", 64): ((64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True)),
@@ -63,7 +74,8 @@ def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
         ("all", 64): ((64, 4), (64, 3), (64, 6)),
         ("all", 128): ((64, 3), (64, 2)),
     }
-    return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
+    shipped = tile_of(kind, head_dimension, causal, length_bucket)
+    return tuple(dict.fromkeys([shipped, *(BackwardTile(*tile) for tile in listed[kind, head_dimension])]))
 
 
 def unsupported(**tensors: Tensor) -> str | None:
@@ -80,13 +92,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
-    ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
+    ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is ``method_of`` the case unless
     given; where not all gradients are needed it is "apart". "atomic" is the one that is not deterministic. ``tile``
     replaces shipped tiles by kind.
     """
     head_dimension = q.shape[3]
-    tile = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items()} | dict(tile or {})
-    method = method or DETERMINISTIC[head_dimension]
+    case = (head_dimension, causal, tuned.bucket(q.shape[2], k.shape[2]))
+    tile = {kind: tile_of(kind, *case) for kind in SHIPPED} | dict(tile or {})
+    method = method or method_of(*case)
     statistics = row_statistics(out, grad_out, lse)
     if need_q and need_kv and method != "apart":
         return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
@@ -312,8 +325,8 @@ def compilations(arch: int) -> Iterator[Compilation]:
     if arch != 90:
         return
     for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
-        for kind, shipped in SHIPPED.items():
-            for head_dimension, tile in shipped.items():
+        for kind, head_dimension in itertools.product(SHIPPED, KEYS):
+            for tile in {tile_of(kind, head_dimension, causal, name): None for name in tuned.BUCKETS}:
                 for ordered in (False, True) if kind == "all" else (False,):
                     yield compilation(kind, tile, dtype, head_dimension, causal, ordered)
     for dtype in DTYPES.values():
