@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.optim import Optimizer
 
 # MemTracker's categories, in the record's words. Temporaries of backward and untracked tensors are "other".
@@ -51,24 +50,6 @@ def _by_category(snapshot: Mapping[torch.device, Mapping[Any, int]]) -> dict[str
     return sums
 
 
-class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
-    """MemTracker that lets one step or call run the model several times: a micro-batch, or a token, at a time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.track_external(model)
-
-    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
-        if module is self.model:
-            self.reset_mod_stats()
-        super()._pre_fw_hook(module, inputs)
-
-    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
-        """Hook gradients only where there will be some: frozen weights refuse the hook."""
-        return super()._track_module_params_and_buffers(module, install_grad_hooks and torch.is_grad_enabled())
-
-
 def split_columns(
     model: nn.Module, optimizer: Optimizer, backward: Callable[[int], Any]
 ) -> dict[str, int | str | None]:
@@ -78,6 +59,8 @@ def split_columns(
     optimizer's state. ``memory_<category>_bytes`` is each category's own maximum over the step,
     ``memory_at_peak_<category>_bytes`` what it held when the total was highest (gradients may be zero then).
     """
+    from scalebench.collectors.tracker import Tracker
+
     tracker = Tracker(model)
     tracker.track_external(optimizer)
     seen: list[dict[str, int]] = []
@@ -127,6 +110,8 @@ def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | s
 
     A cache of keys and values is among the activations.
     """
+    from scalebench.collectors.tracker import Tracker
+
     tracker = Tracker(model)
     with torch.no_grad(), tracker:
         call()
