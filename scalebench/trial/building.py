@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from scalekernels import unavailable_reason
 from torch import nn
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 from scalebench.data import Data, open_data
 from scalebench.families import FAMILIES, Unsupported
@@ -65,6 +64,12 @@ def build_model(trial: Trial, device: torch.device, implementation: str | None =
     return built.to(device)
 
 
+def load_compiler() -> None:
+    """Import what torch.compile needs, which takes seconds, before anything waits for it."""
+    importlib.import_module("torch._dynamo")
+    importlib.import_module("torch._inductor.compile_fx")
+
+
 def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
     """Compile the model in place of running it operation by operation; ``Unsupported`` without a compiler."""
     _require_compiler(model)
@@ -89,6 +94,9 @@ def compile_blocks(model: nn.Module) -> nn.Module:
 
 def _require_compiler(model: nn.Module) -> None:
     if next(model.parameters()).device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
