@@ -75,6 +75,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks, and hides what it causes
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does, for its own use
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_graph_has_no_breaks_and_one_compilation_serves_all_blocks(form: str, whole: bool) -> None:

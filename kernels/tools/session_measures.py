@@ -68,6 +68,12 @@ def optimizer(size: str, dtype: str, state: str) -> Shape:
     return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
 
 
+def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
+    """Return a shape of rotary positions: all of one training step's tokens."""
+    sizes = {"batch": batch, "length": length, "heads": heads, "head_dimension": head_dimension}
+    return {**sizes, "dtype": "bfloat16"}
+
+
 TRAINING_S, KEEP_EVERY_S = 150.0, 30.0
 PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width of what is profiled
 SDPA = "sdpa-flash,sdpa-cudnn"
@@ -76,6 +82,7 @@ FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfl
 INT8_STATE = [optimizer("124M", "bfloat16", "int8")]
 LOSSES = [loss(768), loss(2048)]
 NORMS = [norm("rms", 4096, False), norm("rms", 2048, True), norm("layer", 768, True)]
+TURNINGS = [turning(32, 1024, 12, 64), turning(16, 2048, 16, 128)]
 ADAMW = "fused,triton"
 
 TABLES: Mapping[str, Sequence[Table]] = {
@@ -94,6 +101,8 @@ TABLES: Mapping[str, Sequence[Table]] = {
         Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True),
         Table("norm", NORMS, "eager,compiled,triton", "eager"),
         Table("norm", NORMS, "eager,compiled,triton", "eager", backward=True),
+        Table("rotary", TURNINGS, "compiled,triton", "compiled"),
+        Table("rotary", TURNINGS, "compiled,triton", "compiled", backward=True),
     ),
 }
 

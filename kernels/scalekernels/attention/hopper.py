@@ -228,7 +228,10 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
 def compilations(arch: int) -> Iterator[Compilation]:
     """Every configuration in Gluon that a launch can reach on an architecture."""
     if arch == 90:
-        shipped = dict.fromkeys((head_dimension, causal, tile) for (head_dimension, causal, _), tile in FORWARD.items())
+        shipped = {  # whether programs are persistent decides how many start, not what is compiled
+            (head_dimension, causal, tile._replace(persistent=True)): None
+            for (head_dimension, causal, _), tile in FORWARD.items()
+        }
         for head_dimension, causal, tile in shipped:
             for dtype in DTYPES.values():
                 yield forward_compilation(tile, dtype, head_dimension, causal)

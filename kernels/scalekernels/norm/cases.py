@@ -151,7 +151,15 @@ LADDER = tuple(
     for residual in (False, True)
     for width in (768, 1024, 2048, 4096, 8192)
 )
-LARGER: tuple[Case, ...] = ()
+# For the check on a GPU: every tile with wide loads, masked columns, and so many rows that its programs take several.
+LARGER = tuple(
+    Case(kind, rows, width, residual, torch.bfloat16)
+    for kind in ("rms", "layer")
+    for residual in (False, True)
+    for rows, width in (
+        (9001, 96), (4501, 208), (2251, 464), (1001, 768), (1101, 1536), (601, 3072), (301, 6144), (601, 12288),
+    )
+)  # fmt: skip
 # Where speed is judged.
 GOALS = (
     Case("rms", 16384, 4096, False, torch.bfloat16),

@@ -50,6 +50,14 @@ OURS: Mapping[str, type[FusedOptimizer]] = {
 STATES = {"adamw": 2, "adam": 2, "sgd": 1, "adagrad": 1, "rmsprop": 1, "lion": 1}
 # Per element, with OPTIONS: a multiply-add as two, a square root or division as one; 8-bit codes are not counted.
 FLOPS = {"adamw": 15, "adam": 16, "sgd": 9, "adagrad": 8, "rmsprop": 11, "lion": 10}
+# Options that take another kernel: by name what they change, the states they add, and the FLOPs.
+VARIANTS: Mapping[str, tuple[dict[str, Any], int, int]] = {
+    "": ({}, 0, 0),
+    "plain": ({"momentum": 0.0, "nesterov": False}, -1, -5),
+    "momentum": ({"momentum": 0.9}, 1, 2),
+    "centered": ({"centered": True}, 1, 5),
+    "momentum centered": ({"momentum": 0.9, "centered": True}, 2, 7),
+}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "int8"}
 
 
@@ -57,8 +65,9 @@ SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", tor
 class Case:
     """Parameters of the given shapes, and how they are updated. ``state_dtype`` is what the bytes of ``cost`` count.
 
-    Without ``shapes`` they are those of the model called ``name`` in ``SIZES``: 124M, 350M, 760M or 1.3B. Raises
-    ``ValueError`` for an unknown name.
+    Without ``shapes`` they are those of the model called ``name`` in ``SIZES``: 124M, 350M, 760M or 1.3B. ``variant``
+    names options beside the algorithm's in ``OPTIONS``: "plain" of sgd; "momentum", "centered" and both of rmsprop.
+    Raises ``ValueError`` for an unknown name.
     """
 
     name: str
@@ -67,8 +76,11 @@ class Case:
     dtype: torch.dtype = torch.float32
     state_dtype: torch.dtype = torch.float32
     max_grad_norm: float | None = None
+    variant: str = ""
 
     def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}; known: {', '.join(map(repr, VARIANTS))}")
         if self.shapes:
             return
         if self.name not in SIZES:
@@ -85,7 +97,13 @@ class Case:
         """Algorithm, name and number of tensors, dtypes of parameters and state, clipping."""
         clip = "" if self.max_grad_norm is None else " clip"
         dtypes = f"{SHORT[self.dtype]}/{SHORT[self.state_dtype]}"
-        return f"{self.algorithm} {self.name} {len(self.shapes)}t {dtypes}{clip}"
+        algorithm = f"{self.algorithm} {self.variant}".strip()
+        return f"{algorithm} {self.name} {len(self.shapes)}t {dtypes}{clip}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the optimizer is given, in torch's names."""
+        return OPTIONS[self.algorithm] | VARIANTS[self.variant][0]
 
 
 def gpt_shapes(depth: int, width: int, vocabulary: int = 50257, positions: int = 1024) -> tuple[tuple[int, ...], ...]:
@@ -128,7 +146,12 @@ LADDER = (
     ),
 )
 
-LARGER: tuple[Case, ...] = ()
+# For the check on a GPU: what else changes the machine code.
+LARGER = (
+    Case("odd", ODD, "sgd", variant="plain"),
+    *(Case("odd", ODD, "rmsprop", variant=variant) for variant in ("momentum", "centered", "momentum centered")),
+    *(Case("odd", ODD, algorithm, max_grad_norm=1.0) for algorithm in ("adagrad", "rmsprop", "lion")),
+)
 # Where speed is judged.
 GOALS = (
     Case("124M", SIZES["124M"]),
@@ -157,7 +180,7 @@ def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str
 
     def after(place: int) -> Tensor:
         param, grad = (given[f"{kind}_{place:03}"].double() for kind in ("param", "grad"))
-        return reference(case.algorithm, param, grad * factor, {}, **OPTIONS[case.algorithm])["param"]
+        return reference(case.algorithm, param, grad * factor, {}, **case.options)["param"]
 
     # One tensor at a time: of 1.3B parameters only the results are held in float64, 10.5 GB.
     return {f"param_{place:03}": after(place) for place in range(len(case.shapes))}
@@ -166,14 +189,16 @@ def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str
 def cost(case: Case, backward: bool = False) -> Cost:
     """Return what a step must do: parameters and state read and written, gradients read, twice if they are clipped."""
     _forward_only(backward)
-    n, states = case.params, STATES[case.algorithm]
+    n, states = case.params, STATES[case.algorithm] + VARIANTS[case.variant][1]
     state = states * n * case.state_dtype.itemsize
     if case.state_dtype == torch.int8:
         state += states * 4 * sum(-(-prod(shape) // QUANTUM.value) for shape in case.shapes)
     grads = n * case.dtype.itemsize * (1 if case.max_grad_norm is None else 2)
     weights = n * case.dtype.itemsize
     clip = 0 if case.max_grad_norm is None else 3 * n
-    return Cost(FLOPS[case.algorithm] * n + clip, weights + grads + state, weights + state)
+    return Cost(
+        (FLOPS[case.algorithm] + VARIANTS[case.variant][2]) * n + clip, weights + grads + state, weights + state
+    )
 
 
 def _forward_only(backward: bool) -> None:
@@ -231,7 +256,7 @@ def _torch(**flags: Any) -> Make:
         if "capturable" in inspect.signature(TORCH[case.algorithm]).parameters and params[0].device.type == "cuda":
             chosen["capturable"] = True  # keeps the number of steps on the device, so that CUDA graphs can hold a step
         try:
-            return TORCH[case.algorithm](params, **OPTIONS[case.algorithm], **chosen)
+            return TORCH[case.algorithm](params, **case.options, **chosen)
         except (RuntimeError, TypeError) as error:
             raise Unavailable(f"torch.optim.{TORCH[case.algorithm].__name__}: {error}") from error
 
@@ -246,9 +271,11 @@ def _ours(state_dtype: torch.dtype) -> Make:
             raise Unavailable(
                 f"keeps {SHORT[state_dtype]} state; this case counts the bytes of {SHORT[case.state_dtype]}"
             )
+        if case.options.get("centered") and state_dtype != torch.float32:
+            raise Unavailable(f"a centered variance needs float32 state, not {SHORT[state_dtype]}")
         return OURS[case.algorithm](
             params,
-            **OPTIONS[case.algorithm],
+            **case.options,
             state_dtype=state_dtype,
             max_grad_norm=case.max_grad_norm,
             stochastic_rounding=False,  # as torch rounds: a random choice of two neighbours errs up to twice as far
@@ -267,7 +294,7 @@ def _elsewhere(module: str, names: Mapping[str, str]) -> Make:
             found: Callable[..., Optimizer] = getattr(importlib.import_module(module), names[case.algorithm])
         except (ImportError, AttributeError) as error:
             raise Unavailable(f"{module}.{names[case.algorithm]}: {error}") from error
-        return found(params, **OPTIONS[case.algorithm])
+        return found(params, **case.options)
 
     return make
 

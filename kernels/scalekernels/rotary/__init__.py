@@ -65,7 +65,7 @@ def rotary(
     """
     _require(qkv, cos, sin, start)
     refuse_tangents("rotary", qkv=qkv)
-    q, k, v = _Split.apply(qkv, cos, sin, start)
+    q, k, v = _Split.apply(qkv, cos, sin, start)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
