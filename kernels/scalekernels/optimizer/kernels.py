@@ -72,8 +72,12 @@ def mix(x):
 
 @triton.jit
 def noise_of(x):
-    """Hash 32 bits to 32 bits of which the upper ones are as good as those of ``mix``, for two instructions less."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D
+    """Hash 32 bits, a key plus an element's number, to 32 bits of which the upper ones are as good as any.
+
+    This is ``mix`` without its first shift, which numbers below 2^16 would not feel, nor its last, which serves the
+    lower bits.
+    """
+    x = x * 0x7FEB352D
     return (x ^ (x >> 15)) * 0x846CA68B
 
 
@@ -112,10 +116,15 @@ def to_level(x, inverse, bits, STOCHASTIC: tl.constexpr, UNIT: tl.constexpr):
 
 
 @triton.jit
-def block_scale(x):
-    """Return the largest magnitude of each row [R, 256] as [R, 1]; NaN where a row has a value that is not finite."""
-    magnitude = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # ordered as the numbers are; infinity and NaN come last
-    largest = tl.max(magnitude, axis=1)
+def block_scale(x, SIGNED: tl.constexpr):
+    """Return the largest magnitude of each row [R, 256] as [R, 1]; NaN where a row has a value that is not finite.
+
+    Bit patterns are ordered as magnitudes are, infinity and NaN last; one without a sign needs none cleared.
+    """
+    if SIGNED:
+        largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    else:
+        largest = (tl.max(x.to(tl.uint32, bitcast=True), axis=1) & 0x7FFFFFFF).to(tl.int32)
     scale = tl.where(largest < 0x00800000, 0.0, largest.to(tl.float32, bitcast=True))
     return tl.where(largest < 0x7F800000, scale, float("nan"))[:, None]
 
@@ -181,15 +190,31 @@ def load_state(base, scales, index, rows, left, SIGNED: tl.constexpr, VECTOR: tl
 
 
 @triton.jit
+def store_scale(scales, rows, left, scale, VECTOR: tl.constexpr):
+    """Store a scale [R, 1] for every row that begins inside the tensor.
+
+    Every thread of a row holds its scale. A store of Triton's would first hand it to another thread, through shared
+    memory and two barriers; here all threads of a warp write the same number to the same place, which is one write.
+    """
+    if VECTOR and COMPILED:
+        at = (scales + rows[:, None]).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "st.global.f32 [$1], $2; mov.u32 $0, 0;", "=r,l,f", [at, scale], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        column = tl.zeros_like(scale).to(tl.int32)
+        tl.store(scales + rows[:, None] + column, scale, mask=rows[:, None] * QUANTUM < left)
+
+
+@triton.jit
 def store_state(
     base, scales, index, rows, left, value, noise, SIGNED: tl.constexpr, STOCHASTIC: tl.constexpr, VECTOR: tl.constexpr
 ):
     """Store a tile of float32 values as state; the two states draw their own random bits."""
     kept: tl.constexpr = base.dtype.element_ty
     if kept.primitive_bitwidth == 8:
-        scale = block_scale(value)
-        column = tl.zeros_like(scale).to(tl.int32)
-        tl.store(scales + rows[:, None] + column, scale, mask=rows[:, None] * QUANTUM < left)
+        scale = block_scale(value, SIGNED)
+        store_scale(scales, rows, left, scale, VECTOR)
         inverse = inverse_of(scale)
         if SIGNED:
             level = to_level(tl.abs(value), inverse, draw(noise, 1, 20), STOCHASTIC, SIGNED_UNIT)
