@@ -251,7 +251,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
     del arch
     for dtype in ("fp16", "bf16", "fp32"):
         for capped, weighed in itertools.product((False, True), (False, True)):
-            options = {"CAPPED": capped, "GRADIENT": True}
+            options: dict[str, Any] = {"CAPPED": capped, "GRADIENT": True}
             if not weighed:
                 options |= {"class_weight": None, "smoothing": None}
             yield _losses_compilation("loss", dtype, {**options, "GRADIENT": False, "row_gradient": None})

@@ -19,7 +19,7 @@ exponent field e = c // 8 and mantissa m = c % 8 is (1 + m / 8) * 2^(e - top) fo
 0, times scale / 1.875, where ``top`` is 15 (levels 0 to 127) or 31 (levels 0 to 255), so that the highest level is the
 scale. Level 0 is zero; a second moment that is not zero never takes it (the denominator of an update must not vanish).
 Such a number is the upper part of a float32 bit pattern: coding is a product, an addition of random bits and a shift,
-decoding a shift and two products, where a logarithmic map of the same range took a logarithm and an exponential: 69
+decoding a shift and two products, where a logarithmic map of the same range took a logarithm and an exponential: 64
 instructions per element with bfloat16 parameters where that took 198, at the same quality. Over simulated blocks whose
 gradients have log-normal scales (sigma 1.5), 4,000 steps, stochastically rounded: the root-mean-square error of log
 sqrt(v) at beta2 0.999 is 0.115 for this map and 0.116 for the logarithmic one (linear: 4.1, square root: 0.65, fourth
