@@ -15,8 +15,9 @@ import torch
 from support import SOURCE_PATH
 
 from scalebench import device_lock
-from scalebench.comparison import Options, measure, plan_comparison
+from scalebench.comparison import Options, ceilings, measure, plan_comparison
 from scalebench.comparison.process import main as compare_process
+from scalebench.comparison.timing import CpuClock
 from scalebench.comparison_store import new_run
 from scalebench.device_lock import DeviceLock, gpu_uuid
 from scalebench.store import read_json, write_json
@@ -140,3 +141,36 @@ def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     options = Options(providers=("eager",), shapes=("length=7",), device="cpu", processes=1, seconds=0.05, patience=60)
     found = measure(plan_comparison(OPERATION, options), tmp_path, "a test", waiting=lambda: heard.append(0.0))
     assert (found.good, len(heard)) == (True, 15)
+
+
+def test_kept_ceilings_are_used_for_an_hour_on_the_same_gpu_and_say_their_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+
+    def measure_ceilings(*_: object) -> ceilings.Ceilings:
+        measured.append(0.0)
+        return ceilings.Ceilings(1e12, float(len(measured)), "measured", 5, 1e-6)
+
+    path, device, uuid = tmp_path / "ceilings.json", torch.device("cpu"), ["GPU-1"]
+    monkeypatch.setattr(ceilings, "measure_ceilings", measure_ceilings)
+    monkeypatch.setattr(ceilings, "gpu_uuid", lambda _: uuid[0])
+
+    def known(dtype: torch.dtype = torch.float32) -> ceilings.Ceilings:
+        return ceilings.known_ceilings(CpuClock(), device, dtype)
+
+    assert [known().matmul_flops_per_s, known().matmul_flops_per_s] == [1, 2]  # nothing is kept unless asked
+    monkeypatch.setenv("SCALEBENCH_CEILINGS", str(path))
+    assert [known().matmul_flops_per_s, known().matmul_flops_per_s] == [3, 3]
+    assert (known().source, known().cache_bytes) == ("measured; 0 min before", 5)
+    assert known(torch.bfloat16).matmul_flops_per_s == 4
+    uuid[0] = "GPU-2"
+    assert known().matmul_flops_per_s == 5
+    uuid[0] = "GPU-1"
+    kept = read_json(path)
+    write_json(path, {key: one | {"at": one["at"] - 3700} for key, one in kept.items()})
+    assert known().matmul_flops_per_s == 6
+    path.write_text("{")
+    assert known().matmul_flops_per_s == 7
+    uuid[0] = ""  # a CPU: other programs may be running now that were not then
+    assert known().matmul_flops_per_s == 8

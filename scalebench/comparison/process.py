@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         clock = clock_for(device, _refusal_of_all(request, uncaptured))
         process = Process(folder, int(index), request, operation, device, clock, lock, crashed, uncaptured)
         _describe(process, Path(run))
+        process.at(-1, "", "imports")
         StoppingRule(**request["rule"]).reason([1.0] * FEWEST, 0.0)  # imports SciPy, while others may still measure
         for number, encoded in enumerate(request["cases"]):
             path = folder / f"case-{number}.json"
