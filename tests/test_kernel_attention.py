@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,9 @@ from hypothesis import strategies as st
 from kernel_support import assert_accurate, inaccuracy, install_mutant, poisoned
 from scalekernels.attention import (
     CASES,
-    HEAD_DIMENSIONS,
     Case,
     attention,
     attention_over_cache,
-    compilations,
     cost,
     inputs,
     providers,
@@ -28,19 +25,15 @@ from scalekernels.attention import (
     terms,
 )
 from scalekernels.attention import descriptors as attention_descriptors
-from scalekernels.attention import hopper as attention_hopper
 from scalekernels.attention import kernels as attention_kernels
 from scalekernels.attention import launch as attention_launch
 from scalekernels.attention import tiles as attention_tiles
 from scalekernels.attention import tuning as attention_tuning
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import Tile
-from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.providers import Unavailable
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from triton.backends.compiler import BaseBackend
-from triton.runtime.jit import native_specialize_impl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 PROVIDERS = providers()
@@ -413,48 +406,6 @@ def test_bfloat16_is_refused_by_the_interpreter():
         PROVIDERS["triton"].prepare(Case(1, 1, 1, 3, 3, 16, False, torch.bfloat16), {}, False)
     with pytest.raises(Unavailable, match="backward pass alone"):
         PROVIDERS["triton-atomic"].prepare(CASES[0], {}, False)
-
-
-def described(compilation: Compilation) -> tuple:
-    constants = tuple(sorted(compilation.constants.items()))
-    types = tuple(sorted((name, kind) for name, kind in compilation.signature.items() if kind[0] in "*t"))
-    return compilation.kernel, constants, types, compilation.num_warps, compilation.num_stages
-
-
-def triton_type(value: Tensor | TensorDescriptor) -> str:
-    """As a launch names the type of a pointer or descriptor."""
-    if isinstance(value, Tensor):
-        return TRITON_TYPES[value.dtype]
-    return native_specialize_impl(BaseBackend, value, False, True, True)[0]
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, arch):
-    """Every launch over dtypes, head dimensions, length buckets and masks is among the compilations, and no more."""
-    launched = set()
-
-    def record(kernel, programs, tile, arguments, constants):
-        names = set(arguments) | set(constants)
-        assert names == set(kernel.arg_names)
-        types = ((name, triton_type(value)) for name, value in arguments.items() if not isinstance(value, int | float))
-        launched.add((kernel.__name__, tuple(sorted(constants.items())), tuple(sorted(types)), tile.warps, tile.stages))
-
-    monkeypatch.setattr(attention_launch, "_launch", record)
-    monkeypatch.setattr(attention_launch, "INTERPRETED", False)
-    monkeypatch.setattr(attention_descriptors, "INTERPRETED", False)
-    monkeypatch.setattr(attention_hopper, "INTERPRETED", False)
-    monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
-    for dtype in TRITON_TYPES:
-        for head_dimension in HEAD_DIMENSIONS:
-            for length in (attention_tiles.SHORT, attention_tiles.SHORT + 1):
-                for causal in (False, True):
-                    q = torch.empty(1, 1, length, head_dimension, dtype=dtype)
-                    for descriptors, gluon in ((False, True), (False, False), (True, False)):
-                        out, lse = attention_launch.forward(q, q, q, causal, 1.0, descriptors, gluon)
-                    for deterministic, descriptors, gluon in itertools.product((False, True), repeat=3):
-                        options = (causal, 1.0, deterministic, True, True, descriptors, gluon)
-                        attention_launch.backward(out, q, q, q, out, lse, *options)
-    assert launched == {described(compilation) for compilation in compilations(arch)}
 
 
 def test_autotuning_takes_the_fastest_that_agrees(monkeypatch):
