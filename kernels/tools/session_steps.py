@@ -36,13 +36,14 @@ def first() -> list[Step]:
 
 
 def second() -> list[Step]:
-    """Measure at the shapes of the goals, train, and check what is left with what time is left."""
+    """Choose the fastest tiles, check what changed, measure at the shapes of the goals, train."""
     return [
         Step("setup", setup, most_s=30),
         Step("versions", versions, most_s=30),
         Step("assembler", assembler, most_s=45),
+        Step("tuning", partial(tuning, quick=True), least_s=15, most_s=35),
+        Step("checks", checks, least_s=20, most_s=50),
         *measuring_steps("second"),
-        Step("checks", checks, least_s=20),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -252,14 +253,17 @@ def coverage(session: Session) -> dict[str, Any]:
 # --- tuning, races, the cache ----------------------------------------------------------------------------------------
 
 
-def tuning(session: Session) -> str:
-    """Time the candidates of every tunable kernel, alone on the device."""
-    output = session.work / "tuned.json"
+def tuning(session: Session, quick: bool = False) -> str:
+    """Time the candidates of every tunable kernel, alone on the device; what comes later uses the fastest."""
+    output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
     try:
-        session.python(TOOLS / "tuning.py", "--output", output)
+        session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))
     finally:  # it writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
+            session.write()
+            session.python(TOOLS / "tuning.py", "--adopt", session.out / "tune.json", "--table", table)
+            session.environment["SCALEKERNELS_TUNED"] = str(table)
     winners = [row for row in session.tuned if row.get("winner")]
     return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
 

@@ -1,19 +1,21 @@
 """Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
 
     python kernels/tools/tuning.py --output rows.json   # on the device
+    python kernels/tools/tuning.py --quick --output rows.json   # what is compiled anyway: schedules and methods
     python kernels/tools/tuning.py --adopt tune.json    # a session's: its winners become the default tiles
 
 Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
 shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
 by side, by the session's ``candidate`` jobs: this program runs alone on the device.
 
-``--adopt`` writes ``scalekernels/attention/tuned.json``. A shipped tile stays unless another is faster by ``MARGIN``,
+``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile stays unless another is faster by ``MARGIN``,
 and rows that a session did not measure stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -214,13 +216,26 @@ def _best(kernel: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] |
     return best
 
 
-def adopt(path: Path) -> int:
+def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
+    """Keep what few compilations decide: the schedule and the consumers of the forward pass, the backward's method."""
+    for tunable in every:
+        if tunable.kernel == "method":
+            yield tunable
+        elif tunable.kernel == "forward":
+            shipped = tunable.candidates[0]
+            other = shipped._replace(persistent=not shipped.persistent)
+            consumers = [shipped._replace(stages=3, consumers=5 - shipped.consumers, persistent=True)]
+            near = [shipped, other, *(consumers if tunable.head_dimension == 64 else [])]
+            yield dataclasses.replace(tunable, candidates=tuple(near))
+
+
+def adopt(path: Path, into: Path) -> int:
     """Write the default tiles anew from a session's ``tune.json``; return how many rows there are."""
     table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
     table = adopted(table, json.loads(path.read_text(encoding="utf-8")))
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table["rows"])
     sessions = json.dumps(table["sessions"], indent=1).replace("\n", "\n ")
-    tuned.FILE.write_text(f'{{\n "sessions": {sessions},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    into.write_text(f'{{\n "sessions": {sessions},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     return len(table["rows"])
 
 
@@ -230,12 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--output", type=Path, help="measure, and write the rows there")
     what.add_argument("--adopt", type=Path, help="a session's tune.json")
+    parser.add_argument("--table", type=Path, default=tuned.FILE, help="where the adopted rows go")
+    parser.add_argument("--quick", action="store_true", help="only schedules and methods")
     asked = parser.parse_args(arguments)
     if asked.adopt:
-        print(f"{tuned.FILE}: {adopt(asked.adopt)} rows")
+        print(f"{asked.table}: {adopt(asked.adopt, asked.table)} rows")
         return 0
     rows: list[dict[str, Any]] = []
-    for tunable in tunables():
+    for tunable in quick(tunables()) if asked.quick else tunables():
         try:
             rows += measure(tunable)
         except RuntimeError as error:
