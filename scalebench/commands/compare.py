@@ -21,6 +21,7 @@ from scalebench.comparison.runner import Tick
 from scalebench.errors import InputError
 
 LINE_EVERY_S = 30.0
+COMPLAINTS = 3
 WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
 HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
 
@@ -168,7 +169,13 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
-    return lines + [f"{row['provider']} is WRONG in {row['case']}: {row['error_note']}" for row in wrong]
+    return lines + [f"{row['provider']} is WRONG in {row['case']}: {_shortened(row['error_note'])}" for row in wrong]
+
+
+def _shortened(note: str | None) -> str:
+    """Return the first complaints of a result; one of many tensors may have a hundred, all of them in its row."""
+    told = (note or "").split("; ")
+    return "; ".join(told[:COMPLAINTS]) + (f"; and {len(told) - COMPLAINTS} more" if len(told) > COMPLAINTS else "")
 
 
 def _count(things: Sized, noun: str) -> str:

@@ -14,7 +14,6 @@ import json
 import random
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from scalekernels.providers import Unavailable
 
 from scalebench.comparison.ceilings import known_ceilings
 from scalebench.comparison.cuda_timing import CaptureBrokenError, side_stream
+from scalebench.comparison.failure import failure
 from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import Operation, decode, dtype_name, load_operation
@@ -208,17 +207,6 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
         _leave_if_lost(process, error)
         return {}
     return {name: work}
-
-
-def failure(error: BaseException) -> dict[str, Any]:
-    """Return the columns that say how a provider failed; ``Unavailable`` is a state, not a failure."""
-    status = "unavailable" if isinstance(error, Unavailable) else "failed"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        status = "oom"
-    if status == "failed":
-        traceback.print_exception(error)
-    message = str(error).strip()[:2000] or "no message"
-    return {"status": status, "error_class": type(error).__name__, "error_message": message}
 
 
 def _leave_if_lost(process: Process, error: Exception) -> None:
