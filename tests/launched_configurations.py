@@ -1,15 +1,18 @@
 """Which shipped configurations the cases of an operation launch, without a GPU and without compiling, as JSON.
 
-    python tests/launched_configurations.py attention [--small]
+    python tests/launched_configurations.py attention norm [--small optimizer]
 
-With ``--small`` only those of ``CASES``, in every dtype; else those of ``LARGER`` too, as the check on a GPU runs them.
+Prints an object by operation. Of operations after ``--small`` only those of ``CASES``, in every dtype; of the others
+those of ``LARGER`` too, as the check on a GPU runs them.
 
 Triton binds and specialises the arguments of a launch as ever; where it would compile, the configuration is noted and
-nothing runs. Tensors are on the CPU, their contents garbage.
+nothing runs. Tensors are on the CPU, their contents garbage: memory that nobody writes or reads costs no time. What
+torch itself would multiply is not multiplied.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -22,13 +25,13 @@ import check_case
 import torch
 from check_coverage import is_launch_of, pointers_of
 from scalekernels.providers import Unavailable
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 ARCHITECTURE = 90
 MULTIPROCESSORS = 132
-MOST_PRODUCTS = 10**10  # multiplications of a case: but for bfloat16, larger products take a CPU half a minute
 
 
 class Nowhere:
@@ -84,30 +87,55 @@ def noted_launches() -> Iterator[list[dict[str, Any]]]:
         JITFunction._do_compile = compile_
 
 
+class Unwritten(TorchDispatchMode):
+    """Leaves what random numbers and products are, but for small ones, as the memory is found."""
+
+    SMALL = 1 << 20  # multiplications; the probes of what a device multiplies rightly have fewer
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run every other function; of these return a tensor of the right shape."""
+        kwargs, name = dict(kwargs or {}), function.overloadpacket.__name__
+        if name == "randn":
+            return torch.empty(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
+        if name not in ("mm", "addmm_") or args[-2].numel() * args[-1].shape[1] < self.SMALL:
+            return function(*args, **kwargs)
+        if name == "addmm_" or "out" in kwargs:
+            return kwargs.get("out", args[0])
+        return args[0].new_empty((args[0].shape[0], args[1].shape[1]), dtype=kwargs.get("out_dtype"))
+
+
 def launch(module: Any, case: Any) -> None:
     """Call every provider of ours once, forward and backward."""
     given = module.inputs(case, "cpu")
     for name, provider in module.providers().items():
         if name.startswith("triton"):
             for backward in (False, True):
-                copies = {key: tensor.clone() for key, tensor in given.items()}
                 with contextlib.suppress(Unavailable):
-                    provider.prepare(case, copies, backward)()
+                    provider.prepare(case, given, backward)()
+
+
+def launches(module: Any, larger: bool) -> dict[str, int]:
+    """How many of the distinct launches of the cases of an operation are of each configuration that it ships."""
+    with noted_launches() as launched, Unwritten():
+        for case in check_case.cases(module, list(check_case.DTYPES), larger=larger):
+            launch(module, case)
+    entries = {json.dumps(entry, sort_keys=True): entry for entry in launched}.values()
+    shipped = module.compilations(ARCHITECTURE)
+    return {f"{one.kernel} {one.label}": sum(is_launch_of(e, one) for e in entries) for one in shipped}
 
 
 def main() -> None:
-    """Print for every configuration that an operation ships how many of those that its cases launch are of it."""
-    module, larger = import_module(f"scalekernels.{sys.argv[1]}"), "--small" not in sys.argv
+    """Print for every operation asked for what :func:`launches` finds."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("operations", nargs="*")
+    parser.add_argument("--small", nargs="*", default=[])
+    asked = parser.parse_args()
+    modules = {name: import_module(f"scalekernels.{name}") for name in (*asked.operations, *asked.small)}
     driver.set_active(Nowhere())
     pretend_to_have_a_gpu()
-    with noted_launches() as launched:
-        for case in check_case.cases(module, list(check_case.DTYPES), larger=larger):
-            products = getattr(case, "tokens", 0) * getattr(case, "width", 0) * getattr(case, "classes", 0)
-            if products < MOST_PRODUCTS or case.dtype == torch.bfloat16:
-                launch(module, case)
-    entries = {json.dumps(entry, sort_keys=True): entry for entry in launched}.values()
-    shipped = module.compilations(ARCHITECTURE)
-    print(json.dumps({f"{one.kernel} {one.label}": sum(is_launch_of(e, one) for e in entries) for one in shipped}))
+    found = {name: launches(modules[name], larger=True) for name in asked.operations}
+    found |= {f"{name} small": launches(modules[name], larger=False) for name in asked.small}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

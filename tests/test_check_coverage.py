@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,25 +17,31 @@ PROGRAM = Path(__file__).with_name("launched_configurations.py")
 PATHS = os.pathsep.join([SOURCE_PATH, str(REPOSITORY / "kernels" / "tools")])
 
 
-def launches(*arguments: str) -> dict[str, int]:
+@pytest.fixture(scope="module")
+def launched() -> dict[str, dict[str, int]]:
     """How often each shipped configuration is launched on an H100; the kernels' constants differ when interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments], env=environment | {"PYTHONPATH": PATHS},
+        [sys.executable, str(PROGRAM), *OPERATIONS, "--small", "optimizer"], env=environment | {"PYTHONPATH": PATHS},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, int] = json.loads(done.stdout)
-    assert found
+    found: dict[str, dict[str, int]] = json.loads(done.stdout)
+    assert all(found.values())
     return found
 
 
+# Only ``hopper_gradients.backward`` launches "ordered-gluon"; the others stand in for Gluon where it is switched off.
+NOT_BY_A_PROVIDER = r"ordered-gluon|attention (atomic|convert) (fp16|bf16) D(64|128) "
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_shipped_configuration_has_a_case(operation: str) -> None:
-    assert not [name for name, count in launches(operation).items() if not count]
+def test_every_shipped_configuration_has_a_case(launched: dict[str, dict[str, int]], operation: str) -> None:
+    without = {name for name, count in launched[operation].items() if not count}
+    assert without == {name for name in launched[operation] if re.search(NOT_BY_A_PROVIDER, name)}
 
 
-def test_a_configuration_without_a_case_is_noticed() -> None:
-    missing = {name for name, count in launches("optimizer", "--small").items() if not count}
+def test_a_configuration_without_a_case_is_noticed(launched: dict[str, dict[str, int]]) -> None:
+    missing = {name for name, count in launched["optimizer small"].items() if not count}
     assert len(missing) == 21
     assert {"optimizer_update sgd float32 state float32", "optimizer_advance advance lion clip"} < missing

@@ -13,7 +13,8 @@ from math import sqrt
 from typing import Any
 
 import torch
-from scalekernels.optimizer.cases import OPTIONS, OURS
+from scalekernels.optimizer.alternatives import OURS
+from scalekernels.optimizer.cases import OPTIONS
 from scalekernels.optimizer.reference import reference
 from torch import Tensor
 

@@ -15,14 +15,15 @@ Parameters are float32, bfloat16 (rounded stochastically) or float16, dense in a
 float32, bias corrections float64, state float32, bfloat16 or 8-bit codes. The files: ``kernels`` device code,
 ``tables`` the tables through which a launch finds its tensors, ``launch`` the custom operation,
 ``base`` and ``algorithms`` the classes, ``state`` what is kept, ``reference``
-the same in plain torch, ``cases`` what a comparison needs.
+the same in plain torch, ``cases`` what a comparison needs, ``alternatives`` the steps compared.
 """
 
 from __future__ import annotations
 
 from scalekernels.optimizer.algorithms import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
+from scalekernels.optimizer.alternatives import providers
 from scalekernels.optimizer.base import FusedOptimizer
-from scalekernels.optimizer.cases import CASES, GOALS, LADDER, LARGER, Case, cost, inputs, providers, results
+from scalekernels.optimizer.cases import CASES, GOALS, LADDER, LARGER, Case, cost, inputs, results
 from scalekernels.optimizer.launch import compilations, optimizer_step
 from scalekernels.optimizer.reference import reference
 

@@ -6,7 +6,7 @@ import check_rounding
 import pytest
 import torch
 from kernel_support import rounded_to_nearest
-from scalekernels.optimizer.cases import OURS
+from scalekernels.optimizer.alternatives import OURS
 
 
 @pytest.mark.parametrize("algorithm", OURS)
