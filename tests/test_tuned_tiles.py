@@ -56,13 +56,6 @@ def test_rows_that_were_not_measured_stay_and_sessions_without_rows_go():
     assert found["rows"][1] == table["rows"][1]
 
 
-def test_a_method_has_to_be_deterministic():
-    methods = [
-        row(time, 0, operation="method", tile=name) for time, name in ((1, "atomic"), (3, "apart"), (2, "ordered"))
-    ]
-    assert adopted(*methods)["rows"][0]["tile"] == "ordered"
-
-
 def test_the_file_is_written_as_it_is_read(tmp_path, monkeypatch):
     path, session = tmp_path / "tuned.json", tmp_path / "tune.json"
     path.write_text('{"rows": []}')
@@ -93,8 +86,6 @@ def test_every_row_of_the_file_is_a_tile_that_is_shipped():
         assert tuned.bucket(one["length"], one["length"]) == one["bucket"]
         if one["kernel"] == "forward":
             assert hopper.FORWARD[case] == GluonTile(**one["tile"])
-        elif one["kernel"] == "method":
-            assert hopper_gradients.method_of(*case) == one["tile"]
         else:
             assert hopper_gradients.tile_of(one["kernel"], *case) == BackwardTile(**one["tile"])
 

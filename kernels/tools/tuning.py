@@ -1,15 +1,15 @@
 """Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
 
     python kernels/tools/tuning.py --output rows.json   # on the device
-    python kernels/tools/tuning.py --quick --output rows.json   # what is compiled anyway: schedules and methods
+    python kernels/tools/tuning.py --quick --output rows.json   # what few compilations decide
     python kernels/tools/tuning.py --adopt tune.json    # a session's: its winners become the default tiles
 
 Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
 shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
 by side, by the session's ``candidate`` jobs: this program runs alone on the device.
 
-``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile stays unless another is faster by ``MARGIN``,
-and rows that a session did not measure stay as they are.
+``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile stays unless another is faster
+by ``MARGIN``, and rows that a session did not measure stay as they are.
 """
 
 from __future__ import annotations
@@ -85,16 +85,13 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
         out, lse = launch.forward(q, k, v, causal, scale, gluon=False)
         need_q, need_kv = kind != "keys", kind != "queries"
         compute = partial(hopper_gradients.backward, grad, q, k, v, out, lse, causal, scale, need_q, need_kv)
-        if kind == "method":
-            return lambda method: compute(method=method)
-        return lambda tile: compute(method="ordered", tile={kind: tile})
+        return lambda tile: compute(tile={kind: tile})
 
     place = (head_dimension, length, causal)
     yield Tunable("forward", *place, hopper.candidates(head_dimension, causal, length_bucket), forward, products)
-    for kind, share in (("keys", 2.0), ("queries", 1.5), ("all", 2.5)):  # products over those of the forward pass
+    for kind, share in (("keys", 2.0), ("queries", 1.5)):  # products over those of the forward pass
         candidates = hopper_gradients.candidates(kind, head_dimension, causal, length_bucket)
         yield Tunable(kind, *place, candidates, partial(backward, kind), share * products)
-    yield Tunable("method", *place, hopper_gradients.METHODS, partial(backward, "method"), 2.5 * products)
 
 
 def candidate_jobs() -> Iterator[dict[str, Any]]:
@@ -135,7 +132,7 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
     expected = run(tunable.candidates[0])
     for candidate in tunable.candidates:
         row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
-        row |= tunable.case | {"tile": candidate if isinstance(candidate, str) else candidate._asdict()}
+        row |= tunable.case | {"tile": candidate._asdict()}
         try:
             row["problem"] = difference(run(candidate), expected)
             graphs[len(rows)] = captured(run, candidate)
@@ -184,7 +181,7 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
     rows = {_place(row): dict(row) for row in table["rows"]}
     for (kernel, *place), found in _by_case(session["winners"]).items():
-        if (best := _best(kernel, found)) is not None:
+        if (best := _best(found)) is not None:
             row = dict(zip(("kernel", "head_dimension", "causal", "bucket"), (kernel, *place), strict=True))
             row |= {name: best[name] for name in ("length", "tile", "time_median_s", "tflops")}
             rows[_place(row)] = row | {"session": date}
@@ -206,22 +203,19 @@ def _by_case(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
     return found
 
 
-def _best(kernel: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the fastest row, or the shipped one's where that is as fast; a method has to be deterministic."""
-    allowed = [row for row in rows if kernel != "method" or row["tile"] in hopper_gradients.DETERMINISTIC_METHODS]
-    best = min(allowed, key=lambda row: row["time_median_s"], default=None)
-    shipped = next((row for row in allowed if row["shipped"]), None)
+def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the fastest row, or the shipped one's where that is as fast."""
+    best = min(rows, key=lambda row: row["time_median_s"], default=None)
+    shipped = next((row for row in rows if row["shipped"]), None)
     if best and shipped and best["time_median_s"] > (1 - MARGIN) * shipped["time_median_s"]:
         return shipped
     return best
 
 
 def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
-    """Keep what few compilations decide: the schedule and the consumers of the forward pass, the backward's method."""
+    """Keep what few compilations decide: the schedule and the consumers of the forward pass."""
     for tunable in every:
-        if tunable.kernel == "method":
-            yield tunable
-        elif tunable.kernel == "forward":
+        if tunable.kernel == "forward":
             shipped = tunable.candidates[0]
             other = shipped._replace(persistent=not shipped.persistent)
             consumers = [shipped._replace(stages=3, consumers=5 - shipped.consumers, persistent=True)]
@@ -246,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--output", type=Path, help="measure, and write the rows there")
     what.add_argument("--adopt", type=Path, help="a session's tune.json")
     parser.add_argument("--table", type=Path, default=tuned.FILE, help="where the adopted rows go")
-    parser.add_argument("--quick", action="store_true", help="only schedules and methods")
+    parser.add_argument("--quick", action="store_true", help="only the schedules of the forward pass")
     asked = parser.parse_args(arguments)
     if asked.adopt:
         print(f"{asked.table}: {adopt(asked.adopt, asked.table)} rows")
