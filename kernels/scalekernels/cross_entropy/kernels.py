@@ -16,9 +16,10 @@ import triton.language as tl
 
 from scalekernels.compilation import Compilation
 
-# The evidence is what ptxas says for sm_80, sm_90 and sm_100: no spills (but in one rare variant), 16-byte loads and stores, at most 64 registers in 16 bits without a soft cap, so that two programs share a
-# multiprocessor of sm_90. Two rows of 100 KB on each of 132 multiprocessors are 26 MB: the second pass over a row finds
-# it in the L2 cache (50 MB), and the loads of one row overlap with the arithmetic of the other.
+# The evidence is what ptxas says for sm_80, sm_90 and sm_100: no spills (but in one rare variant), 16-byte loads and
+# stores, at most 64 registers in 16 bits without a soft cap, so that two programs share a multiprocessor of sm_90. Two
+# rows of 100 KB on each of 132 multiprocessors are 26 MB: the second pass over a row finds it in the L2 cache (50 MB),
+# and the loads of one row overlap with the arithmetic of the other.
 BLOCK = 4096  # logits of a tile: 8 per thread
 NUM_WARPS = 16
 WEIGHED_BLOCK = 2048  # with class weights, whose numbers take registers: more than 64, for which 16 warps have no room
