@@ -40,6 +40,7 @@ from scalekernels.cross_entropy.cases import (
     Case,
     Loss,
     alternatives,
+    class_weight,
     cost,
     inputs,
     prepared,
@@ -383,7 +384,9 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
     """The oracle by ``reference`` in float64: {"loss"}, or with ``backward`` {"x", "weight"}, their gradients."""
 
     def losses(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return reference(x, weight, target, reduction="none", softcap=case.softcap, z_loss=case.z_loss)["loss"]
+        weights = class_weight(case, x.device, x.dtype)
+        options = {"softcap": case.softcap, "z_loss": case.z_loss, "class_weight": weights}
+        return reference(x, weight, target, reduction="none", label_smoothing=case.smoothing, **options)["loss"]  # type: ignore[arg-type]
 
     return oracle.exact_results(case, inputs, backward, losses)
 
@@ -397,5 +400,6 @@ def _triton(case: Case) -> Loss:
     if reason := unavailable_reason():
         raise Unavailable(reason)
     return lambda x, weight, target: linear_cross_entropy(
-        x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss
-    )
+        x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss,
+        class_weight=class_weight(case, x.device), label_smoothing=case.smoothing,
+    )  # fmt: skip
