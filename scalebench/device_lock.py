@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = Path("/tmp")  # noqa: S108 - TMPDIR may be another one for every user
+WAITING = "waiting"  # the file in an attempt's folder that says that its worker waits for the GPU
 TRIES, PAUSE_S = 20, 0.05  # a file just made by another user is readable a moment later
 
 

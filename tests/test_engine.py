@@ -15,6 +15,7 @@ import pytest
 from support import SMALL, SOURCE_PATH
 
 from scalebench import store
+from scalebench.device_lock import WAITING
 from scalebench.engines import local
 from scalebench.planning import load_study, plan
 from scalebench.sweep import execute, run, survey
@@ -286,7 +287,7 @@ def test_trials_that_run_one_after_another_begin_in_the_studys_order(small_study
 def test_the_time_limit_of_a_trial_does_not_count_while_it_waits_for_a_gpu(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
         worker = local._Running(tmp_path, local.Slot((), True, {}), process, 5.0, time.monotonic() - 1.0)
-        (tmp_path / local.WAITING).touch()
+        (tmp_path / WAITING).touch()
         assert not local._finished(worker)
         assert worker.deadline is not None
         assert worker.deadline > time.monotonic() + 4.0

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
+from scalebench.device_lock import WAITING
 from scalebench.store import RECORD_COLUMNS, StoreError, read_json, write_json, write_record
 
 POLL_S = 0.05
-WAITING = "waiting"  # the file in an attempt's folder that says that its worker waits for the GPU
 GRACE_S = 3.0  # between asking a worker to stop and stopping it
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from scalebench.device_lock import DeviceLock, gpu_uuid
-from scalebench.engines.local import WAITING
+from scalebench.device_lock import WAITING, DeviceLock, gpu_uuid
 from scalebench.store import write_atomically
 from scalebench.study import Trial
 
