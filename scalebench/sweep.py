@@ -71,10 +71,8 @@ def execute(
     _save_study(sweep, study)
     if not missing:
         return
-    slots = _slots(missing, jobs)
-    if len(slots) > 1:  # the longest first: begun last, it would keep one worker waiting for the other
-        missing = sorted(missing, key=lambda trial: -trial.flops)
-    attempts = [_prepare(sweep.study_dir, study, trial) for trial in missing]
+    slots = _slots(missing, jobs, share_device=study.run.share_device)
+    attempts = [_prepare(sweep.study_dir, study, trial) for trial in _in_order(missing, slots)]
     for attempt in local.place(attempts, slots, study.run.timeout_s, tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row
@@ -129,13 +127,30 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
     return attempt
 
 
-def _slots(trials: Sequence[PlannedTrial], jobs: int | None) -> list[local.Slot]:
-    """Return the workers' places: by default one per core on a CPU, and one in all on a GPU."""
-    kind = "cuda" if any(planned.trial.device_kind == "cuda" for planned in trials) else "cpu"
+def _in_order(trials: Sequence[PlannedTrial], slots: Sequence[local.Slot]) -> list[PlannedTrial]:
+    """Return trials as they begin: as the study lists them where one runs after another, else the longest first.
+
+    The longest, begun last, would keep one worker waiting for the others.
+    """
+    if len(slots) == 1 or (_kind(trials) == "cuda" and slots[0].exclusive):
+        return list(trials)
+    return sorted(trials, key=lambda trial: -trial.flops)
+
+
+def _kind(trials: Sequence[PlannedTrial]) -> str:
+    return "cuda" if any(planned.trial.device_kind == "cuda" for planned in trials) else "cpu"
+
+
+def _slots(trials: Sequence[PlannedTrial], jobs: int | None, *, share_device: bool = False) -> list[local.Slot]:
+    """Return the workers' places: by default one per core on a CPU, and one in all on a GPU.
+
+    Workers on a GPU take turns on it, unless they are to share it: then what they time is not exclusive.
+    """
+    kind = _kind(trials)
     cores = len(local.usable_cpus())
     count = jobs or (1 if kind == "cuda" else min(cores, len(trials)))
     core_sets = local.core_sets(count)
-    exclusive = count == 1 if kind == "cuda" else count <= cores
+    exclusive = not share_device if kind == "cuda" else count <= cores
     precisions = sorted({planned.trial.work.precision for planned in trials})
     peaks = {precision: asdict(device_peak(kind, precision, len(core_sets[0]))) for precision in precisions}
     return [local.Slot(cpus, exclusive, peaks) for cpus in core_sets]

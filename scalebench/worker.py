@@ -44,7 +44,6 @@ def pin(cpus: list[int]) -> None:
 def run_trial(attempt: Path, header: dict[str, Any], trial: Trial, placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
     from scalebench.collectors.environment import environment, environment_file
-    from scalebench.trial.measured import process_age_s
 
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
     measured = measurement(trial)(attempt, header, trial, placement)
@@ -57,7 +56,7 @@ def run_trial(attempt: Path, header: dict[str, Any], trial: Trial, placement: di
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     measured.save_samples()
-    measured.columns["wall_time_s"] = process_age_s()
+    measured.columns["wall_time_s"] = measured.age_s()
     row = measured.columns | environment(trial.device_kind) | outcome
     write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
     return str(outcome["status"])
@@ -98,4 +97,9 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written. Ending in good order would take seconds, of CUDA and of compilers' processes, which the
+    # engine ends in any case; and as long as this process lives, the next trial waits for the GPU.
+    os._exit(code)

@@ -12,6 +12,6 @@ from bench_support import parameters, run
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["results", "gradients"])
-@pytest.mark.parametrize(("operation", "case", "provider"), parameters("attention", "cross-entropy", "norm"))
+@pytest.mark.parametrize(("operation", "case", "provider"), parameters("attention", "cross-entropy", "norm", "rotary"))
 def test_kernel(benchmark: Any, operation: Any, case: Any, provider: str, backward: bool) -> None:
     run(benchmark, operation, case, provider, backward)

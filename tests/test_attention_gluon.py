@@ -142,8 +142,8 @@ def test_the_table_decides_and_gluon_can_be_refused(hopper_device, monkeypatch):
     tile = GluonTile(64, 3)
     monkeypatch.setitem(hopper.FORWARD, (128, True, "short"), tile)
     q, k, v = tensors(SHAPES[2], 0, torch.bfloat16)
-    for gluon, descriptors in ((True, False), (False, False), (True, True)):
-        attention_launch.forward(q, k, v, True, 1.0, descriptors, gluon)
+    for takes_gluon, descriptors in ((True, False), (False, False), (True, True)):
+        attention_launch.forward(q, k, v, True, 1.0, descriptors, takes_gluon)
     gluon_kernel, kernel = hopper_forward.attention_forward_hopper, kernels.attention_forward
     assert [launch[0] for launch in launched] == [gluon_kernel, kernel, kernel]
     assert launched[0][1] == tile
@@ -197,7 +197,7 @@ BROKEN = {
     "bytes of half a tile expected": ("mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes)",
                                       "mbarrier.expect(v_full.index(before), v_desc.block_type.nbytes // 2)"),
     "no fence after the barriers are made": ("    fence_async_shared()\n\n    descriptors", "\n    descriptors"),
-    "no fence before the output is stored": ("        fence_async_shared()\n        tma", "        tma"),
+    "no fence before the output is stored": ("        fence_async_shared()\n        place", "        place"),
     "no wait for the last store": ("        turn_phase, q_phase = turn_phase ^ 1, q_phase ^ 1\n    tma.store_wait(0)\n",
                                    "        turn_phase, q_phase = turn_phase ^ 1, q_phase ^ 1\n"),
     "sum before the correction": ("total = total * correction + gl.sum(weights, 1)",
@@ -210,16 +210,16 @@ BROKEN = {
         "            total = _hold(total)\n            correction, stale = stale, latest\n",
         "        for step in range(1, tiles):\n",
         "        stale = total * 0.0 + 1.0\n        for step in range(1, tiles):\n"),
-    "mask off by one": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows, key_length)"),
-    "mask lets the next key through": ("gl.minimum(rows + 1, key_length)", "gl.minimum(rows + 2, key_length)"),
-    "end of the keys not masked": ("keep = keys < key_length", "keep = keys < key_length + 1"),
+    "mask off by one": ("layout=rows_layout) + 1, key", "layout=rows_layout), key"),
+    "mask lets the next key through": ("layout=rows_layout) + 1, key", "layout=rows_layout) + 2, key"),
+    "end of the keys not masked": ("gl.full([ROWS], key_length, gl", "gl.full([ROWS], key_length + 1, gl"),
     "one tile too few is masked": ("masked = tiles - whole", "masked = tiles - whole - 1"),
     "rows without keys yet are NaN": ('shift = gl.where(new_peak == float("-inf"), 0.0, new_peak)', "shift = new_peak"),
     "weights of the wrong tile": ("values = v_bufs.index(before)", "values = v_bufs.index(slot)"),
     "lse natural": ("peak + gl.log2(total)", "peak + gl.log(total)"),
     "turns out of step": ("(1 if WHO == 0 else 0)", "1"),
-    "heads of the group mixed up": ("head, head // group, index", "head, head % group, index"),
-    "output of the wrong rows": ("[batch, head, row0, 0], o_bufs", "[batch, head, row0 + 1, 0], o_bufs"),
+    "heads of the group mixed up": ("key_head = head // group", "key_head = head % group"),
+    "output of the wrong rows": ("index % query_heads, row0, 0]", "index % query_heads, row0 + 1, 0]"),
 }  # fmt: skip
 BROKEN_SHAPES = [
     (1, 4, 2, 200, 390, 64, True, GluonTile(64, 2)),

@@ -15,6 +15,7 @@ import pytest
 from support import SMALL, SOURCE_PATH
 
 from scalebench import store
+from scalebench.device_lock import WAITING
 from scalebench.engines import local
 from scalebench.planning import load_study, plan
 from scalebench.sweep import execute, run, survey
@@ -266,3 +267,28 @@ def test_more_workers_than_cores_are_not_exclusive(small_study: Path) -> None:
     cores = len(local.usable_cpus())
     assert all(slot.exclusive for slot in _slots(trials, cores))
     assert not any(slot.exclusive for slot in _slots(trials, cores + 1))
+
+
+def test_trials_that_run_one_after_another_begin_in_the_studys_order(small_study: Path) -> None:
+    from scalebench.sweep import _in_order, _slots
+
+    listed = plan(load_study(small_study))
+    small_first = sorted(listed, key=lambda trial: trial.flops)
+    assert small_first[0].flops < small_first[-1].flops
+    assert _in_order(small_first, _slots(small_first, 1)) == small_first
+    assert _in_order(small_first, _slots(small_first, 2))[0].flops == small_first[-1].flops  # the longest first
+    on_gpu = sorted(plan(load_study(small_study, ["train.device=cuda"])), key=lambda trial: trial.flops)
+    taking_turns, sharing = _slots(on_gpu, 2), _slots(on_gpu, 2, share_device=True)
+    assert [slot.exclusive for slot in (*taking_turns, *sharing)] == [True, True, False, False]
+    assert _in_order(on_gpu, taking_turns) == on_gpu
+    assert _in_order(on_gpu, sharing)[0].flops == on_gpu[-1].flops
+
+
+def test_the_time_limit_of_a_trial_does_not_count_while_it_waits_for_a_gpu(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
+        worker = local._Running(tmp_path, local.Slot((), True, {}), process, 5.0, time.monotonic() - 1.0)
+        (tmp_path / WAITING).touch()
+        assert not local._finished(worker)
+        assert worker.deadline is not None
+        assert worker.deadline > time.monotonic() + 4.0
+        local._stop(worker)

@@ -13,7 +13,6 @@ from scalekernels.attention import (
     compilations,
     hopper_backward,
     hopper_forward,
-    hopper_fused,
     hopper_gradients,
     tuned,
 )
@@ -84,7 +83,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     """What is launched while the test runs; nothing is."""
     found: set[tuple[Any, ...]] = set()
     shipped = {one.kernel for arch in ARCHITECTURES for one in compilations(arch)}
-    for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused):
+    for module in (attention_kernels, hopper_forward, hopper_backward):
         for name in shipped & vars(module).keys():
             monkeypatch.setattr(module, name, Noted(getattr(module, name), found))
     for module in (attention_launch, attention_descriptors, attention_hopper):
@@ -100,8 +99,7 @@ def launch_all(q: Tensor, causal: bool) -> None:
         options = (causal, 1.0, deterministic, True, True, descriptors, gluon)
         attention_launch.backward(out, q, q, q, out, lse, *options)
     if hopper_gradients.unsupported(q=q) is None:
-        for method in hopper_gradients.METHODS:
-            hopper_gradients.backward(out, q, q, q, out, lse, causal, 1.0, method=method)
+        hopper_gradients.backward(out, q, q, q, out, lse, causal, 1.0)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from scalekernels.attention import hopper_gradients
-from test_attention_gluon_fused import collected
 
 
 @pytest.mark.parametrize("dimension", [64, 128])
@@ -20,11 +17,3 @@ def test_statistics_are_padded_with_zeros(dimension: int, length: int) -> None:
     assert (found[0, :, :, :length] == lse).all()
     assert torch.allclose(found[1, :, :, :length], (out.float() * grad_out.float()).sum(-1), atol=1e-4)
     assert not found[:, :, :, length:].any()
-
-
-@pytest.mark.parametrize("dimension", [64, 128])
-def test_sums_are_collected_in_the_order_of_the_accumulators(dimension: int) -> None:
-    sums = torch.randn(2, 3, 128, dimension)
-    dq = torch.full((2, 77, 3, dimension), math.nan).half().transpose(1, 2)
-    hopper_gradients.collect(sums, dq, 0.3, hopper_gradients.ALL[dimension])
-    assert torch.allclose(dq.float(), collected(sums, 77, 64, 0.3).float(), atol=2e-3)

@@ -64,7 +64,7 @@ def test_gradients_of_single_logits_are_exact_to_rounding(classes):
     logits = torch.zeros(1, memory.row_length(classes))
     logits[:, :classes] = exact.detach()
     cross_entropy.kernels.losses[(1,)](
-        logits, values["target"], torch.empty(1), None, classes, logits.shape[1], -100, 0.0, 0.1,
+        logits, values["target"], torch.empty(1), None, classes, logits.shape[1], -100, 0.0, 0.1, None, None,
         CAPPED=False, GRADIENT=True, BLOCK=cross_entropy.kernels.BLOCK, TILES=2,
     )  # fmt: skip
     assert (logits[:, :classes].double() - oracle).abs().sum() < 16 * 2**-23 * oracle.abs().sum()
@@ -151,6 +151,89 @@ def test_nothing_counts(shape, reduction):
     for mine, theirs in zip(*results, strict=True):
         assert torch.equal(mine.isnan(), theirs.isnan())
         assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+
+
+def smoothed(seed: int = 4, classes: int = 37) -> tuple[Tensor, ...]:
+    """x, weight, target with every fourth ignored, and class weights of which some are 0."""
+    x, weight, target = tensors(5, 6, classes=classes, seed=seed)
+    target.view(-1)[::4] = -100
+    return x, weight, target, torch.rand(classes, generator=torch.Generator().manual_seed(seed)).sub(0.1).clamp(min=0)
+
+
+def agrees_with_torch(x: Tensor, weight: Tensor, target: Tensor, bound: float = 1e-5, **options) -> bool:
+    """Whether loss and gradients are those of F.cross_entropy in float64, to ``bound`` of the largest number."""
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    plain = {("weight" if name == "class_weight" else name): value for name, value in options.items()}
+    if plain.get("weight") is not None:
+        plain["weight"] = plain["weight"].double()
+    logits = F.linear(*exact)
+    theirs = F.cross_entropy(logits.flatten(0, -2), target.flatten(), **plain).view_as(
+        target if options.get("reduction") == "none" else torch.ones(())
+    )
+    ours = linear_cross_entropy(x, weight, target, **options)
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9))
+    found = (ours, *torch.autograd.grad(ours, (x, weight), grad))
+    oracle = (theirs, *torch.autograd.grad(theirs, exact, grad.double()))
+    return all(
+        bool((one.detach() - two.detach()).abs().max() <= bound * max(1.0, two.detach().abs().max()))
+        for one, two in zip(found, oracle, strict=True)
+    )
+
+
+@pytest.mark.parametrize("reduction", cross_entropy.REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("classes", [37, 4101])
+def test_class_weights_and_label_smoothing_are_torchs(reduction, smoothing, weighed, classes):
+    x, weight, target, each = smoothed(classes=classes)
+    options = {"reduction": reduction, "label_smoothing": smoothing, "class_weight": each if weighed else None}
+    assert agrees_with_torch(x, weight, target, **options)
+    assert agrees_with_torch(x, weight, target.where(target != -100, 3), ignore_index=3, **options)
+
+
+def test_class_weights_and_label_smoothing_in_chunks_and_with_the_other_options(small_chunks):
+    x, weight, target, each = smoothed()
+    options = {"class_weight": each.bfloat16(), "label_smoothing": 0.2, **RICH}
+    for reduction in cross_entropy.REDUCTIONS:
+        loss = linear_cross_entropy(x, weight, target, reduction=reduction, **options)
+        grad = torch.randn(loss.shape)
+        assert (
+            error(loss, reference(x.double(), weight.double(), target, reduction=reduction, **options)["loss"]) < 1e-4
+        )
+        exact = exact_gradients(x, weight, target, grad, reduction=reduction, **options)
+        for _ in range(2):  # the second time from scratch
+            found = torch.autograd.grad(loss, (x, weight), grad, retain_graph=True)
+            assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(found, exact, strict=True))
+
+
+def test_float16_with_class_weights_and_label_smoothing():
+    x, weight, target, each = smoothed()
+    x, weight = x.detach().half().requires_grad_(), weight.detach().half().requires_grad_()
+    for reduction in cross_entropy.REDUCTIONS:
+        assert agrees_with_torch(
+            x, weight, target, 2**-8, reduction=reduction, class_weight=each, label_smoothing=0.1
+        )  # fmt: skip
+
+
+def test_no_weight_in_all_targets_is_a_mean_of_nan():
+    x, weight, target, each = smoothed()
+    loss = linear_cross_entropy(x, weight, target, class_weight=torch.zeros_like(each))
+    assert loss.isnan()
+    assert all(bool((one == 0).all()) for one in torch.autograd.grad(loss, (x, weight)))
+
+
+def test_class_weights_without_smoothing_take_a_logit_of_minus_infinity():
+    x = torch.tensor([[1.0], [1.0]])
+    weight = torch.tensor([[0.5], [-torch.inf], [1.0]])
+    target, each = torch.tensor([0, 2]), torch.tensor([2.0, 1.0, 3.0])
+    ours = linear_cross_entropy(x, weight, target, class_weight=each)
+    assert torch.allclose(ours, F.cross_entropy(F.linear(x, weight), target, each))
+
+
+def test_an_infinite_cap_is_none():
+    x, weight, target = tensors(9, classes=20)
+    capped, plain = (linear_cross_entropy(x, weight, target, softcap=cap) for cap in (float("inf"), None))
+    assert torch.equal(capped, plain)
 
 
 def test_another_ignore_index():
@@ -285,6 +368,8 @@ def test_where_a_target_cannot_be_checked_the_kernel_makes_it_nan():
         -100,
         0.0,
         0.0,
+        None,
+        None,
         CAPPED=False,
         GRADIENT=True,
         BLOCK=64,
@@ -510,8 +595,8 @@ MUTATIONS = {
         "0, classes",
     ),
     "target not subtracted": ("tl.where(column == label, gradient - factor, gradient)", "- factor", "- 0.0"),
-    "z loss without gradient": ("share = (1.0 + 2.0 * z_loss * normaliser) / total", "2.0 *", "0.0 *"),
-    "z loss not added": ("log_total + z_loss * normaliser * normaliser", "+ z_loss", "+ 0.0"),
+    "z loss without gradient": ("share = (amount + 2.0 * z_loss * normaliser) / total", "2.0 *", "0.0 *"),
+    "z loss not added": ("entropy + z_loss * normaliser * normaliser", "+ z_loss", "+ 0.0"),
     "cap's derivative": ("4.0 * t / ((1.0 + t) * (1.0 + t))", "4.0", "2.0"),
     "cap's sign": ("return cap * tl.where(u < 0, -tanh, tanh)", "u < 0", "u < -9"),
     "target's logit not capped": (
@@ -561,6 +646,10 @@ X, W, T = torch.ones(4, 6), torch.ones(9, 6), torch.zeros(4, dtype=torch.int64)
         (lambda: linear_cross_entropy(X, W, T, reduction="avg"), ValueError, "reduction is 'avg'; allowed: mean, sum"),
         (lambda: linear_cross_entropy(X, W, T, softcap=0.0), ValueError, "softcap is 0.0"),
         (lambda: linear_cross_entropy(X, W, T, z_loss=-1.0), ValueError, "z_loss is -1.0"),
+        (lambda: linear_cross_entropy(X, W, T, label_smoothing=1.1), ValueError, "label_smoothing is 1.1"),
+        (lambda: linear_cross_entropy(X, W, T, class_weight=W[:8, 0]), ValueError, r"class_weight has shape \(8,\)"),
+        (lambda: linear_cross_entropy(X, W, T, class_weight=T.new_ones(9)), TypeError, "class_weight is torch.int64"),
+        (lambda: linear_cross_entropy(X, W, T, class_weight=W[:, 0].clone().requires_grad_()), ValueError, "detach"),
     ],
 )
 def test_a_wrong_argument_is_named(call, raised, words):
@@ -598,4 +687,11 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
                 case = Case(3, 4, 10, dtype, reduction, softcap)
                 for backward in (False, True):
                     cross_entropy.providers()["triton"].prepare(case, cross_entropy.inputs(case), backward)()
+                    values = cross_entropy.inputs(case)
+                    x, weight = (values[name].requires_grad_(backward) for name in ("x", "weight"))
+                    loss = linear_cross_entropy(
+                        x, weight, values["target"], reduction=reduction, softcap=softcap, label_smoothing=0.1
+                    )
+                    if backward:
+                        loss.sum().backward()
     assert set(launched) == compiled

@@ -26,6 +26,7 @@ from scalebench import load_study
 from scalebench.batches import batches
 from scalebench.planning import plan
 from scalebench.train import Step, loss_scaler
+from scalebench.trial.building import load_compiler
 from scalebench.trial.running import Running
 from scalebench.trial.training import MeasuredTraining
 
@@ -57,7 +58,10 @@ def steps_of(trial: Any, folder: Path) -> tuple[Step, Iterator[Any], Any]:
     device = torch.device("cuda", 0)
     header = {"study": "", "trial_id": "profile", "command": "", "requested": {}, "checkpoint": False}
     measured = MeasuredTraining(folder, header, trial, {"exclusive": True})
-    model, optimizer, task = measured.prepare(device)
+    task = measured.prepare_task()
+    load_compiler()
+    measured.claim(device)
+    model, optimizer = measured.prepare(device)
     running = Running(model, optimizer, trial.train)
     scaler = loss_scaler(device, trial.train)
     step = running.make_step(running.compiled, optimizer, task, trial.train, scaler)

@@ -21,6 +21,14 @@ RESERVE_S = 8.0  # at the end, for packing
 GOOD = ("ok", "unavailable")
 
 
+class ProgramFailedError(RuntimeError):
+    """A program that failed or was stopped; ``said`` is all that it printed."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
+
+
 @dataclass(frozen=True)
 class Step:
     """One step: what it does (returning a line for the summary), and the least time that makes it worth starting."""
@@ -50,6 +58,7 @@ class Session:
     steps: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
+    versions_before: dict[str, Any] = field(default_factory=dict)  # of the session whose files are carried
     tuned: list[dict[str, Any]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
 
@@ -79,10 +88,14 @@ class Session:
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
-    def command(self, *arguments: object, most_s: float = 600.0, environment: Mapping[str, str] | None = None) -> str:
+    def command(
+        self, *arguments: object, most_s: float = 600.0, least_s: float = 0.1,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:  # fmt: skip
         """Run a program of this checkout until it ends or the step's time is over, and return what it printed.
 
-        Raises ``RuntimeError`` with its last words when it fails or is stopped.
+        It has at least ``least_s``, whatever time the step has left. Raises ``ProgramFailedError`` with its last words
+        when it fails or is stopped.
         """
         command = [str(argument) for argument in arguments]
         settings = self.environment | dict(environment or {})
@@ -91,18 +104,18 @@ class Session:
             cwd=ROOT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         try:
-            said, _ = process.communicate(timeout=max(0.1, min(most_s, self.left_s())))
+            said, _ = process.communicate(timeout=max(least_s, min(most_s, self.left_s())))
         except subprocess.TimeoutExpired:
             stop(process)  # type: ignore[arg-type]
             said, _ = process.communicate()
             self._log(command, said)
-            raise RuntimeError(f"stopped after its time: {last_words(said)}") from None
+            raise ProgramFailedError(f"stopped after its time: {last_words(said)}", said) from None
         except BaseException:
             stop(process)  # type: ignore[arg-type]
             raise
         self._log(command, said)
         if process.returncode:
-            raise RuntimeError(f"exit status {process.returncode}: {last_words(said)}")
+            raise ProgramFailedError(f"exit status {process.returncode}: {last_words(said)}", said)
         return said
 
     def python(self, *arguments: object, **options: Any) -> str:
@@ -161,6 +174,7 @@ def environment_of(work: Path, device: str) -> dict[str, str]:
     found = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     found |= {"TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
     found |= {"PYTHONUNBUFFERED": "1", "SCALEBENCH_RESULTS": str(work / "results")}
+    found |= {"SCALEBENCH_CEILINGS": str(work / "ceilings.json")}
     return found | ({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if device == "cpu" else {})
 
 

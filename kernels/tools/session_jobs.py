@@ -64,7 +64,7 @@ def urgency(case: Any, goal: bool) -> int:
 def source_sha256(operation: str) -> str:
     """Return 16 hex digits over the source of an operation: what was right stays right while it does not change."""
     digest = hashlib.sha256()
-    for path in sorted((SOURCES / operation).rglob("*.py")):
+    for path in sorted(p for p in (SOURCES / operation).rglob("*") if p.suffix in (".py", ".json")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

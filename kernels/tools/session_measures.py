@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import tarfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from session import Session, Step
+from session import ProgramFailedError, Session, Step
 
 Shape = Mapping[str, Any]
 
@@ -68,7 +71,16 @@ def optimizer(size: str, dtype: str, state: str) -> Shape:
     return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
 
 
+def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
+    """Return a shape of rotary positions: all of one training step's tokens."""
+    sizes = {"batch": batch, "length": length, "heads": heads, "head_dimension": head_dimension}
+    return {**sizes, "dtype": "bfloat16"}
+
+
 TRAINING_S, KEEP_EVERY_S = 150.0, 30.0
+APART_S = 0.4  # between the starts of programs that take turns
+CLOSING_S = 6.0  # what a comparison takes after its deadline: it imports pandas and writes its rows
+EXPORT_S = 5.0
 PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width of what is profiled
 SDPA = "sdpa-flash,sdpa-cudnn"
 OURS = "triton,triton-pointers"
@@ -76,7 +88,11 @@ FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfl
 INT8_STATE = [optimizer("124M", "bfloat16", "int8")]
 LOSSES = [loss(768), loss(2048)]
 NORMS = [norm("rms", 4096, False), norm("rms", 2048, True), norm("layer", 768, True)]
+TURNINGS = [turning(32, 1024, 12, 64), turning(16, 2048, 16, 128)]
 ADAMW = "fused,triton"
+GOALS = [
+    *attention_shapes([8192]), attention(8, 16, 2048, 128, False), attention(8, 16, 2048, 128, True),
+]  # fmt: skip
 
 TABLES: Mapping[str, Sequence[Table]] = {
     "first": (
@@ -88,41 +104,96 @@ TABLES: Mapping[str, Sequence[Table]] = {
         Table("norm", NORMS, "eager,triton", "eager", backward=True, seconds=0.1),
     ),
     "second": (
-        Table("attention", attention_shapes([1024, 2048, 8192, 16384]), f"{SDPA},triton", "sdpa-cudnn"),
-        Table("attention", attention_shapes([1024, 2048, 8192, 16384]), f"{SDPA},triton", "sdpa-cudnn", backward=True),
-        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused"),
-        Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True),
-        Table("norm", NORMS, "eager,compiled,triton", "eager"),
-        Table("norm", NORMS, "eager,compiled,triton", "eager", backward=True),
+        Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", seconds=0.2),
+        Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", backward=True, seconds=0.2),
+        Table("norm", NORMS, "eager,triton", "eager", seconds=0.1),
+        Table("norm", NORMS, "eager,triton", "eager", backward=True, seconds=0.1),
+        Table("rotary", TURNINGS, "eager,triton", "eager", seconds=0.1),
+        Table("rotary", TURNINGS, "eager,triton", "eager", backward=True, seconds=0.1),
+        Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True, seconds=0.2),
+        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused", seconds=0.2),
     ),
 }
 
 
 def measuring_steps(phase: str) -> list[Step]:
-    """Return the measuring steps of a phase. Training comes between the tables of attention and the others."""
-    tables = [Step(table.name, table_step(table), least_s=12, most_s=60) for table in TABLES[phase]]
-    trainings = [
+    """Return the measuring steps of a phase. Training comes last: it can use all the time there is."""
+    tables = TABLES[phase]
+    if phase == "first":
+        return [Step("tables", tables_step(tables), least_s=20, most_s=120)]
+    return [
+        Step("attention tables", tables_step(tables[:2]), least_s=20, most_s=60),
+        Step("other tables", tables_step(tables[2:]), least_s=20, most_s=60),
         Step("training", training, least_s=25, most_s=TRAINING_S),
-        *(Step(f"profile {name} {width}", profile_step(name, width), 15, 45) for name, width in PROFILES),
+        Step("profiles", profiles, least_s=20, most_s=75),
     ]
-    return [*tables[:2], *(trainings if phase == "second" else []), *tables[2:]]
 
 
-def table_step(table: Table) -> Any:
-    """Return what measures a table."""
+# --- programs that take turns on the GPU -----------------------------------------------------------------------------
 
-    def do(session: Session) -> str:
-        shapes = [word for shape in table.shapes for word in ("--shapes", written(shape))]
-        options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
-        options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
-        try:
-            options += ["--results", session.work / "results", "--minutes", session.left_s() / 60]
-            said = session.python("-m", "scalebench.cli", "compare", table.operation, *shapes, *options)
-        finally:
+
+def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str:
+    """Run programs at the same time and return a line for each; what is finished is brought into OUT now and then.
+
+    All of them time, and take turns on the GPU by its lock: only what they do before they need it runs side by side.
+    They begin in order, so that the first comes first. Raises ``RuntimeError`` with all lines where one failed.
+    """
+    ended, found = threading.Event(), {}
+
+    def bring() -> None:
+        while not ended.wait(KEEP_EVERY_S):
             keep(session)
-        return f"{len(said.splitlines())} lines, see compare.parquet"
 
-    return do
+    def one(place: int, name: str, program: Callable[[], str]) -> bool:
+        time.sleep(place * APART_S)
+        try:
+            found[name] = f"ok: {program()}"
+        except Exception as error:  # noqa: BLE001 - the others go on
+            found[name] = f"failed: {error}"[:300]
+        session.say(f"  {name}: {found[name]}")
+        return found[name].startswith("ok")
+
+    bringing = threading.Thread(target=bring)
+    bringing.start()
+    try:
+        with ThreadPoolExecutor(len(programs)) as threads:
+            good = all(list(threads.map(one, range(len(programs)), programs, programs.values())))
+    finally:
+        ended.set()
+        bringing.join()
+        keep(session)
+    lines = "; ".join(f"{name}: {found[name]}" for name in programs)
+    if not good:
+        raise RuntimeError(lines)
+    return lines
+
+
+def tables_step(tables: Sequence[Table]) -> Any:
+    """Return what measures several tables."""
+    return lambda session: together(session, {table.name: partial(compare, session, table) for table in tables})
+
+
+def compare(session: Session, table: Table) -> str:
+    """Measure a table and return what became of it in a few words. It ends itself before the time is over."""
+    shapes = [word for shape in table.shapes for word in ("--shapes", written(shape))]
+    options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
+    options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
+    options += ["--results", session.work / "results", "--minutes", max(1.0, session.left_s() - CLOSING_S) / 60]
+    try:
+        said = session.python("-m", "scalebench.cli", "compare", table.operation, *shapes, *options)
+    except ProgramFailedError as error:
+        raise RuntimeError(verdict(error.said) or str(error)) from None
+    return f"{len(said.splitlines())} lines"
+
+
+def verdict(said: str) -> str:
+    """Return in one line what ``scalebench compare`` found wrong; "" where it printed nothing of the kind."""
+    lines = said.splitlines()
+    wrong = [line.replace(" is WRONG in ", " in ", 1) for line in lines if " is WRONG in " in line]
+    early = [line for line in lines if line.startswith("ended early")]
+    told = [f"{len(wrong)} not accepted, first {wrong[0]}"] if wrong else []
+    told += [line.replace("ended early, what was measured is kept", "ended early") for line in early]
+    return "; ".join(line[: 200 // len(told) - 2] for line in told)
 
 
 def written(shape: Shape) -> str:
@@ -135,47 +206,38 @@ def written(shape: Shape) -> str:
 def training(session: Session) -> str:
     """Train GPT from 124M to 1.3B parameters by several implementations, the most wanted first, until the time is over.
 
-    What is finished is brought into OUT every now and then: the step is the longest of all.
+    Two workers: the next trial imports and opens its data while the one before has the GPU.
     """
-    ended = threading.Event()
-
-    def bring() -> None:
-        while not ended.wait(KEEP_EVERY_S):
-            keep(session)
-
-    bringing = threading.Thread(target=bring)
-    bringing.start()
-    try:
-        return session.python("-m", "scalebench.cli", "run", "gpu-speed", "--results", session.work / "results")[-600:]
-    finally:
-        ended.set()
-        bringing.join()
-        keep(session)
+    options = ("--jobs", 2, "--results", session.work / "results")
+    run = partial(session.python, "-m", "scalebench.cli", "run", "gpu-speed", *options)
+    return together(session, {"gpu-speed": lambda: run()[-600:]})
 
 
-def profile_step(implementation: str, width: int) -> Any:
-    """Return what profiles training steps of one size by one implementation."""
-
-    def do(session: Session) -> str:
-        path = session.work / "results" / f"profile-{implementation}-{width}.json.gz"
-        options = ("--implementation", implementation, "--width", width, "--output", path)
-        try:
-            said = session.python(Path(__file__).with_name("profile_step.py"), "gpu-speed", *options)
-        finally:
-            keep(session)
-        (session.work / "results" / f"profile-{implementation}-{width}.txt").write_text(said, encoding="utf-8")
-        return said[-3000:]
-
-    return do
+def profiles(session: Session) -> str:
+    """Profile training steps of some sizes by some implementations."""
+    return together(session, {f"{name} {width}": partial(profile, session, name, width) for name, width in PROFILES})
 
 
+def profile(session: Session, implementation: str, width: int) -> str:
+    """Profile training steps of one size by one implementation."""
+    path = session.work / "results" / f"profile-{implementation}-{width}.json.gz"
+    options = ("--implementation", implementation, "--width", width, "--output", path)
+    said = session.python(Path(__file__).with_name("profile_step.py"), "gpu-speed", *options)
+    (session.work / "results" / f"profile-{implementation}-{width}.txt").write_text(said, encoding="utf-8")
+    return next((line for line in said.splitlines() if line.startswith("step ")), said[-200:])
+
+
+# Both tables of what is measured so far, by one process: importing pandas takes longer than writing.
 EXPORT = """
 import sys, pathlib
 from scalebench.comparison_store import read_comparisons
+from scalebench.store import export, read_results, write_table
 results, out = map(pathlib.Path, sys.argv[1:])
-frame = read_comparisons(results).frame
-if len(frame):
-    frame.astype({c: str for c in frame.columns[frame.dtypes == object]}).to_parquet(out / "compare.parquet")
+trials, compared = read_results(results), read_comparisons(results).frame
+if len(trials.frame):
+    export(trials, out / "train.parquet")
+if len(compared):
+    write_table(compared, out / "compare.parquet")
 """
 
 
@@ -187,11 +249,8 @@ def keep(session: Session) -> None:
             if path.is_file() and path.suffix not in (".pt", ".safetensors"):
                 packed.add(path, arcname=f"results/{path.relative_to(results)}")
     (session.out / ".results.tar.gz").replace(session.out / "results.tar.gz")
-    for command in (
-        ("-c", EXPORT, results, session.out),
-        ("-m", "scalebench.cli", "export", results, "--output", session.out / "train.parquet"),
-    ):
-        try:
-            session.python(*command, most_s=20)
-        except RuntimeError as error:  # there may be nothing yet; the folders are kept
-            session.say(f"no table: {error}")
+    try:
+        # Also when the step's time is over: what it measured is to be seen, and the last step has nothing after it.
+        session.python("-c", EXPORT, results, session.out, most_s=20, least_s=EXPORT_S)
+    except RuntimeError as error:  # the folders are kept
+        session.say(f"no table: {error}")

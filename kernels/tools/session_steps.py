@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import session_jobs
-from session import KERNELS, RESERVE_S, Session, Step
+from session import KERNELS, RESERVE_S, ROOT, Session, Step
 from session_measures import measuring_steps
 from session_pool import Job, Pool
 
@@ -36,13 +36,14 @@ def first() -> list[Step]:
 
 
 def second() -> list[Step]:
-    """Measure at the shapes of the goals, train, and check what is left with what time is left."""
+    """Choose the fastest tiles, check what changed, measure at the shapes of the goals, train."""
     return [
         Step("setup", setup, most_s=30),
         Step("versions", versions, most_s=30),
         Step("assembler", assembler, most_s=45),
+        Step("tuning", partial(tuning, quick=True), least_s=15, most_s=35),
+        Step("checks", checks, least_s=20, most_s=50),
         *measuring_steps("second"),
-        Step("checks", checks, least_s=20),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -54,6 +55,7 @@ def setup(session: Session) -> str:
     """Install the carried wheels, unpack the carried assembler, and take over an earlier session's files."""
     carried, done = session.carried, []
     if carried is None:
+        _open_data(session)
         return "nothing was carried"
     if wheels := sorted((carried / "wheels").glob("*.whl")):
         install = ("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir")
@@ -66,14 +68,34 @@ def setup(session: Session) -> str:
         path.chmod(0o755)
         done.append("an assembler")
     done += _previous(session, carried / "previous")
+    _open_data(session)
     return f"{', '.join(done) or 'nothing'} carried"
+
+
+DATA = """
+from scalebench.planning import load_study, plan
+from scalebench.trial.building import planned_data
+trial = plan(load_study("gpu-speed"))[0].trial
+planned_data(trial).training_tokens(trial.data.validation_fraction)
+"""
+
+
+def _open_data(session: Session) -> None:
+    """Let the vocabulary of the training text be made, which takes some 15 s, while the next steps run."""
+    if session.phase == "second" and session.device == "cuda":
+        with (session.work / "data.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-c", DATA], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
+                env=session.environment,
+            )  # fmt: skip
 
 
 def _previous(session: Session, folder: Path) -> list[str]:
     """Take over what an earlier session found and compiled."""
     done = []
     if (path := folder / "check.json").exists():
-        found = json.loads(path.read_text(encoding="utf-8"))["checks"]
+        before = json.loads(path.read_text(encoding="utf-8"))
+        session.versions_before, found = before.get("versions", {}), before["checks"]
         session.checks = {name: check for name, check in found.items() if check["status"] == "ok"}
         done.append(f"{len(session.checks)} checks")
     if (path := folder / "tune.json").exists():
@@ -85,8 +107,9 @@ def _previous(session: Session, folder: Path) -> list[str]:
 
 
 VERSIONS = """
-import json, platform, sys, torch, triton
+import datetime, json, platform, sys, torch, triton
 found = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+found["date"] = datetime.date.today().isoformat()
 if torch.cuda.is_available():
     p = torch.cuda.get_device_properties(0)
     found |= {"device": p.name, "memory_bytes": p.total_memory, "capability": 10 * p.major + p.minor}
@@ -116,11 +139,13 @@ def assembler(session: Session) -> str:
         return "the interpreter assembles nothing"
     carried = session.work / "ptxas"
     candidates = {"carried": {"TRITON_PTXAS_PATH": str(carried)}} if carried.exists() else {}
-    found: dict[str, str] = {}
+    known = _verdict_before(session, candidates)
+    found: dict[str, str] = dict.fromkeys([*candidates, "bundled"], "sound") if known else {}
     with ThreadPoolExecutor(8) as together:
         running = {
             name: together.map(partial(_witness, session, name, settings), range(4))
             for name, settings in (candidates | {"bundled": {}}).items()
+            if name not in found
         }
         for name, problems in running.items():
             found[name] = "; ".join(filter(None, problems)) or "sound"
@@ -132,7 +157,26 @@ def assembler(session: Session) -> str:
     path = session.environment.get("TRITON_PTXAS_PATH")
     said = session.command(path or _bundled(session), "--version").strip().splitlines()
     session.versions["ptxas"] = f"{sound[0]}: {said[-2] if len(said) > 1 else said}"
-    return f"{session.versions['assemblers']}; {session.versions['ptxas']}"
+    where = " (found by the session before)" if known else ""
+    return f"{session.versions['assemblers']}{where}; {session.versions['ptxas']}"
+
+
+def _verdict_before(session: Session, candidates: dict[str, dict[str, str]]) -> bool:
+    """Say whether the session before found the very same assemblers sound, by the same versions on the same device."""
+    before, now = session.versions_before, session.versions
+    driver = "driver, most SM clock, power limit, temperature"
+    if any(not before.get(name) or before[name] != now.get(name) for name in ("torch", "triton", "device")):
+        return False
+    if before.get(driver, "").split(",")[0] != now.get(driver, "-").split(",")[0]:
+        return False
+    if before.get("assemblers") != "; ".join(f"{name}: sound" for name in [*candidates, "bundled"]):
+        return False
+    # The bundled one comes with triton; a carried one may be another than before.
+    used = next(iter(candidates.values()), {}).get("TRITON_PTXAS_PATH")
+    if used is None:
+        return str(before.get("ptxas", "")).startswith("bundled: ")
+    said = session.command(used, "--version").strip().splitlines()
+    return bool(before.get("ptxas") == f"carried: {said[-2] if len(said) > 1 else said}")
 
 
 def _bundled(session: Session) -> str:
@@ -209,14 +253,17 @@ def coverage(session: Session) -> dict[str, Any]:
 # --- tuning, races, the cache ----------------------------------------------------------------------------------------
 
 
-def tuning(session: Session) -> str:
-    """Time the candidates of every tunable kernel, alone on the device."""
-    output = session.work / "tuned.json"
+def tuning(session: Session, quick: bool = False) -> str:
+    """Time the candidates of every tunable kernel, alone on the device; what comes later uses the fastest."""
+    output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
     try:
-        session.python(TOOLS / "tuning.py", "--output", output)
+        session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))
     finally:  # it writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
+            session.write()
+            session.python(TOOLS / "tuning.py", "--adopt", session.out / "tune.json", "--table", table)
+            session.environment["SCALEKERNELS_TUNED"] = str(table)
     winners = [row for row in session.tuned if row.get("winner")]
     return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
 

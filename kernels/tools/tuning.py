@@ -1,15 +1,21 @@
 """Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
 
-    python kernels/tools/tuning.py --output tuned.json
+    python kernels/tools/tuning.py --output rows.json   # on the device
+    python kernels/tools/tuning.py --quick --output rows.json   # what few compilations decide
+    python kernels/tools/tuning.py --adopt tune.json    # a session's: its winners become the default tiles
 
 Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
 shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
 by side, by the session's ``candidate`` jobs: this program runs alone on the device.
+
+``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile stays unless another is faster
+by ``MARGIN``, and rows that a session did not measure stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -27,6 +33,8 @@ from torch import Tensor
 
 ROUNDS = 12  # samples of each candidate, in random order
 FLUSH_BYTES = 256 << 20
+MARGIN = 0.01  # by which a candidate has to be faster than the shipped one to replace it
+PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, kept with the tiles
 Run = Callable[[Any], Sequence[Tensor]]
 
 
@@ -34,15 +42,30 @@ Run = Callable[[Any], Sequence[Tensor]]
 class Tunable:
     """A kernel at a shape: the candidates, the shipped one first, and how to run one of them."""
 
-    name: str
+    kernel: str
+    head_dimension: int
+    length: int
+    causal: bool
     candidates: Sequence[Any]
     make: Callable[[], Run]  # draws the inputs
     flops: float
 
+    @property
+    def name(self) -> str:
+        """What tells it apart from every other."""
+        mask = "causal" if self.causal else "full"
+        return f"{self.kernel} D{self.head_dimension} T{self.length} {mask}"
+
+    @property
+    def case(self) -> dict[str, Any]:
+        """What a row of ``tuned.json`` is found by, and the length that was measured."""
+        case = {"operation": self.kernel, "head_dimension": self.head_dimension, "causal": self.causal}
+        return case | {"bucket": tuned.bucket(self.length, self.length), "length": self.length}
+
 
 def tunables() -> Iterator[Tunable]:
-    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048, T 8192 and, for D 64, T 1024."""
-    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024)):
+    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048 in sequences of 8192 and 1024."""
+    for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
         for causal in (True, False):
             yield from _attention(head_dimension, length, causal)
 
@@ -51,7 +74,6 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
     batch, heads = 16384 // length, 2048 // head_dimension
     shape = (batch, heads, length, head_dimension)
     products = flops(batch, heads, length, length, head_dimension, causal)
-    place = f"D{head_dimension} T{length} {'causal' if causal else 'full'}"
     scale, length_bucket = head_dimension**-0.5, tuned.bucket(length, length)
 
     def forward() -> Run:
@@ -63,24 +85,24 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
         out, lse = launch.forward(q, k, v, causal, scale, gluon=False)
         need_q, need_kv = kind != "keys", kind != "queries"
         compute = partial(hopper_gradients.backward, grad, q, k, v, out, lse, causal, scale, need_q, need_kv)
-        if kind == "method":
-            return lambda method: compute(method=method)
-        return lambda tile: compute(method="ordered", tile={kind: tile})
+        return lambda tile: compute(tile={kind: tile})
 
-    yield Tunable(f"forward {place}", hopper.candidates(head_dimension, causal, length_bucket), forward, products)
-    for kind, share in (("keys", 2.0), ("queries", 1.5), ("all", 2.5)):  # products over those of the forward pass
-        candidates = hopper_gradients.candidates(kind, head_dimension)
-        yield Tunable(f"{kind} {place}", candidates, partial(backward, kind), share * products)
-    yield Tunable(f"method {place}", hopper_gradients.METHODS, partial(backward, "method"), 2.5 * products)
+    place = (head_dimension, length, causal)
+    yield Tunable("forward", *place, hopper.candidates(head_dimension, causal, length_bucket), forward, products)
+    for kind, share in (("keys", 2.0), ("queries", 1.5)):  # products over those of the forward pass
+        candidates = hopper_gradients.candidates(kind, head_dimension, causal, length_bucket)
+        yield Tunable(kind, *place, candidates, partial(backward, kind), share * products)
 
 
 def candidate_jobs() -> Iterator[dict[str, Any]]:
     """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code."""
+    seen: set[tuple[Any, ...]] = set()
     for tunable in tunables():
-        if "T8192" not in tunable.name:
-            continue
         for place, candidate in enumerate(tunable.candidates):
-            yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
+            code = (tunable.kernel, tunable.head_dimension, tunable.causal, candidate)
+            if code not in seen:
+                seen.add(code)
+                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +132,7 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
     expected = run(tunable.candidates[0])
     for candidate in tunable.candidates:
         row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
+        row |= tunable.case | {"tile": candidate._asdict()}
         try:
             row["problem"] = difference(run(candidate), expected)
             graphs[len(rows)] = captured(run, candidate)
@@ -151,13 +174,79 @@ def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
     return {place: times[1:] for place, times in samples.items()}
 
 
+def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of default tiles with the winners of a session's ``tune.json`` in it."""
+    versions = session["versions"]
+    date = str(versions["date"])
+    sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
+    rows = {_place(row): dict(row) for row in table["rows"]}
+    for (kernel, *place), found in _by_case(session["winners"]).items():
+        if (best := _best(found)) is not None:
+            row = dict(zip(("kernel", "head_dimension", "causal", "bucket"), (kernel, *place), strict=True))
+            row |= {name: best[name] for name in ("length", "tile", "time_median_s", "tflops")}
+            rows[_place(row)] = row | {"session": date}
+    used = {row["session"] for row in rows.values()}
+    kept = {name: sessions[name] for name in sorted(used)}
+    return {"sessions": kept, "rows": [rows[place] for place in sorted(rows)]}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["kernel"], row["head_dimension"], row["causal"], row["bucket"]
+
+
+def _by_case(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if "tile" in row and "time_median_s" in row and not row["problem"]:
+            case = (row["operation"], row["head_dimension"], row["causal"], row["bucket"])
+            found.setdefault(case, []).append(row)
+    return found
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the fastest row, or the shipped one's where that is as fast."""
+    best = min(rows, key=lambda row: row["time_median_s"], default=None)
+    shipped = next((row for row in rows if row["shipped"]), None)
+    if best and shipped and best["time_median_s"] > (1 - MARGIN) * shipped["time_median_s"]:
+        return shipped
+    return best
+
+
+def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
+    """Keep what few compilations decide: the schedule and the consumers of the forward pass."""
+    for tunable in every:
+        if tunable.kernel == "forward":
+            shipped = tunable.candidates[0]
+            other = shipped._replace(persistent=not shipped.persistent)
+            consumers = [shipped._replace(stages=3, consumers=5 - shipped.consumers, persistent=True)]
+            near = [shipped, other, *(consumers if tunable.head_dimension == 64 else [])]
+            yield dataclasses.replace(tunable, candidates=tuple(near))
+
+
+def adopt(path: Path, into: Path) -> int:
+    """Write the default tiles anew from a session's ``tune.json``; return how many rows there are."""
+    table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
+    table = adopted(table, json.loads(path.read_text(encoding="utf-8")))
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in table["rows"])
+    sessions = json.dumps(table["sessions"], indent=1).replace("\n", "\n ")
+    into.write_text(f'{{\n "sessions": {sessions},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    return len(table["rows"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every tunable kernel, writing after each."""
-    parser = argparse.ArgumentParser(description="time the candidates of tunable kernels")
-    parser.add_argument("--output", type=Path, required=True)
+    """Measure every tunable kernel, writing after each, or adopt what was measured."""
+    parser = argparse.ArgumentParser(description="time the candidates of tunable kernels, or adopt the fastest")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="measure, and write the rows there")
+    what.add_argument("--adopt", type=Path, help="a session's tune.json")
+    parser.add_argument("--table", type=Path, default=tuned.FILE, help="where the adopted rows go")
+    parser.add_argument("--quick", action="store_true", help="only the schedules of the forward pass")
     asked = parser.parse_args(arguments)
+    if asked.adopt:
+        print(f"{asked.table}: {adopt(asked.adopt, asked.table)} rows")
+        return 0
     rows: list[dict[str, Any]] = []
-    for tunable in tunables():
+    for tunable in quick(tunables()) if asked.quick else tunables():
         try:
             rows += measure(tunable)
         except RuntimeError as error:

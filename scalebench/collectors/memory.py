@@ -59,7 +59,7 @@ def split_columns(
     optimizer's state. ``memory_<category>_bytes`` is each category's own maximum over the step,
     ``memory_at_peak_<category>_bytes`` what it held when the total was highest (gradients may be zero then).
     """
-    from scalebench.collectors.tracker import Tracker  # its imports take seconds: only where it is used
+    from scalebench.collectors.tracker import Tracker
 
     tracker = Tracker(model)
     tracker.track_external(optimizer)

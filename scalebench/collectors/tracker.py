@@ -1,4 +1,4 @@
-"""Torch's MemTracker, for models that run several times in a step."""
+"""Torch's tracker of memory by category, in a file of its own: importing it takes seconds, and few trials need it."""
 
 from __future__ import annotations
 

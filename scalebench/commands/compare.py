@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from scalebench.comparison.runner import Tick
 from scalebench.errors import InputError
 
 LINE_EVERY_S = 30.0
+COMPLAINTS = 3
 WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
 HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
 
@@ -40,8 +41,8 @@ def run_compare(
     plan = plan_comparison(operation, options)
     if not as_json:
         _announce(plan)
-    with _progress(quiet=as_json) as tick:
-        found = measure(plan, results, command_line(), tick)
+    with _progress(quiet=as_json) as (tick, waiting):
+        found = measure(plan, results, command_line(), tick, waiting)
     return _print(found, as_json=as_json)
 
 
@@ -63,20 +64,36 @@ def _announce(plan: Plan) -> None:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Tick]:
-    """Give a function that hears the share done: a bar on a terminal, a line every half minute elsewhere."""
+def _progress(*, quiet: bool) -> Iterator[tuple[Tick, Callable[[], None]]]:
+    """Give what hears the share done, and what hears that another measurement has the GPU.
+
+    It is shown by a bar on a terminal, by a line every half minute elsewhere.
+    """
     console, begun = Console(stderr=True), time.monotonic()
-    columns = (TextColumn("comparing"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task, said = bar.add_task("comparing", total=1.0), [begun]
 
         def tick(share: float) -> None:
-            bar.update(task, completed=share)
+            bar.update(task, completed=share, description="comparing")
             if not quiet and not console.is_terminal and time.monotonic() - said[0] > LINE_EVERY_S:
                 said[0] = time.monotonic()
                 console.print(f"{100 * share:.0f} % after {said[0] - begun:.0f} s", highlight=False)
 
-        yield tick
+        def waiting() -> None:
+            bar.update(task, description="waiting for the GPU")
+            if not quiet and not console.is_terminal and not told:
+                told.append("another measurement has the GPU: this one waits")
+                console.print(told[0], highlight=False)
+
+        told: list[str] = []
+        yield tick, waiting
 
 
 def _print(found: Comparison, *, as_json: bool) -> int:
@@ -152,7 +169,13 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
-    return lines + [f"{row['provider']} is WRONG in {row['case']}: {row['error_note']}" for row in wrong]
+    return lines + [f"{row['provider']} is WRONG in {row['case']}: {_shortened(row['error_note'])}" for row in wrong]
+
+
+def _shortened(note: str | None) -> str:
+    """Return the first complaints of a result; one of many tensors may have a hundred, all of them in its row."""
+    told = (note or "").split("; ")
+    return "; ".join(told[:COMPLAINTS]) + (f"; and {len(told) - COMPLAINTS} more" if len(told) > COMPLAINTS else "")
 
 
 def _count(things: Sized, noun: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scalebench.engines.local import last_step
+from scalebench.engines.local import last_step, waits
 
 LINE_EVERY_S = 30.0
 LOOK_EVERY_S = 0.5
@@ -64,7 +64,12 @@ class RunProgress:
         return (self._done_s + partial) / max(1e-9, sum(seconds for seconds, _ in self.weights.values()))
 
     def _at(self, running: Sequence[Path]) -> str:
-        steps = [f"{last_step(attempt) or 0}/{self.weights[attempt.parent.name][1]}" for attempt in running]
+        steps = [
+            "waiting for the GPU"
+            if waits(attempt)
+            else f"{last_step(attempt) or 0}/{self.weights[attempt.parent.name][1]}"
+            for attempt in running
+        ]
         return "steps " + " ".join(steps) if steps else ""
 
     def _line(self, running: Sequence[Path]) -> str:

@@ -108,7 +108,10 @@ def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
     return wrong
 
 
-def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None) -> Comparison:
+def measure(
+    plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None,
+    waiting: Callable[[], None] = lambda: None,
+) -> Comparison:  # fmt: skip
     """Run the processes of a plan, write the run under ``results`` and return it.
 
     What was measured is kept when it ends early, see ``Comparison.ended``: at the deadline, when it is interrupted, or
@@ -125,7 +128,7 @@ def measure(plan: Plan, results: Path, command: str, tick: Callable[[float], Non
     started = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(run / "request.json", plan.request | {"started_at": started, "command": command})
     try:
-        ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience)
+        ended = run_processes(run, tick, deadline=deadline, patience_s=options.patience, waiting=waiting)
     except ProcessLost as error:
         ended = str(error)
     return close_run(run, ended)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from scalebench.comparison.timing import Clock
+from scalebench.device_lock import gpu_uuid
+from scalebench.store import StoreError, read_json, write_json
 
 # Copies of many times the last cache: 20 times the L2 of an H100.
 CPU_COPY_BYTES, CUDA_COPY_BYTES = 128 << 20, 1 << 30
+LIFE_S = 3600.0  # of ceilings that are kept: clocks and temperatures change
 CPU_SIDES, CUDA_SIDES = (256, 512, 1024), (4096, 8192)
 
 
@@ -74,3 +79,28 @@ def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, sec
     number = torch.zeros(1, device=device)
     floor = _best(lambda: number.add_(1), clock, seconds / 10)
     return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache, floor)
+
+
+def known_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
+    """Return the ceilings of ``measure_ceilings``, those of an earlier process where they may be used.
+
+    The environment variable SCALEBENCH_CEILINGS names the file that keeps them from one process to the next; without it
+    they are always measured. Kept ones hold for an hour, for the same GPU and versions; their source says their age.
+    """
+    path, now = os.environ.get("SCALEBENCH_CEILINGS"), time.time()
+    if not path or not (uuid := gpu_uuid(device)):
+        return measure_ceilings(clock, device, dtype, seconds)
+    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _kept(Path(path))
+    if key in kept and 0 <= now - kept[key]["at"] < LIFE_S:
+        found = Ceilings(**kept[key]["ceilings"])
+        return replace(found, source=f"{found.source}; {(now - kept[key]['at']) / 60:.0f} min before")
+    found = measure_ceilings(clock, device, dtype, seconds)
+    write_json(Path(path), _kept(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
+    return found
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) if path.exists() else {}
+    except StoreError:  # damaged: measured anew
+        return {}

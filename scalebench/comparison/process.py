@@ -14,17 +14,17 @@ import json
 import random
 import sys
 import time
-import traceback
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from scalekernels.providers import Unavailable
 
-from scalebench.comparison.ceilings import measure_ceilings
+from scalebench.comparison.ceilings import known_ceilings
 from scalebench.comparison.cuda_timing import CaptureBrokenError, side_stream
+from scalebench.comparison.failure import failure
 from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import Operation, decode, dtype_name, load_operation
@@ -39,10 +39,12 @@ from scalebench.comparison.timing import (
     warm_up,
 )
 from scalebench.comparison.turns import turns
-from scalebench.statistics import StoppingRule
+from scalebench.device_lock import DeviceLock, gpu_uuid
+from scalebench.statistics import FEWEST, StoppingRule
 from scalebench.store import read_json, write_json
 
 DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without who did it
+WAITING = "waiting for the GPU"  # the phase in which no provider is at work
 CAPTURE_BROKEN = 71  # exit status after a broken capture, which is noted: start again without capturing it
 
 
@@ -56,6 +58,7 @@ class Process:
     operation: Operation
     device: torch.device
     clock: Clock
+    lock: DeviceLock
     crashed: list[dict[str, Any]] = field(default_factory=list)
     uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,6 +69,10 @@ class Process:
         temporary.write_text(json.dumps(word), encoding="utf-8")
         temporary.replace(self.folder / "at.json")
 
+    def alone(self, case: int) -> AbstractContextManager[None]:
+        """Have the GPU to itself: all that runs on it belongs in here. Word is left while another one has it."""
+        return self.lock.held(waiting=lambda: self.at(case, "", WAITING))
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing; exit status 0 when all of it is there."""
@@ -74,15 +81,19 @@ def main(arguments: list[str] | None = None) -> int:
     folder, device = Path(run) / f"process-{index}", torch.device(request["device"])
     operation = load_operation(request["origin"])
     crashed, uncaptured = (_providers_in(folder / name) for name in ("crashed.json", "uncaptured.json"))
+    lock = DeviceLock(gpu_uuid(device))
     with side_stream(device):
         clock = clock_for(device, _refusal_of_all(request, uncaptured))
-        process = Process(folder, int(index), request, operation, device, clock, crashed, uncaptured)
+        process = Process(folder, int(index), request, operation, device, clock, lock, crashed, uncaptured)
         _describe(process, Path(run))
+        process.at(-1, "", "imports")
+        StoppingRule(**request["rule"]).reason([1.0] * FEWEST, 0.0)  # imports SciPy, while others may still measure
         for number, encoded in enumerate(request["cases"]):
             path = folder / f"case-{number}.json"
             if not path.exists():
-                write_json(path, measure_case(process, number, decode(operation, encoded)))
-                _clean(process.device)
+                with process.alone(number):
+                    write_json(path, measure_case(process, number, decode(operation, encoded)))
+                    _clean(process.device)
     return 0
 
 
@@ -113,14 +124,15 @@ def _describe(process: Process, run: Path) -> None:
     if not (run / "environment.json").exists():
         write_json(run / "environment.json", environment_file(process.device.type))
     if not (process.folder / "ceilings.json").exists():
-        process.at(-1, "", "ceilings")
         dtypes = {case["dtype"]: getattr(torch, case["dtype"]) for case in process.request["cases"]}
         seconds = min(0.3, process.request["rule"]["timeout_s"])
         try:
-            found = {
-                name: asdict(measure_ceilings(process.clock, process.device, dtype, seconds))
-                for name, dtype in dtypes.items()
-            }
+            with process.alone(-1):
+                process.at(-1, "", "ceilings")
+                found = {
+                    name: asdict(known_ceilings(process.clock, process.device, dtype, seconds))
+                    for name, dtype in dtypes.items()
+                }
         except CaptureBrokenError as error:  # not even a copy can be captured here: nothing will be
             _leave_uncaptured(process, -1, "", error)
         write_json(process.folder / "ceilings.json", found)
@@ -132,6 +144,7 @@ def _describe(process: Process, run: Path) -> None:
 def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     """Return what this process measured of one case: for each provider its columns and samples."""
     providers, backward = process.operation.module.providers(), process.request["backward"]
+    process.at(number, "", "inputs")
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
     found: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
@@ -194,17 +207,6 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
         _leave_if_lost(process, error)
         return {}
     return {name: work}
-
-
-def failure(error: BaseException) -> dict[str, Any]:
-    """Return the columns that say how a provider failed; ``Unavailable`` is a state, not a failure."""
-    status = "unavailable" if isinstance(error, Unavailable) else "failed"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        status = "oom"
-    if status == "failed":
-        traceback.print_exception(error)
-    message = str(error).strip()[:2000] or "no message"
-    return {"status": status, "error_class": type(error).__name__, "error_message": message}
 
 
 def _leave_if_lost(process: Process, error: Exception) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import scalekernels
 
-from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST
+from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST, WAITING
 from scalebench.comparison.turns import last_turn
 from scalebench.store import StoreError, read_json, write_json
 
@@ -28,10 +28,11 @@ Tick = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop, in seconds of ``time.monotonic``, and how long a step may take, in seconds."""
+    """When to stop (of ``time.monotonic``), how long a step may take, in seconds, and who hears of waiting."""
 
     deadline: float
     patience_s: float
+    waiting: Callable[[], None]
 
 
 class DeadlineReached(Exception):  # noqa: N818 - a state, not an error
@@ -43,13 +44,15 @@ class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
 
 
 def run_processes(
-    run: Path, tick: Tick = lambda _: None, *, deadline: float = math.inf, patience_s: float = math.inf
-) -> str:
+    run: Path, tick: Tick = lambda _: None, *, deadline: float = math.inf, patience_s: float = math.inf,
+    waiting: Callable[[], None] = lambda: None,
+) -> str:  # fmt: skip
     """Measure every case in every process; return why that ended early: "", "deadline" or "interrupted".
 
-    ``tick`` hears the share that is done, many times a second. At ``deadline`` (of ``time.monotonic``), at an interrupt
-    and at SIGTERM the process that runs is ended, and what it had finished stays. A step that takes ``patience_s`` is
-    taken for hung. Raises ``ProcessLost`` when a process ends without word of a provider to blame.
+    ``tick`` hears the share that is done, many times a second, and ``waiting`` is called just as often while another
+    measurement has the GPU; that time counts towards the deadline alone. At ``deadline`` (of ``time.monotonic``), at an
+    interrupt and at SIGTERM the process that runs is ended, and what it had finished stays. A step that takes
+    ``patience_s`` is taken for hung. Raises ``ProcessLost`` when a process ends without word of a provider to blame.
     """
     request = read_json(run / "request.json")
     try:
@@ -57,7 +60,7 @@ def run_processes(
             for index in range(request["processes"]):
                 folder = run / f"process-{index}"
                 folder.mkdir(exist_ok=True)
-                limits = Limits(deadline, patience_s)
+                limits = Limits(deadline, patience_s, waiting)
                 while (cause := _run_once(run, folder, index, request, tick, limits)) is not None:
                     if cause["status"] != AGAIN:
                         _blame(folder, request, cause)
@@ -102,7 +105,9 @@ def _run_once(
             tick((index + len(list(folder.glob("case-*.json"))) / len(request["cases"])) / request["processes"])
             if time.monotonic() > limits.deadline:
                 raise DeadlineReached
-            if _silent_s(folder, begun) > limits.patience_s:
+            if _waits(folder):
+                limits.waiting()
+            elif _silent_s(folder, begun) > limits.patience_s:
                 told = f"no progress for {limits.patience_s:.0f} s"
                 return {"status": "killed", "error_class": "Hung", "error_message": told}
             time.sleep(POLL_S)
@@ -121,6 +126,14 @@ def _silent_s(folder: Path, begun: float) -> float:
     """Return the seconds since the last word of the process that began at ``begun`` (of ``time.time``)."""
     at = folder / "at.json"
     return time.time() - max(begun, at.stat().st_mtime) if at.exists() else 0.0
+
+
+def _waits(folder: Path) -> bool:
+    """Say whether another measurement has the GPU."""
+    try:
+        return bool(read_json(folder / "at.json")["phase"] == WAITING)
+    except StoreError:
+        return False
 
 
 def _cause(folder: Path, code: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from scalebench.device_lock import WAITING
 from scalebench.store import RECORD_COLUMNS, StoreError, read_json, write_json, write_record
 
 POLL_S = 0.05
@@ -37,6 +38,7 @@ class _Running:
     attempt: Path
     slot: Slot
     process: subprocess.Popen[bytes]
+    timeout_s: float | None
     deadline: float | None
 
 
@@ -63,9 +65,9 @@ def place(
 ) -> Iterator[Path]:
     """Run each attempt folder in a worker, yielding those that finished, each with its record written.
 
-    ``tick`` is told, many times a second, which attempts are running. A worker past ``timeout_s`` is stopped with
-    everything it started. Closing the iterator (or an interrupt) stops all workers; their attempts keep no record, so
-    that a later run takes them up.
+    ``tick`` is told, many times a second, which attempts are running. A worker past ``timeout_s``, waiting for a GPU
+    apart, is stopped with everything it started. Closing the iterator (or an interrupt) stops all workers; their
+    attempts keep no record, so that a later run takes them up.
     """
     waiting, free = list(reversed(attempts)), list(reversed(slots))
     running: list[_Running] = []
@@ -104,13 +106,15 @@ def _start(attempt: Path, slot: Slot, timeout_s: float | None) -> _Running:
             start_new_session=True,
         )
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    return _Running(attempt, slot, process, deadline)
+    return _Running(attempt, slot, process, timeout_s, deadline)
 
 
 def _finished(worker: _Running) -> bool:
     """Say whether a worker is done, having written the record that it could not write itself."""
     code = worker.process.poll()
     if code is None:
+        if worker.timeout_s is not None and waits(worker.attempt):  # the limit counts from when it has the GPU
+            worker.deadline = time.monotonic() + worker.timeout_s
         if worker.deadline is None or time.monotonic() < worker.deadline:
             return False
         _stop(worker)
@@ -131,6 +135,11 @@ def last_step(attempt: Path) -> int | None:
         return int(read_json(attempt / "heartbeat.json")["step"])
     except (StoreError, KeyError):
         return None
+
+
+def waits(attempt: Path) -> bool:
+    """Say whether the worker of an attempt waits for the GPU that another one has."""
+    return (attempt / WAITING).exists()
 
 
 def _last_line(worker: _Running) -> str:

@@ -139,6 +139,7 @@ class RunSection(Section):
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"
+    share_device: bool = False  # let trials (with --jobs) run on a GPU at the same time: their times are not exclusive
 
 
 class Point(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -63,6 +64,12 @@ def build_model(trial: Trial, device: torch.device, implementation: str | None =
     return built.to(device)
 
 
+def load_compiler() -> None:
+    """Import what torch.compile needs, which takes seconds, before anything waits for it."""
+    importlib.import_module("torch._dynamo")
+    importlib.import_module("torch._inductor.compile_fx")
+
+
 def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
     """Compile the model in place of running it operation by operation; ``Unsupported`` without a compiler."""
     _require_compiler(model)
@@ -87,7 +94,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
 
 def _require_compiler(model: nn.Module) -> None:
     if next(model.parameters()).device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler  # a second of imports, which others do without
+        from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
         try:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from scalebench.families.cache import cache_bytes
 from scalebench.generation.decoding import Sampling, beam_search, chooser, generate
 from scalebench.study import InferenceSpec
 from scalebench.trial.building import build_model, compile_model, configuration, planned_data, usable_device
-from scalebench.trial.measured import Measured, count_columns, process_age_s
+from scalebench.trial.measured import Measured, count_columns
 from scalebench.trial.quantization import weight_bytes, with_weights
 
 # A percentile needs samples beyond it: of fewer calls than these it is null.
@@ -76,12 +75,14 @@ class MeasuredInference(Measured):
     def run(self) -> None:
         """Build, convert the weights, call, then measure memory: the whole trial, in order."""
         device, spec = usable_device(self.trial), self.spec
+        planned_data(self.trial)
+        self.claim(device)
         call, model = self.prepare(device)
         energy = EnergyMeter(device)
         for _ in range(spec.warmups):
             timed(call, device)
         memory.reset_peaks(device)
-        self.columns["startup_time_s"] = process_age_s()
+        self.columns["startup_time_s"] = self.age_s()
         energy.start()
         for done in range(spec.repeats):
             self.times.append(timed(call, device))
@@ -126,6 +127,8 @@ class MeasuredInference(Measured):
         times = np.array(self.times, dtype=np.float64).reshape(-1, 2)
         if len(times):
             columns = {"call": range(len(times)), "prefill_time_s": times[:, 0], "latency_s": times[:, 1]}
+            import pandas as pd
+
             self.save_frame("calls.parquet", pd.DataFrame(columns))
 
 

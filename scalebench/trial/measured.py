@@ -7,12 +7,16 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from scalebench.device_lock import WAITING, DeviceLock, gpu_uuid
 from scalebench.store import write_atomically
 from scalebench.study import Trial
+
+if TYPE_CHECKING:
+    import torch
 
 HEARTBEAT_EVERY_S = 1.0
 
@@ -58,6 +62,23 @@ class Measured:
         self.beaten = time.monotonic()
         self.columns: dict[str, Any] = identity_columns(header, trial)
         self.columns["timing_exclusive"] = placement["exclusive"]
+        self.lock = DeviceLock("")
+
+    def claim(self, device: torch.device) -> None:
+        """Wait for the GPU, and have it until this process ends, as this trial's memory is taken as long.
+
+        Trials that share a GPU hold the lock together, and wait only for those that do not. The file ``waiting`` lies
+        in the attempt's folder as long as this waits.
+        """
+        self.lock, mark = DeviceLock(gpu_uuid(device)), self.attempt / WAITING
+        try:
+            self.lock.take(shared=not self.placement["exclusive"], waiting=mark.touch)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def age_s(self) -> float:
+        """Return how long this process has run, without the time that it waited for the GPU."""
+        return process_age_s() - self.lock.waited_s
 
     def run(self) -> None:
         """Do what the trial asks for, filling ``columns``."""

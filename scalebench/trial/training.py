@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -17,9 +16,9 @@ from scalebench.optimizers import build_optimizer
 from scalebench.study import TrainSpec
 from scalebench.tasks import Task
 from scalebench.train import Validation, check_finite, train, validate
-from scalebench.trial.building import build_model, configuration, planned_data, usable_device
+from scalebench.trial.building import build_model, configuration, load_compiler, planned_data, usable_device
 from scalebench.trial.checkpointing import recompute_blocks
-from scalebench.trial.measured import Measured, count_columns, process_age_s
+from scalebench.trial.measured import Measured, count_columns
 from scalebench.trial.running import Running, backward_of
 from scalebench.trial.weights import save_weights
 
@@ -39,12 +38,16 @@ class MeasuredTraining(Measured):
     def run(self) -> None:
         """Build, train, validate, then measure memory by category: the whole trial, in order."""
         device, spec = usable_device(self.trial), self.spec
-        model, optimizer, task = self.prepare(device)
+        task = self.prepare_task()
+        if spec.graph != "none":
+            load_compiler()
+        self.claim(device)
+        model, optimizer = self.prepare(device)
         running = Running(model, optimizer, spec)
         self.clock, self.losses = StepClock(device), torch.full((spec.steps,), torch.nan, device=device)
         energy = EnergyMeter(device)
         memory.reset_peaks(device)
-        self.columns["startup_time_s"] = process_age_s()
+        self.columns["startup_time_s"] = self.age_s()
         energy.start()
         with running.attention():
             skipped = train(
@@ -63,16 +66,19 @@ class MeasuredTraining(Measured):
         self.columns["attention_backend"] = running.attention_backend(self.trial.model)
         self.columns |= self.split_columns(running, task)
 
-    def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer, Task]:
-        """Return model, optimizer and task of the trial."""
+    def prepare_task(self) -> Task:
+        """Open the data and return the trial's task, with nothing on the device."""
         family, config = FAMILIES[self.trial.family], configuration(self.trial)
-        data = planned_data(self.trial)
+        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
+        self.columns |= size_columns(family.count(config, self.spec.sequence_length), task, self.spec)
+        return task
+
+    def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
+        """Return model and optimizer of the trial."""
         model = build_model(self.trial, device)
         if self.spec.checkpointing:
             recompute_blocks(model)
-        task = family.task(config, data, self.trial.data, self.spec)
-        self.columns |= size_columns(family.count(config, self.spec.sequence_length), task, self.spec)
-        return model, build_optimizer(model, self.spec), task
+        return model, build_optimizer(model, self.spec)
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, as the study wants it measured; a working copy's is of its tensors alone."""
@@ -94,6 +100,8 @@ class MeasuredTraining(Measured):
         """Write every sample of the finished steps to steps.parquet."""
         if self.clock is None or self.losses is None or not (times := self.clock.step_times_s()).size:
             return
+        import pandas as pd
+
         frame = pd.DataFrame({"step": range(times.size)})
         frame["train_loss_nats"] = self.losses[: times.size].float().cpu().numpy()
         frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()

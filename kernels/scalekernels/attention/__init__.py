@@ -66,8 +66,8 @@ def attention(
     additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs; those
     not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys and
     values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0 and
-    10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default until a GPU has shown
-    that it is right and faster. On compute capability 9.0 kernels written in Gluon are used instead, where
+    10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default: right on
+    a GPU, but its speed was not measured. On compute capability 9.0 kernels written in Gluon are used instead, where
     ``hopper.unsupported`` has no reason against it; ``gluon=False`` keeps to the others. Raises ``TypeError`` for
     dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
     run; a second derivative, or one in forward mode, raises ``RuntimeError``.

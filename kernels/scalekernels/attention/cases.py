@@ -62,11 +62,11 @@ def _ladder() -> Iterator[Case]:
 
 LADDER = tuple(_ladder())
 
-# For the check on a GPU: odd lengths of both buckets of the tile table, so that every tile is launched, and groups.
+# For the check on a GPU: odd lengths of the buckets of both tile tables, so that every tile is launched, and groups.
 LARGER = tuple(
     Case(1, 2, 1, length, length, head_dimension, causal, torch.bfloat16)
     for head_dimension in (16, 32, 64, 128, 256)
-    for length in (193, 1153)
+    for length in (193, 1153, *([2305] if head_dimension in (64, 128) else []))
     for causal in (False, True)
 )
 # Where speed is judged: long, with grouped heads, and as a small GPT trains.

@@ -30,7 +30,8 @@ SHARED_BYTES = 226 << 10  # of the 227 KiB of a program; the rest is for barrier
 LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 # Registers of a thread by the number of consumer warpgroups: at the start, as consumer, as producer. An SM has 65,536,
-# for 12 or 16 warps; the producer's warp counts as a warpgroup.
+# for 12 or 16 warps; the producer's warp counts as a warpgroup. Two programs with two consumers each on one SM would
+# leave 104 for a consumer: with 64 keys in a step that spills and has no product in flight beside the exponentials.
 REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
 
 
@@ -68,7 +69,7 @@ FALLBACK = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
     (128, False): GluonTile(128, 2),
-    (128, True): GluonTile(128, 2, persistent=False),
+    (128, True): GluonTile(128, 2),
     (256, False): GluonTile(64, 2),
     (256, True): GluonTile(64, 2),
 }
@@ -190,7 +191,8 @@ def forward_constants(head_dimension: int, causal: bool, tile: GluonTile) -> dic
     return {
         "CAUSAL": causal, "BLOCK_N": tile.block_n, "D": head_dimension, "STAGES": tile.stages,
         "CONSUMERS": tile.consumers, "PING_PONG": tile.ping_pong,
-        "SHARED_OUT": 2 * rows * head_dimension > SHARED_BYTES, "REGISTERS": registers,
+        "SHARED_OUT": 2 * rows * head_dimension > SHARED_BYTES, "DEALT": causal and tile.persistent,
+        "REGISTERS": registers,
         "PRODUCER_REGISTERS": producer_registers,
     }  # fmt: skip
 
@@ -204,10 +206,11 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
     types |= {name: type_of(dtype, tile.block_n, head_dimension) for name in ("k_desc", "v_desc")}
     mask = "causal" if causal else "full"
     turns = "taking turns" if tile.ping_pong else "free"
+    programs = "persistent" if tile.persistent else "single"
     return Compilation(
         kernel=function.__name__,
         label=f"attention forward-gluon {dtype} D{head_dimension} {mask} {tile.block_m}x{tile.block_n} "
-        f"{tile.consumers} consumers {turns} {tile.stages} stages",
+        f"{tile.consumers} consumers {turns} {programs} {tile.stages} stages",
         function=function,
         signature={name: "constexpr" if name in constants else types[name] for name in function.arg_names},
         constants=constants,
@@ -225,7 +228,10 @@ def forward_compilation(tile: GluonTile, dtype: str, head_dimension: int, causal
 def compilations(arch: int) -> Iterator[Compilation]:
     """Every configuration in Gluon that a launch can reach on an architecture."""
     if arch == 90:
-        shipped = dict.fromkeys((head_dimension, causal, tile) for (head_dimension, causal, _), tile in FORWARD.items())
+        shipped = {  # whether programs are persistent decides how many start, not what is compiled
+            (head_dimension, causal, tile._replace(persistent=True)): None
+            for (head_dimension, causal, _), tile in FORWARD.items()
+        }
         for head_dimension, causal, tile in shipped:
             for dtype in DTYPES.values():
                 yield forward_compilation(tile, dtype, head_dimension, causal)

@@ -48,16 +48,44 @@ def _next(slot, phase, STAGES: gl.constexpr):
     return slot, phase
 
 
+def _split_columns(columns: int) -> gl.DistributedLinearLayout:
+    """Layout of scores (64, columns) of 4 warps as (64, columns / 8, 4, 2): which row and column a register holds."""
+    eighths = [[0, 1 << bit, 0, 0] for bit in range((columns // 8).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 0, 0, 1], [8, 0, 0, 0], *eighths],
+        lane_bases=[[0, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]],
+        warp_bases=[[16, 0, 0, 0], [32, 0, 0, 0]],
+        block_bases=[],
+        shape=[64, columns // 8, 4, 2],
+    )
+
+
+SPLIT_64, SPLIT_128 = gl.constexpr(_split_columns(64)), gl.constexpr(_split_columns(128))
+
+
 @gluon.jit
 def _mask(scores, row0, first_key, key_length, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, layout: gl.constexpr):
-    """Scores (64, BLOCK_N) with -inf for keys that do not exist or, with CAUSAL, come after the row's query."""
-    keys = gl.expand_dims(first_key + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout)), 0)
+    """Scores (64, BLOCK_N) with -inf for keys that do not exist or, with CAUSAL, come after the row's query.
+
+    A thread's columns are 8 i + 2 (lane % 4) + 0 or 1, of which i and the last are known when it is compiled: so
+    constants are compared with one number for each row. Sums with the lane would take a register for each column.
+    """
+    split: gl.constexpr = SPLIT_64 if BLOCK_N == 64 else SPLIT_128
+    rows_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, split)))
+    eighths_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, split)))
+    pairs_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, split)))
+    ones_layout: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, split)))
+    eighths = gl.arange(0, BLOCK_N // 8, layout=eighths_layout)
+    eighths = gl.expand_dims(gl.expand_dims(gl.expand_dims(eighths, 0), 2), 3)
+    pairs = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.arange(0, 4, layout=pairs_layout), 0), 1), 3)
+    ones = gl.expand_dims(gl.expand_dims(gl.expand_dims(gl.arange(0, 2, layout=ones_layout), 0), 1), 2)
     if CAUSAL:
-        rows = row0 + gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
-        keep = keys < gl.expand_dims(gl.minimum(rows + 1, key_length), 1)
+        end = gl.minimum(row0 + gl.arange(0, ROWS, layout=rows_layout) + 1, key_length)
     else:
-        keep = keys < key_length
-    return gl.where(keep, scores, float("-inf"))
+        end = gl.full([ROWS], key_length, gl.int32, rows_layout)
+    end = gl.expand_dims(gl.expand_dims(gl.expand_dims(end - first_key, 1), 2), 3)
+    keep = gl.reshape(eighths * 8 + ones < end - pairs * 2, [ROWS, BLOCK_N])
+    return gl.where(gl.convert_layout(keep, layout), scores, float("-inf"))
 
 
 @gluon.jit
@@ -86,38 +114,81 @@ def _hold(total):
 
 
 @gluon.jit
-def _own_tile(turn, sizes, BLOCK: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr):
-    """Batch, head, key head, index of batch x heads, first query and number of key tiles of a program's ``turn``.
+def _own_place(base, odd):
+    """This program's place in the round that begins at ``base``; every other round is dealt from the last program."""
+    return base + (gl.num_programs(0) - 1 - gl.program_id(0) if odd else gl.program_id(0))
 
-    All tiles of queries stand in one order, of which program p of P has numbers p, 2P - 1 - p, 2P + p, ... Heads are
-    taken ``section`` at a time, so that their keys fit the L2 cache. Where attention is causal, within a section all
-    heads' last tiles come first, as these have the most keys.
-    """
-    heads, query_heads, group, section, query_length, key_length = sizes
-    place = gl.program_id(0)
-    if turn & 1:
-        place = gl.num_programs(0) - 1 - place
-    place = place + turn * gl.num_programs(0)
+
+@gluon.jit
+def _own_turns(sizes, BLOCK: gl.constexpr, DEALT: gl.constexpr):
+    """How many tiles this program has, and the heads of a section; see ``_own_tile``."""
+    heads, _query_heads, _group, section, query_length, _key_length = sizes
     tiles = gl.cdiv(query_length, BLOCK)
-    first = place // (section * tiles) * section
-    size = gl.minimum(section, heads - first)
-    rest = place - first * tiles
-    tile = rest // size
+    programs = gl.num_programs(0)
+    if DEALT:
+        section = gl.minimum(gl.maximum(section, gl.cdiv(programs, tiles)), heads)
+        whole, rounds = heads // section, gl.cdiv(section * tiles, programs)
+        rest = heads - whole * section
+        rest_rounds = gl.cdiv(rest * tiles, programs)
+        # Of the sections with even and odd number, and of what is left after the whole ones.
+        even = _own_share(section * tiles, rounds, rounds - 1)
+        odd = _own_share(section * tiles, rounds, 2 * rounds - 1)
+        turns = (whole + 1) // 2 * even + whole // 2 * odd
+        turns += _own_share(rest * tiles, rest_rounds, whole * rounds + rest_rounds - 1)
+    else:
+        rounds = tiles * heads // programs
+        turns = rounds + 1 if _own_place(rounds * programs, rounds & 1) < tiles * heads else rounds
+    return turns, section
+
+
+@gluon.jit
+def _own_share(tiles, rounds, last):
+    """How many of a section's tiles this program has; its last round is number ``last`` of all."""
+    in_last = _own_place((rounds - 1) * gl.num_programs(0), last & 1) < tiles
+    return rounds if in_last else rounds - 1
+
+
+@gluon.jit
+def _own_tile(state, sizes, BLOCK: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, DEALT: gl.constexpr):
+    """Index of batch x heads, first query, number of key tiles of a program's next tile, and the state after it.
+
+    Heads are taken ``section`` at a time, so that their keys fit the L2 cache. Where attention is causal, within a
+    section all heads' last tiles come first, as these have the most keys. In round r, of P programs p has tile r P + p,
+    or (r + 1) P - 1 - p where r is odd, so that two rounds together take all programs equally long. With DEALT every
+    section begins a new round: else some programs would have its long tiles beside those of the section before.
+    ``state`` is the section's first head, the number of the round's first tile, and whether the round is odd.
+    """
+    heads, _query_heads, _group, section, query_length, key_length = sizes
+    first, base, odd = state
+    tiles = gl.cdiv(query_length, BLOCK)
+    place = _own_place(base, odd)
+    if DEALT:
+        size = gl.minimum(section, heads - first)
+        if place >= size * tiles:  # the section is over, or has no tile for this program in its last round
+            odd = odd ^ 1 if base < size * tiles else odd
+            first, base = first + section, base * 0
+            size = gl.minimum(section, heads - first)
+            place = _own_place(base, odd)
+    else:
+        first = place // (section * tiles) * section
+        size = gl.minimum(section, heads - first)
+        place -= first * tiles
+    tile = place // size
+    index = first + place % size
     if CAUSAL:
         tile = tiles - 1 - tile
     row0 = tile * BLOCK
-    index = first + rest % size
     # Without a causal mask it is key_length, in a form that depends on the turn: else the compiler makes the masks
     # before the first turn, and has no registers for them.
-    end = gl.minimum(key_length, row0 + BLOCK) if CAUSAL else gl.maximum(key_length, 0 - turn)
-    head = index % query_heads
-    return index // query_heads, head, head // group, index, row0, gl.cdiv(end, BLOCK_N)
+    end = gl.minimum(key_length, row0 + BLOCK) if CAUSAL else gl.maximum(key_length, 0 - base)
+    return index, row0, gl.cdiv(end, BLOCK_N), (first, base + gl.num_programs(0), odd ^ 1)
 
 
 @gluon.jit
 def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl.constexpr,  # noqa: PLR0915, C901
              CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-             CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr):  # fmt: skip
+             CONSUMERS: gl.constexpr, PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr,
+             DEALT: gl.constexpr):  # fmt: skip
     """A consumer warpgroup: 64 queries of each tile over the tiles of keys, last to first, then out and lse."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -126,15 +197,16 @@ def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl
     dtype: gl.constexpr = out_desc.dtype
     q_bufs, k_bufs, v_bufs, o_bufs = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, turn = barriers
-    query_length, key_length = sizes[4], sizes[5]
+    query_heads, query_length, key_length = sizes[1], sizes[4], sizes[5]
     q = q_bufs.index(WHO).reshape([ROWS, D])
     o = o_bufs.index(WHO).reshape([ROWS, D])
     zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, score_layout)
     slot, phase, q_phase = turns * 0, turns * 0, turns * 0
     turn_phase = turns * 0 + (1 if WHO == 0 else 0)  # the first turn is consumer 0's
 
-    for own in range(turns):
-        batch, head, _key_head, index, row0, tiles = _own_tile(own, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N)
+    state = (turns * 0, turns * 0, turns * 0)
+    for _own in range(turns):
+        index, row0, tiles, state = _own_tile(state, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N, DEALT)
         row0 = row0 + WHO * ROWS
         whole = key_length // BLOCK_N  # tiles that need no mask: before the end of the keys, and before the diagonal
         if CAUSAL:
@@ -198,7 +270,8 @@ def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl
         acc = acc * gl.expand_dims(gl.convert_layout(1.0 / total, gl.SliceLayout(1, acc_layout)), 1)
         o.store(acc.to(dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(out_desc, [batch, head, row0, 0], o_bufs.index(WHO))
+        place = [index // query_heads, index % query_heads, row0, 0]
+        tma.async_copy_shared_to_global(out_desc, place, o_bufs.index(WHO))
         if SHARED_OUT:
             tma.store_wait(0)
             mbarrier.arrive(q_empty.index(WHO), count=1)
@@ -209,14 +282,18 @@ def _consume(buffers, barriers, out_desc, lse, turns, sizes, scale_log2, WHO: gl
 
 @gluon.jit
 def _produce(descriptors, buffers, barriers, turns, sizes, CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr,
-             STAGES: gl.constexpr, CONSUMERS: gl.constexpr):  # fmt: skip
+             STAGES: gl.constexpr, CONSUMERS: gl.constexpr, DEALT: gl.constexpr):  # fmt: skip
     """The producer warp: keys of a tile before values of the one before, as consumers need them."""
     q_desc, k_desc, v_desc = descriptors
     q_bufs, k_bufs, v_bufs, _o_bufs = buffers
     q_full, q_empty, k_full, k_empty, v_full, v_empty, _turn = barriers
     slot, phase, q_phase = turns * 0, turns * 0, turns * 0
-    for own in range(turns):
-        batch, head, key_head, _index, row0, tiles = _own_tile(own, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N)
+    query_heads, group = sizes[1], sizes[2]
+    state = (turns * 0, turns * 0, turns * 0)
+    for _own in range(turns):
+        index, row0, tiles, state = _own_tile(state, sizes, CONSUMERS * ROWS, CAUSAL, BLOCK_N, DEALT)
+        batch, head = index // query_heads, index % query_heads
+        key_head = head // group
         first_key = (tiles - 1) * BLOCK_N
         mbarrier.wait(k_empty.index(slot), phase ^ 1)
         mbarrier.expect(k_full.index(slot), k_desc.block_type.nbytes)
@@ -249,21 +326,17 @@ def _produce(descriptors, buffers, barriers, turns, sizes, CAUSAL: gl.constexpr,
 def attention_forward_hopper(
     q_desc, k_desc, v_desc, out_desc, lse, heads, query_heads, group, section, query_length, key_length, scale_log2,
     CAUSAL: gl.constexpr, BLOCK_N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
-    PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr, REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    PING_PONG: gl.constexpr, SHARED_OUT: gl.constexpr, DEALT: gl.constexpr, REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """CONSUMERS x 64 queries of one head at a time. Grid: any number of programs up to tiles x ``heads``; 4 warps.
 
     ``heads`` is batch x query heads. Descriptors move (1, 1, 64, D) of q and out, (1, 1, BLOCK_N, D) of k and v; lse is
     (batch, query heads, length).
     """
-    tiles = gl.cdiv(query_length, CONSUMERS * ROWS) * heads
-    programs = gl.num_programs(0)
-    turns = tiles // programs
-    place = gl.program_id(0)
-    if turns & 1:
-        place = programs - 1 - place
-    if place < tiles - turns * programs:
-        turns += 1
+    sizes = (heads, query_heads, group, section, query_length, key_length)
+    turns, section = _own_turns(sizes, CONSUMERS * ROWS, DEALT)
+    sizes = (heads, query_heads, group, section, query_length, key_length)
 
     q_bufs = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, ROWS, D], q_desc.layout)
     k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, 1, BLOCK_N, D], k_desc.layout)
@@ -293,16 +366,16 @@ def attention_forward_hopper(
     descriptors = (q_desc, k_desc, v_desc)
     buffers = (q_bufs, k_bufs, v_bufs, o_bufs)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty, turn)
-    sizes = (heads, query_heads, group, section, query_length, key_length)
     # The list has to be written out: partitions are known when the kernel is compiled.
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
                 (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 0, CAUSAL, BLOCK_N, D, STAGES,
-                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                            CONSUMERS, PING_PONG, SHARED_OUT, DEALT)),
                 (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 1, CAUSAL, BLOCK_N, D, STAGES,
-                            CONSUMERS, PING_PONG, SHARED_OUT)),
-                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                            CONSUMERS, PING_PONG, SHARED_OUT, DEALT)),
+                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS,
+                            DEALT)),
             ],
             [4, 1],
             [REGISTERS, PRODUCER_REGISTERS],
@@ -311,12 +384,13 @@ def attention_forward_hopper(
         gl.warp_specialize(
             [
                 (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 0, CAUSAL, BLOCK_N, D, STAGES,
-                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                            CONSUMERS, PING_PONG, SHARED_OUT, DEALT)),
                 (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 1, CAUSAL, BLOCK_N, D, STAGES,
-                            CONSUMERS, PING_PONG, SHARED_OUT)),
+                            CONSUMERS, PING_PONG, SHARED_OUT, DEALT)),
                 (_consume, (buffers, barriers, out_desc, lse, turns, sizes, scale_log2, 2, CAUSAL, BLOCK_N, D, STAGES,
-                            CONSUMERS, PING_PONG, SHARED_OUT)),
-                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS)),
+                            CONSUMERS, PING_PONG, SHARED_OUT, DEALT)),
+                (_produce, (descriptors, buffers, barriers, turns, sizes, CAUSAL, BLOCK_N, STAGES, CONSUMERS,
+                            DEALT)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, PRODUCER_REGISTERS],

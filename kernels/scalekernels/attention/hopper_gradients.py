@@ -1,11 +1,10 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
-After a pass that writes the statistics of every row, three methods: "apart" computes dK with dV, and dQ, by the two
-kernels of ``hopper_backward.py``; "ordered" and "atomic" compute all by the kernel of ``hopper_fused.py``, dQ added to
-in a fixed order or in none. ``KEYS``, ``QUERIES`` and ``ALL`` hold the tile of each head dimension,
-``DETERMINISTIC`` the method of deterministic gradients: changing a row changes the default.
-``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for
-measuring on a GPU; no GPU has been at hand.
+After a pass that writes the statistics of every row, dK with dV, and dQ, are computed by the two kernels of
+``hopper_backward.py``. ``tuned.json`` holds the tiles that were fastest on a GPU; where it has no row, ``KEYS`` and
+``QUERIES`` do. ``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and
+3.7, for measuring. A kernel that computed all three at once and added dQ atomically was at most 8 % faster on an H200
+and gave a wrong dQ there; it is not here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles
+from scalekernels.attention import hopper, hopper_backward, kernels, tiles, tuned
 from scalekernels.attention.hopper import DTYPES, described, type_of
 from scalekernels.compilation import Compilation
 
@@ -47,23 +46,25 @@ class BackwardTile(NamedTuple):
 # By head dimension; causal and full alike.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
-ALL = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
-SHIPPED = {"keys": KEYS, "queries": QUERIES, "all": ALL}
-METHODS = ("apart", "ordered", "atomic")
-DETERMINISTIC = {64: "apart", 128: "apart"}
+SHIPPED = {"keys": KEYS, "queries": QUERIES}
 
 
-def candidates(kind: str, head_dimension: int) -> tuple[BackwardTile, ...]:
-    """Return the tiles of "keys", "queries" or "all" worth measuring, the shipped one first."""
+def tile_of(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> BackwardTile:
+    """Return the tile of "keys" or "queries": the one measured, that of the tables where none was."""
+    measured = tuned.row(kind, head_dimension, causal, length_bucket)
+    return SHIPPED[kind][head_dimension] if measured is None else BackwardTile(**measured)
+
+
+def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> tuple[BackwardTile, ...]:
+    """Return the tiles of "keys" or "queries" worth measuring, the shipped one first."""
     listed: dict[tuple[str, int], tuple[tuple[Any, ...], ...]] = {
         ("keys", 64): ((64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True)),
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),
         ("queries", 64): ((64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True)),
         ("queries", 128): ((64, 4), (64, 3)),
-        ("all", 64): ((64, 4), (64, 3), (64, 6)),
-        ("all", 128): ((64, 3), (64, 2)),
     }
-    return tuple(BackwardTile(*tile) for tile in listed[kind, head_dimension])
+    shipped = tile_of(kind, head_dimension, causal, length_bucket)
+    return tuple(dict.fromkeys([shipped, *(BackwardTile(*tile) for tile in listed[kind, head_dimension])]))
 
 
 def unsupported(**tensors: Tensor) -> str | None:
@@ -75,21 +76,17 @@ def unsupported(**tensors: Tensor) -> str | None:
 
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    need_q: bool = True, need_kv: bool = True, method: str | None = None,
-    tile: Mapping[str, BackwardTile] | None = None,
+    need_q: bool = True, need_kv: bool = True, tile: Mapping[str, BackwardTile] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
-    ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass. ``method`` is that of ``DETERMINISTIC`` unless
-    given; where not all gradients are needed it is "apart". "atomic" is the one that is not deterministic. ``tile``
-    replaces shipped tiles by kind.
+    Deterministic. ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass; ``tile`` replaces shipped tiles by
+    kind.
     """
     head_dimension = q.shape[3]
-    tile = {kind: by_size[head_dimension] for kind, by_size in SHIPPED.items()} | dict(tile or {})
-    method = method or DETERMINISTIC[head_dimension]
+    case = (head_dimension, causal, tuned.bucket(q.shape[2], k.shape[2]))
+    tile = {kind: tile_of(kind, *case) for kind in SHIPPED} | dict(tile or {})
     statistics = row_statistics(out, grad_out, lse)
-    if need_q and need_kv and method != "apart":
-        return _together(q, k, v, grad_out, statistics, causal, scale, tile["all"], method == "ordered")
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if need_kv:
         dk, dv = tiles.like(k), tiles.like(v)
@@ -98,38 +95,6 @@ def backward(
         dq = tiles.like(q)
         launch(*queries_arguments(q, k, v, grad_out, statistics, dq, causal, scale, tile["queries"]))
     return dq, dk, dv
-
-
-def _together(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, causal: bool, scale: float,
-    tile: BackwardTile, ordered: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv = tiles.like(q), tiles.like(k), tiles.like(v)
-    sums, counters = sums_of(q, tile)
-    launch(*all_arguments(q, k, v, grad_out, statistics, dk, dv, sums, counters, causal, scale, tile, ordered))
-    collect(sums, dq, scale, tile)
-    return dq, dk, dv
-
-
-def sums_of(q: Tensor, tile: BackwardTile) -> tuple[Tensor, Tensor]:
-    """Return zeroed float32 sums of dQ / scale, (B, Hq, padded Tq, D), and int32 counters of their tiles."""
-    batch, heads, length, head_dimension = q.shape
-    padded = tiles.padded(length)
-    sums = torch.zeros((batch, heads, padded, head_dimension), dtype=torch.float32, device=q.device)
-    counters = torch.zeros((batch, heads, padded // tile.rows), dtype=torch.int32, device=q.device)
-    return sums, counters
-
-
-def collect(sums: Tensor, dq: Tensor, scale: float, tile: BackwardTile) -> None:
-    """Write dQ from its sums."""
-    batch, heads, length, head_dimension = dq.shape
-    arguments: dict[str, Any] = {"sums": sums, "dq": dq} | _strides(dq=dq)
-    arguments |= {"query_heads": heads, "query_length": length, "padded_length": sums.shape[2], "scale": scale}
-    grid = (-(-length // tile.rows) * batch * heads,)
-    with _device_of(dq):
-        kernels.attention_collect_queries[grid](
-            **arguments, D=head_dimension, BLOCK_M=tile.rows, num_warps=WARPS, num_stages=1
-        )
 
 
 def row_block(head_dimension: int) -> tuple[int, int]:
@@ -185,17 +150,6 @@ def keys_arguments(
     return hopper_backward.hopper_keys, -(-k.shape[2] // (2 * ROWS)) * heads, arguments
 
 
-def all_arguments(
-    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dk: Tensor, dv: Tensor, sums: Tensor,
-    counters: Tensor, causal: bool, scale: float, tile: BackwardTile, ordered: bool,
-) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
-    """Return kernel, programs and arguments of the launch for dK, dV and the sums of dQ."""
-    _, programs, arguments = keys_arguments(q, k, v, grad_out, statistics, dk, dv, causal, scale, tile)
-    del arguments["IN_REGISTERS"]
-    arguments |= {"sums": sums, "counters": counters, "ORDERED": ordered}
-    return hopper_fused.hopper_all, programs, arguments
-
-
 def queries_arguments(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dq: Tensor, causal: bool, scale: float,
     tile: BackwardTile,
@@ -236,30 +190,17 @@ def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> 
     return {"M": ROWS, "N": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
 
 
-# The address of dQ's sums, stored before the loop and loaded after it; in the loop nothing is spilled.
-_SPILLS_ALLOWED = "one address, kept over the loop"
-
-
-def compilation(
-    kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool, ordered: bool = False
-) -> Compilation:
-    """Return one configuration of "keys", "queries" or "all" as ahead-of-time compilation takes it."""
-    function = {
-        "keys": hopper_backward.hopper_keys,
-        "queries": hopper_backward.hopper_queries,
-        "all": hopper_fused.hopper_all,
-    }[kind]
-    constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
-    if kind == "all":
-        constants.pop("IN_REGISTERS")
-        constants["ORDERED"] = ordered
-    types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
+def compilation(kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool) -> Compilation:
+    """Return one configuration of "keys" or "queries" as ahead-of-time compilation takes it."""
+    is_keys = kind == "keys"
+    function = hopper_backward.hopper_keys if is_keys else hopper_backward.hopper_queries
+    constants = (keys_constants if is_keys else queries_constants)(head_dimension, causal, tile)
+    types = _types(dtype, head_dimension, tile, ("q_desc", "g_desc") if is_keys else ("k_desc", "v_desc"))
     signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
-    name = {"keys": "keys-gluon", "queries": "queries-gluon", "all": "ordered-gluon" if ordered else "atomic-gluon"}
     mask = "causal" if causal else "full"
     return Compilation(
         kernel=function.__name__,
-        label=f"attention {name[kind]} {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
+        label=f"attention {kind}-gluon {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
         + " in registers" * tile.in_registers,
         function=function,
         signature=signature,
@@ -271,7 +212,6 @@ def compilation(
         tensor_core=True,
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS},
-        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
     )
 
 
@@ -279,23 +219,19 @@ def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[
     types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
     for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
         types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
-    types |= {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
-    return types | {"sums": "*fp32", "counters": "*i32"}
+    return types | {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
 
 
-def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
-    """The passes over rows: "statistics", and "collect", which writes dQ from its sums."""
-    function = {"statistics": kernels.attention_statistics, "collect": kernels.attention_collect_queries}[kind]
-    block, warps = row_block(head_dimension) if kind == "statistics" else (ALL[head_dimension].rows, WARPS)
+def _statistics_compilation(dtype: str, head_dimension: int) -> Compilation:
+    """The pass that writes the statistics of every row."""
+    function = kernels.attention_statistics
+    block, warps = row_block(head_dimension)
     constants = {"D": head_dimension, "BLOCK_M": block}
-    pointers = dict.fromkeys(("out", "grad_out", "dq"), f"*{dtype}") | dict.fromkeys(
-        ("lse", "statistics", "sums"), "*fp32"
-    )
-    types = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in function.arg_names}
-    signature = {name: "constexpr" if name in constants else type_ for name, type_ in types.items()}
+    pointers = {"out": f"*{dtype}", "grad_out": f"*{dtype}", "lse": "*fp32", "statistics": "*fp32"}
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names}
     return Compilation(
         kernel=function.__name__,
-        label=f"attention {kind} {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
+        label=f"attention statistics {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
         function=function,
         signature=signature,
         constants=constants,
@@ -312,12 +248,8 @@ def compilations(arch: int) -> Iterator[Compilation]:
     if arch != 90:
         return
     for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
-        for kind, shipped in SHIPPED.items():
-            for head_dimension, tile in shipped.items():
-                for ordered in (False, True) if kind == "all" else (False,):
-                    yield compilation(kind, tile, dtype, head_dimension, causal, ordered)
-    for dtype in DTYPES.values():
-        for head_dimension in KEYS:
-            yield _row_compilation("statistics", dtype, head_dimension)
-        for head_dimension in ALL:
-            yield _row_compilation("collect", dtype, head_dimension)
+        for kind, head_dimension in itertools.product(SHIPPED, KEYS):
+            for tile in {tile_of(kind, head_dimension, causal, name): None for name in tuned.BUCKETS}:
+                yield compilation(kind, tile, dtype, head_dimension, causal)
+    for dtype, head_dimension in itertools.product(DTYPES.values(), KEYS):
+        yield _statistics_compilation(dtype, head_dimension)

@@ -368,22 +368,3 @@ def attention_convert_queries(
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     tl.store(pointers, tl.trans(tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit(do_not_specialize=("query_heads", "query_length", "padded_length"))
-def attention_collect_queries(
-    sums, dq, stride_dqb, stride_dqh, stride_dqt, query_heads, query_length, padded_length, scale,
-    D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """dQ from the sums of ``hopper_fused``, a multiple of ``BLOCK_M`` rows long. Grid: (tiles x batch x query heads,).
-
-    In a tile they lie by half of the columns, 8 columns, 8 rows, warp, row, pair of columns, column.
-    """
-    index, first_row = _own_tile(query_length, BLOCK_M, False)
-    own = sums + (tl.cast(index, tl.int64) * padded_length + first_row) * D
-    tile = tl.reshape(tl.load(own + tl.arange(0, BLOCK_M * D)), [2, D // 16, 2, BLOCK_M // 16, 8, 4, 2])
-    tile = tl.reshape(tl.permute(tile, (3, 2, 4, 0, 1, 5, 6)), [BLOCK_M, D])
-    dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
-    pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
-    inside = first_row + tl.arange(0, BLOCK_M) < query_length
-    tl.store(pointers, (scale * tile).to(dq.dtype.element_ty), mask=inside[:, None])

@@ -80,14 +80,14 @@ def backward(
     _require(q, k, v, grad_out=grad_out)
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
         grad_out = grad_out.contiguous()
-    gluon = gluon and not descriptors
+    atomic = need_q and need_kv and not deterministic
+    gluon = gluon and not descriptors and not atomic
     if gluon and hopper_gradients.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None:
-        method = None if deterministic else "atomic"
-        return hopper_gradients.backward(grad_out, q, k, v, out, lse, causal, scale, need_q, need_kv, method)
+        return hopper_gradients.backward(grad_out, q, k, v, out, lse, causal, scale, need_q, need_kv)
     delta = _delta(out, grad_out)
     tensors = {"q": q, "k": k, "v": v, "grad_out": grad_out, "lse": lse, "delta": delta}
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
-    if need_q and need_kv and not deterministic:
+    if atomic:
         return choose_and_launch("atomic", tensors, causal, scale)
     if need_kv:
         _, dk, dv = choose_and_launch("keys", tensors, causal, scale)

@@ -1,6 +1,6 @@
 """The tiles that attention is launched with, and the evidence for each.
 
-No GPU has been at hand: the evidence is ahead-of-time compilation, never a speed. Among tiles that compile without
+The evidence is ahead-of-time compilation, not speed. Among tiles that compile without
 spills (and on sm_90, for 16-bit inputs and D of 64 or more, to wgmma that ptxas does not serialise) large ones are
 taken for long sequences and ones that make more programs for short. The rows of sm_80 stay below 99 KiB of shared
 memory, so that they serve its consumer relatives (8.6, 8.9, 12.0) too. Head dimensions 16 and 32 keep to two warps:

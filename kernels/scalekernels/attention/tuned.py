@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).with_name("tuned.json")
+# ``SCALEKERNELS_TUNED`` names another table, as a session does with what it has just measured.
+FILE = Path(os.environ.get("SCALEKERNELS_TUNED") or Path(__file__).with_name("tuned.json"))
 SHORT = 2048  # the longest sequences of the bucket "short"
 BUCKETS = ("short", "long")
 

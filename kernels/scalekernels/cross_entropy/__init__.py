@@ -4,6 +4,10 @@
     loss = ℓ − z[target] + z_loss · ℓ²            for each token; 0 where target = ignore_index
     ∂loss/∂a_v = (softmax(z)_v · (1 + 2 · z_loss · ℓ) − [v = target]) · (1 − (z_v / softcap)²)
 
+Class weights w and label smoothing s are those of ``F.cross_entropy``; they leave the term of z_loss as it is:
+
+    loss = (1 − s) · w[target] · (ℓ − z[target]) + s/V · Σ_v w_v · (ℓ − z_v) + z_loss · ℓ²
+
 x is (…, C), weight (V, C) in the same dtype (float16, bfloat16, float32), target (…) int64. Tokens go in chunks: a
 library product fills one workspace with the chunk's logits in that dtype, a kernel turns them into losses and, in
 place, into their gradients, and two more products add these to the gradients of weight and x. This happens in the
@@ -20,6 +24,7 @@ compiled forward pass hands to its backward pass must stay as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +40,7 @@ from scalekernels.cross_entropy.cases import (
     Case,
     Loss,
     alternatives,
+    class_weight,
     cost,
     inputs,
     prepared,
@@ -56,27 +62,38 @@ REDUCTIONS = ("mean", "sum", "none")
 def reference(
     x: Tensor, weight: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean",
     softcap: float | None = None, z_loss: float = 0.0,
+    class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return {"loss"} in plain torch, any dtype."""
     logits = x @ weight.T
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    logits = logits if softcap is None or math.isinf(softcap) else softcap * torch.tanh(logits / softcap)
     counted = target != ignore_index
     normaliser = logits.logsumexp(-1)
-    wanted = logits.gather(-1, target.where(counted, 0).unsqueeze(-1)).squeeze(-1)
-    losses = (normaliser - wanted + z_loss * normaliser.square()).where(counted, 0)
+    label = target.where(counted, 0)
+    each = logits.new_ones(weight.shape[0]) if class_weight is None else class_weight.to(logits.dtype)
+    surprise = normaliser.unsqueeze(-1) - logits  # of each class
+    own = each[label] * surprise.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    losses = (1 - label_smoothing) * own + z_loss * normaliser.square()
+    if label_smoothing:
+        losses = losses + label_smoothing / weight.shape[0] * (surprise * each).sum(-1)
+    losses = losses.where(counted, 0)
     if reduction == "none":
         return {"loss": losses}
-    return {"loss": losses.sum() / counted.sum() if reduction == "mean" else losses.sum()}
+    return {"loss": losses.sum() / each[label].where(counted, 0).sum() if reduction == "mean" else losses.sum()}
 
 
 def _walk(
-    x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float, *,
+    x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float,
+    class_weight: Tensor | None, label_smoothing: float, *,
     loss: Tensor | None, row_gradient: Tensor | None, dx: Tensor, dweight: Tensor,
 ) -> None:  # fmt: skip
     """Fill ``loss`` (…), ``dx`` (…, C) and ``dweight`` (V, C), those that are given and not empty, chunk by chunk."""
     x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     classes, rows = weight.shape[0], dx.view(-1, x.shape[-1])
     tokens = _plan(x, weight).tokens if dweight.numel() else memory.chunk_tokens(x.shape[0], classes, x.dtype)
+    smoothing, block, warps = None, kernels.BLOCK, kernels.NUM_WARPS
+    if class_weight is not None:
+        smoothing, block, warps = label_smoothing, kernels.WEIGHED_BLOCK, kernels.WEIGHED_WARPS
     workspace = torch.empty((tokens, memory.row_length(classes)), dtype=x.dtype, device=x.device)
     for start in range(0, x.shape[0], tokens):
         part = slice(start, start + tokens)
@@ -85,9 +102,9 @@ def _walk(
         kernels.losses[(logits.shape[0],)](
             workspace, target[part], None if loss is None else loss.view(-1)[part],
             None if row_gradient is None else row_gradient[part], classes, workspace.stride(0), ignore_index, softcap,
-            z_loss, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=kernels.BLOCK,
-            TILES=kernels.tiles(x.dtype.itemsize, softcap > 0, loss is not None), num_warps=kernels.NUM_WARPS,
-            num_stages=kernels.NUM_STAGES,
+            z_loss, class_weight, smoothing, CAPPED=softcap > 0, GRADIENT=dx.numel() + dweight.numel() > 0, BLOCK=block,
+            TILES=kernels.tiles(x.dtype.itemsize, softcap > 0, loss is not None, class_weight is not None),
+            num_warps=warps, num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
         if dx.numel():
             torch.mm(logits, weight, out=rows[part])
@@ -124,27 +141,40 @@ def _require(x: Tensor, weight: Tensor, target: Tensor, ignore_index: int) -> No
 @torch.library.custom_op("scalekernels::linear_cross_entropy", mutates_args=())
 def _loss(
     x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, reduction: str, softcap: float, z_loss: float,
-    x_gradient: bool, weight_gradient: bool,
+    x_gradient: bool, weight_gradient: bool, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, share of a token in it, gradient for x in its dtype, gradient for weight in the plan's dtype).
 
     The last three are empty where they are not asked for, and for ``reduction="none"``. ``softcap`` 0 means none. The
     gradients are those of the loss, but for float16 those of the sum, still to be multiplied by the share.
+    ``class_weight`` is float32 (V + 1,), contiguous, with the sum at its end; there where ``label_smoothing`` is not 0.
     """
     _require(x, weight, target, ignore_index)
     dx, dweight = _gradients(x, weight, x_gradient and reduction != "none", weight_gradient and reduction != "none")
     losses = torch.empty(target.shape, dtype=torch.float32, device=x.device)
-    counted = (target != ignore_index).sum() if reduction == "mean" else losses.new_ones((), dtype=torch.int64)
-    share = 1 / counted.clamp(min=1).float()
+    counted, share = _counted(target, ignore_index, class_weight if reduction == "mean" else None)
+    if reduction != "mean":
+        counted, share = torch.ones_like(counted), torch.ones_like(share)
     weighed = reduction == "mean" and x.dtype != torch.float16 and dx.numel() + dweight.numel() > 0
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         _walk(
-            x, weight, target, ignore_index, softcap, z_loss, loss=losses,
+            x, weight, target, ignore_index, softcap, z_loss, class_weight, label_smoothing, loss=losses,
             row_gradient=share.repeat(target.numel()) if weighed else None, dx=dx, dweight=dweight,
         )  # fmt: skip
     if reduction == "none":
         return losses, losses.new_empty(0), dx, dweight
     return losses.sum() / counted, share, dx, dweight
+
+
+def _counted(target: Tensor, ignore_index: int, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what a mean divides by, the number or the weight of targets, and its inverse; 0 for a weight of 0."""
+    counted = target != ignore_index
+    if class_weight is None:
+        number = counted.sum()
+        return number, 1 / number.clamp(min=1).float()
+    # A target out of range has a loss of nan, whatever weight it takes part with.
+    total = class_weight[target.clamp(0, class_weight.shape[0] - 2)].where(counted, 0).sum()
+    return total, (1 / total).where(total > 0, 0)
 
 
 def _gradients(x: Tensor, weight: Tensor, x_gradient: bool, weight_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -158,7 +188,7 @@ def _gradients(x: Tensor, weight: Tensor, x_gradient: bool, weight_gradient: boo
 @_loss.register_fake
 def _(
     x: Tensor, weight: Tensor, target: Tensor, _ignore_index: int, reduction: str, _softcap: float, _z_loss: float,
-    x_gradient: bool, weight_gradient: bool,
+    x_gradient: bool, weight_gradient: bool, _class_weight: Tensor | None = None, _label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     scalar = reduction != "none"
     loss = x.new_empty(() if scalar else target.shape, dtype=torch.float32)
@@ -169,13 +199,13 @@ def _(
 @torch.library.custom_op("scalekernels::linear_cross_entropy_gradients", mutates_args=())
 def _recomputed(
     row_gradient: Tensor, x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float,
-    x_gradient: bool, weight_gradient: bool,
+    x_gradient: bool, weight_gradient: bool, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of Σ row_gradient · loss, from scratch: for x in its dtype, for weight in the plan's; empty unasked."""
     dx, dweight = _gradients(x, weight, x_gradient, weight_gradient)
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         _walk(
-            x, weight, target, ignore_index, softcap, z_loss, loss=None,
+            x, weight, target, ignore_index, softcap, z_loss, class_weight, label_smoothing, loss=None,
             row_gradient=row_gradient.reshape(-1).float().contiguous(), dx=dx, dweight=dweight,
         )  # fmt: skip
     return dx, dweight
@@ -184,7 +214,8 @@ def _recomputed(
 @_recomputed.register_fake
 def _(
     _row_gradient: Tensor, x: Tensor, weight: Tensor, _target: Tensor, _ignore_index: int, _softcap: float,
-    _z_loss: float, x_gradient: bool, weight_gradient: bool,
+    _z_loss: float, x_gradient: bool, weight_gradient: bool, _class_weight: Tensor | None = None,
+    _label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _gradients(x, weight, x_gradient, weight_gradient)
 
@@ -224,16 +255,16 @@ def _(_gradient: Tensor, _factor: Tensor) -> None:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready = inputs
+    x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready, class_weight, smoothing = inputs
     _, share, dx, dweight = output
     ctx.mark_non_differentiable(share, dx, dweight)
     ctx.set_materialize_grads(False)  # else zeros as large as dweight would be made for it
-    ctx.numbers = ignore_index, softcap, z_loss
+    ctx.numbers, ctx.smoothing = (ignore_index, softcap, z_loss), smoothing
     missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
     # Not among the saved tensors: the backward pass changes them and gives them away, so that nothing may hold them.
     # Missing: the operation was called without its flags.
     ctx.gradients = None if ctx.reduction == "none" or missing else (dx, dweight)
-    ctx.save_for_backward(share, x, weight, target)
+    ctx.save_for_backward(share, x, weight, target, class_weight)
 
 
 class _OnceOnly(torch.autograd.Function):
@@ -259,19 +290,21 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     with torch.no_grad():
         gradients = _first_gradients(ctx, grad)
     if torch.is_grad_enabled():  # create_graph=True
-        _, x, weight, _ = ctx.saved_tensors
+        _, x, weight, _, _ = ctx.saved_tensors
         gradients = tuple(None if one is None else _once_only(one, grad, x, weight) for one in gradients)
-    return *gradients, None, None, None, None, None, None, None
+    return *gradients, *[None] * 9
 
 
 def _first_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = tuple(ctx.needs_input_grad[:2])
-    share, x, weight, target = ctx.saved_tensors
+    share, x, weight, target, class_weight = ctx.saved_tensors
     late = x.dtype == torch.float16  # the share is still to come
     made, ctx.gradients = ctx.gradients, None
     if made is None:
         rows = grad if ctx.reduction == "none" else (torch.ones_like(share) if late else share).expand(target.shape)
-        made = torch.ops.scalekernels.linear_cross_entropy_gradients(rows, x, weight, target, *ctx.numbers, *wanted)
+        made = torch.ops.scalekernels.linear_cross_entropy_gradients(
+            rows, x, weight, target, *ctx.numbers, *wanted, class_weight, ctx.smoothing
+        )
     if ctx.reduction == "none":
         made = tuple(gradient.to(x.dtype) for gradient in made)
     else:
@@ -296,16 +329,17 @@ _loss.register_autograd(_backward, setup_context=_setup)
 
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean",
-    softcap: float | None = None, z_loss: float = 0.0,
+    softcap: float | None = None, z_loss: float = 0.0, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Return the cross entropy of ``x @ weight.T`` against ``target`` in nats, float32: a number, or (…) for "none".
 
     x (…, C) and weight (V, C) share a dtype; under ``torch.autocast`` both are cast as ``F.linear`` would. As in
     ``F.cross_entropy``, the mean is over targets other than ``ignore_index`` and nan (with gradients of 0) when there
     are none, and a target out of range raises ``IndexError`` on a CPU; on a GPU, where checking would wait for the
-    device, its loss and gradients are nan. ``softcap`` caps the logits by tanh, ``z_loss`` weighs the squared log of
-    the normaliser. Raises ``ValueError`` for a wrong shape, device or option, ``TypeError`` for a wrong dtype, and
-    ``RuntimeError`` for a second derivative or one in forward mode.
+    device, its loss and gradients are nan. ``class_weight`` (V,) and ``label_smoothing`` are its ``weight`` and
+    ``label_smoothing``. ``softcap`` caps the logits by tanh, infinity as None not at all; ``z_loss`` weighs the squared
+    log of the normaliser, the same for every class. Raises ``ValueError`` for a wrong shape, device or option,
+    ``TypeError`` for a wrong dtype, and ``RuntimeError`` for a second derivative or one in forward mode.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; allowed: {', '.join(REDUCTIONS)}")
@@ -313,21 +347,46 @@ def linear_cross_entropy(
         raise ValueError(f"softcap is {softcap}; it must be above 0, or None for no cap")
     if not z_loss >= 0:
         raise ValueError(f"z_loss is {z_loss}; it must be 0 or above")
+    if softcap is not None and math.isinf(softcap):
+        softcap = None
+    class_weight = _classes_weighed(weight, class_weight, label_smoothing)
     refuse_tangents("linear_cross_entropy", x=x, weight=weight)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     wanted = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
     return torch.ops.scalekernels.linear_cross_entropy(
-        x, weight, target, ignore_index, reduction, softcap or 0.0, z_loss, *wanted
+        x, weight, target, ignore_index, reduction, softcap or 0.0, z_loss, *wanted, class_weight, label_smoothing
     )[0]
+
+
+def _classes_weighed(weight: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
+    """Return what the kernels take: float32 weights, ones where only labels are smoothed, and their sum; or None."""
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be between 0 and 1")
+    if class_weight is None:
+        if not label_smoothing:
+            return None
+        class_weight = weight.detach().new_ones(weight.shape[:1], dtype=torch.float32)
+    if class_weight.shape != weight.shape[:1]:
+        needed = f"weight of {tuple(weight.shape)} needs {tuple(weight.shape[:1])}"
+        raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}; {needed}")
+    if not class_weight.is_floating_point():
+        raise TypeError(f"class_weight is {class_weight.dtype}; it must be floating point")
+    if class_weight.requires_grad:
+        raise ValueError("class_weight requires a gradient, which linear_cross_entropy does not give: detach it")
+    require_device(weight=weight, class_weight=class_weight)
+    each = class_weight.float()
+    return torch.cat([each, each.sum().view(1)])
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """The oracle by ``reference`` in float64: {"loss"}, or with ``backward`` {"x", "weight"}, their gradients."""
 
     def losses(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        return reference(x, weight, target, reduction="none", softcap=case.softcap, z_loss=case.z_loss)["loss"]
+        weights = class_weight(case, x.device, x.dtype)
+        options = {"softcap": case.softcap, "z_loss": case.z_loss, "class_weight": weights}
+        return reference(x, weight, target, reduction="none", label_smoothing=case.smoothing, **options)["loss"]  # type: ignore[arg-type]
 
     return oracle.exact_results(case, inputs, backward, losses)
 
@@ -341,5 +400,6 @@ def _triton(case: Case) -> Loss:
     if reason := unavailable_reason():
         raise Unavailable(reason)
     return lambda x, weight, target: linear_cross_entropy(
-        x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss
-    )
+        x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss,
+        class_weight=class_weight(case, x.device), label_smoothing=case.smoothing,
+    )  # fmt: skip

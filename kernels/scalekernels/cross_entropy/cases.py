@@ -19,7 +19,10 @@ Run = Callable[[], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """``tokens`` vectors of ``width`` against ``classes``; ``ignored`` says whether some targets are ignore_index."""
+    """``tokens`` vectors of ``width`` against ``classes``; ``ignored`` says whether some targets are ignore_index.
+
+    ``weighed`` gives classes the weights of :func:`class_weight`, with ``smoothing`` of labels.
+    """
 
     tokens: int
     width: int
@@ -29,13 +32,23 @@ class Case:
     softcap: float | None = None
     z_loss: float = 0.0
     ignored: bool = False
+    weighed: bool = False
+    smoothing: float = 0.0
 
     @property
     def label(self) -> str:
         """What tells this case from the others."""
         dtype = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
         extras = f"{f' cap{self.softcap:g}' if self.softcap else ''}{f' z{self.z_loss:g}' if self.z_loss else ''}"
+        extras += " weighed" * self.weighed + (f" smoothed {self.smoothing:g}" if self.smoothing else "")
         return f"{self.tokens}x{self.width}x{self.classes} {dtype} {self.reduction}{extras}{' ignored' * self.ignored}"
+
+
+def class_weight(case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """Return the weights of a case's classes, (V,), eighths from 1/2 to 11/8, which every dtype holds exactly."""
+    if not case.weighed:
+        return None
+    return 0.5 + (torch.arange(case.classes, device=device) % 8).to(dtype) / 8
 
 
 def cost(case: Case, backward: bool) -> Cost:
@@ -87,7 +100,9 @@ def _torch(case: Case) -> Loss:
         logits = F.linear(x, weight)
         logits = logits if case.softcap is None else case.softcap * torch.tanh(logits / case.softcap)
         if not case.z_loss:
-            return F.cross_entropy(logits, target, reduction=case.reduction)
+            weights = class_weight(case, logits.device, logits.dtype)
+            options = {"reduction": case.reduction, "label_smoothing": case.smoothing}
+            return F.cross_entropy(logits, target, weights, **options)  # type: ignore[arg-type]
         losses = F.cross_entropy(logits, target, reduction="none")
         counted = target != -100
         losses = losses + (case.z_loss * logits.logsumexp(-1).square()).where(counted, 0)
@@ -101,8 +116,8 @@ def _torch(case: Case) -> Loss:
 def _torch_fused(case: Case) -> Loss:
     if not hasattr(F, "linear_cross_entropy"):
         raise Unavailable(f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy")
-    if case.softcap or case.z_loss:
-        raise Unavailable("torch.nn.functional.linear_cross_entropy has neither softcap nor z_loss")
+    if case.softcap or case.z_loss or case.weighed or case.smoothing:
+        raise Unavailable("torch.nn.functional.linear_cross_entropy has no softcap, z_loss or class weights here")
     options = torch.nn.LinearCrossEntropyOptions()
     return lambda x, weight, target: F.linear_cross_entropy(
         x, weight, target, reduction=case.reduction, options=options
@@ -114,6 +129,8 @@ def _liger(case: Case) -> Loss:
         raise Unavailable("liger_kernel is not installed")
     if not torch.cuda.is_available():
         raise Unavailable("Liger's kernels need a CUDA device")
+    if case.weighed or case.smoothing:
+        raise Unavailable("Liger's fused linear cross entropy is compared without class weights and smoothing")
     if case.reduction == "none":
         raise Unavailable("Liger's fused linear cross entropy has no gradient for reduction none")
     from liger_kernel.transformers import functional  # type: ignore[import-not-found]
@@ -159,6 +176,11 @@ LADDER = tuple(Case(8192, width, 50257, torch.bfloat16) for width in (768, 1024,
 LARGER = (
     Case(65536, 768, 256, torch.bfloat16),  # 8 chunks, weight's gradient summed in float32
     Case(17000, 1720, 1000, torch.bfloat16),  # 3 chunks, summed in bfloat16
+    *(
+        Case(150, 96, 5000, torch.bfloat16, reduction, softcap, 0.0, True, True, 0.1)
+        for reduction in ("mean", "sum", "none")
+        for softcap in (None, 15.0)
+    ),
 )
 # Where speed is judged: the vocabulary of GPT-2 rounded up to 64, as models are trained.
 GOALS = tuple(Case(8192, width, 50304, torch.bfloat16) for width in (768, 2048))

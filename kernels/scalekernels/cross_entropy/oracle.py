@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scalekernels.cross_entropy.cases import Case, Loss
+from scalekernels.cross_entropy.cases import Case, Loss, class_weight
 
 BLOCK_BYTES = 512 << 20  # of a block's logits in float64; autograd holds a few tensors of this size
 
@@ -22,6 +22,8 @@ def exact_results(
     x, weight = (inputs[name].detach().double().requires_grad_(backward) for name in ("x", "weight"))
     target = inputs["target"]
     counted = (target != -100).sum().double()
+    if (weights := class_weight(case, target.device, torch.float64)) is not None:
+        counted = weights[target[target != -100]].sum()
     share = 1 / counted if case.reduction == "mean" else torch.ones_like(counted)
     rows = max(block_bytes // (8 * case.classes), 1)
     each: list[Tensor] = []

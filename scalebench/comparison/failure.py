@@ -1,0 +1,20 @@
+"""How a provider failed, as columns of its row."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import torch
+from scalekernels.providers import Unavailable
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return the columns that say how a provider failed; ``Unavailable`` is a state, not a failure."""
+    status = "unavailable" if isinstance(error, Unavailable) else "failed"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        status = "oom"
+    if status == "failed":
+        traceback.print_exception(error)
+    message = str(error).strip()[:2000] or "no message"
+    return {"status": status, "error_class": type(error).__name__, "error_message": message}

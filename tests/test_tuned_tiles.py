@@ -1,0 +1,99 @@
+"""The table of measured tiles: what is adopted from a session, what the launches read, and that the file is sound."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import tuning
+from scalekernels.attention import hopper, hopper_gradients, tuned
+from scalekernels.attention.hopper import GluonTile
+from scalekernels.attention.hopper_gradients import BackwardTile
+
+VERSIONS = {"date": "2030-01-02", "device": "D", "torch": "2", "triton": "3", "ptxas": "13", "python": "3"}
+CASE = {"operation": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "length": 8192}
+
+
+def row(time_s: float, stages: int, *, shipped: bool = False, **changes: Any) -> dict[str, Any]:
+    tile = {"block_n": 128, "stages": stages}
+    return {**CASE, "tile": tile, "time_median_s": time_s, "tflops": 1 / time_s, "shipped": shipped, "problem": None,
+            **changes}  # fmt: skip
+
+
+def adopted(*rows: dict[str, Any], table: dict[str, Any] | None = None) -> dict[str, Any]:
+    return tuning.adopted(table or {"rows": []}, {"versions": VERSIONS, "winners": list(rows)})
+
+
+def test_the_fastest_right_row_is_adopted_with_what_it_was_measured_by():
+    wrong = row(0.1, 9, problem="result 0 differs")
+    failed = {**CASE, "tile": {}, "problem": "out of resources", "shipped": False}
+    found = adopted(row(1.0, 2, shipped=True), wrong, failed, row(0.9, 3), row(0.95, 4))
+    assert found["sessions"] == {"2030-01-02": {"device": "D", "torch": "2", "triton": "3", "ptxas": "13"}}
+    (only,) = found["rows"]
+    assert only == {
+        "kernel": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "length": 8192,
+        "tile": {"block_n": 128, "stages": 3}, "time_median_s": 0.9, "tflops": 1 / 0.9, "session": "2030-01-02",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("time_s", "stages"), [(0.995, 2), (0.985, 3)])
+def test_the_shipped_tile_stays_where_no_other_is_clearly_faster(time_s, stages):
+    assert adopted(row(1.0, 2, shipped=True), row(time_s, 3))["rows"][0]["tile"]["stages"] == stages
+
+
+def test_rows_that_were_not_measured_stay_and_sessions_without_rows_go():
+    table = {
+        "sessions": {"old": {"device": "A"}, "older": {"device": "B"}},
+        "rows": [
+            {"kernel": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "session": "older"},
+            {"kernel": "keys", "head_dimension": 64, "causal": True, "bucket": "long", "session": "old"},
+        ],
+    }
+    found = adopted(row(1.0, 2), table=table)
+    assert set(found["sessions"]) == {"old", "2030-01-02"}
+    assert [one["kernel"] for one in found["rows"]] == ["forward", "keys"]
+    assert found["rows"][1] == table["rows"][1]
+
+
+def test_the_file_is_written_as_it_is_read(tmp_path, monkeypatch):
+    path, session = tmp_path / "tuned.json", tmp_path / "tune.json"
+    path.write_text('{"rows": []}')
+    session.write_text(json.dumps({"versions": VERSIONS, "winners": [row(1.0, 5)]}))
+    monkeypatch.setattr(tuned, "FILE", path)
+    tuned._table.cache_clear()
+    try:
+        assert tuning.main(["--adopt", str(session)]) == 0
+        assert tuned.row("forward", 64, True, "long") == {"block_n": 128, "stages": 5}
+        assert tuned.row("forward", 64, True, "short") is None
+        assert tuning.main(["--adopt", str(session)]) == 0
+        assert len(json.loads(path.read_text())["rows"]) == 1
+    finally:
+        tuned._table.cache_clear()
+
+
+def test_buckets():
+    assert [tuned.bucket(*lengths) for lengths in ((2048, 1), (1, 2049), (8192, 8192))] == ["short", "long", "long"]
+
+
+def test_every_row_of_the_file_is_a_tile_that_is_shipped():
+    table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
+    places = [tuning._place(one) for one in table["rows"]]
+    assert places == sorted(set(places))
+    for one in table["rows"]:
+        assert one["session"] in table["sessions"]
+        case = (one["head_dimension"], one["causal"], one["bucket"])
+        assert tuned.bucket(one["length"], one["length"]) == one["bucket"]
+        if one["kernel"] == "forward":
+            assert hopper.FORWARD[case] == GluonTile(**one["tile"])
+        else:
+            assert hopper_gradients.tile_of(one["kernel"], *case) == BackwardTile(**one["tile"])
+
+
+def test_rows_tell_what_they_measured():
+    found = {one.name: one for one in tuning.tunables()}
+    assert found["keys D64 T1024 causal"].case == {
+        "operation": "keys", "head_dimension": 64, "causal": True, "bucket": "short", "length": 1024,
+    }  # fmt: skip
+    jobs = [(job["tunable"].split()[0], job["candidate"]) for job in tuning.candidate_jobs()]
+    assert len(jobs) > len(set(jobs)) > 10  # the same tile at several head dimensions, no machine code twice
