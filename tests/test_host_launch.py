@@ -1,0 +1,95 @@
+"""Every provider of ours is launched through Triton's real binder and launchers, on a driver that only checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton
+from scalekernels import OPERATIONS
+from support import REPOSITORY, SOURCE_PATH
+
+PROGRAM, SOURCE = (Path(__file__).with_name(f"stub_driver.{suffix}") for suffix in ("py", "c"))
+PATHS = os.pathsep.join([SOURCE_PATH, str(REPOSITORY / "kernels" / "tools"), str(PROGRAM.parent)])
+HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+PROVIDERS = {
+    "attention": {"triton", "triton-pointers", "triton-atomic", "triton-descriptors"},
+    "cross_entropy": {"triton"},
+    "norm": {"triton"},
+    "optimizer": {"triton", "triton-bf16-state", "triton-int8-state"},
+    "rotary": {"triton"},
+}
+BROKEN = {
+    "sound": None,
+    "options": "duplicate argument 'options'",
+    "misaligned": "Failed to create tensor map descriptor",
+    "threads": "out of resource: threads",
+    "grid": "an empty grid",
+}
+
+
+def compiler() -> str:
+    """The C compiler; skips the test where it, or what it includes, is missing."""
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if found is None:
+        pytest.skip("no C compiler")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        pytest.skip("no Python.h, which Triton's launcher is compiled with")
+    if not (HEADERS / "cuda.h").exists():
+        pytest.skip("this Triton brings no cuda.h")
+    return found
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stub driver as Triton looks for it."""
+    folder = tmp_path_factory.mktemp("stub")
+    command = [compiler(), "-shared", "-fPIC", f"-I{HEADERS}", str(SOURCE), "-o", str(folder / "libcuda.so.1")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def launched(stub: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """What the program printed, and what the driver said."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": PATHS, "LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub)}
+    environment["TRITON_CACHE_DIR"] = str(stub / "cache")
+    command = [sys.executable, str(PROGRAM), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, done.stderr
+
+
+@pytest.mark.slow
+def test_every_provider_is_launched_forward_and_backward(stub: Path) -> None:
+    found, said = launched(stub, *OPERATIONS)
+    assert set(found) == set(PROVIDERS)
+    for operation, result in found.items():
+        assert not result["problems"], operation
+        counts = {key: count for key, count in result["launches"].items() if isinstance(count, int)}
+        assert all(counts.values()), {operation: counts}
+        assert {key.split()[0] for key in counts} == PROVIDERS[operation]
+        unavailable = {" ".join(key.split()[:2]) for key in result["launches"].keys() - counts.keys()}
+        steps = {f"{provider} backward" for provider in PROVIDERS["optimizer"]}
+        assert unavailable == {"attention": {"triton-atomic forward"}, "optimizer": steps}.get(operation, set())
+    total = sum(count for result in found.values() for count in result["launches"].values() if isinstance(count, int))
+    assert said.count("stub driver: launch: ok") == total
+    assert "stub driver: descriptor: ok" in said
+
+
+def test_what_is_broken_is_refused(stub: Path) -> None:
+    found, said = launched(stub, "--broken", *BROKEN)
+    for name, expected in BROKEN.items():
+        problem = found[name]["problems"].get(name)
+        assert problem is None if expected is None else problem and expected in problem, (name, problem)
+    assert "stub driver: descriptor: a base that is no multiple of 16 bytes" in said
+    assert said.count("stub driver: launch: ok") == 1
