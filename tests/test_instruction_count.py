@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-import instruction_count
 import machine_code
 import pytest
+import sass
 
 SASS = """
 .L_x_1:
@@ -31,8 +31,8 @@ SASS = """
 
 
 def test_the_innermost_loop_with_wide_loads_is_counted() -> None:
-    assert instruction_count.wide_loop_instructions(SASS) == 3
-    assert instruction_count.wide_loop_instructions(SASS.replace(".128", "")) == 0
+    assert sass.wide_loop_instructions(*sass.parsed(SASS)) == 3
+    assert sass.wide_loop_instructions(*sass.parsed(SASS.replace(".128", ""))) == 0
 
 
 def test_loads_with_hints_for_the_caches_are_seen() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import sass
 import triton
-from instruction_count import disassembled, wide_loop_instructions
 from scalekernels.compilation import Compilation
 from scalekernels.device import assembler
 from triton import knobs
@@ -203,7 +202,7 @@ def _asynchronous(cubin: bytes) -> dict[str, Any]:
 
 def loop_instructions(compilation: Compilation, cubin: bytes) -> int:
     """Return the instructions of the kernel's main loop, or 0 where no limit asks for them."""
-    return wide_loop_instructions(disassembled(cubin)) if compilation.most_instructions else 0
+    return sass.wide_loop_instructions(*sass.disassembled(cubin)) if compilation.most_instructions else 0
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Read disassembled machine code of Hopper (nvdisasm) around its matrix products, which are asynchronous.
+"""Read disassembled machine code of Hopper (nvdisasm): its loops, and what runs beside its asynchronous products.
 
-Do exponentials run while a product is in flight? Are registers that a product in flight may still read written again,
-as some releases of ptxas before 13.3 do (triton pull request 11781)?
+How many instructions has a loop? Do exponentials run while a product is in flight? Are registers that a product in
+flight may still read written again, as some releases of ptxas before 13.3 do (triton pull request 11781)?
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)")
 _LEFT_OPERAND = re.compile(r"HGMMA\S*\s+R\d+,\s+R(\d+),")  # in registers: four of them
 _WRITTEN = re.compile(r"^(?:@!?U?P\d+\s+)?(\S+)\s+(?:U?P\w+,\s*)*R(\d+)\b")
 _WRITES_NOTHING = ("ST", "RED", "BRA", "ISETP", "FSETP", "BAR", "WARPGROUP", "SYNCS", "UTMA", "R2UR", "HGMMA")
+_WIDE_LOAD = re.compile(r"\bLDG\.\S*\b128\b")
 _LEAVES = re.compile(r"\b(EXIT|USETMAXREG)\b")
 
 
@@ -114,3 +115,15 @@ def _overwriting(walk: Sequence[str]) -> Iterator[str]:
             groups = [set()]
         elif any(register in group for register in written(line) for group in groups):
             yield line
+
+
+def wide_loop_instructions(instructions: Sequence[str], labels: dict[str, int]) -> int:
+    """Return the instructions of the longest innermost loop that loads 16 bytes at once; 0 where there is none.
+
+    Loops that load less at a time are those for tails and unaligned tensors.
+    """
+    jumps = ((at, _JUMP.search(instruction)) for at, instruction in enumerate(instructions))
+    loops = [(labels[jump[1]], at + 1) for at, jump in jumps if jump and labels[jump[1]] < at]
+    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    wide = [(a, b) for a, b in innermost if any(_WIDE_LOAD.search(text) for text in instructions[a:b])]
+    return max((b - a for a, b in wide), default=0)

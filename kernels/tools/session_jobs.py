@@ -62,9 +62,13 @@ def urgency(case: Any, goal: bool) -> int:
 
 
 def source_sha256(operation: str) -> str:
-    """Return 16 hex digits over the source of an operation: what was right stays right while it does not change."""
+    """Return 16 hex digits over the source of an operation: what was right stays right while it does not change.
+
+    What operations share, such as the rule of acceptance, counts too.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in (SOURCES / operation).rglob("*") if p.suffix in (".py", ".json")):
+    own = (path for path in (SOURCES / operation).rglob("*") if path.suffix in (".py", ".json"))
+    for path in sorted((*own, *SOURCES.glob("*.py"))):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

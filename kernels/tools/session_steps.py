@@ -15,7 +15,7 @@ from typing import Any
 import session_jobs
 from session import KERNELS, RESERVE_S, ROOT, Session, Step
 from session_measures import measuring_steps
-from session_pool import Job, Pool
+from session_pool import Pool
 
 TOOLS = KERNELS / "tools"
 GPU_MEMORY_SHARE = 0.75  # of the device, for all checks that run together
@@ -96,7 +96,8 @@ def _previous(session: Session, folder: Path) -> list[str]:
     if (path := folder / "check.json").exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         session.versions_before, found = before.get("versions", {}), before["checks"]
-        session.checks = {name: check for name, check in found.items() if check["status"] == "ok"}
+        today = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
+        session.checks = {name: check for name, check in found.items() if _still_right(name, check, today)}
         done.append(f"{len(session.checks)} checks")
     if (path := folder / "tune.json").exists():
         session.tuned = json.loads(path.read_text(encoding="utf-8"))["winners"]
@@ -104,6 +105,11 @@ def _previous(session: Session, folder: Path) -> list[str]:
         session.command("tar", "-xJf", path, "-C", session.work)
         done.append("compiled kernels")
     return done
+
+
+def _still_right(name: str, check: dict[str, Any], today: dict[str, str]) -> bool:
+    """Whether an earlier check was right and is of today's source; what names no operation is checked each time."""
+    return check["status"] == "ok" and check.get("source") == today.get(_operation(name), "changed")
 
 
 VERSIONS = """
@@ -203,7 +209,7 @@ def checks(session: Session) -> str:
     """Check every shipped configuration that is not known to be right by the same source, most urgent first."""
     sources = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
     jobs = session_jobs.check_jobs(session.device, session.operations)
-    jobs = [job for job in jobs if not _known(session, job, sources)]
+    jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
         jobs += session_jobs.training_jobs(session.device)
         jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
@@ -228,11 +234,6 @@ def _statuses(session: Session) -> list[str]:
 
 def _operation(name: str) -> str:
     return name.partition(":")[0]
-
-
-def _known(session: Session, job: Job, sources: dict[str, str]) -> bool:
-    before = session.checks.get(job.name)
-    return before is not None and before.get("source") == sources.get(_operation(job.name), "")
 
 
 def coverage(session: Session) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from scalekernels.attention.hopper import DTYPES, described, type_of
 from scalekernels.compilation import Compilation
 
 ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
-LOG2_E = 1.4426950408889634
 STATISTICS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 WARPS = 4  # of the first partition, which is what a launch names; the others are added by the compiler
 # Registers of a thread: at the start, as a consumer, as the producer (in the kernels). An SM has 65,536; the producer's
@@ -97,17 +96,12 @@ def backward(
     return dq, dk, dv
 
 
-def row_block(head_dimension: int) -> tuple[int, int]:
-    """Return rows and warps of a program of the pass for the statistics, as in ``launch.row_tile``."""
-    return (128, 8) if head_dimension == 64 else (64, 4)
-
-
 def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
     """Return (2, B, Hq, padded Tq) in float32: log-sum-exp, and row sums of out x grad_out; zeros in the padding."""
     batch, heads, length, head_dimension = out.shape
     padded = tiles.padded(length)
     statistics = torch.empty((2, batch, heads, padded), dtype=torch.float32, device=out.device)
-    block, warps = row_block(head_dimension)
+    block, _, warps, _ = tiles.row_tile(head_dimension)
     arguments: dict[str, Any] = {"out": out, "grad_out": grad_out, "lse": lse, "statistics": statistics}
     arguments |= _strides(o=out, g=grad_out)
     arguments |= {"query_heads": heads, "query_length": length, "padded_length": padded}
@@ -174,7 +168,7 @@ def _sizes(q: Tensor, k: Tensor, statistics: Tensor, scale: float) -> dict[str, 
     return {
         "batches": q.shape[0], "query_heads": q.shape[1], "group": q.shape[1] // k.shape[1],
         "query_length": q.shape[2], "key_length": k.shape[2], "padded_length": statistics.shape[3],
-        "scale": scale, "scale_log2": scale * LOG2_E,
+        "scale": scale, "scale_log2": scale * tiles.LOG2_E,
     }  # fmt: skip
 
 
@@ -225,7 +219,7 @@ def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[
 def _statistics_compilation(dtype: str, head_dimension: int) -> Compilation:
     """The pass that writes the statistics of every row."""
     function = kernels.attention_statistics
-    block, warps = row_block(head_dimension)
+    block, _, warps, _ = tiles.row_tile(head_dimension)
     constants = {"D": head_dimension, "BLOCK_M": block}
     pointers = {"out": f"*{dtype}", "grad_out": f"*{dtype}", "lse": "*fp32", "statistics": "*fp32"}
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names}

@@ -14,19 +14,10 @@ from torch import Tensor
 from scalekernels.attention import hopper, hopper_forward, hopper_gradients, kernels, tiles
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
-from scalekernels.attention.tiles import Tile, like
+from scalekernels.attention.tiles import LOG2_E, Tile, like, row_tile
 from scalekernels.attention.tuning import choose
 from scalekernels.compilation import Compilation
 from scalekernels.device import INTERPRETED, require_device
-
-LOG2_E = 1.4426950408889634  # exponentials are taken to the base 2, which is what the hardware has
-
-
-def row_tile(head_dimension: int) -> Tile:
-    """Return the tile of the passes that read and write each element once; at D 64 four warps spill on sm_100."""
-    rows, warps = (128, 8) if head_dimension == 64 else (64, 4)
-    return Tile(block_m=rows, block_n=1, warps=warps, stages=1)
-
 
 _POINTERS_FLOAT32 = ("lse", "delta", "sums")
 

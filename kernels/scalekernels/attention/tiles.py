@@ -65,6 +65,7 @@ from torch import Tensor
 
 HEAD_DIMENSIONS = (16, 32, 64, 128, 256)
 DTYPES_OF_WIDTH = {16: ("fp16", "bf16"), 32: ("fp32",)}
+LOG2_E = 1.4426950408889634  # exponentials are taken to the base 2, which is what the hardware has
 SHORT = 1024  # lengths up to here, of queries and of keys, use the rows called short
 
 
@@ -206,6 +207,12 @@ def rows(arch: int) -> Iterator[tuple[Row, Mapping[str, Tile]]]:
         if row.architecture == arch:
             takes = takes_descriptors(row)
             yield row, {kind: tile for kind, tile in _by_kind(row).items() if takes or "descriptors" not in kind}
+
+
+def row_tile(head_dimension: int) -> Tile:
+    """Return the tile of the passes that read and write each element once; at D 64 four warps spill on sm_100."""
+    rows, warps = (128, 8) if head_dimension == 64 else (64, 4)
+    return Tile(block_m=rows, block_n=1, warps=warps, stages=1)
 
 
 def like(tensor: Tensor) -> Tensor:
