@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	$(BIN)/pytest tests/bench_*.py --benchmark-enable --benchmark-only
+	$(BIN)/pytest experiments/bench_*.py --benchmark-enable --benchmark-only
 
 # Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
 kernels: $(READY)
@@ -52,7 +52,7 @@ gpu-carry:
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
 coverage: $(READY)
-	$(BIN)/python tests/coverage_laws.py
+	$(BIN)/python experiments/coverage_laws.py
 
 report: $(READY)
 	$(BIN)/scalebench report results --output report.html

@@ -23,10 +23,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from scalebench.comparison import compare
     from scalebench.laws import fit
-    from scalebench.planning import load_study, plan
     from scalebench.reporting import report
+    from scalebench.running.planning import load_study, plan
+    from scalebench.running.sweep import run
     from scalebench.store import load_results
-    from scalebench.sweep import run
 
 __all__ = ["compare", "fit", "load_results", "load_study", "plan", "report", "run"]
 
@@ -35,10 +35,10 @@ _HOME = {
     "compare": "scalebench.comparison",
     "fit": "scalebench.laws",
     "load_results": "scalebench.store",
-    "load_study": "scalebench.planning",
-    "plan": "scalebench.planning",
+    "load_study": "scalebench.running.planning",
+    "plan": "scalebench.running.planning",
     "report": "scalebench.reporting",
-    "run": "scalebench.sweep",
+    "run": "scalebench.running.sweep",
 }
 
 

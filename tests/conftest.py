@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import SMALL, SOURCE_PATH
 
-from scalebench.cli import main
+from scalebench.cli.app import main
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -44,7 +44,7 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
     def command(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "scalebench.cli", *map(str, arguments)],
+            [sys.executable, "-m", "scalebench.cli.app", *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=timeout,

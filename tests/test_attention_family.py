@@ -10,13 +10,13 @@ import torch
 from support import saved_for_backward, train_spec
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench.collectors.time import StepClock
 from scalebench.data.retrieval import CHANNELS, FEATURES, KEY, SHARPNESS, Retrieval, answer, rotations, weights
 from scalebench.families import OutOfReach, attention, configure
-from scalebench.optimizers import build_optimizer
+from scalebench.measure.clock import StepClock
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
 from scalebench.tasks import SetRegression
-from scalebench.train import train, validate
+from scalebench.workloads.loop import train, validate
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ import torch
 from support import train_spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scalebench.batches import AHEAD, batches, prefetched, to_device
-from scalebench.collectors.time import StepClock
 from scalebench.data import open_source
 from scalebench.families import gpt
-from scalebench.optimizers import build_optimizer
+from scalebench.measure.clock import StepClock
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
-from scalebench.train import train
+from scalebench.workloads.batches import AHEAD, batches, prefetched, to_device
+from scalebench.workloads.loop import train
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,9 @@ def small_task(steps: int = 6):
 def losses_of(monkeypatch: pytest.MonkeyPatch | None = None) -> torch.Tensor:
     config, task, spec = small_task()
     if monkeypatch is not None:
-        monkeypatch.setattr("scalebench.train.batches", lambda task, steps, on: prefetched(task.batch, steps, on))
+        monkeypatch.setattr(
+            "scalebench.workloads.loop.batches", lambda task, steps, on: prefetched(task.batch, steps, on)
+        )
     torch.manual_seed(0)
     model, losses = gpt.build(config, "eager"), torch.zeros(spec.steps)
     train(model, build_optimizer(model, spec), task, spec, StepClock(CPU), losses, lambda done: None)

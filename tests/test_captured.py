@@ -11,15 +11,15 @@ import torch
 from support import train_spec
 from torch import Tensor
 
-from scalebench import captured
-from scalebench.captured import ORDINARY, CapturedStep
-from scalebench.collectors.time import StepClock
 from scalebench.data import open_source
 from scalebench.families import gpt
-from scalebench.mixed_precision import WorkingCopy
-from scalebench.optimizers import build_optimizer
+from scalebench.measure.clock import StepClock
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
-from scalebench.train import Step, train
+from scalebench.workloads import captured
+from scalebench.workloads.captured import ORDINARY, CapturedStep
+from scalebench.workloads.loop import Step, train
+from scalebench.workloads.mixed_precision import WorkingCopy
 
 
 class FakeStream:

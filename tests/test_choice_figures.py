@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import grown, prepare, series_of
 from scalebench.reporting import render, verdict
 from scalebench.reporting.choice_figures import choices_figure
 from scalebench.reporting.figures import Analysis, loss_figure
-from scalebench.reporting.fits import grown, prepare, series_of
 from scalebench.reporting.svg import canvas
 from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
 

@@ -20,7 +20,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder: a small study done, one trial of it unsupported."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.toml").write_text(SMALL)
-    command = [sys.executable, "-m", "scalebench.cli", "run", "small.toml", "--set"]
+    command = [sys.executable, "-m", "scalebench.cli.app", "run", "small.toml", "--set"]
     command.append('train.implementation=["eager", "triton"]')
     done = subprocess.run(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": SOURCE_PATH}, capture_output=True, text=True
@@ -156,7 +156,7 @@ def test_doctor_says_what_will_not_work(scalebench) -> None:
 )
 def test_what_only_reads_does_not_import_torch(finished: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     script = (
-        "import sys\nfrom scalebench.cli import main\n"
+        "import sys\nfrom scalebench.cli.app import main\n"
         f"try:\n    main({[argument.format(finished) for argument in arguments]!r})\n"
         "except SystemExit as end:\n    assert end.code in (0, 1), end.code\n"
         "assert 'torch' not in sys.modules\n"
@@ -176,7 +176,7 @@ def test_progress_is_plain_lines_where_nobody_looks(small_study: Path, tmp_path:
 
     from rich.console import Console
 
-    from scalebench.commands import progress
+    from scalebench.cli.commands import progress
 
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.0)

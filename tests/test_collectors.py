@@ -10,12 +10,12 @@ import pytest
 import torch
 from support import train_spec
 
-from scalebench.collectors import memory
-from scalebench.collectors.energy import EnergyMeter
-from scalebench.collectors.environment import code_fingerprint, environment, environment_file, machine_id
 from scalebench.families import gpt, mlp
-from scalebench.hardware import PEAKS, datasheet_peak, matmul_ceiling
-from scalebench.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
+from scalebench.measure import memory
+from scalebench.measure.energy import EnergyMeter
+from scalebench.measure.environment import code_fingerprint, environment, environment_file, machine_id
+from scalebench.measure.hardware import PEAKS, datasheet_peak, matmul_ceiling
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
 
 CPU = torch.device("cpu")
 
@@ -132,7 +132,7 @@ def test_the_environment_names_versions_code_and_machine() -> None:
 def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, monkeypatch) -> None:
     import shutil
 
-    from scalebench.collectors import environment as module
+    from scalebench.measure import environment as module
 
     copy = tmp_path / "scalebench"
     shutil.copytree(module.PACKAGE, copy)

@@ -21,10 +21,10 @@ from scalebench.comparison.operations import (
     load_operation,
 )
 from scalebench.comparison.timing import CpuClock, Timer, Work, sample_interleaved
-from scalebench.comparison_store import ROW_COLUMNS, latest, read_comparisons
+from scalebench.measure.statistics import StoppingRule, ratio_of_medians, verdict
 from scalebench.reporting import render
-from scalebench.statistics import StoppingRule, ratio_of_medians, verdict
 from scalebench.store import read_json, read_results
+from scalebench.store.comparisons import ROW_COLUMNS, latest, read_comparisons
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 QUICK = {"processes": 2, "seconds": 0.05, "device": "cpu"}

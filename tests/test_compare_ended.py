@@ -15,8 +15,8 @@ from scalebench.comparison.ceilings import measure_ceilings
 from scalebench.comparison.rows import impossible_columns
 from scalebench.comparison.runner import run_processes
 from scalebench.comparison.timing import CpuClock
-from scalebench.comparison_store import new_run, read_run
 from scalebench.store import read_json, write_json
+from scalebench.store.comparisons import new_run, read_run
 
 OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
 QUICK = {"processes": 1, "seconds": 0.03, "device": "cpu"}
@@ -137,7 +137,7 @@ def test_the_command_starts_without_what_compiles_models() -> None:
     import subprocess
     import sys
 
-    code = "import sys, scalebench.commands.compare as _; print([name for name in sys.modules if name in %r])"
+    code = "import sys, scalebench.cli.commands.compare as _; print([name for name in sys.modules if name in %r])"
     slow = ("torch._inductor", "torch._dynamo", "scipy.stats", "pandas", "matplotlib")
     done = subprocess.run([sys.executable, "-c", code % (slow,)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,7 +16,7 @@ import pytest
 from support import REPOSITORY
 
 from scalebench.laws import fit
-from scalebench.planning import load_study, plan
+from scalebench.running.planning import load_study, plan
 
 PAGE = (REPOSITORY / "reports" / "demo" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 from support import SOURCE_PATH
 
-from scalebench import device_lock
 from scalebench.comparison import Options, ceilings, measure, plan_comparison
 from scalebench.comparison.process import main as compare_process
 from scalebench.comparison.timing import CpuClock
-from scalebench.comparison_store import new_run
-from scalebench.device_lock import DeviceLock, gpu_uuid
+from scalebench.measure import device_lock
+from scalebench.measure.device_lock import DeviceLock, gpu_uuid
 from scalebench.store import read_json, write_json
+from scalebench.store.comparisons import new_run
 
 OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scalebench.device_lock import DeviceLock
+from scalebench.measure.device_lock import DeviceLock
 lock = DeviceLock("GPU-1", Path(sys.argv[1]))
 lock.take(shared="shared" in sys.argv, waiting=lambda: print("waits", flush=True))
 print("has it", flush=True)

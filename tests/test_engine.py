@@ -15,10 +15,10 @@ import pytest
 from support import SMALL, SOURCE_PATH
 
 from scalebench import store
-from scalebench.device_lock import WAITING
-from scalebench.engines import local
-from scalebench.planning import load_study, plan
-from scalebench.sweep import execute, run, survey
+from scalebench.measure.device_lock import WAITING
+from scalebench.running.engines import local
+from scalebench.running.planning import load_study, plan
+from scalebench.running.sweep import execute, run, survey
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +228,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(small_study: Path
     command = [
         sys.executable,
         "-m",
-        "scalebench.cli",
+        "scalebench.cli.app",
         "run",
         str(small_study),
         "--jobs",
@@ -261,7 +261,7 @@ def test_cores_are_dealt_without_overlap_and_shared_only_when_there_are_too_few(
 
 
 def test_more_workers_than_cores_are_not_exclusive(small_study: Path) -> None:
-    from scalebench.sweep import _slots
+    from scalebench.running.sweep import _slots
 
     trials = plan(load_study(small_study))
     cores = len(local.usable_cpus())
@@ -270,7 +270,7 @@ def test_more_workers_than_cores_are_not_exclusive(small_study: Path) -> None:
 
 
 def test_trials_that_run_one_after_another_begin_in_the_studys_order(small_study: Path) -> None:
-    from scalebench.sweep import _in_order, _slots
+    from scalebench.running.sweep import _in_order, _slots
 
     listed = plan(load_study(small_study))
     small_first = sorted(listed, key=lambda trial: trial.flops)

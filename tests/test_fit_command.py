@@ -220,7 +220,7 @@ def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None
     surface(0.01).to_csv("p.csv", index=False)
     asked = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
     assert command(*asked)[2] == ""
-    monkeypatch.setattr("scalebench.commands.fit.SLOW", 25 * 60 - 1)
+    monkeypatch.setattr("scalebench.cli.commands.fit.SLOW", 25 * 60 - 1)
     assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 makes fewer\n"
 
 
@@ -316,7 +316,7 @@ def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
 def test_neither_fit_nor_predict_imports_torch(tmp_path: Path) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
     script = (
-        "import sys\nfrom scalebench.cli import main\n"
+        "import sys\nfrom scalebench.cli.app import main\n"
         "fit = ['fit', 'p.csv', '--law', 'chinchilla', '--params-column', 'N', '--tokens-column', 'D']\n"
         "for command in (fit + ['--loss-column', 'L', '--json', 'f.json'],\n"
         "                ['predict', 'f.json', '--params', '7e9', '--tokens', '1e12']):\n"

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import prepare
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures import Analysis
-from scalebench.reporting.fits import prepare
 from scalebench.reporting.frontier_figure import frontier_figure, surface_trends
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas

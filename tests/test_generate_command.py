@@ -14,11 +14,11 @@ from support import SMALL, SOURCE_PATH
 from scalebench import store
 from scalebench.data import open_source
 from scalebench.families import FAMILIES
-from scalebench.planning import load_study
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import run, survey
 from scalebench.study import Trial
-from scalebench.sweep import run, survey
-from scalebench.train import validate
-from scalebench.trial.weights import WEIGHTS, load_trained
+from scalebench.workloads.loop import validate
+from scalebench.workloads.weights import WEIGHTS, load_trained
 
 STUDY = """
 schema = 1
@@ -47,7 +47,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "story.toml").write_text(STUDY.format(story=folder / "story.txt"))
     (folder / "small.toml").write_text(SMALL)
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
-    command = [sys.executable, "-m", "scalebench.cli", "run", "story.toml"]
+    command = [sys.executable, "-m", "scalebench.cli.app", "run", "story.toml"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:

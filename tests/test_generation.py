@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scalebench.families import gpt
 from scalebench.families.cache import cache_bytes
-from scalebench.generation.decoding import Sampling, beam_search, chooser, generate, probabilities, stacked
+from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate, probabilities, stacked
 
 
 class Chain(torch.nn.Module):

@@ -14,8 +14,8 @@ from session import Session
 from support import REPOSITORY, SOURCE_PATH
 
 import scalebench
-from scalebench.planning import load_study
-from scalebench.sweep import run
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import run
 
 FILES = {
     "summary.md", "check.json", "tune.json", "compare.parquet", "train.parquet", "results.tar.gz", "log.txt",

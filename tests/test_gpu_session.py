@@ -19,7 +19,7 @@ from session import Session, Step, run_steps
 from session_pool import Job, Pool
 from support import REPOSITORY, SOURCE_PATH
 
-from scalebench.cli import app
+from scalebench.cli.app import app
 
 TOOLS = REPOSITORY / "kernels" / "tools"
 FILES = {
@@ -217,7 +217,7 @@ def test_every_measurement_is_a_command_that_the_product_takes(tmp_path: Path, m
     for words in taken:
         if words[0].endswith("profile_step.py"):
             continue
-        assert words[:2] == ("-m", "scalebench.cli")
+        assert words[:2] == ("-m", "scalebench.cli.app")
         app.parse_args(words[2:], exit_on_error=False, print_error=False)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scalekernels import unavailable_reason
 
-from scalebench.trial.agreement import WAYS, compare_losses, unwaiting_steps
+from scalebench.workloads.agreement import WAYS, compare_losses, unwaiting_steps
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, Unsupported, gpt, mlp
-from scalebench.planning import PlannedTrial, load_study, plan
+from scalebench.running.planning import PlannedTrial, load_study, plan
 from scalebench.study import InferenceSpec
-from scalebench.trial.building import build_model
-from scalebench.trial.inference import MeasuredInference, call_flops, latency_columns, timed, writing
-from scalebench.trial.quantization import weight_bytes, with_weights
+from scalebench.workloads.building import build_model
+from scalebench.workloads.inference import MeasuredInference, call_flops, latency_columns, timed, writing
+from scalebench.workloads.quantization import weight_bytes, with_weights
 
 STUDY = 'schema = 1\nname = "at-work"\nmode = "inference"\n'
 GPT = STUDY + '[model]\nfamily = "gpt"\nparams = 3000\n[inference]\nprompt_length = 10\nnew_tokens = 6\nrepeats = 3\n'

@@ -15,13 +15,13 @@ from support import SOURCE_PATH, train_spec
 from torch import Tensor, nn
 
 from scalebench.families import gpt
-from scalebench.fused_optimizers import FUSED, clips
-from scalebench.generation.decoding import Sampling, beam_search, chooser, generate
-from scalebench.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.optim.fused import FUSED, clips
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
 from scalebench.store import load_results
 from scalebench.study import TrainSpec
 from scalebench.tasks import NextToken
-from scalebench.train import backward, loss_scaler
+from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
+from scalebench.workloads.loop import backward, loss_scaler
 
 SHAPE = {"depth": 2, "width": 16, "vocab_size": 61, "context": 32, "head_dim": 16}
 FORMS = {
@@ -203,7 +203,7 @@ implementation = "triton"
 
 def test_a_model_at_work_runs_under_the_interpreter(tmp_path: Path) -> None:
     (tmp_path / "written.toml").write_text(INFERENCE)
-    command = [sys.executable, "-m", "scalebench.cli", "run", "written.toml", "--results", "results"]
+    command = [sys.executable, "-m", "scalebench.cli.app", "run", "written.toml", "--results", "results"]
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
     rows = load_results(tmp_path / "results")
@@ -217,7 +217,7 @@ def test_a_trial_runs_on_the_cpu_under_the_interpreter_and_is_unsupported_withou
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     seen = {}
     for results, environment in (("with", plain | {"TRITON_INTERPRET": "1"}), ("without", plain)):
-        command = [sys.executable, "-m", "scalebench.cli", "run", "tiny.toml", "--results", results]
+        command = [sys.executable, "-m", "scalebench.cli.app", "run", "tiny.toml", "--results", results]
         command_environment = environment | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=tmp_path, env=command_environment, capture_output=True)
         seen[results] = load_results(tmp_path / results).set_index("implementation")

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalebench.families import gpt
 from scalebench.families.gpt_fused import gelu
-from scalebench.generation.decoding import Sampling, chooser, generate
-from scalebench.mixed_precision import WorkingCopy
-from scalebench.optimizers import build_optimizer
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.tasks import NextToken
-from scalebench.train import Step, loss_scaler
-from scalebench.trial.agreement import compare_losses
-from scalebench.trial.checkpointing import recompute_blocks
+from scalebench.workloads.agreement import compare_losses
+from scalebench.workloads.checkpointing import recompute_blocks
+from scalebench.workloads.decoding import Sampling, chooser, generate
+from scalebench.workloads.loop import Step, loss_scaler
+from scalebench.workloads.mixed_precision import WorkingCopy
 
 SHAPE = {"depth": 3, "width": 16, "vocab_size": 61, "context": 32, "head_dim": 16}
 FORMS = {

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import prepare, series_of
 from scalebench.laws import fit
 from scalebench.reporting.figures import Analysis
-from scalebench.reporting.fits import prepare, series_of
 from scalebench.reporting.law_figures import backtest_figure, residuals_figure
 from scalebench.reporting.profile_figure import STUDIES, profile_figure
 from scalebench.reporting.svg import canvas

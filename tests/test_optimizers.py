@@ -11,7 +11,7 @@ from support import train_spec
 from torch.optim import AdamW, Muon
 
 from scalebench.families import gpt, linear, mlp
-from scalebench.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, schedule_factor, set_learning_rate
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, schedule_factor, set_learning_rate
 from scalebench.study import TrainSpec
 
 ELEMENTWISE = [name for name in OPTIMIZERS if name != "muon"]

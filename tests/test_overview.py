@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import prepare, series_of
 from scalebench.reporting import render
-from scalebench.reporting.fits import prepare, series_of
 from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
 from scalebench.store import RECORD_COLUMNS, Results
 

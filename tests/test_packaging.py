@@ -38,7 +38,7 @@ def test_the_version_is_said_once_and_the_same() -> None:
     except ModuleNotFoundError:
         pytest.skip("not installed: running from source")
     assert installed == scalebench.__version__
-    assert any(entry.value == "scalebench.cli:main" for entry in entry_points(name="scalebench"))
+    assert any(entry.value == "scalebench.cli.app:main" for entry in entry_points(name="scalebench"))
 
 
 def test_every_dependency_is_pinned_by_the_constraints() -> None:
@@ -62,9 +62,9 @@ def test_importing_the_package_or_the_laws_takes_no_torch() -> None:
 
 
 def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
-    import scalebench.planning
     import scalebench.reporting
-    import scalebench.sweep
+    import scalebench.running.planning
+    import scalebench.running.sweep
 
     assert all(callable(getattr(scalebench, name)) for name in scalebench.__all__)
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
@@ -90,6 +90,6 @@ def test_the_study_of_the_readme_is_valid(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text("".join(f"line {i} of a story that goes on\n" for i in range(9000)))
     path = tmp_path / "study.toml"
     path.write_text(example.replace("path/to/files", str(tmp_path / "story.txt")))
-    from scalebench.planning import load_study, plan
+    from scalebench.running.planning import load_study, plan
 
     assert len(plan(load_study(path))) == 5 * 3 * 2

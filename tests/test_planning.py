@@ -8,8 +8,8 @@ import pytest
 
 from scalebench.errors import StudyError
 from scalebench.families import gpt
-from scalebench.optimizers import OPTIMIZERS
-from scalebench.planning import find_study, load_study, plan, studies_dir
+from scalebench.optim.optimizers import OPTIMIZERS
+from scalebench.running.planning import find_study, load_study, plan, studies_dir
 from scalebench.study import Trial, trial_id
 
 GPT = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
@@ -210,7 +210,7 @@ def test_what_cannot_run_as_one_is_refused_by_name(load, settings: dict[str, str
 
 
 def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:
-    from scalebench.step_model import Ceilings, step_kernels, summary
+    from scalebench.running.step_model import Ceilings, step_kernels, summary
 
     shape = "depth = 12\nwidth = 768\nvocab_size = 50304\n[train]\nsequence_length = 1024\nbatch_size = 32\n"
     (planned,) = plan(load(GPT + shape + 'implementation = "fused"\nprecision = "bfloat16"\nsteps = 1\n'))

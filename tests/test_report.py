@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import best_over, prepare
 from scalebench.laws import fit
 from scalebench.reporting import render, report, verdict
-from scalebench.reporting.fits import best_over, prepare
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.store import Results, new_attempt, read_results, write_json, write_record
 

@@ -12,9 +12,9 @@ from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, moe
 from scalebench.families.dial import HEADED_WIDTH_STEPS, heads_of, rounded
 from scalebench.families.multihead import MultiHead, attention_flops
-from scalebench.planning import load_study, plan
+from scalebench.running.planning import load_study, plan
 from scalebench.tasks import NextToken
-from scalebench.trial.training import size_columns
+from scalebench.workloads.training import size_columns
 
 NAMES = ("rnn", "moe", "attention", "transformer", "bert")
 

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalebench.statistics import clustered_mean, combined_standard_error, median_interval, outlier_mask, summarize
+from scalebench.measure.statistics import (
+    clustered_mean,
+    combined_standard_error,
+    median_interval,
+    outlier_mask,
+    summarize,
+)
 
 
 def test_summary_quantiles_agree_with_sorting() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scalebench.statistics import (
+from scalebench.measure.statistics import (
     Interval,
     StoppingRule,
     _log_medians,

@@ -10,18 +10,27 @@ import pytest
 import torch
 from support import train_spec
 
-from scalebench.collectors import memory
-from scalebench.collectors.time import StepClock, time_columns, warm_mask
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, Unsupported, configure
-from scalebench.optimizers import OPTIMIZERS, build_optimizer
-from scalebench.planning import load_study, plan
+from scalebench.measure import memory
+from scalebench.measure.clock import StepClock, time_columns, warm_mask
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.running.planning import load_study, plan
 from scalebench.study import DataSpec, TrainSpec
-from scalebench.train import Diverged, backward, check_finite, loss_scaler, micro_batches, train, update, validate
-from scalebench.trial.building import usable_device
-from scalebench.trial.checkpointing import recompute_blocks
-from scalebench.trial.running import backward_of
-from scalebench.trial.training import MeasuredTraining
+from scalebench.workloads.building import usable_device
+from scalebench.workloads.checkpointing import recompute_blocks
+from scalebench.workloads.loop import (
+    Diverged,
+    backward,
+    check_finite,
+    loss_scaler,
+    micro_batches,
+    train,
+    update,
+    validate,
+)
+from scalebench.workloads.running import backward_of
+from scalebench.workloads.training import MeasuredTraining
 
 CPU = torch.device("cpu")
 
@@ -215,7 +224,7 @@ def test_bfloat16_trains_close_to_float32() -> None:
 
 def test_the_clock_keeps_every_step_and_tells_data_from_the_rest(monkeypatch) -> None:
     ticks = iter([0, 10, 100, 130, 300, 305, 400])  # nanoseconds: lap, data, lap, data, lap, data, lap
-    monkeypatch.setattr("scalebench.collectors.time.time.perf_counter_ns", lambda: next(ticks))
+    monkeypatch.setattr("scalebench.measure.clock.time.perf_counter_ns", lambda: next(ticks))
     clock = StepClock(CPU)
     clock.lap()
     for _ in range(3):

@@ -12,14 +12,14 @@ from support import saved_for_backward, train_spec
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench.collectors.time import StepClock
 from scalebench.data.transduction import BEGIN, KINDS, Transduction
 from scalebench.families import OutOfReach, configure, transformer
 from scalebench.families.multihead import attention_flops
-from scalebench.optimizers import build_optimizer
+from scalebench.measure.clock import StepClock
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
 from scalebench.tasks import Transduce
-from scalebench.train import train, validate
+from scalebench.workloads.loop import train, validate
 
 SHAPE = {"vocab_size": 12, "context": 9}
 

@@ -8,12 +8,12 @@ import torch
 from support import train_spec
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench.collectors.time import StepClock
 from scalebench.data import open_source
 from scalebench.families import OutOfReach, cnn, configure, mlp, resnet, vit
-from scalebench.optimizers import build_optimizer
+from scalebench.measure.clock import StepClock
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
-from scalebench.train import train, validate
+from scalebench.workloads.loop import train, validate
 
 GLYPHS = {"channels": 1, "classes": 47}
 PUBLISHED = [

@@ -8,8 +8,8 @@ import torch
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import bert, moe
-from scalebench.generation.decoding import Sampling, chooser, generate
-from scalebench.generation.writing import Request, filled
+from scalebench.workloads.completion import Request, filled
+from scalebench.workloads.decoding import Sampling, chooser, generate
 
 DATA = open_source("stdlib")
 

@@ -23,12 +23,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from scalebench import load_study
-from scalebench.batches import batches
-from scalebench.planning import plan
-from scalebench.train import Step, loss_scaler
-from scalebench.trial.building import load_compiler
-from scalebench.trial.running import Running
-from scalebench.trial.training import MeasuredTraining
+from scalebench.running.planning import plan
+from scalebench.workloads.batches import batches
+from scalebench.workloads.building import load_compiler
+from scalebench.workloads.loop import Step, loss_scaler
+from scalebench.workloads.running import Running
+from scalebench.workloads.training import MeasuredTraining
 
 WARM_STEPS, TIMED_STEPS, PROFILED_STEPS = 6, 5, 2
 # What a kernel's name has to contain, in this order, to be of a kind.

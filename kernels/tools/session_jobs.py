@@ -78,7 +78,7 @@ WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:st
 
 def training_jobs(device: str) -> list[Job]:
     """Return a job for every way of training: a small GPT whose losses are held to those of float32."""
-    agreement = [sys.executable, "-m", "scalebench.trial.agreement", "--device", device, "--steps", str(LOSSES)]
+    agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
     return [
         Job(
             f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},

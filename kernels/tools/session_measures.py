@@ -180,7 +180,7 @@ def compare(session: Session, table: Table) -> str:
     options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
     options += ["--results", session.work / "results", "--minutes", max(1.0, session.left_s() - CLOSING_S) / 60]
     try:
-        said = session.python("-m", "scalebench.cli", "compare", table.operation, *shapes, *options)
+        said = session.python("-m", "scalebench.cli.app", "compare", table.operation, *shapes, *options)
     except ProgramFailedError as error:
         raise RuntimeError(verdict(error.said) or str(error)) from None
     return f"{len(said.splitlines())} lines"
@@ -209,7 +209,7 @@ def training(session: Session) -> str:
     Two workers: the next trial imports and opens its data while the one before has the GPU.
     """
     options = ("--jobs", 2, "--results", session.work / "results")
-    run = partial(session.python, "-m", "scalebench.cli", "run", "gpu-speed", *options)
+    run = partial(session.python, "-m", "scalebench.cli.app", "run", "gpu-speed", *options)
     return together(session, {"gpu-speed": lambda: run()[-600:]})
 
 
@@ -230,7 +230,7 @@ def profile(session: Session, implementation: str, width: int) -> str:
 # Both tables of what is measured so far, by one process: importing pandas takes longer than writing.
 EXPORT = """
 import sys, pathlib
-from scalebench.comparison_store import read_comparisons
+from scalebench.store.comparisons import read_comparisons
 from scalebench.store import export, read_results, write_table
 results, out = map(pathlib.Path, sys.argv[1:])
 trials, compared = read_results(results), read_comparisons(results).frame

@@ -73,8 +73,8 @@ def setup(session: Session) -> str:
 
 
 DATA = """
-from scalebench.planning import load_study, plan
-from scalebench.trial.building import planned_data
+from scalebench.running.planning import load_study, plan
+from scalebench.workloads.building import planned_data
 trial = plan(load_study("gpu-speed"))[0].trial
 planned_data(trial).training_tokens(trial.data.validation_fraction)
 """

@@ -118,8 +118,8 @@ def measure(
     when a process dies by itself. Raises ``StoreError`` when the folder cannot be written.
     """
     from scalebench.comparison.runner import ProcessLost, run_processes
-    from scalebench.comparison_store import new_run
     from scalebench.store import check_writable, write_json
+    from scalebench.store.comparisons import new_run
 
     options = plan.options
     deadline = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
@@ -142,8 +142,8 @@ def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
     """
     from scalebench.comparison.operations import decode, load_operation
     from scalebench.comparison.rows import collect, measured_cases, samples_table
-    from scalebench.comparison_store import read_run, write_run
     from scalebench.store import read_json
+    from scalebench.store.comparisons import read_run, write_run
 
     request = read_json(run / "request.json")
     operation = load_operation(request["origin"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scalebench.comparison.timing import Clock
-from scalebench.device_lock import gpu_uuid
+from scalebench.measure.device_lock import gpu_uuid
 from scalebench.store import StoreError, read_json, write_json
 
 # Copies of many times the last cache: 20 times the L2 of an H100.

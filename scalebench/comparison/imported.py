@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
-from scalebench.comparison_store import ROW_COLUMNS, new_run, read_run, write_run
 from scalebench.errors import InputError
 from scalebench.store import StoreError, check_writable, read_json, write_json
+from scalebench.store.comparisons import ROW_COLUMNS, new_run, read_run, write_run
 
 Benchmarks = list[dict[str, Any]]
 METHOD = "pytest-benchmark, rounds of one provider after the other, {} call{} each"

@@ -39,8 +39,8 @@ from scalebench.comparison.timing import (
     warm_up,
 )
 from scalebench.comparison.turns import turns
-from scalebench.device_lock import DeviceLock, gpu_uuid
-from scalebench.statistics import FEWEST, StoppingRule
+from scalebench.measure.device_lock import DeviceLock, gpu_uuid
+from scalebench.measure.statistics import FEWEST, StoppingRule
 from scalebench.store import read_json, write_json
 
 DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without who did it
@@ -119,7 +119,7 @@ def _clean(device: torch.device) -> None:
 
 def _describe(process: Process, run: Path) -> None:
     """Write the environment once, and the ceilings that this process sees."""
-    from scalebench.collectors.environment import environment_file
+    from scalebench.measure.environment import environment_file
 
     if not (run / "environment.json").exists():
         write_json(run / "environment.json", environment_file(process.device.type))

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.comparison_store import ROW_COLUMNS
-from scalebench.statistics import (
+from scalebench.measure.statistics import (
     Interval,
     median_noise,
     outlier_mask,
@@ -20,6 +19,7 @@ from scalebench.statistics import (
     verdict,
 )
 from scalebench.store import read_json
+from scalebench.store.comparisons import ROW_COLUMNS
 
 ABSENT = "absent"
 SLACK = 1.05  # a rate this far above the ceiling measured beside it cannot be

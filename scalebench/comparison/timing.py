@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from scalebench.statistics import FEWEST, TIMEOUT, StoppingRule
+from scalebench.measure.statistics import FEWEST, TIMEOUT, StoppingRule
 
 Work = Callable[[], Mapping[str, Any]]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scalebench.comparison_store import Comparisons
     from scalebench.store import Results
+    from scalebench.store.comparisons import Comparisons
 
 __all__ = ["picture", "render", "report", "verdict"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.series import LOSS, STEP_TIME, Series, mean_loss, of_one_size
 from scalebench.reporting.figures import Analysis, Words, titles_of
-from scalebench.reporting.fits import LOSS, STEP_TIME, Series, mean_loss, of_one_size
 from scalebench.reporting.quantities import uncertain
 from scalebench.reporting.svg import PAPER, Marks, look
 from scalebench.reporting.tables import number, table, word

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.analysis.series import numeric
 from scalebench.reporting.figures import Words
-from scalebench.reporting.fits import numeric
 from scalebench.reporting.quantities import percent, present, quantity, scale
 from scalebench.reporting.svg import MUTED, Marks, finish, look
 from scalebench.reporting.tables import Cell, number, table, word

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.comparison_store import Comparisons, latest, went_wrong
+from scalebench.analysis.series import numeric
 from scalebench.reporting import comparison_figures as drawing
 from scalebench.reporting.comparison_figures import UNITS, Part, part_of, share_of_ceiling
-from scalebench.reporting.fits import numeric
 from scalebench.reporting.quantities import NBSP, bounded, percent, present, significant
 from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, table, word
 from scalebench.reporting.views import Download, FigureView, downloads, drawn
+from scalebench.store.comparisons import Comparisons, latest, went_wrong
 
 MAX_EMBEDDED_BYTES = 600_000  # of CSV and of JSON each, over all operations
 WIDEST = 1000.0

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from scalebench.reporting.fits import LOSS, MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, Trend, numeric
+from scalebench.analysis.series import LOSS, MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, Trend, numeric
 from scalebench.reporting.quantities import percent, quantity, scale, uncertain
 from scalebench.reporting.svg import (
     INK,

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from scalebench.analysis.series import N, numeric, split_columns
 from scalebench.reporting.figures import Analysis, Words, titles_of, who
-from scalebench.reporting.fits import N, numeric, split_columns
 from scalebench.reporting.quantities import NBSP, quantity, scale
 from scalebench.reporting.svg import PAPER, Marks, finish, legend, look
 from scalebench.reporting.tables import Cell, number, table, word

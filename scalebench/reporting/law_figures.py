@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scalebench.analysis.series import LOSS, N, Series
 from scalebench.reporting.figures import Analysis, Words, titles_of
-from scalebench.reporting.fits import LOSS, N, Series
 from scalebench.reporting.quantities import percent, quantity
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look, size_axis
 from scalebench.reporting.tables import Cell, backtest_table, number, table, word

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import PARAMETERS, STEP_TIME, N, Series, numeric
+from scalebench.analysis.series import PARAMETERS, STEP_TIME, N, Series, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 

@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.comparison_store import Comparisons, read_comparisons
+from scalebench.analysis.series import (
+    PARAMETERS,
+    Series,
+    grown,
+    of_one_size,
+    prepare,
+    series_of,
+    split_columns,
+    tuned_axes,
+)
 from scalebench.reporting import (
     choice_figures,
     figures,
@@ -27,16 +36,6 @@ from scalebench.reporting import (
 )
 from scalebench.reporting.comparisons import sections_of
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import (
-    PARAMETERS,
-    Series,
-    grown,
-    of_one_size,
-    prepare,
-    series_of,
-    split_columns,
-    tuned_axes,
-)
 from scalebench.reporting.overview import overview_rows, overview_table
 from scalebench.reporting.quantities import present
 from scalebench.reporting.sentences import verdict
@@ -44,6 +43,7 @@ from scalebench.reporting.svg import Marks, canvas
 from scalebench.reporting.tables import Cell, Table
 from scalebench.reporting.views import Download, FigureView, downloads, drawn
 from scalebench.store import Results, StoreError, read_results, read_steps, write_atomically
+from scalebench.store.comparisons import Comparisons, read_comparisons
 
 FIGURES: dict[str, tuple[str, Callable[[Marks, Analysis], Words | str | None]]] = {
     "loss": ("Validation loss against size", figures.loss_figure),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scalebench.analysis.series import Series, numeric
 from scalebench.laws import FitRefused
 from scalebench.reporting.figures import Analysis, Words
-from scalebench.reporting.fits import Series, numeric
 from scalebench.reporting.law_figures import why_no_fit
 from scalebench.reporting.quantities import bounded
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look

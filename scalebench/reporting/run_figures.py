@@ -10,12 +10,12 @@ import pandas as pd
 import seaborn as sns
 from numpy.typing import NDArray
 
+from scalebench.analysis.series import LOSS, PARAMETERS, N, Series, numeric
+from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
 from scalebench.reporting.figures import Analysis, Words, titles_of, who
-from scalebench.reporting.fits import LOSS, PARAMETERS, N, Series, numeric
 from scalebench.reporting.quantities import quantity, significant
 from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, look, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
-from scalebench.statistics import OUTLIER_MADS, outlier_mask
 
 Times = NDArray[np.float64]
 MAX_CURVES = 48

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
+from scalebench.analysis.series import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
 from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import (
     NBSP,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.fits import LOSS, LOSS_SE, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
+from scalebench.analysis.series import LOSS, LOSS_SE, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
 from scalebench.reporting.quantities import NOT_MEASURED, bounded, formula, percent, present, quantity, symbol
 
 NEXT_FACTORS = (2, 4, 10)

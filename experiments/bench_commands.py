@@ -1,0 +1,52 @@
+"""How long a user waits: help, planning ten thousand trials, reading ten thousand results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import SOURCE_PATH
+
+from scalebench import store
+
+PLAN = """
+schema = 1
+name = "large"
+[model]
+family = "gpt"
+params = { geom = [2e3, 1e9], points = 100 }
+[train]
+seed = %s
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+
+    def run(*arguments: str | Path) -> None:
+        line = [sys.executable, "-m", "scalebench.cli.app", *map(str, arguments)]
+        subprocess.run(line, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+
+    return run
+
+
+def test_help(benchmark, command) -> None:
+    benchmark.pedantic(lambda: command("--help"), rounds=7, warmup_rounds=1)
+
+
+def test_plan_of_ten_thousand_trials(benchmark, command, tmp_path: Path) -> None:
+    (tmp_path / "large.toml").write_text(PLAN % list(range(100)))
+    benchmark.pedantic(lambda: command("plan", "large.toml"), rounds=3, warmup_rounds=1)
+
+
+def test_reading_ten_thousand_results(benchmark, tmp_path: Path) -> None:
+    for index in range(10_000):
+        attempt = tmp_path / "s" / "trials" / f"{index:016x}" / "attempt-1"
+        attempt.mkdir(parents=True)
+        row = dict.fromkeys(store.RECORD_COLUMNS) | {"study": "s", "trial_id": f"{index:016x}", "status": "ok"}
+        (attempt / "record.json").write_text(store.json.dumps({"schema": 1, "files": {}} | row))
+    frame = benchmark.pedantic(lambda: store.load_results(tmp_path), rounds=3)
+    assert len(frame) == 10_000

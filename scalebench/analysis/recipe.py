@@ -1,0 +1,50 @@
+"""How much data the trials of a study see at each size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from scalebench.analysis.series import N, numeric
+
+SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much data trials of a size see: a fixed amount, so much per parameter, or neither (an axis of its own).
+
+    ``per_step`` is the data of a step, None where it differs between trials.
+    """
+
+    unit: str
+    fixed: float | None
+    per_parameter: float | None
+    per_step: float | None
+
+    @classmethod
+    def of(cls, usable: pd.DataFrame) -> Recipe:
+        """Read the recipe off the trials."""
+        unit = "tokens" if numeric(usable, "tokens_seen").notna().any() else "samples"
+        seen = numeric(usable, f"{unit}_seen")
+        steps = numeric(usable, "steps").fillna(numeric(usable, "stop_step"))
+        fixed = _constant(seen)
+        return cls(unit, fixed, None if fixed else _constant(seen / usable[N]), _constant(seen / steps))
+
+    def amount(self, params: float) -> float | None:
+        """Return the data a size sees by this recipe."""
+        return self.fixed if self.per_parameter is None else self.per_parameter * params
+
+    def fits(self, params: float, amount: float) -> bool:
+        """Tell whether an amount of data is the recipe's."""
+        by_recipe = self.amount(params)
+        return by_recipe is not None and abs(amount / by_recipe - 1) <= SAME_RECIPE
+
+
+def _constant(values: pd.Series[float]) -> float | None:
+    """Return the middle of values that agree, None for those that do not."""
+    known = values.dropna()
+    if known.empty or known.max() > known.min() * (1 + SAME_RECIPE):
+        return None
+    return float(known.median())

@@ -1,0 +1,243 @@
+"""The command line: one short function per command. Torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter, validators
+
+from scalebench import __version__
+from scalebench.cli import app_laws
+from scalebench.comparison.options import Options
+
+app = App(
+    name="scalebench",
+    version=__version__,
+    help="Scaling studies by measurement: what a growing model costs, and what it buys.",
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and says that it can go on
+)
+
+OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
+
+Settings = Annotated[
+    list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
+]
+Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
+RESULTS = Path("results")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 some trial not ok, 2 usage or invalid input, 3 interrupted (resumable)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(arguments, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        sys.exit(USAGE)  # cyclopts has said what was wrong
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(OK)
+    except ValueError as error:
+        if not _is_input_error(error):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(USAGE)
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _is_input_error(error: ValueError) -> bool:
+    """Say whether an error is the input's, to be told in a line, rather than a fault of ours."""
+    from scalebench.errors import InputError
+    from scalebench.laws import FitRefused
+    from scalebench.store import StoreError
+
+    return isinstance(error, InputError | StoreError | FitRefused)
+
+
+@app.command
+def run(
+    study: str,
+    /,
+    *,
+    settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
+    results: Path = RESULTS,
+    jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
+    fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
+    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    as_json: Json = False,
+) -> int:
+    """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
+
+    Parameters
+    ----------
+    results:
+        The folder that holds results; a study gets a folder of its own in it.
+    jobs:
+        Workers at a time: one per core on a CPU unless given, one on a GPU.
+    """
+    from scalebench.cli.commands.sweeps import run_study, statuses
+
+    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
+
+
+@app.command
+def plan(
+    study: str,
+    /,
+    *,
+    settings: Settings = [],  # noqa: B006
+    results: Path = RESULTS,
+    every: Annotated[bool, Parameter("--all", negative=(), help="List every size, however many.")] = False,
+    speed: Annotated[
+        bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
+    ] = False,
+    ceilings: Annotated[
+        tuple[float, float, float],
+        Parameter(help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory."),
+    ] = (700.0, 450.0, 2.8),
+    as_json: Json = False,
+) -> int:
+    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
+    from scalebench.cli.commands.sweeps import show_plan
+
+    return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
+
+
+@app.command
+def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
+    """Show how far the studies under RESULTS are, and every trial that did not end well."""
+    from scalebench.cli.commands.stored import show_status
+
+    return show_status(results, as_json=as_json)
+
+
+@app.command
+def report(
+    results: Annotated[list[Path], Parameter(negative=())] = [RESULTS],  # noqa: B006
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
+    pictures: Annotated[bool, Parameter(negative=(), help="Also write each study's first figure as a PNG.")] = False,
+) -> int:
+    """Write one self-contained HTML report of the studies under RESULTS."""
+    from scalebench.cli.commands.stored import write_report
+
+    return write_report(results, output, pictures=pictures)
+
+
+@app.command
+def export(
+    results: Path = RESULTS,
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
+) -> int:
+    """Write every trial of every study under RESULTS as a table, one row per trial."""
+    from scalebench.cli.commands.stored import export_table
+
+    return export_table(results, output)
+
+
+@app.command
+def generate(
+    results: Path = RESULTS,
+    /,
+    *,
+    trial: str,
+    prompt: str,
+    tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    temperature: Annotated[float | None, Parameter(show_default=False)] = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    beams: int = 1,
+    seed: int = 0,
+) -> int:
+    """Print what a trained model under RESULTS adds to a prompt (its study ran with checkpoint = true).
+
+    Parameters
+    ----------
+    trial:
+        The trial's id, or how it begins; `scalebench export` and the report list them.
+    prompt:
+        The text to go on from.
+    tokens:
+        How many to add: 100 unless given, or as many as the model's context leaves room for.
+    temperature:
+        1 draws as the model says, less keeps closer to the likeliest, 0 takes the likeliest; 1 unless given.
+    top_k:
+        Draw from so many of the likeliest tokens; 0 from all.
+    top_p:
+        Draw from the fewest likeliest tokens whose probability reaches this.
+    beams:
+        Above 1: beam search with so many hypotheses.
+    seed:
+        Of the draws.
+    """
+    from scalebench.cli.commands.generate import run_generate
+    from scalebench.workloads.completion import Request
+
+    return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+
+
+for _name, _command in app_laws.COMMANDS.items():
+    app.command(_command, name=_name)
+
+
+@app.command
+def compare(
+    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    /,
+    *,
+    options: Options = Options(),  # noqa: B008 - frozen
+    imports: Annotated[list[Path], Parameter("--import", negative=(), help="pytest-benchmark JSON.")] = [],  # noqa: B006
+    results: Path = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    from scalebench.cli.commands.compare import run_compare
+
+    return run_compare(operation, options, imports, results, as_json=as_json)
+
+
+@app.command(name="list")
+def list_(*, as_json: Json = False) -> int:
+    """Show the families, studies, laws, optimizers and data sources there are."""
+    from scalebench.cli.commands.catalogue import show_catalogue
+
+    return show_catalogue(as_json=as_json)
+
+
+@app.command
+def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
+    """Say what this machine is and what will not work on it."""
+    from scalebench.cli.commands.doctor import show
+
+    return show(results, as_json=as_json)
+
+
+@app.command
+def demo(
+    *,
+    results: Path = RESULTS,
+    output: Annotated[Path, Parameter(["--output", "-o"])] = Path("reports/demo/index.html"),
+) -> int:
+    """Run the demo study and write its report."""
+    from scalebench.cli.commands.sweeps import run_demo
+
+    return run_demo(results, output)
+
+
+if __name__ == "__main__":
+    main()

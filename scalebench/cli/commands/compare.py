@@ -1,0 +1,193 @@
+"""What ``scalebench compare`` does and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scalebench.cli.output import duration, print_json, say, si, table
+from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
+from scalebench.comparison.runner import Tick
+from scalebench.errors import InputError
+from scalebench.measure.environment import command_line
+
+LINE_EVERY_S = 30.0
+COMPLAINTS = 3
+WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
+HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
+
+
+def run_compare(
+    operation: str | None, options: Options, imports: Sequence[Path], results: Path, *, as_json: bool
+) -> int:
+    """Measure, or import, and print the table; exit code 1 when a result is wrong or a provider crashed."""
+    if imports:
+        from scalebench.comparison.imported import import_files
+
+        margin, line = options.margin, command_line()
+        rows = import_files(imports, operation, options.baseline, margin, results, line)
+        return _print(Comparison(results, rows), as_json=as_json)
+    if operation is None:
+        raise InputError(["compare: name an operation (attention, optimizer, cross-entropy, norm or a .py file)"])
+    plan = plan_comparison(operation, options)
+    if not as_json:
+        _announce(plan)
+    with _progress(quiet=as_json) as (tick, waiting):
+        found = measure(plan, results, command_line(), tick, waiting)
+    return _print(found, as_json=as_json)
+
+
+def _announce(plan: Plan) -> None:
+    request = plan.request
+    direction = "gradients" if request["backward"] else "results"
+    counted = (
+        _count(plan.cases, "case"),
+        _count(request["providers"], "provider"),
+        f"{_count(range(request['processes']), 'process')} on {request['device']}",
+    )
+    say(
+        f"{request['operation']}, {direction}: {', '.join(counted)}; at most {duration(plan.sampling_s)} of sampling, "
+        "compilation and checks apart"
+    )
+    load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
+    if load > 0.5 * cores:
+        print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[Tick, Callable[[], None]]]:
+    """Give what hears the share done, and what hears that another measurement has the GPU.
+
+    It is shown by a bar on a terminal, by a line every half minute elsewhere.
+    """
+    console, begun = Console(stderr=True), time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task, said = bar.add_task("comparing", total=1.0), [begun]
+
+        def tick(share: float) -> None:
+            bar.update(task, completed=share, description="comparing")
+            if not quiet and not console.is_terminal and time.monotonic() - said[0] > LINE_EVERY_S:
+                said[0] = time.monotonic()
+                console.print(f"{100 * share:.0f} % after {said[0] - begun:.0f} s", highlight=False)
+
+        def waiting() -> None:
+            bar.update(task, description="waiting for the GPU")
+            if not quiet and not console.is_terminal and not told:
+                told.append("another measurement has the GPU: this one waits")
+                console.print(told[0], highlight=False)
+
+        told: list[str] = []
+        yield tick, waiting
+
+
+def _print(found: Comparison, *, as_json: bool) -> int:
+    code = 3 if found.ended == "interrupted" else 0 if found.good else 1
+    if found.ended:
+        left = f"; not measured: {', '.join(found.not_measured)}" if found.not_measured else ""
+        print(f"ended early, what was measured is kept: {found.ended}{left}", file=sys.stderr)
+    if as_json:
+        end = {"ended": found.ended, "not_measured": found.not_measured} if found.ended else {}
+        print_json({"run": str(found.run), "rows": found.rows, **end})
+        return code
+    last = None
+    lines = []
+    for row in found.rows:
+        lines.append((row["case"] if row["case"] != last else "", *_cells(row)))
+        last = row["case"]
+    table("", HEADER, lines, text_columns=2)
+    say(*_remarks(found.rows), *_ceilings(found.rows), f"rows and samples: {found.run}")
+    return code
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row["status"] != "ok":
+        return (row["provider"], row["status"], *[""] * (len(HEADER) - 3))
+    error = f"{row['error_ratio']:.3g}" if row["error_ratio"] is not None else "exact" * (row["max_abs_error"] == 0)
+    mark = {True: error, False: f"WRONG {error}".strip(), None: "unchecked"}[row["accepted"]]
+    return (
+        row["provider"],
+        si_time(row["time_median_s"]),
+        _interval(row),
+        si(row["achieved_flops_per_s"]),
+        si(row["achieved_bytes_per_s"]),
+        "-" if row["peak_memory_bytes"] is None else si(row["peak_memory_bytes"], "B"),
+        mark,
+        speedup(row),
+        row["verdict"] or ("baseline" if row["provider"] == row["baseline"] else "-"),
+    )
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = row["time_low_s"], row["time_high_s"]
+    if low is None:
+        return "-"
+    return f"{si_time(low)} to {si_time(high)}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
+
+
+def speedup(row: Mapping[str, Any]) -> str:
+    """Write how many times as fast as the baseline, with the 95 % interval: ×1.83 (1.79 to 1.88)."""
+    if row["ratio"] is None:
+        return ""
+    if row["ratio_low"] is None:
+        return f"×{1 / row['ratio']:.3g} (?)"
+    value, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
+    return f"×{value:.3g} ({low:.3g} to {high:.3g})" if high < WIDEST * low else f"×{value:.3g} (?)"
+
+
+def si_time(seconds: float) -> str:
+    """Write a time with three digits: 12.3 µs."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say once what did not run, and every wrong result."""
+    reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    lines = [
+        f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
+    ]
+    wrong = [row for row in rows if row["accepted"] is False]
+    lines += [
+        f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
+    ]
+    return lines + [f"{row['provider']} is WRONG in {row['case']}: {_shortened(row['error_note'])}" for row in wrong]
+
+
+def _shortened(note: str | None) -> str:
+    """Return the first complaints of a result; one of many tensors may have a hundred, all of them in its row."""
+    told = (note or "").split("; ")
+    return "; ".join(told[:COMPLAINTS]) + (f"; and {len(told) - COMPLAINTS} more" if len(told) > COMPLAINTS else "")
+
+
+def _count(things: Sized, noun: str) -> str:
+    plural = "" if len(things) == 1 else "es" if noun.endswith("s") else "s"
+    return f"{len(things)} {noun}{plural}"
+
+
+def _ceilings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = {
+        f"ceilings here, {row['dtype']}: {si(row['matmul_ceiling_flops_per_s'], 'FLOP/s')}, "
+        f"{si(row['copy_ceiling_bytes_per_s'], 'B/s')} ({row['ceiling_source']})": None
+        for row in rows
+        if row["ceiling_source"]
+    }
+    return list(lines)

@@ -1,0 +1,184 @@
+"""The command `fit`: a law on points from any trainer, as a table or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.analysis.predictions import differing
+from scalebench.cli.commands.choice import choose_law, print_choice
+from scalebench.cli.output import print_json, say, si, table
+from scalebench.errors import InputError
+from scalebench.laws import Refits
+from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
+from scalebench.points.warnings import doubts, unused_data
+from scalebench.reporting.quantities import bounded, percent
+from scalebench.store import StoreError, write_json
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit, Holdout
+    from scalebench.points.table import PointTable
+
+STANDARD_OUTPUT = Path("-")
+SLOW = 2e7  # points times refits: about 20 s of one core
+
+
+def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` options, the values as numbers unless ``text``. Raises ``InputError``."""
+    found: dict[str, Any] = {}
+    for given in texts:
+        name, equals, value = (part.strip() for part in given.partition("="))
+        try:
+            found[name] = value if text else float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals and value):
+            raise InputError([f"{option} {given}: expected NAME={'COLUMN' if text else 'NUMBER'}"])
+    return found
+
+
+def asked_refits(number: int, method: str) -> Refits:
+    """Return how the refits behind intervals are to be drawn. Raises ``InputError``."""
+    if number < 2:
+        raise InputError([f"--bootstrap {number}: intervals need at least 2 refits, better 1000"])
+    return Refits(method, number)
+
+
+def run_fit(
+    points: Path,
+    law: str,
+    columns: Mapping[str, str],
+    where: str | None,
+    options: Mapping[str, Any],
+    refits: Refits,
+    *,
+    backtest: bool,
+    output: Path | None,
+) -> int:
+    """Fit, print what was found, and write it as JSON where asked; return the exit code."""
+    law, choice = choose_law(points, law, columns, where, options)
+    fitted, read = fit_points(points, law, columns, where, options, refits)
+    for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
+        print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
+    for line in _notes(points, fitted, read, where):
+        print(line, file=sys.stderr)
+    rows = fitted.backtest("rolling") if backtest else None
+    document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
+    document |= to_document(fitted, read, rows)
+    if output == STANDARD_OUTPUT:
+        print_json(document)
+        return 0
+    if choice is not None:
+        print_choice(choice)
+    print_fit(fitted, document)
+    if rows is not None:
+        print_backtest(rows)
+    if output is not None:
+        _write(output, document)
+        say(f"written: {output}")
+    return 0
+
+
+def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+    """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
+    if path.is_dir():
+        mixed = differing(path, where)
+        return (
+            [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
+        )
+    unused = unused_data(fit.law.inputs, read.columns, column_names(path))
+    slow = fit.n_points * fit.refits.n > SLOW
+    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 makes fewer"
+    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)), *([wait] if slow else []))]
+
+
+def _write(output: Path, document: dict[str, Any]) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, document)
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
+
+
+def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
+    """Print parameters with their intervals, and how far to trust them."""
+    rows = []
+    for name, value in fit.parameters.items():
+        low, high = ends(document["intervals"][name])
+        rows.append((name, *bounded(value, low, high), _mark(name, document)))
+    say(f"{fit.law.name}: {fit.law.formula}", "")
+    table("", ("parameter", "value", "95 % interval", ""), rows)
+    reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
+    because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
+    kept = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
+    say(
+        "",
+        f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
+        f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
+        f"status      {fit.status}, condition number {fit.condition_number:.3g}{_why_degenerate(fit)}",
+        f"bounds      {kept}",
+        f"intervals   {document['interval_method']}{because}",
+    )
+
+
+def _why_degenerate(fit: Fit) -> str:
+    if fit.status != "degenerate":
+        return ""
+    off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
+    if off:
+        named = " and ".join(off)
+        return f": {named} = 0, the points do not fall as the law says, and what goes with {named} means nothing"
+    return ": the points do not tell its parameters apart; only what it predicts among them means something"
+
+
+def _at_bound(name: str, fit: Fit) -> str:
+    if name in fit.unresolved:
+        return f"1 / {name} at its bound 0: these points do not resolve it"
+    if name == "mix":  # of laws whose A and B are made of several coordinates
+        return "the ratio of its two terms at its bound: these points see one of them only"
+    return f"{name} at its bound"
+
+
+def _mark(name: str, document: Mapping[str, Any]) -> str:
+    return (
+        "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    )
+
+
+def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
+    """Return the ends of an interval of a fit's JSON: NaN without an interval, infinite where it has no upper end."""
+    low, high = interval or (None, None)
+    if low is None:
+        return float("nan"), float("nan")
+    return low, float("inf") if high is None else high
+
+
+def loss_name(document: Mapping[str, Any]) -> str:
+    """Say which loss of which residuals was summed."""
+    corner = f" (δ = {document['delta']:g})" if document["loss"] == "huber" else ""
+    space = "log residuals" if document["space"] == "log" else "residuals"
+    return f"{document['loss']}{corner} of {space}"
+
+
+def print_backtest(rows: Sequence[Holdout]) -> None:
+    """Print what the smaller sizes say of each larger one."""
+    say("")
+    if not rows:
+        say("backtest: refused, too few sizes below the largest ones to fit the law to")
+        return
+    shown = [
+        (
+            si(row.size),
+            f"{row.measured:.5g}",
+            f"{row.predicted:.5g}",
+            percent(row.error_percent / 100),
+            {None: "no interval", True: "yes", False: "no"}[row.inside_interval],
+            percent(row.naive_error_percent / 100),
+        )
+        for row in rows
+    ]
+    header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
+    say("rolling backtest: each size predicted from all smaller ones")
+    table("", header, shown)

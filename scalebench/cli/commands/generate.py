@@ -1,0 +1,59 @@
+"""``scalebench generate``: find a trained model among the results and let it write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scalebench import store
+from scalebench.cli.output import say
+from scalebench.data import Coder, open_data
+from scalebench.errors import InputError, unknown
+from scalebench.families import FAMILIES
+from scalebench.workloads.building import configuration
+from scalebench.workloads.completion import WRITERS, Request
+from scalebench.workloads.weights import WEIGHTS, load_trained
+
+SHOWN_TRIALS = 10
+
+
+def run_generate(results: Path, trial: str, request: Request) -> int:
+    """Print what the trial's model writes; return the exit code. Raises ``InputError`` or ``StoreError``."""
+    request.check()
+    attempt = find_weights(results, trial)
+    trained, model = load_trained(attempt)
+    family = FAMILIES[trained.family]
+    ability = next((name for name in family.OFFERS if name in WRITERS), None)
+    asked = trained.data
+    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
+    if ability is None or not isinstance(data, Coder):
+        able = [name for name, other in FAMILIES.items() if set(other.OFFERS) & set(WRITERS)]
+        raise InputError(
+            [f"--trial: {trial} is of family {trained.family}, which writes no text ({', '.join(able)} do)"]
+        )
+    if data.sha256 != trained.data.sha256:
+        raise InputError(
+            [f"--trial: {trained.data.source} is not what {trial} was trained on; it is needed to read it"]
+        )
+    say(WRITERS[ability](model, data, configuration(trained), request))
+    return 0
+
+
+def find_weights(results: Path, trial: str) -> Path:
+    """Return the newest attempt with weights of the trial whose id starts with ``trial``, under any study."""
+    folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
+    found = [name for name in folders if name.startswith(trial)] if trial else []
+    if len(found) > 1:
+        raise InputError([f"--trial: {trial} begins {len(found)} ids: {', '.join(found[:SHOWN_TRIALS])}"])
+    if not found:
+        kept = [name for name, folder in folders.items() if _kept(folder)]
+        raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; of {len(kept)} with weights"])
+    attempts = _kept(folders[found[0]])
+    if not attempts:
+        raise InputError([f"--trial: {found[0]} kept no weights; run its study with --set run.checkpoint=true"])
+    return attempts[-1]
+
+
+def _kept(folder: Path) -> list[Path]:
+    """Return a trial's finished attempts that hold weights, oldest first."""
+    attempts = sorted(folder.glob("attempt-*"))
+    return [path for path in attempts if (path / "record.json").exists() and (path / WEIGHTS).exists()]

@@ -1,0 +1,179 @@
+"""The command `optimal`: how to spend a compute budget, by three approaches, and what each way of counting changes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalebench.analysis.sources import RUN, read_roles
+from scalebench.cli.output import print_json, say, table
+from scalebench.errors import InputError
+from scalebench.laws import Counting, FitRefused, conventions, envelope, isoflop, parametric
+from scalebench.laws import fit as fit_law
+from scalebench.laws.allocation import PARAMETER_COLUMNS, count
+from scalebench.laws.compute_optimal import flops_law
+from scalebench.points.fit_file import json_safe
+from scalebench.points.warnings import doubts
+from scalebench.reporting.quantities import bounded, quantity
+
+if TYPE_CHECKING:
+    from scalebench.laws import Allocation
+
+APPROACHES = (1, 2, 3)
+EXPONENTS = ("a", "b")
+
+
+def run_optimal(
+    path: Path,
+    columns: Mapping[str, str],
+    where: str | None,
+    approaches: Sequence[int],
+    budgets: Sequence[float],
+    counting: Counting,
+    *,
+    as_json: bool,
+) -> int:
+    """Print N*(C) and D*(C) by each approach that the points carry; exit code 2 where none does."""
+    wrong = [f"--budget {budget:g}: a positive number of FLOPs is needed" for budget in budgets if not budget > 0]
+    if wrong:
+        raise InputError(wrong)
+    optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
+    points = read_roles(path, ("loss",), optional, columns, where)
+    found, refused = allocations(points, approaches, counting)
+    for line in [] if path.is_dir() else doubts(points):
+        print(f"{path}: {line}", file=sys.stderr)
+    at = list(budgets) or [_largest(path, points, counting)]
+    counted = conventions(points, at[-1])
+    if as_json:
+        print_json(json_safe(_document(found, refused, at, counted)))
+    else:
+        _print(found, refused, at, counting)
+        _print_conventions(counted, at[-1])
+    return 0 if found else 2
+
+
+def allocations(
+    points: Mapping[str, Any], approaches: Sequence[int], counting: Counting
+) -> tuple[list[Allocation], dict[int, str]]:
+    """Return the allocation by each approach, and why an approach has none."""
+    found, refused = [], {}
+    for approach in approaches:
+        try:
+            found.append(_allocation(points, approach, counting))
+        except FitRefused as refusal:
+            refused[approach] = str(refusal)
+    return found, refused
+
+
+def _allocation(points: Mapping[str, Any], approach: int, counting: Counting) -> Allocation:
+    if approach == 1:
+        return envelope(points, counting)
+    if approach == 2:
+        return isoflop(points, counting)
+    columns = count(points, counting)
+    surface = fit_law({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
+    return parametric(surface, counting, cost=flops_law(columns) if counting.flops == "exact" else None)
+
+
+def _largest(path: Path, points: Mapping[str, Any], counting: Counting) -> float:
+    try:
+        return float(count(points, counting)["flops"].max())
+    except FitRefused as refusal:
+        named = "--params-column, --tokens-column and --flops-column name columns, of which two are enough"
+        raise InputError([f"{path}: {refusal}; {named}"]) from refusal
+
+
+def _at(found: Allocation, budget: float) -> dict[str, Any]:
+    """N* and D* at a budget with their intervals."""
+    row: dict[str, Any] = {"flops": budget}
+    for name in ("params", "tokens"):
+        row[name] = float(getattr(found, name)(budget)[0])
+        ends = getattr(found, f"{name}_interval")(budget) if found.draws is not None else None
+        row[f"{name}_interval"] = ends and [float(ends[0][0]), float(ends[1][0])]
+    return row
+
+
+def _document(
+    found: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], counted: Sequence[Any]
+) -> dict[str, Any]:
+    return {
+        "allocations": [one.to_dict() | {"at": [_at(one, budget) for budget in budgets]} for one in found],
+        "refused": [{"approach": approach, "reason": reason} for approach, reason in refused.items()],
+        "conventions": {"flops": budgets[-1], "rows": list(counted)},
+    }
+
+
+def _print(
+    found: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], counting: Counting
+) -> None:
+    if found:
+        say(f"compute-optimal sizes, N* = k C^a and D* = k' C^b: N {counting.params}, C {counting.flops}", "")
+        rows = [(f"{one.approach}", *(_exponent(one, name) for name in EXPONENTS), one.method) for one in found]
+        table("", ("approach", *EXPONENTS, "interval from"), rows)
+        say("")
+        shown = [_spent(one, _at(one, budget)) for budget in budgets for one in found]
+        table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
+        say("", *dict.fromkeys(f"approach {one.approach}: {note}" for one in found for note in one.notes))
+    for one in found:
+        say(*_left_out(one))
+        if one.bias is not None:
+            say(f"approach 2 without noise, at these very points: D* ×{one.bias.tokens_factor:.3g} of the true one")
+    say(*(f"approach {approach}: refused: {reason}" for approach, reason in refused.items()))
+
+
+def _left_out(one: Allocation) -> list[str]:
+    """One line for each kind of reason, with how many more there are of it: `--json` has them all."""
+    kinds: dict[str, list[Any]] = {}
+    for refusal in one.refused:
+        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", refusal.reason), []).append(refusal)
+    lines = []
+    for first, *more in kinds.values():
+        others = f" and {len(more)} more" if more else ""
+        lines.append(f"approach {one.approach}, {_group(first.group)}{others}: left out: {first.reason}")
+    return lines
+
+
+def _group(group: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in group.items())
+
+
+def _exponent(one: Allocation, name: str) -> str:
+    low, high = one.interval(name) if one.draws is not None else (np.nan, np.nan)
+    value, interval = bounded(getattr(one, name), low, high)
+    return f"{value} ({interval})"
+
+
+def _spent(one: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = [f"{row['flops']:.3g}", f"{one.approach}"]
+    for name in ("params", "tokens"):
+        ends = row[f"{name}_interval"]
+        cells += [quantity(row[name]), "no interval" if ends is None else f"{quantity(ends[0])} to {quantity(ends[1])}"]
+    return tuple(cells)
+
+
+def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
+    """Print what the counting of N and C changes."""
+    shown = []
+    for row in rows:
+        if row["refused"]:
+            shown.append((row["counting_params"], row["counting_flops"], "-", "-", "-", row["refused"]))
+            continue
+        low, high = row["a_interval"] or (np.nan, np.nan)
+        a, interval = bounded(row["a"], low, high)
+        shown.append(
+            (
+                row["counting_params"],
+                row["counting_flops"],
+                f"{a} ({interval})",
+                quantity(row["N"]),
+                quantity(row["D"]),
+                "",
+            )
+        )
+    say("", f"what counting changes (approach 3, at {flops:.3g} FLOPs)", "")
+    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2)

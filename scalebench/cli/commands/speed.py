@@ -1,0 +1,59 @@
+"""`plan --speed`: the time of a training step on a GPU, kernel by kernel, at ceilings that one may name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scalebench.cli.output import say, si, table
+
+if TYPE_CHECKING:
+    from scalebench.running.planning import PlannedTrial
+
+SHOWN_KERNELS = 6
+H100 = "NVIDIA H100 80GB HBM3"  # whose peak utilisation is of, where no GPU is at hand
+
+
+def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the model of a step of each fused gpt trial; ``ceilings``: products, attention, memory, in T/s."""
+    from scalebench.families import gpt
+    from scalebench.measure.hardware import datasheet_peak, device_peak
+    from scalebench.running.step_model import Ceilings, summary
+
+    rates = Ceilings(*(1e12 * rate for rate in ceilings))
+    tables: dict[str, dict[str, Any]] = {}
+    for one in planned:
+        train = one.trial.train
+        if one.trial.family != "gpt" or train is None or train.implementation != "fused":
+            continue
+        peak = datasheet_peak(H100, train.precision)
+        if one.trial.device_kind == "cuda":
+            seen = device_peak("cuda", train.precision, 1)
+            peak = peak if seen.flops_per_s is None else seen
+        config = gpt.Config(**one.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
+        name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
+        name += f" in {train.accumulation} micro-batch{'es' * (train.accumulation > 1)}"
+        tables.setdefault(name, {"step": name, **summary(config, train, rates, peak.flops_per_s)})
+    return list(tables.values())
+
+
+def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> None:
+    """Print for each size what takes longest, the rate, and what holds it back."""
+    products, attention, memory = ceilings
+    say(f"at {products:g} TFLOP/s of products, {attention:g} of attention, {memory:g} TB/s: no measurement, a bound")
+    if not steps:
+        say('no trial of the family gpt with implementation = "fused": only that one\'s kernels are modelled')
+    for step in steps:
+        rows = [
+            (
+                kernel["kernel"], f"{1e3 * kernel['seconds']:.2f}", f"{kernel['share']:.1%}",
+                si(kernel["flops"] or None), si(kernel["bytes"], "B"), kernel["bound"],
+            )
+            for kernel in step["kernels"][:SHOWN_KERNELS]
+        ]  # fmt: skip
+        rest = sum(kernel["seconds"] for kernel in step["kernels"][SHOWN_KERNELS:])
+        rows.append(("others", f"{1e3 * rest:.2f}", f"{rest / step['seconds']:.1%}", "", "", ""))
+        table(step["step"], ("kernel", "ms", "share", "FLOPs", "bytes", "bound by"), rows)
+        utilisation = "" if step["mfu"] is None else f", MFU {step['mfu']:.0%}"
+        rate = f"{1e3 * step['seconds']:.1f} ms, {si(step['tokens_per_s'])} tokens/s{utilisation}"
+        say(f"{rate}; beside the products, {step['holds_back']} takes longest")

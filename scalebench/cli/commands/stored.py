@@ -1,0 +1,96 @@
+"""The commands `status`, `report` and `export`: what lies in a results folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalebench import store
+from scalebench.cli.output import print_json, say, table, trials
+from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
+
+
+def show_status(results: Path, *, as_json: bool) -> int:
+    """Print how far each study is; exit code 1 when a trial is missing or did not end well."""
+    found = store.read_results(results)
+    counts = {name: _study_counts(found, name) for name in found.studies}
+    compared = read_comparisons(results)
+    bad = found.frame[found.frame["status"] != "ok"]
+    shown = bad[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
+    if as_json:
+        unwell = json.loads(shown.to_json(orient="records"))
+        damaged = [*found.damaged, *compared.damaged]
+        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": unwell, "damaged": damaged})
+    else:
+        names = [*store.STATUSES, "missing"]
+        used = [name for name in names if any(count.get(name) for count in counts.values())]
+        rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
+        if rows:
+            table(str(results), ("study", *used), rows)
+        for row in shown.itertuples(index=False):
+            say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}")
+        say(*_comparison_lines(compared))
+        say(*(f"damaged, counts as missing: {line}" for line in [*found.damaged, *compared.damaged]))
+    well = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
+    return 0 if well and not found.damaged and not compared.damaged else 1
+
+
+def _counts(compared: Comparisons) -> dict[str, dict[str, int]]:
+    """Count each compared operation's newest rows by status."""
+    return {
+        str(name): {str(status): int(count) for status, count in part["status"].value_counts().items()}
+        for name, part in latest(compared.frame).groupby("operation")
+    }
+
+
+def _comparison_lines(compared: Comparisons) -> list[str]:
+    lines = [
+        f"comparison {name}: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+        for name, counts in _counts(compared).items()
+    ]
+    for row in went_wrong(latest(compared.frame)).itertuples():
+        why = row.error_message if row.status != "ok" else f"wrong: {row.error_note!s}"
+        lines.append(f"{row.operation!s}/{row.case!s} {row.provider!s} {row.status!s}: {why!s}")
+    return lines
+
+
+def _study_counts(found: store.Results, name: str) -> dict[str, int]:
+    rows = found.frame[found.frame["study"] == name]
+    planned = {trial["trial_id"] for trial in found.studies[name].get("planned", [])}
+    counts = Counter(str(status) for status in rows["status"])
+    missing = len(planned - set(rows["trial_id"]))
+    return dict(counts) | ({"missing": missing} if missing else {})
+
+
+def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:
+    """Write the page, and with ``pictures`` a PNG named after each study beside it."""
+    from scalebench.reporting import picture, report
+
+    say(str(report(results, output)))
+    if pictures:
+        found = store.read_results(*results)
+        for study in found.studies:
+            say(str(picture(found, study, output.with_name(f"{study}.png"))))
+    return 0
+
+
+def export_table(results: Path, output: Path) -> int:
+    """Write the table of every trial; damaged attempts are told and left out.
+
+    Rows of comparisons have columns of their own and get a file of their own beside it, or the file where no trial is.
+    """
+    found = store.read_results(results)
+    for line in found.damaged:
+        print(f"damaged, left out: {line}", file=sys.stderr)
+    compared = read_comparisons(results).frame
+    if len(found.frame) or compared.empty:
+        store.export(found, output)
+        say(f"{output}: {trials(len(found.frame))}")
+        output = output.with_name(f"{output.stem}-comparisons{output.suffix}")
+    if len(compared):
+        store.write_table(compared, output)
+        say(f"{output}: {len(compared)} rows of comparisons")
+    return 0

@@ -1,0 +1,182 @@
+"""The commands `run`, `plan` and `demo`: what a study would run, and running it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench import store
+from scalebench.cli.output import duration, print_json, say, si, table, trials
+from scalebench.errors import StudyError, unknown
+
+if TYPE_CHECKING:
+    from scalebench.running.planning import PlannedTrial
+    from scalebench.running.sweep import Sweep
+
+SHOWN_SIZES = 40
+
+
+def statuses(text: str) -> list[str]:
+    """Read ``failed,timeout``; ``StudyError`` for a status that does not exist."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [f"--retry: {unknown(name, store.STATUSES)}" for name in names if name not in store.STATUSES]
+    if wrong:
+        raise StudyError(wrong)
+    return names
+
+
+# --- run -------------------------------------------------------------------------------------------------------------
+
+
+def run_study(
+    name: str,
+    settings: Sequence[str],
+    results: Path,
+    jobs: int | None,
+    retry: Sequence[str],
+    *,
+    fresh_code: bool,
+    as_json: bool,
+) -> int:
+    """Run a study's missing trials; return the exit code."""
+    from scalebench.cli.progress import RunProgress
+    from scalebench.running.planning import load_study
+    from scalebench.running.sweep import execute, survey
+
+    begun = time.monotonic()
+    study = load_study(name, settings)
+    store.check_writable(results)
+    sweep = survey(study, results, retry, fresh_code=fresh_code)
+    _announce(sweep, as_json=as_json)
+    weights = {trial.trial_id: (trial.seconds(5e10), trial.steps) for trial in sweep.missing}
+    with RunProgress(weights, quiet=as_json) as progress:
+        for row in execute(sweep, study, jobs=jobs, tick=progress.tick):
+            progress.trial(row, as_json=as_json)
+    _conclude(sweep, time.monotonic() - begun, as_json=as_json)
+    return 0 if set(sweep.statuses()) <= {"ok"} else 1
+
+
+def _announce(sweep: Sweep, *, as_json: bool) -> None:
+    for line in sweep.damaged:
+        print(f"damaged, counts as missing: {line}", file=sys.stderr)
+    if sweep.other_code:
+        text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
+        print(text, file=sys.stderr)
+    if not as_json:
+        say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
+
+
+def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
+    counts = dict(sweep.statuses())
+    if as_json:
+        summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
+        print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
+        return
+    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    wrong = sorted(set(counts) - {"ok", "missing"})
+    if wrong:
+        say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
+    say(f"report: scalebench report {sweep.study_dir}")
+
+
+def run_demo(results: Path, output: Path) -> int:
+    """Run the demo study, write its report and say what it found."""
+    from scalebench.reporting import picture, report, verdict
+
+    code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
+    found = store.read_results(results / "demo")
+    say("", *verdict(found), "")
+    say(
+        f"report: {report([results / 'demo'], output)}",
+        f"picture: {picture(found, 'demo', output.with_name('loss.png'))}",
+    )
+    return code
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def show_plan(
+    name: str, settings: Sequence[str], results: Path, *, every: bool, as_json: bool, ceilings: Sequence[float] = ()
+) -> int:
+    """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps."""
+    from scalebench.cli.commands.speed import print_steps, step_tables
+    from scalebench.measure.hardware import device_peak
+    from scalebench.running.planning import load_study
+    from scalebench.running.sweep import survey
+
+    study = load_study(name, settings)
+    sweep = survey(study, results)
+    first = sweep.planned[0].trial
+    peak = device_peak(first.device_kind, first.work.precision, 1).flops_per_s
+    sizes = _by_size(sweep.planned, peak)
+    total = {
+        "trials": len(sweep.planned),
+        "missing": len(sweep.missing),
+        "flops": sum(trial.flops for trial in sweep.planned),
+        "estimated_work_s": sum(trial.seconds(peak) for trial in sweep.planned),
+    }
+    steps = step_tables(sweep.planned, ceilings) if ceilings else []
+    if as_json:
+        print_json({"study": study.name, "total": total, "sizes": sizes} | ({"steps": steps} if ceilings else {}))
+        return 0
+    _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    if ceilings:
+        print_steps(steps, ceilings)
+    return 0
+
+
+def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
+    groups: dict[str, list[PlannedTrial]] = {}
+    for trial in planned:
+        groups.setdefault(json.dumps([trial.trial.family, trial.trial.model]), []).append(trial)
+    return [
+        {
+            "family": group[0].trial.family,
+            "model": group[0].trial.model,
+            "trials": len(group),
+            "params": group[0].counts.total,
+            "params_non_embedding": group[0].counts.non_embedding,
+            "steps": sorted({trial.steps for trial in group}),
+            "flops_per_trial": max(trial.flops for trial in group),
+            "estimated_time_s": max(trial.seconds(peak) for trial in group),
+            "estimated_memory_bytes": max(trial.memory_bytes for trial in group),
+        }
+        for group in groups.values()
+    ]
+
+
+def _grown(sizes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the whole-number fields that differ between sizes, or all of them when there is one size."""
+    names = dict.fromkeys(key for size in sizes for key, value in size["model"].items() if type(value) is int)
+    values = {name: {size["model"].get(name) for size in sizes} for name in names}
+    return [name for name in names if len(values[name]) > 1 or len(sizes) == 1]
+
+
+def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: dict[str, Any]) -> None:
+    header = ("family", "shape", "trials", "params", "non-emb.", "steps", "FLOPs", "~time", "~memory")
+    grown = _grown(sizes)
+    rows = [
+        (
+            size["family"],
+            " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
+            str(size["trials"]),
+            si(size["params"]),
+            si(size["params_non_embedding"]),
+            "…".join(str(steps) for steps in sorted({size["steps"][0], size["steps"][-1]})),
+            si(size["flops_per_trial"]),
+            duration(size["estimated_time_s"]),
+            si(size["estimated_memory_bytes"], "B"),
+        )
+        for size in sizes
+    ]
+    table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
+    if count > len(sizes):
+        say(f"… and {count - len(sizes)} more sizes (--all lists them)")
+    say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")
+    say("per trial; times by rule of thumb (a fifth of the peak rate, a floor per step), memory estimated in float32")

@@ -1,1 +1,0 @@
-"""What each command does and prints; `scalebench.cli` registers them."""

@@ -1,1 +1,0 @@
-"""Engines place workers and do nothing else: they pass files, and no function of theirs changes a number."""

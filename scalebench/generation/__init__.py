@@ -1,1 +1,0 @@
-"""Writing on from a prompt with a trained model."""

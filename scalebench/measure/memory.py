@@ -1,0 +1,134 @@
+"""Memory: what the allocator and the process held during training, and the split by category from a pass of its own."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+# MemTracker's categories, in the record's words. Temporaries of backward and untracked tensors are "other".
+CATEGORIES = {
+    "Parameter": "parameters",
+    "Gradient": "gradients",
+    "Optstate": "optimizer",
+    "Activation": "activations",
+    "Buffer": "other",
+    "Temp": "other",
+    "Other": "other",
+}
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Start the allocator's high-water marks anew (CUDA only; a process' own cannot be reset)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_columns(device: torch.device) -> dict[str, int | None]:
+    """Return the high-water marks: CUDA allocator (null on a CPU) and resident set of the process."""
+    cuda = device.type == "cuda"
+    kilo = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return {
+        "peak_memory_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "peak_memory_reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo,
+    }
+
+
+def _by_category(snapshot: Mapping[torch.device, Mapping[Any, int]]) -> dict[str, int]:
+    """Sum a MemTracker snapshot over devices into the record's categories."""
+    sums = dict.fromkeys(CATEGORIES.values(), 0)
+    for sizes in snapshot.values():
+        for kind, size in sizes.items():
+            if kind != "Total":
+                sums[CATEGORIES[kind.value]] += size
+    return sums
+
+
+def split_columns(
+    model: nn.Module, optimizer: Optimizer, backward: Callable[[int], Any]
+) -> dict[str, int | str | None]:
+    """Run two steps under torch's MemTracker and return the memory columns by category.
+
+    ``backward(step)`` runs forward and backward of one step. The second step is read: the first allocates the
+    optimizer's state. ``memory_<category>_bytes`` is each category's own maximum over the step,
+    ``memory_at_peak_<category>_bytes`` what it held when the total was highest (gradients may be zero then).
+    """
+    from scalebench.measure.tracker import Tracker
+
+    tracker = Tracker(model)
+    tracker.track_external(optimizer)
+    seen: list[dict[str, int]] = []
+    with tracker:
+        for step in range(2):
+            backward(step)
+            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # gradients stand here
+            optimizer.step()
+            seen.append(_by_category(tracker.get_tracker_snapshot("current")))
+            optimizer.zero_grad()
+        at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
+    own = {name: max(snapshot[name] for snapshot in [at_peak, *seen]) for name in at_peak}
+    return {
+        **{f"memory_{name}_bytes": size for name, size in own.items()},
+        **{f"memory_at_peak_{name}_bytes": size for name, size in at_peak.items()},
+        "memory_tracked_peak_bytes": sum(at_peak.values()),
+        "memory_split_method": "torch MemTracker over two untimed steps",
+    }
+
+
+def held_columns(
+    model: nn.Module, optimizer: Optimizer, peak_bytes: int | None, copies_bytes: int = 0, gradient_bytes: int = 0
+) -> dict[str, int | str | None]:
+    """Return the memory columns by category without running another step.
+
+    Parameters (with ``copies_bytes`` in another dtype), gradients (``gradient_bytes``, or as many as the parameters')
+    and the optimizer's state are what their tensors take. Activations are what else the allocator held at its peak of
+    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator does not tell.
+    """
+    parameters = _tensor_bytes(model.parameters())
+    state = _tensor_bytes(value for tensors in optimizer.state.values() for value in tensors.values())
+    held = {
+        "parameters": parameters + copies_bytes,
+        "gradients": gradient_bytes or parameters,
+        "optimizer": state,
+        "other": _tensor_bytes(model.buffers()),
+    }
+    return {
+        **{f"memory_{name}_bytes": size for name, size in held.items()},
+        "memory_activations_bytes": None if peak_bytes is None else max(0, peak_bytes - sum(held.values())),
+        "memory_split_method": "sizes of tensors; activations: what else the CUDA allocator held at its peak",
+    }
+
+
+def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | str | None]:
+    """Run one call of a model under torch's MemTracker, without gradients, and return what the highest total held.
+
+    A cache of keys and values is among the activations.
+    """
+    from scalebench.measure.tracker import Tracker
+
+    tracker = Tracker(model)
+    with torch.no_grad(), tracker:
+        call()
+        at_peak = _by_category(tracker.get_tracker_snapshot("peak"))
+    held = {name: size for name, size in at_peak.items() if name not in ("gradients", "optimizer")}
+    return {
+        **{f"memory_at_peak_{name}_bytes": size for name, size in held.items()},
+        "memory_tracked_peak_bytes": sum(at_peak.values()),
+        "memory_split_method": "torch MemTracker over one untimed call",
+    }
+
+
+def _tensor_bytes(values: Iterable[Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
+    """Return what storing parameters and optimizer state takes, tied parameters once, headers left out."""
+    state = (value for tensors in optimizer.state.values() for value in tensors.values())
+    return _tensor_bytes(model.parameters()) + _tensor_bytes(model.buffers()) + _tensor_bytes(state)

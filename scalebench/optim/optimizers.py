@@ -1,0 +1,184 @@
+"""Optimizers by name. ``eager`` runs plain loops over tensors; the other implementations fused kernels where torch has
+them, and multi-tensor (foreach) operations where it has not.
+
+``learning_rate = "auto"`` is the family's rule for AdamW times ``rate_factor``, a power of two near what was best on a
+factor-two grid for both an mlp of 3,000 parameters (batch 256, no weight decay, two seeds) and a gpt of 12,000 (batch
+16 of 64 bytes, the optimizer's own weight decay, one seed), after 400 steps at a gradient norm clipped to 1, as
+multiples of the rule:
+
+            mlp: best (validation loss)   gpt: best (validation loss)   factor
+sgd              32 (0.972)                    64 (2.736)                 32
+momentum         16 (0.902)                    16 (2.682)                 16
+nesterov         16 (0.889)                    16 (2.586)                 16
+adagrad          32 (0.900)                     4 (2.515)                  8
+rmsprop           2 (0.893)                   1/2 (2.446)                  1
+adam              2 (0.879)                     1 (2.431)                  1
+adamw             2 (0.879)                     1 (2.397)                  1
+lion            1/2 (0.892)                   1/8 (2.512)                1/4
+muon              4 (0.870)                     2 (2.330)                  2
+
+Larger models and other data were not tried: an optimizer that matters to a study wants ``learning_rate`` as an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
+
+from scalebench.optim.fused import build_fused_optimizer
+from scalebench.study import TrainSpec
+
+Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most.
+
+    ``weight_decay`` is what a study gets that names none: 0.1 where weights decay apart from the gradient, none where
+    the decay is added to it, which at 0.1 would outweigh the loss.
+    """
+
+    summary: str
+    make: Callable[[Groups, TrainSpec], Optimizer]
+    state_per_param: int
+    rate_factor: float
+    weight_decay: float = 0.0
+
+
+def _fused(spec: TrainSpec) -> dict[str, bool]:
+    """Return which of torch's kernels an optimizer with a fused one uses."""
+    return {"foreach": False, "fused": spec.implementation != "eager"}
+
+
+def _foreach(spec: TrainSpec) -> dict[str, bool]:
+    """Return the same for an optimizer without a fused one."""
+    return {"foreach": spec.implementation != "eager"}
+
+
+def _sgd(groups: Groups, spec: TrainSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
+    return SGD(groups, spec.learning_rate, spec.momentum if momentum else 0.0, nesterov=nesterov, **_fused(spec))
+
+
+def _adagrad(groups: Groups, spec: TrainSpec) -> Optimizer:
+    return Adagrad(groups, spec.learning_rate, **_fused(spec))
+
+
+def _rmsprop(groups: Groups, spec: TrainSpec) -> Optimizer:
+    return RMSprop(groups, spec.learning_rate, alpha=spec.beta2, **_foreach(spec))
+
+
+def _adam(groups: Groups, spec: TrainSpec, kind: type[Adam] = Adam) -> Optimizer:
+    return kind(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
+
+
+def _lion(groups: Groups, spec: TrainSpec) -> Optimizer:
+    if spec.implementation == "eager":
+        from lion_pytorch import Lion
+    else:
+        from lion_pytorch.foreach import Lion
+    return Lion(groups, spec.learning_rate, (spec.beta1, spec.beta2))
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon (Jordan et al. 2024) for the groups marked ``hidden``, AdamW for the others, as one optimizer.
+
+    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that one learning rate
+    serves both.
+    """
+
+    def __init__(self, groups: Groups, spec: TrainSpec) -> None:
+        super().__init__(groups, {"lr": spec.learning_rate})
+        hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
+        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
+        self.parts = [muon, _adam(others, spec, AdamW)]
+        # Groups and state are the parts' own, so that a schedule or a collector sees what they use.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        for part in self.parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
+        """Let each part update its own parameters."""
+        assert closure is None
+        for part in self.parts:
+            part.step()
+
+
+OPTIMIZERS: Mapping[str, OptimizerChoice] = {
+    "sgd": OptimizerChoice("stochastic gradient descent", lambda g, s: _sgd(g, s, momentum=False), 0, 32.0),
+    "momentum": OptimizerChoice("SGD with momentum", lambda g, s: _sgd(g, s, momentum=True), 1, 16.0),
+    "nesterov": OptimizerChoice(
+        "SGD with Nesterov's momentum", lambda g, s: _sgd(g, s, momentum=True, nesterov=True), 1, 16.0
+    ),
+    "adagrad": OptimizerChoice("Adagrad (Duchi et al. 2011); rates shrink by the gradients seen", _adagrad, 1, 8.0),
+    "rmsprop": OptimizerChoice("RMSprop (Hinton 2012); beta2 averages the squares", _rmsprop, 1, 1.0),
+    "adam": OptimizerChoice("Adam (Kingma & Ba 2015); weight decay in the gradient", _adam, 2, 1.0),
+    "adamw": OptimizerChoice(
+        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0, 0.1
+    ),
+    "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
+    "muon": OptimizerChoice(
+        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0, 0.1
+    ),
+}
+
+
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """Return the ids of the 2-D parameters that are neither an embedding's nor the output (last) linear layer's."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    outer = [*linear[-1:], *(module for module in model.modules() if isinstance(module, nn.Embedding))]
+    apart = {id(module.weight) for module in outer}
+    return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - apart
+
+
+def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
+    """Make the optimizer of a trial. Matrices decay; vectors (norms, biases) do not.
+
+    Raises ``ValueError`` for Muon on a model without hidden matrices.
+    """
+    hidden = hidden_matrices(model) if spec.optimizer == "muon" else set()
+    if spec.optimizer == "muon" and not hidden:
+        raise ValueError("muon needs hidden matrices, and this model has none: choose another optimizer")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault((parameter.ndim >= 2, id(parameter) in hidden), []).append(parameter)
+    made = [
+        {"params": members, "weight_decay": spec.weight_decay * decays} | ({"hidden": inner} if hidden else {})
+        for (decays, inner), members in groups.items()
+    ]
+    if spec.implementation in ("triton", "fused"):
+        return build_fused_optimizer(made, spec)
+    return OPTIMIZERS[spec.optimizer].make(made, spec)
+
+
+def schedule_factor(spec: TrainSpec, step: int) -> float:
+    """Return what the learning rate is multiplied by at a step: linear warm-up, then the named shape, down to zero.
+
+    ``constant`` stays; ``linear`` and ``cosine`` fall over all that follows the warm-up; ``wsd`` (warm-up, stable,
+    decay; Hu et al. 2024) falls linearly over the last ``decay_fraction`` of the steps.
+    """
+    warm = min(1.0, (step + 1) / (spec.warmup_steps + 1))
+    start = spec.warmup_steps
+    if spec.schedule == "wsd":
+        start = max(start, round(spec.steps * (1 - spec.decay_fraction)))
+    progress = min(1.0, max(0.0, (step - start) / max(1, spec.steps - start)))
+    if spec.schedule == "constant":
+        return warm
+    if spec.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * progress))
+    return warm * (1 - progress)
+
+
+def set_learning_rate(optimizer: Optimizer, spec: TrainSpec, step: int) -> None:
+    """Give every parameter group the learning rate of a step; one kept as a tensor is filled, without waiting."""
+    rate = spec.learning_rate * schedule_factor(spec, step)
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

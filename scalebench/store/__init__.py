@@ -1,0 +1,49 @@
+"""Trial folders and comparison runs on disk: read and written, nothing else."""
+
+from scalebench.store.files import (
+    StoreError,
+    check_writable,
+    read_json,
+    write_atomically,
+    write_json,
+    write_table,
+)
+from scalebench.store.trials import (
+    RECORD_COLUMNS,
+    SCHEMA,
+    STATUSES,
+    Results,
+    export,
+    latest_record,
+    load_results,
+    new_attempt,
+    read_record,
+    read_results,
+    read_steps,
+    read_study,
+    study_dirs,
+    write_record,
+)
+
+__all__ = [
+    "RECORD_COLUMNS",
+    "SCHEMA",
+    "STATUSES",
+    "Results",
+    "StoreError",
+    "check_writable",
+    "export",
+    "latest_record",
+    "load_results",
+    "new_attempt",
+    "read_json",
+    "read_record",
+    "read_results",
+    "read_steps",
+    "read_study",
+    "study_dirs",
+    "write_atomically",
+    "write_json",
+    "write_record",
+    "write_table",
+]

@@ -1,0 +1,198 @@
+"""Trial folders and the table made of them.
+
+A study's results are plain files, so that copying folders merges, moves, archives or shares them::
+
+    RESULTS/<study>/study.json
+    RESULTS/<study>/trials/<trial_id>/attempt-<UTC>-<random>/
+        trial.json  placement.json  environment.json  stdout.log  stderr.log  heartbeat.json
+        steps.parquet (training) or calls.parquet (inference)  weights.safetensors (where a study keeps them)
+        record.json            written last: an attempt counts once its record is there
+
+Every file is written under a temporary name, synced and renamed. Attempts are never overwritten.
+"""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.store.files import StoreError, read_json, write_json, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported")
+
+# Names carry units; SI in storage; null for what was not measured. The axes of a study stand beside these columns.
+RECORD_COLUMNS = tuple(
+    """
+    study mode trial_id attempt status error_class error_message stop_step
+    family params params_non_embedding params_active requested_params size
+    train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
+    step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s wall_time_s
+    timing_method timing_exclusive skipped_steps
+    latency_median_s latency_p95_s latency_p99_s prefill_time_s decode_time_per_token_s flops_per_call
+    samples_per_s tokens_per_s flops_per_step achieved_flops_per_s mfu peak_flops_per_s peak_source
+    peak_memory_allocated_bytes peak_memory_reserved_bytes peak_rss_bytes memory_tracked_peak_bytes
+    memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes
+    memory_activations_bytes memory_other_bytes
+    memory_at_peak_parameters_bytes memory_at_peak_gradients_bytes memory_at_peak_optimizer_bytes
+    memory_at_peak_activations_bytes memory_at_peak_other_bytes
+    memory_split_method attention_backend checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
+    energy_j energy_method
+    tokens_seen samples_seen epochs_seen data_sha256
+    machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint
+    python_version torch_version triton_version ptxas_version platform command invalid_reason
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What results folders hold: one row per trial, and what could not be read.
+
+    ``frame`` has one row per trial (its latest attempt with a readable record) and every name of ``RECORD_COLUMNS``.
+    ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
+    its ``study.json`` (``{}`` where that is absent).
+    """
+
+    frame: pd.DataFrame
+    damaged: tuple[str, ...]
+    studies: Mapping[str, dict[str, Any]]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
+    """Close an attempt: fill every column that was not measured with null and write ``record.json`` last.
+
+    Raises ``ValueError`` for a status outside ``STATUSES``.
+    """
+    if record["status"] not in STATUSES:
+        raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
+    kept = sorted(path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}"))
+    files = {path.name: path.stat().st_size for path in kept}
+    columns = dict.fromkeys(RECORD_COLUMNS) | dict(record) | {"attempt": attempt.name}
+    write_json(attempt / "record.json", {"schema": SCHEMA, "files": files, **columns})
+
+
+def new_attempt(study_dir: Path, trial_id: str) -> Path:
+    """Make and return a fresh attempt folder; its name sorts by time and cannot collide."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    attempt = study_dir / "trials" / trial_id / f"attempt-{stamp}-{secrets.token_hex(3)}"
+    attempt.mkdir(parents=True)
+    return attempt
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_record(attempt: Path) -> dict[str, Any]:
+    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file it vouches for, is damaged."""
+    path = attempt / "record.json"
+    row = read_json(path)
+    if row.pop("schema", None) != SCHEMA:
+        raise StoreError(f"{path}: schema: expected {SCHEMA}")
+    if row.get("status") not in STATUSES or not row.get("trial_id"):
+        raise StoreError(f"{path}: status, trial_id: missing or unknown")
+    for name, size in row.pop("files", {}).items():
+        found = (attempt / name).stat().st_size if (attempt / name).exists() else None
+        if found != size:
+            raise StoreError(f"{attempt / name}: {found} bytes where the record says {size}: cut short or changed")
+    return row | {"attempt_dir": str(attempt)}
+
+
+def latest_record(trial_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest readable record of a trial, or None, and a line for each damaged attempt passed over."""
+    damaged: list[str] = []
+    for attempt in sorted(trial_dir.glob("attempt-*"), reverse=True):
+        if not (attempt / "record.json").exists():
+            continue
+        try:
+            return read_record(attempt), damaged
+        except StoreError as error:
+            damaged.append(str(error))
+    return None, damaged
+
+
+def study_dirs(path: Path) -> list[Path]:
+    """Return the study folders at ``path``: itself, or those directly below it.
+
+    ``StoreError`` when there are none, unless the folder holds comparisons, which ``comparison_store`` reads.
+    """
+    if (path / "trials").is_dir():
+        return [path]
+    found = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
+    if not found and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
+        raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
+    return found
+
+
+def _rows(study_dir: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
+    for trial_dir in sorted((study_dir / "trials").iterdir()):
+        row, lines = latest_record(trial_dir)
+        damaged.extend(lines)
+        if row is not None:
+            yield row
+
+
+def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
+    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``."""
+    path = study_dir / "study.json"
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except StoreError as error:
+        damaged.append(str(error))
+        return {}
+
+
+def read_results(*paths: str | Path) -> Results:
+    """Read every study under ``paths`` into one table. Damaged attempts are listed, never silently dropped."""
+    import pandas as pd
+
+    damaged: list[str] = []
+    rows: list[dict[str, Any]] = []
+    studies: dict[str, dict[str, Any]] = {}
+    for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
+        studies[study_dir.name] = read_study(study_dir, damaged)
+        rows.extend(_rows(study_dir, damaged))
+    extra = dict.fromkeys(name for row in rows for name in row if name not in RECORD_COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *extra])
+    return Results(frame, tuple(damaged), studies)
+
+
+def load_results(*paths: str | Path) -> pd.DataFrame:
+    """Read results folders as a DataFrame, one row per trial (see ``RECORD_COLUMNS``); warn of damaged attempts."""
+    results = read_results(*paths)
+    for line in results.damaged:
+        warnings.warn(f"damaged attempt passed over: {line}", stacklevel=2)
+    return results.frame
+
+
+def read_steps(attempt_dir: str | Path) -> pd.DataFrame:
+    """Read an attempt's samples: step, train_loss_nats, step_time_s, data_time_s, warm; one row per training step.
+
+    Raises ``StoreError`` naming the file when it is missing or damaged.
+    """
+    import pandas as pd
+    import pyarrow
+
+    path = Path(attempt_dir) / "steps.parquet"
+    try:
+        return pd.read_parquet(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise StoreError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def export(results: Results, path: Path) -> None:
+    """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
+    write_table(results.frame, path)

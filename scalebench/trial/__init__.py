@@ -1,1 +1,0 @@
-"""One trial, from its description to its measurements: training, or inference."""

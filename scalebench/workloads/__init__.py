@@ -1,0 +1,1 @@
+"""What is done with a model: training or inference, from the description of a trial to its measurements."""

@@ -1,0 +1,103 @@
+"""From a trial to what runs it: the device, the data, the model with its initial weights."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from scalekernels import unavailable_reason
+from torch import nn
+
+from scalebench.data import Data, open_data
+from scalebench.families import FAMILIES, Unsupported
+from scalebench.optim.fused import FUSED
+from scalebench.study import Trial
+
+KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+
+
+def usable_device(trial: Trial) -> torch.device:
+    """Return the trial's device, or raise ``Unsupported`` with why this machine cannot run it."""
+    implementation = trial.work.implementation
+    if trial.device_kind == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("the trial asks for a CUDA device and this machine has none")
+    if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
+        raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
+    if implementation in KERNELS and (reason := unavailable_reason()):
+        raise Unsupported(reason)
+    if implementation in KERNELS and trial.train and trial.train.optimizer not in FUSED:
+        raise Unsupported(f"no fused kernel for the optimizer {trial.train.optimizer!r}; there are {', '.join(FUSED)}")
+    if trial.train and trial.train.graph == "step" and trial.device_kind == "cpu":
+        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
+    if trial.work.precision == "float16" and trial.device_kind == "cpu":
+        raise Unsupported(
+            "float16 training needs a GPU: torch multiplies float16 matrices on a CPU about a hundred times more "
+            "slowly than float32 ones (bfloat16 is the 16-bit format there)"
+        )
+    return torch.device(trial.device_kind)
+
+
+def planned_data(trial: Trial) -> Data:
+    """Open the trial's source; ``RuntimeError`` when it is not what the trial was planned with."""
+    asked = trial.data
+    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
+    if data.sha256 != asked.sha256:
+        raise RuntimeError(f"the data of {asked.source} changed since the trial was planned; plan again")
+    return data
+
+
+def configuration(trial: Trial) -> Any:
+    """Return the Config of the trial's family."""
+    return FAMILIES[trial.family].Config(**trial.model)
+
+
+def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
+    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given.
+
+    It is built where it will run: a GPU draws a billion weights in no time, by a generator of its own, so that a seed
+    gives other weights there than on a CPU, and the same ones for every implementation.
+    """
+    torch.manual_seed(trial.work.seed)
+    with device:
+        built = FAMILIES[trial.family].build(configuration(trial), implementation or trial.work.implementation)
+    return built.to(device)
+
+
+def load_compiler() -> None:
+    """Import what torch.compile needs, which takes seconds, before anything waits for it."""
+    importlib.import_module("torch._dynamo")
+    importlib.import_module("torch._inductor.compile_fx")
+
+
+def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
+    """Compile the model in place of running it operation by operation; ``Unsupported`` without a compiler."""
+    _require_compiler(model)
+    return torch.compile(model, fullgraph=fullgraph)
+
+
+def compile_blocks(model: nn.Module) -> nn.Module:
+    """Compile one block of the model, for all of them alike, and its loss where it is made of plain operations.
+
+    The code is the same in every block and the weights are its inputs, so that the first block's serves all. This takes
+    seconds where compiling a deep model whole takes minutes; what is lost is fusion across the ends of a block.
+    """
+    _require_compiler(model)
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.compile(fullgraph=getattr(model, "KEEPS_TYPE", False), dynamic=False)
+    whole: Any = model
+    if getattr(model, "GIVES_LOSSES", False) and not getattr(model, "KEEPS_TYPE", False):
+        whole.losses = torch.compile(whole.losses, dynamic=False)
+    return model
+
+
+def _require_compiler(model: nn.Module) -> None:
+    if next(model.parameters()).device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise Unsupported("torch.compile needs a C++ compiler on a CPU and none was found") from error

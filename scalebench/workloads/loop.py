@@ -1,0 +1,158 @@
+"""The training loop, to be read top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from scalebench.measure.clock import StepClock
+from scalebench.measure.statistics import clustered_mean
+from scalebench.optim.fused import clips
+from scalebench.optim.optimizers import set_learning_rate
+from scalebench.study import TrainSpec
+from scalebench.tasks import Batch, Task
+from scalebench.workloads.batches import batches, to_device
+
+# How often the loop looks at its losses: looking waits for the device, so not at every step.
+CHECK_EVERY = 20
+
+
+class Diverged(ArithmeticError):  # noqa: N818 - a status, named as the record names it
+    """The loss stopped being a number."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass runs at ``precision``."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
+
+
+def computing(model: nn.Module, device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a model computes at ``precision``: autocast, unless its weights have the type."""
+    return nullcontext() if getattr(model, "KEEPS_TYPE", False) else autocast(device, precision)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    spec: TrainSpec,
+    clock: StepClock,
+    losses: Tensor,
+    check: Callable[[int], None],
+    make_step: Callable[[nn.Module, Optimizer, Task, TrainSpec, GradScaler], Step] | None = None,
+) -> int:
+    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged.
+
+    Nothing within a step waits for the device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one.
+    Returns how many steps the loss scaler of float16 skipped, their gradients being too large for the format.
+    """
+    device = losses.device
+    run = (make_step or Step)(model, optimizer, task, spec, loss_scaler(device, spec))
+    model.train()
+    clock.lap()
+    with closing(batches(task, spec.steps, device)) as coming:
+        for step, batch in enumerate(coming):
+            clock.data_ready()
+            set_learning_rate(optimizer, spec, step)
+            losses[step] = run(batch)
+            clock.lap()
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
+                check(step + 1)
+    return run.skipped
+
+
+@dataclass
+class Step:
+    """Forward, backward and update on one batch. ``skipped`` counts the steps that the loss scaler skipped."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    task: Task
+    spec: TrainSpec
+    scaler: GradScaler
+    skipped: int = 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take the step and return the batch's mean loss, ()."""
+        loss = backward(self.model, self.task, batch, self.spec, self.scaler)
+        self.skipped += not update(self.model, self.optimizer, self.spec, self.scaler)
+        return loss
+
+
+def loss_scaler(device: torch.device, spec: TrainSpec) -> GradScaler:
+    """Return what keeps float16 gradients from vanishing; at another precision it does nothing."""
+    return GradScaler(device.type, enabled=spec.precision == "float16")
+
+
+def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into ``count`` parts that differ by at most one sample."""
+    yield from zip(*(tensor.tensor_split(count) for tensor in batch), strict=True)
+
+
+def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler: GradScaler) -> Tensor:
+    """Run forward and backward of a step, micro-batch by micro-batch, and return the batch's mean loss, ().
+
+    Each part counts by its share of the samples, so that the gradients are those of the whole batch.
+    """
+    total = torch.zeros((), device=batch[0].device)
+    for part in micro_batches(batch, spec.accumulation):
+        with computing(model, total.device, spec.precision):
+            loss = task.loss(model, part) * (len(part[0]) / len(batch[0]))
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def update(model: nn.Module, optimizer: Optimizer, spec: TrainSpec, scaler: GradScaler) -> bool:
+    """Clip the gradients, take the step and clear them; False where the scaler skipped the step."""
+    scaler.unscale_(optimizer)
+    if not clips(optimizer):
+        clip_grad_norm_(model.parameters(), spec.gradient_clip)
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return scaler.get_scale() >= before  # it backs off after a step skipped, and only then
+
+
+def check_finite(losses: Tensor, done: int) -> None:
+    """Raise ``Diverged`` at the first of the ``done`` losses that is not finite."""
+    broken = (~torch.isfinite(losses[:done])).nonzero()
+    if broken.numel():
+        raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a model did on the held-out sample: mean loss and its standard error in nats, and metrics by name."""
+
+    loss_nats: float
+    standard_error_nats: float
+    metrics: Mapping[str, float]
+
+
+@torch.no_grad()
+def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Validation:
+    """Judge the model on the held-out sample; the loss's standard error is clustered as the task says."""
+    model.eval()
+    kept: list[dict[str, NDArray[np.float64]]] = []
+    clusters: list[NDArray[np.int64]] = []
+    for batch, cluster in task.validation():
+        with computing(model, device, spec.precision):
+            judged = task.judge(model, to_device(batch, device))
+        kept.append({name: values.double().cpu().numpy() for name, values in judged.items()})
+        clusters.append(cluster)
+    whole = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    mean, error = clustered_mean(whole["loss_nats"], np.concatenate(clusters))
+    if not np.isfinite(mean):
+        raise Diverged("the validation loss is not finite")
+    return Validation(mean, error, task.metrics(whole))
