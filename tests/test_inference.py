@@ -22,7 +22,7 @@ from scalebench.workloads.building import build_model
 from scalebench.workloads.inference import MeasuredInference, call_flops, latency_columns, timed, writing
 from scalebench.workloads.quantization import weight_bytes, with_weights
 
-STUDY = 'schema = 1\nname = "at-work"\nmode = "inference"\n'
+STUDY = 'schema = 1\nname = "at-work"\nworkload = "inference"\n'
 GPT = STUDY + '[model]\nfamily = "gpt"\nparams = 3000\n[inference]\nprompt_length = 10\nnew_tokens = 6\nrepeats = 3\n'
 MLP = STUDY + '[model]\nfamily = "mlp"\nparams = 1000\n[inference]\nrepeats = 25\nbatch_size = 4\n'
 PEAK = {"flops_per_s": 1e15, "source": "none"}
@@ -250,12 +250,12 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (GPT + "[train]\nsteps = 3\n", "train.steps: a study in inference mode trains nothing; leave it out"),
+        (GPT + "[train]\nsteps = 3\n", "train.steps: the workload 'inference' trains nothing; leave it out"),
         (GPT.replace("[inference]", "[inferense]"), "inferense: unknown key 'inferense'; did you mean 'inference'?"),
-        (GPT.replace('"inference"', '"inferense"'), "mode: unknown 'inferense'; did you mean 'inference'?"),
+        (GPT.replace('"inference"', '"inferense"'), "workload: unknown 'inferense'; did you mean 'inference'?"),
         (
-            MLP.replace('mode = "inference"\n', "").replace("batch_size = 4\n", ""),
-            "inference.repeats: a study in training mode reads no [inferen",
+            MLP.replace('workload = "inference"\n', "").replace("batch_size = 4\n", ""),
+            "inference.repeats: the workload 'training' reads no [inferen",
         ),
         (GPT + "batch_sise = 2\n", "inference.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'?"),
         (GPT + "batch_size = 0\n", "inference.batch_size: input should be greater than 0 (given 0)"),
@@ -302,7 +302,7 @@ def test_an_inference_study_runs_and_is_reported(scalebench, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr + done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 2}
     frame = store.load_results(tmp_path / "results")
-    assert set(frame["mode"]) == {"inference"}
+    assert set(frame["workload"]) == {"inference"}
     assert frame["validation_loss_nats"].isna().all()
     assert frame["invalid_reason"].isna().all()
     found = json.loads(scalebench("plan", "s.toml", "--json").stdout)

@@ -185,7 +185,7 @@ validation_samples = 2
 INFERENCE = """
 schema = 1
 name = "written"
-mode = "inference"
+workload = "inference"
 [model]
 family = "gpt"
 depth = 2

@@ -271,7 +271,7 @@ def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> N
     run.run()
     run.save_samples()
     row = run.columns
-    assert row["mode"] == "training"
+    assert row["workload"] == "training"
     assert (row["optimizer"], row["accumulation"], row["checkpointing"]) == ("muon", 4, True)
     assert row["params_active"] == row["params"] == trial.counts.total
     assert row["weights_file_bytes"] == (tmp_path / "weights.safetensors").stat().st_size

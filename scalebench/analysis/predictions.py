@@ -177,7 +177,7 @@ def chosen_trials(path: Path, results: Results, where: str | None) -> pd.DataFra
         if wrong:
             raise InputError(wrong)
         frame = frame[mask_of(frame_block(frame, condition.names), condition)]
-    prepared = prepare(frame[frame["mode"] != "inference"] if "mode" in frame else frame)
+    prepared = prepare(frame[frame["workload"] != "inference"] if "workload" in frame else frame)
     if not prepared["valid"].any():
         chosen = f" that --where {where!r} selects" if where else ""
         raise InputError([f"{path}: no trial{chosen} ended ok with valid numbers"])

@@ -213,7 +213,7 @@ def open_results(path: Path, results: Results) -> Source:
     """
     frame = results.frame
     kept = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
-    trained = kept[kept["mode"] != "inference"] if "mode" in kept else kept
+    trained = kept[kept["workload"] != "inference"] if "workload" in kept else kept
     kept = (kept if trained.empty else trained).reset_index(drop=True)
     if kept.empty:
         raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])

@@ -19,7 +19,7 @@ LATENCY, P95, BATCH = "latency_median_s", "latency_p95_s", "batch_size"
 
 def at_work(frame: pd.DataFrame) -> bool:
     """Tell whether the trials measured models at work and trained none."""
-    return "mode" in frame and bool(len(frame)) and bool((frame["mode"] == "inference").all())
+    return "workload" in frame and bool(len(frame)) and bool((frame["workload"] == "inference").all())
 
 
 def measured(study: Analysis) -> pd.DataFrame:

@@ -32,7 +32,7 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported
 # Names carry units; SI in storage; null for what was not measured. The axes of a study stand beside these columns.
 RECORD_COLUMNS = tuple(
     """
-    study mode trial_id attempt status error_class error_message stop_step
+    study workload trial_id attempt status error_class error_message stop_step
     family params params_non_embedding params_active requested_params size
     train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
     step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s wall_time_s
@@ -106,6 +106,8 @@ def read_record(attempt: Path) -> dict[str, Any]:
         found = (attempt / name).stat().st_size if (attempt / name).exists() else None
         if found != size:
             raise StoreError(f"{attempt / name}: {found} bytes where the record says {size}: cut short or changed")
+    if "mode" in row:  # what older records call the workload
+        row["workload"] = row.pop("mode")
     return row | {"attempt_dir": str(attempt)}
 
 

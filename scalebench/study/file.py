@@ -71,16 +71,16 @@ def _budget_lines(study: Study) -> Iterator[str]:
         yield "model.size: params and size exclude each other; leave one out"
 
 
-def _mode_lines(study: Study) -> Iterator[str]:
-    """Yield a line for every field of the mode that the study is not in."""
-    other = "train" if study.mode == "inference" else "inference"
+def _unread_lines(study: Study) -> Iterator[str]:
+    """Yield a line for every field of a workload that the study does not have."""
+    other = "train" if study.workload == "inference" else "inference"
     fields = [*(study.train if other == "train" else study.inference).named()]
     named = [f"{other}.{field}" for field in fields]
     for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
         for index, entry in enumerate(entries):
             named += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
-    reason = "trains nothing" if other == "train" else 'reads no [inference]; set mode = "inference" for it'
-    yield from (f"{field}: a study in {study.mode} mode {reason}; leave it out" for field in named)
+    reason = "trains nothing" if other == "train" else 'reads no [inference]; set workload = "inference" for it'
+    yield from (f"{field}: the workload {study.workload!r} {reason}; leave it out" for field in named)
 
 
 def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
@@ -146,6 +146,6 @@ def parse_study(raw: Mapping[str, Any]) -> tuple[Study | None, list[str]]:
             study = Study.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
-    mode = [] if any(line.startswith("mode:") for line in lines) else _mode_lines(study)
-    lines += [*_zip_lines(raw, study), *_budget_lines(study), *mode]
+    unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
+    lines += [*_zip_lines(raw, study), *_budget_lines(study), *unread]
     return (None if any(line.startswith("zip") for line in lines) else study), lines

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PrivateAttr
 from scalebench.study.axes import Axis, Count, Finite, Fraction, LearningRate, Name, Share, WholeNumber, one_of
 
 BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
-MODES = ("training", "inference")
+WORKLOADS = ("training", "inference")
 PRECISIONS = ("float32", "bfloat16", "float16")
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -83,7 +83,7 @@ class TrainSection(Section):
 
 
 class InferenceSection(Section):
-    """What is measured of a model at work, in a study with ``mode = "inference"``.
+    """What is measured of a model at work, in a study with ``workload = "inference"``.
 
     A family that generates reads ``prompt_length`` tokens and writes ``new_tokens``: greedily unless a ``temperature``
     or ``beams`` ask otherwise (``top_k`` = 0 and ``top_p`` = 1 leave nothing out). Others do one forward pass.
@@ -164,7 +164,7 @@ class Study(Section):
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     title: str = ""
-    mode: Annotated[str, one_of(MODES)] = "training"
+    workload: Annotated[str, one_of(WORKLOADS)] = "training"
     model: ModelSection
     train: TrainSection = TrainSection()
     inference: InferenceSection = InferenceSection()
@@ -195,7 +195,7 @@ class Study(Section):
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return every field's values by dotted name, zipped ones included: the grid before zipping and excluding."""
         axes = {f"model.{key}": value for key, value in self.model.given().items()}
-        name, work = ("train", self.train) if self.mode == "training" else ("inference", self.inference)
+        name, work = ("train", self.train) if self.workload == "training" else ("inference", self.inference)
         axes |= {f"{name}.{key}": value for key, value in work.given().items()}
         axes |= {f"data.{key}": value for key, value in self.data.given().items()}
         for entry in self.zipped:

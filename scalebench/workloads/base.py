@@ -27,7 +27,7 @@ def identity_columns(header: dict[str, Any], trial: Trial) -> dict[str, Any]:
         **trial.model,
         **dict(trial.work),
         "precision": trial.work.precision,
-        "mode": "inference" if trial.inference else "training",
+        "workload": "inference" if trial.inference else "training",
         "source": trial.data.source,
         "data_vocab_size": trial.data.vocab_size,
         "data_sha256": trial.data.sha256,
