@@ -47,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_rubbish(tmp_path: Path
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr("scalebench.store.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         store.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
