@@ -211,14 +211,14 @@ def _training(name: str, model: Mapping[str, Any], opening: Opening, train: dict
     train["graph"] = decided_graph(name, train)
     if train["accumulation"] > batch_size:
         raise PointRefused(f"train.accumulation: {train['accumulation']} micro-batches of a batch of {batch_size}")
-    if train["checkpointing"] and "checkpointing" not in family.OFFERS:
+    if train["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
         raise PointRefused(f"train.checkpointing: {name} has no blocks to compute again; {_offering('checkpointing')}")
     return train, counts, fields
 
 
 def _inference(name: str, model: Mapping[str, Any], opening: Opening, asked: dict[str, Any]) -> Decided:
     """Decide the values of a trial of a model at work; a generating family's context takes prompt and new tokens."""
-    writes = "generation" in FAMILIES[name].OFFERS
+    writes = "generation" in FAMILIES[name].CAPABILITIES
     if not writes:
         _refuse_writing(name, asked)
     if asked["beams"] > 1 and asked["temperature"] > 0:
@@ -244,7 +244,9 @@ def _refuse_writing(name: str, asked: Mapping[str, Any]) -> None:
 
 def _offering(ability: str) -> str:
     """Say which families offer an ability."""
-    return f"families that can: {', '.join(name for name, family in FAMILIES.items() if ability in family.OFFERS)}"
+    return (
+        f"families that can: {', '.join(name for name, family in FAMILIES.items() if ability in family.CAPABILITIES)}"
+    )
 
 
 def _section(point: Mapping[str, Any], section: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec)
     """Estimate what weights and cache take; in int8 embeddings stay float32, and a tied output layer is a copy."""
     each = {"float32": 4, "bfloat16": 2, "int8": 1}[spec.weight_dtype]
     weights = counts.non_embedding * each + (counts.total - counts.non_embedding) * (5 if each == 1 else each)
-    if "generation" not in family.OFFERS:
+    if "generation" not in family.CAPABILITIES:
         return weights
     tokens = (spec.sequence_length or 0) + (spec.new_tokens or 0)
     return weights + cache_bytes(config, spec.batch_size * spec.beams, tokens, 2 if each == 2 else 4)
@@ -103,7 +103,7 @@ class MeasuredInference(Measured):
         flops = call_flops(family, config, spec)
         self.columns |= count_columns(family.count(config, spec.sequence_length)) | {"flops_per_call": flops}
         self.columns |= {"timing_method": "perf_counter_ns, device synchronised", "weight_bytes": weight_bytes(model)}
-        if "generation" not in family.OFFERS:
+        if "generation" not in family.CAPABILITIES:
             runs = compile_model(model) if spec.implementation == "compile" else model
             return lambda _: runs(inputs), model
         if spec.implementation == "compile":
