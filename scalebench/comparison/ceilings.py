@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scalebench.comparison.timing import Clock
+from scalebench.comparison.clocks import Clock
 from scalebench.measure.device_lock import gpu_uuid
 from scalebench.store import StoreError, read_json, write_json
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from scalebench.comparison.timing import Timer, Work, poison, rerunning
+from scalebench.comparison.clocks import Timer, Work, poison, rerunning
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
 LONG_S = 500e-6  # a graph's start takes some microseconds (``timing_floor_s`` in the rows): about one percent
