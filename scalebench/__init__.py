@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "fit", "load_results", "load_study", "plan", "report", "run"]
 
-# Delayed imports, here and everywhere: a package that offers names of its modules without importing them has a table and
-# `__getattr__` (Scientific Python SPEC 1); a function that needs a heavy library imports it in its body. So neither
+# Delayed imports, here and everywhere: a package that offers names of its modules without importing them has a table
+# and `__getattr__` (Scientific Python SPEC 1); a function that needs a heavy library imports it in its body. So neither
 # `import scalebench` nor `report`, `status`, `fit` or any `--help` waits for torch.
 _HOME = {
     "compare": "scalebench.comparison",
