@@ -37,7 +37,7 @@ from scalebench.points.table import mask_of, parse_where
 from scalebench.store import Results, read_results
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Fit, Forecast
 
 COST_LAWS = ("offset_linear", "offset_power")
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no bend
@@ -76,7 +76,7 @@ class Prediction:
     params: float | None
     tokens: float | None
     answers: tuple[Answer, ...]
-    backtest: tuple[Holdout, ...]
+    backtest: tuple[Forecast, ...]
     at: str = ""  # the inputs, where they are others
     held_out: str = "the loss"  # what the backtest is of
 
@@ -124,7 +124,7 @@ def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str)
     return replace(answer, low=low, high=high)
 
 
-def _backtest(fitted: Fit) -> Sequence[Holdout]:
+def _backtest(fitted: Fit) -> Sequence[Forecast]:
     return rolling_backtest(Trend(fitted))
 
 
@@ -198,7 +198,9 @@ def differing(path: Path, where: str | None) -> list[str]:
     return list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + found))
 
 
-def loss_answer(one: Series, recipe: Recipe, params: float, amount: float | None) -> tuple[Answer, tuple[Holdout, ...]]:
+def loss_answer(
+    one: Series, recipe: Recipe, params: float, amount: float | None
+) -> tuple[Answer, tuple[Forecast, ...]]:
     """Return the loss with its backtest: by size along the recipe, or by size and data where both were varied."""
     nats = ("validation loss", "nats")
     if amount is None:
