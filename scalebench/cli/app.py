@@ -212,11 +212,16 @@ def compare(
 
 
 @app.command(name="list")
-def list_(*, as_json: Json = False) -> int:
-    """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.cli.commands.catalogue import show_catalogue
+def list_(*, columns: bool = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
 
-    return show_catalogue(as_json=as_json)
+    Parameters
+    ----------
+    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
+    """
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
 
 
 @app.command
