@@ -17,7 +17,7 @@ import psutil
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py")
+DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
 
 
 def command_line() -> str:
