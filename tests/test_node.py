@@ -40,7 +40,7 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
     if placement is not None:
         write_json(attempt / "placement.json", placement)
     header = {
-        "resources": {"cpus": cpus, "gpus": gpus},
+        "resources": {"cpus": cpus, "gpus": gpus, "share_device": False},
         "trial": {"device_kind": "cuda" if gpus else "cpu"},
         "precisions": ["float32"],
     }

@@ -23,7 +23,7 @@ from scalebench.data.retrieval import Retrieval
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.families.dial import Steps, landed, rounded, with_hidden
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import SetRegression
 
 SUMMARY = "one block of self-attention over a set, regression with a known noise floor"
@@ -109,7 +109,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Retrieval, spec: DataSpec, train: TrainSpec) -> SetRegression:
+def task(config: Config, data: Retrieval, spec: DataSpec, train: Batching) -> SetRegression:
     """Return regression on sets of ``sequence_length`` elements. Raises ``OutOfReach`` for what does not fit."""
     assert train.sequence_length is not None
     assert spec.noise_std is not None

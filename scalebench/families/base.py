@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from scalebench.errors import InputError
 from scalebench.families.cache import KVCache
 
 if TYPE_CHECKING:
-    from scalebench.study import DataSpec
+    from scalebench.study import Batching, DataSpec
     from scalebench.tasks import Task
 
 
@@ -23,7 +24,7 @@ ABILITIES: Mapping[str, str] = {
 }
 
 
-class OutOfReach(ValueError):  # noqa: N818 - a state of the request, named as people say it
+class OutOfReach(InputError):  # noqa: N818 - a state of the request, named as people say it
     """A size that a family cannot take; the message says what was asked for and what can be had."""
 
 
@@ -130,11 +131,8 @@ class Family(Protocol):
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""
 
-    def task(self, config: Any, data: Any, spec: DataSpec, train: Any, /) -> Task:
-        """Return what the model is to learn; ``train`` is a trial's ``TrainSpec``, or an ``InferenceSpec``.
-
-        Both have ``batch_size``, ``sequence_length`` and ``seed``, and a task looks at nothing else of them.
-        """
+    def task(self, config: Any, data: Any, spec: DataSpec, train: Batching, /) -> Task:
+        """Return what the model is to learn; ``train`` is a trial's spec: batch size, sequence length and seed."""
 
     def learning_rate(self, config: Any, /) -> float:
         """Return the learning rate that suits this size with AdamW."""

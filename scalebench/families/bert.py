@@ -22,7 +22,7 @@ from scalebench.data.text import Text
 from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, dialled, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import SPECIALS
 
@@ -125,7 +125,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Text, spec: DataSpec, train: TrainSpec) -> MaskedPairs:
+def task(config: Config, data: Text, spec: DataSpec, train: Batching) -> MaskedPairs:
     """Return masked tokens and next sentence. Raises ``OutOfReach`` where data outgrow context or vocabulary."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size + len(SPECIALS), config.vocab_size, train.sequence_length, config.context)

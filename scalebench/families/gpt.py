@@ -30,7 +30,7 @@ from scalebench.families.base import Counts, OutOfReach, check_sequences
 from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.causal import Attention, norm
 from scalebench.families.dial import WIDTH_STEPS, dialled
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
 SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
@@ -158,7 +158,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextToken:
     """Return next-token prediction on the corpus. Raises ``OutOfReach`` beyond context or vocabulary."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size, config.vocab_size, train.sequence_length, config.context)

@@ -13,7 +13,7 @@ from torch import nn
 
 from scalebench.data.synthetic import Teacher
 from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Regression, regression
 
 SUMMARY = "linear regression on a teacher with infinitely many features"
@@ -75,7 +75,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
+def task(config: Config, data: Teacher, spec: DataSpec, train: Batching) -> Regression:
     """Return regression on the linear teacher."""
     return regression(data, "linear", config, spec, train)
 

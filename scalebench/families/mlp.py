@@ -15,7 +15,7 @@ from torch import nn
 from scalebench.data.images import Images
 from scalebench.data.synthetic import Teacher
 from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, Regression, classification, regression
 
 SUMMARY = "deep fully connected network on a teacher's regression task, or on images"
@@ -96,7 +96,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher | Images, spec: DataSpec, train: TrainSpec) -> Regression | Classification:
+def task(config: Config, data: Teacher | Images, spec: DataSpec, train: Batching) -> Regression | Classification:
     """Return regression on the tanh teacher, or classification of images. ``OutOfReach`` when they do not fit."""
     if isinstance(data, Teacher):
         return regression(data, "mlp", config, spec, train)

@@ -31,7 +31,7 @@ from scalebench.families.base import Counts, OutOfReach
 from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.causal import Attention, norm
 from scalebench.families.dial import WIDTH_STEPS, dialled
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import BalancedNextToken
 
 SUMMARY = "gpt with routed experts (top-k, load balancing, no token dropped)"
@@ -133,7 +133,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> BalancedNextToken:
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> BalancedNextToken:
     """Return next-token prediction with the balance loss in training. Raises ``OutOfReach`` as gpt's task does."""
     plain = gpt.task(config, data, spec, train)
     return BalancedNextToken(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from scalebench.data.images import Images
 from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "residual network (ImageNet and CIFAR forms; residual = false for the plain one)"
@@ -219,7 +219,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

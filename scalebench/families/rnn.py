@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scalebench.data.corpus import Corpus
 from scalebench.families.base import Counts, OutOfReach, check_sequences
 from scalebench.families.dial import Steps, landed
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
 SUMMARY = "recurrent language model: vanilla, LSTM or GRU"
@@ -134,7 +134,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextToken:
     """Return next-token prediction on the data's text. Raises ``OutOfReach`` for a vocabulary that is too small."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size, config.vocab_size, train.sequence_length)

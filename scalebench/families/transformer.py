@@ -24,7 +24,7 @@ from scalebench.data.transduction import Transduction
 from scalebench.families.base import Counts, OutOfReach, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, dialled, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Transduce
 
 SUMMARY = "encoder-decoder transformer on sequences with an exact answer"
@@ -138,7 +138,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Transduction, spec: DataSpec, train: TrainSpec) -> Transduce:
+def task(config: Config, data: Transduction, spec: DataSpec, train: Batching) -> Transduce:
     """Return transduction of sources of ``sequence_length``. Raises ``OutOfReach`` for sizes that do not fit."""
     length = train.sequence_length
     assert length is not None

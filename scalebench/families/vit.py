@@ -21,7 +21,7 @@ from scalebench.families import gpt
 from scalebench.families.base import Counts, OutOfReach
 from scalebench.families.dial import HIDDEN_STEPS, rounded
 from scalebench.families.multihead import eager_attention, sdpa_attention
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "vision transformer on images"
@@ -141,7 +141,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

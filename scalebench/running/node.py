@@ -28,7 +28,8 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
     To be called before torch is imported, which reads the number of threads. Returns (and writes to
-    ``placement.json``) ``cpus``, ``threads``, ``exclusive`` and ``peaks``: {precision: {"flops_per_s", "source"}}.
+    ``placement.json``) ``cpus``, ``threads``, ``exclusive``, ``peaks`` as {precision: {"flops_per_s", "source"}} and the
+    ``peaks_time_s`` that measuring them, or waiting for it, took.
     ``header`` is the attempt's ``trial.json``.
     """
     path = attempt / "placement.json"
@@ -39,13 +40,16 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
     threads = min(len(assigned) or resources["cpus"], len(cpus))
     limit_threads(threads)
+    begun = time.monotonic()
     peaks = node_peaks(attempt.parents[2] / "nodes", header["trial"]["device_kind"], header["precisions"], threads)
+    # A trial has a GPU to itself by the GPU's lock, whatever cores it has.
+    alone = not resources["share_device"] if resources["gpus"] else placement.get("exclusive", False) and confirmed
     placement |= {
         "cpus": cpus,
         "threads": threads,
-        # A trial on a GPU has the GPU to itself by its lock; its cores do not matter.
-        "exclusive": bool(placement.get("exclusive")) and (confirmed or resources["gpus"] > 0),
+        "exclusive": alone,
         "peaks": {precision: asdict(peak) for precision, peak in peaks.items()},
+        "peaks_time_s": time.monotonic() - begun,  # not the trial's: left out of its startup time
     }
     write_json(path, placement)
     return placement

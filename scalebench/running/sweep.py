@@ -13,8 +13,9 @@ from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
-from scalebench.running.planning import PlannedTrial, plan
+from scalebench.running.planning import PlannedTrial, plan, trial_header
 from scalebench.study import Study
+from scalebench.workloads import columns_of
 
 
 @dataclass
@@ -41,12 +42,12 @@ class Sweep:
 
 def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:
     """Plan the study and look up what is already there; ``retry`` statuses, and other code's rows, count as missing."""
-    sweep = Sweep(results / study.name, plan(study))
+    sweep = Sweep(results / study.name, plan(study, results))
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
         row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
         sweep.damaged.extend(damaged)
-        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(trial, row)):
+        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
         other = row["code_fingerprint"] not in (fingerprint, None)
         if other and fresh_code:
@@ -56,9 +57,11 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     return sweep
 
 
-def _unsaved(planned: PlannedTrial, row: Mapping[str, Any]) -> bool:
-    """Say whether a trained model's weights were not kept."""
-    return planned.trial.train is not None and row["status"] == "ok" and row.get("weights_file_bytes") is None
+def _unsaved(row: Mapping[str, Any]) -> bool:
+    """Say whether a trial that could have kept its weights did not."""
+    name = "weights_file_bytes"
+    keeps = any(column.name == name for column in columns_of(str(row["workload"])))
+    return keeps and row["status"] == "ok" and row.get(name) is None
 
 
 def execute(
@@ -74,7 +77,7 @@ def execute(
     _save_study(sweep, study)
     if not missing:
         return
-    precisions = sorted({planned.trial.work.precision for planned in sweep.planned})
+    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
     needs = [resources_of(planned, study) for planned in missing]
     attempts = [
         _prepare(sweep.study_dir, study, planned, resources, precisions)
@@ -127,6 +130,8 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
         "study_toml": study.text,
+        "workload": study.workload,
+        "columns": [asdict(column) for column in columns_of(study.workload)],
     }
     before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
@@ -138,16 +143,6 @@ def _prepare(
 ) -> Path:
     """Make an attempt folder with its ``trial.json``. ``precisions`` are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    header = {
-        "study": study.name,
-        "trial_id": planned.trial_id,
-        "requested": dict(planned.requested),
-        "command": command_line(),
-        "checkpoint": study.run.checkpoint,
-        "memory": study.run.memory,
-        "precisions": list(precisions),
-        "resources": asdict(resources),
-        "trial": planned.trial.model_dump(),
-    }
-    store.write_json(attempt / "trial.json", header)
+    placing = {"precisions": list(precisions), "resources": asdict(resources)}
+    store.write_json(attempt / "trial.json", trial_header(study, planned, command_line()) | placing)
     return attempt

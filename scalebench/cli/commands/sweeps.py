@@ -116,7 +116,7 @@ def show_plan(
     study = load_study(name, settings)
     sweep = survey(study, results)
     first = sweep.planned[0].trial
-    rate = planning_rate(sweep.study_dir, first.device_kind, first.work.precision)
+    rate = planning_rate(sweep.study_dir, first.device_kind, first.spec.precision)
     sizes = _by_size(sweep.planned, rate.flops_per_s)
     total = {
         "trials": len(sweep.planned),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import RECORD_COLUMNS, StoreError, read_json, write_json, write_record
+from scalebench.store import StoreError, read_json, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,12 @@ def has_record(attempt: Path) -> bool:
 
 def close_attempt(attempt: Path, status: str, error_class: str, message: str) -> None:
     """Write the record of an attempt whose worker did not; keep the one that is there."""
-    from scalebench.study import Trial
-    from scalebench.workloads.base import identity_columns
-
     if has_record(attempt):
         return
-    header = read_json(attempt / "trial.json")
-    row: dict[str, Any] = identity_columns(header, Trial.model_validate(header["trial"]))
-    path = attempt / "environment.json"
-    row |= {name: value for name, value in (read_json(path) if path.exists() else {}).items() if name in RECORD_COLUMNS}
+    header, path = read_json(attempt / "trial.json"), attempt / "environment.json"
+    environment = read_json(path) if path.exists() else {}
+    row: dict[str, Any] = dict(header["identity"])
+    row |= {name: value for name, value in environment.items() if name in header["columns"]}
     row["stop_step"] = last_step(attempt)
     write_record(attempt, row | {"status": status, "error_class": error_class, "error_message": message})
 
