@@ -176,7 +176,7 @@ def test_progress_is_plain_lines_where_nobody_looks(small_study: Path, tmp_path:
 
     from rich.console import Console
 
-    from scalebench.cli.commands import progress
+    from scalebench.cli import progress
 
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.0)
