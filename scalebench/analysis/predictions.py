@@ -29,11 +29,10 @@ from scalebench.analysis.series import (
     split_columns,
     trend_of,
 )
-from scalebench.errors import InputError, unknown
+from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import frame_block
-from scalebench.points.table import mask_of, parse_where
+from scalebench.points.table import select_rows
 from scalebench.store import Results, read_results
 
 if TYPE_CHECKING:
@@ -171,12 +170,7 @@ def one_series(path: Path, where: str | None) -> Series:
 
 def chosen_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
     """Return the valid trials that fulfil a condition, prepared for the laws. Raises ``InputError`` when none does."""
-    frame, condition = results.frame, parse_where(where)
-    if condition is not None:
-        wrong = [f"{path}: column {unknown(name, [*map(str, frame)])}" for name in condition.names if name not in frame]
-        if wrong:
-            raise InputError(wrong)
-        frame = frame[mask_of(frame_block(frame, condition.names), condition)]
+    frame = select_rows(path, results.frame, where)
     prepared = prepare(frame[frame["workload"] != "inference"] if "workload" in frame else frame)
     if not prepared["valid"].any():
         chosen = f" that --where {where!r} selects" if where else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scalebench.analysis.predictions import Answer, Prediction, predict_fit, predict_results
 from scalebench.cli.output import duration, print_json, say, table
 from scalebench.errors import InputError
-from scalebench.points.files import SUFFIXES
+from scalebench.points.files import is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 
@@ -62,7 +62,7 @@ def _check(params: float | None, tokens: float | None, others: Mapping[str, floa
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> Prediction:
-    if source.is_file() and source.suffix in SUFFIXES:
+    if is_table_file(source):
         made = f"scalebench fit {source} --json fit.json"
         raise InputError(
             [f"{source}: points are predicted from by a law: `{made}`, then `scalebench predict fit.json`"]
