@@ -69,7 +69,7 @@ def fit(
     method:
         How refits are drawn; auto takes what was measured to hold for so many configurations.
     backtest:
-        Predict each of the largest sizes from the smaller ones, too.
+        Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
         Write the fit as JSON; `--json -` prints it instead of the table.
     """
