@@ -13,6 +13,7 @@ import numpy as np
 from scalebench.errors import InputError, unknown
 from scalebench.laws import DEFAULT_REFITS, LAWS, FitRefused, Law, Refits
 from scalebench.laws import fit as fit_law
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import open_table
 from scalebench.points.table import CONFIG, PointTable, read_columns
 from scalebench.store import StoreError, read_json
@@ -20,7 +21,7 @@ from scalebench.store import StoreError, read_json
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
 
-TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
+TOKENS_PER_FLOP = 1 / FLOPS_PER_PARAMETER_TOKEN  # times 1 / N
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
 ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
 LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
