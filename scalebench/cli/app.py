@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws
-from scalebench.comparison.options import Options
+from scalebench.comparison.options import OPERATION_MODULES, Options
 
 app = App(
     name="scalebench",
@@ -29,6 +29,7 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
 RESULTS = Path("results")
+_OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,7 +198,7 @@ for _name, _command in app_laws.COMMANDS.items():
 
 @app.command
 def compare(
-    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    operation: Annotated[str | None, Parameter(show_default=False, help=_OPERATION_HELP)] = None,
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
@@ -205,7 +206,7 @@ def compare(
     results: Path = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
     from scalebench.cli.commands.compare import run_compare
 
     return run_compare(operation, options, imports, results, as_json=as_json)

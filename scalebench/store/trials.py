@@ -53,7 +53,8 @@ class Results:
 def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
     """Close an attempt: write ``record.json``, last, with null in every declared column that ``record`` lacks.
 
-    The columns are the store's own and those that the attempt's ``trial.json`` lists under ``columns``. Raises ``ValueError`` for a status outside ``STATUSES``.
+    The columns are the store's own and those that the attempt's ``trial.json`` lists under ``columns``. Raises
+    ``ValueError`` for a status outside ``STATUSES``.
     """
     if record["status"] not in STATUSES:
         raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
