@@ -271,7 +271,7 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
         (GPT + "beams = 2\ntemperature = 1.0\n", "inference.beams: beam search does not sample"),
         (
             GPT.replace("params = 3000", 'size = "gpt2"\ncontext = 15'),
-            "inference.new_tokens: 10 + 6 tokens do not fit a",
+            "inference.new_tokens: 10 + 6 tokens do not fit",
         ),
         (MLP + "new_tokens = 3\n", "inference.new_tokens: mlp generates nothing: leave it out; families that can: gpt"),
         (MLP + "beams = 3\n", "inference.beams: mlp generates nothing"),

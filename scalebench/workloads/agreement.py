@@ -1,7 +1,7 @@
 """Do all implementations train the same model? The same GPT on the same batches, compared loss by loss.
 
 ``python -m scalebench.workloads.agreement --device cuda`` prints a line for each and exits with 1 when one differs by
-more than the precision explains: the yardstick is the difference of 16-bit training with torch's operators from float32.
+more than the precision explains: 16-bit training with torch's operators gives the expected difference from float32.
 """
 
 from __future__ import annotations
