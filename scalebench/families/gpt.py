@@ -81,7 +81,7 @@ DIAL = Dial(
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
 
     ``fixed`` may set any field of Config (``depth``, ``width``, ``heads``, …); vocab_size and context are required.
     """
@@ -133,7 +133,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
 
 
 def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextToken:
-    """Return next-token prediction. Raises ``OutOfReach`` if sequences or vocabulary exceed the model's."""
+    """Return next-token prediction. Raises ``InputError`` if sequences or vocabulary exceed the model's."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size, config.vocab_size, train.sequence_length, config.context)
     return NextToken(

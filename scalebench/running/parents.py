@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import safetensors
 import torch
 
@@ -123,7 +124,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
     trial = read_trial(store.read_json(attempt / "trial.json")["trial"])
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
-    before = row["parent_flops"]
-    flops = WORKLOADS[trial.workload].cost(trial, counts).flops + (int(before) if before == before and before else 0)
+    before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
+    flops = WORKLOADS[trial.workload].cost(trial, counts).flops + before
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
     return ParentTrial(str(row["trial_id"]), trial, attempt, identity, flops)

@@ -127,13 +127,33 @@ def show_plan(
         "assumed_rate_source": rate.source,
     }
     steps = step_tables(sweep.planned, ceilings) if ceilings else []
+    parents = _parents(sweep.planned)
     if as_json:
-        print_json({"study": study.name, "total": total, "sizes": sizes} | ({"steps": steps} if ceilings else {}))
+        extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
+        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    for parent in parents[: None if every else SHOWN_SIZES]:
+        end = "its run continued" if parent["continued"] else "its weights"
+        say(f"starts from {parent['trial_id']} ({end}), which cost {si(parent['flops'])}FLOPs: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     return 0
+
+
+def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
+    """Return the trials whose weights the planned ones start from."""
+    parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
+    return [
+        {
+            "trial_id": trial_id,
+            "attempt": str(parent.attempt),
+            "flops": parent.flops,
+            "weights_sha256": parent.identity.weights_sha256,
+            "continued": parent.identity.state_sha256 is not None,
+        }
+        for trial_id, parent in parents.items()
+    ]
 
 
 def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
