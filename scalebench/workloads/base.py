@@ -135,7 +135,7 @@ def step_flops(counts: Counts, batch_size: int) -> int:
 
 def offering(capability: str) -> str:
     """Say which families have a capability, for an error message."""
-    return f"families that can: {', '.join(name for name, family in FAMILIES.items() if capability in family.OFFERS)}"
+    return f"families that can: {', '.join(name for name, family in FAMILIES.items() if capability in family.CAPABILITIES)}"
 
 
 def spec_columns(spec: type[Table]) -> tuple[Column, ...]:

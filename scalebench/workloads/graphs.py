@@ -21,7 +21,7 @@ def decided_graph(name: str, train: Mapping[str, Any]) -> str:
     if graph not in allowed:
         what = f'implementation = "{train["implementation"]}" has {", ".join(allowed)}'
         raise InputError(f"train.graph: {graph!r} is not for every implementation: {what}")
-    if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].OFFERS:
+    if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].CAPABILITIES:
         raise InputError(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
     if graph == "step" and train["precision"] != "bfloat16":
         # float32 has no working copy to keep its gradients in place, and a float16 step may be skipped.

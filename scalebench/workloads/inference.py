@@ -57,7 +57,7 @@ COLUMNS = (
 def decide(request: Request) -> Decided:
     """Decide prompt length and new tokens; a generating family's context holds both."""
     name, values = request.family_name, dict(request.values)
-    generates = "generation" in request.family.OFFERS
+    generates = "generation" in request.family.CAPABILITIES
     if not generates:
         _refuse_generation(name, values)
     if values["beams"] > 1 and values["temperature"] > 0:

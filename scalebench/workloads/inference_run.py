@@ -85,7 +85,7 @@ class InferenceRun:
         flops = call_flops(family, config, spec)
         self.columns |= count_columns(family.count(config, spec.sequence_length)) | {"flops_per_call": flops}
         self.columns |= {"timing_method": "perf_counter_ns, device synchronised", "weight_bytes": weight_bytes(model)}
-        if "generation" not in family.OFFERS:
+        if "generation" not in family.CAPABILITIES:
             runs = compile_model(model) if spec.implementation == "compile" else model
             return lambda _: runs(inputs), model
         if spec.implementation == "compile":

@@ -76,7 +76,7 @@ def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec)
     """Estimate what weights and cache take; in int8 embeddings stay float32, and a tied output layer is a copy."""
     each = {"float32": 4, "bfloat16": 2, "int8": 1}[spec.weight_dtype]
     weights = counts.non_embedding * each + (counts.total - counts.non_embedding) * (5 if each == 1 else each)
-    if "generation" not in family.OFFERS:
+    if "generation" not in family.CAPABILITIES:
         return weights
     tokens = (spec.sequence_length or 0) + (spec.new_tokens or 0)
     return weights + cache_bytes(config, spec.batch_size * spec.beams, tokens, 2 if each == 2 else 4)

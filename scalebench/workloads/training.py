@@ -70,7 +70,7 @@ def decide(request: Request) -> Decided:
     values["graph"] = decided_graph(name, values)
     if values["accumulation"] > (size := values["batch_size"]):
         raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
-    if values["checkpointing"] and "checkpointing" not in family.OFFERS:
+    if values["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
         raise InputError(f"train.checkpointing: {name} has no blocks to recompute; {offering('checkpointing')}")
     return Decided(TrainSpec.model_construct(**values), config, counts)
 
