@@ -114,7 +114,7 @@ def test_run_as_json_is_lines_that_machines_read(scalebench, small_study: Path) 
 
 def test_list_shows_every_kind_of_name(scalebench) -> None:
     found = json.loads(scalebench("list", "--json").stdout)
-    assert set(found) == {"families", "studies", "laws", "optimizers", "sources"}
+    assert set(found) == {"families", "workloads", "studies", "laws", "optimizers", "sources"}
     assert {"gpt", "mlp", "linear"} <= set(found["families"])
     assert "gpt3-175b" in found["families"]["gpt"]["sizes"]
     assert "demo" in found["studies"]
