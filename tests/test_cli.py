@@ -103,6 +103,17 @@ def test_plan_says_what_would_run_and_runs_nothing(scalebench, tmp_path: Path) -
     assert all(size["estimated_time_s"] > 0 and size["estimated_memory_bytes"] > 0 for size in found["sizes"])
 
 
+def test_plan_measures_nothing_and_names_the_rate_it_assumes(command, monkeypatch) -> None:
+    monkeypatch.setattr("scalebench.measure.hardware.best_product", lambda *_: pytest.fail("measured"))
+    code, out, _ = command("plan", "demo", "--set", "train.device=cpu", "--json")
+    assert code == 0
+    total = json.loads(out)["total"]
+    assert total["assumed_flops_per_s"] == 5e10
+    assert "nominal" in total["assumed_rate_source"]
+    code, out, _ = command("plan", "demo", "--set", "train.device=cpu")
+    assert "50.0 GFLOP/s (nominal" in out
+
+
 def test_run_as_json_is_lines_that_machines_read(scalebench, small_study: Path) -> None:
     done = scalebench("run", small_study, "--json", "--set", "train.seed=0")
     events = [json.loads(line) for line in done.stdout.splitlines()]
