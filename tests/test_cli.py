@@ -103,6 +103,17 @@ def test_plan_says_what_would_run_and_runs_nothing(scalebench, tmp_path: Path) -
     assert all(size["estimated_time_s"] > 0 and size["estimated_memory_bytes"] > 0 for size in found["sizes"])
 
 
+def test_plan_measures_nothing_and_names_the_rate_it_assumes(command, monkeypatch) -> None:
+    monkeypatch.setattr("scalebench.measure.hardware.best_product", lambda *_: pytest.fail("measured"))
+    code, out, _ = command("plan", "demo", "--set", "train.device=cpu", "--json")
+    assert code == 0
+    total = json.loads(out)["total"]
+    assert total["assumed_flops_per_s"] == 5e10
+    assert "nominal" in total["assumed_rate_source"]
+    code, out, _ = command("plan", "demo", "--set", "train.device=cpu")
+    assert "50.0 GFLOP/s (nominal" in out
+
+
 def test_run_as_json_is_lines_that_machines_read(scalebench, small_study: Path) -> None:
     done = scalebench("run", small_study, "--json", "--set", "train.seed=0")
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -139,19 +150,40 @@ def test_progress_is_plain_lines_where_nobody_looks(small_study: Path, tmp_path:
     from scalebench.cli import progress
 
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "UPDATE_EVERY_S", 0.0)
     attempt = tmp_path / "t1" / "attempt-1"
     attempt.mkdir(parents=True)
     (attempt / "heartbeat.json").write_text('{"step": 50, "steps": 100}')
     text = StringIO()
-    with progress.RunProgress({"t1": (10.0, 100), "t2": (10.0, 100)}, console=Console(file=text)) as bar:
-        bar.tick([attempt])
-        bar.trial(
+    with progress.Progress(console=Console(file=text)) as display:
+        sweep = progress.SweepProgress({"t1": (10.0, 100), "t2": (10.0, 100)}, display)
+        sweep.tick([attempt])
+        sweep.finish(
             {"trial_id": "t1", "status": "failed", "error_message": "no [luck]", "error_class": "E"}, as_json=False
         )
-        bar.tick([])
+        sweep.tick([])
+        comparison = progress.ComparisonProgress(display)
+        comparison.tick(0.25)
+        comparison.waiting()
+        comparison.waiting()
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("0/2 trials done")
     assert lines[0].endswith("(steps 50/100)")
     assert lines[1] == "t1 failed: no [luck]"
     assert lines[2].startswith("1/2 trials done")
+    assert lines[3].startswith("25 % compared")
+    assert sum("another measurement" in line for line in lines) == 1
+
+
+def test_json_output_has_no_progress_in_it() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from scalebench.cli.progress import Progress
+
+    text = StringIO()
+    with Progress(quiet=True, console=Console(file=text, force_terminal=True)) as display:
+        display.update(0.5, "half")
+        display.line("a line")
+    assert text.getvalue() == ""
