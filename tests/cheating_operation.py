@@ -18,8 +18,8 @@ from scalekernels.cost import Cost
 from scalekernels.providers import Provider
 from torch import Tensor
 
-from scalebench.comparison.clocks import CpuClock, Timer, Work
 from scalebench.comparison.cuda_timing import CaptureBrokenError
+from scalebench.comparison.timing import CpuClock, Timer, Work
 
 Results = Mapping[str, Tensor]
 STUCK_S = 600.0

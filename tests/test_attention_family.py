@@ -11,7 +11,8 @@ from support import saved_for_backward, train_spec
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data.retrieval import CHANNELS, FEATURES, KEY, SHARPNESS, Retrieval, answer, rotations, weights
-from scalebench.families import OutOfReach, attention, configure
+from scalebench.errors import InputError
+from scalebench.families import attention, configure
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
@@ -199,12 +200,12 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(attention, request_, Retrieval(), 16)
 
 
 @pytest.mark.parametrize(("length", "inputs", "word"), [(1, FEATURES, "sequence_length = 1"), (16, 5, "inputs = 5: ")])
 def test_tasks_that_do_not_fit_the_model_are_refused(length: int, inputs: int, word: str) -> None:
     side = DataSpec(source="retrieval", validation_fraction=0.2, validation_samples=8, noise_std=0.5, sha256="")
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         attention.task(attention.config_for(5e3, inputs=inputs), Retrieval(), side, train_spec(sequence_length=length))

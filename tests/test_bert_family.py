@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
 from scalebench.data.text import Text
-from scalebench.families import OutOfReach, bert, configure
+from scalebench.errors import InputError
+from scalebench.families import bert, configure
 from scalebench.study import DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import IGNORED
@@ -200,7 +201,7 @@ def test_a_model_that_knows_nothing_has_the_loss_of_guessing() -> None:
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(bert, request_, STDLIB, 64)
 
 
@@ -213,7 +214,7 @@ def test_requests_that_make_no_model_name_the_field(request_: dict[str, object],
 )
 def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], word: str) -> None:
     side = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256="")
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         bert.task(replace(bert.config_for(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
 
 

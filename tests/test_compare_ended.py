@@ -12,9 +12,9 @@ import pytest
 import scalebench
 from scalebench.comparison import Options, close_run, measure, plan_comparison
 from scalebench.comparison.ceilings import measure_ceilings
-from scalebench.comparison.clocks import CpuClock
 from scalebench.comparison.rows import impossible_columns
 from scalebench.comparison.runner import run_processes
+from scalebench.comparison.timing import CpuClock
 from scalebench.store import read_json, write_json
 from scalebench.store.comparisons import new_run, read_run
 

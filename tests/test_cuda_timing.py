@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from scalebench.comparison import cuda_timing
-from scalebench.comparison.clocks import CpuClock, poison
 from scalebench.comparison.cuda_timing import CaptureBrokenError, CudaClock, NotCapturedError, capture
-from scalebench.comparison.timing import calls_per_sample
+from scalebench.comparison.timing import CpuClock, calls_per_sample, poison
 
 KERNEL_S, FLUSH_S = 17e-6, 80e-6
 

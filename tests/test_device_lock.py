@@ -15,8 +15,8 @@ import torch
 from support import SOURCE_PATH
 
 from scalebench.comparison import Options, ceilings, measure, plan_comparison
-from scalebench.comparison.clocks import CpuClock
 from scalebench.comparison.process import main as compare_process
+from scalebench.comparison.timing import CpuClock
 from scalebench.measure import device_lock
 from scalebench.measure.device_lock import DeviceLock, gpu_uuid
 from scalebench.store import read_json, write_json

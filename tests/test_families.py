@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
-from scalebench.families import FAMILIES, OutOfReach, configure, gpt, linear, mlp
+from scalebench.errors import InputError
+from scalebench.families import FAMILIES, configure, gpt, linear, mlp
 from scalebench.families.decoder import Rotary
 
 TEXT = {"vocab_size": 256, "context": 64}
@@ -130,7 +131,7 @@ def test_depth_or_width_can_be_held(field: str) -> None:
     ],
 )
 def test_sizes_out_of_reach_are_refused_with_what_can_be_had(family, params, held, word) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         family.config_for(params, **held)
 
 
@@ -148,7 +149,7 @@ def test_sizes_out_of_reach_are_refused_with_what_can_be_had(family, params, hel
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(gpt, request_, open_source("stdlib"), 64)
 
 

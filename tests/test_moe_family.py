@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
-from scalebench.families import OutOfReach, configure, gpt, moe
+from scalebench.errors import InputError
+from scalebench.families import configure, gpt, moe
 from scalebench.study import DataSpec
 
 TEXT = {"vocab_size": 256, "context": 64}
@@ -219,5 +220,5 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(moe, request_, open_source("stdlib"), 64)

@@ -11,8 +11,9 @@ from support import train_spec
 from torch.optim import AdamW, Muon
 
 from scalebench.families import gpt, linear, mlp
-from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, schedule_factor, set_learning_rate
-from scalebench.study import TrainSpec
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
+from scalebench.optim.schedules import schedule_factor, set_learning_rate
+from scalebench.workloads.training_spec import TrainSpec
 
 ELEMENTWISE = [name for name in OPTIMIZERS if name != "muon"]
 CONFIG = {"vocab_size": 61, "context": 16}

@@ -9,7 +9,8 @@ from support import saved_for_backward
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
-from scalebench.families import OutOfReach, configure, rnn
+from scalebench.errors import InputError
+from scalebench.families import configure, rnn
 
 TEXT = {"vocab_size": 256}
 CELLS = list(rnn.GATES)
@@ -136,5 +137,5 @@ def test_activations_are_estimated_within_a_factor_of_two(cell: str, params: flo
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(rnn, request_, open_source("stdlib"), 64)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data.transduction import BEGIN, KINDS, Transduction
-from scalebench.families import OutOfReach, configure, transformer
+from scalebench.errors import InputError
+from scalebench.families import configure, transformer
 from scalebench.families.multihead import attention_flops
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
@@ -228,7 +229,7 @@ def test_greedy_and_teacher_forcing_agree_on_exact_match_of_a_model_that_errs() 
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(transformer, request_, Transduction("reversal"), 9)
 
 
@@ -243,5 +244,5 @@ def test_requests_that_make_no_model_name_the_field(request_: dict[str, object],
 def test_tasks_that_do_not_fit_the_model_are_refused(kind: str, length: int, change: dict[str, int], word: str) -> None:
     config = transformer.config_for(2e4, **(SHAPE | change))
     side = DataSpec(source="", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256="")
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         transformer.task(config, Transduction(kind), side, train_spec(sequence_length=length))

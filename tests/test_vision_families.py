@@ -9,7 +9,8 @@ from support import train_spec
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
-from scalebench.families import OutOfReach, cnn, configure, mlp, resnet, vit
+from scalebench.errors import InputError
+from scalebench.families import cnn, configure, mlp, resnet, vit
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
@@ -124,7 +125,7 @@ def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, l
     ],
 )
 def test_requests_that_make_no_model_name_the_field(family, request_, word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(family, request_, open_source("glyphs"), None)
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -76,7 +76,7 @@ def run(
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
     fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
-    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    engine: str = "local",
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -87,10 +87,14 @@ def run(
         The folder that holds results; a study gets a folder of its own in it.
     jobs:
         Workers at a time: one per core on a CPU unless given, one on a GPU.
+    engine:
+        What starts the workers: local runs them on this machine.
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
+    return run_study(
+        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
+    )
 
 
 @app.command
@@ -213,11 +217,16 @@ def compare(
 
 
 @app.command(name="list")
-def list_(*, as_json: Json = False) -> int:
-    """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.cli.commands.catalogue import show_catalogue
+def list_(*, columns: bool = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
 
-    return show_catalogue(as_json=as_json)
+    Parameters
+    ----------
+    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
+    """
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
 
 
 @app.command

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from scalebench.comparison.clocks import Work
+from scalebench.comparison.timing import Work
 
 CUDA_METHOD = "CUDA allocator: peak during the call above what was allocated before it was prepared"
 CPU_METHOD = (

@@ -23,13 +23,20 @@ from typing import Any, NoReturn
 import torch
 
 from scalebench.comparison.ceilings import known_ceilings
-from scalebench.comparison.clocks import Clock, Timer, Work
-from scalebench.comparison.cuda_timing import CaptureBrokenError, side_stream
+from scalebench.comparison.cuda_timing import CaptureBrokenError, clock_for, side_stream
 from scalebench.comparison.failure import failure
 from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import Operation, decode, dtype_name, load_operation
-from scalebench.comparison.timing import calls_per_sample, clock_for, sample_interleaved, timed, warm_up
+from scalebench.comparison.timing import (
+    Clock,
+    Timer,
+    Work,
+    calls_per_sample,
+    sample_interleaved,
+    timed,
+    warm_up,
+)
 from scalebench.comparison.turns import turns
 from scalebench.measure.device_lock import DeviceLock, gpu_uuid
 from scalebench.measure.statistics import FEWEST, StoppingRule

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.retrieval import Retrieval
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
 from scalebench.families.dial import Steps, rounded, step_for, with_hidden, within_tolerance
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import SetRegression
 
 SUMMARY = "one block of self-attention over a set, regression with a known noise floor"
@@ -44,7 +45,7 @@ class Config:
     inputs: int = Retrieval.features
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` unless the width is a multiple of the heads."""
+        """Raise ``InputError`` unless the width is a multiple of the heads."""
         check_heads(self.width, self.heads)
 
 
@@ -58,7 +59,7 @@ def explicit(width: int, *, heads: int | None = None, hidden: int | None = None,
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; any field may be fixed."""
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``; any field may be fixed."""
     inputs = fixed.get("inputs", Config.inputs)
     # 12 C^2 + (I + 8) C = params, nearly
     ideal = (math.sqrt((inputs + 8) ** 2 + 48 * params) - inputs - 8) / 24
@@ -108,14 +109,14 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Retrieval, spec: DataSpec, train: TrainSpec) -> SetRegression:
-    """Return regression on sets of ``sequence_length`` elements. Raises ``OutOfReach`` if the data do not fit."""
+def task(config: Config, data: Retrieval, spec: DataSpec, train: Batching) -> SetRegression:
+    """Return regression on sets of ``sequence_length`` elements. Raises ``InputError`` if the data do not fit."""
     assert train.sequence_length is not None
     assert spec.noise_std is not None
     if config.inputs != data.features:
-        raise OutOfReach(f"inputs = {config.inputs}: an element of the data has {data.features} features")
+        raise InputError(f"inputs: {config.inputs} features; an element of the data has {data.features}")
     if train.sequence_length < 2:
-        raise OutOfReach("sequence_length = 1: a set needs the query and at least one element; give at least 2")
+        raise InputError("sequence_length = 1: a set needs the query and at least one element; give at least 2")
     return SetRegression(
         data=data,
         length=train.sequence_length,

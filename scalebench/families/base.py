@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scalekernels.device import Unsupported
 from torch import Tensor, nn
 
+from scalebench.errors import InputError
 from scalebench.families.cache import KVCache
 
-__all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "OutOfReach", "Unsupported", "check_sequences"]
+__all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "Unsupported", "check_sequences"]
 
 if TYPE_CHECKING:
-    from scalebench.study import DataSpec
+    from scalebench.study import Batching, DataSpec
     from scalebench.tasks import Task
 
 
@@ -24,10 +25,6 @@ CAPABILITIES: Mapping[str, str] = {
     "generation": "its module is a `Decoder`: it continues a sequence of tokens",
     "filling": "its module fills in the masked positions of a sequence of tokens",
 }
-
-
-class OutOfReach(ValueError):  # noqa: N818 - the request is outside the family's range
-    """A configuration that a family cannot have; the message has the value given and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,11 @@ class Counts:
 
 
 def check_sequences(symbols: int, vocab_size: int, length: int | None, context: int | None = None) -> None:
-    """Raise ``OutOfReach`` when data of ``symbols`` tokens in samples of ``length`` exceeds vocabulary or context."""
+    """Raise ``InputError`` when data of ``symbols`` tokens in samples of ``length`` exceeds vocabulary or context."""
     if vocab_size < symbols:
-        raise OutOfReach(f"vocab_size: {vocab_size} is less than the data's {symbols} symbols (specials included)")
+        raise InputError(f"vocab_size: {vocab_size} is less than the data's {symbols} symbols (specials included)")
     if context is not None and length is not None and length > context:
-        raise OutOfReach(f"sequence_length = {length} is longer than the context of {context}")
+        raise InputError(f"sequence_length = {length} is longer than the context of {context}")
 
 
 class Decoder(Protocol):
@@ -128,11 +125,8 @@ class Family(Protocol):
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""
 
-    def task(self, config: Any, data: Any, spec: DataSpec, train: Any, /) -> Task:
-        """Return the task; ``train`` is a trial's ``TrainSpec`` or ``InferenceSpec``.
-
-        A task uses only their ``batch_size``, ``sequence_length`` and ``seed``.
-        """
+    def task(self, config: Any, data: Any, spec: DataSpec, train: Batching, /) -> Task:
+        """Return the task; ``train`` is a trial's spec: batch size, sequence length and seed."""
 
     def learning_rate(self, config: Any, /) -> float:
         """Return AdamW's default learning rate for this size."""

@@ -22,7 +22,7 @@ from scalebench.data.text import Text
 from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import SPECIALS
 
@@ -50,7 +50,7 @@ class Config:
     context: int
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` unless the width is a multiple of the heads."""
+        """Raise ``InputError`` unless the width is a multiple of the heads."""
         check_heads(self.width, self.heads)
 
 
@@ -76,7 +76,7 @@ DIAL = Dial("bert", explicit, _dial_size, 12, HEADED_WIDTH_STEPS, "the dial cove
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
 
     ``fixed`` may set any field of Config; vocab_size and context are required.
     """
@@ -131,8 +131,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Text, spec: DataSpec, train: TrainSpec) -> MaskedPairs:
-    """Return masked tokens and next sentence. Raises ``OutOfReach`` if sequences or vocabulary exceed the model's."""
+def task(config: Config, data: Text, spec: DataSpec, train: Batching) -> MaskedPairs:
+    """Return masked tokens and next sentence. Raises ``InputError`` if sequences or vocabulary exceed the model's."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size + len(SPECIALS), config.vocab_size, train.sequence_length, config.context)
     return MaskedPairs(

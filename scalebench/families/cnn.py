@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.images import Images
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
 from scalebench.families.dial import linear_in, within_tolerance
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "convolutional network in LeNet-5's form on images"
@@ -54,12 +55,12 @@ def explicit(**fields: Any) -> Config:
     """Return the Config with these fields; the others default to LeNet-5's."""
     config = Config(**fields)
     if config.grid < 1:
-        raise OutOfReach(f"image_size = {config.image_size} is too small for two convolutions of {config.kernel}")
+        raise InputError(f"image_size = {config.image_size} is too small for two convolutions of {config.kernel}")
     return config
 
 
 def config_for(params: float, *, dense1: int | None = None, **fixed: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``."""
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``."""
     scale = 1.0
     for _ in range(60):  # parameters grow about as the square of the scale
         config = _scaled(scale, dense1, fixed)
@@ -113,7 +114,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

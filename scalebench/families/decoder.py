@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.families.base import OutOfReach
+from scalebench.errors import InputError
 from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.multihead import attention_by
 
@@ -36,9 +36,9 @@ class Config:
     tied: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` for rotary positions with an odd head_dim."""
+        """Raise ``InputError`` for rotary positions with an odd head_dim."""
         if self.positions == "rotary" and self.head_dim % 2:
-            raise OutOfReach(f"head_dim: rotary positions need an even head_dim (given {self.head_dim})")
+            raise InputError(f"head_dim: rotary positions need an even head_dim (given {self.head_dim})")
 
     @property
     def inner(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from scalebench.families.base import OutOfReach
+from scalebench.errors import InputError
 
 C = TypeVar("C")
 Steps = Mapping[float, int]  # limit: step; values below the limit are rounded to multiples of the step
@@ -70,10 +70,10 @@ def _replaced(config: C, name: str, value: int) -> C:
 def within_tolerance(config: C, params: float, actual: int, shape: str, hint: str, what: str = "parameters") -> C:
     """Return ``config`` if its ``actual`` parameters are within 5 % of ``params``.
 
-    Raises ``OutOfReach`` otherwise; the message has the ``shape`` that came closest and a ``hint`` on the dial's range.
+    Raises ``InputError`` otherwise; the message has the ``shape`` that came closest and a ``hint`` on the dial's range.
     """
     if abs(actual / params - 1) > TOLERANCE:
-        raise OutOfReach(f"{params:g} {what}: the nearest {shape} has {actual:,}; {hint}")
+        raise InputError(f"{params:g} {what}: the nearest {shape} has {actual:,}; {hint}")
     return config
 
 
@@ -95,7 +95,7 @@ class Dial(Generic[C]):
     what: str = "non-embedding parameters"
 
     def config_for(self, params: float, fixed: Mapping[str, Any]) -> C:
-        """Return the Config with ``params`` parameters within 5 %, keeping the ``fixed`` fields; or ``OutOfReach``."""
+        """Return the Config with ``params`` parameters within 5 %, keeping the ``fixed`` fields; or ``InputError``."""
         fields = dict(fixed)
         depth, width = depth_and_width(
             params, self.per_block, self.widths, fields.pop("depth", None), fields.pop("width", None)

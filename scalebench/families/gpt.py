@@ -25,7 +25,7 @@ from scalebench.families.base import Counts, check_sequences
 from scalebench.families.decoder import GPT
 from scalebench.families.decoder import Config as Config  # noqa: PLC0414 - the family exports it
 from scalebench.families.dial import WIDTH_STEPS, Dial
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
 SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
@@ -81,7 +81,7 @@ DIAL = Dial(
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
 
     ``fixed`` may set any field of Config (``depth``, ``width``, ``heads``, …); vocab_size and context are required.
     """
@@ -132,8 +132,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
-    """Return next-token prediction. Raises ``OutOfReach`` if sequences or vocabulary exceed the model's."""
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextToken:
+    """Return next-token prediction. Raises ``InputError`` if sequences or vocabulary exceed the model's."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size, config.vocab_size, train.sequence_length, config.context)
     return NextToken(

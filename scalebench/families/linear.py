@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 
 from scalebench.data.synthetic import Teacher
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Regression, regression
 
 SUMMARY = "linear regression on a teacher with infinitely many features"
@@ -42,9 +43,9 @@ def explicit(inputs: int, outputs: int = 1) -> Config:
 
 
 def config_for(params: float, *, outputs: int = 1, inputs: int | None = None) -> Config:
-    """Return the Config with n m + m = ``params`` within 5 %, or raise ``OutOfReach``; ``outputs`` may be fixed."""
+    """Return the Config with n m + m = ``params`` within 5 %, or raise ``InputError``; ``outputs`` may be fixed."""
     if inputs is not None:
-        raise OutOfReach("inputs: a linear model's dial solves for it; give outputs, or inputs without params")
+        raise InputError("inputs: a linear model's dial solves for it; give outputs, or inputs without params")
     config = Config(max(1, round(params / outputs) - 1), outputs)
     shape = f"linear model with {outputs} outputs"
     return within_tolerance(
@@ -76,7 +77,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher, spec: DataSpec, train: TrainSpec) -> Regression:
+def task(config: Config, data: Teacher, spec: DataSpec, train: Batching) -> Regression:
     """Return regression on the linear teacher."""
     return regression(data, "linear", config, spec, train)
 

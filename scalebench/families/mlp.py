@@ -14,9 +14,10 @@ from torch import nn
 
 from scalebench.data.images import Images
 from scalebench.data.synthetic import Teacher
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, Regression, classification, regression
 
 SUMMARY = "deep fully connected network on a teacher's regression task, or on images"
@@ -46,12 +47,12 @@ def explicit(width: int, depth: int = 2, **fields: Any) -> Config:
 
 
 def config_for(params: float, *, depth: int = 2, width: int | None = None, **fields: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
 
     All fields but the width may be fixed.
     """
     if width is not None:
-        raise OutOfReach("width: an mlp's dial solves for it; give depth, or depth and width without params")
+        raise InputError("width: an mlp's dial solves for it; give depth, or depth and width without params")
     inputs, outputs = fields.get("inputs", Config.inputs), fields.get("outputs", Config.outputs)
     # (depth - 1) w^2 + (inputs + depth + outputs) w + outputs = params
     a, b, c = depth - 1, inputs + depth + outputs, outputs - params
@@ -93,13 +94,13 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher | Images, spec: DataSpec, train: TrainSpec) -> Regression | Classification:
-    """Return regression on the tanh teacher, or classification of images. Raises ``OutOfReach`` if sizes differ."""
+def task(config: Config, data: Teacher | Images, spec: DataSpec, train: Batching) -> Regression | Classification:
+    """Return regression on the tanh teacher, or classification of images. Raises ``InputError`` if sizes differ."""
     if isinstance(data, Teacher):
         return regression(data, "mlp", config, spec, train)
     if (config.inputs, config.outputs) != (data.channels * data.size**2, data.classes):
         shape = f"{data.channels} × {data.size} × {data.size} pixels in {data.classes} classes"
-        raise OutOfReach(f"inputs = {config.inputs}, outputs = {config.outputs}: the images have {shape}")
+        raise InputError(f"inputs = {config.inputs}, outputs = {config.outputs}: the images have {shape}")
     return classification(data, data.size, spec, train, channels=data.channels, classes=data.classes)
 
 

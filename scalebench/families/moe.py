@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus
+from scalebench.errors import InputError
 from scalebench.families import gpt
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.base import Counts
 from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.decoder import GPT, CausalAttention, norm
 from scalebench.families.decoder import Config as DecoderConfig
 from scalebench.families.dial import WIDTH_STEPS, Dial
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import BalancedNextToken
 
 SUMMARY = "gpt with routed experts (top-k, load balancing, no token dropped)"
@@ -52,10 +53,10 @@ class Config(DecoderConfig):
     balance_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` for a top_k above the number of experts."""
+        """Raise ``InputError`` for a top_k above the number of experts."""
         super().__post_init__()
         if self.top_k > self.experts:
-            raise OutOfReach(f"top_k: must be at most experts = {self.experts} (given {self.top_k})")
+            raise InputError(f"top_k: must be at most experts = {self.experts} (given {self.top_k})")
 
 
 def _with_routing(shape: DecoderConfig, **routing: Any) -> Config:
@@ -97,7 +98,7 @@ DIAL = Dial(
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` active non-embedding parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` active non-embedding parameters within 5 %, or raise ``InputError``.
 
     ``fixed`` may set any field of Config; vocab_size and context are required.
     """
@@ -140,8 +141,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> BalancedNextToken:
-    """Return next-token prediction with the balance loss in training. Raises ``OutOfReach`` as gpt's task does."""
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> BalancedNextToken:
+    """Return next-token prediction with the balance loss in training. Raises ``InputError`` as gpt's task does."""
     plain = gpt.task(config, data, spec, train)
     return BalancedNextToken(
         **{field.name: getattr(plain, field.name) for field in fields(plain)}, balance_weight=config.balance_weight

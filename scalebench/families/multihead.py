@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.families.base import OutOfReach
+from scalebench.errors import InputError
 
 Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -68,9 +68,9 @@ class MultiHead(nn.Module):
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise ``OutOfReach`` unless ``width`` is a multiple of ``heads``."""
+    """Raise ``InputError`` unless ``width`` is a multiple of ``heads``."""
     if width % heads:
-        raise OutOfReach(f"width: {width} is not a multiple of heads = {heads}")
+        raise InputError(f"width: {width} is not a multiple of heads = {heads}")
 
 
 def attention_flops(width: int, queries: int, keys: int, *, causal: bool = False) -> int:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.images import Images
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "residual network (ImageNet and CIFAR forms; residual = false for the plain one)"
@@ -81,22 +82,22 @@ def explicit(width: int, depth: int | None = None, last: int | None = None, **fi
     form = fields.get("form", Config.form)
     depth = depth or (20 if form == "cifar" else 18)
     if form == "cifar" and (depth < 8 or (depth - 2) % 6):
-        raise OutOfReach(f"depth = {depth}: the CIFAR form has 6 n + 2 layers: 8, 14, 20, 26, …")
+        raise InputError(f"depth = {depth}: the CIFAR form has 6 n + 2 layers: 8, 14, 20, 26, …")
     if form == "imagenet" and depth not in STAGES:
-        raise OutOfReach(f"depth = {depth}: the ImageNet form has {', '.join(map(str, STAGES))} layers")
+        raise InputError(f"depth = {depth}: the ImageNet form has {', '.join(map(str, STAGES))} layers")
     wide = (4 if form == "cifar" else 8) * width
     if last is not None and last < wide // 2:
-        raise OutOfReach(f"last = {last}: must be at least the channels of the stage before it, {wide // 2}")
+        raise InputError(f"last = {last}: must be at least the channels of the stage before it, {wide // 2}")
     return Config(depth, width, last or wide, **fields)
 
 
 def config_for(params: float, *, width: int | None = None, last: int | None = None, **fixed: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
 
     All fields but the width may be fixed.
     """
     if width is not None:
-        raise OutOfReach("width: a resnet's dial solves for it; give depth, or width without params")
+        raise InputError("width: a resnet's dial solves for it; give depth, or width without params")
     ideal = 16.0
     for _ in range(60):  # parameters grow about as the square of the width
         ideal *= (params / count(explicit(max(1, round(ideal)), last=last, **fixed)).total) ** 0.5
@@ -219,7 +220,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from scalebench.data.corpus import Corpus
-from scalebench.families.base import Counts, OutOfReach, check_sequences
+from scalebench.errors import InputError
+from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import Steps, step_for, within_tolerance
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
 SUMMARY = "recurrent language model: vanilla, LSTM or GRU"
@@ -53,9 +54,9 @@ class Config:
     tied: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` for tied matrices of different shapes."""
+        """Raise ``InputError`` for tied matrices of different shapes."""
         if self.tied and self.embedding != self.width:
-            raise OutOfReach(
+            raise InputError(
                 f"tied: embedding = {self.embedding} and width = {self.width} must be equal to share weights"
             )
 
@@ -80,12 +81,12 @@ _WIDTH_STEPS: Steps = {96: 1, 192: 4, 1536: 8, math.inf: 64}
 
 
 def config_for(params: float, *, depth: int = 2, width: int | None = None, **fixed: Any) -> Config:
-    """Return the Config with ``params`` recurrent parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` recurrent parameters within 5 %, or raise ``InputError``.
 
     ``depth``, ``embedding``, ``cell`` and ``tied`` may be fixed; vocab_size is required.
     """
     if width is not None:
-        raise OutOfReach("width: an rnn's dial solves for it; give depth, or depth and width without params")
+        raise InputError("width: an rnn's dial solves for it; give depth, or depth and width without params")
     gates = GATES[fixed.get("cell", Config.cell)]
     # g ((2L - 1) W^2 + (E + 2L) W) = params, where E = W adds to the square.
     square, linear = (2 * depth - 1, fixed["embedding"] + 2 * depth) if "embedding" in fixed else (2 * depth, 2 * depth)
@@ -136,8 +137,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Corpus, spec: DataSpec, train: TrainSpec) -> NextToken:
-    """Return next-token prediction. Raises ``OutOfReach`` if the model's vocabulary is too small."""
+def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextToken:
+    """Return next-token prediction. Raises ``InputError`` if the model's vocabulary is too small."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size, config.vocab_size, train.sequence_length)
     return NextToken(

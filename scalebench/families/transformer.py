@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.transduction import Transduction
-from scalebench.families.base import Counts, OutOfReach, check_sequences
+from scalebench.errors import InputError
+from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Transduce
 
 SUMMARY = "encoder-decoder transformer on sequences with an exact answer"
@@ -49,7 +50,7 @@ class Config:
     norm_first: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ``OutOfReach`` unless the width is a multiple of the heads."""
+        """Raise ``InputError`` unless the width is a multiple of the heads."""
         check_heads(self.width, self.heads)
 
     def answer_length(self, length: int) -> int:
@@ -88,7 +89,7 @@ DIAL = Dial("transformer", explicit, _dial_size, 28, HEADED_WIDTH_STEPS, "the di
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
 
     ``fixed`` may set any field of Config; vocab_size and context are required.
     """
@@ -144,13 +145,13 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Transduction, spec: DataSpec, train: TrainSpec) -> Transduce:
-    """Return transduction of sources of ``sequence_length``. Raises ``OutOfReach`` if data and model do not match."""
+def task(config: Config, data: Transduction, spec: DataSpec, train: Batching) -> Transduce:
+    """Return transduction of sources of ``sequence_length``. Raises ``InputError`` if data and model do not match."""
     length = train.sequence_length
     assert length is not None
     check_sequences(data.vocab_size, config.vocab_size, length, config.context)
     if config.answer_length(length) != data.answer_length(length):
-        raise OutOfReach(
+        raise InputError(
             f"answer: sources of {length} tokens have answers of {data.answer_length(length)}; context = "
             f"{config.context} with answer = {config.answer} gives {config.answer_length(length)}; leave both out"
         )

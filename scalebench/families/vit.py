@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.images import Images
+from scalebench.errors import InputError
 from scalebench.families import gpt
-from scalebench.families.base import Counts, OutOfReach
+from scalebench.families.base import Counts
 from scalebench.families.dial import with_hidden, within_tolerance
 from scalebench.families.multihead import attention_by
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "vision transformer on images"
@@ -71,19 +72,19 @@ def explicit(depth: int, width: int, **fields: Any) -> Config:
     as_gpt = gpt.explicit(depth, width, vocab_size=1, context=1, **shape)
     config = Config(depth, width, as_gpt.heads, as_gpt.head_dim, as_gpt.hidden, **fields)
     if config.image_size % config.patch:
-        raise OutOfReach(f"patch = {config.patch} does not divide image_size = {config.image_size}")
+        raise InputError(f"patch = {config.patch} does not divide image_size = {config.image_size}")
     return config
 
 
 def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; any field may be fixed."""
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``; any field may be fixed."""
     shape = {name: fixed[name] for name in ("depth", "width") if name in fixed}
     blocks = params
     for _ in range(30):  # solve for the blocks' parameters: patches and head depend on the width
         try:
             as_gpt = gpt.config_for(max(blocks, params / 4), vocab_size=1, context=1, bias=True, norm="layer", **shape)
-        except OutOfReach as error:
-            raise OutOfReach(f"{params:g} parameters: {error}".replace("gpt", "vit")) from error
+        except InputError as error:
+            raise InputError(f"{params:g} parameters: {error}".replace("gpt", "vit")) from error
         config = explicit(**({"depth": as_gpt.depth, "width": as_gpt.width} | fixed))
         by_group = count(config).by_group
         blocks = params - by_group["patches"] - by_group["head"]
@@ -136,7 +137,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

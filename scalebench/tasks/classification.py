@@ -13,11 +13,17 @@ from torch.nn import functional as F
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.store import Column
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
 
 # Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
+
+COLUMNS = (
+    Column("metric_accuracy", "1", "share of the validation images whose class is predicted"),
+    Column("metric_f1", "1", "F1, averaged over the classes that occur"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Classification(MeanLoss):
 
 
 def classification(
-    images: Images, image_size: int, spec: DataSpec, train: TrainSpec, *, channels: int, classes: int
+    images: Images, image_size: int, spec: DataSpec, train: Batching, *, channels: int, classes: int
 ) -> Classification:
     """Return the task of classifying a source's images with a model's image size, channels and classes.
 

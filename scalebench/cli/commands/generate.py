@@ -11,7 +11,8 @@ from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
 from scalebench.workloads.building import configuration
 from scalebench.workloads.completion import WRITERS, Request
-from scalebench.workloads.weights import WEIGHTS, load_trained
+from scalebench.workloads.trained import load_trained
+from scalebench.workloads.weights import WEIGHTS
 
 SHOWN_TRIALS = 10
 
