@@ -64,8 +64,8 @@ class FusedOptimizer(Optimizer):
 
     ``step`` raises for a gradient that is sparse or has another dtype or layout than its parameter, for a parameter
     whose dtype, layout or size no longer matches its state, and for unsupported options switched on later. The
-    constructor raises for parameters that are complex, on an unsupported device, with gaps in memory, sharing memory, or
-    of a tensor subclass, and for unsupported options of torch.
+    constructor raises for parameters that are complex, on an unsupported device, with gaps in memory, sharing memory,
+    or of a tensor subclass, and for unsupported options of torch.
     """
 
     first_name = second_name = third_name = ""

@@ -111,7 +111,7 @@ def empty_scale(param: Tensor) -> Tensor:
 
 
 def dequantised(code: Tensor, scale: Tensor) -> Tensor:
-    """Return the float32 values of 8-bit codes (int8: signed, uint8: positive), in the shape and layout of the codes."""
+    """Return the float32 values of 8-bit codes (int8: signed, uint8: positive), shaped like the codes."""
     flat = in_memory_order(code).to(torch.int64)
     factor = levels(code.dtype, code.device)[flat.abs()] * flat.sign()
     out = torch.empty_like(code, dtype=torch.float32)
@@ -120,7 +120,7 @@ def dequantised(code: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantise(value: Tensor, code: Tensor, scale: Tensor) -> None:
-    """Write float values as 8-bit codes and scales, rounding to nearest; a block with nan or infinity gets scale nan."""
+    """Write float values as 8-bit codes and scales, rounding to nearest; a non-finite block gets scale nan."""
     ordered = torch.empty_like(code, dtype=torch.float32).copy_(value)
     flat = in_memory_order(ordered)
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % QUANTUM)).view(-1, QUANTUM)

@@ -7,11 +7,11 @@ in v (Su et al. 2021, arXiv 2104.09864, in the form with halves):
 Backward rotates by -a, the transpose:
     dx[j] = dy[j] cos a + dy[j + D/2] sin a,    dx[j + D/2] = dy[j + D/2] cos a - dy[j] sin a.
 
-``qkv`` is (B, T, 3, H, D) in float16, bfloat16 or float32, any strides with a contiguous last dimension: the output of a
-linear layer with 3·H·D features, viewed in five dimensions. ``cos`` and ``sin`` are float32 (P, D/2), or (P, D) with two
-equal halves, of which the first is read. q and k are returned as views (B, T, H, D) of one buffer (B, T, 2, H, D), v as
-a view of ``qkv``: q and k are read and written once, v not at all, and every row that attention reads is aligned to 16
-bytes. The gradient is one contiguous tensor (B, T, 3, H, D), written in one pass from dq, dk and dv, which would
+``qkv`` is (B, T, 3, H, D) in float16, bfloat16 or float32, any strides with a contiguous last dimension: the output of
+a linear layer with 3·H·D features, viewed in five dimensions. ``cos`` and ``sin`` are float32 (P, D/2), or (P, D) with
+two equal halves, of which the first is read. q and k are returned as views (B, T, H, D) of one buffer (B, T, 2, H, D),
+v as a view of ``qkv``: q and k are read and written once, v not at all, and every row that attention reads is aligned
+to 16 bytes. The gradient is one contiguous tensor (B, T, 3, H, D), written in one pass from dq, dk and dv, which would
 otherwise be rotated separately and stacked. Everything is computed in float32 and rounded once; dv is copied exactly.
 Without tables nothing is rotated, and only the pass that joins the gradients remains.
 """
