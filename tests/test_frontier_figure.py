@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare
+from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
 from scalebench.reporting import render
-from scalebench.reporting.figures import Analysis
-from scalebench.reporting.frontier_figure import frontier_figure, surface_trends
+from scalebench.reporting.frontier_figure import frontier_figure
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
 from scalebench.reporting.tables import fits_table, parameters_table
@@ -41,9 +40,8 @@ def results(noise: float = 0.002, one_length: bool = False, along: float | None 
     return Results(frame, (), {"iso": plan})
 
 
-def analysis(found: Results) -> Analysis:
-    frame = prepare(found.frame)
-    return Analysis(frame, (), {}, found.studies["iso"])
+def analysis(found: Results) -> StudyAnalysis:
+    return analyse(found, "iso")
 
 
 def planted(flops: np.ndarray) -> np.ndarray:
@@ -128,7 +126,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"
-    surfaces = surface_trends(prepare(found.frame), found.studies["iso"])
+    surfaces = analysis(found).surfaces
     points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare, series_of
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.laws import fit
-from scalebench.reporting.figures import Analysis
 from scalebench.reporting.law_figures import backtest_figure, residuals_figure
 from scalebench.reporting.profile_figure import STUDIES, profile_figure
 from scalebench.reporting.svg import canvas
@@ -17,7 +16,7 @@ SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)
 NOISE = 0.004
 
 
-def analysis(sizes: tuple[int, ...] = SIZES) -> Analysis:
+def analysis(sizes: tuple[int, ...] = SIZES) -> StudyAnalysis:
     rng = np.random.default_rng(5)
     rows = [
         {"trial_id": f"{size}-{seed}", "status": "ok", "params_non_embedding": size, "seed": seed,
@@ -25,12 +24,11 @@ def analysis(sizes: tuple[int, ...] = SIZES) -> Analysis:
          "validation_loss_nats": (1.4 + 6 * size**-0.28) * np.exp(rng.normal(0, NOISE))}
         for size in sizes for seed in (0, 1)
     ]  # fmt: skip
-    frame = prepare(pd.DataFrame(rows))
-    return Analysis(frame, list(series_of(frame, {"fit": {"law": "power"}})), {})
+    return StudyAnalysis("x", {"fit": {"law": "power"}}, pd.DataFrame(rows))
 
 
-def fitted(study: Analysis):
-    return fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power")
+def fitted(study: StudyAnalysis):
+    return fit({"x": study.trials["params_non_embedding"], "y": study.trials["validation_loss_nats"]}, "power")
 
 
 def test_residuals_are_those_of_the_fit_to_every_size() -> None:
@@ -40,7 +38,7 @@ def test_residuals_are_those_of_the_fit_to_every_size() -> None:
         (titles,) = marks.titles.values()
     expected = np.exp(fitted(study).residuals) - 1
     assert [row[-1][1] for row in words.table.rows] == pytest.approx(expected, abs=1e-9)
-    assert len(titles) == len(study.frame)
+    assert len(titles) == len(study.trials)
     assert np.std(expected) == pytest.approx(NOISE, rel=0.5)
 
 
@@ -71,7 +69,7 @@ def test_profile_ends_at_its_calibrated_interval() -> None:
     assert line[:, 1].min() >= 0
     assert [row[1][1] for row in words.table.rows] == pytest.approx(profile.objective, rel=1e-6)
     for value, row in list(zip(profile.values, words.table.rows, strict=True))[::10]:  # an independent fit at that E
-        held = fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power",
+        held = fit({"x": study.trials["params_non_embedding"], "y": study.trials["validation_loss_nats"]}, "power",
                    fixed={"E": value})  # fmt: skip
         assert row[2][1] == pytest.approx(held.objective - fitted(study).objective, rel=1e-4, abs=1e-11)
 

@@ -16,19 +16,10 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.recipe import Recipe
-from scalebench.analysis.series import (
-    LOSS,
-    STEP_TIME,
-    N,
-    Series,
-    Trend,
-    numeric,
-    prepare,
-    rolling_backtest,
-    series_of,
-    split_columns,
-    trend_of,
-)
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend, trend_of
+from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, N, numeric, prepare, split_columns
 from scalebench.errors import InputError, unknown
 from scalebench.laws import FitRefused, choose
 from scalebench.laws import fit as fit_law
@@ -41,8 +32,6 @@ if TYPE_CHECKING:
 
 COST_LAWS = ("offset_linear", "offset_power")
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no bend
-# How long a trial trains makes a point of another size or compute; it does not make another kind of trial.
-LENGTH_AXES = ("steps", "tokens", "tokens_per_param", "flops")
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,7 @@ def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str)
 
 
 def _backtest(fitted: Fit) -> Sequence[Holdout]:
-    return rolling_backtest(Trend(fitted))
+    return Trend(fitted).backtest()
 
 
 # --- from results ----------------------------------------------------------------------------------------------------
@@ -138,7 +127,7 @@ def predict_results(path: Path, params: float, tokens: float | None, where: str 
     if tokens is not None and recipe.unit != "tokens":
         raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
     amount = recipe.amount(params) if tokens is None else tokens
-    step = cost_answer(one.trials[one.trials["timed"]], STEP_TIME, params, "step time", "s")
+    step = cost_answer(one.timed, STEP_TIME, params, "step time", "s")
     flops = cost_answer(one.usable, "flops_per_step", params, "compute", "FLOP")
     loss, backtest = loss_answer(one, recipe, params, amount)
     steps = amount / recipe.per_step if amount and recipe.per_step else None
@@ -161,7 +150,7 @@ def one_series(path: Path, where: str | None) -> Series:
         named = ", ".join(str(path / name) for name in results.studies)
         raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {named}"])
     study = of_any_length(next(iter(results.studies.values())))
-    found = list(series_of(chosen_trials(path, results, where), study))
+    found = StudyAnalysis(path.name, study, chosen_trials(path, results, where)).series
     if len(found) > 1:
         labels = "; ".join(one.label for one in found)
         example = "--where \"implementation == 'sdpa'\""
@@ -233,7 +222,7 @@ def cost_answer(frame: pd.DataFrame, column: str, params: float, quantity: str, 
     """Return a cost at one size by the law of costs that predicted the larger sizes best, or why there is none."""
     known = frame.assign(**{column: numeric(frame, column)})
     law, why = cost_law(known, column)
-    answer = cost(trend_of(known, column, law), params, quantity, unit)
+    answer = cost(trend_of(known, column, law, N), params, quantity, unit)
     return replace(answer, basis="; ".join(filter(None, (answer.basis, why)))) if answer.value is not None else answer
 
 

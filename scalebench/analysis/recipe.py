@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalebench.analysis.series import N, numeric
+from scalebench.analysis.trials import N, numeric
 
 SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
 

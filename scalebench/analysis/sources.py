@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scalebench.analysis.predictions import chosen_trials
-from scalebench.analysis.series import LOSS, N, numeric
+from scalebench.analysis.trials import LOSS, N, numeric
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.laws import fit as fit_law

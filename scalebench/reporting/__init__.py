@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scalebench.analysis.study import StudyAnalysis
     from scalebench.store import Results
     from scalebench.store.comparisons import Comparisons
 
-__all__ = ["picture", "render", "report", "verdict"]
+__all__ = ["picture", "render", "report", "verdict", "write"]
 
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
@@ -29,15 +30,27 @@ def render(results: Results, compared: Comparisons | None = None) -> str:
     return page.render(results, compared)
 
 
-def picture(results: Results, study: str, output: Path) -> Path:
+def write(
+    studies: Sequence[StudyAnalysis], output: Path, damaged: Sequence[str] = (), compared: Comparisons | None = None
+) -> Path:
+    """Write the page on analysed studies and comparisons to ``output`` and return it. Raises ``StoreError``.
+
+    ``damaged`` are lines on files that belong to no study.
+    """
+    from scalebench.reporting import page
+
+    return page.write(studies, output, damaged, compared)
+
+
+def picture(study: StudyAnalysis, output: Path) -> Path:
     """Draw a study's first figure, loss against size or loss of each choice, as a PNG and return its path."""
     from scalebench.reporting import page
 
-    return page.picture(results, study, output)
+    return page.picture(study, output)
 
 
-def verdict(results: Results) -> list[str]:
-    """Return the sentences that stand first in each study's part of the report."""
-    from scalebench.reporting import page
+def verdict(study: StudyAnalysis) -> list[str]:
+    """Return the sentences that stand first in a study's part of the report."""
+    from scalebench.reporting import sentences
 
-    return page.verdicts(results)
+    return list(sentences.verdict(study))

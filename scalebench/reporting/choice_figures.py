@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from scalebench.analysis.series import LOSS, STEP_TIME, Series, mean_loss, of_one_size
-from scalebench.reporting.figures import Analysis, Words, titles_of
+from scalebench.analysis.series import Series, mean_loss
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import LOSS, STEP_TIME
+from scalebench.reporting.figures import Words, titles_of
 from scalebench.reporting.quantities import uncertain
 from scalebench.reporting.svg import PAPER, Marks, look
 from scalebench.reporting.tables import number, table, word
@@ -15,10 +17,10 @@ from scalebench.reporting.tables import number, table, word
 ROW_INCHES, REST_INCHES = 0.27, 1.3
 
 
-def choices_figure(marks: Marks, study: Analysis) -> Words | None:
+def choices_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Validation loss of each series, the lowest on top: trials, and their mean with its standard error."""
     ranked = sorted((one for one in study.series if len(one.sizes)), key=mean_loss)
-    if not ranked or not of_one_size(study.series):
+    if not ranked or not study.of_one_size:
         return None
     marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(ranked))
     for place, one in enumerate(ranked):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import numeric
+from scalebench.analysis.trials import numeric
 from scalebench.reporting.figures import Words
 from scalebench.reporting.quantities import percent, present, quantity, scale
 from scalebench.reporting.svg import MUTED, Marks, finish, look

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import numeric
+from scalebench.analysis.trials import numeric
 from scalebench.reporting import comparison_figures as drawing
 from scalebench.reporting.comparison_figures import UNITS, Part, part_of, share_of_ceiling
 from scalebench.reporting.quantities import NBSP, bounded, percent, present, significant

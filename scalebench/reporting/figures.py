@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from scalebench.analysis.series import LOSS, MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, Trend, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend
+from scalebench.analysis.trials import DATA, LOSS, MEMORY_PEAKS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import percent, quantity, scale, uncertain
 from scalebench.reporting.svg import (
     INK,
     MUTED,
     PAPER,
     SERIES_COLORS,
-    SIZE_LABEL,
     Marks,
     finish,
     legend,
@@ -28,16 +30,6 @@ from scalebench.reporting.svg import (
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """All a study's figures need: prepared trials, series, the steps of its trials by trial_id, and its plan."""
-
-    frame: pd.DataFrame
-    series: Sequence[Series]
-    steps: Mapping[str, pd.DataFrame]
-    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Words:
 def who(row: pd.Series[Any], one: Series) -> str:
     """Name a trial in the title of its mark."""
     seed = f", seed {row['seed']:g}" if pd.notna(row["seed"]) else ""
-    return ", ".join(filter(None, (one.label, f"{quantity(row[N])} {one.noun}{seed}")))
+    return ", ".join(filter(None, (one.label, f"{quantity(row[one.x.column])} {one.x.noun}{seed}")))
 
 
 def titles_of(one: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
@@ -74,27 +66,26 @@ def curve(
 # --- loss against size -----------------------------------------------------------------------------------------------
 
 
-def loss_figure(marks: Marks, study: Analysis) -> Words | None:
+def loss_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Validation loss against what grows: trials, means, the law fitted without the largest, and what it predicted."""
     if not any(len(one.sizes) for one in study.series):
         return None
     for i, one in enumerate(study.series):
         if len(one.sizes):
             _loss_series(marks, one, look(i), single=len(study.series) == 1)
-    floor = numeric(study.frame, "floor_nats").dropna().unique()
+    floor = numeric(study.trials, "floor_nats").dropna().unique()
     for height in floor[:1]:
         marks.axes.axhline(height, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
     cut = _keep_to_the_losses(marks.axes, study, floor)
-    noun = study.series[0].noun
-    size_axis(marks.axes, SIZE_LABEL if noun == PARAMETERS else f"data D ({noun})")
+    size_axis(marks.axes, study.x.label)
     marks.axes.set_ylabel("validation loss (nats)")
     legend(marks)
     rows = [
-        (word(one.label or "all trials"), number(row["params"]), number(row["trials"]),
+        (word(one.label or "all trials"), number(row["size"]), number(row["trials"]),
          (uncertain(row["mean"], row["se"]), row["mean"]))
         for one in study.series for row in one.sizes.to_dict("records")
     ]  # fmt: skip
-    columns = ("series", "size" if noun == PARAMETERS else noun, "trials", "validation loss (nats)")
+    columns = ("series", study.x.title, "trials", "validation loss (nats)")
     return Words(
         "Full marks are trials, hollow ones the mean of each size with its standard error (seeds and validation "
         "sample). The curve and its 95 % band are the law fitted without the held-out largest size (star); the "
@@ -105,12 +96,12 @@ def loss_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def data_figure(marks: Marks, study: Analysis) -> Words | None:
+def data_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Validation loss against data, of a study that grows it."""
-    return loss_figure(marks, study) if study.series and study.series[0].noun != PARAMETERS else None
+    return loss_figure(marks, study) if study.x is DATA else None
 
 
-def _keep_to_the_losses(axes: Axes, study: Analysis, floor: NDArray[np.float64]) -> bool:
+def _keep_to_the_losses(axes: Axes, study: StudyAnalysis, floor: NDArray[np.float64]) -> bool:
     """Cut the axis where an interval would squeeze the losses into a line; tell whether it was cut."""
     losses = np.concatenate([*(one.usable[LOSS].to_numpy(dtype=float) for one in study.series), floor[:1]])
     lowest, highest = np.nanmin(losses), np.nanmax(losses)
@@ -122,28 +113,28 @@ def _keep_to_the_losses(axes: Axes, study: Analysis, floor: NDArray[np.float64])
 
 def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool) -> None:
     axes, sizes, prefix = marks.axes, one.sizes, "" if single else f"{one.label}: "
-    marks.draw(one.usable[N], one.usable[LOSS], titles_of(one, one.usable, LOSS, "nats"),
+    marks.draw(one.usable[one.x.column], one.usable[LOSS], titles_of(one, one.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
-    held = sizes["params"] == one.held.params if one.held else sizes["params"] < 0
+    held = sizes["size"] == one.held.size if one.held else sizes["size"] < 0
     for chosen, marker, size, what in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
         part = sizes[chosen]
         if part.empty:
             continue
-        axes.errorbar(part["params"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
-        titles = [f"{prefix}{what} at {quantity(r['params'])} {one.noun}: {uncertain(r['mean'], r['se'])} nats"
+        axes.errorbar(part["size"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
+        titles = [f"{prefix}{what} at {quantity(r['size'])} {one.x.noun}: {uncertain(r['mean'], r['se'])} nats"
                   for r in part.to_dict("records")]  # fmt: skip
         label = what if single else one.label if marker != "*" else None
-        marks.draw(part["params"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
+        marks.draw(part["size"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
                    markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3, label=label)  # fmt: skip
     fitted = "fit to the others" if one.held else "fit"
     label = fitted if single else None
-    curve(axes, one.loss, sizes["params"].tolist(), factor=1.0, color=style["color"], label=label)
+    curve(axes, one.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
     if one.loss_all.fit is not None:
-        x = 4 * float(sizes["params"].max())
+        x = 4 * float(sizes["size"].max())
         y, low, high = one.loss_all.at(x)
         ends = [[max(y - low, 0)], [max(high - y, 0)]] if np.isfinite(high - low) else None
         axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
-        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {one.noun}: {y:.3f} nats"], marker="D",
+        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {one.x.noun}: {y:.3f} nats"], marker="D",
                    markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
                    label="×4, predicted" if single else None)  # fmt: skip
 
@@ -151,9 +142,9 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
 # --- time, memory, efficiency ----------------------------------------------------------------------------------------
 
 
-def step_time_figure(marks: Marks, study: Analysis) -> Words | None:
+def step_time_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Median step time against size with p20 to p80 and the offset-linear fit; hollow where the machine was shared."""
-    frame = study.frame[(study.frame["status"] == "ok") & (study.frame[STEP_TIME] > 0)]
+    frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
         return None
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
@@ -180,7 +171,7 @@ def step_time_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def memory_figure(marks: Marks, study: Analysis) -> Words | None:
+def memory_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Peak memory against size with its offset-linear fit; one series also shows what the peak consists of."""
     series = [one for one in study.series if one.memory_column]
     if not series:
@@ -223,10 +214,10 @@ def _memory_stack(marks: Marks, one: Series, factor: float) -> None:
             bottom += height
 
 
-def efficiency_figure(marks: Marks, study: Analysis) -> Words | None:
+def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Achieved FLOP/s against size, beside the peak it is measured against."""
     achieved, rows = "achieved_flops_per_s", []
-    known = study.frame[study.frame["valid"] & (numeric(study.frame, achieved) > 0)]
+    known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
     if known.empty:
         return None
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})

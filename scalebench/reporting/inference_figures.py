@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from scalebench.analysis.series import N, numeric, split_columns
-from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import N, numeric, split_columns
+from scalebench.reporting.figures import Words, titles_of, who
 from scalebench.reporting.quantities import NBSP, quantity, scale
 from scalebench.reporting.svg import PAPER, Marks, finish, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
@@ -22,12 +23,12 @@ def at_work(frame: pd.DataFrame) -> bool:
     return "workload" in frame and bool(len(frame)) and bool((frame["workload"] == "inference").all())
 
 
-def measured(study: Analysis) -> pd.DataFrame:
+def measured(study: StudyAnalysis) -> pd.DataFrame:
     """Return the valid trials that have a latency."""
-    return study.frame[study.frame["valid"] & (numeric(study.frame, LATENCY) > 0)]
+    return study.trials[study.trials["valid"] & (numeric(study.trials, LATENCY) > 0)]
 
 
-def latency_figure(marks: Marks, study: Analysis) -> Words | None:
+def latency_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Median latency against size, with a bar up to the 95th percentile; hollow where the machine was shared."""
     known = measured(study)
     if known.empty:
@@ -56,7 +57,7 @@ def latency_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
+def throughput_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Tokens, or samples, per second against the batch size, one line for each size and other axis."""
     known = measured(study)
     if known.empty or numeric(known, BATCH).nunique() < 2:
@@ -78,9 +79,9 @@ def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def _by_batch(known: pd.DataFrame, study: Analysis) -> Iterator[tuple[str, pd.DataFrame]]:
+def _by_batch(known: pd.DataFrame, study: StudyAnalysis) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the trials that differ in batch size and seed alone, with a label."""
-    others = [name for name in split_columns(known, study.plan) if name != BATCH]
+    others = [name for name in split_columns(known, study.definition) if name != BATCH]
     for values, group in known.groupby([N, *others], dropna=False, sort=True):
         size, *rest = values
         named = zip(others, rest, strict=True)

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scalebench.analysis.series import LOSS, N, Series
-from scalebench.reporting.figures import Analysis, Words, titles_of
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import LOSS
+from scalebench.reporting.figures import Words, titles_of
 from scalebench.reporting.quantities import percent, quantity
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look, size_axis
 from scalebench.reporting.tables import Cell, backtest_table, number, table, word
 
 
-def why_no_fit(study: Analysis) -> str | None:
+def why_no_fit(study: StudyAnalysis) -> str | None:
     """Return in sentences why no series has a fit of loss against size, or None where there is nothing to fit."""
     reasons = dict.fromkeys(one.loss_all.reason for one in study.series if one.loss_all.fit is None)
     return " ".join(f"No fit of loss against size alone: {reason}." for reason in reasons if reason) or None
 
 
-def residuals_figure(marks: Marks, study: Analysis) -> Words | str | None:
+def residuals_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     """Measured loss over the fitted one, less one, against the fitted loss; every size is in the fit."""
     series = [one for one in study.series if one.loss_all.fit is not None]
     if not series:
@@ -28,14 +30,14 @@ def residuals_figure(marks: Marks, study: Analysis) -> Words | str | None:
     for i, one in enumerate(series):
         assert one.loss_all.fit is not None
         points = one.usable[one.usable[LOSS] > 0]
-        fitted = one.loss_all.fit.predict(x=points[N])
+        fitted = one.loss_all.fit.predict(x=points[one.x.column])
         errors = points[LOSS].to_numpy() / fitted - 1
         titles = [f"{text}, {percent(error)} off the law" for text, error in
                   zip(titles_of(one, points, LOSS, "nats"), errors, strict=True)]  # fmt: skip
         marks.draw(fitted, 100 * errors, titles, **look(i), label=one.label or None)
         rows += [
             (word(one.label or "all trials"), number(size), number(y, "nats", 4), (percent(error), error))
-            for size, y, error in zip(points[N], fitted, errors, strict=True)
+            for size, y, error in zip(points[one.x.column], fitted, errors, strict=True)
         ]
     marks.axes.axhline(0, color=MUTED, linewidth=1.2)
     marks.axes.set(xlabel="fitted validation loss (nats)", ylabel="measured over fitted, less one (%)")
@@ -48,7 +50,7 @@ def residuals_figure(marks: Marks, study: Analysis) -> Words | str | None:
     )
 
 
-def backtest_figure(marks: Marks, study: Analysis) -> Words | str | None:
+def backtest_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     """Error of the prediction of each larger size from all sizes below it, with the 95 % interval it came with."""
     series = [one for one in study.series if one.backtest]
     if not series:

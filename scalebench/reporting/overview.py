@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import PARAMETERS, STEP_TIME, N, Series, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 
@@ -47,10 +48,10 @@ def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
 def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
     """Yield the overview of a study: one row per series."""
     for one in series:
-        if one.noun != PARAMETERS:  # more data costs neither time per step nor memory
-            yield _row(": ".join(filter(None, (study, one.label, one.noun))), one, None, None)
+        if one.x is not PARAMETERS:  # more data costs neither time per step nor memory
+            yield _row(": ".join(filter(None, (study, one.label, one.x.noun))), one, None, None)
             continue
-        timed = one.trials[one.trials["timed"]]
+        timed = one.timed
         peaks = one.usable[one.memory_column] if one.memory_column else None
         memory = None if peaks is None else growth(one.usable[N], peaks)
         yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
@@ -76,8 +77,8 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
     return (
         word(name),
         (str(len(sizes)), len(sizes)),
-        (quantity(first["params"]), float(first["params"])),
-        (quantity(last["params"]), float(last["params"])),
+        (quantity(first["size"]), float(first["size"])),
+        (quantity(last["size"]), float(last["size"])),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scalebench.analysis.series import Series, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import numeric
 from scalebench.laws import FitRefused
-from scalebench.reporting.figures import Analysis, Words
+from scalebench.reporting.figures import Words
 from scalebench.reporting.law_figures import why_no_fit
 from scalebench.reporting.quantities import bounded
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 STUDIES = 400  # simulated for the 95 % limit: with 200 an end moved by a seventh of the interval between two seeds
 
 
-def profile_figure(marks: Marks, study: Analysis) -> Words | str | None:
+def profile_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
 
     The rise is drawn in units of the rise at the true E that 95 % of simulated studies stay below, so that all series
@@ -36,7 +38,7 @@ def profile_figure(marks: Marks, study: Analysis) -> Words | str | None:
     for i, one, profile in drawn:
         rows += _draw(marks, one, profile, i)
     marks.axes.axhline(1, color=MUTED, linewidth=1.2)
-    for floor in numeric(study.frame, "floor_nats").dropna().unique()[:1]:
+    for floor in numeric(study.trials, "floor_nats").dropna().unique()[:1]:
         marks.axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (95 % limit = 1)")
     legend(marks)

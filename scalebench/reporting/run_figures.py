@@ -10,31 +10,32 @@ import pandas as pd
 import seaborn as sns
 from numpy.typing import NDArray
 
-from scalebench.analysis.series import LOSS, PARAMETERS, N, Series, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
+from scalebench.analysis.trials import LOSS, PARAMETERS, numeric
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
-from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.reporting.figures import Words, titles_of, who
 from scalebench.reporting.quantities import quantity, significant
 from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, look, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
 
 Times = NDArray[np.float64]
-MAX_CURVES = 48
 CURVE_POINTS = 100
 DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
 
 
-def with_steps(study: Analysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
+def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
     """Yield each trial whose steps are there, smallest first, with its series and its steps."""
     series = {index: one for one in study.series for index in one.trials.index}
-    for index, row in study.frame[study.frame[N].notna()].iterrows():
+    for index, row in study.trials[study.trials[study.x.column].notna()].iterrows():
         if row["trial_id"] in study.steps and index in series:
             yield row, series[index], study.steps[row["trial_id"]]
 
 
-def chosen(study: Analysis) -> str:
+def chosen(study: StudyAnalysis) -> str:
     """Say that only some trials are shown, where that is so."""
-    shown, all_of_them = len(study.steps), len(study.frame)
-    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_CURVES else ""
+    shown, all_of_them = len(study.steps), len(study.trials)
+    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_STEP_TABLES else ""
 
 
 def binned(steps: pd.DataFrame) -> pd.DataFrame:
@@ -44,13 +45,13 @@ def binned(steps: pd.DataFrame) -> pd.DataFrame:
     return kept.groupby(group)[["step", "train_loss_nats"]].mean()
 
 
-def curves_figure(marks: Marks, study: Analysis) -> Words | None:
+def curves_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Training loss over the steps, one line per trial, coloured by size, or by series where there is one size."""
     trials = [(row, one, binned(steps)) for row, one, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
-    sizes = sorted({float(row[N]) for row, _, _ in trials})
+    sizes = sorted({float(row[study.x.column]) for row, _, _ in trials})
     by_size = len(sizes) > 1 or len(study.series) == 1
     # Dashes tell series apart; where colours do, only those that share a colour.
     turn = 1 if by_size else len(SERIES_COLORS)
@@ -58,7 +59,7 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
     hues: list[Any] = sizes if by_size else list(dashes)
     colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
     data = pd.concat([
-        line.assign(step=line["step"] + 1, trial=i, size=row[N], series=one.label)
+        line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=one.label)
         for i, (row, one, line) in enumerate(trials)
     ])  # fmt: skip
     sns.lineplot(data, x="step", y="train_loss_nats", hue="size" if by_size else "series", style="series",
@@ -71,7 +72,7 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
         marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
     size_axis(marks.axes, "training step (mean of each stretch)")
     marks.axes.set_ylabel("training loss (nats)")
-    what = "size N" if study.series[0].noun == PARAMETERS else study.series[0].noun
+    what = "size N" if study.x is PARAMETERS else study.x.noun
     legend(marks, title=what if by_size else None)
     rows = []
     for row, one, line in trials:
@@ -83,9 +84,9 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def compute_figure(marks: Marks, study: Analysis) -> Words | None:
+def compute_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Validation loss against the training compute spent."""
-    frame = study.frame.assign(compute=numeric(study.frame, "flops_per_step") * numeric(study.frame, "steps"))
+    frame = study.trials.assign(compute=numeric(study.trials, "flops_per_step") * numeric(study.trials, "steps"))
     frame = frame[frame["valid"] & (frame["compute"] > 0) & frame[LOSS].notna()]
     if frame.empty:
         return None
@@ -93,7 +94,7 @@ def compute_figure(marks: Marks, study: Analysis) -> Words | None:
     for i, one in enumerate(study.series):
         part, style = frame.loc[frame.index.intersection(one.usable.index)], look(i)
         marks.draw(part["compute"], part[LOSS], titles_of(one, part, LOSS, "nats"), **style, label=one.label or None)
-        means = part.groupby(N)[["compute", LOSS]].mean()
+        means = part.groupby(study.x.column)[["compute", LOSS]].mean()
         marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1)
         for _, row in part.iterrows():
             rows.append((word(who(row, one)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
@@ -105,7 +106,7 @@ def compute_figure(marks: Marks, study: Analysis) -> Words | None:
     )
 
 
-def noise_figure(marks: Marks, study: Analysis) -> Words | None:
+def noise_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     """Step times of each trial over that trial's median, and how many are outliers."""
     trials = [(who(row, one), row["trial_id"], warm_times(steps)) for row, one, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
+from scalebench.analysis.series import Series, mean_loss
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import (
     NBSP,
@@ -25,23 +27,24 @@ MANY_SERIES = 3
 CLEAR = 2.0  # standard errors below which a change is called noise
 
 
-def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
+def verdict(study: StudyAnalysis) -> Iterator[str]:
     """Say what the study found, in sentences, most important first."""
+    frame, series = study.trials, study.series
     usable = int(frame["valid"].sum())
     if not usable:
         yield f"No conclusion: none of the {len(frame)} trials recorded ended ok with valid numbers."
         return
     # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
     many = len(series) > MANY_SERIES
-    if many and not at_work(frame) and not of_one_size(series):
+    if many and not at_work(frame) and not study.of_one_size:
         yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
     yield from work_sentences(frame)
-    if of_one_size(series) and not at_work(frame):
+    if study.of_one_size and not at_work(frame):
         yield from choice_sentences(series)
         series = ()
     for one in () if at_work(frame) else series:
         prefix = f"{one.label}: " if one.label else ""
-        grows = ("step_time", "memory") if one.noun == PARAMETERS else ()
+        grows = ("step_time", "memory") if one.x is PARAMETERS else ()
         costs = (cost_sentence(one, what) for what in grows)
         sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))
         yield from ((prefix + sentence).replace(" %", f"{NBSP}%") for sentence in sentences if sentence)
@@ -60,7 +63,7 @@ def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
     rows = [one.sizes.iloc[0] for one in ranked]
     best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
                    for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
-    size = quantity(rows[0]["params"])
+    size = quantity(rows[0]["size"])
     yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
            f"that of {worst}.")  # fmt: skip
     near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
@@ -77,37 +80,34 @@ def loss_sentence(one: Series) -> str:
     first, last = sizes.iloc[0], sizes.iloc[-1]
     start, end = (uncertain(row["mean"], row["se"]) for row in (first, last))
     if len(sizes) == 1:
-        return f"Validation loss is {start} nats at {quantity(first['params'])} {one.noun}, the only size."
+        return f"Validation loss is {start} nats at {quantity(first['size'])} {one.x.noun}, the only size."
     change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
-    rises = [
-        quantity(size) for size, step in zip(sizes["params"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0
-    ]
+    rises = [quantity(size) for size, step in zip(sizes["size"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0]
     steps = f"without falling on the step to {', '.join(rises)}" if rises else "falling at every step of size"
     ratio = abs(change) / error if error > 0 else np.nan
     noise = ", which is within the noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
-    model = one.noun == PARAMETERS
-    what, unit = ("the model", "non-embedding parameters") if model else ("the data", one.noun)
+    model = one.x is PARAMETERS
+    what, unit = ("the model", "non-embedding parameters") if model else ("the data", one.x.noun)
     return (
-        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['params'])} to "
-        f"{quantity(last['params'])} {unit} (×{significant(last['params'] / first['params'], 2)})"
+        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['size'])} to "
+        f"{quantity(last['size'])} {unit} (×{significant(last['size'] / first['size'], 2)})"
         f"{clear}, {steps}."
     )
 
 
 def law_sentence(one: Series) -> str:
     """State exponent and irreducible loss of the law fitted without the held-out size, and whether a bound holds."""
-    trend = one.loss
+    trend = one.loss_below
     if trend.fit is None:
         return f"No law is fitted: {trend.reason}." if len(one.sizes) else ""
     without = "without the largest size " if one.held else ""
-    letters = str.maketrans("" if one.noun == PARAMETERS else "NAα", "" if one.noun == PARAMETERS else "DBβ")
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
         held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        parts += [f"{symbol(name).translate(letters)} = {text} ({_around(interval)}{held})"] * (name != "A")
-    law = formula(trend.fit.law.formula).translate(letters)
+        parts += [f"{one.x.formula(symbol(name))} = {text} ({_around(interval)}{held})"] * (name != "A")
+    law = one.x.formula(formula(trend.fit.law.formula))
     return f"The law {law} fitted {without}has {', '.join(parts)}."
 
 
@@ -134,7 +134,7 @@ def cost_sentence(one: Series, what: str) -> str:
     """Say how step time or memory grew, and what a further parameter costs."""
     timed = what == "step_time"
     trend, column, unit = (one.step_time, STEP_TIME, "s") if timed else (one.memory, one.memory_column, "B")
-    kept = one.trials[one.trials["timed"]] if timed else one.usable
+    kept = one.timed if timed else one.usable
     means = kept.groupby(N)[column].median().dropna() if column else pd.Series(dtype=float)
     if means.empty:
         return ""

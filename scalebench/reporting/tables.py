@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import LOSS, LOSS_SE, MEMORY_PEAKS, STEP_TIME, N, Series, Trend, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.surfaces import Surface
+from scalebench.analysis.trends import Trend
+from scalebench.analysis.trials import LOSS, LOSS_SE, MEMORY_PEAKS, STEP_TIME, N, SizeAxis, numeric
 from scalebench.reporting.quantities import NOT_MEASURED, bounded, formula, percent, present, quantity, symbol
 
 NEXT_FACTORS = (2, 4, 10)
@@ -67,12 +69,18 @@ def axes_table(study: Mapping[str, Any]) -> Table:
     return Table("Axes of the study; their values multiply.", ("axis", "values", "which"), tuple(rows))
 
 
-def problems_table(frame: pd.DataFrame) -> Table:
+def problems_table(frame: pd.DataFrame, x: SizeAxis) -> Table:
     """Return the trials that did not end ok, or are invalid, each with its reason."""
     bad = frame[(frame["status"] != "ok") | frame["invalid_reason"].notna()]
     columns = ("trial", "size", "status", "last step", "reason")
     rows = [
-        (word(row["trial_id"]), number(row[N]), word(status_of(row)), number(row.get("stop_step")), word(reason(row)))
+        (
+            word(row["trial_id"]),
+            number(row[x.column]),
+            word(status_of(row)),
+            number(row.get("stop_step")),
+            word(reason(row)),
+        )
         for _, row in bad.iterrows()
     ]
     return table("Trials that are out of every fit, and why.", columns, rows)
@@ -117,23 +125,23 @@ def trials_table(frame: pd.DataFrame, axes: Iterable[str]) -> Table:
 def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
     """Name the fits of a series: each trend with the unit of what it predicts."""
     return {
-        "loss, without the held-out size": (one.loss, ""),
+        "loss, without the held-out size": (one.loss_below, ""),
         "loss, every size": (one.loss_all, ""),
         "step time": (one.step_time, "s"),
         "memory": (one.memory, "B"),
     }
 
 
-def _named_trends(series: Sequence[Series], surfaces: Mapping[str, Trend]) -> Iterator[tuple[str, Trend, str]]:
-    """Yield every fit by its name, with its unit: those of each series, and the ``surfaces`` by label."""
+def _named_trends(series: Sequence[Series], surfaces: Sequence[Surface]) -> Iterator[tuple[str, Trend, str]]:
+    """Yield every fit by its name, with its unit: those of each series, and those of the ``surfaces``."""
     for one in series:
         for name, (trend, unit) in _trends(one).items():
             yield ", ".join(filter(None, (one.label, name))), trend, unit
-    for label, trend in surfaces.items():
-        yield ", ".join(filter(None, (label, "loss, size and data"))), trend, ""
+    for surface in surfaces:
+        yield ", ".join(filter(None, (surface.label, "loss, size and data"))), surface.trend, ""
 
 
-def parameters_table(series: Sequence[Series], surfaces: Mapping[str, Trend] = MappingProxyType({})) -> Table:
+def parameters_table(series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
     """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
     rows: list[tuple[Cell, ...]] = []
     for name, trend, unit in _named_trends(series, surfaces):
@@ -148,7 +156,7 @@ def parameters_table(series: Sequence[Series], surfaces: Mapping[str, Trend] = M
     return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "how the fit ended"), tuple(rows))
 
 
-def fits_table(series: Sequence[Series], surfaces: Mapping[str, Trend] = MappingProxyType({})) -> Table:
+def fits_table(series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
     """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
     rows = []
     for name, trend, _ in _named_trends(series, surfaces):
@@ -182,7 +190,7 @@ def predictions_table(series: Sequence[Series]) -> Table:
     """Return loss, step time and memory predicted for sizes beyond the data, with intervals of a new run."""
     rows = []
     for one in (one for one in series if len(one.sizes)):
-        largest = float(one.sizes["params"].max())
+        largest = float(one.sizes["size"].max())
         for factor in NEXT_FACTORS:
             cells = [
                 word(" (".join(bounded(*trend.at(factor * largest), unit=unit)) + ")")
@@ -195,8 +203,8 @@ def predictions_table(series: Sequence[Series]) -> Table:
     return table(caption, columns, rows, len(series))
 
 
-def fit_tables(series: Sequence[Series], surfaces: Mapping[str, Trend]) -> tuple[Table, ...]:
-    """Return all that tells of fits; ``surfaces`` are those of size and data, by label."""
+def fit_tables(series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
+    """Return all that tells of fits; ``surfaces`` are those of size and data."""
     parameters, made = parameters_table(series, surfaces), fits_table(series, surfaces)
     return parameters, backtest_table(series), predictions_table(series), made
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.series import LOSS
 from scalebench.analysis.sources import candidate_trials, find_compute_fit, find_fit
+from scalebench.analysis.trials import LOSS
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused, best_set, compute_multiplier, next_trial, optimum_law
