@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scalebench.analysis.predictions import chosen_trials
+from scalebench.analysis.selected import select_trials
 from scalebench.analysis.trials import LOSS, N, numeric
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
@@ -71,7 +71,7 @@ def find_compute_fit(source: Path, law: str, given: Mapping[str, str], where: st
 
 def training_flops(path: Path, where: str | None) -> dict[str, Any]:
     """Return FLOPs of the whole training as x and validation loss as y of the trials of a results folder."""
-    trials = chosen_trials(path, read_results(path), where)
+    trials = select_trials(path, read_results(path), where)
     flops = numeric(trials, "flops_per_step") * numeric(trials, "steps").fillna(numeric(trials, "stop_step"))
     known = flops.notna() & trials[LOSS].notna()
     if not known.any():

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from scalebench.analysis.predictions import predict_loss_at
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
@@ -115,7 +116,7 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
     axes, sizes, prefix = marks.axes, one.sizes, "" if single else f"{one.label}: "
     marks.draw(one.usable[one.x.column], one.usable[LOSS], titles_of(one, one.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
-    held = sizes["size"] == one.held.size if one.held else sizes["size"] < 0
+    held = (sizes["size"] == sizes["size"].max()) & (one.held is not None)
     for chosen, marker, size, what in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
         part = sizes[chosen]
         if part.empty:
@@ -129,10 +130,11 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
     fitted = "fit to the others" if one.held else "fit"
     label = fitted if single else None
     curve(axes, one.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
-    if one.loss_all.fit is not None:
-        x = 4 * float(sizes["size"].max())
-        y, low, high = one.loss_all.at(x)
-        ends = [[max(y - low, 0)], [max(high - y, 0)]] if np.isfinite(high - low) else None
+    x = 4 * float(sizes["size"].max())
+    predicted = predict_loss_at(one, x)
+    if (y := predicted.value) is not None:
+        low, high = predicted.low, predicted.high
+        ends = [[max(y - low, 0)], [max(high - y, 0)]] if low is not None and high is not None else None
         axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
         marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {one.x.noun}: {y:.3f} nats"], marker="D",
                    markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
@@ -143,7 +145,7 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
 
 
 def step_time_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
-    """Median step time against size with p20 to p80 and the offset-linear fit; hollow where the machine was shared."""
+    """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
     frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
         return None
@@ -165,14 +167,14 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     finish(marks, f"time per training step ({unit})", log=True)
     columns = ("trial", "size", "median", "p20", "p80", "in the fit")
     return Words(
-        "Median over the steps after warm-up; bars reach from the 20th to the 80th percentile. The line is "
-        "offset + slope × N with the 95 % band of its mean. Hollow marks shared the machine and are out of the fit.",
+        "Median over the steps after warm-up; bars reach from the 20th to the 80th percentile. The line is the law of "
+        "the table of fits with the 95 % band of its mean. Hollow marks shared the machine and are out of the fit.",
         table("Time per training step.", columns, rows),
     )
 
 
 def memory_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
-    """Peak memory against size with its offset-linear fit; one series also shows what the peak consists of."""
+    """Peak memory against size with its trend; one series also shows what the peak consists of."""
     series = [one for one in study.series if one.memory_column]
     if not series:
         return None
@@ -197,7 +199,7 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Words | None:
     split = "Bars split the peak by what the memory holds at that instant. " if len(series) == 1 else ""
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(one.memory_column)] for one in series))
     return Words(
-        f"Marks are the {names}; the line is offset + slope × N with its 95 % band. {split}"
+        f"Marks are the {names}; the line is the law of the table of fits with the 95 % band of its mean. {split}"
         "The table gives each part's own maximum, which may fall at another instant.",
         table("Peak memory, and each part's own maximum.", columns, rows, series=len(series)),
     )
