@@ -12,8 +12,8 @@ import pytest
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting import render, verdict
-from scalebench.reporting.choice_figures import choices_figure
-from scalebench.reporting.figures import loss_figure
+from scalebench.reporting.sections.choices import choices_figure
+from scalebench.reporting.figures.loss import loss_figure
 from scalebench.reporting.svg import canvas
 from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
 
@@ -78,7 +78,7 @@ def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     assert low < losses.min()
     assert losses.max() < high
     assert high - low <= 3.01 * (losses.max() - losses.min())
-    assert "leaves the figure" in words.caption
+    assert "leaves the figure" in words.text
 
 
 def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import numeric
 from scalebench.laws import FitRefused
-from scalebench.reporting.figures import Words
-from scalebench.reporting.law_figures import why_no_fit
+from scalebench.reporting.figures.laws import why_no_fit
 from scalebench.reporting.quantities import bounded
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look
+from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 if TYPE_CHECKING:
     from scalebench.laws.profiling import Profile
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STUDIES = 400  # simulated for the 95 % limit: with 200 an end moved by a seventh of the interval between two seeds
 
 
-def profile_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
+def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
 
     The rise is drawn in units of the rise at the true E that 95 % of simulated studies stay below, so that all series
@@ -43,7 +43,7 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (95 % limit = 1)")
     legend(marks)
     ends = [_named(one, f"E = {_interval(one, profile)}.") for _, one, profile in drawn]
-    return Words(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
+    return Caption(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
 
 
 CAPTION = (
@@ -78,7 +78,7 @@ def _interval(one: Series, profile: Profile) -> str:
 def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[Cell]]:
     """Draw one series and return its rows."""
     assert one.loss_all.fit is not None
-    style, prefix, best = look(i), f"{one.label}: " if one.label else "", one.loss_all.fit
+    style, prefix, best = series_style(i), f"{one.label}: " if one.label else "", one.loss_all.fit
     above = profile.objective - min(profile.objective.min(), best.objective)
     share = above / profile.rise
     marks.axes.plot(profile.values, share, color=style["color"])
@@ -93,3 +93,6 @@ def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[
          (f"{part:.2f}", float(part)))
         for value, objective, rise, part in zip(profile.values, profile.objective, above, share, strict=True)
     ]  # fmt: skip
+
+
+PROFILE = FigureSpec("profile", "Profile of the irreducible loss E", profile_figure)
