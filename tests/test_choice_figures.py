@@ -12,8 +12,8 @@ import pytest
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting import render, verdict
-from scalebench.reporting.sections.choices import choices_figure
 from scalebench.reporting.figures.loss import loss_figure
+from scalebench.reporting.sections.choices import choices_figure
 from scalebench.reporting.svg import canvas
 from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
 

@@ -13,9 +13,9 @@ from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures.frontier import frontier_figure
+from scalebench.reporting.fit_tables import fits_table, parameters_table
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
-from scalebench.reporting.fit_tables import fits_table, parameters_table
 from scalebench.store import Results
 
 E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
