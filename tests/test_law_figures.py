@@ -57,16 +57,20 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
     assert np.array(bars)[:, :, 1] == pytest.approx(np.array(ends))
 
 
-def test_profile_ends_at_its_calibrated_interval() -> None:
+def test_profile_marks_the_interval_of_the_fit() -> None:
     study = analysis()
-    profile = study.series[0].loss_all.fit.profile("E", n=STUDIES)
+    trend = study.series[0].loss_all
+    profile = trend.fit.profile("E", n=STUDIES)
     with canvas("x") as marks:
         words = profile_figure(marks, study)
-        line, ends, best = (part.get_xydata() for part in marks.axes.lines[:3])
-    assert ends[:, 0] == pytest.approx(profile.interval, abs=1e-9)
-    assert ends[:, 1] == pytest.approx(1, rel=1e-3)  # neither end is a bound here: both are at the 95 % limit
+        line, best = (part.get_xydata() for part in marks.axes.lines[:2])
+        (band,) = (patch.get_extents() for patch in marks.axes.patches)
+        edges = marks.axes.transData.inverted().transform([(band.x0, 0), (band.x1, 0)])[:, 0]
+    assert edges == pytest.approx(fitted(study).interval("E"), rel=1e-9)
+    assert line[:, 0] == pytest.approx(profile.values)
     assert best[0] == pytest.approx([fitted(study).parameters["E"], 0], abs=1e-9)
     assert line[:, 1].min() >= 0
+    assert line[:, 1] == pytest.approx([100 * row[2][1] / trend.fit.objective for row in words.table.rows])
     assert [row[1][1] for row in words.table.rows] == pytest.approx(profile.objective, rel=1e-6)
     for value, row in list(zip(profile.values, words.table.rows, strict=True))[::10]:  # an independent fit at that E
         held = fit({"x": study.trials["params_non_embedding"], "y": study.trials["validation_loss_nats"]}, "power",

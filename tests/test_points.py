@@ -10,7 +10,7 @@ import pytest
 
 from scalebench.points import table as points
 from scalebench.points.files import PointsError
-from scalebench.points.table import read_points
+from scalebench.points.table import read_columns
 from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
@@ -25,7 +25,7 @@ def written(folder: Path, content: str | bytes, name: str = "p.csv") -> Path:
 
 def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 1) -> tuple[str, ...]:
     with pytest.raises(PointsError) as caught:
-        read_points(path, columns, where, least=least)
+        read_columns(path, columns, where, least=least)
     return caught.value.lines
 
 
@@ -49,14 +49,14 @@ def test_a_wrong_cell_is_told_with_what_to_do(tmp_path: Path, cell: str, told: s
 
 def test_rows_without_a_value_can_be_left_out(tmp_path: Path) -> None:
     for missing in ("", "NaN", "null"):
-        table = read_points(written(tmp_path, GOOD.replace("3.2", missing)), COLUMNS, "L > 0")
+        table = read_columns(written(tmp_path, GOOD.replace("3.2", missing)), COLUMNS, "L > 0")
         assert table.values["loss"].tolist() == [3.5, 3.0]
 
 
 def test_the_option_that_names_a_column_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     with pytest.raises(PointsError) as caught:
-        read_points(
+        read_columns(
             path, {"params": "N", "loss": "nats"}, options={"loss": "--loss-column", "params": "--params-column"}
         )
     assert caught.value.lines == (f"{path}: column unknown 'nats' (known: N, L, kind, ok); name it with --loss-column",)
@@ -80,7 +80,7 @@ def test_the_option_that_names_a_column_is_told(tmp_path: Path) -> None:
     ids=["plain", "bom", "empty-lines", "semicolons", "tabs", "crlf", "spaces", "no-newline-at-the-end"],
 )
 def test_values_are_read_whatever_the_dialect(tmp_path: Path, content: str) -> None:
-    table = read_points(written(tmp_path, content), COLUMNS)
+    table = read_columns(written(tmp_path, content), COLUMNS)
     assert table.values["params"].tolist() == [1e6, 2e6, 4e6]
     assert table.values["loss"].tolist() == [3.5, 3.2, 3.0]
 
@@ -92,7 +92,7 @@ def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -
     frame.to_parquet(tmp_path / "p.parquet", index=False)
     kept = frame[(frame["N"] > 5) & (frame["L"] * 2 < frame["N"])]
     for name in ("p.csv", "p.parquet"):
-        table = read_points(tmp_path / name, COLUMNS, "N > 5 and L * 2 < N")
+        table = read_columns(tmp_path / name, COLUMNS, "N > 5 and L * 2 < N")
         assert np.array_equal(table.values["params"], kept["N"])
         assert np.array_equal(table.values["loss"], kept["L"])
 
@@ -139,7 +139,7 @@ def test_wrong_values_count_and_every_column_has_its_line(tmp_path: Path) -> Non
 
 def test_values_that_where_leaves_out_may_be_wrong(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD.replace("2e6", "oops"))
-    assert len(read_points(path, COLUMNS, "kind == 'dense'")) == 2
+    assert len(read_columns(path, COLUMNS, "kind == 'dense'")) == 2
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_where_refuses_all_else_and_runs_nothing(tmp_path: Path, monkeypatch, te
 
 
 def test_where_reads_truth_of_text_columns(tmp_path: Path) -> None:
-    assert len(read_points(written(tmp_path, GOOD), COLUMNS, "ok == True")) == 2
+    assert len(read_columns(written(tmp_path, GOOD), COLUMNS, "ok == True")) == 2

@@ -10,52 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.trends import Trend, trend_of
+from scalebench.analysis.recipe import Recipe
+from scalebench.analysis.trends import Trend, cost_trend, trend_of
 from scalebench.analysis.trials import (
     LOSS,
     MEMORY_PEAKS,
     STEP_TIME,
+    N,
     SizeAxis,
     best_over,
     means_per_size,
+    numeric,
     split_columns,
+    total_params,
     tuned_axes,
 )
 
+SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
+
 if TYPE_CHECKING:
     from scalebench.laws import Holdout
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The largest size, predicted from the smaller ones; losses in nats, errors as fractions of the measured loss."""
-
-    size: float
-    measured: float
-    predicted: float
-    low: float
-    high: float
-    naive: float
-
-    @property
-    def error(self) -> float:
-        """Prediction over measurement, less one."""
-        return self.predicted / self.measured - 1
-
-    @property
-    def naive_error(self) -> float:
-        """The same for repeating the loss of the next-smaller size."""
-        return self.naive / self.measured - 1
-
-    @property
-    def inside(self) -> bool:
-        """Whether the measured mean lies in the 95 % prediction interval of a new run."""
-        return self.low <= self.measured <= self.high
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether the prediction came with an interval."""
-        return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,30 +77,47 @@ class Series:
         smaller = self.usable[self.usable[self.x.column] < self.sizes["size"].max()]
         return trend_of(smaller, LOSS, self.law, self.x.column)
 
-    @cached_property
-    def held(self) -> HeldOut | None:
-        """The largest size, compared with what the law fitted to the others predicts."""
-        if not self.holds_out or len(self.sizes) < 2 or self.loss_below.fit is None:
+    @property
+    def held(self) -> Holdout | None:
+        """The largest size, predicted from the smaller ones, where the study holds it out and they carry the law."""
+        if not (self.holds_out and self.backtest):
             return None
-        sizes, means = self.sizes["size"].tolist(), self.sizes["mean"].tolist()
-        return HeldOut(sizes[-1], means[-1], *self.loss_below.at(sizes[-1]), naive=means[-2])
+        largest = self.backtest[-1]
+        return largest if np.isclose(largest.size, self.sizes["size"].max(), rtol=SAME_SIZE) else None
 
     @cached_property
     def backtest(self) -> Sequence[Holdout]:
         """Every larger size, predicted from the smaller ones."""
-        return self.loss_all.backtest()
+        return self.loss_all.backtest
 
     @cached_property
     def step_time(self) -> Trend:
-        """Median step time in seconds."""
-        return trend_of(self.timed, STEP_TIME, "offset_linear", self.x.column)
+        """Median step time in seconds against N."""
+        return cost_trend(self.timed, STEP_TIME, N)
 
     @cached_property
     def memory(self) -> Trend:
-        """Peak memory in bytes."""
+        """Peak memory in bytes against N."""
         if self.memory_column is None:
             return Trend(None, "memory was not measured")
-        return trend_of(self.usable, self.memory_column, "offset_linear", self.x.column)
+        return cost_trend(self.usable, self.memory_column, N)
+
+    @cached_property
+    def flops(self) -> Trend:
+        """FLOPs of a training step against N."""
+        return cost_trend(self.usable, "flops_per_step", N)
+
+    @cached_property
+    def checkpoint(self) -> Trend:
+        """Bytes of a checkpoint against all parameters, embeddings included."""
+        if numeric(self.usable, "checkpoint_bytes").isna().all():
+            return Trend(None, "checkpoint sizes were not measured")
+        return cost_trend(self.usable.assign(total=total_params(self.usable)), "checkpoint_bytes", "total")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How much data trials of a size see."""
+        return Recipe.of(self.usable)
 
 
 def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Series:

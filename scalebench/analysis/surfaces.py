@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.trends import Array, Trend
+from scalebench.analysis.trends import Array, Trend, trend_by
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, PARAMETERS, N, best_over, numeric, split_columns, tuned_axes
 from scalebench.laws import LAWS, Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
 from scalebench.laws.allocation import count
@@ -68,7 +68,7 @@ class Surface:
             fitted = fit(self.points.rename(columns={N: "params"}), law)
         except FitRefused as refusal:
             return Trend(None, str(refusal))
-        return Trend(fitted, no_interval="" if fitted.degrees_of_freedom else "zero degrees of freedom")
+        return trend_by(fitted)
 
 
 def _minima(points: pd.DataFrame) -> tuple[tuple[float, float, float], ...]:

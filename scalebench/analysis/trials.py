@@ -87,6 +87,11 @@ def by_size(trials: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:
     return placed.sort_values([x.column, "seed", "trial_id"], kind="stable").reset_index(drop=True)
 
 
+def total_params(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return all parameters of each trial; the non-embedding ones where only those are recorded."""
+    return numeric(trials, "params").fillna(trials[N])
+
+
 def tuned_axes(definition: Mapping[str, Any]) -> list[str]:
     """Return the axes of which each size keeps its best value."""
     return [str(axis) for axis in (definition.get("fit") or {}).get("best_over") or []]

@@ -60,7 +60,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Source:
+class Table:
     """A table on disk: ``blocks(names)`` yields its rows, ``cell(row, name)`` tells a cell's place and text."""
 
     path: Path
@@ -69,7 +69,7 @@ class Source:
     cell: Callable[[int, str], tuple[str, str]]
 
 
-def open_source(path: Path) -> Source:
+def open_table(path: Path) -> Table:
     """Open a CSV, TSV or Parquet file, or a results folder. Raises ``PointsError`` or ``StoreError``."""
     if path.is_dir():
         return open_results(path, read_results(path))
@@ -89,7 +89,7 @@ def open_source(path: Path) -> Source:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _open_csv(path: Path) -> Source:
+def _open_csv(path: Path) -> Table:
     header, delimiter, lines = _header(path)
     named = [name for name in header if name]
     repeated = [name for name in dict.fromkeys(named) if named.count(name) > 1]
@@ -102,7 +102,7 @@ def _open_csv(path: Path) -> Source:
             ]
         )
     names = tuple(name or f"unnamed {i}" for i, name in enumerate(header, 1))
-    return Source(
+    return Table(
         path,
         names,
         lambda wanted: _csv_blocks(path, names, delimiter, lines, wanted),
@@ -179,7 +179,7 @@ def _csv_cell(path: Path, delimiter: str, lines: int, row: int, place: int) -> t
 # --- Parquet, results folders ----------------------------------------------------------------------------------------
 
 
-def _open_parquet(path: Path) -> Source:
+def _open_parquet(path: Path) -> Table:
     try:
         names = tuple(pq.read_schema(path).names)
     except pa.ArrowException as error:
@@ -195,7 +195,7 @@ def _open_parquet(path: Path) -> Source:
             row -= block.rows
         raise IndexError(row)
 
-    return Source(path, names, lambda wanted: _parquet_blocks(path, wanted), cell)
+    return Table(path, names, lambda wanted: _parquet_blocks(path, wanted), cell)
 
 
 def _parquet_blocks(path: Path, wanted: Sequence[str]) -> Iterator[Block]:
@@ -206,7 +206,7 @@ def _parquet_blocks(path: Path, wanted: Sequence[str]) -> Iterator[Block]:
         raise PointsError([f"{path}: not readable as Parquet ({str(error).splitlines()[0]})"]) from error
 
 
-def open_results(path: Path, results: Results) -> Source:
+def open_results(path: Path, results: Results) -> Table:
     """Open the trials of results folders that ended ok and are valid; the others are in no fit.
 
     Trials of models at work have no loss: they are read only where nothing was trained.
@@ -225,7 +225,7 @@ def open_results(path: Path, results: Results) -> Source:
         value = kept[name].iloc[row]
         return f"trial {kept['trial_id'].iloc[row]}", "" if pd.isna(value) else str(value)
 
-    return Source(path, tuple(map(str, kept.columns)), blocks, cell)
+    return Table(path, tuple(map(str, kept.columns)), blocks, cell)
 
 
 def frame_block(frame: pd.DataFrame, names: Sequence[str]) -> Block:

@@ -13,8 +13,8 @@ import numpy as np
 from scalebench.errors import InputError, unknown
 from scalebench.laws import LAWS, UNASKED, FitRefused, Law, Refits
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import open_source
-from scalebench.points.table import CONFIG, PointTable, read_points
+from scalebench.points.files import open_table
+from scalebench.points.table import CONFIG, PointTable, read_columns
 from scalebench.store import StoreError, read_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def column_options(law: Law) -> dict[str, str]:
 
 def column_names(path: Path) -> tuple[str, ...]:
     """Return the columns of a file; of a results folder those that laws read by default."""
-    return tuple(OF_RESULTS) if path.is_dir() else open_source(path).names
+    return tuple(OF_RESULTS) if path.is_dir() else open_table(path).names
 
 
 def law_columns(
@@ -102,7 +102,7 @@ def fit_points(
     form = find_law(law)
     columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
     least = len(form.parameters) - len(options.get("fixed") or {})
-    table = read_points(path, columns, where, least=least, options=column_options(form))
+    table = read_columns(path, columns, where, least=least, options=column_options(form))
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:

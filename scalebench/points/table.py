@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
-from scalebench.points.files import MISSING, Block, PointsError, Source, open_source
+from scalebench.points.files import MISSING, Block, PointsError, Table, open_table
 from scalebench.points.where import Mask, Where, WhereError, parse
 
 MAX_POINTS = 1_000_000  # a fit holds about two kilobytes per point; more belong averaged or thinned first
@@ -39,7 +39,7 @@ class PointTable:
         return len(next(iter(self.values.values())))
 
 
-def read_points(
+def read_columns(
     path: Path,
     columns: Mapping[str, str],
     where: str | None = None,
@@ -53,7 +53,7 @@ def read_points(
     column, for a file or column that is not there, values that are not positive finite numbers, a column that never
     changes, and fewer than ``least`` points.
     """
-    condition, source = parse_where(where), open_source(path)
+    condition, source = parse_where(where), open_table(path)
     needed = list(dict.fromkeys([*columns.values(), *(condition.names if condition else ())]))
     check_names(source, needed, {columns[role]: option for role, option in options.items() if role in columns})
     parts: dict[str, list[NDArray[Any]]] = {role: [] for role in columns}
@@ -80,7 +80,7 @@ def parse_where(where: str | None) -> Where | None:
         raise PointsError([str(error)]) from error
 
 
-def check_names(source: Source, names: Sequence[str], options: Mapping[str, str] = MappingProxyType({})) -> None:
+def check_names(source: Table, names: Sequence[str], options: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raise ``PointsError`` with a line for each name that is no column of the source, and the option that names it."""
     lines = [
         f"{source.path}: column {unknown(name, source.names)}"
@@ -111,7 +111,7 @@ def mask_of(block: Block, condition: Where | None) -> Mask:
     return np.ones(block.rows, dtype=bool) if condition is None else condition.mask(column, block.rows)
 
 
-def _check_values(source: Source, block: Block, columns: Mapping[str, str], mask: Mask, before: int) -> None:
+def _check_values(source: Table, block: Block, columns: Mapping[str, str], mask: Mask, before: int) -> None:
     """Refuse a block with a line for the first wrong value of each column; ``before`` rows came earlier."""
     lines = []
     for role, name in columns.items():

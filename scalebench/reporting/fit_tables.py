@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_memory, predict_step_time
 from scalebench.analysis.series import Series
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
@@ -11,13 +14,13 @@ from scalebench.reporting.quantities import bounded, formula, percent, symbol
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
+PREFIXED = ("s", "B")  # units of predicted quantities that take a prefix
 
 
 def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
     """Name the fits of a series: each trend with the unit of what it predicts."""
     return {
-        "loss, without the held-out size": (one.loss_below, ""),
-        "loss, every size": (one.loss_all, ""),
+        "loss": (one.loss_all, ""),
         "step time": (one.step_time, "s"),
         "memory": (one.memory, "B"),
     }
@@ -83,15 +86,23 @@ def predictions_table(series: Sequence[Series]) -> Table:
     for one in (one for one in series if len(one.sizes)):
         largest = float(one.sizes["size"].max())
         for factor in NEXT_FACTORS:
+            size = factor * largest
             cells = [
-                word(" (".join(bounded(*trend.at(factor * largest), unit=unit)) + ")")
-                if trend.fit is not None else word(None)
-                for name, (trend, unit) in _trends(one).items() if "without" not in name
-            ]  # fmt: skip
-            rows.append((word(one.label or "all trials"), number(factor * largest), word(f"×{factor}"), *cells))
+                _predicted_cell(predict(one, size)) for predict in (predict_loss_at, predict_step_time, predict_memory)
+            ]
+            rows.append((word(one.label or "all trials"), number(size), word(f"×{factor}"), *cells))
     columns = ("series", "size", "beyond the data", "loss in nats (95 %)", "step time (95 %)", "memory (95 %)")
     caption = "Predictions for a new run; each reaches beyond the data as stated."
     return table(caption, columns, rows, len(series))
+
+
+def _predicted_cell(predicted: PredictedQuantity) -> Cell:
+    """Return value and interval, with the value to sort by."""
+    if predicted.value is None:
+        return word(None)
+    low, high = (np.nan if end is None else end for end in (predicted.low, predicted.high))
+    value, interval = bounded(predicted.value, low, high, unit=predicted.unit if predicted.unit in PREFIXED else "")
+    return f"{value} ({interval})", predicted.value
 
 
 def fit_tables(series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:

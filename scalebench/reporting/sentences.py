@@ -63,18 +63,17 @@ def loss_sentence(one: Series) -> str:
 
 
 def law_sentence(one: Series) -> str:
-    """State exponent and irreducible loss of the law fitted without the held-out size, and whether a bound holds."""
-    trend = one.loss_below
+    """State exponent and irreducible loss of the law fitted to every size, and whether a bound holds."""
+    trend = one.loss_all
     if trend.fit is None:
         return f"No law is fitted: {trend.reason}." if len(one.sizes) else ""
-    without = "without the largest size " if one.held else ""
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
         held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
         parts += [f"{one.x.formula(symbol(name))} = {text} ({_around(interval)}{held})"] * (name != "A")
     law = one.x.formula(formula(trend.fit.law.formula))
-    return f"The law {law} fitted {without}has {', '.join(parts)}."
+    return f"The law {law} has {', '.join(parts)}."
 
 
 def _around(interval: str) -> str:
@@ -86,13 +85,14 @@ def held_out_sentence(one: Series) -> str:
     held = one.held
     if held is None:
         return ""
-    _, interval = bounded(held.predicted, held.low, held.high)
-    where = "inside" if held.inside else "outside"
-    inside = f"; the measured mean lies {where} the 95 % interval {interval}" if held.has_interval else ""
+    inside = ""
+    if held.interval is not None:
+        where = "inside" if held.inside_interval else "outside"
+        inside = f"; the measured mean lies {where} the 95 % interval {bounded(held.predicted, *held.interval)[1]}"
     return (
         f"From the smaller sizes the law predicted {held.predicted:.3f} nats for the largest, measured "
-        f"{held.measured:.3f}: an error of {percent(held.error)}, where repeating the next-smaller size's loss errs by "
-        f"{percent(held.naive_error)}{inside}."
+        f"{held.measured:.3f}: an error of {percent(held.error_percent / 100)}, where repeating the next-smaller "
+        f"size's loss errs by {percent(held.naive_error_percent / 100)}{inside}."
     )
 
 
@@ -110,7 +110,12 @@ def cost_sentence(one: Series, what: str) -> str:
     if len(means) > 1:
         head += f" and {quantity(means.iloc[-1], unit)} at {quantity(means.index[-1])}"
     if trend.fit is None:
-        return f"{head}; no linear trend: {trend.reason}."
-    value, interval = bounded(trend.fit.parameters["c1"], *trend.interval("c1"), unit=unit)
-    offset = quantity(trend.fit.parameters["c0"], unit)
-    return f"{head}; the linear trend is {offset} plus {value} per parameter ({_around(interval)})."
+        return f"{head}; no trend: {trend.reason}."
+    parameters = trend.fit.parameters
+    offset = quantity(parameters["c0"], unit)
+    if "p" in parameters:
+        exponent, interval = bounded(parameters["p"], *trend.interval("p"))
+        each = quantity(parameters["c1"], unit)
+        return f"{head}; the trend is {offset} plus {each}·N^p with p = {exponent} ({_around(interval)})."
+    value, interval = bounded(parameters["c1"], *trend.interval("c1"), unit=unit)
+    return f"{head}; the trend is {offset} plus {value} per parameter ({_around(interval)})."

@@ -13,7 +13,7 @@ from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused, best_set, compute_multiplier, next_trial, optimum_law
 from scalebench.laws.design import MOST
 from scalebench.points.fit_file import json_safe
-from scalebench.points.table import read_points
+from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach
 def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
     priced = budget is not None and not {"params", "tokens"} <= set(fit.law.inputs)
     names = (*fit.law.inputs, *(("flops",) if priced else ()))
-    return dict(read_points(path, {name: name for name in names}).values)
+    return dict(read_columns(path, {name: name for name in names}).values)
 
 
 def print_design(fit: Fit, found: Design) -> None:
@@ -163,7 +163,7 @@ def run_tune(
     names = {name: name for name in (*against, optimised)}
     loss = loss_column or (LOSS if path.is_dir() else "loss")
     options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
-    points = read_points(path, {**names, "loss": loss}, where, options=options).values
+    points = read_columns(path, {**names, "loss": loss}, where, options=options).values
     try:
         found = optimum_law(points, optimised, against)
         at = None if not sizes else (found.predict(**sizes), *found.prediction_interval(**sizes))

@@ -20,7 +20,7 @@ MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
 
 
 def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Median step time against size with p20 to p80 and the offset-linear fit; hollow where the machine was shared."""
+    """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
     frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
         return None
@@ -42,14 +42,14 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     finish(marks, f"time per training step ({unit})", log=True)
     columns = ("trial", "size", "median", "p20", "p80", "in the fit")
     return Caption(
-        "Median over the steps after warm-up; bars reach from the 20th to the 80th percentile. The line is "
-        "offset + slope × N with the 95 % band of its mean. Hollow marks shared the machine and are out of the fit.",
+        "Median over the steps after warm-up; bars reach from the 20th to the 80th percentile. The line is the law of "
+        "the table of fits with the 95 % band of its mean. Hollow marks shared the machine and are out of the fit.",
         table("Time per training step.", columns, rows),
     )
 
 
 def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Peak memory against size with its offset-linear fit; one series also shows what the peak consists of."""
+    """Peak memory against size with its trend; one series also shows what the peak consists of."""
     series = [one for one in study.series if one.memory_column]
     if not series:
         return None
@@ -74,7 +74,7 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     split = "Bars split the peak by what the memory holds at that instant. " if len(series) == 1 else ""
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(one.memory_column)] for one in series))
     return Caption(
-        f"Marks are the {names}; the line is offset + slope × N with its 95 % band. {split}"
+        f"Marks are the {names}; the line is the law of the table of fits with the 95 % band of its mean. {split}"
         "The table gives each part's own maximum, which may fall at another instant.",
         table("Peak memory, and each part's own maximum.", columns, rows, series=len(series)),
     )

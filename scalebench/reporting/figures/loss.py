@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from scalebench.analysis.predictions import predict_loss_at
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
@@ -62,7 +63,7 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
     axes, sizes, prefix = marks.axes, one.sizes, "" if single else f"{one.label}: "
     marks.draw(one.usable[one.x.column], one.usable[LOSS], trial_titles(one, one.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
-    held = sizes["size"] == one.held.size if one.held else sizes["size"] < 0
+    held = (sizes["size"] == sizes["size"].max()) & (one.held is not None)
     for chosen, marker, size, what in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
         part = sizes[chosen]
         if part.empty:
@@ -76,10 +77,11 @@ def _loss_series(marks: Marks, one: Series, style: dict[str, Any], single: bool)
     fitted = "fit to the others" if one.held else "fit"
     label = fitted if single else None
     draw_curve(axes, one.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
-    if one.loss_all.fit is not None:
-        x = 4 * float(sizes["size"].max())
-        y, low, high = one.loss_all.at(x)
-        ends = [[max(y - low, 0)], [max(high - y, 0)]] if np.isfinite(high - low) else None
+    x = 4 * float(sizes["size"].max())
+    predicted = predict_loss_at(one, x)
+    if (y := predicted.value) is not None:
+        low, high = predicted.low, predicted.high
+        ends = [[max(y - low, 0)], [max(high - y, 0)]] if low is not None and high is not None else None
         axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
         marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {one.x.noun}: {y:.3f} nats"], marker="D",
                    markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,

@@ -10,7 +10,7 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import numeric
 from scalebench.laws import FitRefused
 from scalebench.reporting.figures.laws import why_no_fit
-from scalebench.reporting.quantities import bounded
+from scalebench.reporting.quantities import bounded, percent
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -18,14 +18,14 @@ from scalebench.reporting.views import Caption, FigureSpec
 if TYPE_CHECKING:
     from scalebench.laws.profiling import Profile
 
-STUDIES = 400  # simulated for the 95 % limit: with 200 an end moved by a seventh of the interval between two seeds
+STUDIES = 400  # simulated to find how far the curve is drawn
 
 
 def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
 
-    The rise is drawn in units of the rise at the true E that 95 % of simulated studies stay below, so that all series
-    share one axis and every interval ends at 1.
+    The rise is drawn in percent of the optimum, so that all series share one axis; the 95 % interval of E is that of
+    the table of parameters.
     """
     found = [(one, _profiled(one)) for one in study.series if one.loss_all.fit is not None]
     if not found:
@@ -37,22 +37,20 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     rows: list[Sequence[Cell]] = []
     for i, one, profile in drawn:
         rows += _draw(marks, one, profile, i)
-    marks.axes.axhline(1, color=MUTED, linewidth=1.2)
     for floor in numeric(study.trials, "floor_nats").dropna().unique()[:1]:
         marks.axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
-    marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (95 % limit = 1)")
+    marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (%)")
     legend(marks)
-    ends = [_named(one, f"E = {_interval(one, profile)}.") for _, one, profile in drawn]
+    ends = [_named(one, f"E = {_interval(one)}.") for _, one, _ in drawn]
     return Caption(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
 
 
 CAPTION = (
-    "The law is fitted anew with E held at each value; the objective rises from its optimum (hollow mark). The 95 % "
-    f"interval ends (full marks) where it has risen by more than at the true E of 95 % of {STUDIES} simulated studies, "
-    "or at the bound of E. A flat curve says that the data hardly tell E from a smaller exponent."
+    "The law is fitted again with E held at each value; the objective rises from its optimum (hollow mark). The band "
+    "is the 95 % interval of E. A flat curve means that the data cannot separate E from a smaller exponent."
 )
 TABLE = "Objective of the law at each held E."
-COLUMNS = ("series", "E (nats)", "objective", "above the optimum", "over the 95 % limit")
+COLUMNS = ("series", "E (nats)", "objective", "above the optimum", "rise")
 
 
 def _profiled(one: Series) -> Profile | str:
@@ -62,17 +60,17 @@ def _profiled(one: Series) -> Profile | str:
         profile = one.loss_all.fit.profile("E", n=STUDIES)
     except FitRefused as refusal:
         return str(refusal)
-    return profile if profile.rise > 0 else "the points lie on the law exactly, so there is no noise to calibrate by"
+    return profile if profile.rise > 0 else "the points lie on the law exactly: there is no noise to compare with"
 
 
 def _named(one: Series, text: str) -> str:
     return f"{one.label}: {text}" if one.label else text[0].upper() + text[1:]
 
 
-def _interval(one: Series, profile: Profile) -> str:
+def _interval(one: Series) -> str:
     assert one.loss_all.fit is not None
-    value, interval = bounded(one.loss_all.fit.parameters["E"], *profile.interval)
-    return f"{value} nats, {interval} at 95 %"
+    value, interval = bounded(one.loss_all.fit.parameters["E"], *one.loss_all.interval("E"))
+    return f"{value} nats, 95 % interval {interval}"
 
 
 def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[Cell]]:
@@ -80,17 +78,15 @@ def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[
     assert one.loss_all.fit is not None
     style, prefix, best = series_style(i), f"{one.label}: " if one.label else "", one.loss_all.fit
     above = profile.objective - min(profile.objective.min(), best.objective)
-    share = above / profile.rise
-    marks.axes.plot(profile.values, share, color=style["color"])
-    ends = [f"{prefix}{side} end of the 95 % interval: E = {end:.4f} nats"
-            for side, end in zip(("lower", "upper"), profile.interval, strict=True)]  # fmt: skip
-    marks.draw(profile.values[[0, -1]], share[[0, -1]], ends, **style, label=one.label or "ends of the interval")
+    share = above / best.objective
+    marks.axes.plot(profile.values, 100 * share, color=style["color"], label=one.label or "profile")
+    marks.axes.axvspan(*one.loss_all.interval("E"), color=style["color"], alpha=0.12, linewidth=0)
     hollow = style | {"color": PAPER, "markeredgecolor": style["color"]}
-    titles = [f"{prefix}optimum: {_interval(one, profile)}"]
+    titles = [f"{prefix}optimum: {_interval(one)}"]
     marks.draw([best.parameters["E"]], [0], titles, **hollow, label=None if one.label else "optimum")
     return [
         (word(one.label or "all trials"), number(value, digits=5), number(objective), number(rise),
-         (f"{part:.2f}", float(part)))
+         (percent(part), float(part)))
         for value, objective, rise, part in zip(profile.values, profile.objective, above, share, strict=True)
     ]  # fmt: skip
 
