@@ -34,7 +34,7 @@ def split(optimizer_name: str, config: gpt.Config, implementation: str = "eager"
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_memory_by_category_is_the_closed_form(name: str) -> None:
-    config = gpt.at(5e4, vocab_size=256, context=32)
+    config = gpt.config_for(5e4, vocab_size=256, context=32)
     counts = gpt.count(config)
     columns, stored = split(name, config)
     tables = 2 * 32 * config.head_dim * 4 * config.depth  # rotary cos and sin
@@ -59,7 +59,7 @@ def counts_at(config: gpt.Config) -> int:
 
 
 def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
-    model = mlp.build(mlp.at(2e3), "eager")
+    model = mlp.build(mlp.config_for(2e3), "eager")
     found = []
     for batch in (10, 1000):
         optimizer, x = build_optimizer(model, train_spec()), torch.zeros(batch, 8)
@@ -155,7 +155,7 @@ def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, m
 
 
 def test_memory_without_another_step_is_the_sizes_of_the_tensors() -> None:
-    config = gpt.at(5e4, vocab_size=256, context=32)
+    config = gpt.config_for(5e4, vocab_size=256, context=32)
     model = gpt.build(config, "eager")
     optimizer = build_optimizer(model, train_spec())
     tokens = torch.zeros(2, 32, dtype=torch.int64)

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws
-from scalebench.comparison.options import Options
+from scalebench.comparison.options import OPERATION_MODULES, Options
 
 app = App(
     name="scalebench",
@@ -29,6 +29,7 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
 RESULTS = Path("results")
+_OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,7 +198,7 @@ for _name, _command in app_laws.COMMANDS.items():
 
 @app.command
 def compare(
-    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    operation: Annotated[str | None, Parameter(show_default=False, help=_OPERATION_HELP)] = None,
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
@@ -205,18 +206,23 @@ def compare(
     results: Path = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
     from scalebench.cli.commands.compare import run_compare
 
     return run_compare(operation, options, imports, results, as_json=as_json)
 
 
 @app.command(name="list")
-def list_(*, as_json: Json = False) -> int:
-    """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.cli.commands.catalogue import show_catalogue
+def list_(*, columns: bool = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
 
-    return show_catalogue(as_json=as_json)
+    Parameters
+    ----------
+    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
+    """
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
 
 
 @app.command

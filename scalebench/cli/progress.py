@@ -83,7 +83,7 @@ class RunProgress:
         self._done_s += self.weights[row["trial_id"]][0]
         if as_json:
             kept = ("trial_id", "status", "error_class", "error_message", "params", "validation_loss_nats")
-            print(json.dumps({"event": "trial"} | {name: row[name] for name in kept}), flush=True)
+            print(json.dumps({"event": "trial"} | {name: row.get(name) for name in kept}), flush=True)
         elif row["status"] != "ok" and not self.quiet:
             text = f"{row['trial_id']} {row['status']}: {row['error_message'] or row['error_class']}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -12,8 +12,9 @@ from scalebench import store
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import device_peak
 from scalebench.running.engines import local
-from scalebench.running.planning import PlannedTrial, plan
+from scalebench.running.planning import PlannedTrial, plan, trial_header
 from scalebench.study import Study
+from scalebench.workloads import columns_of
 
 
 @dataclass
@@ -40,12 +41,12 @@ class Sweep:
 
 def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:
     """Plan the study and look up what is already there; ``retry`` statuses, and other code's rows, count as missing."""
-    sweep = Sweep(results / study.name, plan(study))
+    sweep = Sweep(results / study.name, plan(study, results))
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
         row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
         sweep.damaged.extend(damaged)
-        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(trial, row)):
+        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
         other = row["code_fingerprint"] not in (fingerprint, None)
         if other and fresh_code:
@@ -55,9 +56,11 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     return sweep
 
 
-def _unsaved(planned: PlannedTrial, row: Mapping[str, Any]) -> bool:
-    """Say whether a trained model's weights were not kept."""
-    return planned.trial.train is not None and row["status"] == "ok" and row.get("weights_file_bytes") is None
+def _unsaved(row: Mapping[str, Any]) -> bool:
+    """Say whether a trial that could have kept its weights did not."""
+    name = "weights_file_bytes"
+    keeps = any(column.name == name for column in columns_of(str(row["workload"])))
+    return keeps and row["status"] == "ok" and row.get(name) is None
 
 
 def execute(
@@ -106,6 +109,8 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
         "study_toml": study.text,
+        "workload": study.workload,
+        "columns": [asdict(column) for column in columns_of(study.workload)],
     }
     before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
@@ -114,16 +119,7 @@ def _save_study(sweep: Sweep, study: Study) -> None:
 
 def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    header = {
-        "study": study.name,
-        "trial_id": planned.trial_id,
-        "requested": dict(planned.requested),
-        "command": command_line(),
-        "checkpoint": study.run.checkpoint,
-        "memory": study.run.memory,
-        "trial": planned.trial.model_dump(),
-    }
-    store.write_json(attempt / "trial.json", header)
+    store.write_json(attempt / "trial.json", trial_header(study, planned, command_line()))
     return attempt
 
 
@@ -151,6 +147,6 @@ def _slots(trials: Sequence[PlannedTrial], jobs: int | None, *, share_device: bo
     count = jobs or (1 if kind == "cuda" else min(cores, len(trials)))
     core_sets = local.core_sets(count)
     exclusive = not share_device if kind == "cuda" else count <= cores
-    precisions = sorted({planned.trial.work.precision for planned in trials})
+    precisions = sorted({planned.trial.spec.precision for planned in trials})
     peaks = {precision: asdict(device_peak(kind, precision, len(core_sets[0]))) for precision in precisions}
     return [local.Slot(cpus, exclusive, peaks) for cpus in core_sets]

@@ -18,13 +18,13 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
     """Return the model of a step of each fused gpt trial; ``ceilings``: products, attention, memory, in T/s."""
     from scalebench.families import gpt
     from scalebench.measure.hardware import datasheet_peak, device_peak
-    from scalebench.running.step_model import Ceilings, summary
+    from scalebench.running.step_model import Ceilings, has_model, summary
 
     rates = Ceilings(*(1e12 * rate for rate in ceilings))
     tables: dict[str, dict[str, Any]] = {}
     for one in planned:
-        train = one.trial.train
-        if one.trial.family != "gpt" or train is None or train.implementation != "fused":
+        train = one.trial.spec
+        if not has_model(one.trial):
             continue
         peak = datasheet_peak(H100, train.precision)
         if one.trial.device_kind == "cuda":

@@ -111,7 +111,7 @@ def show_plan(
     study = load_study(name, settings)
     sweep = survey(study, results)
     first = sweep.planned[0].trial
-    peak = device_peak(first.device_kind, first.work.precision, 1).flops_per_s
+    peak = device_peak(first.device_kind, first.spec.precision, 1).flops_per_s
     sizes = _by_size(sweep.planned, peak)
     total = {
         "trials": len(sweep.planned),

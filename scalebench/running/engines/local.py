@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import RECORD_COLUMNS, StoreError, read_json, write_json, write_record
+from scalebench.store import StoreError, read_json, write_json, write_record
 
 POLL_S = 0.05
 GRACE_S = 3.0  # between asking a worker to stop and stopping it
@@ -149,13 +149,12 @@ def _last_line(worker: _Running) -> str:
 
 def _close(attempt: Path, status: str, error_class: str, message: str) -> None:
     """Write the record of a worker that could not."""
-    from scalebench.study import Trial
-    from scalebench.workloads.base import identity_columns
-
     header = read_json(attempt / "trial.json")
-    row = identity_columns(header, Trial.model_validate(header["trial"]))
+    row: dict[str, Any] = dict(header["identity"])
     seen = attempt / "environment.json"
-    row |= {name: value for name, value in (read_json(seen) if seen.exists() else {}).items() if name in RECORD_COLUMNS}
+    row |= {
+        name: value for name, value in (read_json(seen) if seen.exists() else {}).items() if name in header["columns"]
+    }
     row["stop_step"] = last_step(attempt)
     write_record(attempt, row | {"status": status, "error_class": error_class, "error_message": message})
 
