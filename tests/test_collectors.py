@@ -111,7 +111,7 @@ def test_every_peak_rises_as_precision_falls() -> None:
 
 def test_the_measured_ceiling_is_above_an_elementwise_rate_and_is_called_what_it_is() -> None:
     threads = torch.get_num_threads()
-    peak = matmul_ceiling("float32", 1, size=256, seconds=0.1)
+    peak = matmul_ceiling("float32", 1, sides=(256,), seconds=0.1)
     assert peak.flops_per_s is not None
     assert peak.flops_per_s > 1e9
     assert peak.source == "measured ceiling: float32 matrix product of 256, 1 thread"

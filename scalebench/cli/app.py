@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -76,7 +76,7 @@ def run(
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
     fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
-    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    engine: str = "local",
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -87,10 +87,14 @@ def run(
         The folder that holds results; a study gets a folder of its own in it.
     jobs:
         Workers at a time: one per core on a CPU unless given, one on a GPU.
+    engine:
+        What starts the workers: local runs them on this machine.
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
+    return run_study(
+        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
+    )
 
 
 @app.command

@@ -20,7 +20,7 @@ from scalebench.store import Column
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py")
+DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
 
 COLUMNS = (
     Column("machine_id", "", "12 hex digits that tell machines apart"),

@@ -1,6 +1,6 @@
 """One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
 
-TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and ``placement.json`` (cores, threads, peak).
+TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
 Whatever happens, the folder ends with a ``record.json`` whose status says what; only a process that is killed cannot
 write its own, and the engine writes it then.
 """
@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from scalebench.running.node import settle
 from scalebench.store import read_json, write_json, write_record
 
 
@@ -20,20 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
-    placement = read_json(attempt / "placement.json")
-    pin(placement["cpus"])
     header = read_json(attempt / "trial.json")
-    import torch
-
-    torch.set_num_threads(placement["threads"])
-    status = run_trial(attempt, header, placement)
+    status = run_trial(attempt, header, settle(attempt, header))
     return 0 if status == "ok" else 1
-
-
-def pin(cpus: list[int]) -> None:
-    """Keep this process on its own cores, where the system can do that; before torch counts them."""
-    if cpus and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:

@@ -66,8 +66,8 @@ class Recorder:
             mark.unlink(missing_ok=True)
 
     def age_s(self) -> float:
-        """Return how long this process has run, without the time that it waited for the GPU."""
-        return process_age_s() - self._lock.waited_s
+        """Return how long this process has run, without waiting for the GPU and for the measured peak of the CPU."""
+        return process_age_s() - self._lock.waited_s - float(self.placement.get("peaks_time_s", 0.0))
 
     def peak_flops_per_s(self, precision: str) -> float | None:
         """Return the device's peak rate at a precision and record it with its source; None where it is not known."""
