@@ -12,10 +12,11 @@ import pytest
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting import render, verdict
-from scalebench.reporting.choice_figures import choices_figure
-from scalebench.reporting.figures import loss_figure
+from scalebench.reporting.figures.loss import loss_figure
+from scalebench.reporting.sections.choices import choices_figure
 from scalebench.reporting.svg import canvas
-from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
+from scalebench.store import Results, new_attempt, write_json, write_record
+from scalebench.workloads import columns_of
 
 LOSSES = {"sgd": (3.30, 3.32), "muon": (2.50, 2.51), "adamw": (2.52, 2.515)}
 
@@ -25,7 +26,7 @@ def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_
         {"optimizer": name, "seed": seed, "params_non_embedding": size, "validation_loss_nats": loss}
         for size in sizes for name, found in losses.items() for seed, loss in enumerate(found)
     ]  # fmt: skip
-    frame = pd.DataFrame({name: [None] * len(rows) for name in RECORD_COLUMNS})
+    frame = pd.DataFrame({column.name: [None] * len(rows) for column in columns_of("training")})
     return frame.assign(
         study="o", trial_id=[f"{i:04x}" for i in range(len(rows))], status="ok", family="gpt",
         validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True,
@@ -78,7 +79,7 @@ def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     assert low < losses.min()
     assert losses.max() < high
     assert high - low <= 3.01 * (losses.max() - losses.min())
-    assert "leaves the figure" in words.caption
+    assert "leaves the figure" in words.text
 
 
 def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:

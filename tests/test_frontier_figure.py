@@ -12,10 +12,10 @@ import pytest
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
 from scalebench.reporting import render
-from scalebench.reporting.frontier_figure import frontier_figure
+from scalebench.reporting.figures.frontier import frontier_figure
+from scalebench.reporting.fit_tables import fits_table, parameters_table
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
-from scalebench.reporting.tables import fits_table, parameters_table
 from scalebench.store import Results
 
 E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
@@ -59,7 +59,7 @@ def test_lines_bands_and_minima_lie_on_the_planted_frontier() -> None:
     assert len(size_minima) == len(token_minima) == len(BUDGETS)
     assert size_minima[:, 1] == pytest.approx(planted(size_minima[:, 0]), rel=0.5)  # parabolas are biased
     assert size_minima[:, 0] == pytest.approx(6 * size_minima[:, 1] * token_minima[:, 1], rel=1e-9)
-    assert f"C^{BETA / (ALPHA + BETA):.2f}"[:5] in words.caption
+    assert f"C^{BETA / (ALPHA + BETA):.2f}"[:5] in words.text
     assert len(words.table.rows) == len(size_line) + len(BUDGETS)
 
 
@@ -84,8 +84,8 @@ def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
     five = Results(found.frame.iloc[[0, 3, 8, 12, 17]], (), found.studies)
     with canvas("x") as marks:
         words = frontier_figure(marks, analysis(five))
-    assert "(no interval)" in words.caption
-    assert "zero degrees of freedom" in words.caption
+    assert "(no interval)" in words.text
+    assert "zero degrees of freedom" in words.text
     assert words.table.rows[0][3][0] == "—"
 
 

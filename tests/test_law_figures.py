@@ -9,8 +9,8 @@ import pytest
 from scalebench.analysis.series import PROFILED_STUDIES
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.laws import fit
-from scalebench.reporting.law_figures import backtest_figure, residuals_figure
-from scalebench.reporting.profile_figure import profile_figure
+from scalebench.reporting.figures.laws import backtest_figure, residuals_figure
+from scalebench.reporting.figures.profile import profile_figure
 from scalebench.reporting.svg import canvas
 
 SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)

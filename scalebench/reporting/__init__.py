@@ -18,16 +18,20 @@ __all__ = ["picture", "render", "report", "verdict", "write"]
 
 def report(paths: Sequence[str | Path], output: str | Path) -> Path:
     """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
-    from scalebench.reporting import page
+    from scalebench.analysis.study import analyse_all, damaged_elsewhere
+    from scalebench.store import read_results
+    from scalebench.store.comparisons import read_comparisons
 
-    return page.report([Path(path) for path in paths], Path(output))
+    results = read_results(*paths)
+    return write(analyse_all(results), Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, paths)))
 
 
 def render(results: Results, compared: Comparisons | None = None) -> str:
     """Return the page on every study and comparison; the same results give the same bytes."""
+    from scalebench.analysis.study import analyse_all, damaged_elsewhere
     from scalebench.reporting import page
 
-    return page.render(results, compared)
+    return page.render_page(analyse_all(results), damaged_elsewhere(results), compared)
 
 
 def write(
@@ -39,18 +43,18 @@ def write(
     """
     from scalebench.reporting import page
 
-    return page.write(studies, output, damaged, compared)
+    return page.write_page(page.render_page(studies, damaged, compared), output)
 
 
 def picture(study: StudyAnalysis, output: Path) -> Path:
-    """Draw a study's first figure, loss against size or loss of each choice, as a PNG and return its path."""
+    """Draw a study's first figure as a PNG and return its path."""
     from scalebench.reporting import page
 
-    return page.picture(study, output)
+    return page.draw_picture(study, output)
 
 
 def verdict(study: StudyAnalysis) -> list[str]:
-    """Return the sentences that stand first in a study's part of the report."""
-    from scalebench.reporting import sentences
+    """Return the sentences at the head of a study's section."""
+    from scalebench.reporting.sections import section_for
 
-    return list(sentences.verdict(study))
+    return list(section_for(study).verdict(study))

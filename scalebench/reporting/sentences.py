@@ -1,16 +1,15 @@
-"""The verdict: what a study found, in sentences with numbers and intervals."""
+"""What the series of a study found, in sentences with numbers and intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import Series, mean_loss
+from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
-from scalebench.reporting.inference_figures import at_work, work_sentences
 from scalebench.reporting.quantities import (
     NBSP,
     NO_INTERVAL,
@@ -23,53 +22,20 @@ from scalebench.reporting.quantities import (
     uncertain,
 )
 
-MANY_SERIES = 3
+MANY_SERIES = 3  # beyond these, details are in the tables alone: a wall of sentences is not read
 CLEAR = 2.0  # standard errors below which a change is called noise
 
 
-def verdict(study: StudyAnalysis) -> Iterator[str]:
-    """Say what the study found, in sentences, most important first."""
-    frame, series = study.trials, study.series
-    usable = int(frame["valid"].sum())
-    if not usable:
-        yield f"No conclusion: none of the {len(frame)} trials recorded ended ok with valid numbers."
-        return
-    # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
-    many = len(series) > MANY_SERIES
-    if many and not at_work(frame) and not study.of_one_size:
-        yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
-    yield from work_sentences(frame)
-    if study.of_one_size and not at_work(frame):
-        yield from choice_sentences(series)
-        series = ()
-    for one in () if at_work(frame) else series:
-        prefix = f"{one.label}: " if one.label else ""
-        grows = ("step_time", "memory") if one.x is PARAMETERS else ()
-        costs = (cost_sentence(one, what) for what in grows)
-        sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))
-        yield from ((prefix + sentence).replace(" %", f"{NBSP}%") for sentence in sentences if sentence)
-    bad = len(frame) - usable
-    if bad:
-        yield f"{bad} of {len(frame)} trials recorded ended otherwise than ok, or are invalid, and are in no fit."
-    else:
-        yield f"All {len(frame)} trials recorded ended ok."
-
-
-def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
-    """Say which choice reached the lowest loss and which the highest, and which came close to the lowest."""
-    ranked = sorted((one for one in series if len(one.sizes)), key=mean_loss)
-    if not ranked:
-        return
-    rows = [one.sizes.iloc[0] for one in ranked]
-    best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
-                   for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
-    size = quantity(rows[0]["size"])
-    yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
-           f"that of {worst}.")  # fmt: skip
-    near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
-            if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
-    if near:
-        yield f"Within the noise of the lowest: {', '.join(near)}."
+def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:
+    """Yield how the loss of each series changed, and further sentences on each where there are few series."""
+    many = len(study.series) > MANY_SERIES
+    if many:
+        yield f"{len(study.series)} series were run; their fits, predictions and costs are in the tables below."
+    for series in study.series:
+        prefix = f"{series.label}: " if series.label else ""
+        for sentence in (loss_sentence(series), *(() if many else details(series))):
+            if sentence:
+                yield (prefix + sentence).replace(" %", f"{NBSP}%")
 
 
 def loss_sentence(one: Series) -> str:

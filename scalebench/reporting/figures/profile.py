@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import numeric
-from scalebench.reporting.figures import Words
-from scalebench.reporting.law_figures import why_no_fit
+from scalebench.reporting.figures.laws import why_no_fit
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look
+from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 if TYPE_CHECKING:
     from scalebench.laws.profiling import Profile
 
 
-def profile_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
+def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
 
     The rise is drawn in percent of the optimum, so that all series share one axis; the 95 % interval of E is that of
@@ -39,7 +39,7 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (%)")
     legend(marks)
     ends = [_named(one, f"E = {_interval(one)}.") for _, one, _ in drawn]
-    return Words(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
+    return Caption(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
 
 
 CAPTION = (
@@ -63,7 +63,7 @@ def _interval(one: Series) -> str:
 def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[Cell]]:
     """Draw one series and return its rows."""
     assert one.loss_all.fit is not None
-    style, prefix, best = look(i), f"{one.label}: " if one.label else "", one.loss_all.fit
+    style, prefix, best = series_style(i), f"{one.label}: " if one.label else "", one.loss_all.fit
     above = profile.objective - min(profile.objective.min(), best.objective)
     share = above / best.objective
     marks.axes.plot(profile.values, 100 * share, color=style["color"], label=one.label or "profile")
@@ -76,3 +76,6 @@ def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[
          (percent(part), float(part)))
         for value, objective, rise, part in zip(profile.values, profile.objective, above, share, strict=True)
     ]  # fmt: skip
+
+
+PROFILE = FigureSpec("profile", "Profile of the irreducible loss E", profile_figure)

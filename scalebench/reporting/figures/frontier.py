@@ -10,10 +10,10 @@ import numpy as np
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.surfaces import Frontier
 from scalebench.analysis.trends import Array
-from scalebench.reporting.figures import Words
 from scalebench.reporting.quantities import bounded, quantity, symbol
-from scalebench.reporting.svg import Marks, legend, look
+from scalebench.reporting.svg import Marks, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 CAPTION = (
     "Lines are the closed form from the law L = E + A·N^−α + B·D^−β fitted to all sizes and lengths, with 95 % bands "
@@ -24,7 +24,7 @@ CAPTION = (
 COLUMNS = ("series", "compute", "from", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
 
 
-def frontier_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
+def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Compute-optimal parameters and tokens against compute; nothing where the trials do not vary both."""
     found = [(surface.label, surface.frontier) for surface in study.surfaces]
     refusals = [f"{label}: no frontier: {one}." if label else f"No frontier: {one}."
@@ -38,7 +38,7 @@ def frontier_figure(marks: Marks, study: StudyAnalysis) -> Words | str | None:
     legend(marks)
     said = (sentence for label, one in drawn for sentence in (_exponents(label, one), _parameters(one)))
     caption = " ".join([*said, *refusals, CAPTION])
-    return Words(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(found)))
+    return Caption(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(found)))
 
 
 def _exponents(label: str, one: Frontier) -> str:
@@ -71,7 +71,7 @@ def _parameters(one: Frontier) -> str:
 
 def _draw(marks: Marks, label: str, one: Frontier, i: int, single: bool) -> Iterator[Sequence[Cell]]:
     """Draw both lines of one series, full and dashed, with its minima, and yield its rows."""
-    ends = [_side(marks, "" if single else f"{label}: ", one, side, look(2 * i + side)) for side in (0, 1)]
+    ends = [_side(marks, "" if single else f"{label}: ", one, side, series_style(2 * i + side)) for side in (0, 1)]
     named = word(label or "all trials")
     for k, flops in enumerate(one.budgets):
         values = [c for mid, low, high in ends for c in (number(mid[k]), word(_range(low[k], high[k])))]
@@ -98,3 +98,6 @@ def _side(marks: Marks, prefix: str, one: Frontier, side: int, style: dict[str, 
     titles = [f"{label} at {quantity(row[0], 'FLOP')}: {quantity(row[1 + side])}" for row in one.minima]
     marks.draw([row[0] for row in one.minima], [row[1 + side] for row in one.minima], titles, **style)
     return value, low, high
+
+
+FRONTIER = FigureSpec("frontier", "Compute-optimal frontier", frontier_figure, optional=True)
