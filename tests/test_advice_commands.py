@@ -12,8 +12,9 @@ import pytest
 from test_fit_command import CHINCHILLA, PLANTED, surface
 from test_predict_command import planted, write_study
 
+from scalebench.advice import compute_multiplier, isoflop, next_trial, optimum_law, parametric
 from scalebench.analysis.sources import candidate_trials
-from scalebench.laws import Refits, compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
+from scalebench.laws import Refits, fit
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 

@@ -91,7 +91,7 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
     fitted = fit({role: surface(0.01)[name] for role, name in read.items()}, "chinchilla")
     boot = fitted.bootstrap(300, 0)
     assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
-    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling")]
+    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling").forecasts]
     assert "rolling backtest" in out
     assert boot.method in out
 

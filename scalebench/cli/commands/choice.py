@@ -14,7 +14,7 @@ from scalebench.points.fit_file import column_names, column_options, find_law, f
 from scalebench.points.table import read_columns
 
 if TYPE_CHECKING:
-    from scalebench.laws.backtest import Choice
+    from scalebench.laws import Choice
 
 
 def choose_law(
