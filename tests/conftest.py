@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import SMALL, SOURCE_PATH
+from support import SMALL, child_environment, shared_folder
 
 from scalebench.cli.app import main
 
@@ -38,6 +38,22 @@ def small_study(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder, to read only: the small study, run with the command; 2 trials ok, 2 unsupported."""
+
+    def fill(folder: Path) -> None:
+        (folder / "small.toml").write_text(SMALL)
+        command = [sys.executable, "-m", "scalebench.cli.app", "run", "small.toml", "--set", "train.seed=0"]
+        command += ["--set", 'train.implementation=["eager", "triton"]']
+        done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        assert "4 executed" in done.stdout
+        assert "2 ok, 2 unsupported" in done.stdout
+
+    return shared_folder(tmp_path_factory, "finished", fill) / "results"
+
+
 @pytest.fixture
 def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a fresh process, in an empty folder."""
@@ -49,7 +65,7 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             text=True,
             timeout=timeout,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": SOURCE_PATH},
+            env=child_environment(),
         )
 
     return command

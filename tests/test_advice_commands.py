@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_fit_command import CHINCHILLA, PLANTED, surface
-from test_predict_command import planted, write_study
+from command_support import CHINCHILLA, PLANTED, planted, surface, write_study
 
 from scalebench.advice import compute_multiplier, isoflop, next_trial, optimum_law, parametric
 from scalebench.analysis.sources import candidate_trials
-from scalebench.laws import Refits, fit
+from scalebench.laws import LAWS, Refits, fit
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 
@@ -54,6 +53,49 @@ def test_optimal_gives_each_approach_that_the_points_carry(command) -> None:
     counted = found["conventions"]["rows"]
     assert (counted[0]["counting_params"], counted[0]["counting_flops"]) == ("total", "6ND")
     assert counted[0]["a"] == third["a"]
+
+
+def repeated() -> pd.DataFrame:
+    """Points of the data-constrained law as Muennighoff et al. 2023 fitted it, 1 to 60 epochs."""
+    law = {"E": 1.87, "A": 521.0, "alpha": 0.353, "B": 1488.0, "beta": 0.353, "R_D": 15.4, "R_N": 5.3}
+    U, epochs, n = (axis.ravel() for axis in np.meshgrid([1e9, 1e10], [1, 4, 16, 60], np.geomspace(1e8, 1e10, 6)))
+    logs = {"params": np.log(n), "tokens": np.log(epochs * U), "unique_tokens": np.log(U)}
+    scatter = np.exp(0.002 * np.random.default_rng(0).standard_normal(48))
+    loss = LAWS["data_constrained"].predict(law, logs)[0] * scatter
+    return pd.DataFrame({"N": n, "D": epochs * U, "U": U, "L": loss})
+
+
+def test_optimal_for_limited_data(command) -> None:
+    table = repeated()
+    table.to_csv("p.csv", index=False)
+    fewer = ("--unique-tokens", "1e9", "--budget", "1e21")
+    law = ("--law", "data_constrained", "--column", "unique_tokens=U", "--bootstrap", "50")
+    assert command("fit", "p.csv", *COLUMNS, *law, "--json", "f.json")[0] == 0
+    code, out, _ = command("optimal", "f.json", *fewer, "--json")
+    assert code == 0
+    (best,) = json.loads(out)["optima"]
+    assert best["params"] * best["tokens"] == pytest.approx(1e21 / 6)
+    assert best["epochs"] == pytest.approx(best["tokens"] / 1e9)
+    columns = {role: table[name] for role, name in {"params": "N", "tokens": "D", "unique_tokens": "U"}.items()}
+    fitted = fit({**columns, "loss": table["L"]}, "data_constrained")
+    nearby = best["params"] * np.exp(np.linspace(-1, 1, 201))
+    losses = fitted.predict(params=nearby, tokens=1e21 / 6 / nearby, unique_tokens=np.full(201, 1e9))
+    assert best["loss"] == pytest.approx(losses.min(), rel=1e-9)
+    low, high = best["intervals"]["epochs"]
+    assert low < best["epochs"] < high
+    code, out, _ = command("optimal", "f.json", *fewer)
+    assert code == 0
+    assert "unique tokens" in out
+    assert f"{best['epochs']:.4g} ({low:.4g} to {high:.4g})" in out
+
+
+def test_optimal_for_limited_data_fits_points_and_refuses_what_it_cannot_answer(command) -> None:
+    repeated().to_csv("p.csv", index=False)
+    code, _, err = command("optimal", "p.csv", *COLUMNS, "--unique-tokens", "1e9")
+    assert (code, "'unique_tokens'" in err) == (2, True)
+    named = (*COLUMNS, "--unique-tokens-column", "U", "--unique-tokens", "-1", "--budget", "1e21")
+    code, _, err = command("optimal", "p.csv", *named)
+    assert (code, err) == (2, "p.csv: flops is 1e+21, unique_tokens is -1.0; both need a positive number\n")
 
 
 def test_optimal_prints_tables_and_takes_a_convention(command) -> None:

@@ -5,8 +5,9 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from law_support import SIZES, epoch_points, power_points
 from scipy import optimize, special, stats
-from test_laws import REFERENCE, SIZES, epoch_points, power_points
+from support import reference_data
 
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.intervals.bootstrap import resample
@@ -212,10 +213,7 @@ def test_unknown_methods_are_refused_by_name():
 
 def published(name):
     """Points of the other public data sets: D = C / 6N or N = C / 6D where one of them is not given."""
-    path = REFERENCE / name
-    if not path.exists():
-        pytest.skip(f"reference data not found: {path} (set SCALEBENCH_REFERENCE_DATA)")
-    table = pd.read_csv(path)
+    table = pd.read_csv(reference_data(name))
     if "N" in table:
         return {"params": table["N"], "tokens": table["D"], "loss": table["loss"]}
     params = table["compute_budget"] / 6 / table["training_tokens"]

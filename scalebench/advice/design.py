@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scalebench.advice.selection import best_rows, many_rows
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, read_columns, read_inputs
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
 
@@ -234,8 +234,8 @@ def _cost(candidates: Columns) -> Array | None:
     """FLOPs of every candidate, [n]; None where they do not say."""
     present = list(candidates.keys())
     if "flops" in present:
-        return read_columns(candidates, ("flops",))["flops"]
+        return positive_columns(candidates, ("flops",))["flops"]
     if "params" in present and "tokens" in present:
-        sizes = read_columns(candidates, ("params", "tokens"))
+        sizes = positive_columns(candidates, ("params", "tokens"))
         return FLOPS_PER_PARAMETER_TOKEN * sizes["params"] * sizes["tokens"]
     return None

@@ -118,6 +118,7 @@ def optimal(
     *,
     approach: Literal["1", "2", "3", "all"] = "all",
     budget: Annotated[list[float], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
+    unique_tokens: Number = None,
     count_params: Literal["total", "non_embedding"] = "total",
     count_flops: Literal["6ND", "exact"] = "6ND",
     columns: CountedColumns = CountedColumns(),  # noqa: B008 - frozen
@@ -134,6 +135,8 @@ def optimal(
         1: envelope of training curves (needs a run column); 2: isoFLOP parabolas; 3: a fitted surface.
     budget:
         Training FLOPs to spend; may be repeated; the largest of the points unless given.
+    unique_tokens:
+        Size, tokens and epochs for this much unique data: fits the law data_constrained, or takes the JSON of its fit.
     count_params:
         Whether N is all parameters or non-embedding ones.
     count_flops:
@@ -142,6 +145,8 @@ def optimal(
     from scalebench.advice import Counting
     from scalebench.cli.commands import optimal as command
 
+    if unique_tokens is not None:
+        return command.run_repeated(points, columns.given(), where, unique_tokens, budget, as_json=as_json)
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)
     return command.run_optimal(points, columns.given(), where, approaches, budget, counting, as_json=as_json)

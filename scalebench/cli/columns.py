@@ -74,6 +74,7 @@ class CountedColumns(PointColumns):
             help='Non-embedding parameters; "params_non_embedding" unless given.',
         ),
     ] = None
+    unique_tokens_column: Annotated[str | None, _column('Unique tokens U; "unique_tokens" unless given.')] = None
     run_column: Annotated[str | None, _column('Names the run of each row of training curves; "run" unless given.')] = (
         None
     )

@@ -101,12 +101,12 @@ def fit_points(
     """
     form = find_law(law)
     columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
-    least = len(form.parameters) - len(options.get("fixed") or {})
-    table = read_columns(path, columns, where, least=least, options=column_options(form))
+    table = read_columns(path, columns, where, options=column_options(form))
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
-        raise InputError([f"{path}: {refusal}"]) from refusal
+        selected = f" ({len(table):,} points selected by --where {where!r})" if where else ""
+        raise InputError([f"{path}: {refusal}{selected}"]) from refusal
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:

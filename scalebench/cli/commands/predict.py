@@ -66,7 +66,7 @@ def _check_numbers(params: float | None, tokens: float | None, others: Mapping[s
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
-    if source.is_file() and is_table_file(source):
+    if is_table_file(source):
         fit = f"scalebench fit {source} --json fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if source.is_dir() or source.suffix != ".json":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, read_columns
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.intervals.bootstrap import Refits, bootstrap
@@ -168,7 +168,7 @@ def _logs(fit: Estimate, by: str, points: Columns | None) -> Array:
     present = [] if points is None else list(points.keys())
     if by == "flops" and by not in present and {"params", "tokens"} <= set(fit.points.logs):
         return np.asarray(np.log(FLOPS_PER_PARAMETER_TOKEN) + fit.points.logs["params"] + fit.points.logs["tokens"])
-    values = read_columns({} if points is None else points, (by,))[by]
+    values = positive_columns({} if points is None else points, (by,))[by]
     if len(values) != fit.n_points:
         raise FitRefused(f"column {by!r} has {len(values)} rows; it needs one for each of {fit.n_points} points")
     return np.asarray(np.log(values))
