@@ -12,7 +12,7 @@ import pytest
 from command_support import CHINCHILLA, PLANTED, planted, surface, write_study
 
 from scalebench.advice import compute_multiplier, isoflop, next_trial, optimum_law, parametric
-from scalebench.analysis.sources import candidate_trials
+from scalebench.advice.design import candidate_grid
 from scalebench.laws import LAWS, Refits, fit
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
@@ -157,7 +157,7 @@ def test_next_is_the_trial_of_the_package(command) -> None:
     code, out, _ = command("next", "f.json", *target, "--json")
     assert code == 0
     found, fitted = json.loads(out), fit(named(table), "chinchilla")
-    expected = next_trial(fitted, candidate_trials(fitted, 9, 1.0), {"params": 1e11, "tokens": 1e13})
+    expected = next_trial(fitted, candidate_grid(fitted, 9, 1.0), {"params": 1e11, "tokens": 1e13})
     assert found["chosen"][0]["inputs"] == pytest.approx(expected.chosen[0].inputs)
     assert found["narrowing"] == pytest.approx(expected.narrowing)
     assert found["narrowing_interval"] == pytest.approx(expected.narrowing_interval)
@@ -234,10 +234,10 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     assert found["method"].startswith("wild bootstrap of 8 configurations")
     assert found["method"].endswith("parametric bootstrap, t with 5 degrees of freedom")
     found = json.loads(command("next", "old.json", "--predict", "params=1e20", "--json")[1])
-    expected_trial = next_trial(fits["old"], candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    expected_trial = next_trial(fits["old"], candidate_grid(fits["old"], 9, 1.0), {"params": 1e20})
     assert found["narrowing_interval"] == pytest.approx(expected_trial.narrowing_interval)
     drawn_otherwise = replace(fits["old"], refits=Refits("parametric", 300))
-    other = next_trial(drawn_otherwise, candidate_trials(fits["old"], 9, 1.0), {"params": 1e20})
+    other = next_trial(drawn_otherwise, candidate_grid(fits["old"], 9, 1.0), {"params": 1e20})
     assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 

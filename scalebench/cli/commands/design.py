@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.advice import best_set, compute_multiplier, next_trial, optimum_law
-from scalebench.advice.design import MOST
-from scalebench.analysis.sources import candidate_trials, find_compute_fit, find_fit
+from scalebench.advice.design import MOST, candidate_grid
+from scalebench.analysis.compute import open_compute_fit
 from scalebench.analysis.trials import LOSS
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
-from scalebench.points.fit_file import json_safe
+from scalebench.points.fit_file import json_safe, open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
@@ -41,10 +41,10 @@ def run_next(
     as_json: bool,
 ) -> int:
     """Print the trial, or the trials within a budget, that most narrow a prediction."""
-    fit = find_fit(source, law, columns, where)
+    fit = open_fit(source, law, columns, where)
     _check_target(source, fit, target)
     _check_limits(fit, candidates, budget, reach, most)
-    offered = _candidates(fit, candidates, budget) if candidates else candidate_trials(fit, GRID, reach)
+    offered = _candidates(fit, candidates, budget) if candidates else candidate_grid(fit, GRID, reach)
     try:
         if budget is None:
             found = next_trial(fit, offered, target)
@@ -123,7 +123,7 @@ def run_worth(
     as_json: bool,
 ) -> int:
     """Print how many times less compute the changed study needs for the same loss."""
-    fits = [find_compute_fit(source, law, columns, where) for source in (baseline, changed)]
+    fits = [open_compute_fit(source, law, columns, where) for source in (baseline, changed)]
     try:
         found = compute_multiplier(fits[0], fits[1], loss)
     except FitRefused as refusal:

@@ -12,7 +12,8 @@ from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, say, si, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.roles import column_names
 from scalebench.points.warnings import doubts, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
