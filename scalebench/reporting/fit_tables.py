@@ -43,7 +43,8 @@ def parameters_table(series: Sequence[Series], surfaces: Sequence[Surface] = ())
             rows.append((word(name), word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
             continue
         for parameter, value in trend.fit.parameters.items():
-            text, interval = bounded(value, *trend.interval(parameter), unit=unit)
+            of_cost = parameter in trend.fit.law.coefficients  # exponents have no unit
+            text, interval = bounded(value, *trend.interval(parameter), unit=unit if of_cost else "")
             held = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if held else str(trend.fit.status).replace("_", " ")
             rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
