@@ -13,7 +13,8 @@ from command_support import CHINCHILLA, PLANTED, surface
 from support import REPOSITORY, reference_data
 
 from scalebench.laws import LAWS, Refits, fit
-from scalebench.points.fit_file import from_document, law_columns
+from scalebench.points.fit_file import from_document
+from scalebench.points.roles import law_columns
 
 
 @pytest.mark.parametrize("data", [("--tokens-column", "D"), ("--flops-column", "C")], ids=["tokens", "flops"])

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import best_over, prepare
+from scalebench.analysis.study import analyse
+from scalebench.analysis.trials import PARAMETERS, best_over, prepare
 from scalebench.laws import fit
 from scalebench.reporting import render, report, verdict
 from scalebench.reporting.quantities import bounded, quantity, uncertain
@@ -416,7 +417,7 @@ def test_best_over_keeps_the_best_and_names_an_edge() -> None:
          "validation_loss_nats": loss}
         for (size, rate), values in losses.items() for seed, loss in enumerate(values)
     ]  # fmt: skip
-    kept, notes = best_over(prepare(pd.DataFrame(rows)), ["learning_rate"])
+    kept, notes = best_over(prepare(pd.DataFrame(rows)), ["learning_rate"], PARAMETERS)
     assert kept.groupby("params")["learning_rate"].unique().map(list).to_dict() == {10: [0.1], 20: [0.3]}
     assert len(notes) == 1
     assert "0.3, is the largest tried" in notes[0]
@@ -451,7 +452,7 @@ def test_report_does_not_import_torch() -> None:
 
 
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
-    lead, *others = verdict(results)
+    lead, *others = verdict(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page
     assert len(others) == 5
     assert all(html.escape(sentence).replace("&#x27;", "&#39;") in page for sentence in others)

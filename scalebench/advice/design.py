@@ -217,6 +217,16 @@ class _Problem:
         return float(low), float(high)
 
 
+def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
+    """Return a grid of trials, each input (values ** inputs,), from its smallest to ``reach`` times its largest value.
+
+    Laws of params and tokens have their cost by 6ND.
+    """
+    spans = {name: (log.min(), log.max() + np.log(reach)) for name, log in fit.points.logs.items()}
+    grid = np.meshgrid(*(np.geomspace(np.exp(low), np.exp(high), values) for low, high in spans.values()))
+    return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
+
+
 def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
     """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
     held = {*fit.settings["fixed"], *fit.bounds_hit}

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.predictions import differing
+from scalebench.analysis.selected import mixed_columns
 from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.roles import column_names
 from scalebench.points.warnings import doubts, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
@@ -87,7 +88,7 @@ def run_fit(
 def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
     if path.is_dir():
-        mixed = differing(path, where)
+        mixed = mixed_columns(path, where)
         return (
             [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
         )

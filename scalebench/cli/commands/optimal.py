@@ -14,13 +14,13 @@ from scalebench.advice import Counting, conventions, envelope, isoflop, parametr
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
-from scalebench.analysis.sources import RUN, find_fit, read_roles
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.points.fit_file import json_safe
+from scalebench.points.fit_file import json_safe, open_fit
+from scalebench.points.roles import RUN, read_roles
 from scalebench.points.warnings import doubts
 from scalebench.reporting.quantities import bounded, quantity
 
@@ -71,7 +71,7 @@ def run_repeated(
     as_json: bool,
 ) -> int:
     """Print size, tokens and epochs of lowest loss at each budget, for training on limited data."""
-    fitted = find_fit(source, "data_constrained", columns, where)
+    fitted = open_fit(source, "data_constrained", columns, where)
     spent = FLOPS_PER_PARAMETER_TOKEN * np.exp(fitted.points.logs["params"] + fitted.points.logs["tokens"])
     try:
         best = [data_constrained_optimum(fitted, C, unique_tokens) for C in budgets or [float(spent.max())]]

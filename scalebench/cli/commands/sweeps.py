@@ -90,15 +90,13 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
 
 def run_demo(results: Path, output: Path) -> int:
     """Run the demo study, write its report and say what it found."""
-    from scalebench.reporting import picture, report, verdict
+    from scalebench.analysis.study import analyse
+    from scalebench.reporting import picture, verdict, write
 
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
-    found = store.read_results(results / "demo")
-    say("", *verdict(found), "")
-    say(
-        f"report: {report([results / 'demo'], output)}",
-        f"picture: {picture(found, 'demo', output.with_name('loss.png'))}",
-    )
+    study = analyse(store.read_results(results / "demo"), "demo")
+    say("", *verdict(study), "")
+    say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code
 
 
@@ -136,7 +134,8 @@ def show_plan(
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
     for parent in parents[: None if every else SHOWN_SIZES]:
         end = "its run continued" if parent["continued"] else "its weights"
-        say(f"starts from {parent['trial_id']} ({end}), which cost {si(parent['flops'])}FLOPs: {parent['attempt']}")
+        cost = quantity(parent["flops"], "FLOP")
+        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     return 0

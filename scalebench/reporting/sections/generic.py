@@ -1,0 +1,118 @@
+"""Any other workload: the columns that it declares, in a table of its trials and against the size of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pandas as pd
+
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import N, numeric
+from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.quantities import quantity, scale
+from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection
+from scalebench.reporting.svg import Marks, finish, series_style
+from scalebench.reporting.tables import Table, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
+
+MAX_SENTENCES = 3
+LOG_FROM = 20.0  # ratio of largest to smallest value above which the axis is logarithmic
+METHODS = (
+    "Columns, units and meanings are those that the workload declares. Medians over trials of one size; sizes are "
+    "non-embedding parameters.",
+    DRAWN_WITH,
+)
+
+
+def declared(study: StudyAnalysis) -> dict[str, dict[str, str]]:
+    """Return unit and meaning of every column that the study's workload declares."""
+    return dict(study.definition.get("columns") or {})
+
+
+def numeric_columns(study: StudyAnalysis) -> list[Column]:
+    """Return the declared columns in which at least one trial has a number."""
+    return [
+        Column(name.replace("_", " "), name, about.get("unit") or "")
+        for name, about in declared(study).items()
+        if numeric(study.trials, name).notna().any()
+    ]
+
+
+def table_columns(study: StudyAnalysis) -> list[Column]:
+    """Return the declared columns, and the resources that any trial may have measured."""
+    own = numeric_columns(study)
+    names = {column.name for column in own}
+    return [*own, *(column for column in RESOURCES if column.name not in names)]
+
+
+def by_size(study: StudyAnalysis, column: Column) -> pd.Series[float]:
+    """Return the median of a column over the valid trials of each size, smallest first."""
+    valid = study.trials[study.trials["valid"]]
+    return numeric(valid, column.name).groupby(valid[N]).median().dropna()
+
+
+def figures(study: StudyAnalysis) -> list[FigureSpec[StudyAnalysis]]:
+    """Return a figure of each declared column that was measured at two sizes or more."""
+    return [
+        FigureSpec(column.name, f"{column.title.capitalize()} against size", partial(draw_column, column=column))
+        for column in numeric_columns(study)
+        if len(by_size(study, column)) > 1
+    ]
+
+
+def draw_column(marks: Marks, study: StudyAnalysis, column: Column) -> Caption:
+    """Draw a column of every valid trial against size, one colour per series, with a line through the medians."""
+    valid = study.trials[study.trials["valid"] & numeric(study.trials, column.name).notna()]
+    values = numeric(valid, column.name)
+    factor, unit = scale(float(values.abs().median()), column.unit)
+    rows = []
+    for i, series in enumerate(study.series):
+        part, style = valid.loc[valid.index.intersection(series.trials.index)], series_style(i)
+        medians = (numeric(part, column.name) / factor).groupby(part[N]).median()
+        marks.axes.plot(medians.index, medians, color=style["color"], linewidth=1)
+        marks.draw(part[N], numeric(part, column.name) / factor, trial_titles(series, part, column.name, column.unit),
+                   **style, label=series.label or None)  # fmt: skip
+        rows += [(word(trial_label(row, series)), number(row[column.name], column.unit)) for _, row in part.iterrows()]
+    finish(marks, f"{column.title} ({unit})" if unit else column.title, log=spans_decades(values))
+    meaning = declared(study)[column.name].get("meaning") or column.title
+    return Caption(
+        f"{meaning.rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
+        table(f"{column.title.capitalize()} by trial.", ("trial", column.title), rows),
+    )
+
+
+def spans_decades(values: pd.Series[float]) -> bool:
+    """Return whether values need a logarithmic axis."""
+    return bool(values.min() > 0 and values.max() > LOG_FROM * values.min())
+
+
+def sentences(study: StudyAnalysis) -> Iterator[str]:
+    """Yield how the first columns that the workload declares changed from the smallest to the largest size."""
+    for column in numeric_columns(study)[:MAX_SENTENCES]:
+        medians = by_size(study, column)
+        values, sizes = [quantity(value, column.unit) for value in medians], [quantity(size) for size in medians.index]
+        if len(medians) == 1:
+            yield f"{column.title.capitalize()} is {values[0]} at {sizes[0]} parameters, the only size."
+        elif len(medians):
+            yield (f"{column.title.capitalize()} went from {values[0]} at {sizes[0]} parameters to {values[-1]} at "
+                   f"{sizes[-1]}.")  # fmt: skip
+
+
+def tables(study: StudyAnalysis) -> Iterator[Table]:
+    """Yield what the declared columns mean."""
+    rows = [
+        (word(name), word(about.get("unit") or None), word(about.get("meaning") or None))
+        for name, about in declared(study).items()
+    ]
+    yield Table("Columns that this workload records.", ("column", "unit", "meaning"), tuple(rows))
+
+
+SECTION = StudySection(
+    shows=lambda _: True,
+    sentences=sentences,
+    figures=figures,
+    columns=table_columns,
+    methods=METHODS,
+    tables=tables,
+)
