@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.series import PROFILED_STUDIES
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.laws import fit
 from scalebench.reporting.figures.laws import backtest_figure, residuals_figure
-from scalebench.reporting.figures.profile import STUDIES, profile_figure
+from scalebench.reporting.figures.profile import profile_figure
 from scalebench.reporting.svg import canvas
 
 SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)
@@ -60,7 +61,7 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
 def test_profile_marks_the_interval_of_the_fit() -> None:
     study = analysis()
     trend = study.series[0].loss_all
-    profile = trend.fit.profile("E", n=STUDIES)
+    profile = trend.fit.profile("E", n=PROFILED_STUDIES)
     with canvas("x") as marks:
         words = profile_figure(marks, study)
         line, best = (part.get_xydata() for part in marks.axes.lines[:2])

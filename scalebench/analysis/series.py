@@ -25,11 +25,14 @@ from scalebench.analysis.trials import (
     total_params,
     tuned_axes,
 )
+from scalebench.laws import FitRefused
 
+PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:
     from scalebench.laws import Holdout
+    from scalebench.laws.profiling import Profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,17 @@ class Series:
     def backtest(self) -> Sequence[Holdout]:
         """Every larger size, predicted from the smaller ones."""
         return self.loss_all.backtest
+
+    @cached_property
+    def profile(self) -> Profile | str:
+        """The profile of the objective over the irreducible loss E, or the reason why there is none."""
+        if self.loss_all.fit is None:
+            return self.loss_all.reason
+        try:
+            profile = self.loss_all.fit.profile("E", n=PROFILED_STUDIES)
+        except FitRefused as refusal:
+            return str(refusal)
+        return profile if profile.rise > 0 else "the points lie on the law exactly: there is no noise to compare with"
 
     @cached_property
     def step_time(self) -> Trend:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import numeric
-from scalebench.laws import FitRefused
 from scalebench.reporting.figures.laws import why_no_fit
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
@@ -18,8 +17,6 @@ from scalebench.reporting.views import Caption, FigureSpec
 if TYPE_CHECKING:
     from scalebench.laws.profiling import Profile
 
-STUDIES = 400  # simulated to find how far the curve is drawn
-
 
 def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
@@ -27,7 +24,7 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     The rise is drawn in percent of the optimum, so that all series share one axis; the 95 % interval of E is that of
     the table of parameters.
     """
-    found = [(one, _profiled(one)) for one in study.series if one.loss_all.fit is not None]
+    found = [(one, one.profile) for one in study.series if one.loss_all.fit is not None]
     if not found:
         return why_no_fit(study)
     refusals = [_named(one, f"no profile: {why}.") for one, why in found if isinstance(why, str)]
@@ -51,16 +48,6 @@ CAPTION = (
 )
 TABLE = "Objective of the law at each held E."
 COLUMNS = ("series", "E (nats)", "objective", "above the optimum", "rise")
-
-
-def _profiled(one: Series) -> Profile | str:
-    """Profile the law fitted to every size, or say why that is refused."""
-    assert one.loss_all.fit is not None
-    try:
-        profile = one.loss_all.fit.profile("E", n=STUDIES)
-    except FitRefused as refusal:
-        return str(refusal)
-    return profile if profile.rise > 0 else "the points lie on the law exactly: there is no noise to compare with"
 
 
 def _named(one: Series, text: str) -> str:

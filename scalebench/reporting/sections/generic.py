@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 
@@ -18,6 +20,9 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 MAX_SENTENCES = 3
 LOG_FROM = 20.0  # ratio of largest to smallest value above which the axis is logarithmic
+SIZES = {N, "params", "params_active"}
+PRINTED_UNITS = {"1": "", "1/s": "", "nat": "nats"}  # a rate's name ends in "per s"
+SUFFIXES = re.compile("(?<!_per)_(s|bytes|nats|j)$")  # of names, which carry their unit
 METHODS = (
     "Columns, units and meanings are those that the workload declares. Medians over trials of one size; sizes are "
     "non-embedding parameters.",
@@ -25,18 +30,27 @@ METHODS = (
 )
 
 
-def declared(study: StudyAnalysis) -> dict[str, dict[str, str]]:
-    """Return unit and meaning of every column that the study's workload declares."""
-    return dict(study.definition.get("columns") or {})
+def declared(study: StudyAnalysis) -> list[dict[str, str]]:
+    """Return name, unit and meaning of every column that the study's workload itself fills, but for the model's size.
+
+    A study that does not list them has none.
+    """
+    own = set(study.definition.get("measured") or []) - SIZES
+    return [column for column in study.definition.get("columns") or [] if column["name"] in own]
 
 
 def numeric_columns(study: StudyAnalysis) -> list[Column]:
-    """Return the declared columns in which at least one trial has a number."""
+    """Return the declared columns with a unit in which at least one trial has a number."""
     return [
-        Column(name.replace("_", " "), name, about.get("unit") or "")
-        for name, about in declared(study).items()
-        if numeric(study.trials, name).notna().any()
+        Column(title_of(column["name"]), column["name"], PRINTED_UNITS.get(column["unit"], column["unit"]))
+        for column in declared(study)
+        if column["unit"] and numeric(study.trials, column["name"]).notna().any()
     ]
+
+
+def title_of(name: str) -> str:
+    """Return a column's name as words, without the unit: decode_time_s is "decode time"."""
+    return SUFFIXES.sub("", name).replace("_", " ")
 
 
 def table_columns(study: StudyAnalysis) -> list[Column]:
@@ -75,9 +89,9 @@ def draw_column(marks: Marks, study: StudyAnalysis, column: Column) -> Caption:
                    **style, label=series.label or None)  # fmt: skip
         rows += [(word(trial_label(row, series)), number(row[column.name], column.unit)) for _, row in part.iterrows()]
     finish(marks, f"{column.title} ({unit})" if unit else column.title, log=spans_decades(values))
-    meaning = declared(study)[column.name].get("meaning") or column.title
+    meaning = next(about["meaning"] for about in declared(study) if about["name"] == column.name)
     return Caption(
-        f"{meaning.rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
+        f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
         table(f"{column.title.capitalize()} by trial.", ("trial", column.title), rows),
     )
 
@@ -101,10 +115,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
 
 def tables(study: StudyAnalysis) -> Iterator[Table]:
     """Yield what the declared columns mean."""
-    rows = [
-        (word(name), word(about.get("unit") or None), word(about.get("meaning") or None))
-        for name, about in declared(study).items()
-    ]
+    rows = [(word(column["name"]), word(column["unit"] or None), word(column["meaning"])) for column in declared(study)]
     yield Table("Columns that this workload records.", ("column", "unit", "meaning"), tuple(rows))
 
 
@@ -115,4 +126,5 @@ SECTION = StudySection(
     columns=table_columns,
     methods=METHODS,
     tables=tables,
+    template=Path(__file__).with_name("generic.html.j2"),
 )
