@@ -60,9 +60,9 @@ def table_columns(study: StudyAnalysis) -> list[Column]:
     return [*own, *(column for column in RESOURCES if column.name not in names)]
 
 
-def by_size(study: StudyAnalysis, column: Column) -> pd.Series[float]:
+def by_size(trials: pd.DataFrame, column: Column) -> pd.Series[float]:
     """Return the median of a column over the valid trials of each size, smallest first."""
-    valid = study.trials[study.trials["valid"]]
+    valid = trials[trials["valid"]]
     return numeric(valid, column.name).groupby(valid[N]).median().dropna()
 
 
@@ -71,7 +71,7 @@ def figures(study: StudyAnalysis) -> list[FigureSpec[StudyAnalysis]]:
     return [
         FigureSpec(column.name, f"{column.title.capitalize()} against size", partial(draw_column, column=column))
         for column in numeric_columns(study)
-        if len(by_size(study, column)) > 1
+        if len(by_size(study.trials, column)) > 1
     ]
 
 
@@ -104,13 +104,14 @@ def spans_decades(values: pd.Series[float]) -> bool:
 def sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield how the first columns that the workload declares changed from the smallest to the largest size."""
     for column in numeric_columns(study)[:MAX_SENTENCES]:
-        medians = by_size(study, column)
-        values, sizes = [quantity(value, column.unit) for value in medians], [quantity(size) for size in medians.index]
-        if len(medians) == 1:
-            yield f"{column.title.capitalize()} is {values[0]} at {sizes[0]} parameters, the only size."
-        elif len(medians):
-            yield (f"{column.title.capitalize()} went from {values[0]} at {sizes[0]} parameters to {values[-1]} at "
-                   f"{sizes[-1]}.")  # fmt: skip
+        for series in study.series[:MAX_SENTENCES]:
+            medians = by_size(series.trials, column)
+            ends = [f"{quantity(value, column.unit)} at {quantity(size)} parameters" for size, value in medians.items()]
+            prefix = f"{series.label}: " if series.label else ""
+            if len(medians) > 1:
+                yield f"{prefix}{column.title} is {ends[0]} and {ends[-1]}."
+            elif len(medians):
+                yield f"{prefix}{column.title} is {ends[0]}, the only size."
 
 
 def tables(study: StudyAnalysis) -> Iterator[Table]:
