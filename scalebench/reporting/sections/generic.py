@@ -107,11 +107,11 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
         for series in study.series[:MAX_SENTENCES]:
             medians = by_size(series.trials, column)
             ends = [f"{quantity(value, column.unit)} at {quantity(size)} parameters" for size, value in medians.items()]
-            prefix = f"{series.label}: " if series.label else ""
+            subject = f"{series.label}: {column.title}" if series.label else column.title.capitalize()
             if len(medians) > 1:
-                yield f"{prefix}{column.title} is {ends[0]} and {ends[-1]}."
+                yield f"{subject} is {ends[0]} and {ends[-1]}."
             elif len(medians):
-                yield f"{prefix}{column.title} is {ends[0]}, the only size."
+                yield f"{subject} is {ends[0]}, the only size."
 
 
 def tables(study: StudyAnalysis) -> Iterator[Table]:
