@@ -88,13 +88,17 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
     say(f"report: scalebench report {sweep.study_dir}")
 
 
-def run_demo(results: Path, output: Path) -> int:
-    """Run the demo study, write its report and say what it found."""
+def run_demo(results: Path, output: Path | None) -> int:
+    """Run the demo study, write its report and a picture beside it, and print its conclusions; return the exit code.
+
+    The report is ``demo/report.html`` in the results folder unless ``output`` is another file.
+    """
     from scalebench.analysis.study import analyse
     from scalebench.reporting import picture, verdict, write
 
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
     study = analyse(store.read_results(results / "demo"), "demo")
+    output = output or results / "demo" / "report.html"
     say("", *verdict(study), "")
     say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code
