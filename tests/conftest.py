@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from support import SMALL, child_environment, shared_folder
 
@@ -16,6 +19,10 @@ from scalebench.cli.app import main
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    from quick_interpreter import speed_up
+
+    speed_up()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
