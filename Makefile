@@ -36,7 +36,7 @@ OUT ?= results/gpu-session
 SECONDS_LEFT ?= 280
 CARRIED ?= .gpu-session
 gpu:
-	PYTHONPATH=kernels $(PYTHON) kernels/tools/gpu_session.py $(PHASE) --out $(OUT) --seconds $(SECONDS_LEFT) --carried $(CARRIED)
+	PYTHONPATH=.:kernels $(PYTHON) kernels/tools/gpu_session.py $(PHASE) --out $(OUT) --seconds $(SECONDS_LEFT) --carried $(CARRIED)
 
 # What such a machine lacks, for CARRIED: packages as wheels for Python 3.12, and an assembler without the wgmma fault.
 WHEELS := pydantic pydantic_core annotated-types typing-inspection typing-extensions attrs cyclopts docstring-parser docutils \

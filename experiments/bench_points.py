@@ -12,8 +12,8 @@ SIZE_BYTES = 200_000_000
 SCRIPT = """
 import resource
 from pathlib import Path
-from scalebench.points.table import read_points
-table = read_points(Path("big.csv"), {"params": "N", "tokens": "D", "loss": "L"}, "N < 1e7 and name != 'run-3'")
+from scalebench.points.table import read_columns
+table = read_columns(Path("big.csv"), {"params": "N", "tokens": "D", "loss": "L"}, "N < 1e7 and name != 'run-3'")
 print(len(table), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

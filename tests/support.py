@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalebench.study import TrainSpec
+from scalebench.workloads.training_spec import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

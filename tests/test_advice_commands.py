@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from command_support import CHINCHILLA, PLANTED, planted, surface, write_study
 
+from scalebench.advice import compute_multiplier, isoflop, next_trial, optimum_law, parametric
 from scalebench.analysis.sources import candidate_trials
-from scalebench.laws import Refits, compute_multiplier, fit, isoflop, next_trial, optimum_law, parametric
+from scalebench.laws import Refits, fit
 
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 

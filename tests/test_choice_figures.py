@@ -14,7 +14,8 @@ from scalebench.reporting import render, verdict
 from scalebench.reporting.choice_figures import choices_figure
 from scalebench.reporting.figures import Analysis, loss_figure
 from scalebench.reporting.svg import canvas
-from scalebench.store import RECORD_COLUMNS, Results, new_attempt, write_json, write_record
+from scalebench.store import Results, new_attempt, write_json, write_record
+from scalebench.workloads import columns_of
 
 LOSSES = {"sgd": (3.30, 3.32), "muon": (2.50, 2.51), "adamw": (2.52, 2.515)}
 
@@ -24,7 +25,7 @@ def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_
         {"optimizer": name, "seed": seed, "params_non_embedding": size, "validation_loss_nats": loss}
         for size in sizes for name, found in losses.items() for seed, loss in enumerate(found)
     ]  # fmt: skip
-    frame = pd.DataFrame({name: [None] * len(rows) for name in RECORD_COLUMNS})
+    frame = pd.DataFrame({column.name: [None] * len(rows) for column in columns_of("training")})
     return frame.assign(
         study="o", trial_id=[f"{i:04x}" for i in range(len(rows))], status="ok", family="gpt",
         validation_loss_se_nats=0.01, step_time_median_s=1e-3, peak_rss_bytes=1e6, timing_exclusive=True,

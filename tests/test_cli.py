@@ -123,7 +123,7 @@ def test_run_prints_an_event_for_each_trial_or_a_summary_line(command, finished:
 
 def test_list_shows_every_kind_of_name(command) -> None:
     found = json.loads(command("list", "--json")[1])
-    assert set(found) == {"families", "studies", "laws", "optimizers", "sources"}
+    assert set(found) == {"families", "workloads", "studies", "laws", "optimizers", "sources"}
     assert {"gpt", "mlp", "linear"} <= set(found["families"])
     assert "gpt3-175b" in found["families"]["gpt"]["sizes"]
     assert "demo" in found["studies"]

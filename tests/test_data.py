@@ -184,7 +184,7 @@ def test_random_streams_do_not_meet() -> None:
 
 
 def test_linear_family_asks_the_linear_teacher() -> None:
-    config = linear.at(100)
+    config = linear.config_for(100)
     spec = DataSpec(source="teacher", validation_fraction=0.2, validation_samples=10, noise_std=0.5, sha256="")
     assert linear.task(config, Teacher(), spec, _Train()).kind == "linear"
 

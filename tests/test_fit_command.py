@@ -76,7 +76,7 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
     fitted = fit({role: surface(0.01)[name] for role, name in read.items()}, "chinchilla")
     boot = fitted.bootstrap(300, 0)
     assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
-    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling")]
+    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling").forecasts]
     assert "rolling backtest" in out
     assert boot.method in out
 
@@ -266,7 +266,7 @@ def test_default_columns() -> None:
         (("empty",), "empty: no results here"),
         (("absent",), "absent: there is no such file or folder"),
         (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
-        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .parquet, and it is no folder; rename it to"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .parquet, and it is not a f"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
@@ -282,7 +282,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, argument
 def test_duplicate_headers_and_an_empty_file_exit_2(command, tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text("params,loss,loss\n1,2,3\n")
     (tmp_path / "none.csv").write_text("")
-    assert "'loss' stands at places 2, 3" in command("fit", "two.csv")[2]
+    assert "column 'loss' appears 2 times, at positions 2, 3" in command("fit", "two.csv")[2]
     assert "none.csv: the file is empty" in command("fit", "none.csv")[2]
     assert command("fit", "none.csv")[0] == 2
 

@@ -18,7 +18,8 @@ from scalebench.running.planning import load_study
 from scalebench.running.sweep import run, survey
 from scalebench.study import Trial
 from scalebench.workloads.loop import validate
-from scalebench.workloads.weights import WEIGHTS, load_trained
+from scalebench.workloads.trained import load_trained
+from scalebench.workloads.weights import WEIGHTS
 
 STUDY = """
 schema = 1
@@ -79,9 +80,8 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
     trial, model = load_trained(Path(str(row["attempt_dir"])))
     assert isinstance(trial, Trial)
     family, data = FAMILIES[trial.family], open_source(trial.data.source)
-    assert trial.train is not None
-    task = family.task(family.Config(**trial.model), data, trial.data, trial.train)
-    found = validate(model, task, trial.train, torch.device("cpu"))
+    task = family.task(family.Config(**trial.model), data, trial.data, trial.spec)
+    found = validate(model, task, trial.spec, torch.device("cpu"))
     assert found.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
 
 

@@ -10,7 +10,7 @@ import torch
 from kernel_support import inaccuracy
 from scalekernels.accuracy import Errors, errors_of, judge, judge_results
 
-from scalebench.comparison.accuracy import accuracy_columns
+from scalebench.comparison.judge import accuracy_columns
 
 EPS = torch.finfo(torch.float32).eps
 ORACLE = {"dx": torch.tensor([1.0, -4.0], dtype=torch.float64), "dw": torch.tensor([64.0], dtype=torch.float64)}

@@ -31,7 +31,7 @@ from scalekernels.attention import tiles as attention_tiles
 from scalekernels.attention import tuning as attention_tuning
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import Tile
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -140,7 +140,7 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loa
         for name, k, v in (("k", other, dense), ("v", dense, other)):
             found = attention(dense, k, v, descriptors=True)
             torch.testing.assert_close(found, attention(dense, k, v), rtol=0, atol=0)
-            with pytest.raises(Unavailable, match=f"of {name} is no multiple of 16 bytes"):
+            with pytest.raises(Unsupported, match=f"of {name} is no multiple of 16 bytes"):
                 PROVIDERS["triton-descriptors"].prepare(case, {"q": dense, "k": k, "v": v}, False)
     assert not any(loads)
 
@@ -402,9 +402,9 @@ def test_bfloat16_is_refused_by_the_interpreter():
     q = torch.randn(1, 1, 3, 16, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match="allowed there: float16, float32"):
         attention(q, q, q)
-    with pytest.raises(Unavailable, match="bfloat16"):
+    with pytest.raises(Unsupported, match="bfloat16"):
         PROVIDERS["triton"].prepare(Case(1, 1, 1, 3, 3, 16, False, torch.bfloat16), {}, False)
-    with pytest.raises(Unavailable, match="backward pass alone"):
+    with pytest.raises(Unsupported, match="backward pass alone"):
         PROVIDERS["triton-atomic"].prepare(CASES[0], {}, False)
 
 

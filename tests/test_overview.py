@@ -9,14 +9,15 @@ import pytest
 from scalebench.analysis.series import prepare, series_of
 from scalebench.reporting import render
 from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
-from scalebench.store import RECORD_COLUMNS, Results
+from scalebench.store import Results
+from scalebench.workloads import columns_of
 
 SIZES = np.repeat([1e3, 4e3, 1.6e4, 6.4e4, 2.56e5], 2)
 
 
 def planted(study: str, exponent: float, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    frame = pd.DataFrame({name: [None] * len(SIZES) for name in RECORD_COLUMNS})
+    frame = pd.DataFrame({column.name: [None] * len(SIZES) for column in columns_of("training")})
     loss = 1.5 + 20 * SIZES**-0.4 + rng.normal(0, 0.002, len(SIZES))
     return frame.assign(
         study=study, trial_id=[f"{study}{i}" for i in range(len(SIZES))], status="ok", family="mlp",

@@ -100,7 +100,7 @@ def story(lines: int = 400) -> Text:
 
 
 def test_byte_pairs_give_the_text_back_and_shorten_it() -> None:
-    pairs = story().with_vocabulary(300, 0.2)
+    pairs = BytePairs(story(), 300, 0.2)
     assert isinstance(pairs, BytePairs)
     text = "naïve models über all: unseen words, \t and numbers 0123"
     tokens = pairs.encode(text)
@@ -110,7 +110,7 @@ def test_byte_pairs_give_the_text_back_and_shorten_it() -> None:
 
 
 def test_byte_pairs_are_the_same_each_time_and_from_the_cache() -> None:
-    first, again = story().with_vocabulary(300, 0.2), story().with_vocabulary(300, 0.2)
+    first, again = BytePairs(story(), 300, 0.2), BytePairs(story(), 300, 0.2)
     drawn = first.draw(generator(3), 0.2, 4, 20)
     np.testing.assert_array_equal(drawn, again.draw(generator(3), 0.2, 4, 20))
     assert first.sha256 == again.sha256
@@ -119,7 +119,7 @@ def test_byte_pairs_are_the_same_each_time_and_from_the_cache() -> None:
 
 def test_tokens_stand_for_as_many_bytes_as_the_text_has() -> None:
     text = story()
-    pairs = text.with_vocabulary(300, 0.2)
+    pairs = BytePairs(text, 300, 0.2)
     documents = pairs._encoded[1]
     lengths = pairs.token_bytes()
     held_out = [document for document in text.documents if document.decode() in [pairs.decode(d) for d in documents]]
@@ -129,7 +129,7 @@ def test_tokens_stand_for_as_many_bytes_as_the_text_has() -> None:
 def test_held_out_documents_choose_no_merges() -> None:
     """A word that only held-out documents hold stays in bytes."""
     text = story(300)
-    held_out = text.with_vocabulary(300, 0.2)._sides[1]
+    held_out = BytePairs(text, 300, 0.2)._sides[1]
     marked = tuple(
         document + b" zyzzyva" * 50 if document + b"\x00" in {d.tobytes() for d in held_out} else document
         for document in text.documents
@@ -143,7 +143,7 @@ def test_held_out_documents_choose_no_merges() -> None:
 
 def test_bits_per_byte_compare_between_vocabularies() -> None:
     """A uniform guess costs ln V nats a token: bits per byte say so for bytes and for pairs alike."""
-    for corpus in (story(), story().with_vocabulary(300, 0.2)):
+    for corpus in (story(), BytePairs(story(), 300, 0.2)):
         task = NextToken(corpus, 16, 4, 0, 0.2, 64)
         judged = [task.judge(Uniform(corpus.vocab_size), batch) for batch, _ in task.validation()]
         whole = {name: np.concatenate([part[name].numpy() for part in judged]) for name in judged[0]}
@@ -163,12 +163,12 @@ class Uniform(torch.nn.Module):
 @pytest.mark.parametrize(("vocab_size", "word"), [(256, "257 to 65,536"), (70_000, "257 to 65,536")])
 def test_vocabularies_that_cannot_be_are_refused(vocab_size: int, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        story().with_vocabulary(vocab_size, 0.2)
+        BytePairs(story(), vocab_size, 0.2)
 
 
 def test_a_text_too_short_for_its_vocabulary_says_what_it_yields() -> None:
     with pytest.raises(ValueError, match="yields only"):
-        story(20).with_vocabulary(60_000, 0.2).training_tokens(0.2)
+        BytePairs(story(20), 60_000, 0.2).training_tokens(0.2)
 
 
 def test_a_source_without_tokens_has_no_vocabulary() -> None:

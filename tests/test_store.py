@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,21 +13,31 @@ import pytest
 from scalebench import store
 
 
-def attempt(root: Path, trial: str = "t" * 16, study: str = "s", *, steps: int = 50, **columns: object) -> Path:
+def attempt(
+    root: Path,
+    trial: str = "t" * 16,
+    study: str = "s",
+    *,
+    steps: int = 50,
+    columns: Sequence[str] = (),
+    **values: object,
+) -> Path:
     folder = store.new_attempt(root / study, trial)
+    store.write_json(folder / "trial.json", {"columns": list(columns)})
     pd.DataFrame({"step": range(steps), "step_time_s": [0.1] * steps}).to_parquet(folder / "steps.parquet")
-    row = {"study": study, "trial_id": trial, "status": "ok", "params": 10} | columns
+    row = {"study": study, "trial_id": trial, "status": "ok", "params": 10} | values
     store.write_record(folder, row)
     return folder
 
 
 def test_a_record_holds_every_column_with_null_for_what_was_not_measured(tmp_path: Path) -> None:
-    folder = attempt(tmp_path, learning_rate=0.1)
+    folder = attempt(tmp_path, columns=["energy_j", "params"], learning_rate=0.1)
     record = json.loads((folder / "record.json").read_text())
-    assert set(store.RECORD_COLUMNS) <= set(record)
+    assert {*store.STORE_NAMES, "energy_j", "params"} <= set(record)
     assert record["energy_j"] is None
+    assert record["params"] == 10
     frame = store.load_results(tmp_path)
-    assert list(frame.columns[: len(store.RECORD_COLUMNS)]) == list(store.RECORD_COLUMNS)
+    assert list(frame.columns[: len(store.STORE_NAMES)]) == list(store.STORE_NAMES)
     assert frame.loc[0, "learning_rate"] == 0.1
     assert frame.loc[0, "attempt"] == folder.name
 

@@ -28,7 +28,7 @@ import triton
 from check_coverage import check_coverage, record_launches
 from scalekernels.accuracy import FURTHEST, Terms, judge_results, terms_of
 from scalekernels.device import INTERPRETED, assembler
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,7 +127,7 @@ def check_case(module: Any, case: Any, device: str) -> dict[str, Any]:
             oracle = module.results(case, given, backward)
             eager = run_fresh(module, "eager", case, given, backward)
             expected = Expected(given, oracle, eager, terms_of(module, case, given, backward))
-        except Unavailable as reason:  # as the backward pass of an optimizer's step
+        except Unsupported as reason:  # as the backward pass of an optimizer's step
             checks |= {f"{name} {direction}": {"problem": None, "unavailable": str(reason)} for name in ours}
             continue
         for provider in ours:
@@ -135,7 +135,7 @@ def check_case(module: Any, case: Any, device: str) -> dict[str, Any]:
             print(f"{module.__name__}: {case.label}: {name}", file=sys.stderr, flush=True)  # the last word of a crash
             try:
                 checks[name] = check_provider(module, provider, case, device, backward, expected)
-            except Unavailable as reason:
+            except Unsupported as reason:
                 checks[name] = {"problem": None, "unavailable": str(reason)}
     return checks
 

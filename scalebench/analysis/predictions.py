@@ -29,15 +29,14 @@ from scalebench.analysis.series import (
     split_columns,
     trend_of,
 )
-from scalebench.errors import InputError, unknown
+from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import frame_block
-from scalebench.points.table import mask_of, parse_where
+from scalebench.points.table import select_rows
 from scalebench.store import Results, read_results
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Fit, Forecast
 
 COST_LAWS = ("offset_linear", "offset_power")
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no bend
@@ -76,7 +75,7 @@ class Prediction:
     params: float | None
     tokens: float | None
     answers: tuple[Answer, ...]
-    backtest: tuple[Holdout, ...]
+    backtest: tuple[Forecast, ...]
     at: str = ""  # the inputs, where they are others
     held_out: str = "the loss"  # what the backtest is of
 
@@ -124,7 +123,7 @@ def law_answer(fitted: Fit, inputs: Mapping[str, Any], quantity: str, unit: str)
     return replace(answer, low=low, high=high)
 
 
-def _backtest(fitted: Fit) -> Sequence[Holdout]:
+def _backtest(fitted: Fit) -> Sequence[Forecast]:
     return rolling_backtest(Trend(fitted))
 
 
@@ -171,12 +170,7 @@ def one_series(path: Path, where: str | None) -> Series:
 
 def chosen_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
     """Return the valid trials that fulfil a condition, prepared for the laws. Raises ``InputError`` when none does."""
-    frame, condition = results.frame, parse_where(where)
-    if condition is not None:
-        wrong = [f"{path}: column {unknown(name, [*map(str, frame)])}" for name in condition.names if name not in frame]
-        if wrong:
-            raise InputError(wrong)
-        frame = frame[mask_of(frame_block(frame, condition.names), condition)]
+    frame = select_rows(path, results.frame, where)
     prepared = prepare(frame[frame["workload"] != "inference"] if "workload" in frame else frame)
     if not prepared["valid"].any():
         chosen = f" that --where {where!r} selects" if where else ""
@@ -198,7 +192,9 @@ def differing(path: Path, where: str | None) -> list[str]:
     return list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + found))
 
 
-def loss_answer(one: Series, recipe: Recipe, params: float, amount: float | None) -> tuple[Answer, tuple[Holdout, ...]]:
+def loss_answer(
+    one: Series, recipe: Recipe, params: float, amount: float | None
+) -> tuple[Answer, tuple[Forecast, ...]]:
     """Return the loss with its backtest: by size along the recipe, or by size and data where both were varied."""
     nats = ("validation loss", "nats")
     if amount is None:

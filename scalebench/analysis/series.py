@@ -14,7 +14,7 @@ from scalebench.laws import LAWS, FitRefused, fit
 from scalebench.measure.statistics import combined_standard_error
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Fit, Forecast
 
 Array = NDArray[np.float64]
 
@@ -112,7 +112,7 @@ class Series:
     loss: Trend
     loss_all: Trend
     held: HeldOut | None
-    backtest: Sequence[Holdout]
+    backtest: Sequence[Forecast]
     step_time: Trend
     memory: Trend
     memory_column: str | None
@@ -236,12 +236,12 @@ def hold_out(trend: Trend, sizes: pd.DataFrame) -> HeldOut | None:
     return HeldOut(size, measured, *trend.at(size), naive=float(sizes["mean"].iloc[-2]))
 
 
-def rolling_backtest(trend: Trend) -> Sequence[Holdout]:
+def rolling_backtest(trend: Trend) -> Sequence[Forecast]:
     """Return the predictions of every larger size from the smaller ones, or nothing where that is refused."""
     if trend.fit is None:
         return ()
     try:
-        return tuple(trend.fit.backtest("rolling"))
+        return trend.fit.backtest("rolling").forecasts
     except FitRefused:
         return ()
 

@@ -13,9 +13,9 @@ from scalebench.analysis.series import LOSS, N, numeric
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import open_source
+from scalebench.points.files import open_table
 from scalebench.points.fit_file import LAWS_OF_ONE_INPUT, fit_points, from_document
-from scalebench.points.table import CONFIG, read_points
+from scalebench.points.table import CONFIG, read_columns
 from scalebench.store import read_results
 
 # Columns of a results folder by role; other files have columns of the name of the role unless told otherwise.
@@ -32,11 +32,11 @@ def read_roles(
     """
     defaults = OF_RESULTS if path.is_dir() else {}
     named = {role: given.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
-    there = open_source(path).names
+    there = open_table(path).names
     kept = {role: name for role, name in named.items() if role in (*roles, *given) or name in there}
     columns = {CONFIG if role == RUN else role: name for role, name in kept.items()}  # the reader's one role of text
     options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
-    values = read_points(path, columns, where, options=options).values
+    values = read_columns(path, columns, where, options=options).values
     return {RUN if role == CONFIG else role: column for role, column in values.items()}
 
 
@@ -61,7 +61,7 @@ def find_compute_fit(source: Path, law: str, given: Mapping[str, str], where: st
     else:
         named = {"flops": given.get("flops", "flops"), "loss": given.get("loss", "loss")}
         options = {"flops": "--flops-column; --law chinchilla takes params and tokens instead", "loss": "--loss-column"}
-        read = read_points(source, named, where, options=options)
+        read = read_columns(source, named, where, options=options)
         points = {"x": read.values["flops"], "y": read.values["loss"]}
     try:
         return fit_law(points, law)

@@ -6,13 +6,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws
-from scalebench.comparison.options import Options
+from scalebench.comparison.options import OPERATION_MODULES, Options
 
 app = App(
     name="scalebench",
@@ -29,6 +29,7 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
 RESULTS = Path("results")
+_OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +76,7 @@ def run(
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
     fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
-    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    engine: str = "local",
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -86,10 +87,14 @@ def run(
         The folder that holds results; a study gets a folder of its own in it.
     jobs:
         Workers at a time: one per core on a CPU unless given, one on a GPU.
+    engine:
+        What starts the workers: local runs them on this machine.
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
+    return run_study(
+        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
+    )
 
 
 @app.command
@@ -197,7 +202,7 @@ for _name, _command in app_laws.COMMANDS.items():
 
 @app.command
 def compare(
-    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    operation: Annotated[str | None, Parameter(show_default=False, help=_OPERATION_HELP)] = None,
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
@@ -205,18 +210,23 @@ def compare(
     results: Path = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
     from scalebench.cli.commands.compare import run_compare
 
     return run_compare(operation, options, imports, results, as_json=as_json)
 
 
 @app.command(name="list")
-def list_(*, as_json: Json = False) -> int:
-    """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.cli.commands.catalogue import show_catalogue
+def list_(*, columns: bool = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
 
-    return show_catalogue(as_json=as_json)
+    Parameters
+    ----------
+    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
+    """
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
 
 
 @app.command

@@ -139,8 +139,8 @@ def optimal(
     count_flops:
         Whether C is 6ND or the FLOPs column.
     """
+    from scalebench.advice import Counting
     from scalebench.cli.commands import optimal as command
-    from scalebench.laws import Counting
 
     approaches = command.APPROACHES if approach == "all" else (int(approach),)
     counting = Counting(count_params, count_flops)

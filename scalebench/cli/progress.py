@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scalebench.running.engines.local import last_step, waits
+from scalebench.running.engines.base import last_step, waits_for_gpu
 
 LINE_EVERY_S = 30.0
 LOOK_EVERY_S = 0.5
@@ -66,7 +66,7 @@ class RunProgress:
     def _at(self, running: Sequence[Path]) -> str:
         steps = [
             "waiting for the GPU"
-            if waits(attempt)
+            if waits_for_gpu(attempt)
             else f"{last_step(attempt) or 0}/{self.weights[attempt.parent.name][1]}"
             for attempt in running
         ]
@@ -83,7 +83,7 @@ class RunProgress:
         self._done_s += self.weights[row["trial_id"]][0]
         if as_json:
             kept = ("trial_id", "status", "error_class", "error_message", "params", "validation_loss_nats")
-            print(json.dumps({"event": "trial"} | {name: row[name] for name in kept}), flush=True)
+            print(json.dumps({"event": "trial"} | {name: row.get(name) for name in kept}), flush=True)
         elif row["status"] != "ok" and not self.quiet:
             text = f"{row['trial_id']} {row['status']}: {row['error_message'] or row['error_class']}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -168,12 +168,12 @@ def cost_columns(
 
     Raises ``InputError`` where the operation has no such direction.
     """
-    from scalekernels.providers import Unavailable
+    from scalekernels.providers import Unsupported
 
     own = provider.cost if provider else None
     try:
         cost = asdict((own or operation.module.cost)(case, backward))
-    except Unavailable as reason:
+    except Unsupported as reason:
         raise InputError([f"{operation.name}: {reason}"]) from reason
     return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
+from scalekernels.accuracy import Errors, Terms, errors_of, judge, terms_of
 from torch import Tensor
-
-from scalebench.comparison.accuracy import Errors, Terms, accuracy_columns, errors_of, terms_of
 
 Tensors = Mapping[str, Tensor]
 IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not fit into memory as a whole"
@@ -39,8 +39,8 @@ class Judge:
             terms = terms_of(module, case, inputs, backward)
         except Exception as error:  # noqa: BLE001 - without an oracle there is no check, which every row says
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
-        judge = cls._with_eager(module, case, inputs, backward, crash, at, expected)
-        return replace(judge, terms=terms)
+        with_eager = cls._with_eager(module, case, inputs, backward, crash, at, expected)
+        return replace(with_eager, terms=terms)
 
     @classmethod
     def _with_eager(
@@ -93,3 +93,31 @@ class Judge:
 
 def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
+
+
+def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "", terms: Terms = 0.0) -> dict[str, Any]:
+    """Return a row's accuracy columns, by the rule of ``scalekernels.accuracy``, for the tensor with the worst error.
+
+    ``accepted`` is None if the error is above the rule's floor and there is no eager error to compare with.
+    ``error_ratio`` is own over eager error.
+    """
+    judged = judge(own, None if eager is None or eager.problem else eager, terms=terms)
+    if not judged.tensors:
+        return {"accepted": not judged.problem, "error_note": judged.problem or None}
+    row = judged.tensors[judged.worst]
+    columns = {"max_abs_error": _finite(row.error), "error_result": judged.worst}
+    if eager is None or eager.problem:
+        note = f"no eager error to compare with: {eager_reason or (eager.problem if eager else 'not measured')}"
+        return {**columns, "accepted": True if judged.accepted else None, "error_note": note}
+    theirs = row.eager_error or 0.0
+    return {
+        **columns,
+        "eager_max_abs_error": _finite(theirs),
+        "error_ratio": _finite(row.error / theirs) if theirs else None,
+        "accepted": judged.accepted,
+        "error_note": judged.problem or None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

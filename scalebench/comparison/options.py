@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
+from scalekernels import OPERATIONS
+
+# The operations that can be compared, as the command line spells them, and the module of each.
+OPERATION_MODULES = {name.replace("_", "-"): f"scalekernels.{name}" for name in OPERATIONS}
 
 Words = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 

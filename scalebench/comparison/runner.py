@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import scalekernels
 
 from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST, WAITING
 from scalebench.comparison.turns import last_turn
+from scalebench.running import processes
 from scalebench.store import StoreError, read_json, write_json
 
 POLL_S = 0.1
@@ -96,9 +96,7 @@ def _run_once(
     environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
     command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
-        )
+        process = processes.start(command, environment, stdout=out, stderr=err)
     begun = time.time()
     try:
         while process.poll() is None:
@@ -112,7 +110,7 @@ def _run_once(
                 return {"status": "killed", "error_class": "Hung", "error_message": told}
             time.sleep(POLL_S)
     finally:
-        _stop(process)
+        processes.stop(process)
     return None if process.returncode == 0 else _cause(folder, process.returncode)
 
 
@@ -144,10 +142,8 @@ def _cause(folder: Path, code: int) -> dict[str, Any]:
         cause = read_json(lost)
         lost.unlink()
         return cause
-    if code < 0:
-        return {"status": "killed", "error_class": "ProcessEnded", "error_message": signal.Signals(-code).name}
-    last = (folder / "stderr.log").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
-    return {"status": "failed", "error_class": "ProcessEnded", "error_message": f"exit status {code}: {last[-1]}"}
+    reason = processes.exit_reason(code, processes.last_lines(folder / "stderr.log"))
+    return {"status": "killed" if code < 0 else "failed", "error_class": "ProcessEnded", "error_message": reason}
 
 
 def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None:
@@ -170,17 +166,3 @@ def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None
     crashed += [cause | during | {"provider": name} for name in names]
     (folder / "at.json").unlink(missing_ok=True)
     write_json(path, {"providers": crashed})
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and whatever it started."""
-    for number, grace in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()

@@ -23,7 +23,9 @@ from scalebench.data import (
     text,
     transduction,
 )  # fmt: skip
+from scalebench.data.byte_pair import BytePairs
 from scalebench.data.corpus import Corpus
+from scalebench.errors import unknown
 
 
 class DataError(ValueError):
@@ -96,8 +98,6 @@ def source_names() -> list[str]:
 @lru_cache(maxsize=8)
 def open_source(source: str) -> Data:
     """Open ``stdlib``, ``text:PATH``, …; raises ``DataError`` for an unknown, missing or empty source."""
-    from scalebench.errors import unknown
-
     name, colon, argument = source.partition(":")
     if name not in SOURCES:
         raise DataError(unknown(source, source_names()))
@@ -121,6 +121,8 @@ def open_data(source: str, vocab_size: int | None, validation_fraction: float) -
     if not isinstance(opened, Corpus):
         raise DataError(f"vocab_size = {vocab_size}: {source!r} has no vocabulary; leave data.vocab_size out")
     try:
-        return opened.with_vocabulary(vocab_size, validation_fraction)
+        if isinstance(opened, text.Text):
+            return BytePairs(opened, vocab_size, validation_fraction)
+        return opened.with_vocabulary(vocab_size)
     except ValueError as error:
         raise DataError(str(error)) from error

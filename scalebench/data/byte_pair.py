@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
 from scalebench.data.text import SEPARATOR, Text, split
+from scalebench.store.files import write_atomically
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -137,7 +138,5 @@ def _cache_folder() -> Path:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    from scalebench.store import write_atomically
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

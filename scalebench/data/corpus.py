@@ -41,9 +41,11 @@ class Corpus(ABC):
         """Return the bytes of text each token stands for, (vocab_size,); None where tokens stand for no text."""
         return None
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Corpus:  # noqa: ARG002
-        """Return the same source in another vocabulary. Raises ``ValueError`` where it has only its own."""
-        raise ValueError(f"its vocabulary is {self.vocab_size} tokens and cannot be chosen")
+    def with_vocabulary(self, vocab_size: int) -> Corpus:
+        """Return the same source with another vocabulary size. Raises ``ValueError`` if it cannot have that size."""
+        raise ValueError(
+            f"vocab_size = {vocab_size}: the vocabulary of this source is fixed at {self.vocab_size} tokens"
+        )
 
 
 def uniform_windows(rng: np.random.Generator, tokens: Tokens, count: int, span: int) -> Tokens:

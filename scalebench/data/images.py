@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.data.synthetic import generator
+
 Pixels = NDArray[np.uint8]  # (n, channels, size, size)
 Labels = NDArray[np.int64]  # (n,), 0 … classes - 1
 _FOLD_SEED = 41_011
@@ -79,8 +81,6 @@ class Folds(Images):
 
     def _sides(self, validation_fraction: float, seed: int) -> tuple[Labels, Labels]:
         """Return the rows of training and validation: fold ``seed`` of a fixed shuffle, modulo the folds."""
-        from scalebench.data.synthetic import generator
-
         rows = generator(_FOLD_SEED).permutation(len(self.labels))
         folds = max(2, round(1 / validation_fraction))
         held_out = np.array_split(rows, folds)[seed % folds]

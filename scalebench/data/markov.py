@@ -65,8 +65,8 @@ class Markov(Corpus):
         """SHA-256 of the definition."""
         return hashlib.sha256(f"markov-v1 {_CHAIN_SEED} {_CONCENTRATION} {self.vocab_size}".encode()).hexdigest()
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Markov:  # noqa: ARG002
-        """Return the chain of another number of symbols."""
+    def with_vocabulary(self, vocab_size: int) -> Markov:
+        """Return the chain of ``vocab_size`` symbols."""
         return Markov(vocab_size)
 
     def training_tokens(self, validation_fraction: float) -> None:  # noqa: ARG002

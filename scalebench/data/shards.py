@@ -62,8 +62,8 @@ class Shards(Corpus):
             digest.update(f" {size} {pages.dtype} ".encode() + pages.tobytes())
         return digest.hexdigest()
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Shards:  # noqa: ARG002
-        """Return the shards under a stated vocabulary. Raises ``ValueError`` when a token seen lies beyond it."""
+    def with_vocabulary(self, vocab_size: int) -> Shards:
+        """Return the shards with a stated vocabulary size. Raises ``ValueError`` if a sampled token is outside it."""
         if self.vocab_size > vocab_size:
             raise ValueError(f"vocab_size = {vocab_size}: {self.path} holds token {self.vocab_size - 1}")
         return replace(self, vocab_size=vocab_size, stated=True)

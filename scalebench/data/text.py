@@ -50,12 +50,6 @@ class Text(Corpus):
         """Return ones: a token is a byte."""
         return np.ones(self.vocab_size, dtype=np.int64)
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Corpus:
-        """Return the text in byte pairs: a vocabulary trained on what training sees."""
-        from scalebench.data.byte_pair import BytePairs
-
-        return BytePairs(self, vocab_size, validation_fraction)
-
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text in UTF-8."""
         return list(text.encode())

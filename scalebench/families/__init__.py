@@ -24,10 +24,10 @@ from scalebench.families import (
     transformer,
     vit,
 )  # fmt: skip
-from scalebench.families.base import ABILITIES, Counts, Decoder, Family, OutOfReach, Unsupported
+from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family, OutOfReach, Unsupported
 
 __all__ = [
-    "ABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "OutOfReach", "Unsupported", "configure", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "OutOfReach", "Unsupported", "configure", "model_fields",
 ]  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -46,29 +46,29 @@ FAMILIES: dict[str, Family] = {
 
 
 def model_fields(family: Family) -> list[str]:
-    """Return what a study may write under [model] for a family, besides family, params and size."""
+    """Return the keys that [model] may have for a family, besides family, params and size."""
     return [field.name for field in fields(family.Config)]
 
 
 def configure(family: Family, request: Mapping[str, Any], data: Data, sequence_length: int | None) -> Any:
-    """Turn a study's [model] fields into the family's Config.
+    """Return the family's Config for a study's [model] fields.
 
-    ``size`` takes a published Config and replaces fields in it; ``params`` turns the dial with the other fields held;
-    without either the fields must say it all. Raises ``OutOfReach`` with what is missing or cannot be had.
+    ``size`` starts from a published Config; ``params`` uses the dial with the other fields fixed; without either, the
+    fields must be complete. Raises ``OutOfReach`` naming the field that is missing or invalid.
     """
-    held = {key: value for key, value in request.items() if key not in ("size", "params")}
-    _check_types(family, held)
+    fixed = {key: value for key, value in request.items() if key not in ("size", "params")}
+    _check_types(family, fixed)
     if size := request.get("size"):
         if size not in family.SIZES:
             raise OutOfReach(f"size: {unknown(size, family.SIZES)}")
-        return replace(family.SIZES[size], **held)
-    held = family.defaults(data, sequence_length) | held
+        return replace(family.SIZES[size], **fixed)
+    fixed = family.defaults(data, sequence_length) | fixed
     if params := request.get("params"):
-        return family.at(params, **held)
-    missing = [name for name in _required(family.explicit) if name not in held]
+        return family.config_for(params, **fixed)
+    missing = [name for name in _required(family.explicit) if name not in fixed]
     if missing:
         raise OutOfReach(f"{' and '.join(missing)} missing: give params, a size, or {' and '.join(missing)}")
-    return family.explicit(**held)
+    return family.explicit(**fixed)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -76,10 +76,10 @@ def _required(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD]
 
 
-def _check_types(family: Family, held: Mapping[str, Any]) -> None:
-    """Refuse unknown fields, wrong types and numbers that are not positive."""
+def _check_types(family: Family, fixed: Mapping[str, Any]) -> None:
+    """Raise ``OutOfReach`` for unknown fields, wrong types and numbers that are not positive."""
     known = _field_types(family.Config)
-    for name, value in held.items():
+    for name, value in fixed.items():
         if name not in known:
             raise OutOfReach(f"{name}: {unknown(name, list(known)).replace('unknown', 'unknown key', 1)}")
         if known[name] is int and (type(value) is not int or value < 1):

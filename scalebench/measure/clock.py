@@ -10,6 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from scalebench.measure.statistics import summarize
+from scalebench.store import Column
+
+COLUMNS = (
+    Column("timing_method", "", "clock that timed the steps or calls"),
+    Column("first_step_time_s", "s", "first step, with compilation and autotuning"),
+    Column("step_time_median_s", "s", "median step time after the warm-up"),
+    Column("step_time_p20_s", "s", "20th percentile of the step time after the warm-up"),
+    Column("step_time_p80_s", "s", "80th percentile of the step time after the warm-up"),
+    Column("data_time_s", "s", "median time that a step waits for its batch"),
+)
 
 
 @dataclass

@@ -32,35 +32,53 @@ def gpu_uuid(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
-class DeviceLock:
-    """The lock of one GPU, free until ``take``. ``waited_s`` is how long taking it took, in seconds.
+class FileLock:
+    """An advisory lock on a file, free until ``take``; it ends with the process that holds it.
 
-    Without a name (a CPU) there is nothing to take and nothing to wait for.
+    ``waited_s`` is how long taking it took, in seconds. Without a path there is nothing to take and nothing to wait
+    for.
     """
 
-    def __init__(self, name: str, folder: Path | None = None) -> None:
-        self.path = (folder or FOLDER) / f"scalebench-{name}.lock" if name else None
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.waited_s = 0.0
         self._file: int | None = None
 
     def take(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> None:
         """Wait until nobody else has it and take it; with ``shared`` beside others that share it.
 
-        ``waiting`` is called once if it is not free at once. Raises ``PermissionError`` when the file cannot be read.
+        ``waiting`` is called once if it is not free at once. Raises ``OSError`` when the file cannot be locked,
+        ``PermissionError`` among them when it cannot be read.
         """
+        begun = time.monotonic()
+        if not self.try_take(shared=shared):
+            waiting()
+            self._lock(shared=shared, wait=True)
+        self.waited_s = time.monotonic() - begun
+
+    def try_take(self, *, shared: bool = False) -> bool:
+        """Take it if it is free; return whether this process has it now."""
+        try:
+            self._lock(shared=shared, wait=False)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _lock(self, *, shared: bool, wait: bool) -> None:
         if self.path is None or self._file is not None:
             return
-        kind, file, begun = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, _open(self.path), time.monotonic()
+        file = self.open(self.path)
         try:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(file, kind)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BaseException:
             os.close(file)
             raise
-        self._file, self.waited_s = file, time.monotonic() - begun
+        self._file = file
+
+    @staticmethod
+    def open(path: Path) -> int:
+        """Open the file that is locked, making it if it is not there; for writing, as network file systems want it."""
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def release(self) -> None:
         """Let the next one have it."""
@@ -76,6 +94,18 @@ class DeviceLock:
             yield
         finally:
             self.release()
+
+
+class DeviceLock(FileLock):
+    """The lock of one GPU, by its UUID; "" stands for a CPU, which has none."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        super().__init__((folder or FOLDER) / f"scalebench-{name}.lock" if name else None)
+
+    @staticmethod
+    def open(path: Path) -> int:
+        """Open a file that all users of the machine share."""
+        return _open(path)
 
 
 def _open(path: Path) -> int:

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from scalebench.store import Column
+
 # The counter moves every 20 to 100 ms: below two seconds its steps are too coarse to mean anything.
 MINIMUM_WINDOW_S = 2.0
+
+COLUMNS = (
+    Column("energy_j", "J", "energy of the GPU over the measured steps or calls"),
+    Column("energy_method", "", "counter that the energy was read from, or why it was not measured"),
+)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +16,28 @@ from typing import Any
 
 import psutil
 
+from scalebench.store import Column
+
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides a trial's numbers; the report, the fits and the command line do not.
-DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py")
+DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
+
+COLUMNS = (
+    Column("machine_id", "", "12 hex digits that tell machines apart"),
+    Column("device_kind", "", "cpu or cuda"),
+    Column("device_name", "", "name of the GPU, or of the CPU"),
+    Column("cpu_model", "", "name of the CPU"),
+    Column("threads", "1", "CPU threads that torch uses"),
+    Column("started_at", "", "start of the trial, UTC"),
+    Column("git_commit", "", "commit of the checkout that ran"),
+    Column("git_dirty", "", "whether that checkout had uncommitted changes"),
+    Column("code_fingerprint", "", "first 12 hex digits of the SHA-256 of the source that decides results"),
+    Column("python_version", "", "version of Python"),
+    Column("torch_version", "", "version of torch"),
+    Column("triton_version", "", "version of triton"),
+    Column("ptxas_version", "", "version of the assembler of the GPU's machine code"),
+    Column("platform", "", "operating system"),
+)
 
 
 def command_line() -> str:
@@ -99,6 +119,12 @@ def ptxas_version() -> str | None:
     return assembler(10 * major + minor)[1]
 
 
+@lru_cache(maxsize=1)
+def started_at() -> str:
+    """Return the time, UTC, of the first call in this process."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def environment(device_kind: str) -> dict[str, Any]:
     """Return the record's environment columns. Imports torch."""
     import torch
@@ -117,6 +143,7 @@ def environment(device_kind: str) -> dict[str, Any]:
         "triton_version": package_version("triton"),
         "ptxas_version": ptxas_version() if cuda else None,
         "platform": platform.platform(),
+        "started_at": started_at(),
     }
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from scalebench.store import Column
+
 # MemTracker's categories, in the record's words. Temporaries of backward and untracked tensors are "other".
 CATEGORIES = {
     "Parameter": "parameters",
@@ -21,6 +23,32 @@ CATEGORIES = {
     "Temp": "other",
     "Other": "other",
 }
+
+PEAK_COLUMNS = (
+    Column("peak_memory_allocated_bytes", "B", "most that the CUDA allocator had given out"),
+    Column("peak_memory_reserved_bytes", "B", "most that the CUDA allocator had reserved"),
+    Column("peak_rss_bytes", "B", "largest resident set of the process"),
+)
+METHOD = Column("memory_split_method", "", "how the memory by category was measured")
+TRACKED = Column("memory_tracked_peak_bytes", "B", "most that all tracked tensors took at one time")
+SPLIT_COLUMNS = (
+    *(
+        Column(f"memory_{name}_bytes", "B", f"most that {name} took in a step")
+        for name in dict.fromkeys(CATEGORIES.values())
+    ),
+    *(
+        Column(f"memory_at_peak_{name}_bytes", "B", f"what {name} took when the total was highest")
+        for name in dict.fromkeys(CATEGORIES.values())
+    ),
+    TRACKED,
+    METHOD,
+)
+CALL_COLUMNS = tuple(
+    column
+    for column in SPLIT_COLUMNS
+    if column in (TRACKED, METHOD)
+    or column.name.removeprefix("memory_at_peak_") in ("parameters_bytes", "activations_bytes", "other_bytes")
+)
 
 
 def reset_peaks(device: torch.device) -> None:

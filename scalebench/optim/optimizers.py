@@ -22,16 +22,14 @@ Larger models and other data were not tried: an optimizer that matters to a stud
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
-from scalebench.optim.fused import build_fused_optimizer
-from scalebench.study import TrainSpec
+from scalebench.optim.fused import OptimizerSpec, build_fused_optimizer
 
 Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
 
@@ -45,39 +43,39 @@ class OptimizerChoice:
     """
 
     summary: str
-    make: Callable[[Groups, TrainSpec], Optimizer]
+    make: Callable[[Groups, OptimizerSpec], Optimizer]
     state_per_param: int
     rate_factor: float
     weight_decay: float = 0.0
 
 
-def _fused(spec: TrainSpec) -> dict[str, bool]:
+def _fused(spec: OptimizerSpec) -> dict[str, bool]:
     """Return which of torch's kernels an optimizer with a fused one uses."""
     return {"foreach": False, "fused": spec.implementation != "eager"}
 
 
-def _foreach(spec: TrainSpec) -> dict[str, bool]:
+def _foreach(spec: OptimizerSpec) -> dict[str, bool]:
     """Return the same for an optimizer without a fused one."""
     return {"foreach": spec.implementation != "eager"}
 
 
-def _sgd(groups: Groups, spec: TrainSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
+def _sgd(groups: Groups, spec: OptimizerSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
     return SGD(groups, spec.learning_rate, spec.momentum if momentum else 0.0, nesterov=nesterov, **_fused(spec))
 
 
-def _adagrad(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _adagrad(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     return Adagrad(groups, spec.learning_rate, **_fused(spec))
 
 
-def _rmsprop(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _rmsprop(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     return RMSprop(groups, spec.learning_rate, alpha=spec.beta2, **_foreach(spec))
 
 
-def _adam(groups: Groups, spec: TrainSpec, kind: type[Adam] = Adam) -> Optimizer:
+def _adam(groups: Groups, spec: OptimizerSpec, kind: type[Adam] = Adam) -> Optimizer:
     return kind(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
 
 
-def _lion(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     if spec.implementation == "eager":
         from lion_pytorch import Lion
     else:
@@ -92,7 +90,7 @@ class MuonWithAdamW(Optimizer):
     serves both.
     """
 
-    def __init__(self, groups: Groups, spec: TrainSpec) -> None:
+    def __init__(self, groups: Groups, spec: OptimizerSpec) -> None:
         super().__init__(groups, {"lr": spec.learning_rate})
         hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
         muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
@@ -100,6 +98,14 @@ class MuonWithAdamW(Optimizer):
         # Groups and state are the parts' own, so that a schedule or a collector sees what they use.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         for part in self.parts:
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, which the parts go on sharing."""
+        super().load_state_dict(state_dict)
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
@@ -136,7 +142,7 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - apart
 
 
-def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
+def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """Make the optimizer of a trial. Matrices decay; vectors (norms, biases) do not.
 
     Raises ``ValueError`` for Muon on a model without hidden matrices.
@@ -154,31 +160,3 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
     if spec.implementation in ("triton", "fused"):
         return build_fused_optimizer(made, spec)
     return OPTIMIZERS[spec.optimizer].make(made, spec)
-
-
-def schedule_factor(spec: TrainSpec, step: int) -> float:
-    """Return what the learning rate is multiplied by at a step: linear warm-up, then the named shape, down to zero.
-
-    ``constant`` stays; ``linear`` and ``cosine`` fall over all that follows the warm-up; ``wsd`` (warm-up, stable,
-    decay; Hu et al. 2024) falls linearly over the last ``decay_fraction`` of the steps.
-    """
-    warm = min(1.0, (step + 1) / (spec.warmup_steps + 1))
-    start = spec.warmup_steps
-    if spec.schedule == "wsd":
-        start = max(start, round(spec.steps * (1 - spec.decay_fraction)))
-    progress = min(1.0, max(0.0, (step - start) / max(1, spec.steps - start)))
-    if spec.schedule == "constant":
-        return warm
-    if spec.schedule == "cosine":
-        return warm * 0.5 * (1 + math.cos(math.pi * progress))
-    return warm * (1 - progress)
-
-
-def set_learning_rate(optimizer: Optimizer, spec: TrainSpec, step: int) -> None:
-    """Give every parameter group the learning rate of a step; one kept as a tensor is filled, without waiting."""
-    rate = spec.learning_rate * schedule_factor(spec, step)
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate

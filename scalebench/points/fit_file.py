@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scalebench.errors import InputError, unknown
-from scalebench.laws import LAWS, UNASKED, FitRefused, Law, Refits
+from scalebench.laws import DEFAULT_REFITS, LAWS, FitRefused, Law, Refits
 from scalebench.laws import fit as fit_law
-from scalebench.points.files import open_source
-from scalebench.points.table import CONFIG, PointTable, read_points
+from scalebench.points.files import open_table
+from scalebench.points.table import CONFIG, PointTable, read_columns
 from scalebench.store import StoreError, read_json
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Backtest, Fit
 
 TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
@@ -61,7 +61,7 @@ def column_options(law: Law) -> dict[str, str]:
 
 def column_names(path: Path) -> tuple[str, ...]:
     """Return the columns of a file; of a results folder those that laws read by default."""
-    return tuple(OF_RESULTS) if path.is_dir() else open_source(path).names
+    return tuple(OF_RESULTS) if path.is_dir() else open_table(path).names
 
 
 def law_columns(
@@ -93,7 +93,7 @@ def fit_points(
     given: Mapping[str, str],
     where: str | None,
     options: Mapping[str, Any],
-    refits: Refits = UNASKED,
+    refits: Refits = DEFAULT_REFITS,
 ) -> tuple[Fit, PointTable]:
     """Read points and fit a law to them, its intervals by ``refits``.
 
@@ -101,12 +101,12 @@ def fit_points(
     """
     form = find_law(law)
     columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
-    least = len(form.parameters) - len(options.get("fixed") or {})
-    table = read_points(path, columns, where, least=least, options=column_options(form))
+    table = read_columns(path, columns, where, options=column_options(form))
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
-        raise InputError([f"{path}: {refusal}"]) from refusal
+        selected = f" ({len(table):,} points selected by --where {where!r})" if where else ""
+        raise InputError([f"{path}: {refusal}{selected}"]) from refusal
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def fit_values(table: PointTable) -> dict[str, Any]:
     return values
 
 
-def to_document(fit: Fit, table: PointTable, rows: list[Holdout] | None) -> dict[str, Any]:
+def to_document(fit: Fit, table: PointTable, tested: Backtest | None) -> dict[str, Any]:
     """Return `fit.to_dict()`, and what it takes to make the fit and its intervals again."""
     points = {role: np.asarray(values).tolist() for role, values in fit_values(table).items()}
     source = {"file": table.path.name, "columns": table.columns, "where": table.where}
     return {
         **fit.to_dict(),
-        "backtest": None if rows is None else [json_safe(asdict(row)) for row in rows],
+        "backtest": None if tested is None else [json_safe(row.to_dict()) for row in tested.forecasts],
         "points": points,
         "source": source,
     }

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.advice import Allocation, Counting, isoflop, parametric
+from scalebench.advice.allocation import count
 from scalebench.analysis.series import LOSS, Array, N, Trend, best_over, numeric, split_columns, tuned_axes
-from scalebench.laws import LAWS, Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
-from scalebench.laws.allocation import count
+from scalebench.laws import LAWS, Fit, FitRefused, fit
 from scalebench.reporting.figures import Analysis, Words
 from scalebench.reporting.quantities import bounded, quantity, symbol
 from scalebench.reporting.svg import Marks, legend, look

@@ -14,7 +14,7 @@ from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, look
 from scalebench.reporting.tables import Cell, number, table, word
 
 if TYPE_CHECKING:
-    from scalebench.laws.profiling import Profile
+    from scalebench.laws.intervals.profile import Profile
 
 STUDIES = 400  # simulated for the 95 % limit: with 200 an end moved by a seventh of the interval between two seeds
 

@@ -5,7 +5,8 @@ A study's results are plain files, so that copying folders merges, moves, archiv
     RESULTS/<study>/study.json
     RESULTS/<study>/trials/<trial_id>/attempt-<UTC>-<random>/
         trial.json  placement.json  environment.json  stdout.log  stderr.log  heartbeat.json
-        steps.parquet (training) or calls.parquet (inference)  weights.safetensors (where a study keeps them)
+        *.parquet              samples of the workload (steps.parquet of training, calls.parquet of inference)
+        weights.safetensors  state.safetensors   (where a study keeps them)
         record.json            written last: an attempt counts once its record is there
 
 Every file is written under a temporary name, synced and renamed. Attempts are never overwritten.
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import StoreError, read_json, write_json, write_table
 
 if TYPE_CHECKING:
@@ -29,35 +31,13 @@ if TYPE_CHECKING:
 SCHEMA = 1
 STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported")
 
-# Names carry units; SI in storage; null for what was not measured. The axes of a study stand beside these columns.
-RECORD_COLUMNS = tuple(
-    """
-    study workload trial_id attempt status error_class error_message stop_step
-    family params params_non_embedding params_active requested_params size
-    train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
-    step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s wall_time_s
-    timing_method timing_exclusive skipped_steps
-    latency_median_s latency_p95_s latency_p99_s prefill_time_s decode_time_per_token_s flops_per_call
-    samples_per_s tokens_per_s flops_per_step achieved_flops_per_s mfu peak_flops_per_s peak_source
-    peak_memory_allocated_bytes peak_memory_reserved_bytes peak_rss_bytes memory_tracked_peak_bytes
-    memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes
-    memory_activations_bytes memory_other_bytes
-    memory_at_peak_parameters_bytes memory_at_peak_gradients_bytes memory_at_peak_optimizer_bytes
-    memory_at_peak_activations_bytes memory_at_peak_other_bytes
-    memory_split_method attention_backend checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
-    energy_j energy_method
-    tokens_seen samples_seen epochs_seen data_sha256
-    machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint
-    python_version torch_version triton_version ptxas_version platform command invalid_reason
-    """.split()
-)
-
 
 @dataclass(frozen=True)
 class Results:
     """What results folders hold: one row per trial, and what could not be read.
 
-    ``frame`` has one row per trial (its latest attempt with a readable record) and every name of ``RECORD_COLUMNS``.
+    ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
+    every column of any record.
     ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
     its ``study.json`` (``{}`` where that is absent).
     """
@@ -71,15 +51,17 @@ class Results:
 
 
 def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
-    """Close an attempt: fill every column that was not measured with null and write ``record.json`` last.
+    """Close an attempt: write ``record.json``, last, with null in every declared column that ``record`` lacks.
 
-    Raises ``ValueError`` for a status outside ``STATUSES``.
+    The columns are the store's own and those that the attempt's ``trial.json`` lists under ``columns``. Raises ``ValueError`` for a status outside ``STATUSES``.
     """
     if record["status"] not in STATUSES:
         raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
     kept = sorted(path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}"))
     files = {path.name: path.stat().st_size for path in kept}
-    columns = dict.fromkeys(RECORD_COLUMNS) | dict(record) | {"attempt": attempt.name}
+    header = attempt / "trial.json"
+    declared = read_json(header).get("columns", []) if header.exists() else []
+    columns = dict.fromkeys([*STORE_NAMES, *declared]) | dict(record) | {"attempt": attempt.name}
     write_json(attempt / "record.json", {"schema": SCHEMA, "files": files, **columns})
 
 
@@ -167,13 +149,13 @@ def read_results(*paths: str | Path) -> Results:
     for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
         studies[study_dir.name] = read_study(study_dir, damaged)
         rows.extend(_rows(study_dir, damaged))
-    extra = dict.fromkeys(name for row in rows for name in row if name not in RECORD_COLUMNS)
-    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *extra])
+    names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
+    frame = pd.DataFrame(rows, columns=list(names))
     return Results(frame, tuple(damaged), studies)
 
 
 def load_results(*paths: str | Path) -> pd.DataFrame:
-    """Read results folders as a DataFrame, one row per trial (see ``RECORD_COLUMNS``); warn of damaged attempts."""
+    """Read results folders as a DataFrame, one row per trial; warn of damaged attempts."""
     results = read_results(*paths)
     for line in results.damaged:
         warnings.warn(f"damaged attempt passed over: {line}", stacklevel=2)

@@ -13,11 +13,17 @@ from torch.nn import functional as F
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.store import Column
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
 
 # Bytes to about zero mean and unit spread, the same for every source: networks want small numbers.
 _CENTRE, _SPREAD = 127.5, 63.75
+
+COLUMNS = (
+    Column("metric_accuracy", "1", "share of the validation images whose class is predicted"),
+    Column("metric_f1", "1", "F1, averaged over the classes that occur"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Classification(MeanLoss):
 
 
 def classification(
-    images: Images, image_size: int, spec: DataSpec, train: TrainSpec, *, channels: int, classes: int
+    images: Images, image_size: int, spec: DataSpec, train: Batching, *, channels: int, classes: int
 ) -> Classification:
     """Return classification of a source's images by a model of given image size, channels and classes.
 

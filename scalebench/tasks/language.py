@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus, Tokens
 from scalebench.data.synthetic import generator
+from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, LossAlone
+
+COLUMNS = (
+    Column(
+        "metric_bits_per_byte", "bit/B", "validation loss in bits per byte of text, comparable between vocabularies"
+    ),
+)
 
 
 @dataclass(frozen=True)

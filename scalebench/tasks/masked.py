@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
 from scalebench.data.text import Text, split
+from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 
 SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # numbered after the symbols of the text, in this order
@@ -22,6 +23,14 @@ MASKED_SHARE, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
 IGNORED = -100  # the label of a place that is not to be predicted
 
 Integers = NDArray[np.int64]
+
+COLUMNS = (
+    Column("metric_mlm_loss_nats", "nat", "validation loss of the masked tokens"),
+    Column("metric_nsp_loss_nats", "nat", "validation loss of next-sentence prediction"),
+    Column("metric_mlm_accuracy", "1", "share of the masked tokens that are predicted"),
+    Column("metric_nsp_accuracy", "1", "share of the sentence pairs that are classified correctly"),
+    Column("metric_nsp_f1", "1", "F1 of the pairs that follow each other"),
+)
 
 
 def assemble(first: Bytes, second: Bytes, symbols: int) -> tuple[Integers, Integers]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalebench.data.retrieval import Retrieval
 from scalebench.data.synthetic import Teacher, TeacherKind, generator
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, LossAlone
 
 
@@ -107,7 +107,7 @@ class SetRegression(GaussianTask):
         return self.data.draw(self.length, self.noise_std, n, generator(*key))
 
 
-def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: TrainSpec) -> Regression:
+def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: Batching) -> Regression:
     """Return regression on a teacher for a Config with ``inputs`` and ``outputs``."""
     assert spec.noise_std is not None
     return Regression(

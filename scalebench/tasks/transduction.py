@@ -12,8 +12,14 @@ from torch import Tensor, nn
 
 from scalebench.data.synthetic import generator
 from scalebench.data.transduction import BEGIN, Transduction
+from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 from scalebench.tasks.language import token_losses
+
+COLUMNS = (
+    Column("metric_token_accuracy", "1", "share of the target tokens that are predicted, the ones before given"),
+    Column("metric_exact_match", "1", "share of the target sequences whose tokens are all predicted"),
+)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from scalebench.data import open_source
 from scalebench.families import gpt
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import DataSpec
 from scalebench.workloads.loop import train
 from scalebench.workloads.running import Running
+from scalebench.workloads.training_spec import TrainSpec
 
 REFERENCE, MEASURE = ("eager", "none"), ("sdpa", "none")
 WAYS = (("compile", "blocks"), ("triton", "none"), ("fused", "none"), ("fused", "blocks"), ("fused", "step"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return tuple(tensor.contiguous().pin_memory().to(device, non_blocking=True) for tensor in batch)
 
 
-def batches(task: Task, steps: int, device: torch.device) -> Generator[Batch]:
+def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator[Batch]:
     """Yield the batch of each step on the device: made when it is wanted on a CPU, ahead of time on a GPU."""
     if device.type == "cpu":
-        for step in range(steps):
+        for step in steps:
             yield task.batch(step)
         return
     yield from prefetched(task.batch, steps, device)
 
 
-def prefetched(make: Callable[[int], Batch], steps: int, device: torch.device) -> Generator[Batch]:
+def prefetched(make: Callable[[int], Batch], steps: Sequence[int], device: torch.device) -> Generator[Batch]:
     """Yield ``make(step)`` on the device for each step, made in a thread; what it raises is raised here.
 
     On a GPU the copies run on a stream of their own, and the stream that computes waits for them; the host does not.
@@ -42,7 +42,7 @@ def prefetched(make: Callable[[int], Batch], steps: int, device: torch.device) -
     thread = threading.Thread(target=_fill, args=(make, steps, device, ready, closed), daemon=True)
     thread.start()
     try:
-        for _ in range(steps):
+        for _ in steps:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
@@ -59,12 +59,16 @@ def prefetched(make: Callable[[int], Batch], steps: int, device: torch.device) -
 
 
 def _fill(
-    make: Callable[[int], Batch], steps: int, device: torch.device, ready: queue.Queue[Any], closed: threading.Event
+    make: Callable[[int], Batch],
+    steps: Sequence[int],
+    device: torch.device,
+    ready: queue.Queue[Any],
+    closed: threading.Event,
 ) -> None:
     """Make and send one batch after another until all are there or nobody wants them."""
     try:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        for step in range(steps):
+        for step in steps:
             if not _put(ready, _sent(make(step), device, stream), closed):
                 return
     except BaseException as error:  # noqa: BLE001 - raised again where the batch is wanted

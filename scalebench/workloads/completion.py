@@ -1,6 +1,6 @@
 """Text from a trained model: what it adds to a prompt.
 
-``WRITERS`` maps what a family offers (``base.ABILITIES``) to the function that makes text of it: the place where a
+``WRITERS`` maps what a family offers (``base.CAPABILITIES``) to the function that makes text of it: the place where a
 family that writes in another way than from left to right plugs in.
 """
 

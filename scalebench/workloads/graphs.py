@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scalebench.errors import PointRefused
+from scalebench.errors import InputError
 from scalebench.families import FAMILIES
 
 # What can run as one, by implementation; the first is what "auto" stands for. Others launch operation by operation.
@@ -13,19 +13,19 @@ GRAPHS_OF = {"compile": ("model", "blocks"), "fused": ("blocks", "model", "step"
 
 
 def decided_graph(name: str, train: Mapping[str, Any]) -> str:
-    """Return ``train.graph`` of a trial of a family; ``PointRefused`` for what its implementation cannot run as one."""
+    """Return ``train.graph`` of a trial of a family; ``InputError`` for what its implementation cannot run as one."""
     if train["implementation"] not in FAMILIES[name].IMPLEMENTATIONS:
         return "none"  # the trial is unsupported, which its row says
     allowed = GRAPHS_OF.get(train["implementation"], ("none",))
     graph = str(allowed[0] if train["graph"] == "auto" else train["graph"])
     if graph not in allowed:
         what = f'implementation = "{train["implementation"]}" has {", ".join(allowed)}'
-        raise PointRefused(f"train.graph: {graph!r} is not for every implementation: {what}")
-    if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].OFFERS:
-        raise PointRefused(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
+        raise InputError(f"train.graph: {graph!r} is not for every implementation: {what}")
+    if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].CAPABILITIES:
+        raise InputError(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
     if graph == "step" and train["precision"] != "bfloat16":
         # float32 has no working copy to keep its gradients in place, and a float16 step may be skipped.
-        raise PointRefused("train.graph: only a step in bfloat16 can be captured; set train.precision, or use blocks")
+        raise InputError("train.graph: only a step in bfloat16 can be captured; set train.precision, or use blocks")
     if graph == "step" and train["batch_size"] % train["accumulation"]:
-        raise PointRefused("train.graph: a captured step needs micro-batches of one size; let accumulation divide")
+        raise InputError("train.graph: a captured step needs micro-batches of one size; let accumulation divide")
     return graph

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from scalebench.measure.clock import StepClock
 from scalebench.measure.statistics import clustered_mean
 from scalebench.optim.fused import clips
-from scalebench.optim.optimizers import set_learning_rate
-from scalebench.study import TrainSpec
+from scalebench.optim.schedules import set_learning_rate
 from scalebench.tasks import Batch, Task
 from scalebench.workloads.batches import batches, to_device
+from scalebench.workloads.training_spec import TrainSpec
 
 # How often the loop looks at its losses: looking waits for the device, so not at every step.
 CHECK_EVERY = 20
@@ -49,20 +49,24 @@ def train(
     losses: Tensor,
     check: Callable[[int], None],
     make_step: Callable[[nn.Module, Optimizer, Task, TrainSpec, GradScaler], Step] | None = None,
+    *,
+    scaler: GradScaler | None = None,
+    first_step: int = 0,
 ) -> int:
-    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged.
+    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
-    Nothing within a step waits for the device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one.
-    Returns how many steps the loss scaler of float16 skipped, their gradients being too large for the format.
+    A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
+    device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one. Returns how many steps the loss scaler
+    of float16 skipped, their gradients being too large for the format.
     """
     device = losses.device
-    run = (make_step or Step)(model, optimizer, task, spec, loss_scaler(device, spec))
+    run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))
     model.train()
     clock.lap()
-    with closing(batches(task, spec.steps, device)) as coming:
+    with closing(batches(task, range(first_step, first_step + spec.steps), device)) as coming:
         for step, batch in enumerate(coming):
             clock.data_ready()
-            set_learning_rate(optimizer, spec, step)
+            set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:

@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from scalebench.optim.fused import clips
-from scalebench.study import TrainSpec
 from scalebench.tasks import Task
 from scalebench.workloads.batches import to_device
 from scalebench.workloads.building import KERNELS, compile_blocks, compile_model
 from scalebench.workloads.loop import Step, backward, loss_scaler
 from scalebench.workloads.mixed_precision import WorkingCopy, computes_in
+from scalebench.workloads.training_spec import TrainSpec
 
 # torch's own order begins with FlashAttention 2, which cuDNN outruns on Hopper: the fair rival of other kernels there.
 CUDNN_FIRST_FROM = (9, 0)

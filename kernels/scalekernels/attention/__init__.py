@@ -31,7 +31,7 @@ from scalekernels.attention.cases import CASES, GOALS, LADDER, LARGER, Case, cos
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
 from scalekernels.device import INTERPRETED, refuse_tangents, require_dtype, unavailable_reason
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "HEAD_DIMENSIONS", "LADDER", "LARGER", "Case", "attention", "attention_over_cache",
@@ -248,13 +248,13 @@ def _fused(**options: bool) -> Any:
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
         if reason := unavailable_reason():
-            raise Unavailable(reason)
+            raise Unsupported(reason)
         if INTERPRETED and case.dtype == torch.bfloat16:
-            raise Unavailable("Triton's interpreter has no bfloat16 products")
+            raise Unsupported("Triton's interpreter has no bfloat16 products")
         if not deterministic and not backward:
-            raise Unavailable("differs from triton in the backward pass alone")
+            raise Unsupported("differs from triton in the backward pass alone")
         if descriptors and (reason := undescribed(k=inputs["k"], v=inputs["v"])):
-            raise Unavailable(reason)
+            raise Unsupported(reason)
         return prepared(compute)(case, inputs, backward)
 
     return prepare

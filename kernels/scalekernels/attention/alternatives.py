@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalekernels.attention.cases import Case
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 Compute = Callable[[Case, Tensor, Tensor, Tensor], Tensor]
 Run = Callable[[], Mapping[str, Tensor]]
@@ -46,7 +46,7 @@ def _without_graph(compute: Compute, case: Case, q: Tensor, k: Tensor, v: Tensor
 
 
 def _refusing(compute: Compute) -> Callable[[Case, Mapping[str, Tensor], bool], Run]:
-    """As :func:`prepared`; what the function cannot do, found by doing it once, is ``Unavailable`` in torch's words."""
+    """As :func:`prepared`; what the function cannot do, found by doing it once, is ``Unsupported`` in torch's words."""
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
         with warnings.catch_warnings(record=True) as said:  # torch says why a backend was passed over in warnings
@@ -58,7 +58,7 @@ def _refusing(compute: Compute) -> Callable[[Case, Mapping[str, Tensor], bool], 
                 raise  # too large for the device is not the same as not able to
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise Unavailable(
+                raise Unsupported(
                     " ".join([first, *(str(one.message).split(" (Triggered")[0] for one in said)])
                 ) from error
         return run
@@ -95,9 +95,9 @@ def _flex_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> R
 
 def _flash_attn_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
     if importlib.util.find_spec("flash_attn") is None:
-        raise Unavailable("flash-attn is not installed")
+        raise Unsupported("flash-attn is not installed")
     if case.causal and case.query_length != case.key_length:
-        raise Unavailable("flash-attn aligns the causal mask at the bottom right; this case has it at the top left")
+        raise Unsupported("flash-attn aligns the causal mask at the bottom right; this case has it at the top left")
     flash_attn = importlib.import_module("flash_attn")
 
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

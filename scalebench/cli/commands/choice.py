@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from scalebench.cli.output import say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
-from scalebench.points.files import open_source
+from scalebench.points.files import open_table
 from scalebench.points.fit_file import column_names, column_options, find_law, fit_values, law_columns, named_laws
-from scalebench.points.table import read_points
+from scalebench.points.table import read_columns
 
 if TYPE_CHECKING:
-    from scalebench.laws.backtest import Choice
+    from scalebench.laws import Choice
 
 
 def choose_law(
@@ -26,10 +26,10 @@ def choose_law(
     """
     if text != "auto" and "," not in text:
         return text, None
-    laws = named_laws(text, given, open_source(path).names)
+    laws = named_laws(text, given, open_table(path).names)
     form = find_law(laws[0])
     columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
-    points = fit_values(read_points(path, columns, where, options=column_options(form)))
+    points = fit_values(read_columns(path, columns, where, options=column_options(form)))
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
     try:

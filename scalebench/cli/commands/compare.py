@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from scalebench.cli.output import duration, print_json, say, si, table
 from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
+from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.comparison.runner import Tick
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
@@ -37,7 +38,7 @@ def run_compare(
         rows = import_files(imports, operation, options.baseline, margin, results, line)
         return _print(Comparison(results, rows), as_json=as_json)
     if operation is None:
-        raise InputError(["compare: name an operation (attention, optimizer, cross-entropy, norm or a .py file)"])
+        raise InputError([f"compare: give an operation ({', '.join(OPERATION_MODULES)}) or a .py file"])
     plan = plan_comparison(operation, options)
     if not as_json:
         _announce(plan)

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalebench.advice import best_set, compute_multiplier, next_trial, optimum_law
+from scalebench.advice.design import MOST
 from scalebench.analysis.series import LOSS
 from scalebench.analysis.sources import candidate_trials, find_compute_fit, find_fit
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
-from scalebench.laws import Fit, FitRefused, best_set, compute_multiplier, next_trial, optimum_law
-from scalebench.laws.design import MOST
+from scalebench.laws import Fit, FitRefused
 from scalebench.points.fit_file import json_safe
-from scalebench.points.table import read_points
+from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
 if TYPE_CHECKING:
-    from scalebench.laws.design import Candidate, Design
-    from scalebench.laws.multiplier import ComputeMultiplier
-    from scalebench.laws.optima import OptimumLaw
+    from scalebench.advice.design import Candidate, Design
+    from scalebench.advice.multiplier import ComputeMultiplier
+    from scalebench.advice.optima import OptimumLaw
 
 GRID, REACH = 9, 1.0  # values of each input among the candidates unless given, and how far beyond the largest they go
 FAR = 1.1  # times beyond the compute measured, from which on that is said
@@ -81,7 +82,7 @@ def _check_limits(fit: Fit, candidates: Path | None, budget: float | None, reach
 def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
     priced = budget is not None and not {"params", "tokens"} <= set(fit.law.inputs)
     names = (*fit.law.inputs, *(("flops",) if priced else ()))
-    return dict(read_points(path, {name: name for name in names}).values)
+    return dict(read_columns(path, {name: name for name in names}).values)
 
 
 def print_design(fit: Fit, found: Design) -> None:
@@ -163,7 +164,7 @@ def run_tune(
     names = {name: name for name in (*against, optimised)}
     loss = loss_column or (LOSS if path.is_dir() else "loss")
     options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
-    points = read_points(path, {**names, "loss": loss}, where, options=options).values
+    points = read_columns(path, {**names, "loss": loss}, where, options=options).values
     try:
         found = optimum_law(points, optimised, against)
         at = None if not sizes else (found.predict(**sizes), *found.prediction_interval(**sizes))
@@ -190,9 +191,9 @@ def print_tune(found: OptimumLaw, sizes: Mapping[str, float], at: tuple[float, f
         for group, one in found.optima
     ]
     table("", (*found.exponents, f"best {found.optimised}", "its loss", "points"), shown, text_columns=0)
-    for refusal in found.refused:
-        where = ", ".join(f"{name} {quantity(value)}" for name, value in refusal.group.items())
-        say(f"{where}: left out: {refusal.reason}")
+    for group, reason in found.refused:
+        where = ", ".join(f"{name} {quantity(value)}" for name, value in group.items())
+        say(f"{where}: left out: {reason}")
     if at is not None:
         asked = ", ".join(f"{name} {quantity(value)}" for name, value in sizes.items())
         value, interval = bounded(*at)

@@ -18,7 +18,7 @@ from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Backtest, Fit
     from scalebench.points.table import PointTable
 
 STANDARD_OUTPUT = Path("-")
@@ -64,17 +64,17 @@ def run_fit(
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
     for line in _notes(points, fitted, read, where):
         print(line, file=sys.stderr)
-    rows = fitted.backtest("rolling") if backtest else None
+    tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
-    document |= to_document(fitted, read, rows)
+    document |= to_document(fitted, read, tested)
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
     if choice is not None:
         print_choice(choice)
     print_fit(fitted, document)
-    if rows is not None:
-        print_backtest(rows)
+    if tested is not None:
+        print_backtest(tested)
     if output is not None:
         _write(output, document)
         say(f"written: {output}")
@@ -162,10 +162,10 @@ def loss_name(document: Mapping[str, Any]) -> str:
     return f"{document['loss']}{corner} of {space}"
 
 
-def print_backtest(rows: Sequence[Holdout]) -> None:
+def print_backtest(tested: Backtest) -> None:
     """Print what the smaller sizes say of each larger one."""
     say("")
-    if not rows:
+    if not tested.forecasts:
         say("backtest: refused, too few sizes below the largest ones to fit the law to")
         return
     shown = [
@@ -177,7 +177,7 @@ def print_backtest(rows: Sequence[Holdout]) -> None:
             {None: "no interval", True: "yes", False: "no"}[row.inside_interval],
             percent(row.naive_error_percent / 100),
         )
-        for row in rows
+        for row in tested.forecasts
     ]
     header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
     say("rolling backtest: each size predicted from all smaller ones")

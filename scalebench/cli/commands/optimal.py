@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalebench.advice import Counting, conventions, envelope, isoflop, parametric
+from scalebench.advice.allocation import PARAMETER_COLUMNS, count
+from scalebench.advice.compute_optimal import flops_law
 from scalebench.analysis.sources import RUN, read_roles
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
-from scalebench.laws import Counting, FitRefused, conventions, envelope, isoflop, parametric
+from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
-from scalebench.laws.allocation import PARAMETER_COLUMNS, count
-from scalebench.laws.compute_optimal import flops_law
 from scalebench.points.fit_file import json_safe
 from scalebench.points.warnings import doubts
 from scalebench.reporting.quantities import bounded, quantity
 
 if TYPE_CHECKING:
-    from scalebench.laws import Allocation
+    from scalebench.advice import Allocation
 
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
@@ -128,13 +129,13 @@ def _print(
 
 def _left_out(one: Allocation) -> list[str]:
     """One line for each kind of reason, with how many more there are of it: `--json` has them all."""
-    kinds: dict[str, list[Any]] = {}
-    for refusal in one.refused:
-        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", refusal.reason), []).append(refusal)
+    kinds: dict[str, list[tuple[dict[str, float], str]]] = {}
+    for group, reason in one.refused:
+        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", reason), []).append((group, reason))
     lines = []
-    for first, *more in kinds.values():
+    for (group, reason), *more in kinds.values():
         others = f" and {len(more)} more" if more else ""
-        lines.append(f"approach {one.approach}, {_group(first.group)}{others}: left out: {first.reason}")
+        lines.append(f"approach {one.approach}, {_group(group)}{others}: left out: {reason}")
     return lines
 
 

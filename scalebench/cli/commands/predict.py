@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from scalebench.analysis.predictions import Answer, Prediction, predict_fit, predict_results
 from scalebench.cli.output import duration, print_json, say, table
 from scalebench.errors import InputError
-from scalebench.points.files import SUFFIXES
+from scalebench.points.files import is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 
 if TYPE_CHECKING:
-    from scalebench.laws import Holdout
+    from scalebench.laws import Forecast
 
 SENSIBLE = (1e-30, 1e30)  # beyond these, powers of the number overflow
 PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
@@ -37,7 +37,7 @@ def run_predict(
     _check(params, tokens, others)
     found = _predict(source, params, tokens, others, where)
     if as_json:
-        rows = [asdict(row) for row in found.backtest]
+        rows = [row.to_dict() for row in found.backtest]
         answers = {answer.quantity.replace(" ", "_"): asdict(answer) for answer in found.answers}
         print_json(json_safe({"params": found.params, "tokens": found.tokens, "answers": answers, "backtest": rows}))
     else:
@@ -62,7 +62,7 @@ def _check(params: float | None, tokens: float | None, others: Mapping[str, floa
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> Prediction:
-    if source.is_file() and source.suffix in SUFFIXES:
+    if is_table_file(source):
         made = f"scalebench fit {source} --json fit.json"
         raise InputError(
             [f"{source}: points are predicted from by a law: `{made}`, then `scalebench predict fit.json`"]
@@ -131,7 +131,7 @@ def reach_line(found: Prediction) -> str:
     )
 
 
-def hold_out_line(rows: Sequence[Holdout], named: str) -> str:
+def hold_out_line(rows: Sequence[Forecast], named: str) -> str:
     """Say how far off the loss, or what is ``named``, of each larger size was when predicted from the smaller ones."""
     if not rows:
         return f"rolling hold-out of {named}: none, too few sizes to hold one out"

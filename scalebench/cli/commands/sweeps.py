@@ -39,22 +39,25 @@ def run_study(
     jobs: int | None,
     retry: Sequence[str],
     *,
+    engine: str = "local",
     fresh_code: bool,
     as_json: bool,
 ) -> int:
     """Run a study's missing trials; return the exit code."""
     from scalebench.cli.progress import RunProgress
+    from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
-    from scalebench.running.sweep import execute, survey
+    from scalebench.running.sweep import execute, resources_of, survey
 
     begun = time.monotonic()
+    find_engine(engine)
     study = load_study(name, settings)
     store.check_writable(results)
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
-    weights = {trial.trial_id: (trial.seconds(5e10), trial.steps) for trial in sweep.missing}
+    weights = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
     with RunProgress(weights, quiet=as_json) as progress:
-        for row in execute(sweep, study, jobs=jobs, tick=progress.tick):
+        for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
             progress.trial(row, as_json=as_json)
     _conclude(sweep, time.monotonic() - begun, as_json=as_json)
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
@@ -106,20 +109,22 @@ def show_plan(
 ) -> int:
     """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps."""
     from scalebench.cli.commands.speed import print_steps, step_tables
-    from scalebench.measure.hardware import device_peak
+    from scalebench.running.node import planning_rate
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import survey
 
     study = load_study(name, settings)
     sweep = survey(study, results)
     first = sweep.planned[0].trial
-    peak = device_peak(first.device_kind, first.work.precision, 1).flops_per_s
-    sizes = _by_size(sweep.planned, peak)
+    rate = planning_rate(sweep.study_dir, first.device_kind, first.spec.precision)
+    sizes = _by_size(sweep.planned, rate.flops_per_s)
     total = {
         "trials": len(sweep.planned),
         "missing": len(sweep.missing),
         "flops": sum(trial.flops for trial in sweep.planned),
-        "estimated_work_s": sum(trial.seconds(peak) for trial in sweep.planned),
+        "estimated_work_s": sum(trial.seconds(rate.flops_per_s) for trial in sweep.planned),
+        "assumed_flops_per_s": rate.flops_per_s,
+        "assumed_rate_source": rate.source,
     }
     steps = step_tables(sweep.planned, ceilings) if ceilings else []
     if as_json:
@@ -179,4 +184,7 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
     if count > len(sizes):
         say(f"… and {count - len(sizes)} more sizes (--all lists them)")
     say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")
-    say("per trial; times by rule of thumb (a fifth of the peak rate, a floor per step), memory estimated in float32")
+    say(
+        f"per trial; times assume a fifth of {si(total['assumed_flops_per_s'], 'FLOP/s')} "
+        f"({total['assumed_rate_source']}) and a least time per step; memory is estimated in float32"
+    )

@@ -8,18 +8,16 @@ and C changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.laws.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.optima import Regression, regress, sweep_optima, vertex_variances
+from scalebench.laws.columns import Columns
 from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.optima import Regression, regress, sweep_optima, vertex_variances
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 DRAWS = 1000
 LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
@@ -31,7 +29,7 @@ BIAS_NOTE = (
 
 
 def isoflop(
-    points: Mapping[str, ArrayLike] | DataFrame,
+    points: Columns,
     counting: Counting | None = None,
     *,
     neighbours: int | None = None,
@@ -49,7 +47,7 @@ def isoflop(
     columns["flops"] = _budgets(columns["flops"])
     found, refused = sweep_optima(columns, "params", ("flops",), neighbours)
     if len(found) < 3:
-        why = f"; refused: {refused[0].reason}" if refused else ""
+        why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
             f"{len(found)} of {len(found) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"
@@ -190,7 +188,7 @@ def parametric(
     return Allocation(3, used, coefficients, draws, method, (f"status of the fit: {surface.status}",))
 
 
-def conventions(points: Mapping[str, ArrayLike] | DataFrame, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
+def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
     """What each counting convention changes, by Approach 3: a row for each with a, b and their intervals, N and D.
 
     N and D are the optimum at `flops`, both counted by that row's convention. A row that lacks a column, or cannot be
@@ -199,9 +197,7 @@ def conventions(points: Mapping[str, ArrayLike] | DataFrame, flops: float, n: in
     return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
 
 
-def _convention(
-    points: Mapping[str, ArrayLike] | DataFrame, counting: Counting, flops: float, n: int
-) -> dict[str, Any]:
+def _convention(points: Columns, counting: Counting, flops: float, n: int) -> dict[str, Any]:
     names = {"counting_params": counting.params, "counting_flops": counting.flops}
     try:
         columns = count(points, counting)

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.laws.allocation import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.laws.compute_optimal import closed_form
+from scalebench.advice.compute_optimal import closed_form
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.forms import Array, FitRefused
 
 NEEDED = ("E", "A", "alpha", "B", "beta", "R_D", "R_N")
