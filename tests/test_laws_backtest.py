@@ -187,7 +187,8 @@ def test_one_configuration_held_out_tells_nothing_apart():
 
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
-    for found in (beyond(points, "power"), choose(points, ["power", BARE])):
-        summary = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert summary["by"] == "params"
+    forecasts = [f.to_dict() for f in beyond(points, "power").forecasts]
+    assert json.loads(json.dumps(forecasts, allow_nan=False))[0]["distance"] == pytest.approx(SIZES[3] / SIZES[2])
+    found = choose(points, ["power", BARE])
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["by"] == "params"
     assert LAWS["power"].name == found.best

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare, series_of
+from scalebench.analysis.growth import growth
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import render
-from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
+from scalebench.reporting.overview import COLUMNS, overview_rows, overview_table
 from scalebench.store import Results
 from scalebench.workloads import columns_of
 
@@ -44,7 +45,7 @@ def test_one_size_has_no_growth_and_two_have_no_interval() -> None:
 
 
 def rows_of(study: str, frame: pd.DataFrame) -> list[tuple]:
-    return list(overview_rows(study, list(series_of(prepare(frame), {}))))
+    return list(overview_rows(study, StudyAnalysis(study, {}, frame).series))
 
 
 def test_every_study_has_a_row() -> None:

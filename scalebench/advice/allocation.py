@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scalebench.advice.optima import Optimum, Refused, refused_to_list
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, read_columns
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
 
 PARAMETER_COLUMNS = {"total": "params", "non_embedding": "params_non_embedding"}
@@ -47,12 +47,12 @@ def count(points: Columns, counting: Counting) -> dict[str, Array]:
     size = PARAMETER_COLUMNS[counting.params]
     missing = [name for name in (size, "tokens") if name not in present]
     if size in missing and set(PARAMETER_COLUMNS.values()) & set(present):
-        read_columns(points, (size,))  # refused: C / 6D are the parameters of the other column
+        positive_columns(points, (size,))  # refused: C / 6D are the parameters of the other column
     if counting.flops == "exact" or (len(missing) == 1 and "flops" in present):
         wanted = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
-        read = read_columns(points, (*wanted, "flops", "loss"))
+        read = positive_columns(points, (*wanted, "flops", "loss"))
     else:
-        read = read_columns(points, (size, "tokens", "loss"))
+        read = positive_columns(points, (size, "tokens", "loss"))
     for name in missing:
         other = read["tokens" if name == size else size]
         read[name] = read["flops"] / (FLOPS_PER_PARAMETER_TOKEN * other)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scalebench.advice.selection import best_rows, many_rows
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, read_columns, read_inputs
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
 
@@ -217,6 +217,16 @@ class _Problem:
         return float(low), float(high)
 
 
+def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
+    """Return a grid of trials, each input (values ** inputs,), from its smallest to ``reach`` times its largest value.
+
+    Laws of params and tokens have their cost by 6ND.
+    """
+    spans = {name: (log.min(), log.max() + np.log(reach)) for name, log in fit.points.logs.items()}
+    grid = np.meshgrid(*(np.geomspace(np.exp(low), np.exp(high), values) for low, high in spans.values()))
+    return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
+
+
 def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
     """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
     held = {*fit.settings["fixed"], *fit.bounds_hit}
@@ -234,8 +244,8 @@ def _cost(candidates: Columns) -> Array | None:
     """FLOPs of every candidate, [n]; None where they do not say."""
     present = list(candidates.keys())
     if "flops" in present:
-        return read_columns(candidates, ("flops",))["flops"]
+        return positive_columns(candidates, ("flops",))["flops"]
     if "params" in present and "tokens" in present:
-        sizes = read_columns(candidates, ("params", "tokens"))
+        sizes = positive_columns(candidates, ("params", "tokens"))
         return FLOPS_PER_PARAMETER_TOKEN * sizes["params"] * sizes["tokens"]
     return None

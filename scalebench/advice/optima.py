@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalebench.laws.columns import Columns, read_columns
+from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
 
 
@@ -230,7 +230,7 @@ def optimum_law(
     and listed in `refused`. Raises FitRefused when the sweeps that are left cannot carry the line.
     Form: Kaplan et al. 2020 (2001.08361), equation D.1; Porian et al. 2024 (2406.19146), section 4.
     """
-    columns = read_columns(points, (*against, optimised, "loss"))
+    columns = positive_columns(points, (*against, optimised, "loss"))
     found, refused = sweep_optima(columns, optimised, against, neighbours)
     if len(found) <= len(against) + 1:
         why = f"; refused: {refused[0][1]}" if refused else ""

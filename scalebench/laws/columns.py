@@ -28,7 +28,9 @@ def usable(values: Array) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(values) & (values > 0))
 
 
-def read_columns(columns: Columns, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> dict[str, Array]:
+def positive_columns(
+    columns: Columns, names: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> dict[str, Array]:
     """Columns by name, each [n]. `aliases` are second names to look under.
 
     Raises FitRefused, naming column and row, for a missing column, values that are not positive finite numbers, and
@@ -43,7 +45,15 @@ def read_columns(columns: Columns, names: Sequence[str], aliases: Mapping[str, s
 def read_inputs(law: Law, columns: Columns) -> dict[str, Array]:
     """Natural logs of the law's inputs, each [n]; the input of a law of one input may be called `x`."""
     aliases = {law.inputs[0]: "x"} if len(law.inputs) == 1 else None
-    return {name: np.log(values) for name, values in read_columns(columns, law.inputs, aliases).items()}
+    return {name: np.log(values) for name, values in positive_columns(columns, law.inputs, aliases).items()}
+
+
+def groups_within(logs: Array, tolerance: float) -> NDArray[np.intp]:
+    """Ids 0, 1, … [n], smallest first, of values with logs [n]: each group reaches `tolerance` above its smallest."""
+    starts = [logs.min()]
+    while (above := logs[logs > starts[-1] + np.log1p(tolerance)]).size:
+        starts.append(above.min())
+    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
 
 
 def _column(columns: Columns, name: str, alias: str | None) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalebench.laws.columns import Columns, read_columns
+from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused, Law
 
 # Below this ratio of largest to smallest size an exponent cannot be told from an offset.
@@ -65,7 +65,7 @@ def read_points(law: Law, columns: Columns) -> Points:
     Raises FitRefused for a missing column, values that are not positive finite numbers, and lengths that differ.
     """
     aliases = {law.response: "y"} | ({law.inputs[0]: "x"} if len(law.inputs) == 1 else {})
-    values = read_columns(columns, (*law.inputs, law.response), aliases)
+    values = positive_columns(columns, (*law.inputs, law.response), aliases)
     response = values.pop(law.response)
     logs = {name: np.log(value) for name, value in values.items()}
     inputs = np.stack(list(logs.values()), axis=1)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
-from scalebench.analysis.series import PARAMETERS, STEP_TIME, N, Series, numeric
+from scalebench.analysis.growth import Growth, growth
+from scalebench.analysis.series import Series
+from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 
@@ -18,39 +16,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Growth:
-    """The exponent b of y ~ N^b over a range of sizes, with its 95 % interval; NaN where there is none."""
-
-    exponent: float
-    low: float
-    high: float
-
-
-def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
-    """Return the mean exponent over the range: least squares of log y on log N, t interval; medians per size.
-
-    None with fewer than two sizes; no interval with two.
-    """
-    from scipy.stats import linregress, t
-
-    kept = pd.DataFrame({"n": sizes, "y": values}).dropna()
-    medians = kept[(kept["n"] > 0) & (kept["y"] > 0)].groupby("n")["y"].median()
-    if len(medians) < 2:
-        return None
-    fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))
-    slope, freedom = float(fitted.slope), len(medians) - 2
-    half = float(t.ppf(0.975, freedom) * fitted.stderr) if freedom else float("nan")
-    return Growth(slope, slope - half, slope + half)
-
-
 def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
     """Yield the overview of a study: one row per series."""
     for one in series:
-        if one.noun != PARAMETERS:  # more data costs neither time per step nor memory
-            yield _row(": ".join(filter(None, (study, one.label, one.noun))), one, None, None)
+        if one.x is not PARAMETERS:  # more data costs neither time per step nor memory
+            yield _row(": ".join(filter(None, (study, one.label, one.x.noun))), one, None, None)
             continue
-        timed = one.trials[one.trials["timed"]]
+        timed = one.timed
         peaks = one.usable[one.memory_column] if one.memory_column else None
         memory = None if peaks is None else growth(one.usable[N], peaks)
         yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
@@ -76,8 +48,8 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
     return (
         word(name),
         (str(len(sizes)), len(sizes)),
-        (quantity(first["params"]), float(first["params"])),
-        (quantity(last["params"]), float(last["params"])),
+        (quantity(first["size"]), float(first["size"])),
+        (quantity(last["size"]), float(last["size"])),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),

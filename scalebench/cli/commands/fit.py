@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.predictions import differing
+from scalebench.analysis.selected import mixed_columns
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, say, si, table
+from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.roles import column_names
 from scalebench.points.warnings import doubts, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
@@ -67,6 +68,8 @@ def run_fit(
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
+    if backtest:
+        document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
@@ -75,6 +78,7 @@ def run_fit(
     print_fit(fitted, document)
     if tested is not None:
         print_backtest(tested)
+        print_distances(document["backtest_by_distance"])
     if output is not None:
         _write(output, document)
         say(f"written: {output}")
@@ -84,7 +88,7 @@ def run_fit(
 def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
     if path.is_dir():
-        mixed = differing(path, where)
+        mixed = mixed_columns(path, where)
         return (
             [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
         )
@@ -170,7 +174,7 @@ def print_backtest(tested: Backtest) -> None:
         return
     shown = [
         (
-            si(row.size),
+            quantity(row.size),
             f"{row.measured:.5g}",
             f"{row.predicted:.5g}",
             percent(row.error_percent / 100),
@@ -182,3 +186,25 @@ def print_backtest(tested: Backtest) -> None:
     header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
     say("rolling backtest: each size predicted from all smaller ones")
     table("", header, shown)
+
+
+def print_distances(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the hold-out error by distance beyond the fitted sizes."""
+    shown = [
+        (
+            f"×{row['distance_above']:g} to ×{row['distance_up_to']:g}"
+            if row["distance_up_to"]
+            else f"above ×{row['distance_above']:g}",
+            f"{row['n']}",
+            percent(row["median_absolute_error_percent"] / 100, sign=False),
+            percent(row["median_error_percent"] / 100),
+            "no interval" if row["coverage"] is None else percent(row["coverage"], sign=False),
+        )
+        for row in rows
+    ]
+    if shown:
+        say(
+            "",
+            "hold-out error by distance: every configuration beyond each of several cuts, predicted from those below",
+        )
+        table("", ("distance", "forecasts", "median error", "median bias", "inside 95 % interval"), shown)

@@ -8,26 +8,26 @@ from typing import Any
 import pandas as pd
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from scalebench.analysis.series import N, numeric, split_columns
-from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import N, numeric, split_columns
+from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.figures.costs import EFFICIENCY, MEMORY
 from scalebench.reporting.quantities import NBSP, quantity, scale
-from scalebench.reporting.svg import PAPER, Marks, finish, legend, look
+from scalebench.reporting.sections.common import RESOURCES, Column, StudySection, workload_of
+from scalebench.reporting.sections.training import METHODS
+from scalebench.reporting.svg import PAPER, Marks, finish, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 LATENCY, P95, BATCH = "latency_median_s", "latency_p95_s", "batch_size"
 
 
-def at_work(frame: pd.DataFrame) -> bool:
-    """Tell whether the trials measured models at work and trained none."""
-    return "workload" in frame and bool(len(frame)) and bool((frame["workload"] == "inference").all())
-
-
-def measured(study: Analysis) -> pd.DataFrame:
+def measured(study: StudyAnalysis) -> pd.DataFrame:
     """Return the valid trials that have a latency."""
-    return study.frame[study.frame["valid"] & (numeric(study.frame, LATENCY) > 0)]
+    return study.trials[study.trials["valid"] & (numeric(study.trials, LATENCY) > 0)]
 
 
-def latency_figure(marks: Marks, study: Analysis) -> Words | None:
+def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Median latency against size, with a bar up to the 95th percentile; hollow where the machine was shared."""
     known = measured(study)
     if known.empty:
@@ -35,28 +35,28 @@ def latency_figure(marks: Marks, study: Analysis) -> Words | None:
     factor, unit = scale(float(numeric(known, LATENCY).median()), "s")
     rows: list[Sequence[Cell]] = []
     for i, one in enumerate(study.series):
-        part, style = known.loc[known.index.intersection(one.trials.index)], look(i)
+        part, style = known.loc[known.index.intersection(one.trials.index)], series_style(i)
         median, high = numeric(part, LATENCY) / factor, numeric(part, P95) / factor
         marks.axes.vlines(part[N], median, high.fillna(median), color=style["color"], linewidth=1.2)
         marks.axes.plot(part[N], median, color=style["color"], linewidth=1)
         shared = part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
         for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
-            titles = titles_of(one, chosen, LATENCY, "s")
+            titles = trial_titles(one, chosen, LATENCY, "s")
             marks.draw(chosen[N], numeric(chosen, LATENCY) / factor, titles, **style, markerfacecolor=face,
                        label=one.label if face != PAPER and one.label else None)  # fmt: skip
         times = (LATENCY, P95, "latency_p99_s", "prefill_time_s", "decode_time_per_token_s")
         for _, row in part.iterrows():
-            rows.append((word(who(row, one)), *(number(row.get(name), "s") for name in times)))
+            rows.append((word(trial_label(row, one)), *(number(row.get(name), "s") for name in times)))
     finish(marks, f"latency of a call ({unit})", log=True)
     columns = ("trial", "median", "p95", "p99", "first token", "each further token")
-    return Words(
+    return Caption(
         "Marks are the median over the calls after warm-up; bars reach up to the 95th percentile where enough calls "
         "support it. A call that writes reads the prompt and adds every new token. Hollow marks shared the machine.",
         table("Latency of a call.", columns, rows),
     )
 
 
-def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
+def throughput_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Tokens, or samples, per second against the batch size, one line for each size and other axis."""
     known = measured(study)
     if known.empty or numeric(known, BATCH).nunique() < 2:
@@ -65,22 +65,22 @@ def throughput_figure(marks: Marks, study: Analysis) -> Words | None:
     unit = "tokens/s" if column == "tokens_per_s" else "samples/s"
     rows: list[Sequence[Cell]] = []
     for i, (label, part) in enumerate(_by_batch(known, study)):
-        style, rate = look(i), numeric(part, column)
+        style, rate = series_style(i), numeric(part, column)
         titles = [f"{label}, batch {quantity(b)}: {_rate(r, unit)}" for b, r in zip(part[BATCH], rate, strict=True)]
         marks.axes.plot(part[BATCH], rate, color=style["color"], linewidth=1)
         marks.draw(part[BATCH], rate, titles, **style, label=label)
         for batch, value in zip(part[BATCH], rate, strict=True):
             rows.append((word(label), number(batch), number(value)))
     _batch_axis(marks, sorted(numeric(known, BATCH).unique()), unit)
-    return Words(
+    return Caption(
         f"New {unit.partition('/')[0]} per second at the median latency; lines join the batch sizes of a model.",
         table("Throughput by batch size.", ("model", "batch size", unit), rows),
     )
 
 
-def _by_batch(known: pd.DataFrame, study: Analysis) -> Iterator[tuple[str, pd.DataFrame]]:
+def _by_batch(known: pd.DataFrame, study: StudyAnalysis) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the trials that differ in batch size and seed alone, with a label."""
-    others = [name for name in split_columns(known, study.plan) if name != BATCH]
+    others = [name for name in split_columns(known, study.definition) if name != BATCH]
     for values, group in known.groupby([N, *others], dropna=False, sort=True):
         size, *rest = values
         named = zip(others, rest, strict=True)
@@ -99,9 +99,9 @@ def _batch_axis(marks: Marks, sizes: Sequence[float], unit: str) -> None:
     legend(marks)
 
 
-def work_sentences(frame: pd.DataFrame) -> Iterator[str]:
-    """Say which of the models at work answered soonest, and which wrote or judged the most."""
-    known = frame[frame["valid"] & (numeric(frame, LATENCY) > 0)]
+def sentences(study: StudyAnalysis) -> Iterator[str]:
+    """Yield which trial had the lowest latency, and which the highest throughput."""
+    known = measured(study)
     if known.empty:
         return
     soonest = known.iloc[int(numeric(known, LATENCY).argmin())]
@@ -121,3 +121,23 @@ def _which(row: pd.Series[Any]) -> str:
     """Name a trial at work by its size, batch and weights."""
     named = f"{quantity(row[N])} parameters, batch {quantity(row.get(BATCH))}"
     return f"{named}, {row['weight_dtype']} weights" if pd.notna(row.get("weight_dtype")) else named
+
+
+COLUMNS = (
+    Column("latency", LATENCY, "s"),
+    Column("p95", P95, "s"),
+    Column("first token", "prefill_time_s", "s"),
+    Column("each further token", "decode_time_per_token_s", "s"),
+    Column("weights", "weight_bytes", "B"),
+    Column("cache", "kv_cache_bytes", "B"),
+    *RESOURCES,
+)
+LATENCIES = FigureSpec("latency", "Latency against size", latency_figure, optional=True)
+THROUGHPUT = FigureSpec("throughput", "Throughput against batch size", throughput_figure, optional=True)
+SECTION = StudySection(
+    shows=lambda study: workload_of(study) == "inference",
+    sentences=sentences,
+    figures=lambda _: (LATENCIES, THROUGHPUT, MEMORY, EFFICIENCY),
+    columns=lambda _: COLUMNS,
+    methods=METHODS,
+)

@@ -10,31 +10,33 @@ import pandas as pd
 import seaborn as sns
 from numpy.typing import NDArray
 
-from scalebench.analysis.series import LOSS, PARAMETERS, N, Series, numeric
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
+from scalebench.analysis.trials import LOSS, PARAMETERS, numeric
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
-from scalebench.reporting.figures import Analysis, Words, titles_of, who
+from scalebench.reporting.figures.base import trial_label, trial_titles
 from scalebench.reporting.quantities import quantity, significant
-from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, look, size_axis
+from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, series_style, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 Times = NDArray[np.float64]
-MAX_CURVES = 48
 CURVE_POINTS = 100
 DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
 
 
-def with_steps(study: Analysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
+def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
     """Yield each trial whose steps are there, smallest first, with its series and its steps."""
     series = {index: one for one in study.series for index in one.trials.index}
-    for index, row in study.frame[study.frame[N].notna()].iterrows():
+    for index, row in study.trials[study.trials[study.x.column].notna()].iterrows():
         if row["trial_id"] in study.steps and index in series:
             yield row, series[index], study.steps[row["trial_id"]]
 
 
-def chosen(study: Analysis) -> str:
+def chosen(study: StudyAnalysis) -> str:
     """Say that only some trials are shown, where that is so."""
-    shown, all_of_them = len(study.steps), len(study.frame)
-    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_CURVES else ""
+    shown, all_of_them = len(study.steps), len(study.trials)
+    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_STEP_TABLES else ""
 
 
 def binned(steps: pd.DataFrame) -> pd.DataFrame:
@@ -44,23 +46,25 @@ def binned(steps: pd.DataFrame) -> pd.DataFrame:
     return kept.groupby(group)[["step", "train_loss_nats"]].mean()
 
 
-def curves_figure(marks: Marks, study: Analysis) -> Words | None:
+def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Training loss over the steps, one line per trial, coloured by size, or by series where there is one size."""
     trials = [(row, one, binned(steps)) for row, one, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
-    sizes = sorted({float(row[N]) for row, _, _ in trials})
+    sizes = sorted({float(row[study.x.column]) for row, _, _ in trials})
     by_size = len(sizes) > 1 or len(study.series) == 1
     # Dashes tell series apart; where colours do, only those that share a colour.
     turn = 1 if by_size else len(SERIES_COLORS)
     dashes = {one.label: DASHES[i // turn % len(DASHES)] for i, one in enumerate(study.series)}
     hues: list[Any] = sizes if by_size else list(dashes)
     colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
-    data = pd.concat([
-        line.assign(step=line["step"] + 1, trial=i, size=row[N], series=one.label)
+    lines = [
+        line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=one.label)
         for i, (row, one, line) in enumerate(trials)
-    ])  # fmt: skip
+    ]
+    # One index over all lines: seaborn aligns by it where it drops the rows of an infinite loss.
+    data = pd.concat(lines, ignore_index=True)
     sns.lineplot(data, x="step", y="train_loss_nats", hue="size" if by_size else "series", style="series",
                  units="trial", estimator=None, palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1,
                  legend=False)  # fmt: skip
@@ -71,43 +75,43 @@ def curves_figure(marks: Marks, study: Analysis) -> Words | None:
         marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
     size_axis(marks.axes, "training step (mean of each stretch)")
     marks.axes.set_ylabel("training loss (nats)")
-    what = "size N" if study.series[0].noun == PARAMETERS else study.series[0].noun
+    what = "size N" if study.x is PARAMETERS else study.x.noun
     legend(marks, title=what if by_size else None)
     rows = []
     for row, one, line in trials:
         ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]
-        rows.append([word(who(row, one)), word(row["trial_id"]), *ends])
-    return Words(
+        rows.append([word(trial_label(row, one)), word(row["trial_id"]), *ends])
+    return Caption(
         f"Each line is one trial, averaged over at most {CURVE_POINTS} equal stretches of its steps.{chosen(study)}",
         table("Training loss (nats) by stretch.", ("trial", "id", "first", "middle", "last"), rows),
     )
 
 
-def compute_figure(marks: Marks, study: Analysis) -> Words | None:
+def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Validation loss against the training compute spent."""
-    frame = study.frame.assign(compute=numeric(study.frame, "flops_per_step") * numeric(study.frame, "steps"))
+    frame = study.trials.assign(compute=numeric(study.trials, "flops_per_step") * numeric(study.trials, "steps"))
     frame = frame[frame["valid"] & (frame["compute"] > 0) & frame[LOSS].notna()]
     if frame.empty:
         return None
     rows: list[Sequence[Cell]] = []
     for i, one in enumerate(study.series):
-        part, style = frame.loc[frame.index.intersection(one.usable.index)], look(i)
-        marks.draw(part["compute"], part[LOSS], titles_of(one, part, LOSS, "nats"), **style, label=one.label or None)
-        means = part.groupby(N)[["compute", LOSS]].mean()
+        part, style = frame.loc[frame.index.intersection(one.usable.index)], series_style(i)
+        marks.draw(part["compute"], part[LOSS], trial_titles(one, part, LOSS, "nats"), **style, label=one.label or None)
+        means = part.groupby(study.x.column)[["compute", LOSS]].mean()
         marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1)
         for _, row in part.iterrows():
-            rows.append((word(who(row, one)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
+            rows.append((word(trial_label(row, one)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
     finish(marks, "validation loss (nats)")
     marks.axes.set_xlabel("training compute (FLOP)")
-    return Words(
+    return Caption(
         "FLOP per step times steps, against the loss reached; lines join the means of the sizes.",
         table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
     )
 
 
-def noise_figure(marks: Marks, study: Analysis) -> Words | None:
+def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Step times of each trial over that trial's median, and how many are outliers."""
-    trials = [(who(row, one), row["trial_id"], warm_times(steps)) for row, one, steps in with_steps(study)]
+    trials = [(trial_label(row, one), row["trial_id"], warm_times(steps)) for row, one, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
@@ -132,7 +136,7 @@ def noise_figure(marks: Marks, study: Analysis) -> Words | None:
     marks.figure.set_figheight(1.0 + 0.22 * len(trials))
     marks.axes.set(xlabel="step time over the trial's median", ylabel="", xlim=(low, high))
     columns = ("trial", "id", "timed steps", "median", "outliers")
-    return Words(
+    return Caption(
         "Dots are medians, thick bars hold the middle half of a trial's timed steps, thin ones the middle 90 %. Arrows "
         "are the slowest outliers, at most five a trial, at the edge where they lie beyond it. An outlier is more "
         f"than {OUTLIER_MADS} median absolute deviations from the median; outliers are counted, none is dropped."
@@ -154,3 +158,8 @@ def warm_times(steps: pd.DataFrame) -> Times:
     """Return the step times (n,) in seconds after warm-up."""
     kept = steps[steps["warm"].astype(bool)] if "warm" in steps else steps
     return np.asarray(numeric(kept, "step_time_s").dropna(), dtype=np.float64)
+
+
+CURVES = FigureSpec("curves", "Training loss over the steps", curves_figure)
+COMPUTE = FigureSpec("compute", "Validation loss against compute", compute_figure)
+NOISE = FigureSpec("noise", "Noise of the step times", noise_figure)
