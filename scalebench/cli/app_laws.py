@@ -1,4 +1,4 @@
-"""Commands that fit laws and ask them: one short function per command, which `cli` registers."""
+"""Commands on scaling laws: one short function per command, registered in ``app.py``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cyclopts import Parameter
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
 
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
-Where = Annotated[
-    str | None, Parameter(show_default=False, help="Use the rows that fulfil a condition on the columns.")
-]
+Where = Annotated[str | None, Parameter(show_default=False, help="Keep only rows that match this expression.")]
 Number = Annotated[float | None, Parameter(show_default=False)]
-Law = Annotated[str, Parameter(help="The law fitted to points; `scalebench list` shows them.")]
+Law = Annotated[str, Parameter(help="Law to fit to points; see `scalebench list`.")]
 Inputs = Annotated[
     list[str],
     Parameter(
-        "--column", negative=(), show_default=False, help="A further input of the law as INPUT=COLUMN; may be repeated."
+        "--column",
+        negative=(),
+        show_default=False,
+        help="Column of another input of the law, as INPUT=COLUMN; may be repeated.",
     ),
 ]
 
@@ -36,7 +37,7 @@ def fit(
     /,
     *,
     law: Annotated[
-        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
+        str, Parameter(help="Law to fit (`scalebench list`); A,B or auto picks the best of several by hold-out.")
     ] = "power",
     columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
     other_columns: Inputs = [],  # noqa: B006
@@ -55,23 +56,23 @@ def fit(
     Parameters
     ----------
     where:
-        Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
+        Keep only rows that match this expression, such as "N > 1e7 and kind == 'dense'".
     loss:
-        What is summed over the residuals: huber, squares, absolute, or envelope (huber, drawn to the lower envelope).
+        Loss function of the fit: huber, squares, absolute, or envelope (Huber, asymmetric, for the lower envelope).
     delta:
-        Corner of the Huber loss.
+        Residual at which the Huber loss turns from quadratic to linear.
     space:
-        Residuals of the logs, or raw.
+        Whether residuals are differences of logarithms (log) or of values (raw).
     fix:
-        Pin a parameter, as E=1.69; may be repeated.
+        Fix a parameter, as E=1.69; may be repeated.
     bootstrap:
-        Refits behind the intervals.
+        Number of bootstrap refits for the intervals.
     method:
-        How refits are drawn; auto takes what was measured to hold for so many configurations.
+        Bootstrap method; auto picks the one with the best measured coverage for this number of configurations.
     backtest:
         Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
-        Write the fit as JSON; `--json -` prints it instead of the table.
+        Write the fit to this JSON file; `--json -` prints it instead of the table.
     """
     from scalebench.cli.commands import fit as fitting
 
@@ -92,18 +93,18 @@ def predict(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Predict a size from SOURCE: a results folder (time, memory, compute, data, storage, loss) or the JSON of a fit.
+    """Predict a larger size from SOURCE: a results folder (time, memory, compute, loss, …) or the JSON file of a fit.
 
     Parameters
     ----------
     params:
-        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
+        Size to predict: non-embedding parameters N for a results folder; x for a law with one input.
     tokens:
-        Training tokens D; without it those that the recipe of the trials gives.
+        Training tokens D (default: from the token budget that the trials follow).
     inputs:
-        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
+        Another input of a fitted law, as NAME=NUMBER, such as unique_tokens=2.5e10; may be repeated.
     where:
-        Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
+        Keep only trials that match this expression, such as "implementation == 'sdpa'".
     """
     from scalebench.cli.commands import fit as fitting
     from scalebench.cli.commands import predict as command
@@ -125,7 +126,7 @@ def optimal(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say how to spend a compute budget, N*(C) and D*(C), by three approaches, and what each way of counting changes.
+    """Compute-optimal size and tokens, N*(C) and D*(C), by three approaches, and the effect of how N and C are counted.
 
     Parameters
     ----------
@@ -134,13 +135,13 @@ def optimal(
     approach:
         1: envelope of training curves (needs a run column); 2: isoFLOP parabolas; 3: a fitted surface.
     budget:
-        Training FLOPs to spend; may be repeated; the largest of the points unless given.
+        Compute budget in FLOPs; may be repeated (default: the largest compute among the points).
     unique_tokens:
-        Size, tokens and epochs for this much unique data: fits the law data_constrained, or takes the JSON of its fit.
+        Optimal size, tokens and epochs for this much unique data, by the data_constrained law or the JSON of its fit.
     count_params:
-        Whether N is all parameters or non-embedding ones.
+        What N counts: all parameters, or non-embedding parameters.
     count_flops:
-        Whether C is 6ND or the FLOPs column.
+        What C is: 6ND, or the FLOPs column (exact).
     """
     from scalebench.advice import Counting
     from scalebench.cli.commands import optimal as command
@@ -167,23 +168,22 @@ def next_(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say which trial to run next: the one that most narrows a prediction, or the best set within a FLOP budget.
+    """Choose the next trial: the one that narrows a prediction most, or the best set within a FLOP budget.
 
     Parameters
     ----------
     source:
         The JSON of a fit, points in a file, or a results folder.
     predict:
-        The inputs of the prediction to narrow, such as params=7e9,tokens=1.4e12.
+        Inputs of the prediction to narrow, such as params=7e9,tokens=1.4e12.
     budget:
-        FLOPs that the trials may cost together; without it one trial is chosen, whatever it costs.
+        Total FLOPs of the new trials (default: choose a single trial, whatever it costs).
     most:
-        Trials at most within the budget; 5 unless given.
+        Maximum number of trials within the budget (default: 5).
     candidates:
-        A file of trials that could be run, one a row: the inputs of the law, and flops. A grid over the points' range
-        unless given.
+        File of candidate trials, one per row: inputs of the law, and flops (default: a grid over the points' range).
     reach:
-        How many times beyond the largest inputs that grid goes.
+        Upper end of that grid, as a multiple of the largest inputs.
     """
     from scalebench.cli.commands import design as command
     from scalebench.cli.commands import fit as fitting
@@ -204,17 +204,17 @@ def worth(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say what a change was worth: how many times less compute CHANGED needs for the loss of BASELINE.
+    """Compute multiplier of a change: how many times less compute CHANGED needs to reach the loss of BASELINE.
 
     Parameters
     ----------
     baseline:
-        A results folder, points with columns flops and loss (or params, tokens and loss with --law chinchilla), or the
-        JSON of a fit.
+        Results folder, points with columns flops and loss (with --law chinchilla: params, tokens and loss), or the JSON
+        file of a fit.
     changed:
-        The same of the changed study.
+        The same, with the change.
     loss:
-        The loss to compare at; the lowest that both have measured unless given.
+        Loss to compare at (default: the lowest loss that both reached).
     """
     from scalebench.cli.commands import design as command
 
@@ -232,18 +232,18 @@ def tune(
     at: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
-    """Say how the best learning rate (or batch size, or any swept column) moves with size.
+    """Best learning rate (or batch size, or any swept column) as a function of size.
 
     Parameters
     ----------
     points:
-        A CSV, TSV or Parquet file, or a results folder, with a sweep at each size.
+        CSV, TSV or Parquet file, or results folder, with a sweep at each size.
     optimised:
-        The swept column.
+        Swept column.
     loss_column:
-        The loss; "loss" unless given, "validation_loss_nats" of a results folder.
+        Loss column (default: loss; validation_loss_nats in a results folder).
     against:
-        The columns that make a size, such as params_non_embedding or params,tokens.
+        Columns that define the size, such as params_non_embedding or params,tokens.
     at:
         Sizes to predict the best value for, such as params_non_embedding=1e8.
     """

@@ -15,23 +15,24 @@ def _column(text: str) -> Parameter:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PointColumns:
-    """Size, data, compute and loss: what every command on points may be told."""
+    """Columns of size, data, compute and loss, for every command on points."""
 
     params_column: Annotated[
-        str | None, _column('Parameters N; "params" unless given, "params_non_embedding" of a results folder.')
+        str | None, _column("Column of parameters N (default: params; params_non_embedding in a results folder).")
     ] = None
     tokens_column: Annotated[
-        str | None, _column('Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.')
+        str | None, _column("Column of training tokens D (default: tokens; tokens_seen in a results folder).")
     ] = None
     flops_column: Annotated[
-        str | None, _column("Training FLOPs C, which give D = C / 6N where a law needs tokens and none are named.")
+        str | None,
+        _column("Column of training FLOPs C; gives D = C / 6N if the law needs tokens and there is no such column."),
     ] = None
     loss_column: Annotated[
-        str | None, _column('Loss L; "loss" unless given, "validation_loss_nats" of a results folder.')
+        str | None, _column("Column of the loss L (default: loss; validation_loss_nats in a results folder).")
     ] = None
 
     def given(self) -> dict[str, str]:
-        """Return role -> column of those that are given."""
+        """Return {role: column} for the options that were given."""
         named = {field.name.removesuffix("_column"): getattr(self, field.name) for field in fields(self)}
         return {role: column for role, column in named.items() if isinstance(column, str)}
 
@@ -39,42 +40,44 @@ class PointColumns:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LawColumns(PointColumns):
-    """Those, and what laws of other things than a loss take."""
+    """Also the columns of laws whose response is not a loss."""
 
-    x_column: Annotated[str | None, _column('The input of a law of one input; "x" unless given.')] = None
-    y_column: Annotated[str | None, _column('The response of a law, where it is no loss; "y" unless given.')] = None
+    x_column: Annotated[str | None, _column("Column of the input of a law with one input (default: x).")] = None
+    y_column: Annotated[str | None, _column("Column of the response if it is not a loss (default: y).")] = None
     config_column: Annotated[
         str | None,
-        _column("Names the independent run of each row; without it, rows with equal inputs are one configuration."),
+        _column(
+            "Column that identifies the configuration of a row (default: rows with equal inputs are one configuration)."
+        ),
     ] = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeColumns(PointColumns):
-    """Those of baseline and changed study alike."""
+    """Columns of both the baseline and the changed study."""
 
     flops_column: Annotated[
-        str | None, _column('Training FLOPs C; "flops" unless given. A results folder says its own.')
+        str | None, _column("Column of training FLOPs C (default: flops; known for a results folder).")
     ] = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CountedColumns(PointColumns):
-    """Those of points whose parameters and FLOPs can be counted in more ways than one."""
+    """Columns of points whose parameters and FLOPs can be counted in several ways."""
 
-    params_column: Annotated[str | None, _column('All parameters; "params" unless given.')] = None
-    flops_column: Annotated[str | None, _column('Training FLOPs C; "flops" unless given.')] = None
+    params_column: Annotated[str | None, _column("Column of all parameters (default: params).")] = None
+    flops_column: Annotated[str | None, _column("Column of training FLOPs C (default: flops).")] = None
     params_non_embedding_column: Annotated[
         str | None,
         Parameter(
             "--non-embedding-column",
             show_default=False,
-            help='Non-embedding parameters; "params_non_embedding" unless given.',
+            help="Column of non-embedding parameters (default: params_non_embedding).",
         ),
     ] = None
-    unique_tokens_column: Annotated[str | None, _column('Unique tokens U; "unique_tokens" unless given.')] = None
-    run_column: Annotated[str | None, _column('Names the run of each row of training curves; "run" unless given.')] = (
-        None
-    )
+    unique_tokens_column: Annotated[str | None, _column("Column of unique tokens U (default: unique_tokens).")] = None
+    run_column: Annotated[
+        str | None, _column("Column that identifies the run of a row, for training curves (default: run).")
+    ] = None
