@@ -78,7 +78,9 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
     boot = fitted.bootstrap(300, 0)
     assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
     assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling").forecasts]
+    assert document["backtest_by_distance"] == fitted.backtest("beyond").by_distance()
     assert "rolling backtest" in out
+    assert all(f"\n×{row['distance_above']:g} to " in out for row in document["backtest_by_distance"][:2])
     assert boot.method in out
 
 

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scalebench.advice.allocation import Allocation, Bias, Counting, count
-from scalebench.advice.optima import Regression, regress, sweep_optima, vertex_variances
-from scalebench.laws.columns import Columns
+from scalebench.advice.optima import LinearFit, regress, sweep_optima, vertex_variances
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
 from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
 
 DRAWS = 1000
 LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
+SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
 BIAS_NOTE = (
     "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
     "even without noise, the more so the wider and the further off centre its grid (`bias` holds it for this grid)"
@@ -69,14 +70,14 @@ def isoflop(
     )
 
 
-def _opposed(sizes: Regression, tokens: Regression, seed: int) -> Array:
+def _opposed(sizes: LinearFit, tokens: LinearFit, seed: int) -> Array:
     """Draws of both lines, [n, 4]: at a fixed budget more parameters are fewer tokens, so their errors are opposed."""
     return np.concatenate(
         [sizes.draws(LINE_DRAWS, seed), 2 * tokens.coefficients - tokens.draws(LINE_DRAWS, seed)], axis=1
     )
 
 
-def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> Regression:
+def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> LinearFit:
     design = np.array([[1.0, np.log(group["flops"])] for group, _ in optima])
     variances = vertex_variances([o for _, o in optima], design) if weighted else np.ones(len(optima))
     return regress(design, np.log([o.x for _, o in optima]), variances)
@@ -85,10 +86,7 @@ def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> Regress
 def _budgets(flops: Array) -> Array:
     """Each point's compute replaced by the geometric mean of its budget, which starts at its lowest point."""
     log = np.log(flops)
-    starts = [log.min()]
-    while (above := log[log > starts[-1] + np.log1p(BUDGET_TOLERANCE)]).size:
-        starts.append(above.min())
-    budget = np.searchsorted(starts, log, side="right") - 1
+    budget = groups_within(log, BUDGET_TOLERANCE)
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
@@ -129,8 +127,8 @@ def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:
     """
     logs = {name: np.log(columns[name]) for name in ("params", "tokens", "flops")}
     ratio = logs["flops"] - logs["params"] - logs["tokens"]
-    if np.abs(ratio - np.log(6)).max() < BUDGET_TOLERANCE:
-        return float(np.log(6)), 1.0, 1.0
+    if np.abs(ratio - SIX_N_D[0]).max() < BUDGET_TOLERANCE:
+        return SIX_N_D
     design = np.stack([np.ones(len(ratio)), logs["params"], logs["tokens"]], axis=1)
     centred = design[:, 1:] - design[:, 1:].mean(axis=0)
     if np.linalg.svd(centred, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(ratio)):
@@ -145,7 +143,7 @@ def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, f
     `cost` is (ln k, p, q) of C = k N^p D^q, 6ND by default. At the minimum alpha A N^-alpha / p = beta B D^-beta / q;
     with p = q = 1 that is equation 4 of Hoffmann et al.: a = beta / (alpha + beta).
     """
-    log_k, p, q = cost or (float(np.log(6)), 1.0, 1.0)
+    log_k, p, q = cost or SIX_N_D
     A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
     with np.errstate(divide="ignore"):  # a resample may switch a term off: its optimum is at infinity
         balance = np.log(alpha * A * q) - np.log(beta * B * p)

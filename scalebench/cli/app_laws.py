@@ -73,7 +73,7 @@ def fit(
     method:
         Bootstrap method; auto picks the method with the best measured coverage for this number of configurations.
     backtest:
-        Also predict each of the largest sizes from the smaller ones.
+        Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
         Write the fit as JSON to this file; `--json -` prints it instead of the table.
     """

@@ -48,6 +48,14 @@ def read_inputs(law: Law, columns: Columns) -> dict[str, Array]:
     return {name: np.log(values) for name, values in positive_columns(columns, law.inputs, aliases).items()}
 
 
+def groups_within(logs: Array, tolerance: float) -> NDArray[np.intp]:
+    """Ids 0, 1, … [n], smallest first, of values with logs [n]: each group reaches `tolerance` above its smallest."""
+    starts = [logs.min()]
+    while (above := logs[logs > starts[-1] + np.log1p(tolerance)]).size:
+        starts.append(above.min())
+    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
+
+
 def _column(columns: Columns, name: str, alias: str | None) -> Array:
     present = list(columns.keys())
     key = next((key for key in (name, alias) if key is not None and key in present), None)

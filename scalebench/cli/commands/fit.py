@@ -68,6 +68,8 @@ def run_fit(
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
+    if backtest:
+        document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
@@ -76,6 +78,7 @@ def run_fit(
     print_fit(fitted, document)
     if tested is not None:
         print_backtest(tested)
+        print_distances(document["backtest_by_distance"])
     if output is not None:
         _write(output, document)
         say(f"written: {output}")
@@ -182,3 +185,25 @@ def print_backtest(tested: Backtest) -> None:
     header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
     say("rolling backtest: each size predicted from all smaller ones")
     table("", header, shown)
+
+
+def print_distances(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the hold-out error by distance beyond the fitted sizes."""
+    shown = [
+        (
+            f"×{row['distance_above']:g} to ×{row['distance_up_to']:g}"
+            if row["distance_up_to"]
+            else f"above ×{row['distance_above']:g}",
+            f"{row['n']}",
+            percent(row["median_absolute_error_percent"] / 100, sign=False),
+            percent(row["median_error_percent"] / 100),
+            "no interval" if row["coverage"] is None else percent(row["coverage"], sign=False),
+        )
+        for row in rows
+    ]
+    if shown:
+        say(
+            "",
+            "hold-out error by distance: every configuration beyond each of several cuts, predicted from those below",
+        )
+        table("", ("distance", "forecasts", "median error", "median bias", "inside 95 % interval"), shown)

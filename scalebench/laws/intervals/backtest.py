@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within, positive_columns
 from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.intervals.bootstrap import Refits, bootstrap
@@ -94,16 +94,6 @@ class Backtest:
         parts = [[f for f in self.forecasts if low < f.distance <= high] for low, high in bins]
         return [_summary(part, *ends) for part, ends in zip(parts, bins, strict=True) if part]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe: the table by distance, every forecast, every refused cut."""
-        return {
-            "law": self.law,
-            "by": self.by,
-            "by_distance": self.by_distance(),
-            "forecasts": [f.to_dict() for f in self.forecasts],
-            "refused": [{"cut": cut, "reason": reason} for cut, reason in self.refused],
-        }
-
 
 def _summary(forecasts: Sequence[Forecast], low: float, high: float) -> dict[str, Any]:
     errors = np.array([f.error_percent for f in forecasts])
@@ -144,7 +134,7 @@ def backtest(
         raise FitRefused(f"holdout {holdout!r} is not known; choose one of {', '.join(HOLDOUTS)}")
     column = by or fit.law.inputs[0]
     logs = _logs(fit, column, points)
-    level = _levels(logs)
+    level = groups_within(logs, SAME_SIZE)
     if not level.max():
         raise FitRefused(f"column {column!r} has one value; a hold-out needs at least 2: choose another column")
     forecasts: list[Forecast] = []
@@ -172,14 +162,6 @@ def _logs(fit: Estimate, by: str, points: Columns | None) -> Array:
     if len(values) != fit.n_points:
         raise FitRefused(f"column {by!r} has {len(values)} rows; it needs one for each of {fit.n_points} points")
     return np.asarray(np.log(values))
-
-
-def _levels(logs: Array) -> NDArray[np.intp]:
-    """Ids [n] of sizes from the smallest up, 0, 1, …, of their logs [n]."""
-    starts = [logs.min()]
-    while (above := logs[logs > starts[-1] + np.log1p(SAME_SIZE)]).size:
-        starts.append(above.min())
-    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
 
 
 def _cuts(holdout: str, level: NDArray[np.intp], needed: int, cuts: int) -> list[int]:
