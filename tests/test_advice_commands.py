@@ -345,7 +345,7 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
         (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "-1"), "a positive number of FLOPs"),
         (("worth", "p.csv", "p.csv"), "; name it with --flops-column; --law chinchilla takes params and tokens"),
         (("predict", "p.csv", "--params", "1e9"), "`scalebench fit p.csv --json fit.json`, then `scalebench predict"),
-        (("optimal", "p.csv", "--loss-column", "L"), "is missing; columns given: loss; --params-column, "),
+        (("optimal", "p.csv", "--loss-column", "L"), "is missing; columns given: loss; two of --params-column, "),
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
         (("tune", "p.csv", "--loss-column", "L"), "; name it with --against\np.csv: column unknown 'learning_rate'"),
         (("tune", "p.csv", "--against", "N", "--optimised", "D", "--loss-column", "L"), "have an interior optimum"),

@@ -86,7 +86,7 @@ def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalys
     (exponent,) = [
         row[2][0] for row in parameters_table(study.series).rows if row[0][0] == "memory" and row[1][0] == "p"
     ]
-    assert float(shown["memory", "p"]) == pytest.approx(0.7, rel=0.01)  # without a unit
+    assert float(exponent) == pytest.approx(0.7, rel=0.01)  # without a unit
     memory = {answer.quantity: answer for answer in predict_size(series, 3e6).quantities}["memory"]
     assert memory.value == pytest.approx(2.0**20 + 900 * 3e6**0.7, rel=1e-3)
     assert "offset_power" in memory.basis

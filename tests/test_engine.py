@@ -375,10 +375,9 @@ def test_a_job_that_another_engine_loses_is_a_row(toy: str, small_study: Path, t
 
     def kill_first(running: Sequence[Path]) -> None:
         for attempt in running:
-            command = str(attempt)
-            workers = [p for p in psutil.process_iter(["cmdline"]) if command in (p.info["cmdline"] or [])]
-            if _beats(attempt):
-                workers[0].kill()
+            workers = [p for p in psutil.process_iter(["cmdline"]) if str(attempt) in (p.info["cmdline"] or [])]
+            for worker in workers if _beats(attempt) else []:
+                worker.kill()
 
     rows = execute(survey(study, tmp_path / "r"), study, engine=toy, tick=kill_first)
     row = next(rows)

@@ -173,7 +173,7 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as further runs"),
+        (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as separate runs"),
         (
             lambda t: t.rename(columns={"N": "D", "D": "N"}),
             "22 of 25 rows have fewer tokens than parameters: are these",

@@ -241,9 +241,11 @@ def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
 def demo(
     *,
     results: Path = RESULTS,
-    output: Annotated[Path, Parameter(["--output", "-o"])] = Path("reports/demo/index.html"),
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
+    ] = None,
 ) -> int:
-    """Run the demo study and write its report."""
+    """Run the demo study and write its report, with a picture beside it."""
     from scalebench.cli.commands.sweeps import run_demo
 
     return run_demo(results, output)

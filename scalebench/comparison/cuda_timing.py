@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from scalebench.comparison.timing import Timer, Work, poison, rerunning
+from scalebench.comparison.timing import Clock, CpuClock, Timer, Work, poison, rerunning
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
 LONG_S = 500e-6  # a graph's start takes some microseconds (``timing_floor_s`` in the rows): about one percent
@@ -40,6 +40,11 @@ class CaptureBrokenError(RuntimeError):
     torch before 2.12 then keeps its allocator in the state of a capture, and fails an assertion when memory is
     released later: the process has to end.
     """
+
+
+def clock_for(device: torch.device, refusal: str = "") -> Clock:
+    """Return the clock of a device; ``refusal`` is why nothing must be captured as a CUDA graph, if so."""
+    return CudaClock(device, refusal) if device.type == "cuda" else CpuClock()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 
 from scalebench.comparison.ceilings import known_ceilings
-from scalebench.comparison.cuda_timing import CaptureBrokenError, side_stream
+from scalebench.comparison.cuda_timing import CaptureBrokenError, clock_for, side_stream
 from scalebench.comparison.failure import failure
 from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
@@ -33,7 +33,6 @@ from scalebench.comparison.timing import (
     Timer,
     Work,
     calls_per_sample,
-    clock_for,
     sample_interleaved,
     timed,
     warm_up,

@@ -99,15 +99,6 @@ def poison(results: Mapping[str, Any], spared: Collection[int]) -> None:
             tensor.detach().fill_(math.nan)
 
 
-def clock_for(device: torch.device, refusal: str = "") -> Clock:
-    """Return the clock of a device; ``refusal`` is why nothing must be captured as a CUDA graph, if so."""
-    if device.type == "cuda":
-        from scalebench.comparison.cuda_timing import CudaClock
-
-        return CudaClock(device, refusal)
-    return CpuClock()
-
-
 def synchronize(device: torch.device) -> None:
     """Wait for the device; a CPU has nothing to wait for."""
     if device.type == "cuda":

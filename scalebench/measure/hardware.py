@@ -125,7 +125,7 @@ def best_product(
 CPU_SIDES = (256, 512, 1024)
 
 
-def matmul_ceiling(precision: str, threads: int, sides: Sequence[int] = CPU_SIDES, seconds: float = 0.2) -> Peak:
+def matmul_ceiling(precision: str, threads: int, sides: Sequence[int] = CPU_SIDES, seconds: float = 0.15) -> Peak:
     """Measure the CPU's best rate on a square matrix product, in FLOP/s; see ``best_product``."""
     import torch
 

@@ -13,6 +13,7 @@ import numpy as np
 from scalebench.errors import InputError
 from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.roles import column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, read_json
@@ -20,7 +21,7 @@ from scalebench.store import StoreError, read_json
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
 
-TOKENS_PER_FLOP = 1 / 6  # times 1 / N: training takes about 6 FLOPs per parameter and token (Kaplan et al. 2020)
+TOKENS_PER_FLOP = 1 / FLOPS_PER_PARAMETER_TOKEN  # times 1 / N
 OPTIONS = ("loss", "delta", "space", "fixed")
 
 

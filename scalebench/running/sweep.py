@@ -15,7 +15,7 @@ from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.planning import PlannedTrial, plan, trial_header
 from scalebench.study import Study
-from scalebench.workloads import columns_of
+from scalebench.workloads import WORKLOADS, columns_of
 
 
 @dataclass
@@ -132,6 +132,7 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],
+        "measured": [column.name for column in WORKLOADS[study.workload].COLUMNS],
     }
     before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)

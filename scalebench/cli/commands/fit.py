@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import mixed_columns
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, say, si, table
+from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
@@ -173,7 +173,7 @@ def print_backtest(tested: Backtest) -> None:
         return
     shown = [
         (
-            si(row.size),
+            quantity(row.size),
             f"{row.measured:.5g}",
             f"{row.predicted:.5g}",
             percent(row.error_percent / 100),

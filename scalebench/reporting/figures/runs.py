@@ -59,10 +59,12 @@ def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     dashes = {one.label: DASHES[i // turn % len(DASHES)] for i, one in enumerate(study.series)}
     hues: list[Any] = sizes if by_size else list(dashes)
     colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
-    data = pd.concat([
+    lines = [
         line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=one.label)
         for i, (row, one, line) in enumerate(trials)
-    ])  # fmt: skip
+    ]
+    # One index over all lines: seaborn aligns by it where it drops the rows of an infinite loss.
+    data = pd.concat(lines, ignore_index=True)
     sns.lineplot(data, x="step", y="train_loss_nats", hue="size" if by_size else "series", style="series",
                  units="trial", estimator=None, palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1,
                  legend=False)  # fmt: skip

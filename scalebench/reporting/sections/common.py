@@ -98,9 +98,10 @@ class StudySection:
         return tuple(_verdict(subject, self.sentences))
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
-        """Draw the study's first figure."""
+        """Draw the study's first figure, where it has one."""
         assert isinstance(subject, StudyAnalysis)
-        return self.figures(subject)[0].draw(marks, subject)
+        figures = self.figures(subject)
+        return figures[0].draw(marks, subject) if figures else None
 
     def build(self, subject: Subject, name: str, max_bytes: int) -> StudyView:
         """Analyse and draw a study."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 
@@ -18,6 +20,9 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 MAX_SENTENCES = 3
 LOG_FROM = 20.0  # ratio of largest to smallest value above which the axis is logarithmic
+SIZES = {N, "params", "params_active"}
+PRINTED_UNITS = {"1": "", "1/s": "", "nat": "nats"}  # a rate's name ends in "per s"
+SUFFIXES = re.compile("(?<!_per)_(s|bytes|nats|j)$")  # of names, which carry their unit
 METHODS = (
     "Columns, units and meanings are those that the workload declares. Medians over trials of one size; sizes are "
     "non-embedding parameters.",
@@ -25,18 +30,27 @@ METHODS = (
 )
 
 
-def declared(study: StudyAnalysis) -> dict[str, dict[str, str]]:
-    """Return unit and meaning of every column that the study's workload declares."""
-    return dict(study.definition.get("columns") or {})
+def declared(study: StudyAnalysis) -> list[dict[str, str]]:
+    """Return name, unit and meaning of every column that the study's workload itself fills, but for the model's size.
+
+    A study that does not list them has none.
+    """
+    own = set(study.definition.get("measured") or []) - SIZES
+    return [column for column in study.definition.get("columns") or [] if column["name"] in own]
 
 
 def numeric_columns(study: StudyAnalysis) -> list[Column]:
-    """Return the declared columns in which at least one trial has a number."""
+    """Return the declared columns with a unit in which at least one trial has a number."""
     return [
-        Column(name.replace("_", " "), name, about.get("unit") or "")
-        for name, about in declared(study).items()
-        if numeric(study.trials, name).notna().any()
+        Column(title_of(column["name"]), column["name"], PRINTED_UNITS.get(column["unit"], column["unit"]))
+        for column in declared(study)
+        if column["unit"] and numeric(study.trials, column["name"]).notna().any()
     ]
+
+
+def title_of(name: str) -> str:
+    """Return a column's name as words, without the unit: decode_time_s is "decode time"."""
+    return SUFFIXES.sub("", name).replace("_", " ")
 
 
 def table_columns(study: StudyAnalysis) -> list[Column]:
@@ -46,9 +60,9 @@ def table_columns(study: StudyAnalysis) -> list[Column]:
     return [*own, *(column for column in RESOURCES if column.name not in names)]
 
 
-def by_size(study: StudyAnalysis, column: Column) -> pd.Series[float]:
+def by_size(trials: pd.DataFrame, column: Column) -> pd.Series[float]:
     """Return the median of a column over the valid trials of each size, smallest first."""
-    valid = study.trials[study.trials["valid"]]
+    valid = trials[trials["valid"]]
     return numeric(valid, column.name).groupby(valid[N]).median().dropna()
 
 
@@ -57,7 +71,7 @@ def figures(study: StudyAnalysis) -> list[FigureSpec[StudyAnalysis]]:
     return [
         FigureSpec(column.name, f"{column.title.capitalize()} against size", partial(draw_column, column=column))
         for column in numeric_columns(study)
-        if len(by_size(study, column)) > 1
+        if len(by_size(study.trials, column)) > 1
     ]
 
 
@@ -75,9 +89,9 @@ def draw_column(marks: Marks, study: StudyAnalysis, column: Column) -> Caption:
                    **style, label=series.label or None)  # fmt: skip
         rows += [(word(trial_label(row, series)), number(row[column.name], column.unit)) for _, row in part.iterrows()]
     finish(marks, f"{column.title} ({unit})" if unit else column.title, log=spans_decades(values))
-    meaning = declared(study)[column.name].get("meaning") or column.title
+    meaning = next(about["meaning"] for about in declared(study) if about["name"] == column.name)
     return Caption(
-        f"{meaning.rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
+        f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
         table(f"{column.title.capitalize()} by trial.", ("trial", column.title), rows),
     )
 
@@ -90,21 +104,19 @@ def spans_decades(values: pd.Series[float]) -> bool:
 def sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield how the first columns that the workload declares changed from the smallest to the largest size."""
     for column in numeric_columns(study)[:MAX_SENTENCES]:
-        medians = by_size(study, column)
-        values, sizes = [quantity(value, column.unit) for value in medians], [quantity(size) for size in medians.index]
-        if len(medians) == 1:
-            yield f"{column.title.capitalize()} is {values[0]} at {sizes[0]} parameters, the only size."
-        elif len(medians):
-            yield (f"{column.title.capitalize()} went from {values[0]} at {sizes[0]} parameters to {values[-1]} at "
-                   f"{sizes[-1]}.")  # fmt: skip
+        for series in study.series[:MAX_SENTENCES]:
+            medians = by_size(series.trials, column)
+            ends = [f"{quantity(value, column.unit)} at {quantity(size)} parameters" for size, value in medians.items()]
+            subject = f"{series.label}: {column.title}" if series.label else column.title.capitalize()
+            if len(medians) > 1:
+                yield f"{subject} is {ends[0]} and {ends[-1]}."
+            elif len(medians):
+                yield f"{subject} is {ends[0]}, the only size."
 
 
 def tables(study: StudyAnalysis) -> Iterator[Table]:
     """Yield what the declared columns mean."""
-    rows = [
-        (word(name), word(about.get("unit") or None), word(about.get("meaning") or None))
-        for name, about in declared(study).items()
-    ]
+    rows = [(word(column["name"]), word(column["unit"] or None), word(column["meaning"])) for column in declared(study)]
     yield Table("Columns that this workload records.", ("column", "unit", "meaning"), tuple(rows))
 
 
@@ -115,4 +127,5 @@ SECTION = StudySection(
     columns=table_columns,
     methods=METHODS,
     tables=tables,
+    template=Path(__file__).with_name("generic.html.j2"),
 )
