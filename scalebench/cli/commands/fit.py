@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.selected import mixed_columns
+from scalebench.analysis.selected import trial_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
@@ -88,9 +88,7 @@ def run_fit(
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if path.is_dir():
-        mixed = mixed_columns(path, where)
-        line = f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"
-        return [line] if mixed else []
+        return trial_warnings(path, where)
     unused = unused_data(fit.law.inputs, read.columns, column_names(path))
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
