@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scalebench.advice.allocation import Allocation, Bias, Counting, count
-from scalebench.advice.optima import Regression, regress, sweep_optima, vertex_variances
+from scalebench.advice.optima import LinearFit, regress, sweep_optima, vertex_variances
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
 from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
@@ -70,14 +70,14 @@ def isoflop(
     )
 
 
-def _opposed(sizes: Regression, tokens: Regression, seed: int) -> Array:
+def _opposed(sizes: LinearFit, tokens: LinearFit, seed: int) -> Array:
     """Draws of both lines, [n, 4]: at a fixed budget more parameters are fewer tokens, so their errors are opposed."""
     return np.concatenate(
         [sizes.draws(LINE_DRAWS, seed), 2 * tokens.coefficients - tokens.draws(LINE_DRAWS, seed)], axis=1
     )
 
 
-def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> Regression:
+def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> LinearFit:
     design = np.array([[1.0, np.log(group["flops"])] for group, _ in optima])
     variances = vertex_variances([o for _, o in optima], design) if weighted else np.ones(len(optima))
     return regress(design, np.log([o.x for _, o in optima]), variances)

@@ -120,7 +120,7 @@ def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Regression:
+class LinearFit:
     """Weighted least squares of a target on rows of a design; `scatter` is the mean weighted square about the line."""
 
     coefficients: Array
@@ -150,7 +150,7 @@ class Regression:
         return np.asarray(self.coefficients + inflation * np.sqrt(self.scatter) * noise)
 
 
-def regress(design: Array, target: Array, variances: Array) -> Regression:
+def regress(design: Array, target: Array, variances: Array) -> LinearFit:
     """Weighted line through target [n], rows [n, k]; the variances set relative weights, the scatter sets the scale.
 
     Raises FitRefused without a row more than coefficients, or where the rows do not tell them apart.
@@ -166,7 +166,7 @@ def regress(design: Array, target: Array, variances: Array) -> Regression:
     coefficients = np.linalg.lstsq(rows, target * root, rcond=None)[0]
     scatter = ((rows @ coefficients - target * root) ** 2).sum() / (n - k)
     inverse = np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64)
-    return Regression(np.asarray(coefficients, dtype=np.float64), inverse, float(scatter), n - k)
+    return LinearFit(np.asarray(coefficients, dtype=np.float64), inverse, float(scatter), n - k)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class OptimumLaw:
     exponents: dict[str, float]
     optima: tuple[tuple[dict[str, float], Optimum], ...]
     refused: Refused
-    regression: Regression = field(repr=False, compare=False)
+    regression: LinearFit = field(repr=False, compare=False)
 
     def predict(self, **sizes: float) -> float:
         """The optimum at sizes given by name, in the units of the swept column."""
