@@ -1,4 +1,4 @@
-"""How wrong input is told: a line for each mistake, with what is known and what may have been meant."""
+"""Errors for invalid input: one line per mistake, with the known names and a suggestion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StudyError(InputError):
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Say that ``name`` is not known, what is, and which one may have been meant."""
+    """Return the message for a name that is not known: the known ones, and the most similar."""
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -20,6 +20,7 @@ from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import COST_LAWS, choose_cost_law
 from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
+from scalebench.reporting.fit_tables import parameters_table
 from scalebench.reporting.quantities import bounded, quantity
 from scalebench.store import read_results
 
@@ -82,6 +83,10 @@ def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalys
     assert series.memory.fit.parameters["p"] == pytest.approx(0.7, rel=1e-3)
     sentence = next(line for line in verdict(study) if "of the tracked tensors" in line)
     assert "·N^p with p = 0.70" in sentence
+    (exponent,) = [
+        row[2][0] for row in parameters_table(study.series).rows if row[0][0] == "memory" and row[1][0] == "p"
+    ]
+    assert float(exponent) == pytest.approx(0.7, rel=0.01)  # without a unit
     memory = {answer.quantity: answer for answer in predict_size(series, 3e6).quantities}["memory"]
     assert memory.value == pytest.approx(2.0**20 + 900 * 3e6**0.7, rel=1e-3)
     assert "offset_power" in memory.basis

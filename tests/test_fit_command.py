@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support import REPOSITORY, SOURCE_PATH, reference_data
+from command_support import CHINCHILLA, PLANTED, surface
+from support import REPOSITORY, reference_data
 
 from scalebench.laws import LAWS, Refits, fit
-from scalebench.points.fit_file import from_document, law_columns
-
-PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
-
-
-def surface(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
-    """Chinchilla's law on a grid of 5 x 5."""
-    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
-    loss = PLANTED["E"] + PLANTED["A"] * n ** -PLANTED["alpha"] + PLANTED["B"] * d ** -PLANTED["beta"]
-    loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(n.size))
-    return pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "L": loss, "kind": np.where(n > 5e7, "big", "small")})
-
-
-CHINCHILLA = ("--law", "chinchilla", "--params-column", "N", "--loss-column", "L")
+from scalebench.points.fit_file import from_document
+from scalebench.points.roles import law_columns
 
 
 @pytest.mark.parametrize("data", [("--tokens-column", "D"), ("--flops-column", "C")], ids=["tokens", "flops"])
@@ -91,8 +77,10 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
     fitted = fit({role: surface(0.01)[name] for role, name in read.items()}, "chinchilla")
     boot = fitted.bootstrap(300, 0)
     assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
-    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling")]
+    assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling").forecasts]
+    assert document["backtest_by_distance"] == fitted.backtest("beyond").by_distance()
     assert "rolling backtest" in out
+    assert all(f"\n×{row['distance_above']:g} to " in out for row in document["backtest_by_distance"][:2])
     assert boot.method in out
 
 
@@ -281,7 +269,7 @@ def test_default_columns() -> None:
         (("empty",), "empty: no results here"),
         (("absent",), "absent: there is no such file or folder"),
         (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
-        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .parquet, and it is no folder; rename it to"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .parquet, and it is not a f"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
@@ -297,7 +285,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, argument
 def test_duplicate_headers_and_an_empty_file_exit_2(command, tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text("params,loss,loss\n1,2,3\n")
     (tmp_path / "none.csv").write_text("")
-    assert "'loss' stands at places 2, 3" in command("fit", "two.csv")[2]
+    assert "column 'loss' appears 2 times, at positions 2, 3" in command("fit", "two.csv")[2]
     assert "none.csv: the file is empty" in command("fit", "none.csv")[2]
     assert command("fit", "none.csv")[0] == 2
 
@@ -311,20 +299,3 @@ def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     assert found["objective"] <= 1.01827403e-3
     a = found["parameters"]["beta"] / (found["parameters"]["alpha"] + found["parameters"]["beta"])
     assert a == pytest.approx(0.5139, abs=1e-4)
-
-
-def test_neither_fit_nor_predict_imports_torch(tmp_path: Path) -> None:
-    surface(0.01).to_csv(tmp_path / "p.csv", index=False)
-    script = (
-        "import sys\nfrom scalebench.cli.app import main\n"
-        "fit = ['fit', 'p.csv', '--law', 'chinchilla', '--params-column', 'N', '--tokens-column', 'D']\n"
-        "for command in (fit + ['--loss-column', 'L', '--json', 'f.json'],\n"
-        "                ['predict', 'f.json', '--params', '7e9', '--tokens', '1e12']):\n"
-        "    try:\n        main(command)\n    except SystemExit as end:\n        assert end.code == 0, end.code\n"
-        "assert not {'torch', 'matplotlib', 'seaborn'} & set(sys.modules)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": SOURCE_PATH},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr

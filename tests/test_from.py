@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import REPOSITORY
 
 from scalebench import store
 from scalebench.errors import StudyError
@@ -88,7 +89,7 @@ def copied(base: Path, tmp_path: Path) -> Path:
 def test_twice_50_steps_with_optimizer_state_are_100_steps_bit_by_bit(
     tmp_path: Path, family: str, optimizer: str
 ) -> None:
-    """Weights, losses, optimizer state and random number generators; bert's training has dropout where it has any."""
+    """Weights, losses, optimizer state and the state of the random number generators."""
     text = PARENT.replace('"gpt"', f'"{family}"').replace("params = 3000", "params = 20000")
     settings = [f"train.optimizer={optimizer}"]
     if family == "mlp":
@@ -133,6 +134,16 @@ def test_a_continued_run_takes_the_other_fields_of_train_from_its_parent(copied:
     spec = trial.trial.spec
     assert (spec.batch_size, spec.warmup_steps, spec.learning_rate) == (4, 5, 0.01)
     assert (spec.schedule, spec.steps) == ("linear", 50)
+
+
+def test_the_readmes_example_plans(tmp_path: Path) -> None:
+    trained(tmp_path, (REPOSITORY / "studies" / "gpt.toml").read_text(), "model.params=2000", "run.checkpoint=true",
+            "train.steps=3", "data.validation_samples=8", "train.schedule=constant")  # fmt: skip
+    blocks = (REPOSITORY / "README.md").read_text().split("```toml\n")
+    (example,) = (block.partition("```")[0] for block in blocks if "[from]" in block)
+    (trial,) = planned(tmp_path, example)
+    assert trial.parent.identity.state_sha256 is not None
+    assert (trial.trial.spec.implementation, trial.trial.spec.schedule, trial.steps) == ("sdpa", "wsd", 100)
 
 
 def test_the_parents_cost_adds_up_over_a_chain(copied: Path) -> None:
@@ -217,6 +228,7 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
         (["from.optimizer_state=1"], "from.optimizer_state: input should be a valid boolean (given 1)"),
         (["from.results=r"], 'from: needs either study = "NAME" or results = "PATH"'),
         (['from.where="import os"'], "from.where: "),
+        (["name=parent"], "from.study: a study cannot start from its own trials"),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
         (["model.params=1e4"], "model.params: with [from] a model has the size of its parent"),
         (["model.width=24"], "do not fit another width"),

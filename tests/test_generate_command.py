@@ -115,7 +115,7 @@ def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command
         (("--prompt", "abc", "--top-k", "-1"), "--top-k: must be 0"),
         (("--prompt", "abc", "--top-p", "1.5"), "--top-p: must be above 0 and at most 1, given 1.5"),
         (("--prompt", "abc", "--beams", "0"), "--beams: must be at least 1"),
-        (("--prompt", "abc", "--beams", "2", "--temperature", "1"), "--beams: beam search draws nothing"),
+        (("--prompt", "abc", "--beams", "2", "--temperature", "1"), "--beams: beam search does not sample"),
         (("--prompt", "abc", "--temperature", "0", "--top-k", "3"), "--temperature: --top-k and --top-p"),
     ],
 )

@@ -131,7 +131,7 @@ def test_nothing_is_dropped_where_nothing_is_to_be() -> None:
 
 
 def test_a_temperature_of_zero_draws_nothing() -> None:
-    with pytest.raises(ValueError, match="draws nothing"):
+    with pytest.raises(ValueError, match="needs a temperature above 0"):
         probabilities(LOGITS, Sampling(0.0))
     assert chooser(Sampling())(LOGITS).tolist() == [1]
 

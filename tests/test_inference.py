@@ -223,7 +223,7 @@ def test_an_inference_trial_of_another_family_is_a_forward_pass(planned, tmp_pat
 
 
 def test_compiling_a_growing_cache_is_unsupported_with_the_reason(planned, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="anew for every length"):
+    with pytest.raises(Unsupported, match="recompile for every length"):
         measured(planned(GPT, "inference.implementation=compile"), tmp_path / "attempt")
 
 
@@ -267,9 +267,12 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
         (GPT + "temperature = -0.5\n", "inference.temperature: input should be greater than or equal to 0"),
         (GPT + "temperature = inf\n", "inference.temperature: input should be a finite number"),
         (GPT + "temperature = 1.0\ntop_p = 1.5\n", "inference.top_p: input should be less than or equal to 1"),
-        (GPT + "top_k = 3\n", "inference.temperature: top_k and top_p choose what is drawn from; set it above 0"),
-        (GPT + "beams = 2\ntemperature = 1.0\n", "inference.beams: beam search draws nothing"),
-        (GPT.replace("params = 3000", 'size = "gpt2"\ncontext = 15'), "inference.new_tokens: 10 + 6 tokens outgrow a"),
+        (GPT + "top_k = 3\n", "inference.temperature: top_k and top_p need sampling; set it above 0"),
+        (GPT + "beams = 2\ntemperature = 1.0\n", "inference.beams: beam search does not sample"),
+        (
+            GPT.replace("params = 3000", 'size = "gpt2"\ncontext = 15'),
+            "inference.new_tokens: 10 + 6 tokens do not fit",
+        ),
         (MLP + "new_tokens = 3\n", "inference.new_tokens: mlp generates nothing: leave it out; families that can: gpt"),
         (MLP + "beams = 3\n", "inference.beams: mlp generates nothing"),
         (MLP + "prompt_length = 3\n", "inference.prompt_length: mlp takes no sequences: leave it out"),

@@ -51,7 +51,8 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
         points = [line.get_xydata() for line in marks.axes.lines if len(line.get_xydata()) == len(rows)]
         bars = [part.get_segments()[0] for part in marks.axes.collections]
     law, naive = points
-    assert [row.error_percent for row in rows] == [row.error_percent for row in fitted(study).backtest("rolling")]
+    expected = fitted(study).backtest("rolling").forecasts
+    assert [row.error_percent for row in rows] == [row.error_percent for row in expected]
     assert law[:, 1] == pytest.approx([row.error_percent for row in rows])
     assert naive[:, 1] == pytest.approx([row.naive_error_percent for row in rows])
     ends = [[100 * (end / row.measured - 1) for end in row.interval] for row in rows if row.interval]

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.analysis.growth import growth
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import render
-from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
+from scalebench.reporting.overview import COLUMNS, overview_rows, overview_table
 from scalebench.store import Results
 from scalebench.workloads import columns_of
 

@@ -136,7 +136,7 @@ def test_a_size_out_of_reach_is_told_beside_a_wrong_type_and_a_wrong_name(load) 
         (GPT + "params = 1e4\ndepth = -2", "model.depth: expected a positive whole number (given -2)"),
         (GPT + "depth = 2", "model: width missing"),
         (GPT + 'size = "gpt2"\n[train]\nsequence_length = 2000', "sequence_length = 2000 is longer than the context"),
-        (GPT + "params = 1e4\n[train]\nsequence_length = 9e7", "outgrows"),
+        (GPT + "params = 1e4\n[train]\nsequence_length = 9e7", "exceeds the"),
         (GPT + 'params = 1e4\n[data]\nsource = "teacher"', "gpt cannot learn from 'teacher'"),
         (GPT + 'params = 1e4\n[data]\nsource = "text:/no/such"', "data.source: text path '/no/such' does not exist"),
         (GPT + "params = 1e4\n[[exclude]]\ntrain.seed = 0", "every combination is excluded"),

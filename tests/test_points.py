@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from scalebench.errors import InputError
 from scalebench.points import table as points
 from scalebench.points.files import PointsError
-from scalebench.points.table import read_columns
+from scalebench.points.fit_file import fit_points
+from scalebench.points.table import read_columns, select_rows
 from scalebench.points.where import WhereError, parse
 
 COLUMNS = {"params": "N", "loss": "L"}
@@ -23,9 +26,9 @@ def written(folder: Path, content: str | bytes, name: str = "p.csv") -> Path:
     return path
 
 
-def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 1) -> tuple[str, ...]:
+def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str, ...]:
     with pytest.raises(PointsError) as caught:
-        read_columns(path, columns, where, least=least)
+        read_columns(path, columns, where)
     return caught.value.lines
 
 
@@ -37,7 +40,7 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS, least: int = 
         ("1 000 000", "'1 000 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("1_000.5", "'1_000.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("10M", "'10M' is not a number; a positive number is needed"),
-        ("", "nothing there; a positive number is needed; --where 'L > 0' leaves such rows out"),
+        ("", "empty; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("NaN", "NaN is not finite; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("-1", "-1 is negative; a positive number is needed"),
     ],
@@ -76,13 +79,37 @@ def test_the_option_that_names_a_column_is_told(tmp_path: Path) -> None:
         GOOD.replace("\n", "\r\n"),
         GOOD.replace(",", ", ").replace("2e6", '"2000000"'),
         GOOD.rstrip(),
+        "sep=;\n" + GOOD.replace(",", ";"),
+        '"sep=|"\r\n' + GOOD.replace(",", "|").replace("\n", "\r\n"),
     ],
-    ids=["plain", "bom", "empty-lines", "semicolons", "tabs", "crlf", "spaces", "no-newline-at-the-end"],
+    ids=[
+        "plain",
+        "bom",
+        "empty-lines",
+        "semicolons",
+        "tabs",
+        "crlf",
+        "spaces",
+        "no-newline-at-the-end",
+        "sep",
+        "sep-|",
+    ],
 )
 def test_values_are_read_whatever_the_dialect(tmp_path: Path, content: str) -> None:
     table = read_columns(written(tmp_path, content), COLUMNS)
     assert table.values["params"].tolist() == [1e6, 2e6, 4e6]
     assert table.values["loss"].tolist() == [3.5, 3.2, 3.0]
+
+
+def test_a_gzipped_csv_is_read_and_its_errors_have_lines(tmp_path: Path) -> None:
+    path = written(tmp_path, gzip.compress(GOOD.encode()), "p.csv.gz")
+    assert read_columns(path, COLUMNS).values["params"].tolist() == [1e6, 2e6, 4e6]
+    path.write_bytes(gzip.compress(GOOD.replace("2e6", "oops").encode()))
+    assert refused(path)[0].startswith(f"{path}, line 3, column 'N': 'oops' is not a number")
+    path.write_bytes(gzip.compress(GOOD.encode())[:-20])
+    assert refused(path)[0].startswith(f"{path}: not readable as ")
+    path.write_bytes(GOOD.encode())
+    assert refused(path)[0].startswith(f"{path}: cannot be read (Not a gzipped file")
 
 
 def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -> None:
@@ -104,10 +131,17 @@ def test_a_bad_value_in_a_late_block_is_found_at_its_line(tmp_path: Path) -> Non
     assert "p.csv, line 250001, column 'N': 'oops' is not a number" in line
 
 
+@pytest.mark.parametrize("note", [b"x" * 200_000, b"caf\xe9"], ids=["longer than 128 KiB", "not UTF-8"])
+def test_other_columns_do_not_hide_the_line_of_a_wrong_value(tmp_path: Path, note: bytes) -> None:
+    rows = b"1,2,x\n" * 10_000  # beyond the part that is decoded with the header
+    path = written(tmp_path, b"N,L,note\n" + rows + b"1,2," + note + b"\noops,2,x\n")
+    assert refused(path)[0].startswith(f"{path}, line 10003, column 'N': 'oops' is not a number")
+
+
 def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(points, "MAX_POINTS", 2)
     assert refused(written(tmp_path, GOOD))[0].endswith(
-        "more than 2 points; thin them with --where, or average repeats"
+        "more than 2 points; select fewer with --where, or average repeats"
     )
 
 
@@ -117,7 +151,7 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("cell", "fault"),
     [
-        ("abc", "'abc' is not a number"), ("", "nothing there"), ("nan", "nan is not finite"),
+        ("abc", "'abc' is not a number"), ("", "empty"), ("nan", "nan is not finite"),
         ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
         ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' has a comma"), ("true", "'true' is not"),
         ('"1,5"', "'1,5' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
@@ -147,10 +181,10 @@ def test_values_that_where_leaves_out_may_be_wrong(tmp_path: Path) -> None:
     [
         ("", "p.csv: the file is empty; it needs a line of column names"),
         ("\n \n\n", "p.csv: the file is empty"),
-        ("N,L\n", "p.csv: column names and no rows"),
-        ("N,L,N\n1,2,3\n", "p.csv, line 1: column 'N' stands at places 1, 3"),
-        ("N,L\n1,2\n3\n", "p.csv, line 3: 1 columns where the header has 2: '3'"),
-        ("N,L\n1,2\n3,4,5\n", "p.csv, line 3: 3 columns where the header has 2"),
+        ("N,L\n", "p.csv: column names but no rows"),
+        ("N,L,N\n1,2,3\n", "p.csv, line 1: column 'N' appears 2 times, at positions 1, 3"),
+        ("N,L\n1,2\n3\n", "p.csv, line 3: 1 columns, but the header has 2: '3'"),
+        ("N,L\n1,2\n3,4,5\n", "p.csv, line 3: 3 columns, but the header has 2"),
         ("N,L\n5,2\n5,4\n", "p.csv: column 'N' is 5 in all 2 rows; it has to vary"),
         (b"\xff\xfeN\x00,L\n1,2\n", "p.csv: not a text file in UTF-8"),
         ("x" * 2_000_000, "p.csv: its first line has over 1,048,576 characters"),
@@ -177,14 +211,17 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_too_few_points_and_none_selected(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
-    assert "2 points selected by --where \"kind == 'dense'\"" in refused(path, "kind == 'dense'", least=3)[0]
+    with pytest.raises(
+        InputError, match=r"p\.csv: 2 configurations for 3 free parameters .*2 points .*kind == 'dense'"
+    ):
+        fit_points(path, "power", {"params": "N", "loss": "L"}, "kind == 'dense'", {})
     assert refused(path, "kind == 'none'") == (f"{path}: --where \"kind == 'none'\" selects none of 3 rows",)
     assert "did you mean 'kind'" in refused(path, "knd == 'a'")[0]
 
 
 def test_a_wrong_value_in_parquet_is_told_by_row(tmp_path: Path) -> None:
     pd.DataFrame({"N": [1.0, 2.0, np.nan], "L": [1, 2, 3]}).to_parquet(tmp_path / "p.parquet")
-    assert "p.parquet, row 3, column 'N': nothing there" in refused(tmp_path / "p.parquet")[0]
+    assert "p.parquet, row 3, column 'N': empty" in refused(tmp_path / "p.parquet")[0]
 
 
 # --- where -----------------------------------------------------------------------------------------------------------
@@ -204,7 +241,8 @@ def column(name: str, kind: str) -> np.ndarray:
         ("N == 1 or `a b` == 1", [1, 0, 1]), ("N + `a b` / 2 >= 2.5 and N < 9", [1, 1, 0]), ("-N ** 2 < -3", [0, 1, 0]),
         ("N in [1, 7]", [1, 0, 0]), ("N not in (1, -2)", [0, 1, 1]), ("kind == 'x'", [1, 0, 0]),
         ("kind in ['x', '']", [1, 0, 1]), ("'y`' == kind", [0, 1, 0]), ("N == True", [1, 0, 0]),
-        ("N % 2 == 0", [0, 1, 0]), ("N / 0 > 1", [1, 1, 0]), ("10 ** 10 ** 10 > N", [1, 1, 0]),
+        ("N % 2 == 0", [0, 1, 0]), ("N == true or N == `a b`", [1, 1, 0]), ("1 < 2 and 0 < N < 2 < 3", [1, 0, 0]),
+        ("kind > 'x'", [0, 1, 0]), ("N / 0 > 1", [1, 1, 0]), ("10 ** 10 ** 10 > N", [1, 1, 0]),
     ],
 )  # fmt: skip
 def test_where_means_what_python_would(text: str, expected: list[int]) -> None:
@@ -231,4 +269,28 @@ def test_where_refuses_all_else_and_runs_nothing(tmp_path: Path, monkeypatch, te
 
 
 def test_where_reads_truth_of_text_columns(tmp_path: Path) -> None:
-    assert len(read_columns(written(tmp_path, GOOD), COLUMNS, "ok == True")) == 2
+    path = written(tmp_path, GOOD)
+    for where in ("ok == True", "ok == true", "ok != false", "ok == 1", "ok == 'True'", "ok in [1]"):
+        assert len(read_columns(path, COLUMNS, where)) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("k == 'a'", [0]), ("k != 'a'", [1, 2]), ("k in ['', 'b']", [1, 2]), ("b == true", [0, 2]),
+        ("b == 'True'", [0, 2]), ("i == 1", [0]), ("i != 1", [1, 2]), ("i in [1, 3]", [0, 2]),
+    ],
+)  # fmt: skip
+def test_where_reads_columns_of_any_type(tmp_path: Path, where: str, rows: list[int]) -> None:
+    frame = pd.DataFrame({"N": [1.0, 2.0, 4.0], "L": [3, 2, 1], "k": pd.Categorical(["a", "b", None])})
+    frame = frame.assign(b=[True, False, True], i=pd.array([1, None, 3], dtype="Int64"))
+    frame.to_parquet(tmp_path / "p.parquet")
+    assert read_columns(tmp_path / "p.parquet", {"params": "N"}, where).values["params"].tolist() == [*frame["N"][rows]]
+    assert select_rows(tmp_path, frame, where).index.tolist() == rows
+
+
+def test_where_on_a_data_frame_refuses_unknown_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"family": ["gpt"], "seed": [0]})
+    with pytest.raises(PointsError, match=r"column unknown 'familly'; did you mean 'family'"):
+        select_rows(tmp_path, frame, "familly == 'gpt'")
+    assert select_rows(tmp_path, frame, None) is frame

@@ -49,7 +49,7 @@ def study(family: str, model: str, rest: str = "") -> str:
             "addition takes two numbers",
         ),
         (study("transformer", "params = 1e5", '[data]\nsource = "stdlib"'), "cannot learn from 'stdlib'"),
-        (study("attention", "params = 1e5\ninputs = 4"), "model.inputs = 4: an element of the data has 12 features"),
+        (study("attention", "params = 1e5\ninputs = 4"), "model.inputs: 4 features; an element of the data has 12"),
         (study("attention", "params = 1e5", "[train]\nsequence_length = 1"), "give at least 2"),
         (study("attention", "params = 1e5\nheads = 7"), "is not a multiple of heads = 7"),
     ],

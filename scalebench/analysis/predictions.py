@@ -19,7 +19,7 @@ from scalebench.analysis.trends import Trend, trend_by
 from scalebench.analysis.trials import DATA, N, total_params
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Fit, Forecast
 
 NATS = ("validation loss", "nats")
 OPEN_DATA = "the trials vary size and data: give --tokens"
@@ -68,7 +68,7 @@ class SizePrediction:
     params: float | None
     tokens: float | None
     quantities: tuple[PredictedQuantity, ...]
-    backtest: Sequence[Holdout]
+    backtest: Sequence[Forecast]
     at: str = ""
     held_out: str = "the loss"
 

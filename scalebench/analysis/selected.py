@@ -9,26 +9,21 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import LENGTH_AXES, prepare, split_columns
-from scalebench.errors import InputError, unknown
-from scalebench.points.files import frame_block
-from scalebench.points.table import mask_of, parse_where
+from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns
+from scalebench.errors import InputError
+from scalebench.points.table import select_rows
 from scalebench.store import Results, read_results
 
 
 def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
     """Return the valid training trials that match an expression, prepared. Raises ``InputError`` when none does."""
-    rows, condition = results.frame, parse_where(where)
-    if condition is not None:
-        wrong = [f"{path}: column {unknown(name, [*map(str, rows)])}" for name in condition.names if name not in rows]
-        if wrong:
-            raise InputError(wrong)
-        rows = rows[mask_of(frame_block(rows, condition.names), condition)]
-    trials = prepare(rows[rows["workload"] != "inference"] if "workload" in rows else rows)
-    if not trials["valid"].any():
+    trials = prepare(select_rows(path, results.frame, where))
+    trained = trials["valid"] & trials[[LOSS, STEP_TIME]].notna().any(axis=1)
+    if not trained.any():
         selected = f" that --where {where!r} selects" if where else ""
-        raise InputError([f"{path}: no trial{selected} ended ok with valid numbers"])
-    return trials[trials["valid"]]
+        what = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
+        raise InputError([f"{path}: no trial{selected} {what}"])
+    return trials[trained]
 
 
 def select_study(path: Path, where: str | None) -> StudyAnalysis:

@@ -31,8 +31,8 @@ PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:
-    from scalebench.laws import Holdout
-    from scalebench.laws.profiling import Profile
+    from scalebench.laws import Forecast
+    from scalebench.laws.intervals.profile import Profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class Series:
         return trend_of(smaller, LOSS, self.law, self.x.column)
 
     @property
-    def held(self) -> Holdout | None:
+    def held(self) -> Forecast | None:
         """The largest size, predicted from the smaller ones, where the study holds it out and they carry the law."""
         if not (self.holds_out and self.backtest):
             return None
@@ -89,7 +89,7 @@ class Series:
         return largest if np.isclose(largest.size, self.sizes["size"].max(), rtol=SAME_SIZE) else None
 
     @cached_property
-    def backtest(self) -> Sequence[Holdout]:
+    def backtest(self) -> Sequence[Forecast]:
         """Every larger size, predicted from the smaller ones."""
         return self.loss_all.backtest
 

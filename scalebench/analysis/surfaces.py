@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.advice import Allocation, Counting, isoflop, parametric
+from scalebench.advice.allocation import count
 from scalebench.analysis.trends import Array, Trend, trend_by
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, PARAMETERS, N, best_over, numeric, split_columns, tuned_axes
-from scalebench.laws import LAWS, Allocation, Counting, Fit, FitRefused, fit, isoflop, parametric
-from scalebench.laws.allocation import count
+from scalebench.laws import LAWS, Fit, FitRefused, fit
 
 COUNTING = Counting("non_embedding", "6ND")
 BUDGETS = 21  # at which lines and bands of a frontier are drawn

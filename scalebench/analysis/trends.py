@@ -15,7 +15,7 @@ from scalebench.analysis.trials import numeric
 from scalebench.laws import LAWS, FitRefused, choose, fit
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Fit, Forecast
 
 Array = NDArray[np.float64]
 
@@ -59,12 +59,12 @@ class Trend:
         return (np.nan, np.nan) if self.no_interval else self.fit.interval(parameter)
 
     @cached_property
-    def backtest(self) -> Sequence[Holdout]:
+    def backtest(self) -> Sequence[Forecast]:
         """The predictions of every larger size from the smaller ones; empty where all are refused."""
         if self.fit is None:
             return ()
         try:
-            return tuple(self.fit.backtest("rolling"))
+            return self.fit.backtest("rolling").forecasts
         except FitRefused:
             return ()
 

@@ -92,6 +92,11 @@ def total_params(trials: pd.DataFrame) -> pd.Series[float]:
     return numeric(trials, "params").fillna(trials[N])
 
 
+def training_flops(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the FLOPs of the whole training of each trial, NaN where they are not known."""
+    return numeric(trials, "flops_per_step") * numeric(trials, "steps").fillna(numeric(trials, "stop_step"))
+
+
 def tuned_axes(definition: Mapping[str, Any]) -> list[str]:
     """Return the axes of which each size keeps its best value."""
     return [str(axis) for axis in (definition.get("fit") or {}).get("best_over") or []]

@@ -114,7 +114,7 @@ def task(config: Config, data: Retrieval, spec: DataSpec, train: Batching) -> Se
     assert train.sequence_length is not None
     assert spec.noise_std is not None
     if config.inputs != data.features:
-        raise InputError(f"inputs = {config.inputs}: an element of the data has {data.features} features")
+        raise InputError(f"inputs: {config.inputs} features; an element of the data has {data.features}")
     if train.sequence_length < 2:
         raise InputError("sequence_length = 1: a set needs the query and at least one element; give at least 2")
     return SetRegression(

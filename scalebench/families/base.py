@@ -15,7 +15,7 @@ from scalebench.families.cache import KVCache
 __all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "Unsupported", "check_sequences"]
 
 if TYPE_CHECKING:
-    from scalebench.study import DataSpec
+    from scalebench.study import Batching, DataSpec
     from scalebench.tasks import Task
 
 
@@ -125,11 +125,8 @@ class Family(Protocol):
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""
 
-    def task(self, config: Any, data: Any, spec: DataSpec, train: Any, /) -> Task:
-        """Return the task; ``train`` is a trial's ``Batching`` or ``InferenceSpec``.
-
-        A task uses only their ``batch_size``, ``sequence_length`` and ``seed``.
-        """
+    def task(self, config: Any, data: Any, spec: DataSpec, train: Batching, /) -> Task:
+        """Return the task; ``train`` is a trial's spec: batch size, sequence length and seed."""
 
     def learning_rate(self, config: Any, /) -> float:
         """Return AdamW's default learning rate for this size."""

@@ -1,4 +1,4 @@
-"""Optimizers of ``triton`` and ``fused``: a handful of launches for all tensors, gradient clipping included."""
+"""Optimizers of the implementations ``triton`` and ``fused``: few launches for all tensors, clipping included."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OptimizerSpec(Protocol):
         """Which kernels: eager, sdpa, compile, triton or fused."""
 
 
-# Name of the optimizer -> class of scalekernels, and the class's arguments made from the trial's.
+# Name of the optimizer -> class of scalekernels.
 FUSED: Mapping[str, str] = {
     "sgd": "SGD",
     "momentum": "SGD",
@@ -58,7 +58,7 @@ FUSED: Mapping[str, str] = {
 
 
 def _arguments(spec: OptimizerSpec) -> dict[str, Any]:
-    """Return what an optimizer takes besides learning rate and weight decay."""
+    """Return an optimizer's arguments besides learning rate and weight decay."""
     if spec.optimizer in ("momentum", "nesterov"):
         return {"momentum": spec.momentum, "nesterov": spec.optimizer == "nesterov"}
     if spec.optimizer in ("adam", "adamw", "lion"):
@@ -67,7 +67,7 @@ def _arguments(spec: OptimizerSpec) -> dict[str, Any]:
 
 
 def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: OptimizerSpec) -> Optimizer:
-    """Make the fused optimizer of a trial, which also clips the gradients' norm at ``spec.gradient_clip``."""
+    """Build the fused optimizer of a trial, which also clips the norm of the gradients at ``spec.gradient_clip``."""
     import scalekernels
 
     make = getattr(scalekernels, FUSED[spec.optimizer])
@@ -75,5 +75,5 @@ def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: OptimizerSpec)
 
 
 def clips(optimizer: Optimizer) -> bool:
-    """Tell whether an optimizer clips the gradients itself."""
+    """Return whether an optimizer clips the gradients itself."""
     return getattr(optimizer, "max_grad_norm", None) is not None

@@ -1,5 +1,5 @@
-"""Optimizers by name. ``eager`` runs plain loops over tensors; the other implementations fused kernels where torch has
-them, and multi-tensor (foreach) operations where it has not.
+"""Optimizers by name. ``eager`` loops over tensors; other implementations use fused kernels where torch has them, and
+multi-tensor (foreach) operations where it does not.
 
 ``learning_rate = "auto"`` is the family's rule for AdamW times ``rate_factor``, a power of two near what was best on a
 factor-two grid for both an mlp of 3,000 parameters (batch 256, no weight decay, two seeds) and a gpt of 12,000 (batch
@@ -17,7 +17,7 @@ adamw             2 (0.879)                     1 (2.397)                  1
 lion            1/2 (0.892)                   1/8 (2.512)                1/4
 muon              4 (0.870)                     2 (2.330)                  2
 
-Larger models and other data were not tried: an optimizer that matters to a study wants ``learning_rate`` as an axis.
+Larger models and other data were not tried: make ``learning_rate`` an axis where the optimizer matters to a study.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight deca
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most.
+    """How an optimizer is built from parameter groups, and the most values that it keeps per parameter.
 
-    ``weight_decay`` is what a study gets that names none: 0.1 where weights decay apart from the gradient, none where
-    the decay is added to it, which at 0.1 would outweigh the loss.
+    ``weight_decay`` is the default: 0.1 for decoupled weight decay, 0 where the decay is added to the gradient, which
+    at 0.1 would outweigh the loss.
     """
 
     summary: str
@@ -50,12 +50,12 @@ class OptimizerChoice:
 
 
 def _fused(spec: OptimizerSpec) -> dict[str, bool]:
-    """Return which of torch's kernels an optimizer with a fused one uses."""
+    """Return torch's arguments for an optimizer that has a fused kernel."""
     return {"foreach": False, "fused": spec.implementation != "eager"}
 
 
 def _foreach(spec: OptimizerSpec) -> dict[str, bool]:
-    """Return the same for an optimizer without a fused one."""
+    """Return torch's arguments for an optimizer without a fused kernel."""
     return {"foreach": spec.implementation != "eager"}
 
 
@@ -86,8 +86,8 @@ def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
 class MuonWithAdamW(Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked ``hidden``, AdamW for the others, as one optimizer.
 
-    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that one learning rate
-    serves both.
+    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that both
+    take the same learning rate.
     """
 
     def __init__(self, groups: Groups, spec: OptimizerSpec) -> None:
@@ -95,7 +95,7 @@ class MuonWithAdamW(Optimizer):
         hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
         muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
         self.parts = [muon, _adam(others, spec, AdamW)]
-        # Groups and state are the parts' own, so that a schedule or a collector sees what they use.
+        # Groups and state are shared with the parts, so that a schedule or a collector sees what they use.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         for part in self.parts:
             part.state = self.state

@@ -1,13 +1,21 @@
-"""Tables of points as blocks of rows: CSV, Parquet and results folders behind one face, only the named columns read."""
+"""Tables on disk as batches of Arrow columns: CSV, Parquet and results folders, only the columns asked for.
+
+pyarrow reads them; CSV in blocks of 4 MiB, so that a file larger than memory takes about 200 MB of it. What is added
+here is the place of a wrong cell (line or row), which no CSV reader gives for a column it has not been told to convert.
+experiments/bench_points.py compares it with duckdb and polars.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -19,121 +27,143 @@ from numpy.typing import NDArray
 from scalebench.errors import InputError
 from scalebench.store import Results, read_results
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 DELIMITERS = ",;\t"
-BLOCK_BYTES = 1 << 24
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # first line of a CSV from Excel
+BLOCK_BYTES = 1 << 22  # also the longest row; larger blocks take more memory and no less time
 LONGEST_HEADER = 1 << 20
-BLOCK_ROWS = 1 << 18
+BATCH_ROWS = 1 << 18
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 TRUTH = {"true": "1", "false": "0"}
 
 
 class PointsError(InputError):
-    """Points that cannot be read; one line per mistake, naming file, row and column."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some rows of a table: an Arrow batch whose columns are read as numbers or as texts."""
-
-    batch: Any
-
-    @property
-    def rows(self) -> int:
-        """How many rows it has."""
-        return int(self.batch.num_rows)
-
-    def numbers(self, name: str, truth: bool = False) -> NDArray[np.float64]:
-        """Return a column as float64 (n,), NaN for what is no number; ``truth`` reads true and false as 1 and 0."""
-        column = self.batch.column(name)
-        try:
-            return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-        except pa.ArrowException:  # some cell is no plain number: the slow way, which tells which
-            texts = pd.Series(self.texts(name), dtype=object).str.strip().str.lower()
-            values = pd.to_numeric(texts.map(lambda text: TRUTH.get(text, text)) if truth else texts, errors="coerce")
-            return np.asarray(values, dtype=np.float64)
-
-    def texts(self, name: str) -> NDArray[np.object_]:
-        """Return a column as str (n,); the empty text where it is missing."""
-        values = pd.Series(self.batch.column(name).to_pandas())
-        return np.asarray(values.astype(object).where(values.notna(), "").astype(str), dtype=object)
+    """Points that cannot be read; one line per mistake, with file, line and column."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table on disk: ``blocks(names)`` yields its rows, ``cell(row, name)`` tells a cell's place and text."""
+    """A table on disk: ``batches(names)`` yields its rows, ``locate(row, name)`` returns a cell's place and text."""
 
     path: Path
     names: tuple[str, ...]
-    blocks: Callable[[Sequence[str]], Iterator[Block]]
-    cell: Callable[[int, str], tuple[str, str]]
+    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+    locate: Callable[[int, str], tuple[str, str]]
+
+
+def numbers(column: pa.Array, *, truth: bool = False) -> NDArray[np.float64]:
+    """Return a column as float64 (n,), NaN for what is not a number; with ``truth``, true and false are 1 and 0."""
+    try:
+        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except pa.ArrowException:  # it fails as a whole if one cell is not a plain number
+        cells = pd.Series(texts(column)).str.strip().str.lower()
+        return np.asarray(pd.to_numeric(cells.replace(TRUTH) if truth else cells, errors="coerce"), dtype=np.float64)
+
+
+def texts(column: pa.Array) -> Any:
+    """Return a column as a pandas array of str (n,), empty where a cell is missing."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        column = _as_text(column.to_pandas())
+    return pd.array(column.fill_null(""), dtype="string[pyarrow]")  # a view: no Python object per cell
+
+
+def _as_text(values: pd.Series) -> pa.Array:
+    return pa.array(values.astype(object).map(str, na_action="ignore"), pa.string(), from_pandas=True)
 
 
 def open_table(path: Path) -> Table:
     """Open a CSV, TSV or Parquet file, or a results folder. Raises ``PointsError`` or ``StoreError``."""
     if path.is_dir():
         return open_results(path, read_results(path))
-    if path.suffix.lower() not in SUFFIXES:
+    if not _has_suffix(path):
         if not path.exists():
             raise PointsError([f"{path}: there is no such file or folder"])
-        reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is no folder"
-        raise PointsError([f"{path}: {reason}" + ("; rename it to what it is" if path.is_file() else "")])
+        reason = f"suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}, and it is not a folder"
+        raise PointsError([f"{path}: {reason}" + ("; rename it to match its format" if path.is_file() else "")])
     try:
         if not path.stat().st_size:
-            raise PointsError([f"{path}: the file is empty; it needs a line of column names and a line per point"])
+            raise PointsError([_empty(path)])
         return _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path)
     except OSError as error:
         raise PointsError([f"{path}: cannot be read ({error.strerror or error})"]) from error
 
 
+def is_table_file(path: Path) -> bool:
+    """Return whether a path is a file that ``open_table`` reads, by its suffix."""
+    return path.is_file() and _has_suffix(path)
+
+
+def _has_suffix(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _empty(path: Path) -> str:
+    return f"{path}: the file is empty; it needs a line of column names and a line per point"
+
+
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Header:
+    """Of a CSV file: its column names, its delimiter, and the lines before the first row."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    lines: int
+
+
 def _open_csv(path: Path) -> Table:
-    header, delimiter, lines = _header(path)
-    named = [name for name in header if name]
-    repeated = [name for name in dict.fromkeys(named) if named.count(name) > 1]
-    if repeated:
-        places = {name: [str(i) for i, other in enumerate(header, 1) if other == name] for name in repeated}
-        raise PointsError(
-            [
-                f"{path}, line {lines}: column {k!r} stands at places {', '.join(v)}; name it once"
-                for k, v in places.items()
-            ]
-        )
-    names = tuple(name or f"unnamed {i}" for i, name in enumerate(header, 1))
+    header = _header(path)
+    lines = [
+        f"{path}, line {header.lines}: column {name!r} appears {header.names.count(name)} times, at positions "
+        f"{', '.join(str(i) for i, other in enumerate(header.names, 1) if other == name)}"
+        for name in dict.fromkeys(header.names)
+        if header.names.count(name) > 1
+    ]
+    if lines:
+        raise PointsError(lines)
     return Table(
         path,
-        names,
-        lambda wanted: _csv_blocks(path, names, delimiter, lines, wanted),
-        lambda row, name: _csv_cell(path, delimiter, lines, row, names.index(name)),
+        header.names,
+        lambda wanted: _csv_batches(path, header, wanted),
+        lambda row, name: _locate(path, header, row, name),
     )
 
 
-def _header(path: Path) -> tuple[list[str], str, int]:
-    """Return the column names, the delimiter, and the number of lines that the header takes with those before it."""
+def _open_text(path: Path, errors: str = "strict") -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline="")
+    return path.open(encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _header(path: Path) -> _Header:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            start = file.readline(LONGEST_HEADER)
-            while start.isspace():
-                start = file.readline(LONGEST_HEADER)
-            if len(start) == LONGEST_HEADER:
-                raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is no CSV"])
-            delimiter = max(DELIMITERS, key=start.count)
+        with _open_text(path) as file:
+            first = file.readline(LONGEST_HEADER)
+            while first.isspace():
+                first = file.readline(LONGEST_HEADER)
+            if len(first) == LONGEST_HEADER:
+                raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
+            separator = SEPARATOR_LINE.fullmatch(first)
+            delimiter = separator[1] if separator else max(DELIMITERS, key=first.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)
-            names = next((row for row in reader if any(map(str.strip, row))), None)
+            rows = (row for row in reader if any(map(str.strip, row)))
+            names = next(islice(rows, 1 if separator else 0, None), None)
     except (UnicodeDecodeError, csv.Error) as error:
         raise PointsError([f"{path}: not a text file in UTF-8 ({error}); export it as CSV or Parquet"]) from error
+    except (EOFError, zlib.error) as error:
+        raise PointsError([f"{path}: not readable as gzip ({error})"]) from error
     if names is None:
-        raise PointsError([f"{path}: the file is empty; it needs a line of column names and a line per point"])
-    return [name.strip() for name in names], delimiter, reader.line_num
+        raise PointsError([_empty(path)])
+    return _Header(tuple(name.strip() or f"unnamed {i}" for i, name in enumerate(names, 1)), delimiter, reader.line_num)
 
 
-def _csv_blocks(path: Path, names: Sequence[str], delimiter: str, lines: int, wanted: Sequence[str]) -> Iterator[Block]:
-    ragged: list[Any] = []
+def _csv_batches(path: Path, header: _Header, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    ragged: list[pa_csv.InvalidRow] = []
 
-    def refuse(row: Any) -> str:
+    def refuse(row: pa_csv.InvalidRow) -> str:
         ragged.append(row)
         return "error"
 
@@ -141,9 +171,12 @@ def _csv_blocks(path: Path, names: Sequence[str], delimiter: str, lines: int, wa
         with pa_csv.open_csv(
             path,
             read_options=pa_csv.ReadOptions(
-                use_threads=False, block_size=BLOCK_BYTES, column_names=names, skip_rows=lines
+                use_threads=False, block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines
+            ),  # with threads, pyarrow does not report the line of a ragged row
+            parse_options=pa_csv.ParseOptions(
+                delimiter=header.delimiter, newlines_in_values=True, invalid_row_handler=refuse
             ),
-            parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+            # As texts: a wrong number is an error only in a row that --where selects.
             convert_options=pa_csv.ConvertOptions(
                 include_columns=list(wanted),
                 column_types=dict.fromkeys(wanted, pa.string()),
@@ -151,29 +184,31 @@ def _csv_blocks(path: Path, names: Sequence[str], delimiter: str, lines: int, wa
                 null_values=MISSING,
             ),
         ) as reader:
-            yield from map(Block, reader)
-    except pa.ArrowException as error:
+            yield from reader
+    except (pa.ArrowException, OSError) as error:
         raise PointsError([_csv_failure(path, error, ragged)]) from error
 
 
-def _csv_failure(path: Path, error: Exception, ragged: Sequence[Any]) -> str:
+def _csv_failure(path: Path, error: Exception, ragged: Sequence[pa_csv.InvalidRow]) -> str:
     if ragged:
         row = ragged[0]
         line = "" if row.number is None else f", line {row.number}"
-        found = f"{row.actual_columns} columns where the header has {row.expected_columns}"
-        return f"{path}{line}: {found}: {row.text[:60]!r}"
+        return (
+            f"{path}{line}: {row.actual_columns} columns, but the header has {row.expected_columns}: {row.text[:60]!r}"
+        )
     if "Empty CSV" in str(error):
-        return f"{path}: column names and no rows; it needs a line per point"
+        return f"{path}: column names but no rows; it needs a line per point"
     return f"{path}: not readable as CSV ({str(error).splitlines()[0]})"
 
 
-def _csv_cell(path: Path, delimiter: str, lines: int, row: int, place: int) -> tuple[str, str]:
-    """Find a cell again, to tell its line: rows may hold newlines, and empty lines are no rows."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        rows = (cells for cells in reader if cells and reader.line_num > lines)
+def _locate(path: Path, header: _Header, row: int, name: str) -> tuple[str, str]:
+    """Read up to a cell again to find its line: rows may hold newlines, and empty lines are not rows."""
+    csv.field_size_limit(BLOCK_BYTES)  # as long as those that pyarrow read; Python's default is 128 KiB
+    with _open_text(path, errors="replace") as file:  # columns that nobody asked for may be in another encoding
+        reader = csv.reader(file, delimiter=header.delimiter)
+        rows = (cells for cells in reader if cells and reader.line_num > header.lines)
         cells = next(islice(rows, row, None))
-        return f"line {reader.line_num}", cells[place]
+        return f"line {reader.line_num}", cells[header.names.index(name)]
 
 
 # --- Parquet, results folders ----------------------------------------------------------------------------------------
@@ -186,49 +221,46 @@ def _open_parquet(path: Path) -> Table:
         raise PointsError([f"{path}: not readable as Parquet ({str(error).splitlines()[0]})"]) from error
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if repeated:
-        raise PointsError([f"{path}: column {name!r} is there twice; name it once" for name in repeated])
+        raise PointsError([f"{path}: column {name!r} appears more than once" for name in repeated])
 
-    def cell(row: int, name: str) -> tuple[str, str]:
-        for block in _parquet_blocks(path, [name]):
-            if row < block.rows:
-                return f"row {row + 1}", block.texts(name)[row]
-            row -= block.rows
+    def locate(row: int, name: str) -> tuple[str, str]:
+        for batch in _parquet_batches(path, [name]):
+            if row < batch.num_rows:
+                return f"row {row + 1}", texts(batch.column(name))[row]
+            row -= batch.num_rows
         raise IndexError(row)
 
-    return Table(path, names, lambda wanted: _parquet_blocks(path, wanted), cell)
+    return Table(path, names, lambda wanted: _parquet_batches(path, wanted), locate)
 
 
-def _parquet_blocks(path: Path, wanted: Sequence[str]) -> Iterator[Block]:
+def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
-            yield from map(Block, file.iter_batches(batch_size=BLOCK_ROWS, columns=list(wanted)))
+            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted))
     except pa.ArrowException as error:
         raise PointsError([f"{path}: not readable as Parquet ({str(error).splitlines()[0]})"]) from error
 
 
 def open_results(path: Path, results: Results) -> Table:
-    """Open the trials of results folders that ended ok and are valid; the others are in no fit.
+    """Open the valid trials of results folders that ended ok.
 
-    Trials of models at work have no loss: they are read only where nothing was trained.
+    Trials without a validation loss (as of inference) are read only if none has one.
     """
     frame = results.frame
-    kept = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
-    trained = kept[kept["workload"] != "inference"] if "workload" in kept else kept
-    kept = (kept if trained.empty else trained).reset_index(drop=True)
-    if kept.empty:
+    ok = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
+    trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
+    valid = (ok if trained.empty else trained).reset_index(drop=True)
+    if valid.empty:
         raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])
 
-    def blocks(wanted: Sequence[str]) -> Iterator[Block]:
-        yield frame_block(kept, wanted)
+    def locate(row: int, name: str) -> tuple[str, str]:
+        value = valid[name].iloc[row]
+        return f"trial {valid['trial_id'].iloc[row]}", "" if pd.isna(value) else str(value)
 
-    def cell(row: int, name: str) -> tuple[str, str]:
-        value = kept[name].iloc[row]
-        return f"trial {kept['trial_id'].iloc[row]}", "" if pd.isna(value) else str(value)
-
-    return Table(path, tuple(map(str, kept.columns)), blocks, cell)
+    names = tuple(map(str, valid.columns))
+    return Table(path, names, lambda wanted: iter([frame_batch(valid, wanted)]), locate)
 
 
-def frame_block(frame: pd.DataFrame, names: Sequence[str]) -> Block:
-    """Return columns of a table in memory as one block."""
-    texts = {name: [None if pd.isna(value) else str(value) for value in frame[name]] for name in names}
-    return Block(pa.record_batch({name: pa.array(values, pa.string()) for name, values in texts.items()}))
+def frame_batch(frame: pd.DataFrame, names: Sequence[str]) -> pa.RecordBatch:
+    """Return columns of a data frame as one batch of texts."""
+    return pa.record_batch({name: _as_text(frame[name]) for name in names})

@@ -1,26 +1,31 @@
-"""Points from any trainer: the columns a law needs, read from CSV, Parquet or a results folder, every value checked.
+"""Points from any trainer: the columns a law needs, from CSV, Parquet or a results folder, every value checked.
 
-Only the named columns are read, block by block, so that a file of gigabytes takes the memory of its points alone.
+Only the named columns are read, in batches, so that a file larger than memory takes the memory of the selected points.
+What a law requires of its points beyond that is checked in ``laws.points``; here are the checks whose error names the
+file, the line and the column.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
-from scalebench.points.files import MISSING, Block, PointsError, Table, open_table
-from scalebench.points.where import Mask, Where, WhereError, parse
+from scalebench.laws.columns import usable
+from scalebench.points.files import MISSING, PointsError, Table, frame_batch, numbers, open_table, texts
+from scalebench.points.where import Kind, Mask, Where, WhereError, parse
 
-MAX_POINTS = 1_000_000  # a fit holds about two kilobytes per point; more belong averaged or thinned first
+MAX_POINTS = 1_000_000  # a fit takes about two kilobytes per point
 # Decimal commas and thousands separators: "4,608" may be either.
 SEPARATED = re.compile(r"[+-]?\d+([,_' ]\d+)+(\.\d*)?([eE][+-]?\d+)?")
 CONFIG = "config"  # the one role that may hold text: it names the independent configuration of a row
@@ -44,52 +49,65 @@ def read_columns(
     columns: Mapping[str, str],
     where: str | None = None,
     *,
-    least: int = 1,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> PointTable:
-    """Read the ``columns`` (role -> column name) of the rows that fulfil ``where``; role ``config`` may hold text.
+    """Read the ``columns`` (role -> column name) of the rows that match ``where``; role ``config`` may hold text.
 
-    ``options`` say, by role, which option of the command names the column. Raises ``PointsError``, naming file, row and
-    column, for a file or column that is not there, values that are not positive finite numbers, a column that never
-    changes, and fewer than ``least`` points.
+    ``options`` are, by role, the command-line options that name a column. Raises ``PointsError``, with file, line and
+    column, for a missing file or column, values that are not positive finite numbers, and a column that is constant.
     """
-    condition, source = parse_where(where), open_table(path)
+    condition, table = _parse(where), open_table(path)
     needed = list(dict.fromkeys([*columns.values(), *(condition.names if condition else ())]))
-    check_names(source, needed, {columns[role]: option for role, option in options.items() if role in columns})
+    _check_names(
+        path, needed, table.names, {columns[role]: option for role, option in options.items() if role in columns}
+    )
     parts: dict[str, list[NDArray[Any]]] = {role: [] for role in columns}
-    read = kept = 0
-    for block in source.blocks(needed):
-        mask = mask_of(block, condition)
-        _check_values(source, block, columns, mask, read)
-        for role, name in columns.items():
-            parts[role].append((block.texts(name) if role == CONFIG else block.numbers(name))[mask])
-        read, kept = read + block.rows, kept + int(mask.sum())
-        if kept > MAX_POINTS:
-            raise PointsError([f"{path}: more than {MAX_POINTS:,} points; thin them with --where, or average repeats"])
-    _check_count(path, where, read, kept, least)
-    table = PointTable(path, {role: np.concatenate(part) for role, part in parts.items()}, dict(columns), where)
-    _check_spread(table)
-    return table
+    rows = selected = 0
+    for batch in table.batches(needed):
+        mask = _mask(batch, condition)
+        for role, values in _values(table, batch, columns, mask, rows).items():
+            parts[role].append(values)
+        rows, selected = rows + batch.num_rows, selected + int(mask.sum())
+        if selected > MAX_POINTS:
+            raise PointsError(
+                [f"{path}: more than {MAX_POINTS:,} points; select fewer with --where, or average repeats"]
+            )
+    if not rows:
+        raise PointsError([f"{path}: column names but no rows; it needs a line per point"])
+    if not selected:
+        raise PointsError([f"{path}: --where {where!r} selects none of {rows:,} rows"])
+    points = PointTable(path, {role: np.concatenate(part) for role, part in parts.items()}, dict(columns), where)
+    _check_constant(points)
+    return points
 
 
-def parse_where(where: str | None) -> Where | None:
-    """Parse a condition, if there is one. Raises ``PointsError``."""
+def select_rows(path: Path, frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    """Return the rows of a data frame, read from ``path``, that match ``where``. Raises ``PointsError``."""
+    condition = _parse(where)
+    if condition is None:
+        return frame
+    _check_names(path, condition.names, [*map(str, frame)])
+    return frame[_mask(frame_batch(frame, condition.names), condition)]
+
+
+def _parse(where: str | None) -> Where | None:
     try:
         return None if where is None else parse(where)
     except WhereError as error:
         raise PointsError([str(error)]) from error
 
 
-def check_names(source: Table, names: Sequence[str], options: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Raise ``PointsError`` with a line for each name that is no column of the source, and the option that names it."""
+def _check_names(
+    path: Path, names: Sequence[str], known: Collection[str], options: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Raise ``PointsError`` with a line for each unknown column, and the option that would name it."""
     lines = [
-        f"{source.path}: column {unknown(name, source.names)}"
-        + (f"; name it with {options[name]}" if name in options else "")
+        f"{path}: column {unknown(name, known)}" + (f"; name it with {options[name]}" if name in options else "")
         for name in names
-        if name not in source.names
+        if name not in known
     ]
-    if lines and all(map(_is_number, source.names)):
-        lines.append(f"{source.path}: the first line holds numbers only; it must name the columns")
+    if lines and all(map(_is_number, known)):
+        lines.append(f"{path}: the first line holds only numbers; it must name the columns")
     if lines:
         raise PointsError(lines)
 
@@ -102,35 +120,42 @@ def _is_number(text: str) -> bool:
     return "_" not in text  # Python reads 1_000, other tools do not
 
 
-def mask_of(block: Block, condition: Where | None) -> Mask:
-    """Return which rows of a block fulfil a condition; all, where there is none."""
+def _mask(batch: pa.RecordBatch, condition: Where | None) -> Mask:
+    """Return which rows of a batch match a condition; without one, all."""
 
-    def column(name: str, kind: str) -> NDArray[Any]:
-        return block.texts(name) if kind == "text" else block.numbers(name, truth=True)
+    def column(name: str, kind: Kind) -> Any:
+        return texts(batch.column(name)) if kind == "text" else numbers(batch.column(name), truth=True)
 
-    return np.ones(block.rows, dtype=bool) if condition is None else condition.mask(column, block.rows)
+    return np.ones(batch.num_rows, dtype=bool) if condition is None else condition.mask(column, batch.num_rows)
 
 
-def _check_values(source: Table, block: Block, columns: Mapping[str, str], mask: Mask, before: int) -> None:
-    """Refuse a block with a line for the first wrong value of each column; ``before`` rows came earlier."""
+def _values(
+    table: Table, batch: pa.RecordBatch, columns: Mapping[str, str], mask: Mask, rows_before: int
+) -> dict[str, NDArray[Any]]:
+    """Return the selected values of a batch by role; raises for the first wrong value of each column."""
+    selected = batch.filter(pa.array(mask))
+    values: dict[str, NDArray[Any]] = {}
     lines = []
     for role, name in columns.items():
+        column = selected.column(name)
         if role == CONFIG:
+            values[role] = np.asarray(texts(column), dtype=object)
             continue
-        values = block.numbers(name)
-        wrong = np.flatnonzero(mask & ~(np.isfinite(values) & (values > 0)))
+        values[role] = numbers(column)
+        wrong = np.flatnonzero(~usable(values[role]))
         if wrong.size:
-            place, text = source.cell(before + int(wrong[0]), name)
-            others = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
-            lines.append(f"{source.path}, {place}, column {name!r}: {_fault(text)}; {_needed(text, name)}{others}")
+            place, text = table.locate(rows_before + int(np.flatnonzero(mask)[wrong[0]]), name)
+            more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""
+            lines.append(f"{table.path}, {place}, column {name!r}: {_fault(text)}; {_remedy(text, name)}{more}")
     if lines:
         raise PointsError(lines)
+    return values
 
 
 def _fault(text: str) -> str:
-    """Say what is wrong with the text of a cell."""
+    """Return what is wrong with the text of a cell."""
     if not text.strip():
-        return "nothing there"
+        return "empty"
     if SEPARATED.fullmatch(text.strip()):
         return f"{text.strip()[:40]!r} has a comma, a space or the like in it"
     if not _is_number(text):
@@ -139,8 +164,8 @@ def _fault(text: str) -> str:
     return f"{text.strip()} is {kind}"
 
 
-def _needed(text: str, name: str) -> str:
-    """Say what is needed instead of the text of a cell, and how to do without the row."""
+def _remedy(text: str, name: str) -> str:
+    """Return what a cell should hold instead, and how to leave out rows without a value."""
     if SEPARATED.fullmatch(text.strip()):
         return "write numbers as 1234567.8"
     if text.strip() and text.strip() not in MISSING:
@@ -149,23 +174,10 @@ def _needed(text: str, name: str) -> str:
     return f"a positive number is needed; --where '{quoted} > 0' leaves such rows out"
 
 
-def _check_count(path: Path, where: str | None, read: int, kept: int, least: int) -> None:
-    if not read:
-        raise PointsError([f"{path}: column names and no rows; it needs a line per point"])
-    if not kept:
-        raise PointsError([f"{path}: --where {where!r} selects none of {read:,} rows"])
-    if kept < least:
-        chosen = f" selected by --where {where!r}" if where else ""
-        raise PointsError(
-            [f"{path}: {kept} points{chosen}, where at least {least} are needed: add sizes or pin parameters"]
-        )
-
-
-def _check_spread(table: PointTable) -> None:
-    """Refuse columns of constants: there is nothing to fit a trend to."""
+def _check_constant(points: PointTable) -> None:
     lines = [
-        f"{table.path}: column {table.columns[role]!r} is {values[0]:g} in all {len(values)} rows; it has to vary"
-        for role, values in table.values.items()
+        f"{points.path}: column {points.columns[role]!r} is {values[0]:g} in all {len(values)} rows; it has to vary"
+        for role, values in points.values.items()
         if role != CONFIG and len(values) > 1 and (values == values[0]).all()
     ]
     if lines:

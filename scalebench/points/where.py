@@ -1,7 +1,9 @@
-"""``--where``: a condition on the columns of a table, evaluated over arrays without running any code of the user's.
+"""``--where``: a condition on the columns of a table, evaluated over arrays without running any code of the user.
 
-The text is parsed as a Python expression and walked node by node; only comparisons, ``and``/``or``/``not``, ``in`` a
-list, arithmetic, numbers, texts and column names have a meaning. A name that is not an identifier stands in backticks.
+The text is parsed as a Python expression, and only the nodes matched below have a meaning: comparisons, ``and``,
+``or``, ``not``, ``in`` a list, arithmetic, numbers, texts and column names. There are no functions, attributes or
+subscripts, so a condition cannot open a file, and its work is bounded: at most ``MAX_NODES`` array operations per batch
+of rows. SQL gives neither: experiments/bench_points.py has what duckdb and polars do with such conditions.
 """
 
 from __future__ import annotations
@@ -9,23 +11,31 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-Columns = Callable[[str, str], NDArray[Any]]  # (name, "text" or "number") -> values (n,)
+Kind = Literal["number", "text"]
+Columns = Callable[[str, Kind], Any]  # (name, kind) -> array of float64 or of str, (n,)
 
 ALLOWED = (
-    "comparisons, and, or, not, in [...], + - * / % **, numbers, 'text' and column names (`in backticks` where odd)"
+    "comparisons, and, or, not, in [...], + - * / % **, numbers, 'text' and column names (`in backticks` if not "
+    "an identifier)"
 )
 MAX_LENGTH = 1000
 MAX_NODES = 250  # of the parse tree, constants aside: far from the interpreter's recursion limit
-BACKTICKED = re.compile(r"""('[^']*'|"[^"]*")|`([^`]*)`""")  # backticks inside of quotes are text
+QUOTED_OR_BACKTICKED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")  # backticks inside quotes are text
+BACKTICKED = "__backticked_"
+TRUTH = ("true", "false")  # beside Python's True and False; a column of such a name needs backticks
 
+CONNECTIVES: dict[type[ast.AST], Callable[[Any, Any], Any]] = {ast.And: np.logical_and, ast.Or: np.logical_or}
 ARITHMETIC: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: np.divide, ast.Mod: np.mod,
     ast.Pow: np.power, ast.FloorDiv: np.floor_divide,
@@ -38,159 +48,138 @@ COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 class WhereError(ValueError):
-    """An expression that is not a condition on columns; the message says why, and what is allowed."""
+    """A text that is not a condition on columns; the message gives the reason and what is allowed."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """A parsed condition. ``names`` are the columns it reads."""
+    """A valid condition. ``names`` are the columns it reads."""
 
     text: str
     names: tuple[str, ...]
     tree: ast.expr
-    odd_names: tuple[str, ...]
 
     def mask(self, columns: Columns, rows: int) -> Mask:
-        """Return which of ``rows`` rows fulfil the condition; a missing number fulfils no comparison but ``!=``."""
+        """Return which of ``rows`` rows match, (rows,); a missing number matches no comparison but ``!=``."""
         with np.errstate(all="ignore"):
-            found = np.asarray(self._value(self.tree, columns))
-        return np.broadcast_to(self._condition(found, self.tree), (rows,))
-
-    def _value(self, node: ast.expr, columns: Columns) -> Any:
-        match node:
-            case ast.BoolOp():
-                parts = [self._condition(self._value(value, columns), value) for value in node.values]
-                return (np.logical_and if isinstance(node.op, ast.And) else np.logical_or).reduce(parts)
-            case ast.Compare():
-                return self._compare(node, columns)
-            case ast.UnaryOp(op=ast.Not()):
-                return ~self._condition(self._value(node.operand, columns), node.operand)
-            case _:
-                return self._number(node, columns)
-
-    def _number(self, node: ast.expr, columns: Columns) -> Any:
-        match node:
-            case ast.UnaryOp() if type(node.op) in SIGNS:
-                return SIGNS[type(node.op)](self._value(node.operand, columns))
-            case ast.BinOp() if type(node.op) in ARITHMETIC:
-                return ARITHMETIC[type(node.op)](self._value(node.left, columns), self._value(node.right, columns))
-            case ast.Name():
-                return columns(self._column(node), "number")
-            case ast.Constant(value=int() | float() as value):  # True and False count as 1 and 0, as in the columns
-                return np.float64(value)
-        raise self.refusal(node)
-
-    def _compare(self, node: ast.Compare, columns: Columns) -> Mask:
-        """Compare neighbours of ``a < b < c``; beside a text, a column is read as text."""
-        sides = [node.left, *node.comparators]
-        kind = "text" if any(isinstance(value, str) for side in sides for value in _constants(side)) else "number"
-        values = [self._side(side, kind, columns) for side in sides]
-        links = zip(node.ops, values[:-1], values[1:], strict=True)
-        return np.asarray(np.logical_and.reduce([self._link(op, a, b, node) for op, a, b in links]))
-
-    def _side(self, node: ast.expr, kind: str, columns: Columns) -> Any:
-        if isinstance(node, ast.List | ast.Tuple):
-            values = [value for item in node.elts for value in _constants(item)]
-            if len(values) < len(node.elts) or any(isinstance(value, str) != (kind == "text") for value in values):
-                raise self.refusal(node, "a list holds either numbers or texts")
-            return values
-        if kind == "number":
-            return self._value(node, columns)
-        if isinstance(node, ast.Name):
-            return columns(self._column(node), "text")
-        if not _constants(node):
-            raise self.refusal(node, "only a column can be compared with a text")
-        if not isinstance(_constants(node)[0], str):
-            raise self.refusal(node, "a number cannot be compared with a text")
-        return _constants(node)[0]
-
-    def _link(self, op: ast.cmpop, left: Any, right: Any, node: ast.expr) -> Any:
-        if isinstance(op, ast.In | ast.NotIn):
-            if not isinstance(right, list) or isinstance(left, list):
-                raise self.refusal(node, "`in` needs a column before it and a list after it")
-            found = np.isin(left, right)
-            return found if isinstance(op, ast.In) else ~found
-        if type(op) not in COMPARISONS or isinstance(left, list) or isinstance(right, list):
-            raise self.refusal(node)
-        return COMPARISONS[type(op)](left, right)
-
-    def _condition(self, value: Any, node: ast.expr) -> Mask:
-        found = np.asarray(value)
-        if found.dtype != np.bool_:
-            raise self.refusal(node, "it is a number and no condition: compare it with something")
-        return found
-
-    def _column(self, node: ast.Name) -> str:
-        return _original(node.id, self.odd_names)
-
-    def refusal(self, node: ast.AST, reason: str = "") -> WhereError:
-        """Return the error for a part of the expression."""
-        part = ast.unparse(node)
-        for i, name in enumerate(self.odd_names):
-            part = part.replace(_stand_in(i), f"`{name}`")
-        hint = "use and, or, not with each comparison in its own place" if re.search(r"[&|~]", part) else reason
-        return WhereError(f"--where {self.text!r}: {part!r} {_why(hint)}")
+            return np.broadcast_to(_condition(self.tree, columns), (rows,))
 
 
 def parse(text: str) -> Where:
-    """Parse a condition. Raises ``WhereError`` for what is no expression, reads no column, or is not allowed."""
+    """Parse a condition and evaluate it on one row. Raises ``WhereError`` unless it is a condition on columns."""
     if len(text) > MAX_LENGTH:
-        raise WhereError(f"--where has {len(text)} characters; at most {MAX_LENGTH} are read")
-    odd: list[str] = []
+        raise WhereError(f"--where has {len(text)} characters; the limit is {MAX_LENGTH}")
     try:
-        tree = ast.parse(BACKTICKED.sub(lambda found: _replaced(found, odd), text).strip(), mode="eval").body
-        if sum(not isinstance(node, ast.Constant) for node in ast.walk(tree)) > MAX_NODES:
-            raise WhereError(f"--where has more than {MAX_NODES} parts; shorten it")
-        names = dict.fromkeys(_original(node.id, odd) for node in ast.walk(tree) if isinstance(node, ast.Name))
-        where = Where(text, tuple(names), tree, tuple(odd))
+        tree, names = _tree(text)
+        where = Where(text, names, tree)
         where.mask(lambda _, kind: np.array(["1"] if kind == "text" else [1.0]), 1)
+    except WhereError as error:
+        raise WhereError(f"--where {text!r}: {error}; allowed are {ALLOWED}") from error
     except SyntaxError as error:
         raise WhereError(f"--where {text!r} is not an expression ({error.msg}); allowed are {ALLOWED}") from error
     except (RecursionError, MemoryError) as error:
-        raise WhereError("--where is nested too deeply to be read") from error
+        raise WhereError("--where is nested too deeply") from error
     except (ValueError, TypeError, OverflowError) as error:
-        if isinstance(error, WhereError):
-            raise
         raise WhereError(f"--where {text!r} cannot be evaluated ({error}); allowed are {ALLOWED}") from error
-    if not where.names:
-        raise WhereError(f"--where {text!r} names no column; allowed are {ALLOWED}")
     return where
 
 
-def _why(reason: str) -> str:
-    return f"is not allowed ({reason}); allowed are {ALLOWED}" if reason else f"is not allowed; allowed are {ALLOWED}"
+def _tree(text: str) -> tuple[ast.expr, tuple[str, ...]]:
+    """Return the parse tree, with backticks kept in its names so that errors show them, and the columns it names."""
+    tree = ast.parse(QUOTED_OR_BACKTICKED.sub(_identifier, text).strip(), mode="eval").body
+    nodes = list(ast.walk(tree))
+    if sum(not isinstance(node, ast.Constant) for node in nodes) > MAX_NODES:
+        raise WhereError(f"it has more than {MAX_NODES} parts")
+    columns = [node for node in nodes if isinstance(node, ast.Name) and node.id not in TRUTH]
+    for column in columns:
+        if column.id.startswith(BACKTICKED):
+            column.id = bytes.fromhex(column.id.removeprefix(BACKTICKED)).decode()
+    if not columns:
+        raise WhereError("it names no column")
+    return tree, tuple(dict.fromkeys(column.id.strip("`") for column in columns))
 
 
-def _stand_in(index: int) -> str:
-    return f"__column_{index}__"
+def _identifier(quoted: re.Match[str]) -> str:
+    """Return an identifier that stands for a name in backticks; quoted text as it is."""
+    return BACKTICKED + quoted[0].encode().hex() if quoted[0].startswith("`") else quoted[0]
 
 
-def _replaced(found: re.Match[str], odd: list[str]) -> str:
-    if found.group(1) is not None:
-        return found.group(1)
-    odd.append(found.group(2))
-    return _stand_in(len(odd) - 1)
+def _condition(node: ast.expr, columns: Columns) -> Mask:
+    mask = np.asarray(_value(node, columns))
+    if mask.dtype != np.bool_:
+        raise _refusal(node, "a number is not a condition: compare it with something")
+    return mask
 
 
-def _original(name: str, odd: list[str] | tuple[str, ...]) -> str:
-    return next((given for i, given in enumerate(odd) if _stand_in(i) == name), name)
+def _value(node: ast.expr, columns: Columns) -> Any:
+    """Return the mask of a condition, or numbers; a scalar or (n,)."""
+    match node:
+        case ast.BoolOp(op=op, values=parts):
+            return reduce(CONNECTIVES[type(op)], [_condition(part, columns) for part in parts])
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ~_condition(operand, columns)
+        case ast.Compare():
+            return _compare(node, columns)
+        case _:
+            return _number(node, columns)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _number(node: ast.expr, columns: Columns) -> Any:
+    match node:
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in SIGNS:
+            return SIGNS[type(op)](_value(operand, columns))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
+            return ARITHMETIC[type(op)](_value(left, columns), _value(right, columns))
+        case ast.Name(id=name):
+            return np.float64(name == "true") if name in TRUTH else columns(name.strip("`"), "number")
+        case ast.Constant(value=int() | float() as value):  # True and False are 1 and 0, as in the columns
+            return np.float64(value)
+    raise _refusal(node, "use and, or, not, with parentheses" if re.search("[&|~]", ast.unparse(node)) else "")
 
 
-def _constants(node: ast.expr) -> list[Any]:
-    """Return the constants a side of a comparison consists of: one, those of a list, or none."""
-    return list(_walk_constants(node))
+def _compare(node: ast.Compare, columns: Columns) -> Any:
+    """Compare neighbours, as in ``a < b < c``; beside a text, columns are read as text."""
+    sides = [node.left, *node.comparators]
+    texts = (part for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant))
+    kind: Kind = "text" if any(isinstance(part.value, str) for part in texts) else "number"
+    values = [_side(side, kind, columns) for side in sides]
+    links = zip(node.ops, pairwise(values), strict=True)
+    return reduce(np.logical_and, [_link(op, left, right, node) for op, (left, right) in links])
 
 
-def _walk_constants(node: ast.expr) -> Iterator[Any]:
-    if isinstance(node, ast.List | ast.Tuple):
-        for item in node.elts:
-            yield from _constants(item)
-    elif isinstance(node, ast.UnaryOp) and type(node.op) in SIGNS and isinstance(node.operand, ast.Constant):
-        if _is_number(node.operand.value):
-            yield SIGNS[type(node.op)](node.operand.value)
-    elif isinstance(node, ast.Constant) and (_is_number(node.value) or isinstance(node.value, str)):
-        yield node.value
+def _side(node: ast.expr, kind: Kind, columns: Columns) -> Any:
+    match node:
+        case ast.List() | ast.Tuple():
+            return _list(node, kind)
+        case ast.Name(id=name) if kind == "text":
+            return columns(name.strip("`"), "text")
+        case ast.Constant(value=str() as text):
+            return text
+    if kind == "text":
+        raise _refusal(node, "only a column or a text can be compared with a text")
+    return _value(node, columns)
+
+
+def _list(node: ast.expr, kind: Kind) -> list[Any]:
+    allowed = (str,) if kind == "text" else (bool, int, float)
+    try:
+        values = list(ast.literal_eval(node))
+    except ValueError:  # not only constants
+        values = [None]
+    if not all(isinstance(value, allowed) for value in values):
+        raise _refusal(node, "a list holds either numbers or texts")
+    return values
+
+
+def _link(op: ast.cmpop, left: Any, right: Any, node: ast.expr) -> Mask:
+    if isinstance(op, ast.In | ast.NotIn):
+        if not isinstance(right, list) or isinstance(left, list):
+            raise _refusal(node, "`in` needs a column before it and a list after it")
+        return np.asarray(pd.Series(left).isin(right), dtype=bool) ^ isinstance(op, ast.NotIn)
+    if type(op) not in COMPARISONS or isinstance(left, list) or isinstance(right, list):
+        raise _refusal(node)
+    return np.asarray(COMPARISONS[type(op)](left, right), dtype=bool)
+
+
+def _refusal(node: ast.AST, reason: str = "") -> WhereError:
+    return WhereError(f"{ast.unparse(node)!r} is not allowed" + (f" ({reason})" if reason else ""))

@@ -43,8 +43,8 @@ def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] =
             rows.append((word(name), word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
             continue
         for parameter, value in trend.fit.parameters.items():
-            # The exponent of a cost has no unit.
-            text, interval = bounded(value, *trend.interval(parameter), unit="" if parameter == "p" else unit)
+            has_unit = parameter in trend.fit.law.coefficients  # exponents have none
+            text, interval = bounded(value, *trend.interval(parameter), unit=unit if has_unit else "")
             at_bound = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
             rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
+from scalebench.analysis.growth import Growth, growth
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
@@ -17,32 +14,6 @@ COLUMNS = (
     "study", "sizes", "from", "to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
     "step-time exponent", "memory exponent", "total run time",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Growth:
-    """The exponent b of y ~ N^b over a range of sizes, with its 95 % interval; NaN where there is none."""
-
-    exponent: float
-    low: float
-    high: float
-
-
-def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
-    """Return the mean exponent over the range: least squares of log y on log N, t interval; medians per size.
-
-    None with fewer than two sizes; no interval with two.
-    """
-    from scipy.stats import linregress, t
-
-    kept = pd.DataFrame({"n": sizes, "y": values}).dropna()
-    medians = kept[(kept["n"] > 0) & (kept["y"] > 0)].groupby("n")["y"].median()
-    if len(medians) < 2:
-        return None
-    fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))
-    slope, freedom = float(fitted.slope), len(medians) - 2
-    half = float(t.ppf(0.975, freedom) * fitted.stderr) if freedom else float("nan")
-    return Growth(slope, slope - half, slope + half)
 
 
 def overview_rows(study: str, all_series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:

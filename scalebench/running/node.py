@@ -27,10 +27,9 @@ BUSY = "not measured: other trials were training on this node"
 def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
-    To be called before torch is imported, which reads the number of threads. Returns (and writes to
-    ``placement.json``) ``cpus``, ``threads``, ``exclusive``, ``peaks`` as {precision: {"flops_per_s", "source"}} and the
-    ``peaks_time_s`` that measuring them, or waiting for it, took.
-    ``header`` is the attempt's ``trial.json``.
+    To be called before torch is imported, which reads the number of threads. ``header`` is the attempt's
+    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads``, ``exclusive``, ``peaks`` as
+    {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting for it, took.
     """
     path = attempt / "placement.json"
     placement = read_json(path) if path.exists() else {}

@@ -14,8 +14,7 @@ import torch
 from scalebench import store
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
-from scalebench.points.files import frame_block
-from scalebench.points.table import mask_of, parse_where
+from scalebench.points.table import select_rows
 from scalebench.study import FromSection, Parent, Study, Trial
 from scalebench.workloads import WORKLOADS, read_trial
 from scalebench.workloads.base import Configure, Request
@@ -102,11 +101,7 @@ def _parents(source: FromSection, path: Path) -> Iterator[ParentTrial]:
         raise store.StoreError(found.damaged[0])
     frame = store.with_columns(found.frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
     frame = frame[frame["status"].eq("ok")]
-    if (condition := parse_where(source.where)) is not None:
-        unknown_names = [name for name in condition.names if name not in frame]
-        if unknown_names:
-            raise InputError(f"where: no column {', '.join(unknown_names)} in {path}")
-        frame = frame[mask_of(frame_block(frame, condition.names), condition)]
+    frame = select_rows(path, frame, source.where)
     chosen = "" if source.where is None else f" that match {source.where!r}"
     kept = frame[frame["weights_file_bytes"].notna()]
     if kept.empty:

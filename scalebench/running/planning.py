@@ -13,7 +13,7 @@ from scalebench.data import Data, DataError, open_data, open_source
 from scalebench.errors import InputError, StudyError, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
-from scalebench.points.table import parse_where
+from scalebench.points.where import WhereError, parse
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
@@ -116,12 +116,15 @@ def _parent_lines(study: Study) -> Iterator[str]:
     if not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
+    if study.parents.study == study.name:
+        yield f"from.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
     for key in ("model.params", "model.size"):
         if key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
     try:
-        parse_where(study.parents.where)
-    except InputError as error:
+        if study.parents.where is not None:
+            parse(study.parents.where)
+    except WhereError as error:
         yield f"from.where: {error}"
 
 

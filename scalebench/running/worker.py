@@ -1,8 +1,8 @@
 """One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
 
 TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
-Whatever happens, the folder ends with a ``record.json`` whose status says what; only a process that is killed cannot
-write its own, and the engine writes it then.
+Whatever happens, the folder ends with a ``record.json`` that has the trial's status; the engine writes that of a worker
+that was killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
     outcome: dict[str, Any] = {"status": "ok"}
     try:
         WORKLOADS[trial.workload].run(trial, recorder)
-    # The boundary of a trial: whatever a model, its data or a compiler raises becomes a row; stderr.log has it whole.
+    # The boundary of a trial: any error of a model, its data or a compiler becomes a row; stderr.log has the traceback.
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
         message = str(error).strip()[:2000]
@@ -49,7 +49,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
 
 
 def status_of(error: Exception) -> str:
-    """Return the status that an exception stands for."""
+    """Return the trial's status after an exception."""
     import torch
 
     from scalebench.families import Unsupported
@@ -64,7 +64,7 @@ def status_of(error: Exception) -> str:
 
 
 def invalid_reason(row: dict[str, Any]) -> str | None:
-    """Return why a row's numbers cannot be true, or None. Such a row stays visible and out of the fits."""
+    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits."""
     if (row.get("mfu") or 0) > 1:
         return f"achieved {row['mfu']:.0%} of the peak ({row['peak_source']})"
     negative = [name for name, value in row.items() if name.endswith(("_s", "_bytes")) and (value or 0) < 0]
@@ -75,6 +75,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written. Ending in good order would take seconds, of CUDA and of compilers' processes, which the
-    # engine ends in any case; and as long as this process lives, the next trial waits for the GPU.
+    # Everything is written. A regular exit would wait seconds for CUDA and for compilers' processes, which the engine
+    # stops anyway; and the next trial waits for the GPU as long as this process lives.
     os._exit(code)

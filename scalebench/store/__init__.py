@@ -1,4 +1,4 @@
-"""Trial folders and comparison runs on disk: read and written, nothing else."""
+"""Trial folders and comparison runs on disk: reading and writing, nothing else."""
 
 from scalebench.store.columns import STORE_COLUMNS, STORE_NAMES, Column, with_columns
 from scalebench.store.files import (

@@ -1,4 +1,4 @@
-"""Trial folders and the table made of them.
+"""Trial folders, and the table of their records.
 
 A study's results are plain files, so that copying folders merges, moves, archives or shares them::
 
@@ -34,7 +34,7 @@ STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported
 
 @dataclass(frozen=True)
 class Results:
-    """What results folders hold: one row per trial, and what could not be read.
+    """The content of results folders: one row per trial, and what could not be read.
 
     ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
     every column of any record.
@@ -58,8 +58,10 @@ def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
     """
     if record["status"] not in STATUSES:
         raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
-    kept = sorted(path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}"))
-    files = {path.name: path.stat().st_size for path in kept}
+    samples_and_weights = sorted(
+        path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}")
+    )
+    files = {path.name: path.stat().st_size for path in samples_and_weights}
     header = attempt / "trial.json"
     declared = read_json(header).get("columns", []) if header.exists() else []
     columns = dict.fromkeys([*STORE_NAMES, *declared]) | dict(record) | {"attempt": attempt.name}
@@ -67,7 +69,7 @@ def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
 
 
 def new_attempt(study_dir: Path, trial_id: str) -> Path:
-    """Make and return a fresh attempt folder; its name sorts by time and cannot collide."""
+    """Make and return a new attempt folder; its name sorts by time and is unique."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     attempt = study_dir / "trials" / trial_id / f"attempt-{stamp}-{secrets.token_hex(3)}"
     attempt.mkdir(parents=True)
@@ -78,7 +80,7 @@ def new_attempt(study_dir: Path, trial_id: str) -> Path:
 
 
 def read_record(attempt: Path) -> dict[str, Any]:
-    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file it vouches for, is damaged."""
+    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file that it lists, is damaged."""
     path = attempt / "record.json"
     row = read_json(path)
     if row.pop("schema", None) != SCHEMA:
@@ -86,16 +88,16 @@ def read_record(attempt: Path) -> dict[str, Any]:
     if row.get("status") not in STATUSES or not row.get("trial_id"):
         raise StoreError(f"{path}: status, trial_id: missing or unknown")
     for name, size in row.pop("files", {}).items():
-        found = (attempt / name).stat().st_size if (attempt / name).exists() else None
-        if found != size:
-            raise StoreError(f"{attempt / name}: {found} bytes where the record says {size}: cut short or changed")
+        actual = (attempt / name).stat().st_size if (attempt / name).exists() else 0
+        if actual != size:
+            raise StoreError(f"{attempt / name}: {actual} bytes, {size} in the record: cut short or changed")
     if "mode" in row:  # what older records call the workload
         row["workload"] = row.pop("mode")
     return row | {"attempt_dir": str(attempt)}
 
 
 def latest_record(trial_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest readable record of a trial, or None, and a line for each damaged attempt passed over."""
+    """Return the newest readable record of a trial, or None, and a line for each damaged attempt after it."""
     damaged: list[str] = []
     for attempt in sorted(trial_dir.glob("attempt-*"), reverse=True):
         if not (attempt / "record.json").exists():
@@ -141,7 +143,7 @@ def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
 
 
 def read_results(*paths: str | Path) -> Results:
-    """Read every study under ``paths`` into one table. Damaged attempts are listed, never silently dropped."""
+    """Read every study under ``paths`` into one table; damaged attempts are listed."""
     import pandas as pd
 
     damaged: list[str] = []

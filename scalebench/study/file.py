@@ -1,4 +1,4 @@
-"""Reading a study file: TOML, overrides, and every mistake at once as one line that names the key."""
+"""Reading a study file: TOML, overrides, and all errors at once, one line each, with the key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalebench.study import Study, WorkloadTable, study_class
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, or raise ``StudyError`` naming it and the place of the mistake."""
+    """Read a TOML file, or raise ``StudyError`` with the file and the line of the error."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

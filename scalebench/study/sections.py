@@ -2,7 +2,7 @@
 
 A study is TOML. Any field given as a list is an axis; axes multiply; ``[[zip]]`` lets axes advance together and
 ``[[exclude]]`` drops combinations. ``{ geom = [lo, hi], points = n }`` and ``{ log2 = [a, b], points = n }`` make
-geometric axes. What only a family or the machine can say (names, defaults, sizes) is filled in by ``plan``.
+geometric axes. What depends on a family or the machine (names, defaults, sizes) is filled in by ``plan``.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """What is learned. ``source`` is a name of ``scalebench list``, or ``text:PATH``; absent, the family's own.
+    """The data. ``source`` is a name of ``scalebench list``, or ``text:PATH``; by default the family's.
 
-    ``vocab_size`` trains byte pairs on a text, sets a chain's symbols, or states that of token shards.
+    ``vocab_size`` trains byte pairs on a text, sets the symbols of a chain, or gives that of token shards.
     """
 
     source: Axis[str] | None = None
@@ -62,7 +62,7 @@ class DataSection(Section):
 
 
 class FitSection(Section):
-    """How the results are read: which law, what is held out of it, and which axes are tuned rather than grown."""
+    """How the results are fitted: which law, what is held out of it, and which axes are tuned at each size."""
 
     law: str = "power"
     holdout: Literal["largest", "none"] = "largest"
@@ -76,10 +76,10 @@ class FitSection(Section):
 
 
 class RunSection(Section):
-    """How trials are executed; nothing here changes a number, so nothing here is part of a trial's identity."""
+    """How trials are executed. Nothing here changes a result, so nothing here is part of a trial's identity."""
 
     timeout_s: Finite | None = None
-    checkpoint: bool = False  # keep the trained weights beside the record
+    checkpoint: bool = False  # keep weights and optimizer state beside the record
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"

@@ -1,4 +1,4 @@
-"""What a model is asked to do: batches by seed and step, the loss in nats, a fixed validation sample in clusters."""
+"""Tasks: batches by seed and step, the loss in nats, and a fixed validation sample in clusters."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Do all implementations train alike? The same GPT on the same batches, its losses step by step.
+"""Do all implementations train the same model? The same GPT on the same batches, compared loss by loss.
 
 ``python -m scalebench.workloads.agreement --device cuda`` prints a line for each and exits with 1 when one differs by
-more than the precision explains: the measure is what 16-bit training of torch's own operators differs from float32
-by.
+more than the precision explains: 16-bit training with torch's operators gives the expected difference from float32.
 """
 
 from __future__ import annotations
@@ -101,16 +100,16 @@ def compare_losses(
     for implementation, graph in (MEASURE, *ways):
         name, started = f"{implementation} {graph}", time.perf_counter()
         try:
-            found = losses_of(config, spec_of(implementation, graph, precision, steps, batch_size, length), where)
+            losses = losses_of(config, spec_of(implementation, graph, precision, steps, batch_size, length), where)
         except Exception as error:  # noqa: BLE001 - one way that fails leaves the others
             results[name] = {"agrees": False, "error": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
-        apart = np.abs(found - exact)
+        apart = np.abs(losses - exact)
         if (implementation, graph) == MEASURE:
             noise = float(apart.mean())
         results[name] = {
             "agrees": bool(apart.mean() <= max(ALLOWED * noise, FLOOR_NATS)),
-            "mean_nats": float(apart.mean()), "worst_nats": float(apart.max()), "last_nats": float(found[-1]),
+            "mean_nats": float(apart.mean()), "worst_nats": float(apart.max()), "last_nats": float(losses[-1]),
             "float32_last_nats": float(exact[-1]), "seconds": time.perf_counter() - started,
         }  # fmt: skip
     return results

@@ -1,4 +1,4 @@
-"""Training batches on the device, in the order of the steps: drawn ahead by a thread, sent on a stream of their own."""
+"""Training batches on the device, in step order: made ahead by a thread, copied on a separate CUDA stream."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from scalebench.tasks import Batch, Task
 
-AHEAD = 2  # batches made before they are wanted
-POLL_S = 0.1  # how often a thread with a full queue looks whether it is still wanted
+AHEAD = 2  # batches made in advance
+POLL_S = 0.1  # how often a thread with a full queue checks whether it should stop
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -24,7 +24,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator[Batch]:
-    """Yield the batch of each step on the device: made when it is wanted on a CPU, ahead of time on a GPU."""
+    """Yield the batch of each step on the device: made on demand on a CPU, in advance on a GPU."""
     if device.type == "cpu":
         for step in steps:
             yield task.batch(step)
@@ -33,9 +33,9 @@ def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator
 
 
 def prefetched(make: Callable[[int], Batch], steps: Sequence[int], device: torch.device) -> Generator[Batch]:
-    """Yield ``make(step)`` on the device for each step, made in a thread; what it raises is raised here.
+    """Yield ``make(step)`` on the device for each step, made in a thread; errors in it are raised here.
 
-    On a GPU the copies run on a stream of their own, and the stream that computes waits for them; the host does not.
+    On a GPU the copies run on a separate stream; the compute stream waits for them, the host does not.
     """
     ready: queue.Queue[Any] = queue.Queue(AHEAD)
     closed = threading.Event()
@@ -65,18 +65,18 @@ def _fill(
     ready: queue.Queue[Any],
     closed: threading.Event,
 ) -> None:
-    """Make and send one batch after another until all are there or nobody wants them."""
+    """Make and send one batch after another until all are sent or the consumer has stopped."""
     try:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step in steps:
             if not _put(ready, _sent(make(step), device, stream), closed):
                 return
-    except BaseException as error:  # noqa: BLE001 - raised again where the batch is wanted
+    except BaseException as error:  # noqa: BLE001 - raised again in the consumer
         _put(ready, error, closed)
 
 
 def _sent(batch: Batch, device: torch.device, stream: torch.cuda.Stream | None) -> tuple[Batch, Any]:
-    """Return the batch on the device, and the event after which it is there."""
+    """Return the batch on the device, and the event that marks the end of its copy."""
     if stream is None:
         return to_device(batch, device), None
     with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -84,7 +84,7 @@ def _sent(batch: Batch, device: torch.device, stream: torch.cuda.Stream | None) 
 
 
 def _put(ready: queue.Queue[Any], item: Any, closed: threading.Event) -> bool:
-    """Put an item when there is room; False once nobody wants it."""
+    """Put an item when there is room; False once the consumer has stopped."""
     while not closed.is_set():
         try:
             ready.put(item, timeout=POLL_S)

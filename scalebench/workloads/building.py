@@ -45,11 +45,11 @@ def usable_device(trial: Trial) -> torch.device:
 
 
 def planned_data(trial: Trial) -> Data:
-    """Open the trial's source; ``RuntimeError`` when it is not what the trial was planned with."""
-    asked = trial.data
-    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
-    if data.sha256 != asked.sha256:
-        raise RuntimeError(f"the data of {asked.source} changed since the trial was planned; plan again")
+    """Open the trial's data source; ``RuntimeError`` when the data changed since the trial was planned."""
+    spec = trial.data
+    data = open_data(spec.source, spec.vocab_size, spec.validation_fraction)
+    if data.sha256 != spec.sha256:
+        raise RuntimeError(f"the data of {spec.source} changed since the trial was planned; plan again")
     return data
 
 
@@ -59,9 +59,9 @@ def configuration(trial: Trial) -> Any:
 
 
 def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
-    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given.
+    """Return the model with initial weights from the trial's seed, in the trial's implementation by default.
 
-    It is built where it will run: a GPU draws a billion weights in no time, by a generator of its own, so that a seed
+    It is built on its device: a GPU initialises a billion weights in no time, with its own generator. The same seed
     gives other weights there than on a CPU, and the same ones for every implementation.
     """
     torch.manual_seed(trial.spec.seed)
@@ -71,7 +71,7 @@ def build_model(trial: Trial, device: torch.device, implementation: str | None =
 
 
 def load_compiler() -> None:
-    """Import what torch.compile needs, which takes seconds, before anything waits for it."""
+    """Import what torch.compile needs, which takes seconds, before the GPU is claimed."""
     importlib.import_module("torch._dynamo")
     importlib.import_module("torch._inductor.compile_fx")
 
@@ -83,10 +83,10 @@ def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """Compile one block of the model, for all of them alike, and its loss where it is made of plain operations.
+    """Compile one block of the model for all of them, and the model's loss if it consists of plain operations.
 
-    The code is the same in every block and the weights are its inputs, so that the first block's serves all. This takes
-    seconds where compiling a deep model whole takes minutes; what is lost is fusion across the ends of a block.
+    All blocks have the same code, with the weights as inputs, so compiling the first serves all. This takes seconds
+    where compiling a deep model as a whole takes minutes; the cost is no fusion across block boundaries.
     """
     _require_compiler(model)
     blocks: Any = model.blocks

@@ -1,4 +1,4 @@
-"""What of a training step runs as one: compiled blocks, the compiled model, or the whole step as a CUDA graph."""
+"""What part of a training step runs as one unit: compiled blocks, the compiled model, or a CUDA graph of the step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES
 
-# What can run as one, by implementation; the first is what "auto" stands for. Others launch operation by operation.
+# What each implementation can run as one; "auto" takes the first. Others launch operation by operation.
 GRAPHS_OF = {"compile": ("model", "blocks"), "fused": ("blocks", "model", "step", "none")}
 
 
 def decided_graph(name: str, train: Mapping[str, Any]) -> str:
-    """Return ``train.graph`` of a trial of a family; ``InputError`` for what its implementation cannot run as one."""
+    """Decide ``train.graph`` of a trial; ``InputError`` for a value that its implementation does not have."""
     if train["implementation"] not in FAMILIES[name].IMPLEMENTATIONS:
-        return "none"  # the trial is unsupported, which its row says
+        return "none"  # the trial will end as unsupported
     allowed = GRAPHS_OF.get(train["implementation"], ("none",))
     graph = str(allowed[0] if train["graph"] == "auto" else train["graph"])
     if graph not in allowed:

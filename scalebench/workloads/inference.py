@@ -61,15 +61,15 @@ def decide(request: Request) -> Decided:
     if not generates:
         _refuse_generation(name, values)
     if values["beams"] > 1 and values["temperature"] > 0:
-        raise InputError("inference.beams: beam search draws nothing; leave temperature at 0, or beams at 1")
+        raise InputError("inference.beams: beam search does not sample; leave temperature at 0, or beams at 1")
     if values["temperature"] == 0 and (values["top_k"] or values["top_p"] < 1):
-        raise InputError("inference.temperature: top_k and top_p choose what is drawn from; set it above 0")
+        raise InputError("inference.temperature: top_k and top_p need sampling; set it above 0")
     prompt = _prompt_length(request, values.pop("prompt_length", None))
     new = values["new_tokens"] = values.get("new_tokens") or (DEFAULT_NEW_TOKENS if generates else None)
     total = (prompt or 0) + (new or 0) or None
     config, counts = request.configure(total)
     if generates and total and total > config.context:
-        raise InputError(f"inference.new_tokens: {prompt} + {new} tokens outgrow a context of {config.context}")
+        raise InputError(f"inference.new_tokens: {prompt} + {new} tokens do not fit a context of {config.context}")
     return Decided(InferenceSpec.model_construct(**values, sequence_length=prompt), config, counts)
 
 

@@ -75,7 +75,7 @@ class InferenceRun:
         self.columns |= memory.call_columns(model, lambda: call(lambda: None))
 
     def prepare(self, device: torch.device) -> tuple[Call, nn.Module]:
-        """Return what is called, and the model it runs."""
+        """Return the function to call, and the model that it runs."""
         family, config, spec = FAMILIES[self.trial.family], configuration(self.trial), self.spec
         model = with_weights(build_model(self.trial, device).eval(), spec.weight_dtype)
         task = family.task(config, planned_data(self.trial), self.trial.data, spec)
@@ -89,7 +89,7 @@ class InferenceRun:
             runs = compile_model(model) if spec.implementation == "compile" else model
             return lambda _: runs(inputs), model
         if spec.implementation == "compile":
-            raise Unsupported("torch.compile would compile anew for every length of the cache; use eager or sdpa")
+            raise Unsupported("torch.compile would recompile for every length of the cache; use eager or sdpa")
         self.columns["kv_cache_bytes"] = cache_size(model, spec)
         return make_call(model, inputs, spec), model
 
@@ -114,7 +114,7 @@ class InferenceRun:
 
 
 def make_call(model: Any, prompts: Tensor, spec: InferenceSpec) -> Call:
-    """Return the call that continues prompts (B, T) as the trial says; each call draws with the trial's seed."""
+    """Return the call that continues prompts (B, T); each call samples with the trial's seed."""
     new, sampling = spec.new_tokens or 1, Sampling(spec.temperature, spec.top_k, spec.top_p)
     if spec.beams > 1:
         return lambda first: beam_search(model, prompts, new, spec.beams, first)
@@ -129,7 +129,7 @@ def cache_size(model: Any, spec: InferenceSpec) -> int:
 
 
 def timed(call: Call, device: torch.device) -> tuple[float, float]:
-    """Call once; return the seconds to the first token (NaN where none is written) and to the end."""
+    """Call once; return the seconds to the first token (NaN where none is generated) and to the end."""
     marks: list[int] = []
 
     def mark() -> None:

@@ -10,11 +10,12 @@ from scalebench.cli.output import say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
 from scalebench.points.files import open_table
-from scalebench.points.fit_file import column_names, column_options, find_law, fit_values, law_columns, named_laws
+from scalebench.points.fit_file import fit_values
+from scalebench.points.roles import column_names, column_options, find_law, law_columns, named_laws
 from scalebench.points.table import read_columns
 
 if TYPE_CHECKING:
-    from scalebench.laws.backtest import Choice
+    from scalebench.laws import Choice
 
 
 def choose_law(

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import mixed_columns
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, say, si, table
+from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.fit_file import column_names, fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.roles import column_names
 from scalebench.points.warnings import doubts, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
 if TYPE_CHECKING:
-    from scalebench.laws import Fit, Holdout
+    from scalebench.laws import Backtest, Fit
     from scalebench.points.table import PointTable
 
 STANDARD_OUTPUT = Path("-")
@@ -64,17 +65,20 @@ def run_fit(
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
     for line in _notes(points, fitted, read, where):
         print(line, file=sys.stderr)
-    rows = fitted.backtest("rolling") if backtest else None
+    tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
-    document |= to_document(fitted, read, rows)
+    document |= to_document(fitted, read, tested)
+    if backtest:
+        document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
     if output == STANDARD_OUTPUT:
         print_json(document)
         return 0
     if choice is not None:
         print_choice(choice)
     print_fit(fitted, document)
-    if rows is not None:
-        print_backtest(rows)
+    if tested is not None:
+        print_backtest(tested)
+        print_distances(document["backtest_by_distance"])
     if output is not None:
         _write(output, document)
         say(f"written: {output}")
@@ -162,23 +166,45 @@ def loss_name(document: Mapping[str, Any]) -> str:
     return f"{document['loss']}{corner} of {space}"
 
 
-def print_backtest(rows: Sequence[Holdout]) -> None:
+def print_backtest(tested: Backtest) -> None:
     """Print what the smaller sizes say of each larger one."""
     say("")
-    if not rows:
+    if not tested.forecasts:
         say("backtest: refused, too few sizes below the largest ones to fit the law to")
         return
     shown = [
         (
-            si(row.size),
+            quantity(row.size),
             f"{row.measured:.5g}",
             f"{row.predicted:.5g}",
             percent(row.error_percent / 100),
             {None: "no interval", True: "yes", False: "no"}[row.inside_interval],
             percent(row.naive_error_percent / 100),
         )
-        for row in rows
+        for row in tested.forecasts
     ]
     header = ("held-out size", "measured", "predicted", "error", "in its 95 % interval", "next-smaller size's error")
     say("rolling backtest: each size predicted from all smaller ones")
     table("", header, shown)
+
+
+def print_distances(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the hold-out error by distance beyond the fitted sizes."""
+    shown = [
+        (
+            f"×{row['distance_above']:g} to ×{row['distance_up_to']:g}"
+            if row["distance_up_to"]
+            else f"above ×{row['distance_above']:g}",
+            f"{row['n']}",
+            percent(row["median_absolute_error_percent"] / 100, sign=False),
+            percent(row["median_error_percent"] / 100),
+            "no interval" if row["coverage"] is None else percent(row["coverage"], sign=False),
+        )
+        for row in rows
+    ]
+    if shown:
+        say(
+            "",
+            "hold-out error by distance: every configuration beyond each of several cuts, predicted from those below",
+        )
+        table("", ("distance", "forecasts", "median error", "median bias", "inside 95 % interval"), shown)

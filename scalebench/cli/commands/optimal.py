@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalebench.analysis.sources import RUN, read_roles
+from scalebench.advice import Counting, conventions, envelope, isoflop, parametric
+from scalebench.advice.allocation import PARAMETER_COLUMNS, count
+from scalebench.advice.compute_optimal import flops_law
+from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
-from scalebench.laws import Counting, FitRefused, conventions, envelope, isoflop, parametric
+from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
-from scalebench.laws.allocation import PARAMETER_COLUMNS, count
-from scalebench.laws.compute_optimal import flops_law
-from scalebench.points.fit_file import json_safe
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
+from scalebench.points.fit_file import json_safe, open_fit
+from scalebench.points.roles import RUN, read_roles
 from scalebench.points.warnings import doubts
 from scalebench.reporting.quantities import bounded, quantity
 
 if TYPE_CHECKING:
-    from scalebench.laws import Allocation
+    from scalebench.advice import Allocation
+    from scalebench.advice.data_constrained import DataConstrainedOptimum
 
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
@@ -55,6 +59,42 @@ def run_optimal(
         _print(found, refused, at, counting)
         _print_conventions(counted, at[-1])
     return 0 if found else 2
+
+
+def run_repeated(
+    source: Path,
+    columns: Mapping[str, str],
+    where: str | None,
+    unique_tokens: float,
+    budgets: Sequence[float],
+    *,
+    as_json: bool,
+) -> int:
+    """Print size, tokens and epochs of lowest loss at each budget, for training on limited data."""
+    fitted = open_fit(source, "data_constrained", columns, where)
+    spent = FLOPS_PER_PARAMETER_TOKEN * np.exp(fitted.points.logs["params"] + fitted.points.logs["tokens"])
+    try:
+        best = [data_constrained_optimum(fitted, C, unique_tokens) for C in budgets or [float(spent.max())]]
+    except FitRefused as refusal:
+        raise InputError([f"{source}: {refusal}"]) from refusal
+    if as_json:
+        print_json(json_safe({"optima": [one.to_dict() for one in best]}))
+        return 0
+    say(
+        f"compute-optimal sizes for {quantity(unique_tokens)} unique tokens, C = 6ND; loss in the unit of the points",
+        "",
+    )
+    rows = [(f"{one.flops:.3g}", *(_with_ends(one, name) for name in QUANTITIES)) for one in best]
+    table("", ("C (FLOPs)", "N*", "D*", "epochs", "loss"), rows)
+    say("", f"95 % intervals: {best[0].method}")
+    return 0
+
+
+def _with_ends(one: DataConstrainedOptimum, name: str) -> str:
+    shown = quantity if name in ("params", "tokens") else "{:.4g}".format
+    ends = one.intervals.get(name)
+    value = shown(getattr(one, name))
+    return value if ends is None else f"{value} ({shown(ends[0])} to {shown(ends[1])})"
 
 
 def allocations(
@@ -128,13 +168,13 @@ def _print(
 
 def _left_out(one: Allocation) -> list[str]:
     """One line for each kind of reason, with how many more there are of it: `--json` has them all."""
-    kinds: dict[str, list[Any]] = {}
-    for refusal in one.refused:
-        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", refusal.reason), []).append(refusal)
+    kinds: dict[str, list[tuple[dict[str, float], str]]] = {}
+    for group, reason in one.refused:
+        kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", reason), []).append((group, reason))
     lines = []
-    for first, *more in kinds.values():
+    for (group, reason), *more in kinds.values():
         others = f" and {len(more)} more" if more else ""
-        lines.append(f"approach {one.approach}, {_group(first.group)}{others}: left out: {first.reason}")
+        lines.append(f"approach {one.approach}, {_group(group)}{others}: left out: {reason}")
     return lines
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,12 @@ from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, p
 from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table
 from scalebench.errors import InputError
-from scalebench.points.files import SUFFIXES
+from scalebench.points.files import is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 
 if TYPE_CHECKING:
-    from scalebench.laws import Holdout
+    from scalebench.laws import Forecast
 
 SENSIBLE = (1e-30, 1e30)  # beyond these, powers of the number overflow
 PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
@@ -48,7 +47,7 @@ def run_predict(
 
 def _document(prediction: SizePrediction) -> dict[str, Any]:
     answers = {predicted.quantity.replace(" ", "_"): predicted.to_dict() for predicted in prediction.quantities}
-    backtest = [asdict(row) for row in prediction.backtest]
+    backtest = [row.to_dict() for row in prediction.backtest]
     return {"params": prediction.params, "tokens": prediction.tokens, "answers": answers, "backtest": backtest}
 
 
@@ -67,7 +66,7 @@ def _check_numbers(params: float | None, tokens: float | None, others: Mapping[s
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
-    if source.is_file() and source.suffix in SUFFIXES:
+    if is_table_file(source):
         fit = f"scalebench fit {source} --json fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if source.is_dir() or source.suffix != ".json":
@@ -149,7 +148,7 @@ def reach_line(prediction: SizePrediction) -> str:
     )
 
 
-def hold_out_line(rows: Sequence[Holdout], response: str) -> str:
+def hold_out_line(rows: Sequence[Forecast], response: str) -> str:
     """Report the error of predicting each larger size from the smaller ones."""
     if not rows:
         return f"rolling hold-out of {response}: none, too few sizes to hold one out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalebench.cli.output import say, si, table
+from scalebench.cli.output import quantity, say, table
 
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
@@ -47,7 +47,7 @@ def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> N
         rows = [
             (
                 kernel["kernel"], f"{1e3 * kernel['seconds']:.2f}", f"{kernel['share']:.1%}",
-                si(kernel["flops"] or None), si(kernel["bytes"], "B"), kernel["bound"],
+                quantity(kernel["flops"] or None), quantity(kernel["bytes"], "B"), kernel["bound"],
             )
             for kernel in step["kernels"][:SHOWN_KERNELS]
         ]  # fmt: skip
@@ -55,5 +55,5 @@ def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> N
         rows.append(("others", f"{1e3 * rest:.2f}", f"{rest / step['seconds']:.1%}", "", "", ""))
         table(step["step"], ("kernel", "ms", "share", "FLOPs", "bytes", "bound by"), rows)
         utilisation = "" if step["mfu"] is None else f", MFU {step['mfu']:.0%}"
-        rate = f"{1e3 * step['seconds']:.1f} ms, {si(step['tokens_per_s'])} tokens/s{utilisation}"
+        rate = f"{1e3 * step['seconds']:.1f} ms, {quantity(step['tokens_per_s'])} tokens/s{utilisation}"
         say(f"{rate}; beside the products, {step['holds_back']} takes longest")

@@ -1,4 +1,4 @@
-"""The commands `run`, `plan` and `demo`: what a study would run, and running it."""
+"""The commands run, plan and demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
-from scalebench.cli.output import duration, print_json, say, si, table, trials
+from scalebench.cli.output import duration, print_json, quantity, say, table, trials
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run_study(
     as_json: bool,
 ) -> int:
     """Run a study's missing trials; return the exit code."""
-    from scalebench.cli.progress import RunProgress
+    from scalebench.cli.progress import Progress, SweepProgress
     from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import execute, resources_of, survey
@@ -55,10 +55,11 @@ def run_study(
     store.check_writable(results)
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
-    weights = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
-    with RunProgress(weights, quiet=as_json) as progress:
+    expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
+    with Progress(quiet=as_json) as display:
+        progress = SweepProgress(expected, display)
         for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
-            progress.trial(row, as_json=as_json)
+            progress.finish(row, as_json=as_json)
     _conclude(sweep, time.monotonic() - begun, as_json=as_json)
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
 
@@ -79,8 +80,8 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
         print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
         return
-    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = sorted(set(counts) - {"ok", "missing"})
     if wrong:
         say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
@@ -129,13 +130,34 @@ def show_plan(
         "assumed_rate_source": rate.source,
     }
     steps = step_tables(sweep.planned, ceilings) if ceilings else []
+    parents = _parents(sweep.planned)
     if as_json:
-        print_json({"study": study.name, "total": total, "sizes": sizes} | ({"steps": steps} if ceilings else {}))
+        extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
+        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    for parent in parents[: None if every else SHOWN_SIZES]:
+        end = "its run continued" if parent["continued"] else "its weights"
+        cost = quantity(parent["flops"], "FLOP")
+        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     return 0
+
+
+def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
+    """Return the trials whose weights the planned ones start from."""
+    parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
+    return [
+        {
+            "trial_id": trial_id,
+            "attempt": str(parent.attempt),
+            "flops": parent.flops,
+            "weights_sha256": parent.identity.weights_sha256,
+            "continued": parent.identity.state_sha256 is not None,
+        }
+        for trial_id, parent in parents.items()
+    ]
 
 
 def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
@@ -173,20 +195,20 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
             size["family"],
             " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
             str(size["trials"]),
-            si(size["params"]),
-            si(size["params_non_embedding"]),
+            quantity(size["params"]),
+            quantity(size["params_non_embedding"]),
             "…".join(str(steps) for steps in sorted({size["steps"][0], size["steps"][-1]})),
-            si(size["flops_per_trial"]),
+            quantity(size["flops_per_trial"]),
             duration(size["estimated_time_s"]),
-            si(size["estimated_memory_bytes"], "B"),
+            quantity(size["estimated_memory_bytes"], "B"),
         )
         for size in sizes
     ]
     table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
     if count > len(sizes):
         say(f"… and {count - len(sizes)} more sizes (--all lists them)")
-    say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")
+    say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
     say(
-        f"per trial; times assume a fifth of {si(total['assumed_flops_per_s'], 'FLOP/s')} "
+        f"per trial; times assume a fifth of {quantity(total['assumed_flops_per_s'], 'FLOP/s')} "
         f"({total['assumed_rate_source']}) and a least time per step; memory is estimated in float32"
     )

@@ -15,7 +15,7 @@ from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 if TYPE_CHECKING:
-    from scalebench.laws.profiling import Profile
+    from scalebench.laws.intervals.profile import Profile
 
 
 def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:

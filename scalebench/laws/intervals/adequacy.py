@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import FitRefused
-from scalebench.laws.noise import group
-
-if TYPE_CHECKING:
-    from scalebench.laws.fit import Fit
+from scalebench.laws.intervals.noise import group
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class LackOfFit:
         return self.p_value < 0.01
 
 
-def lack_of_fit(fit: Fit) -> LackOfFit:
+def lack_of_fit(fit: Estimate) -> LackOfFit:
     """Split the squares of the least-squares fit into those between and within places (rows of equal inputs).
 
     Draper and Smith, Applied Regression Analysis, section 2.1. Raises FitRefused without replicates or without more

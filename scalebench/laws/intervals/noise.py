@@ -8,15 +8,12 @@ its own instead, from chi-squared, covers too much where estimator and residuals
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array
-
-if TYPE_CHECKING:
-    from scalebench.laws.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Grouped:
         return np.asarray(np.add.reduceat((values * self.weights)[..., order], first, axis=-1) / total)
 
 
-def group(fit: Fit) -> Grouped:
+def group(fit: Estimate) -> Grouped:
     """The runs of the points of `fit`."""
     points = fit.points
     _, run = np.unique(points.run, return_inverse=True)
@@ -81,7 +78,7 @@ def group(fit: Fit) -> Grouped:
     return Grouped(run, points.configuration[first], weights)
 
 
-def estimate_noise(fit: Fit) -> Noise:
+def estimate_noise(fit: Estimate) -> Noise:
     """Noise scales from least-squares residuals, split by configuration.
 
     Of least squares whatever the loss of the fit: only there do the degrees of freedom make the scale unbiased, and no
@@ -106,7 +103,9 @@ def estimate_noise(fit: Fit) -> Noise:
     )
 
 
-def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator, residuals: bool = False) -> tuple[Array, Array]:
+def simulate(
+    fit: Estimate, noise: Noise, n: int, rng: np.random.Generator, residuals: bool = False
+) -> tuple[Array, Array]:
     """Targets [n, rows], the fitted ones plus noise, and the factor [n] by which the noise of each was scaled.
 
     Normal noise, or `residuals` of configurations and of runs within them, drawn with replacement and each divided by
@@ -126,7 +125,7 @@ def simulate(fit: Fit, noise: Noise, n: int, rng: np.random.Generator, residuals
     return np.asarray(fit.problem.target - fit.residuals + scatter[:, groups.run]), factor
 
 
-def simulate_wild(fit: Fit, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def simulate_wild(fit: Estimate, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Targets [n, rows] and the factor [n], as `simulate`, with each configuration's own residuals at a random sign.
 
     Every configuration keeps a scale of its own (Wu 1986; clusters: Cameron, Gelbach and Miller 2008). Residuals over
@@ -146,7 +145,7 @@ def _drawn(pool: Array | None, size: tuple[int, int], rng: np.random.Generator) 
     return rng.standard_normal(size) if pool is None else np.asarray(pool[rng.integers(len(pool), size=size)])
 
 
-def _split(fit: Fit, groups: Grouped) -> tuple[Array, Array, Array]:
+def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:
     """Residuals: means [configurations], the rest [runs], and 1 - leverage [configurations]."""
     residuals = groups.by_run(fit.least_squares_residuals())
     mean = groups.by_config(residuals)
@@ -154,7 +153,7 @@ def _split(fit: Fit, groups: Grouped) -> tuple[Array, Array, Array]:
     return mean, residuals - mean[groups.config], np.clip(1 - leverage, 0.0, 1.0)
 
 
-def _standardised(fit: Fit, noise: Noise, groups: Grouped) -> tuple[Array, Array]:
+def _standardised(fit: Estimate, noise: Noise, groups: Grouped) -> tuple[Array, Array]:
     """Pools of residuals of configuration means and of runs within them, centred, of unit variance."""
     mean, within, share = _split(fit, groups)
     told = (share > 1e-6) & (noise.means > 0)  # at leverage 1 there is no residual to learn from
@@ -167,7 +166,7 @@ def _unit(pool: Array) -> Array:
     return (pool - pool.mean()) / scale if scale else np.zeros(max(len(pool), 1))
 
 
-def _tangent(fit: Fit, groups: Grouped) -> Array:
+def _tangent(fit: Estimate, groups: Grouped) -> Array:
     """Orthonormal basis [runs, at most P] of the tangent plane of the law, rows times the root of their weight."""
     theta = fit.least_squares
     inside = (theta > fit.problem.lower) & (theta < fit.problem.upper)
@@ -176,7 +175,7 @@ def _tangent(fit: Fit, groups: Grouped) -> Array:
     return np.asarray(basis[:, strength > 1e-12 * strength.max(initial=0.0)])
 
 
-def _residual_mean_square(fit: Fit, groups: Grouped, between: Array) -> Array:
+def _residual_mean_square(fit: Estimate, groups: Grouped, between: Array) -> Array:
     """Mean square, over degrees of freedom, that a least-squares fit would leave of noise [n, configurations]."""
     basis, root = _tangent(fit, groups), np.sqrt(groups.weights)
     noise = between[:, groups.config] * root

@@ -11,19 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from scalebench.laws.allocation import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.laws.columns import law_inputs, positive_columns
+from scalebench.advice.selection import best_rows, many_rows
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.selection import best_rows, many_rows
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
@@ -69,9 +64,7 @@ class Design:
         return asdict(self)
 
 
-def next_trial(
-    fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float], seed: int | None = None
-) -> Design:
+def next_trial(fit: Fit, candidates: Columns, target: Mapping[str, float], seed: int | None = None) -> Design:
     """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
 
     `candidates` has the inputs of the law, [n], and may have `flops`; `seed` is that of the fit's own refits unless
@@ -84,7 +77,7 @@ def next_trial(
 
 def best_set(
     fit: Fit,
-    candidates: Mapping[str, ArrayLike] | DataFrame,
+    candidates: Columns,
     target: Mapping[str, float],
     budget_flops: float,
     seed: int | None = None,
@@ -128,7 +121,7 @@ class _Problem:
     at_target: Array
 
     @staticmethod
-    def of(fit: Fit, candidates: Mapping[str, ArrayLike] | DataFrame, target: Mapping[str, float]) -> _Problem:
+    def of(fit: Fit, candidates: Columns, target: Mapping[str, float]) -> _Problem:
         if fit.degrees_of_freedom < 1:
             raise FitRefused(
                 f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; its interval "
@@ -136,10 +129,10 @@ class _Problem:
             )
         if fit.status == "degenerate":
             raise FitRefused(f"the fit of {fit.law.name} is degenerate; a design needs one that tells its terms apart")
-        goal = law_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
+        goal = read_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
-        logs = law_inputs(fit.law, candidates)
+        logs = read_inputs(fit.law, candidates)
         at = [_derivatives(fit, fit.parameters, where) for where in (fit.points.logs, logs, goal)]
         named = {name: float(np.exp(log[0])) for name, log in goal.items()}
         return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
@@ -210,7 +203,7 @@ class _Problem:
         """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
         draws = min(PARAMETER_DRAWS, self.fit.refits.n)
         samples = self.fit.bootstrap(draws, seed).samples
-        goal = law_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
+        goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
         picked = {name: log[list(rows)] for name, log in self.logs.items()}
         t = self._quantile(len(rows)) / self._quantile(0)
         ratios = []
@@ -222,6 +215,16 @@ class _Problem:
             ratios.append(t * np.sqrt(after / before) if before > 0 else t)
         low, high = np.quantile(ratios, [0.025, 0.975])
         return float(low), float(high)
+
+
+def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
+    """Return a grid of trials, each input (values ** inputs,), from its smallest to ``reach`` times its largest value.
+
+    Laws of params and tokens have their cost by 6ND.
+    """
+    spans = {name: (log.min(), log.max() + np.log(reach)) for name, log in fit.points.logs.items()}
+    grid = np.meshgrid(*(np.geomspace(np.exp(low), np.exp(high), values) for low, high in spans.values()))
+    return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
 
 
 def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
@@ -237,7 +240,7 @@ def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, A
     return np.asarray((values[: len(free)] - values[len(free) :]).T / (2 * STEP))
 
 
-def _cost(candidates: Mapping[str, ArrayLike] | DataFrame) -> Array | None:
+def _cost(candidates: Columns) -> Array | None:
     """FLOPs of every candidate, [n]; None where they do not say."""
     present = list(candidates.keys())
     if "flops" in present:

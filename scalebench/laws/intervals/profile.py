@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.noise import estimate_noise
+from scalebench.laws.intervals.bootstrap import chosen, replicates
+from scalebench.laws.intervals.noise import estimate_noise
 from scalebench.laws.solver import polish
-from scalebench.laws.uncertainty import chosen, replicates
-
-if TYPE_CHECKING:
-    from scalebench.laws.fit import Fit
 
 LEAST = 1e-3  # a parameter at 0 has no size to step by
 FARTHEST = 40.0  # times its size, in search of an end
@@ -39,7 +36,7 @@ class Profile:
     n: int
 
 
-def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
+def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profile:
     """Profile E or an exponent of `fit`. Raises FitRefused for others and with zero degrees of freedom."""
     known = _profiled(fit)
     if name not in known:
@@ -53,7 +50,7 @@ def profile(fit: Fit, name: str, level: float, n: int, seed: int) -> Profile:
     return Profile(name, span, _pinned(fit, index, span, (1, -1)), rise, (low, high), level, n)
 
 
-def _profiled(fit: Fit) -> list[str]:
+def _profiled(fit: Estimate) -> list[str]:
     """Free exponents, and coefficients of constant terms: others trade places with their exponent."""
     problem, law = fit.problem, fit.law
     constant = problem.centres(fit.theta[None, len(law.coefficients) :])[0] == 0.0
@@ -61,7 +58,7 @@ def _profiled(fit: Fit) -> list[str]:
     return [name for name in law.pinnable if name in names and problem.free[law.coordinates.index(name)]]
 
 
-def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
+def _rises(fit: Estimate, index: int, n: int, rng: np.random.Generator) -> Array:
     """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
     target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
     problem = replace(fit.problem, target=target, weights=weights)
@@ -71,7 +68,7 @@ def _rises(fit: Fit, index: int, n: int, rng: np.random.Generator) -> Array:
     return np.asarray(held[1] - polish(problem, held[0], width)[1])
 
 
-def _pinned(fit: Fit, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
+def _pinned(fit: Estimate, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
     """Objective with the parameter at each value, [m]: all at once, then each from where its neighbours ended."""
     problem, width = replace(fit.problem, held=index), fit.settings["width"]
     theta = np.tile(fit.theta, (len(values), 1))
@@ -84,7 +81,7 @@ def _pinned(fit: Fit, index: int, values: Array, neighbours: tuple[int, ...]) ->
     return np.asarray(found)
 
 
-def _end(fit: Fit, index: int, side: int, rise: float) -> float:
+def _end(fit: Estimate, index: int, side: int, rise: float) -> float:
     """Where the profile has risen by `rise` on one side: ever longer steps, then ever finer ones about the crossing."""
     best, bound = float(fit.theta[index]), float((fit.problem.lower if side < 0 else fit.problem.upper)[index])
     ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
@@ -103,7 +100,7 @@ def _end(fit: Fit, index: int, side: int, rise: float) -> float:
     return bound if crossing is None else crossing[2]
 
 
-def _crossing(fit: Fit, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
+def _crossing(fit: Estimate, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
     """The first two neighbours among `values` between which the profile crosses, and where along their chord."""
     above = _pinned(fit, index, values, (1,)) - ceiling
     if not (above > 0).any():

@@ -8,22 +8,21 @@ and C changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.laws.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.optima import Regression, regress, sweep_optima, vertex_variances
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
 from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.optima import Regression, regress, sweep_optima, vertex_variances
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 DRAWS = 1000
 LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
+SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
 BIAS_NOTE = (
     "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
     "even without noise, the more so the wider and the further off centre its grid (`bias` holds it for this grid)"
@@ -31,7 +30,7 @@ BIAS_NOTE = (
 
 
 def isoflop(
-    points: Mapping[str, ArrayLike] | DataFrame,
+    points: Columns,
     counting: Counting | None = None,
     *,
     neighbours: int | None = None,
@@ -49,7 +48,7 @@ def isoflop(
     columns["flops"] = _budgets(columns["flops"])
     found, refused = sweep_optima(columns, "params", ("flops",), neighbours)
     if len(found) < 3:
-        why = f"; refused: {refused[0].reason}" if refused else ""
+        why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
             f"{len(found)} of {len(found) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"
@@ -87,10 +86,7 @@ def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> Regress
 def _budgets(flops: Array) -> Array:
     """Each point's compute replaced by the geometric mean of its budget, which starts at its lowest point."""
     log = np.log(flops)
-    starts = [log.min()]
-    while (above := log[log > starts[-1] + np.log1p(BUDGET_TOLERANCE)]).size:
-        starts.append(above.min())
-    budget = np.searchsorted(starts, log, side="right") - 1
+    budget = groups_within(log, BUDGET_TOLERANCE)
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
@@ -131,8 +127,8 @@ def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:
     """
     logs = {name: np.log(columns[name]) for name in ("params", "tokens", "flops")}
     ratio = logs["flops"] - logs["params"] - logs["tokens"]
-    if np.abs(ratio - np.log(6)).max() < BUDGET_TOLERANCE:
-        return float(np.log(6)), 1.0, 1.0
+    if np.abs(ratio - SIX_N_D[0]).max() < BUDGET_TOLERANCE:
+        return SIX_N_D
     design = np.stack([np.ones(len(ratio)), logs["params"], logs["tokens"]], axis=1)
     centred = design[:, 1:] - design[:, 1:].mean(axis=0)
     if np.linalg.svd(centred, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(ratio)):
@@ -147,7 +143,7 @@ def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, f
     `cost` is (ln k, p, q) of C = k N^p D^q, 6ND by default. At the minimum alpha A N^-alpha / p = beta B D^-beta / q;
     with p = q = 1 that is equation 4 of Hoffmann et al.: a = beta / (alpha + beta).
     """
-    log_k, p, q = cost or (float(np.log(6)), 1.0, 1.0)
+    log_k, p, q = cost or SIX_N_D
     A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
     with np.errstate(divide="ignore"):  # a resample may switch a term off: its optimum is at infinity
         balance = np.log(alpha * A * q) - np.log(beta * B * p)
@@ -190,7 +186,7 @@ def parametric(
     return Allocation(3, used, coefficients, draws, method, (f"status of the fit: {surface.status}",))
 
 
-def conventions(points: Mapping[str, ArrayLike] | DataFrame, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
+def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
     """What each counting convention changes, by Approach 3: a row for each with a, b and their intervals, N and D.
 
     N and D are the optimum at `flops`, both counted by that row's convention. A row that lacks a column, or cannot be
@@ -199,9 +195,7 @@ def conventions(points: Mapping[str, ArrayLike] | DataFrame, flops: float, n: in
     return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
 
 
-def _convention(
-    points: Mapping[str, ArrayLike] | DataFrame, counting: Counting, flops: float, n: int
-) -> dict[str, Any]:
+def _convention(points: Columns, counting: Counting, flops: float, n: int) -> dict[str, Any]:
     names = {"counting_params": counting.params, "counting_flops": counting.flops}
     try:
         columns = count(points, counting)

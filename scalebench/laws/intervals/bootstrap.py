@@ -10,31 +10,22 @@ configuration means, so it holds lack of fit as well as seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from scalebench.laws import bca
+from scalebench.laws.columns import Columns, read_inputs
+from scalebench.laws.estimate import Estimate
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.noise import Noise, estimate_noise, simulate, simulate_wild
-from scalebench.laws.points import Points, read_inputs
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from scalebench.laws.fit import Fit
+from scalebench.laws.intervals.noise import Noise, estimate_noise, simulate, simulate_wild
 
 METHODS = ("auto", "resample", "residuals", "wild", "parametric")
 CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
 # Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
 MOST_VALUES = 4_000_000  # weights or targets held at once
-SAME_SIZE = 0.01  # sizes closer than this are one: read off a figure, or rounded to whole heads
-ROLLING = 8  # rolling backtests hold out at most this many of the largest sizes
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Refits:
             raise FitRefused(f"seed {self.seed}: a number from 0 up is needed")
 
 
-UNASKED = Refits()  # where nothing else is asked
+DEFAULT_REFITS = Refits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +58,7 @@ class Bootstrap:
     `method` says how they were drawn, `reason` why so, and `drawn` it in one word of `METHODS`.
     """
 
-    fit: Fit = field(repr=False)
+    fit: Estimate = field(repr=False)
     method: str
     drawn: str
     reason: str
@@ -77,21 +68,17 @@ class Bootstrap:
     n: int
     seed: int
 
-    def interval(self, name: str, level: float = 0.95, kind: str = "percentile") -> tuple[float, float]:
-        """Confidence interval of a parameter at `level`; `kind` is percentile or bca (of resampled configurations).
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of a parameter at `level`, from percentiles of its refits.
 
         At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does. That of a rate
         may have no upper end: refits in which its term is 0 have an infinite rate.
         """
-        if kind not in ("percentile", "bca"):
-            raise FitRefused(f"kind {kind!r} is not known; choose one of percentile, bca")
         if name not in self.samples:
             raise FitRefused(f"{name!r} is not a parameter; those of {self.fit.law.name} are {', '.join(self.samples)}")
         if self.drawn == "resample" and name in self.fit.bounds_hit:
             return self._at_bound.interval(name, level)
-        if kind == "bca":
-            return bca.interval(self, name, level)
-        low, high = bca.quantiles(self.samples[name], _tails(level))
+        low, high = _quantiles(self.samples[name], _tails(level))
         return float(low), float(high)
 
     @cached_property
@@ -99,15 +86,13 @@ class Bootstrap:
         """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
         return bootstrap(self.fit, Refits("parametric", self.n, self.seed))
 
-    def prediction_interval(
-        self, points: Mapping[str, ArrayLike] | DataFrame, level: float = 0.95, kind: str = "mean"
-    ) -> tuple[Array, Array]:
+    def prediction_interval(self, points: Columns, level: float = 0.95, kind: str = "mean") -> tuple[Array, Array]:
         """Lower and upper ends, each [n], for the mean over runs (`kind="mean"`) or for one new run (`kind="new"`)."""
         if kind not in ("mean", "new"):
             raise FitRefused(f"kind {kind!r} is not known; choose one of mean, new")
         return self.ends(self.draws(points, runs=1 if kind == "new" else None), level)
 
-    def draws(self, points: Mapping[str, ArrayLike] | DataFrame, runs: int | NDArray[np.intp] | None = None) -> Array:
+    def draws(self, points: Columns, runs: int | NDArray[np.intp] | None = None) -> Array:
         """Predictions of every replicate, [replicates, n]; with `runs` (a number or [n]) of means of new runs."""
         mean = self.fit.law.predict(self.samples, read_inputs(self.fit.law, points))
         if runs is None:
@@ -122,13 +107,21 @@ class Bootstrap:
         return low, high
 
 
+def _quantiles(samples: Array, at: Array) -> Array:
+    """Quantiles, each shaped as `at`, of samples [n]; of rates, which may be infinite, by their reciprocals."""
+    if np.isinf(samples).any():
+        with np.errstate(divide="ignore"):
+            return np.asarray(1 / np.quantile(1 / samples, 1 - at))
+    return np.asarray(np.quantile(samples, at))
+
+
 def _tails(level: float) -> Array:
     if not 0 < level < 1:
         raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
     return np.array([(1 - level) / 2, (1 + level) / 2])
 
 
-def bootstrap(fit: Fit, refits: Refits) -> Bootstrap:
+def bootstrap(fit: Estimate, refits: Refits) -> Bootstrap:
     """Refit resamples of the points of `fit`. Raises FitRefused with zero degrees of freedom."""
     freedom, n, seed = fit.degrees_of_freedom, refits.n, refits.seed
     if freedom < 1:
@@ -145,10 +138,10 @@ def bootstrap(fit: Fit, refits: Refits) -> Bootstrap:
         inflation = inflation if factor is None else np.append(inflation, factor)
         parts.append(fit.refit(target, weights))
     samples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Bootstrap(fit, _said(fit, drawn), drawn, reason, samples, noise, inflation, n, seed)
+    return Bootstrap(fit, description(fit, drawn), drawn, reason, samples, noise, inflation, n, seed)
 
 
-def chosen(fit: Fit) -> tuple[str, str]:
+def chosen(fit: Estimate) -> tuple[str, str]:
     """How to draw, and why so."""
     n, needed = fit.n_configurations, clusters_needed(fit)
     if n < CLUSTERS_NEEDED:
@@ -161,7 +154,7 @@ def chosen(fit: Fit) -> tuple[str, str]:
 
 
 def replicates(
-    fit: Fit, noise: Noise, drawn: str, n: int, rng: np.random.Generator
+    fit: Estimate, noise: Noise, drawn: str, n: int, rng: np.random.Generator
 ) -> tuple[Array, Array, Array | None]:
     """Targets, weights, one of them [n, rows], the other [rows], and the factor [n] on the noise, None of resamples."""
     if drawn == "resample":
@@ -172,107 +165,31 @@ def replicates(
     return targets, fit.problem.weights, factor
 
 
-def _said(fit: Fit, drawn: str) -> str:
+def description(fit: Estimate, drawn: str) -> str:
+    """How replicates are drawn, in words."""
     n, freedom = fit.n_configurations, fit.degrees_of_freedom
     t = f"t with {freedom} degree{'s' * (freedom > 1)} of freedom"
-    said = {
+    return {
         "resample": f"bootstrap of {n} configurations, percentile",
         "residuals": f"bootstrap of the residuals of {n} configurations, {t}",
         "wild": f"wild bootstrap of {n} configurations, {t}",
         "parametric": f"parametric bootstrap, {t}",
-    }
-    return said[drawn]
+    }[drawn]
 
 
-def _blocks(fit: Fit, n: int) -> list[int]:
+def _blocks(fit: Estimate, n: int) -> list[int]:
     """Sizes of blocks of refits whose arrays stay below about 50 MB."""
     most = max(MOST_VALUES // fit.n_points, 1)
     return [min(most, n - first) for first in range(0, n, most)]
 
 
-def clusters_needed(fit: Fit) -> int:
+def clusters_needed(fit: Estimate) -> int:
     """Configurations from which resampling them, inputs and all, covers what it says."""
     return max(CLUSTERS_AT_LEAST, CLUSTERS_EACH * int(fit.problem.free.sum()))
 
 
-def resample(fit: Fit, n: int, rng: np.random.Generator) -> Array:
+def resample(fit: Estimate, n: int, rng: np.random.Generator) -> Array:
     """Weights [n, rows] of configurations drawn with replacement."""
     size = fit.n_configurations
     counts = rng.multinomial(size, np.full(size, 1 / size), size=n)
     return np.asarray(counts[:, fit.points.configuration] * fit.problem.weights)
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """A size predicted from the sizes below it. Errors in percent of the measured mean, predicted minus measured.
-
-    `naive_error_percent` is that of repeating the mean of the next-smaller size. `inside_interval`: whether the
-    measured mean lies in `interval`, the 95 % one for the mean of as many new runs; None without degrees of freedom.
-    """
-
-    size: float
-    predicted: float
-    measured: float
-    error_percent: float
-    inside_interval: bool | None
-    naive_error_percent: float
-    interval: tuple[float, float] | None
-
-
-def backtest(fit: Fit, holdout: str, seed: int) -> list[Holdout]:
-    """Fit all sizes below a size (the law's first input), predict that size; smallest held-out size first.
-
-    Sizes within 1 % of the smallest among them are one. "largest" holds out only the largest; "rolling" each of the
-    largest sizes that leaves enough below it.
-    """
-    if holdout not in ("largest", "rolling"):
-        raise FitRefused(f"holdout {holdout!r} is not known; choose one of largest, rolling")
-    size = _sizes(fit.points.logs[fit.law.inputs[0]])
-    largest = int(size.max())
-    if holdout == "largest":
-        return [_hold_out(fit, size, largest, seed)] if largest else []
-    found = []
-    for held in range(max(largest + 1 - ROLLING, 1), largest + 1):
-        try:
-            found.append(_hold_out(fit, size, held, seed))
-        except FitRefused:  # too few sizes below this one
-            continue
-    return found
-
-
-def _sizes(logs: Array) -> NDArray[np.intp]:
-    """Ids [n] of sizes from the smallest up, 0, 1, …, of their logs [n]."""
-    starts = [logs.min()]
-    while (above := logs[logs > starts[-1] + np.log1p(SAME_SIZE)]).size:
-        starts.append(above.min())
-    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
-
-
-def _hold_out(fit: Fit, size: NDArray[np.intp], held: int, seed: int) -> Holdout:
-    """Hold out one size by its id among those of the points, [n]."""
-    below, at = size < held, size == held
-    smaller = fit.subset(below)
-    inputs = {name: np.exp(log[at]) for name, log in fit.points.logs.items()}
-    measured = fit.points.response[at].mean()
-    predicted = smaller.predict(inputs).mean()
-    interval = None
-    if smaller.degrees_of_freedom:
-        interval = _interval_of_mean(smaller.bootstrap(400, seed), fit.points, at)
-    naive = fit.points.response[size == held - 1].mean()
-    return Holdout(
-        size=float(np.exp(fit.points.logs[fit.law.inputs[0]][at].mean())),
-        predicted=float(predicted),
-        measured=float(measured),
-        error_percent=float(100 * (predicted / measured - 1)),
-        inside_interval=None if interval is None else bool(interval[0] <= measured <= interval[1]),
-        naive_error_percent=float(100 * (naive / measured - 1)),
-        interval=interval,
-    )
-
-
-def _interval_of_mean(boot: Bootstrap, points: Points, at: NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval for the mean response over the rows `at`, each configuration with its own number of runs."""
-    _, first, runs = np.unique(points.configuration[at], return_index=True, return_counts=True)
-    draws = boot.draws({name: np.exp(log[at][first]) for name, log in points.logs.items()}, runs)
-    low, high = boot.ends(np.average(draws, axis=1, weights=runs)[:, None], 0.95)
-    return float(low[0]), float(high[0])

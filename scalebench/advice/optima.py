@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalebench.laws.columns import positive_columns
+from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,13 @@ class Optimum:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A group without an optimum: its values by column, and why."""
+# Groups without an optimum: their values by column, and why.
+Refused = tuple[tuple[dict[str, float], str], ...]
 
-    group: dict[str, float]
-    reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
+    """JSON-safe: each group with its reason."""
+    return [{"group": group, "reason": reason} for group, reason in refused]
 
 
 def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
@@ -186,7 +180,7 @@ class OptimumLaw:
     constant: float
     exponents: dict[str, float]
     optima: tuple[tuple[dict[str, float], Optimum], ...]
-    refused: tuple[Refusal, ...]
+    refused: Refused
     regression: Regression = field(repr=False, compare=False)
 
     def predict(self, **sizes: float) -> float:
@@ -215,7 +209,7 @@ class OptimumLaw:
             "intervals": {name: list(self.interval(name)) for name in ("constant", *self.exponents)},
             "degrees_of_freedom": self.regression.degrees_of_freedom,
             "optima": [{**group, **optimum.to_dict()} for group, optimum in self.optima],
-            "refused": [refusal.to_dict() for refusal in self.refused],
+            "refused": refused_to_list(self.refused),
         }
 
     def _row(self, sizes: Mapping[str, float]) -> Array:
@@ -225,7 +219,7 @@ class OptimumLaw:
 
 
 def optimum_law(
-    points: Mapping[str, ArrayLike] | DataFrame,
+    points: Columns,
     optimised: str = "learning_rate",
     against: Sequence[str] = ("params",),
     neighbours: int | None = 2,
@@ -239,7 +233,7 @@ def optimum_law(
     columns = positive_columns(points, (*against, optimised, "loss"))
     found, refused = sweep_optima(columns, optimised, against, neighbours)
     if len(found) <= len(against) + 1:
-        why = f"; refused: {refused[0].reason}" if refused else ""
+        why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
             f"{len(found)} of {len(found) + len(refused)} sweeps of {optimised} have an interior optimum; the line "
             f"and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
@@ -253,15 +247,15 @@ def optimum_law(
 
 def sweep_optima(
     columns: Mapping[str, Array], swept: str, against: Sequence[str], neighbours: int | None
-) -> tuple[list[tuple[dict[str, float], Optimum]], tuple[Refusal, ...]]:
+) -> tuple[list[tuple[dict[str, float], Optimum]], Refused]:
     """One optimum, or the reason for none, of each group of rows with equal `against`."""
     found: list[tuple[dict[str, float], Optimum]] = []
-    refused: list[Refusal] = []
+    refused: list[tuple[dict[str, float], str]] = []
     for group, rows in groups(columns, against):
         try:
             found.append((group, quadratic_optimum(columns[swept][rows], columns["loss"][rows], neighbours)))
         except FitRefused as reason:
-            refused.append(Refusal(group, str(reason)))
+            refused.append((group, str(reason)))
     return found, tuple(refused)
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.laws.columns import positive_columns
+from scalebench.advice.optima import Optimum, Refused, refused_to_list
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.optima import Optimum, Refusal
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-FLOPS_PER_PARAMETER_TOKEN = 6.0  # 2 forward, 4 backward: Kaplan et al. 2020, section 2.1
 PARAMETER_COLUMNS = {"total": "params", "non_embedding": "params_non_embedding"}
 
 
@@ -42,7 +37,7 @@ class Counting:
         return asdict(self)
 
 
-def count(points: Mapping[str, ArrayLike] | DataFrame, counting: Counting) -> dict[str, Array]:
+def count(points: Columns, counting: Counting) -> dict[str, Array]:
     """Columns params, tokens, flops and loss, each [n], under a convention. Raises FitRefused for one that is missing.
 
     With 6ND one of params and tokens may be missing where a column `flops` is there, as in published isoFLOP points:
@@ -99,7 +94,7 @@ class Allocation:
     method: str
     notes: tuple[str, ...]
     optima: tuple[tuple[float, Optimum], ...] = ()
-    refused: tuple[Refusal, ...] = ()
+    refused: Refused = ()
     bias: Bias | None = None
 
     @property
@@ -158,7 +153,7 @@ class Allocation:
             "interval_method": self.method,
             "notes": list(self.notes),
             "optima": [{"flops": flops, **optimum.to_dict()} for flops, optimum in self.optima],
-            "refused": [refusal.to_dict() for refusal in self.refused],
+            "refused": refused_to_list(self.refused),
             "bias": None if self.bias is None else self.bias.to_dict(),
         }
 

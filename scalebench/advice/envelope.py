@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from scalebench.laws.allocation import Allocation, Counting, count
+from scalebench.advice.allocation import Allocation, Counting, count
+from scalebench.advice.optima import groups
+from scalebench.laws.columns import Columns
 from scalebench.laws.forms import Array, FitRefused
-from scalebench.laws.optima import groups
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 DRAWS = 1000
 RUNS_NEEDED = 12  # fewer runs than this make a resampling bootstrap too narrow
@@ -26,9 +22,7 @@ NOTES = (
 )
 
 
-def envelope(
-    points: Mapping[str, ArrayLike] | DataFrame, counting: Counting | None = None, *, n: int = DRAWS, seed: int = 0
-) -> Allocation:
+def envelope(points: Columns, counting: Counting | None = None, *, n: int = DRAWS, seed: int = 0) -> Allocation:
     """Approach 1: at each compute the run of lowest loss gives N and D; a line through them in log space.
 
     Columns as `count` takes them, and `run`: rows of one run are its training curve, interpolated in log compute.
