@@ -176,12 +176,7 @@ def _header(path: Path) -> _Header:
 
 
 def _csv_batches(path: Path, header: _Header, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    read = pa_csv.ReadOptions(
-        use_threads=False,
-        block_size=BLOCK_BYTES,
-        column_names=header.names,
-        skip_rows=header.lines,
-    )
+    read = pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines)
     parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
     convert = pa_csv.ConvertOptions(
         include_columns=list(wanted),
