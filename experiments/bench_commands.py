@@ -10,6 +10,7 @@ import pytest
 from support import SOURCE_PATH
 
 from scalebench import store
+from scalebench.workloads import columns_of
 
 PLAN = """
 schema = 1
@@ -46,7 +47,11 @@ def test_reading_ten_thousand_results(benchmark, tmp_path: Path) -> None:
     for index in range(10_000):
         attempt = tmp_path / "s" / "trials" / f"{index:016x}" / "attempt-1"
         attempt.mkdir(parents=True)
-        row = dict.fromkeys(store.RECORD_COLUMNS) | {"study": "s", "trial_id": f"{index:016x}", "status": "ok"}
+        row = dict.fromkeys(column.name for column in columns_of("training")) | {
+            "study": "s",
+            "trial_id": f"{index:016x}",
+            "status": "ok",
+        }
         (attempt / "record.json").write_text(store.json.dumps({"schema": 1, "files": {}} | row))
     frame = benchmark.pedantic(lambda: store.load_results(tmp_path), rounds=3)
     assert len(frame) == 10_000

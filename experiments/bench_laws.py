@@ -11,8 +11,8 @@ import pytest
 from scipy.optimize import minimize
 
 from scalebench.laws import fit
+from scalebench.laws.intervals.bootstrap import resample
 from scalebench.laws.solver import polish
-from scalebench.laws.uncertainty import resample
 
 REFERENCE = Path(
     os.environ.get("SCALEBENCH_REFERENCE_DATA", Path(__file__).parents[1] / ".." / "shared" / "reference-data")

@@ -19,7 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, configure
 from scalebench.measure.clock import StepClock
-from scalebench.optim.optimizers import build_optimizer, set_learning_rate
+from scalebench.optim.optimizers import build_optimizer
+from scalebench.optim.schedules import set_learning_rate
 from scalebench.study import DataSpec
 from scalebench.workloads.loop import check_finite, train
 

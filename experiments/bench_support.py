@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 from scalebench.comparison import cost_columns
 from scalebench.comparison.operations import Operation, dtype_name, encode, load_operation
@@ -33,7 +33,7 @@ def run(benchmark: Any, operation: Operation, case: Any, provider: str, backward
     inputs = operation.module.inputs(case, device=DEVICE, seed=0)
     try:
         work = operation.module.providers()[provider].prepare(case, inputs, backward)
-    except Unavailable as reason:
+    except Unsupported as reason:
         pytest.skip(f"{provider}: {reason}")
     direction = "gradients" if backward else "results"
     benchmark.group = f"{operation.name} {direction} {case.label}"

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from scalebench.laws.catalogue import select_law
-from scalebench.laws.fit import Fit, _conclude
+from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array
-from scalebench.laws.noise import estimate_noise
+from scalebench.laws.intervals.bootstrap import Bootstrap, chosen, description, replicates
+from scalebench.laws.intervals.noise import estimate_noise
 from scalebench.laws.points import check_design, read_points
 from scalebench.laws.posing import bound_offset, pose
 from scalebench.laws.problem import Problem
 from scalebench.laws.solver import polish, starts
-from scalebench.laws.uncertainty import Bootstrap, _said, chosen, replicates
 
 SETTINGS = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}, "width": 1e-3, "weighted": False}
 
@@ -47,7 +47,7 @@ def fits(law: str, studies: Sequence[dict[str, Array]]) -> list[Fit]:
     for problem, one, theta, values, done in zip(problems, points, *ends, strict=True):
         best = int(values.argmin())
         bounded = bound_offset(problem, one, theta[best])
-        found.append(_conclude(bounded, one, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best])))
+        found.append(Fit.at(bounded, one, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best])))
     again = stacked([one.problem for one in found], [one.problem.target[None] for one in found])
     squares = polish(again, np.stack([one.theta for one in found]), np.inf)[0]
     for one, theta in zip(found, squares, strict=True):
@@ -73,7 +73,15 @@ def bootstraps(found: Sequence[Fit], n: int, seeds: Sequence[int], method: str) 
     samples = {name: values.reshape(len(found), n) for name, values in whole.parameters(theta).items()}
     return [
         Bootstrap(
-            one, _said(one, how), how, why, {k: v[i] for k, v in samples.items()}, noises[i], inflations[i], n, seeds[i]
+            one,
+            description(one, how),
+            how,
+            why,
+            {k: v[i] for k, v in samples.items()},
+            noises[i],
+            inflations[i],
+            n,
+            seeds[i],
         )
         for i, (one, (how, why)) in enumerate(zip(found, drawn, strict=True))
     ]

@@ -26,8 +26,8 @@ class Scenario:
     """A design: sizes evenly spaced in the log over a factor `span`, `seeds` runs each, log noise `noise`.
 
     Laws of two inputs have grids of `sizes` over both. `drawn` is the law of the surface, where it is not `law`.
-    `compared` are further ways of drawing replicates that are counted beside the default, `profiled` adds the
-    intervals of the profile, and `bca` those of the default's replicates.
+    `compared` are further ways of drawing replicates that are counted beside the default, and `profiled` adds the
+    intervals of the profile.
     """
 
     law: str
@@ -38,7 +38,6 @@ class Scenario:
     drawn: str = ""
     compared: tuple[str, ...] = ()
     profiled: bool = False
-    bca: bool = False
 
     @property
     def surface(self) -> str:
@@ -75,19 +74,19 @@ SCENARIOS = (
     Scenario("power", (8,), 1, 100.0, 0.002, compared=("wild",)),
     Scenario("power", (8,), 2, 1000.0, 0.02),
     Scenario("power", (10,), 1, 100.0, 0.01),
-    Scenario("power", (12,), 1, 100.0, 0.005, compared=OTHERS, profiled=True, bca=True),
-    Scenario("power", (12,), 2, 1000.0, 0.01, compared=("resample",), bca=True),
-    Scenario("power", (60,), 1, 1000.0, 0.01, compared=("residuals", "wild"), bca=True),
+    Scenario("power", (12,), 1, 100.0, 0.005, compared=OTHERS, profiled=True),
+    Scenario("power", (12,), 2, 1000.0, 0.01, compared=("resample",)),
+    Scenario("power", (60,), 1, 1000.0, 0.01, compared=("residuals", "wild")),
     Scenario("offset_linear", (5,), 2, 100.0, 0.02),
     Scenario("offset_linear", (6,), 1, 1000.0, 0.05, profiled=True),
     Scenario("offset_linear", (8,), 3, 100.0, 0.02),
-    Scenario("offset_linear", (12,), 1, 1000.0, 0.05, compared=("resample",), bca=True),
-    Scenario("offset_linear", (40,), 1, 1000.0, 0.05, compared=("residuals",), bca=True),
+    Scenario("offset_linear", (12,), 1, 1000.0, 0.05, compared=("resample",)),
+    Scenario("offset_linear", (40,), 1, 1000.0, 0.05, compared=("residuals",)),
     Scenario("chinchilla", (3, 3), 1, 100.0, 0.002),
-    Scenario("chinchilla", (4, 3), 1, 100.0, 0.005, compared=OTHERS, profiled=True, bca=True),
+    Scenario("chinchilla", (4, 3), 1, 100.0, 0.005, compared=OTHERS, profiled=True),
     Scenario("chinchilla", (5, 4), 2, 30.0, 0.005),
     Scenario("chinchilla", (5, 5), 1, 100.0, 0.005),
-    Scenario("chinchilla", (7, 6), 1, 100.0, 0.01, compared=("resample",), bca=True),
+    Scenario("chinchilla", (7, 6), 1, 100.0, 0.01, compared=("resample",)),
     Scenario("chinchilla", (10, 10), 1, 100.0, 0.005),
 )
 MISFITS = (

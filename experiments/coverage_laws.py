@@ -65,11 +65,7 @@ def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, flo
 
 
 def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootstrap]) -> dict[str, Intervals]:
-    intervals = {how: _intervals(scenario, boot, truths) for how, boot in boots.items()}
-    if scenario.bca and "auto" in boots:
-        ends = {name: boots["auto"].interval(name, kind="bca") for name in asked(scenario)}
-        intervals["bca"] = {name: (*end, truths[name]) for name, end in ends.items()}
-    return intervals
+    return {how: _intervals(scenario, boot, truths) for how, boot in boots.items()}
 
 
 def _intervals(scenario: Scenario, boot: Bootstrap, truths: dict[str, float]) -> Intervals:
@@ -198,8 +194,8 @@ HEAD = (
 )
 OTHERS = (
     "`resample` draws configurations, inputs and all, `residuals` and `parametric` noise at given inputs, `wild` "
-    "the signs of each configuration's residuals. `bca` are the BCa intervals of the default's replicates, `profile` "
-    "those where the objective, profiled, stays below its calibrated rise."
+    "the signs of each configuration's residuals. `profile` intervals are those where the objective, profiled, stays "
+    "below its calibrated rise."
 )
 LACK = (
     "Per cent of studies in which the law is flagged at 1 %: about 1 where the law is that of the surface, and 100 "

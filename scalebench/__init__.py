@@ -1,6 +1,6 @@
 """scalebench: scaling studies by measurement.
 
-The chain in Python, each step a plain value::
+The steps in Python, each result a plain value::
 
     study = scalebench.load_study("study.toml")
     trials = scalebench.plan(study)
@@ -10,7 +10,7 @@ The chain in Python, each step a plain value::
     fit = scalebench.fit(points, law="power")
     scalebench.report(["results"], "report.html")
 
-and beside it ``scalebench.compare("attention")``: the ways to compute one operation, held against each other.
+``scalebench.compare("attention")`` compares the implementations of an operation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "fit", "load_results", "load_study", "plan", "report", "run"]
 
-# Looked up on first use: `import scalebench` takes no torch, which `report`, `status` and `fit` can do without.
+# Delayed imports, here and everywhere: a package that offers names of its modules without importing them has a table
+# and `__getattr__` (Scientific Python SPEC 1); a function that needs a heavy library imports it in its body. So neither
+# `import scalebench` nor `report`, `status`, `fit` or any `--help` waits for torch.
 _HOME = {
     "compare": "scalebench.comparison",
     "fit": "scalebench.laws",
@@ -43,6 +45,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import the module of a public name on first use."""
     if name not in _HOME:
-        raise AttributeError(f"module 'scalebench' has no attribute {name!r}")
+        raise AttributeError(f"module 'scalebench' has no attribute {name!r}; known: {', '.join(_HOME)}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""How wrong input is told: a line for each mistake, with what is known and what may have been meant."""
+"""Errors for invalid input: one line per mistake, with the known names and a suggestion."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 
 
 class InputError(ValueError):
-    """Wrong input, told in ``lines``: one per mistake, each naming what was given and what is allowed."""
+    """The input is invalid. ``lines`` has one line per mistake: what was given and what is allowed."""
 
-    def __init__(self, lines: Sequence[str]) -> None:
-        self.lines = tuple(dict.fromkeys(lines))
+    def __init__(self, lines: str | Sequence[str]) -> None:
+        self.lines = (lines,) if isinstance(lines, str) else tuple(dict.fromkeys(lines))
         super().__init__("\n".join(self.lines))
 
 
@@ -19,12 +19,8 @@ class StudyError(InputError):
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Say that ``name`` is not known, what is, and which one may have been meant."""
+    """Return the message for a name that is not known: the known ones, and the most similar."""
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
     return f"unknown {name!r}{suggestion} (known: {', '.join(known)})"
-
-
-class PointRefused(ValueError):  # noqa: N818 - a state of the request, as ``OutOfReach``
-    """A combination of fields that cannot be; the message starts with the key at fault."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from scalekernels.cost import Cost
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 from torch import Tensor
 
 Results = Mapping[str, Tensor]
@@ -86,7 +86,7 @@ def _renamed(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callab
 
 
 def _absent(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Results]:
-    raise Unavailable("needs a device that is not here")
+    raise Unsupported("needs a device that is not here")
 
 
 def _crashing(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Results]:

@@ -8,14 +8,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
-from support import SMALL, SOURCE_PATH
+from support import FINISHED, SMALL, child_environment, shared_folder
 
 from scalebench.cli.app import main
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    from quick_interpreter import speed_up
+
+    speed_up()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -38,6 +45,20 @@ def small_study(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder, to read only: the small study, run with the command; 2 trials ok, 2 unsupported."""
+
+    def fill(folder: Path) -> None:
+        (folder / "small.toml").write_text(SMALL)
+        command = [sys.executable, "-m", "scalebench.cli.app", "run", *FINISHED, "--json"]
+        done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        (folder / "events.jsonl").write_text(done.stdout)
+
+    return shared_folder(tmp_path_factory, "finished", fill) / "results"
+
+
 @pytest.fixture
 def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a fresh process, in an empty folder."""
@@ -49,7 +70,7 @@ def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             text=True,
             timeout=timeout,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": SOURCE_PATH},
+            env=child_environment(),
         )
 
     return command

@@ -34,6 +34,13 @@ def poisoned() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """Fill memory from ``torch.empty``, workspaces included, with NaN in every test of a module that imports this."""
+    with poisoned():
+        yield
+
+
 @contextmanager
 def rounded_to_nearest() -> Iterator[None]:
     """Have the interpreter round float32 to the nearest bfloat16, as a device does: left alone it cuts the bits off."""

@@ -24,7 +24,7 @@ from typing import Any
 import check_case
 import torch
 from check_coverage import is_launch_of, pointers_of
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -119,7 +119,7 @@ def launch(module: Any, case: Any) -> None:
     for name, provider in module.providers().items():
         if name.startswith("triton"):
             for backward in (False, True):
-                with contextlib.suppress(Unavailable):
+                with contextlib.suppress(Unsupported):
                     provider.prepare(case, given, backward)()
 
 

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from launched_configurations import ARCHITECTURE, pretend_to_have_a_gpu
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
@@ -65,7 +65,7 @@ def launch(name: str) -> dict[str, Any]:
                 key, before = f"{provider} {direction} {case.label}", COUNT[0]
                 try:
                     module.providers()[provider].prepare(case, module.inputs(case, "cpu"), direction == "backward")()
-                except Unavailable as reason:
+                except Unsupported as reason:
                     found[key] = str(reason)
                     continue
                 except Exception as error:  # noqa: BLE001 - what any launch raises is what is asked for

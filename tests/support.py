@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from scalebench.study import TrainSpec
+from scalebench.workloads.training_spec import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,8 +32,35 @@ seed = [0, 1]
 validation_samples = 128
 """
 
+# The arguments of `scalebench run` that made the results of the fixture `finished`, with SMALL as small.toml.
+FINISHED = ("small.toml", "--set", "train.seed=0", "--set", 'train.implementation=["eager", "triton"]')
+
 # For child processes: find both packages when they run from source.
 SOURCE_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Environment variables for a child process that imports both packages from source."""
+    return os.environ | {"PYTHONPATH": SOURCE_PATH} | changes
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], object]) -> Path:
+    """Return a folder that is filled once per run of pytest, however many worker processes use it.
+
+    The first process that asks calls ``fill`` while the others wait. Tests only read the folder.
+    """
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier call failed half-way
+            folder.mkdir()
+            fill(folder)
+            done.touch()
+    return folder
+
 
 _TRAIN = {
     "steps": 10, "batch_size": 8, "accumulation": 1, "checkpointing": False, "sequence_length": None,

@@ -11,7 +11,8 @@ from support import saved_for_backward, train_spec
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data.retrieval import CHANNELS, FEATURES, KEY, SHARPNESS, Retrieval, answer, rotations, weights
-from scalebench.families import OutOfReach, attention, configure
+from scalebench.errors import InputError
+from scalebench.families import attention, configure
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
@@ -113,7 +114,7 @@ def test_a_model_that_attends_beats_what_pooling_can_reach_and_pooling_does_not(
         steps=250, sequence_length=16, batch_size=64, learning_rate=0.012, schedule="linear", warmup_steps=20,
         weight_decay=0.0, gradient_clip=1.0, implementation="sdpa",
     )  # fmt: skip
-    task, config = sets(), attention.at(1.2e4)
+    task, config = sets(), attention.config_for(1.2e4)
     bound, error = pooling_bound(task)
     assert bound - task.floor_nats > 0.5
     ends = []
@@ -129,7 +130,7 @@ def test_a_model_that_attends_beats_what_pooling_can_reach_and_pooling_does_not(
 
 def test_the_order_of_a_set_does_not_matter_and_the_query_does() -> None:
     torch.manual_seed(0)
-    model, (x, _) = attention.build(attention.at(5e4), "sdpa"), sets().batch(0)
+    model, (x, _) = attention.build(attention.config_for(5e4), "sdpa"), sets().batch(0)
     shuffled = torch.cat([x[:, :1], x[:, 1:][:, torch.randperm(15)]], dim=1)
     torch.testing.assert_close(model(x), model(shuffled), rtol=1e-4, atol=1e-5)
     other = x.clone()
@@ -140,7 +141,7 @@ def test_the_order_of_a_set_does_not_matter_and_the_query_does() -> None:
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [attention.at(5e3), attention.explicit(30, heads=5, hidden=7, inputs=4)])
+@pytest.mark.parametrize("config", [attention.config_for(5e3), attention.explicit(30, heads=5, hidden=7, inputs=4)])
 def test_counts_equal_the_built_module_group_by_group(config: attention.Config) -> None:
     module = attention.build(config, "eager")
     groups = dict.fromkeys(["embedding", "attention", "mlp", "norm", "readout"], 0)
@@ -154,13 +155,13 @@ def test_counts_equal_the_built_module_group_by_group(config: attention.Config) 
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
     low, high = (2e4, 1e6) if held else (2.2e3, 1e10)
     for request in np.geomspace(low, high, 150):
-        sizes = [attention.count(attention.at(n, **held)).total for n in (request, 1.1 * request)]
+        sizes = [attention.count(attention.config_for(n, **held)).total for n in (request, 1.1 * request)]
         assert abs(sizes[0] / request - 1) <= 0.05
         assert sizes[1] > sizes[0]
 
 
 def test_flops_are_the_counters_on_the_eager_path() -> None:
-    config = attention.at(2e4)
+    config = attention.config_for(2e4)
     with FlopCounterMode(display=False) as counter:
         attention.build(config, "eager")(torch.zeros(3, 11, FEATURES))
     assert counter.get_total_flops() == 3 * attention.count(config, 11).forward_flops
@@ -171,7 +172,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
-        model = attention.build(attention.at(5e4), implementation).double()
+        model = attention.build(attention.config_for(5e4), implementation).double()
         outputs = model(x)
         outputs.square().mean().backward()
         results.append([outputs, *(parameter.grad for parameter in model.parameters())])
@@ -181,7 +182,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 @pytest.mark.parametrize("params", [3e3, 3e5])
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
-    config = attention.at(params)
+    config = attention.config_for(params)
     model, x = attention.build(config, "eager"), torch.randn(4, 48, FEATURES)
     found = saved_for_backward(model, lambda: model(x).square().mean())
     assert 0.5 < found / (4 * attention.count(config, 48).activation_bytes) < 2
@@ -193,20 +194,18 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
-        ({"width": 30, "heads": 4}, "width: 30 features cannot be shared by heads = 4"),
+        ({"width": 30, "heads": 4}, "width: 30 is not a multiple of heads = 4"),
         ({"params": 100}, "nearest attention"),
         ({}, "width missing"),
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(attention, request_, Retrieval(), 16)
 
 
-@pytest.mark.parametrize(
-    ("length", "inputs", "word"), [(1, FEATURES, "sequence_length = 1"), (16, 5, "inputs: 5 features")]
-)
+@pytest.mark.parametrize(("length", "inputs", "word"), [(1, FEATURES, "sequence_length = 1"), (16, 5, "inputs = 5: ")])
 def test_tasks_that_do_not_fit_the_model_are_refused(length: int, inputs: int, word: str) -> None:
     side = DataSpec(source="retrieval", validation_fraction=0.2, validation_samples=8, noise_std=0.5, sha256="")
-    with pytest.raises(OutOfReach, match=word):
-        attention.task(attention.at(5e3, inputs=inputs), Retrieval(), side, train_spec(sequence_length=length))
+    with pytest.raises(InputError, match=word):
+        attention.task(attention.config_for(5e3, inputs=inputs), Retrieval(), side, train_spec(sequence_length=length))

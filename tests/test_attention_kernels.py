@@ -23,7 +23,7 @@ from scalekernels.attention import (
     tiles,
 )
 from scalekernels.compilation import ARCHITECTURES
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 PROVIDERS = providers()
@@ -74,7 +74,7 @@ def test_the_package_without_triton_refuses_with_the_reason():
         "case = a.CASES[0]; given = a.inputs(case)\n"
         "assert a.providers()['eager'].prepare(case, given, False)()['out'].shape == given['q'].shape\n"
         "try: a.providers()['triton'].prepare(case, given, False)\n"
-        "except a.Unavailable as reason: print(reason)\n"
+        "except a.Unsupported as reason: print(reason)\n"
     )
     path = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path)
@@ -122,7 +122,7 @@ def test_torch_providers_agree_with_the_oracle_or_say_why_not(name, case, backwa
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no CUDA device")
 def test_providers_that_need_a_gpu_say_so(name, reason):
-    with pytest.raises(Unavailable, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         PROVIDERS[name].prepare(SMALL, inputs(SMALL), False)
 
 

@@ -42,7 +42,7 @@ def losses_of(monkeypatch: pytest.MonkeyPatch | None = None) -> torch.Tensor:
 
 def test_a_thread_makes_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     _, task, _ = small_task()
-    for inline, ahead in zip(batches(task, 6, CPU), prefetched(task.batch, 6, CPU), strict=True):
+    for inline, ahead in zip(batches(task, range(6), CPU), prefetched(task.batch, range(6), CPU), strict=True):
         assert all(torch.equal(one, other) for one, other in zip(inline, ahead, strict=True))
     assert torch.equal(losses_of(), losses_of(monkeypatch))
 
@@ -55,7 +55,7 @@ def test_the_thread_stays_ahead_by_a_bounded_number_and_ends_with_its_reader() -
         return (torch.tensor(step),)
 
     before = threading.active_count()
-    coming = prefetched(make, 100, CPU)
+    coming = prefetched(make, range(100), CPU)
     assert next(coming)[0].item() == 0
     deadline = time.monotonic() + 5
     while len(made) < AHEAD + 2 and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_wanted() -> 
             raise ValueError("token 70000 beyond the vocabulary")
         return (torch.tensor(step),)
 
-    coming = prefetched(make, 5, CPU)
+    coming = prefetched(make, range(5), CPU)
     assert [next(coming)[0].item() for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="beyond the vocabulary"):
         next(coming)

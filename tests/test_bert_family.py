@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
 from scalebench.data.text import Text
-from scalebench.families import OutOfReach, bert, configure
+from scalebench.errors import InputError
+from scalebench.families import bert, configure
 from scalebench.study import DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import IGNORED
@@ -61,7 +62,7 @@ def built_groups(module: torch.nn.Module) -> dict[str, int]:
     return groups
 
 
-@pytest.mark.parametrize("config", [bert.at(2e4, **SHAPE), bert.explicit(3, 24, heads=3, hidden=17, **SHAPE)])
+@pytest.mark.parametrize("config", [bert.config_for(2e4, **SHAPE), bert.explicit(3, 24, heads=3, hidden=17, **SHAPE)])
 def test_counts_equal_the_built_module_group_by_group(config: bert.Config) -> None:
     counts = bert.count(config)
     assert built_groups(bert.build(config, "eager")) == counts.by_group
@@ -73,13 +74,13 @@ def test_counts_equal_the_built_module_group_by_group(config: bert.Config) -> No
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
     low, high = (1e5, 1e9) if held else (1e4, 1e11)
     for request in np.geomspace(low, high, 120):
-        sizes = [bert.count(bert.at(n, **held, **SHAPE)).non_embedding for n in (request, 1.1 * request)]
+        sizes = [bert.count(bert.config_for(n, **held, **SHAPE)).non_embedding for n in (request, 1.1 * request)]
         assert abs(sizes[0] / request - 1) <= 0.05
         assert sizes[1] > sizes[0]
 
 
 def test_flops_are_the_counters_on_the_eager_path() -> None:
-    config, tokens = bert.at(3e4, **SHAPE), torch.zeros(2, 48, dtype=torch.int64)
+    config, tokens = bert.config_for(3e4, **SHAPE), torch.zeros(2, 48, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         bert.build(config, "eager")(tokens, tokens)
     assert counter.get_total_flops() == 2 * bert.count(config, 48).forward_flops
@@ -87,7 +88,7 @@ def test_flops_are_the_counters_on_the_eager_path() -> None:
 
 @pytest.mark.parametrize("params", [1e4, 5e5])
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
-    config, task = bert.at(params, **SHAPE), pairs(batch_size=4)
+    config, task = bert.config_for(params, **SHAPE), pairs(batch_size=4)
     model, batch = bert.build(config, "eager"), task.batch(0)
     found = saved_for_backward(model, lambda: task.losses(model, batch).mean())
     assert 0.5 < found / (4 * bert.count(config, T).activation_bytes) < 2
@@ -100,7 +101,7 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 def test_a_block_is_torchs_encoder_layer(implementation: str) -> None:
     torch.manual_seed(0)
     config = bert.explicit(1, 24, heads=3, hidden=31, **SHAPE)
-    block = bert.Block(config, implementation).double()
+    block = bert.EncoderBlock(config, implementation).double()
     for parameter in block.parameters():
         parameter.data.normal_(std=0.3)
     layer = torch.nn.TransformerEncoderLayer(
@@ -122,7 +123,7 @@ def test_a_block_is_torchs_encoder_layer(implementation: str) -> None:
 
 def test_every_token_sees_every_other() -> None:
     torch.manual_seed(0)
-    model, (inputs, segments, *_) = bert.build(bert.at(3e4, **SHAPE), "sdpa"), pairs(batch_size=1).batch(0)
+    model, (inputs, segments, *_) = bert.build(bert.config_for(3e4, **SHAPE), "sdpa"), pairs(batch_size=1).batch(0)
     before = model.encode(inputs, segments)
     for place in (0, 17, T - 1):
         changed = inputs.clone()
@@ -133,7 +134,7 @@ def test_every_token_sees_every_other() -> None:
 
 def test_segments_and_positions_count() -> None:
     torch.manual_seed(0)
-    model, (inputs, segments, *_) = bert.build(bert.at(3e4, **SHAPE), "sdpa"), pairs(batch_size=2).batch(0)
+    model, (inputs, segments, *_) = bert.build(bert.config_for(3e4, **SHAPE), "sdpa"), pairs(batch_size=2).batch(0)
     before = model.encode(inputs, segments)
     assert (model.encode(inputs, 1 - segments) - before).abs().max() > 1e-2
     swapped = inputs[:, [0, *range(20, 0, -1), *range(21, T)]]
@@ -145,7 +146,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
-        model = bert.build(bert.at(3e4, **SHAPE), implementation).double()
+        model = bert.build(bert.config_for(3e4, **SHAPE), implementation).double()
         symbols, verdicts = model(*task.batch(0)[:2])
         (symbols.square().mean() + verdicts.square().mean()).backward()
         results.append([symbols, verdicts, *(parameter.grad for parameter in model.parameters())])
@@ -158,7 +159,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
     torch.manual_seed(0)
-    task, model = pairs(batch_size=16), bert.build(bert.at(2e4, **SHAPE), "sdpa")
+    task, model = pairs(batch_size=16), bert.build(bert.config_for(2e4, **SHAPE), "sdpa")
     inputs, segments, labels, follows = batch = task.batch(0)
     with torch.no_grad():
         symbols, verdicts = model(inputs, segments)
@@ -194,13 +195,13 @@ def test_a_model_that_knows_nothing_has_the_loss_of_guessing() -> None:
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
-        ({"depth": 2, "width": 30, "heads": 4}, "width: 30 features cannot be shared by heads = 4"),
+        ({"depth": 2, "width": 30, "heads": 4}, "width: 30 is not a multiple of heads = 4"),
         ({"params": 300}, "nearest bert"),
         ({"size": "bert-bass"}, "did you mean 'bert-base'"),
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(bert, request_, STDLIB, 64)
 
 
@@ -213,8 +214,8 @@ def test_requests_that_make_no_model_name_the_field(request_: dict[str, object],
 )
 def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], word: str) -> None:
     side = DataSpec(source="stdlib", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256="")
-    with pytest.raises(OutOfReach, match=word):
-        bert.task(replace(bert.at(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
+    with pytest.raises(InputError, match=word):
+        bert.task(replace(bert.config_for(2e4, **SHAPE), **change), STDLIB, side, train_spec(sequence_length=T))
 
 
 def test_texts_and_lengths_without_pairs_are_refused() -> None:

@@ -34,7 +34,7 @@ def split(optimizer_name: str, config: gpt.Config, implementation: str = "eager"
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_memory_by_category_is_the_closed_form(name: str) -> None:
-    config = gpt.at(5e4, vocab_size=256, context=32)
+    config = gpt.config_for(5e4, vocab_size=256, context=32)
     counts = gpt.count(config)
     columns, stored = split(name, config)
     tables = 2 * 32 * config.head_dim * 4 * config.depth  # rotary cos and sin
@@ -59,7 +59,7 @@ def counts_at(config: gpt.Config) -> int:
 
 
 def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
-    model = mlp.build(mlp.at(2e3), "eager")
+    model = mlp.build(mlp.config_for(2e3), "eager")
     found = []
     for batch in (10, 1000):
         optimizer, x = build_optimizer(model, train_spec()), torch.zeros(batch, 8)
@@ -111,7 +111,7 @@ def test_every_peak_rises_as_precision_falls() -> None:
 
 def test_the_measured_ceiling_is_above_an_elementwise_rate_and_is_called_what_it_is() -> None:
     threads = torch.get_num_threads()
-    peak = matmul_ceiling("float32", 1, size=256, seconds=0.1)
+    peak = matmul_ceiling("float32", 1, sides=(256,), seconds=0.1)
     assert peak.flops_per_s is not None
     assert peak.flops_per_s > 1e9
     assert peak.source == "measured ceiling: float32 matrix product of 256, 1 thread"
@@ -155,7 +155,7 @@ def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, m
 
 
 def test_memory_without_another_step_is_the_sizes_of_the_tensors() -> None:
-    config = gpt.at(5e4, vocab_size=256, context=32)
+    config = gpt.config_for(5e4, vocab_size=256, context=32)
     model = gpt.build(config, "eager")
     optimizer = build_optimizer(model, train_spec())
     tokens = torch.zeros(2, 32, dtype=torch.int64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scalekernels.accuracy import Errors, errors_of
 
-from scalebench.comparison.accuracy import Errors, accuracy_columns, errors_of
+from scalebench.comparison.judge import accuracy_columns
 
 EXPECTED = {"out": torch.tensor([1.0, -4.0, 2.0], dtype=torch.float64)}
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import scalekernels
 import torch
 
 import scalebench
 from scalebench.comparison import Options, cost_columns, plan_comparison
 from scalebench.comparison.operations import (
-    OPERATIONS,
     choose_cases,
     decode,
     encode,
@@ -20,8 +21,9 @@ from scalebench.comparison.operations import (
     parse_case,
     spell,
 )
+from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
-from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
+from scalebench.reporting.sections.comparison_figures import BYTES, FLOPS, part_of
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 
@@ -34,7 +36,7 @@ OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
         ({"shapes": "casse"}, "did you mean 'cases'?"),
         ({"shapes": "row=1,columns=2"}, "unknown 'row'; did you mean 'rows'?"),
         ({"shapes": "rows=two,columns=2"}, "rows: 'two' is not a whole number"),
-        ({"shapes": "rows=2"}, "columns not given; for example rows=7,columns=33,dtype=float32"),
+        ({"shapes": "rows=2"}, "missing columns; for example rows=7,columns=33,dtype=float32"),
         ({"shapes": "rows=2,columns=2,dtype=float23"}, "did you mean 'float32'?"),
         ({"shapes": "rows=2,columns=2,power=sqare"}, "did you mean 'square'?"),
         ({"shapes": "rows=0,columns=2"}, "rows is 0; at least 1"),
@@ -71,7 +73,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         plan_comparison(OPERATION, Options(device="cuda"))
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS))
+@pytest.mark.parametrize("name", OPERATION_MODULES)
 def test_every_case_of_every_operation_survives_being_written_and_typed(name: str) -> None:
     operation = load_operation(name)
     for case in (*operation.module.CASES, *operation.cases["ladder"]):
@@ -79,6 +81,27 @@ def test_every_case_of_every_operation_survives_being_written_and_typed(name: st
         assert decode(operation, written) == case
         assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
         assert case.label
+
+
+@pytest.mark.parametrize("name", scalekernels.OPERATIONS)
+def test_every_operation_has_the_parts_of_a_kernel_folder(name: str) -> None:
+    module = importlib.import_module(f"scalekernels.{name}")
+    parts = ("reference", "cost", "providers", "Case", "CASES", "LADDER", "LARGER", "GOALS", "inputs", "results")
+    assert [part for part in (*parts, "compilations") if not hasattr(module, part)] == []
+    assert "eager" in module.providers()
+    assert any(provider.startswith("triton") for provider in module.providers())
+    assert len(module.__doc__.splitlines()) > 5
+
+
+def test_help_and_errors_name_every_operation(command) -> None:
+    assert tuple(OPERATION_MODULES.values()) == tuple(f"scalekernels.{name}" for name in scalekernels.OPERATIONS)
+    code, help_text, _ = command("compare", "--help")
+    assert code == 0
+    for arguments in (("compare",), ("compare", "attentoin")):
+        code, _, error = command(*arguments)
+        assert code == 2
+        assert all(name in error for name in OPERATION_MODULES)
+    assert all(name in help_text for name in OPERATION_MODULES)
 
 
 def test_cases_are_chosen_by_list_by_shape_and_by_dtype() -> None:

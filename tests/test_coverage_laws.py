@@ -13,7 +13,7 @@ from scalebench.laws import fit
 
 STUDIES = 80
 # One design of each law, the last large enough for resampled residuals; each with the default alone.
-SMALL = [replace(SCENARIOS[i], compared=(), profiled=False, bca=False) for i in (2, 11, 16)]
+SMALL = [replace(SCENARIOS[i], compared=(), profiled=False) for i in (2, 11, 16)]
 
 
 @pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)

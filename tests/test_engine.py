@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import toy_engine
 from support import SMALL, SOURCE_PATH
 
 from scalebench import store
+from scalebench.errors import InputError
 from scalebench.measure.device_lock import WAITING
-from scalebench.running.engines import local
+from scalebench.running import processes
+from scalebench.running.engines import ENGINES, Resources, local
 from scalebench.running.planning import load_study, plan
-from scalebench.running.sweep import execute, run, survey
+from scalebench.running.sweep import execute, resources_of, run, survey
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +247,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(small_study: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 3
-    assert "goes on from there" in errors
+    assert "run the same command again" in errors
     assert "Traceback" not in errors
     study = load_study(small_study, ["train.steps=200"])
     done = 4 - len(survey(study, tmp_path / "results").missing)
@@ -260,35 +264,135 @@ def test_cores_are_dealt_without_overlap_and_shared_only_when_there_are_too_few(
     assert local.core_sets(7) == [(0,), (1,), (2,), (3,), (4,), (0,), (1,)]
 
 
-def test_more_workers_than_cores_are_not_exclusive(small_study: Path) -> None:
-    from scalebench.running.sweep import _slots
+def test_there_is_a_worker_per_core_on_a_cpu_and_one_on_a_gpu_unless_jobs_is_given(monkeypatch) -> None:
+    monkeypatch.setattr(local, "usable_cpus", lambda: [0, 1, 2, 3, 4])
+    cpu, wide, gpu = Resources(), Resources(cpus=2), Resources(gpus=1)
+    assert local.worker_count([cpu] * 9, None) == 5
+    assert local.worker_count([cpu] * 3, None) == 3
+    assert local.worker_count([cpu, wide] * 9, None) == 2
+    assert local.worker_count([gpu] * 9, None) == 1
+    assert [local.worker_count([needs] * 9, 7) for needs in (cpu, gpu)] == [7, 7]
 
-    trials = plan(load_study(small_study))
-    cores = len(local.usable_cpus())
-    assert all(slot.exclusive for slot in _slots(trials, cores))
-    assert not any(slot.exclusive for slot in _slots(trials, cores + 1))
+
+@pytest.fixture
+def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Place workers that do nothing, and return what the engine wrote for each of them, in the order they started."""
+    monkeypatch.setattr(local, "usable_cpus", lambda: [0, 1])
+    monkeypatch.setattr(local, "worker_command", lambda _: ["true"])
+    monkeypatch.setattr(local, "close_attempt", lambda *_: None)
+    started: list[Path] = []
+    start = local._start
+
+    def begin(attempt: Path, *rest: Any, **more: Any) -> Any:
+        started.append(attempt)
+        return start(attempt, *rest, **more)
+
+    monkeypatch.setattr(local, "_start", begin)
+
+    def run(resources: Sequence[Resources], jobs: int | None) -> list[dict[str, Any]]:
+        started.clear()
+        attempts = [tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}" for number in range(len(resources))]
+        for attempt in attempts:
+            attempt.mkdir()
+        assert set(local.place(attempts, resources, jobs=jobs)) == set(attempts)
+        return [store.read_json(attempt / "placement.json") | {"at": attempts.index(attempt)} for attempt in started]
+
+    return run
 
 
-def test_trials_that_run_one_after_another_begin_in_the_studys_order(small_study: Path) -> None:
-    from scalebench.running.sweep import _in_order, _slots
+def test_more_workers_than_cores_are_not_exclusive(placements) -> None:
+    trials = [Resources()] * 3
+    assert [place["exclusive"] for place in placements(trials, 2)] == [True] * 3
+    assert [place["exclusive"] for place in placements(trials, 3)] == [False] * 3
+    assert {tuple(place["cpus"]) for place in placements(trials, 2)} == {(0,), (1,)}
 
-    listed = plan(load_study(small_study))
-    small_first = sorted(listed, key=lambda trial: trial.flops)
-    assert small_first[0].flops < small_first[-1].flops
-    assert _in_order(small_first, _slots(small_first, 1)) == small_first
-    assert _in_order(small_first, _slots(small_first, 2))[0].flops == small_first[-1].flops  # the longest first
-    on_gpu = sorted(plan(load_study(small_study, ["train.device=cuda"])), key=lambda trial: trial.flops)
-    taking_turns, sharing = _slots(on_gpu, 2), _slots(on_gpu, 2, share_device=True)
-    assert [slot.exclusive for slot in (*taking_turns, *sharing)] == [True, True, False, False]
-    assert _in_order(on_gpu, taking_turns) == on_gpu
-    assert _in_order(on_gpu, sharing)[0].flops == on_gpu[-1].flops
+
+def test_workers_on_a_gpu_are_exclusive_because_they_take_turns_unless_they_share_it(placements) -> None:
+    alone, sharing = Resources(gpus=1), Resources(gpus=1, share_device=True)
+    assert [place["exclusive"] for place in placements([alone] * 3, 3)] == [True] * 3
+    assert [place["exclusive"] for place in placements([sharing] * 3, 3)] == [False] * 3
+
+
+def test_trials_that_run_one_after_another_start_in_the_studys_order_and_others_the_longest_first(placements) -> None:
+    def order(jobs: int, **more: Any) -> list[int]:
+        return [place["at"] for place in placements([Resources(expected_s=s, **more) for s in (1, 9, 4)], jobs)]
+
+    assert order(1) == [0, 1, 2]
+    assert order(2) == [1, 2, 0]
+    assert order(2, gpus=1) == [0, 1, 2]
+    assert order(2, gpus=1, share_device=True) == [1, 2, 0]
+
+
+def test_the_plan_says_what_a_trial_needs(small_study: Path) -> None:
+    study = load_study(small_study, ["run.timeout_s=5"])
+    small, *_, large = [resources_of(planned, study) for planned in plan(study)]
+    assert (small.cpus, small.gpus, small.processes, small.timeout_s, small.share_device) == (1, 0, 1, 5, False)
+    assert 0 < small.memory_bytes < large.memory_bytes
+    assert 0 < small.expected_s < large.expected_s
+    study = load_study(small_study, ["train.device=cuda", "run.share_device=true"])
+    on_gpu = resources_of(plan(study)[0], study)
+    assert (on_gpu.gpus, on_gpu.timeout_s, on_gpu.share_device) == (1, None, True)
 
 
 def test_the_time_limit_of_a_trial_does_not_count_while_it_waits_for_a_gpu(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
-        worker = local._Running(tmp_path, local.Slot((), True, {}), process, 5.0, time.monotonic() - 1.0)
+        worker = local._Worker(tmp_path, (), process, 5.0, time.monotonic() - 1.0)
         (tmp_path / WAITING).touch()
         assert not local._finished(worker)
         assert worker.deadline is not None
         assert worker.deadline > time.monotonic() + 4.0
-        local._stop(worker)
+        processes.stop(process)
+
+
+# --- another engine --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an engine that this package does not know: one file, and one entry in ``ENGINES``."""
+    monkeypatch.setitem(ENGINES, "toy", toy_engine)
+    return "toy"
+
+
+def test_another_engine_is_one_file_and_one_entry(toy: str, small_study: Path, tmp_path: Path) -> None:
+    study = load_study(small_study)
+    sweep = run(study, tmp_path / "r", engine=toy)
+    assert sweep.statuses() == {"ok": 4}
+    frame = store.load_results(tmp_path / "r").sort_values("started_at")
+    begun = [plan.trial_id for plan in sweep.planned]
+    assert frame["trial_id"].tolist() == begun  # one after another, in the order given
+    # It assigned no cores: each worker used one, as the trial needs, and cannot say that nothing else ran there.
+    assert set(frame["threads"]) == {1}
+    assert not frame["timing_exclusive"].any()
+    assert frame["mfu"].between(0, 1).all()
+    here = run(study, tmp_path / "local", jobs=1)
+    losses = {row["trial_id"]: row["validation_loss_nats"] for row in here.rows.values()}
+    assert losses == {row["trial_id"]: row["validation_loss_nats"] for row in sweep.rows.values()}
+
+
+def test_a_job_that_another_engine_loses_is_a_row(toy: str, small_study: Path, tmp_path: Path) -> None:
+    study = load_study(small_study, ["model.params=200", "train.steps=1e7"])
+
+    def kill_first(running: Sequence[Path]) -> None:
+        for attempt in running:
+            workers = [p for p in psutil.process_iter(["cmdline"]) if str(attempt) in (p.info["cmdline"] or [])]
+            for worker in workers if _beats(attempt) else []:
+                worker.kill()
+
+    rows = execute(survey(study, tmp_path / "r"), study, engine=toy, tick=kill_first)
+    row = next(rows)
+    assert (row["status"], row["error_class"], row["error_message"]) == ("killed", "JobLost", "exit code -9")
+    rows.close()
+    assert len(survey(study, tmp_path / "r").missing) == 1  # cancelled with the iterator, so it has no record
+    folder = str(tmp_path / "r")
+    assert not [p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or [])]
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_made(small_study: Path, tmp_path: Path, command) -> None:
+    with pytest.raises(InputError, match=r"unknown 'lcal'; did you mean 'local'\? \(known: local\)"):
+        run(load_study(small_study), tmp_path / "r", engine="lcal")
+    code, _, err = command("run", small_study, "--engine", "lcal")
+    assert code == 2
+    assert "did you mean 'local'" in err
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "results").exists()

@@ -18,7 +18,8 @@ from scalebench.running.planning import load_study
 from scalebench.running.sweep import run, survey
 from scalebench.study import Trial
 from scalebench.workloads.loop import validate
-from scalebench.workloads.weights import WEIGHTS, load_trained
+from scalebench.workloads.trained import load_trained
+from scalebench.workloads.weights import WEIGHTS
 
 STUDY = """
 schema = 1
@@ -79,9 +80,8 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
     trial, model = load_trained(Path(str(row["attempt_dir"])))
     assert isinstance(trial, Trial)
     family, data = FAMILIES[trial.family], open_source(trial.data.source)
-    assert trial.train is not None
-    task = family.task(family.Config(**trial.model), data, trial.data, trial.train)
-    found = validate(model, task, trial.train, torch.device("cpu"))
+    task = family.task(family.Config(**trial.model), data, trial.data, trial.spec)
+    found = validate(model, task, trial.spec, torch.device("cpu"))
     assert found.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command
         (("--prompt", "abc", "--top-k", "-1"), "--top-k: must be 0"),
         (("--prompt", "abc", "--top-p", "1.5"), "--top-p: must be above 0 and at most 1, given 1.5"),
         (("--prompt", "abc", "--beams", "0"), "--beams: must be at least 1"),
-        (("--prompt", "abc", "--beams", "2", "--temperature", "1"), "--beams: beam search draws nothing"),
+        (("--prompt", "abc", "--beams", "2", "--temperature", "1"), "--beams: beam search does not sample"),
         (("--prompt", "abc", "--temperature", "0", "--top-k", "3"), "--temperature: --top-k and --top-p"),
     ],
 )

@@ -40,7 +40,7 @@ class ChainCache:
 
 def small_gpt(implementation: str, vocab_size: int = 61, **held: object) -> torch.nn.Module:
     torch.manual_seed(3)
-    config = gpt.at(8e3, vocab_size=vocab_size, context=40, **held)
+    config = gpt.config_for(8e3, vocab_size=vocab_size, context=40, **held)
     return gpt.build(config, implementation).double().eval()
 
 
@@ -84,7 +84,7 @@ def test_the_cache_takes_what_the_closed_form_says_and_no_more_tokens(dtype: tor
     assert cache.nbytes == 2 * config.depth * config.heads * config.head_dim * 11 * 5 * each
     assert cache.nbytes == cache_bytes(config, 5, 11, each)
     model(prompts(5, 11), cache)
-    with pytest.raises(ValueError, match="12 tokens outgrow a cache for 11"):
+    with pytest.raises(ValueError, match="12 tokens exceed the cache's capacity of 11"):
         model(prompts(5, 1), cache)
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_dropped_where_nothing_is_to_be() -> None:
 
 
 def test_a_temperature_of_zero_draws_nothing() -> None:
-    with pytest.raises(ValueError, match="draws nothing"):
+    with pytest.raises(ValueError, match="needs a temperature above 0"):
         probabilities(LOGITS, Sampling(0.0))
     assert chooser(Sampling())(LOGITS).tolist() == [1]
 

@@ -17,10 +17,12 @@ from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, Unsupported, gpt, mlp
 from scalebench.running.planning import PlannedTrial, load_study, plan
-from scalebench.study import InferenceSpec
 from scalebench.workloads.building import build_model
-from scalebench.workloads.inference import MeasuredInference, call_flops, latency_columns, timed, writing
+from scalebench.workloads.inference_run import latency_columns, make_call, timed
+from scalebench.workloads.inference_run import run as run_inference
+from scalebench.workloads.inference_spec import InferenceSpec, call_flops
 from scalebench.workloads.quantization import weight_bytes, with_weights
+from scalebench.workloads.recorder import Recorder
 
 STUDY = 'schema = 1\nname = "at-work"\nworkload = "inference"\n'
 GPT = STUDY + '[model]\nfamily = "gpt"\nparams = 3000\n[inference]\nprompt_length = 10\nnew_tokens = 6\nrepeats = 3\n'
@@ -43,12 +45,11 @@ def planned(tmp_path: Path) -> Callable[..., PlannedTrial]:
 def measured(trial: PlannedTrial, attempt: Path) -> dict[str, object]:
     """Run an inference trial in this process and return its columns."""
     attempt.mkdir(parents=True, exist_ok=True)
-    header = {"study": "s", "trial_id": trial.trial_id, "command": "c", "requested": {}, "checkpoint": False}
+    header = {"identity": {"precision": trial.trial.spec.precision}, "checkpoint": False}
     placement = {"exclusive": True, "peaks": dict.fromkeys(("float32", "bfloat16"), PEAK)}
-    run = MeasuredInference(attempt, header, trial.trial, placement)
-    run.run()
-    run.save_samples()
-    return run.columns
+    recorder = Recorder(attempt, header, placement)
+    run_inference(trial.trial, recorder)
+    return recorder.columns
 
 
 def spec(**changes: object) -> InferenceSpec:
@@ -87,7 +88,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_weight_bytes_are_the_closed_form_by_type(tied: bool) -> None:
-    config = gpt.at(2e4, vocab_size=61, context=32, tied=tied)
+    config = gpt.config_for(2e4, vocab_size=61, context=32, tied=tied)
     counts, found = gpt.count(config), {}
     for dtype in ("float32", "bfloat16", "int8"):
         found[dtype] = weight_bytes(with_weights(gpt.build(config, "sdpa"), dtype))
@@ -101,7 +102,7 @@ def test_weight_bytes_are_the_closed_form_by_type(tied: bool) -> None:
 
 
 def test_a_model_with_int8_weights_predicts_nearly_the_same() -> None:
-    config, tokens = gpt.at(2e4, vocab_size=61, context=32), torch.randint(61, (4, 32))
+    config, tokens = gpt.config_for(2e4, vocab_size=61, context=32), torch.randint(61, (4, 32))
     torch.manual_seed(0)
     model = gpt.build(config, "sdpa").eval()
     with torch.no_grad():
@@ -155,11 +156,11 @@ def test_the_first_token_is_marked_within_the_call() -> None:
 
 @pytest.mark.parametrize(("batch", "beams", "new"), [(1, 1, 9), (3, 1, 1), (2, 4, 5)])
 def test_the_flops_of_a_call_are_the_counters(batch: int, beams: int, new: int) -> None:
-    config = gpt.at(1e4, vocab_size=61, context=40)
+    config = gpt.config_for(1e4, vocab_size=61, context=40)
     asked = spec(batch_size=batch, sequence_length=11, new_tokens=new, beams=beams)
     model = gpt.build(config, "eager").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        writing(model, torch.zeros(batch, 11, dtype=torch.int64), asked)(lambda: None)
+        make_call(model, torch.zeros(batch, 11, dtype=torch.int64), asked)(lambda: None)
     # The written-out prompt computes its future as well; T²/2 counts half of each position's look at itself.
     future = batch * gpt.count(config, 11).attention_flops
     itself = batch * beams * 2 * config.depth * config.inner * (new - 1)
@@ -167,7 +168,7 @@ def test_the_flops_of_a_call_are_the_counters(batch: int, beams: int, new: int) 
 
 
 def test_the_flops_of_a_forward_pass_are_the_counters() -> None:
-    config = mlp.at(1e3)
+    config = mlp.config_for(1e3)
     with FlopCounterMode(display=False) as counter:
         mlp.build(config, "eager")(torch.zeros(6, config.inputs))
     assert counter.get_total_flops() == call_flops(mlp, config, spec(batch_size=6))
@@ -222,7 +223,7 @@ def test_an_inference_trial_of_another_family_is_a_forward_pass(planned, tmp_pat
 
 
 def test_compiling_a_growing_cache_is_unsupported_with_the_reason(planned, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="anew for every length"):
+    with pytest.raises(Unsupported, match="recompile for every length"):
         measured(planned(GPT, "inference.implementation=compile"), tmp_path / "attempt")
 
 
@@ -237,8 +238,8 @@ def test_the_fused_kernels_are_unsupported_without_a_gpu(planned, tmp_path: Path
 
 def test_defaults_of_an_inference_study_are_decided(planned) -> None:
     trial = planned(STUDY + '[model]\nfamily = "gpt"\nparams = 3000\n')
-    assert trial.trial.train is None
-    assert (trial.trial.inference.sequence_length, trial.trial.inference.new_tokens) == (128, 32)
+    assert trial.trial.workload == "inference"
+    assert (trial.trial.spec.sequence_length, trial.trial.spec.new_tokens) == (128, 32)
     assert trial.trial.model["context"] == 160
     assert trial.steps == 103
     config = gpt.Config(**trial.trial.model)
@@ -250,12 +251,15 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (GPT + "[train]\nsteps = 3\n", "train.steps: the workload 'inference' trains nothing; leave it out"),
+        (
+            GPT + "[train]\nsteps = 3\n",
+            "train.steps: the workload 'inference' reads no [train]; leave it out, or set workload = \"training\"",
+        ),
         (GPT.replace("[inference]", "[inferense]"), "inferense: unknown key 'inferense'; did you mean 'inference'?"),
         (GPT.replace('"inference"', '"inferense"'), "workload: unknown 'inferense'; did you mean 'inference'?"),
         (
             MLP.replace('workload = "inference"\n', "").replace("batch_size = 4\n", ""),
-            "inference.repeats: the workload 'training' reads no [inferen",
+            "inference.repeats: the workload 'training' reads no [inference]",
         ),
         (GPT + "batch_sise = 2\n", "inference.batch_sise: unknown key 'batch_sise'; did you mean 'batch_size'?"),
         (GPT + "batch_size = 0\n", "inference.batch_size: input should be greater than 0 (given 0)"),
@@ -263,9 +267,12 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
         (GPT + "temperature = -0.5\n", "inference.temperature: input should be greater than or equal to 0"),
         (GPT + "temperature = inf\n", "inference.temperature: input should be a finite number"),
         (GPT + "temperature = 1.0\ntop_p = 1.5\n", "inference.top_p: input should be less than or equal to 1"),
-        (GPT + "top_k = 3\n", "inference.temperature: top_k and top_p choose what is drawn from; set it above 0"),
-        (GPT + "beams = 2\ntemperature = 1.0\n", "inference.beams: beam search draws nothing"),
-        (GPT.replace("params = 3000", 'size = "gpt2"\ncontext = 15'), "inference.new_tokens: 10 + 6 tokens outgrow a"),
+        (GPT + "top_k = 3\n", "inference.temperature: top_k and top_p need sampling; set it above 0"),
+        (GPT + "beams = 2\ntemperature = 1.0\n", "inference.beams: beam search does not sample"),
+        (
+            GPT.replace("params = 3000", 'size = "gpt2"\ncontext = 15'),
+            "inference.new_tokens: 10 + 6 tokens do not fit",
+        ),
         (MLP + "new_tokens = 3\n", "inference.new_tokens: mlp generates nothing: leave it out; families that can: gpt"),
         (MLP + "beams = 3\n", "inference.beams: mlp generates nothing"),
         (MLP + "prompt_length = 3\n", "inference.prompt_length: mlp takes no sequences: leave it out"),
@@ -275,7 +282,7 @@ def test_defaults_of_an_inference_study_are_decided(planned) -> None:
         ),
         (
             MLP.replace('"inference"\n', '"training"\n').split("[inference]")[0] + "[train]\ncheckpointing = true\n",
-            "train.checkpointing: mlp has no blocks to compute again; families that can: vit, gpt, moe, bert",
+            "train.checkpointing: mlp has no blocks to recompute; families that can: vit, gpt, moe, bert",
         ),
         (
             MLP.replace('"inference"\n', '"training"\n').split("[inference]")[0] + "[train]\ncheckpointing = 1\n",
@@ -303,7 +310,7 @@ def test_an_inference_study_runs_and_is_reported(scalebench, tmp_path: Path) -> 
     assert json.loads(done.stdout.splitlines()[-1])["statuses"] == {"ok": 2}
     frame = store.load_results(tmp_path / "results")
     assert set(frame["workload"]) == {"inference"}
-    assert frame["validation_loss_nats"].isna().all()
+    assert "validation_loss_nats" not in frame  # a column of training
     assert frame["invalid_reason"].isna().all()
     found = json.loads(scalebench("plan", "s.toml", "--json").stdout)
     assert found["total"]["missing"] == 0

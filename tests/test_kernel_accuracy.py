@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import inf
 
-import check_case
 import pytest
 import torch
+from check_results import judged
 from kernel_support import inaccuracy
 from scalekernels.accuracy import Errors, errors_of, judge, judge_results
 
-from scalebench.comparison.accuracy import accuracy_columns
+from scalebench.comparison.judge import accuracy_columns
 
 EPS = torch.finfo(torch.float32).eps
 ORACLE = {"dx": torch.tensor([1.0, -4.0], dtype=torch.float64), "dw": torch.tensor([64.0], dtype=torch.float64)}
@@ -91,7 +91,7 @@ def test_tests_comparison_and_check_give_the_same_verdict(dx: float) -> None:
     oracle, eager = {"dx": ORACLE["dx"]}, {"dx": ORACLE["dx"] + 1e-3}
     ours = {"dx": ORACLE["dx"] + dx}
     verdict = judge_results(ours, eager, oracle).accepted
-    assert (check_case.measured(ours, eager, oracle)["problem"] is None) is verdict
+    assert (judged(ours, eager, oracle)["problem"] is None) is verdict
     assert (inaccuracy(ours, eager, oracle) is None) is verdict
     columns = accuracy_columns(errors_of(ours, oracle), errors_of(eager, oracle))
     assert columns["accepted"] is verdict
@@ -101,7 +101,7 @@ def test_tests_comparison_and_check_give_the_same_verdict(dx: float) -> None:
 def test_all_three_take_the_operations_terms_into_account(dx: float, verdict: bool) -> None:
     oracle, terms = {"dx": ORACLE["dx"]}, {"dx": 40.0}
     ours = {"dx": ORACLE["dx"] + dx}
-    assert (check_case.measured(ours, oracle, oracle, terms)["problem"] is None) is verdict
+    assert (judged(ours, oracle, oracle, terms)["problem"] is None) is verdict
     assert (inaccuracy(ours, oracle, oracle, terms=terms) is None) is verdict
     columns = accuracy_columns(errors_of(ours, oracle), errors_of(oracle, oracle), terms=terms)
     assert columns["accepted"] is verdict

@@ -6,6 +6,7 @@ import check_case
 import pytest
 import torch
 import toy_operation
+from check_results import judged
 from scalekernels import OPERATIONS
 
 
@@ -38,12 +39,12 @@ def test_a_kernel_that_is_wrong_or_unsteady_or_leaves_memory_unwritten_fails(fau
 def test_the_rule_allows_twice_torchs_own_error_and_no_more() -> None:
     exact, eager = torch.tensor([1.0, 2.0]).double(), torch.tensor([1.001, 2.0])
     verdicts = [
-        check_case.measured({"y": torch.tensor([1 + error, 2.0])}, {"y": eager}, {"y": exact})["problem"]
+        judged({"y": torch.tensor([1 + error, 2.0])}, {"y": eager}, {"y": exact})["problem"]
         for error in (0.0, 0.0019, 0.0021, torch.nan)
     ]
     assert [bool(verdict) for verdict in verdicts] == [False, False, True, True]
-    assert "expected" in check_case.measured({"z": exact}, {}, {"y": exact})["problem"]
-    assert "shape" in check_case.measured({"y": exact[:1]}, {}, {"y": exact})["problem"]
+    assert "expected" in judged({"z": exact}, {}, {"y": exact})["problem"]
+    assert "shape" in judged({"y": exact[:1]}, {}, {"y": exact})["problem"]
 
 
 def test_every_case_is_listed_once_in_every_dtype_and_larger_ones_for_a_gpu() -> None:

@@ -18,10 +18,10 @@ from scalebench.families import gpt
 from scalebench.optim.fused import FUSED, clips
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
 from scalebench.store import load_results
-from scalebench.study import TrainSpec
 from scalebench.tasks import NextToken
 from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
 from scalebench.workloads.loop import backward, loss_scaler
+from scalebench.workloads.training_spec import TrainSpec
 
 SHAPE = {"depth": 2, "width": 16, "vocab_size": 61, "context": 32, "head_dim": 16}
 FORMS = {

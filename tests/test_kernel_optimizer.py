@@ -13,7 +13,7 @@ from kernel_support import install_mutant
 from optimizer_support import FLAGS, SIZES, SMALL, accepted, copies, give_gradients, largest, parameters, trained
 from scalekernels import optimizer as ours
 from scalekernels.optimizer import kernels as optimizer_kernels
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 
 @pytest.mark.parametrize("flags", FLAGS)
@@ -177,5 +177,5 @@ def test_torch_compile_keeps_one_graph():
 
 def test_a_provider_of_another_state_says_which_the_case_counts():
     low = ours.Case("one", ((3,),), "adamw", state_dtype=torch.int8)
-    with pytest.raises(Unavailable, match="this case counts the bytes of int8"):
+    with pytest.raises(Unsupported, match="this case counts the bytes of int8"):
         ours.providers()["triton"].prepare(low, ours.inputs(low), False)

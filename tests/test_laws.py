@@ -1,49 +1,24 @@
 """Scaling-law fits against planted parameters, the published optimum on public data, and what must not change them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_support import SIZES, epoch_points, power_points
 
 from scalebench.laws import LAWS, FitRefused, Law, fit
 from scalebench.laws.problem import Problem
 
-REFERENCE = Path(
-    os.environ.get("SCALEBENCH_REFERENCE_DATA", Path(__file__).parents[1] / ".." / "shared" / "reference-data")
-)
-EPOCH = REFERENCE / "epoch_chinchilla" / "svg_extracted_data.csv"
-SIZES = np.geomspace(1e3, 1e5, 6)
-
 exponent = st.floats(0.2, 0.7)
-
-
-def power_points(E=1.7, A=30.0, alpha=0.35, *, sizes=SIZES, noise=0.0, seeds=1, seed=0):
-    params = np.repeat(sizes, seeds)
-    scatter = noise * np.random.default_rng(seed).standard_normal(len(params))
-    return {"params": params, "loss": (E + A * params**-alpha) * np.exp(scatter)}
 
 
 def chinchilla_points(*, E=1.8, A=480.0, alpha=0.35, B=2100.0, beta=0.37, noise=0.0):
     params, tokens = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
     scatter = noise * np.random.default_rng(1).standard_normal(len(params))
     return {"params": params, "tokens": tokens, "loss": (E + A * params**-alpha + B * tokens**-beta) * np.exp(scatter)}
-
-
-def epoch_points(dropped=5):
-    """The points of Hoffmann et al. 2022 as Besiroglu et al. 2024 read them from its figure, with D = C / 6N."""
-    if not EPOCH.exists():
-        pytest.skip(f"reference data not found: {EPOCH} (set SCALEBENCH_REFERENCE_DATA)")
-    table = pd.read_csv(EPOCH).sort_values("loss")
-    table = table.iloc[: len(table) - dropped]
-    tokens = table["Training FLOP"] / 6 / table["Model Size"]
-    return pd.DataFrame({"params": table["Model Size"], "tokens": tokens, "loss": table["loss"]})
 
 
 @settings(max_examples=50, deadline=None)
@@ -296,9 +271,3 @@ def test_every_law_is_documented():
         assert law.units
         assert law.source
         assert law.log_terms.__doc__
-
-
-def test_import_needs_no_torch():
-    code = "import sys, scalebench.laws; print('torch' in sys.modules)"
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert seen.stdout.strip() == "False"

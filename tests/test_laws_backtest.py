@@ -1,14 +1,12 @@
 """Rolling hold-out against fits by hand, coverage in simulation, and a choice that in-sample error gets wrong."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.laws import LAWS, FitRefused, Law, fit
-from scalebench.laws.backtest import choose, rolling
+from scalebench.laws import LAWS, FitRefused, Law, choose, fit
 
 SIZES = np.geomspace(1e3, 1e6, 10)
 
@@ -23,6 +21,11 @@ def surface_points(noise=0.0):
     loss = 1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37
     scatter = np.exp(noise * np.random.default_rng(0).standard_normal(36))
     return {"params": params, "tokens": tokens, "loss": loss * scatter}
+
+
+def beyond(points, law="power", by="params", *, cuts=8, intervals=True, seed=0):
+    """Every configuration above each of several cuts, predicted."""
+    return fit(points, law).backtest("beyond", by, points, cuts=cuts, intervals=intervals, seed=seed)
 
 
 def two_powers(log, shape):
@@ -42,7 +45,7 @@ BARE = Law(
 
 def test_forecasts_are_those_of_a_fit_by_hand():
     points = power_points(np.random.default_rng(0), noise=0.01)
-    found = rolling(points, "power")
+    found = beyond(points, "power")
     cut = SIZES[5]
     smaller = fit({name: values[points["params"] <= cut * 1.001] for name, values in points.items()})
     held = [f for f in found.forecasts if f.cut == pytest.approx(cut)]
@@ -56,36 +59,56 @@ def test_forecasts_are_those_of_a_fit_by_hand():
     for f in held:
         low, high = f.interval
         assert f.error_in_widths == pytest.approx(2 * np.log(f.predicted / f.measured) / np.log(high / low))
-        assert f.inside == (low <= f.measured <= high)
+        assert f.inside_interval == (low <= f.measured <= high)
 
 
 def test_every_cut_that_carries_the_law_is_used_and_the_last_size_is_never_fitted():
     points = power_points(np.random.default_rng(0), noise=0.01, seeds=1)
-    found = rolling(points, "power", cuts=20)
+    found = beyond(points, "power", cuts=20)
     assert sorted({f.cut for f in found.forecasts}) == pytest.approx(list(SIZES[2:-1]))
     assert all(f.interval is None and f.error_in_widths is None for f in found.forecasts if f.cut < SIZES[2] * 1.01)
-    (only,) = {f.cut for f in rolling(points, "power", cuts=1).forecasts}
+    (only,) = {f.cut for f in beyond(points, "power", cuts=1).forecasts}
     assert only == pytest.approx(SIZES[2])
+
+
+def test_sizes_within_one_percent_are_never_predicted_from_each_other():
+    exact = power_points(np.random.default_rng(0), noise=0.01)
+    read_off = {**exact, "params": exact["params"] * np.tile([1.0, 1.004], 10)}
+    far, near = (beyond(points, intervals=False).forecasts for points in (exact, read_off))
+    assert min(f.distance for f in near) > 2
+    assert sorted({round(f.cut) for f in near}) == pytest.approx(sorted({f.cut for f in far}), rel=0.005)
+
+
+def test_rows_of_one_configuration_are_predicted_at_their_own_inputs():
+    params, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
+    curves = {**surface_points(noise=0.005), "config": [f"run {size:.0f}" for size in params]}  # one run per size
+    (largest,) = fit(curves, "chinchilla").backtest("largest").forecasts
+    rows = params == params.max()
+    smaller = fit({name: np.asarray(values)[~rows] for name, values in curves.items()}, "chinchilla")
+    at = {"params": params[rows], "tokens": tokens[rows]}
+    assert largest.predicted == pytest.approx(smaller.predict(at).mean(), rel=1e-9)
+    assert largest.measured == pytest.approx(curves["loss"][rows].mean())
+    assert largest.naive == pytest.approx(curves["loss"][params == np.unique(params)[-2]].mean())
 
 
 @pytest.mark.parametrize("by", ["params", "tokens", "flops"])
 def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     points = surface_points()
-    found = rolling(points, "chinchilla", by)
+    found = beyond(points, "chinchilla", by)
     axis = 6 * points["params"] * points["tokens"] if by == "flops" else points[by]
     assert len({f.cut for f in found.forecasts}) > 2
     for f in found.forecasts:
         assert abs(f.error_percent) < 1e-4
         assert f.distance == pytest.approx(axis[f.row] / f.cut, rel=1e-6)
-    given = rolling({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
+    given = beyond({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
     assert given.forecasts[0].cut == pytest.approx(
-        7 / 6 * rolling(points, "chinchilla", "flops").forecasts[0].cut, rel=1e-6
+        7 / 6 * beyond(points, "chinchilla", "flops").forecasts[0].cut, rel=1e-6
     )
 
 
 def test_table_by_distance_is_the_summary_of_the_forecasts():
-    found = rolling(surface_points(noise=0.005), "chinchilla", "flops")
-    frame = pd.DataFrame([{**dataclasses.asdict(f), "inside": f.inside} for f in found.forecasts])
+    found = beyond(surface_points(noise=0.005), "chinchilla", "flops")
+    frame = pd.DataFrame([f.to_dict() for f in found.forecasts])
     table = found.by_distance()
     assert sum(row["n"] for row in table) == len(frame)
     for row in table:
@@ -94,14 +117,14 @@ def test_table_by_distance_is_the_summary_of_the_forecasts():
         assert row["n"] == len(part)
         assert row["median_absolute_error_percent"] == pytest.approx(part["error_percent"].abs().median())
         assert row["median_absolute_error_in_widths"] == pytest.approx(part["error_in_widths"].abs().median())
-        assert row["coverage"] == pytest.approx(part["inside"].dropna().astype(float).mean())
+        assert row["coverage"] == pytest.approx(part["inside_interval"].dropna().astype(float).mean())
 
 
 def test_intervals_of_forecasts_cover_what_was_held_out():
     inside = []
     for seed in range(25):
-        test = rolling(power_points(np.random.default_rng([2, seed]), noise=0.01), "power", cuts=2, seed=seed)
-        inside.append(np.mean([f.inside for f in test.forecasts if f.inside is not None]))
+        test = beyond(power_points(np.random.default_rng([2, seed]), noise=0.01), "power", cuts=2, seed=seed)
+        inside.append(np.mean([f.inside_interval for f in test.forecasts if f.inside_interval is not None]))
     # Forecasts of one study move together: the standard error is taken between the 25 studies.
     assert np.mean(inside) == pytest.approx(0.95, abs=3 * np.std(inside) / np.sqrt(25) + 0.01)
 
@@ -110,7 +133,7 @@ def test_a_law_that_does_not_hold_misses_more_the_farther():
     params = np.repeat(SIZES, 2)
     noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(20))
     points = {"params": params, "loss": 40 * params**-0.3 * (1 + params / 3e4) ** 0.2 * noise}
-    table = rolling(points, BARE, cuts=3).by_distance()
+    table = beyond(points, BARE, cuts=3).by_distance()
     errors = [row["median_absolute_error_percent"] for row in table]
     assert errors == sorted(errors)
     assert errors[-1] > 20
@@ -139,7 +162,7 @@ def test_the_law_that_fits_best_inside_the_data_is_not_the_one_chosen():
 
 def test_ranking_is_over_the_forecasts_that_all_laws_made():
     points = power_points(np.random.default_rng(1), noise=0.005)
-    tests = {name: rolling(points, law) for name, law in (("power", "power"), ("bare", BARE))}
+    tests = {name: beyond(points, law) for name, law in (("power", "power"), ("bare", BARE))}
     keys = [{(f.cut, f.row) for f in test.forecasts} for test in tests.values()]
     shared = set.intersection(*keys)
     found = choose(points, ["power", BARE])
@@ -159,14 +182,14 @@ def test_laws_that_cannot_be_fitted_are_refused_with_reasons():
     with pytest.raises(FitRefused, match=r"none of 1 laws can be fitted; chinchilla: column 'tokens' is missing"):
         choose(points, ["chinchilla"])
     with pytest.raises(FitRefused, match=r"column 'depth' is missing"):
-        rolling(points, "power", "depth")
+        beyond(points, "power", "depth")
     with pytest.raises(FitRefused, match=r"'steps' has one value; a hold-out needs at least 2"):
-        rolling({**points, "steps": np.full(20, 5)}, "power", "steps")
+        beyond({**points, "steps": np.full(20, 5)}, "power", "steps")
 
 
 def test_a_cut_that_leaves_too_little_is_listed():
     sizes = np.array([1e3, 1.5e3, 2e3, 2.5e3, 1e5, 3e5])
-    found = rolling(power_points(np.random.default_rng(0), sizes=sizes), "power")
+    found = beyond(power_points(np.random.default_rng(0), sizes=sizes), "power")
     assert [cut for cut, _ in found.refused] == pytest.approx([1.5e3, 2e3, 2.5e3])
     assert "configurations for 3" in found.refused[0][1]
     assert "spans a factor 2.5" in found.refused[2][1]
@@ -184,7 +207,8 @@ def test_one_configuration_held_out_tells_nothing_apart():
 
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
-    for found in (rolling(points, "power"), choose(points, ["power", BARE])):
-        summary = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert summary["by"] == "params"
+    forecasts = [f.to_dict() for f in beyond(points, "power").forecasts]
+    assert json.loads(json.dumps(forecasts, allow_nan=False))[0]["distance"] == pytest.approx(SIZES[3] / SIZES[2])
+    found = choose(points, ["power", BARE])
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["by"] == "params"
     assert LAWS["power"].name == found.best

@@ -7,7 +7,7 @@ coefficients of the terms divided by their geometric means, and exponents.
 import numpy as np
 import pytest
 import torch
-from test_laws_forms import PLANTED
+from law_support import PLANTED
 
 from scalebench.laws import LAWS, fit
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scalebench.advice.design import best_set, next_trial
 from scalebench.laws import FitRefused, fit
-from scalebench.laws.design import best_set, next_trial
 
 X = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
 Y = 5.0 + 2.0 * X + np.random.default_rng(2).normal(0, 0.1, 6)

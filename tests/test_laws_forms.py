@@ -2,34 +2,11 @@
 
 import numpy as np
 import pytest
+from law_support import MUENNIGHOFF, PLANTED
 
 from scalebench.laws import LAWS, FitRefused, fit
 
 N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
-ONE = np.geomspace(1e5, 1e10, 30)
-UNIQUE = np.repeat([1e9, 1e10, 1e11], 36)
-REPEATED = np.maximum(np.tile(np.geomspace(1e9, 3e12, 6).repeat(6), 3), UNIQUE)
-MUENNIGHOFF = {
-    "E": np.exp(0.6254804),
-    "A": np.exp(6.255414),
-    "alpha": 0.3526596,
-    "B": np.exp(7.3049974),
-    "beta": 0.3526596,
-    "R_N": 5.309743,
-    "R_D": 15.387756,
-}
-PLANTED = {
-    "skaling": ({"params": N, "tokens": D}, {"E": 1.7, "A": 480, "alpha": 0.4, "B": 2100, "beta": 0.42, "k": 0.8}),
-    "kaplan": ({"params": N, "tokens": D}, {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.095}),
-    "overtraining": ({"params": N, "tokens": D}, {"E": 1.8, "a": 50, "b": 60, "eta": 0.17}),
-    "broken": ({"params": ONE}, {"E": 1.5, "A": 40, "alpha": 0.2, "c": 0.25, "N_b": 3e7, "f": 0.5}),
-    "offset_power": ({"x": ONE}, {"c0": 0.02, "c1": 1e-9, "p": 1.1}),
-    "roofline": (
-        {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
-        {"t0": 1e-4, "F": 3e14, "W": 2e12},
-    ),
-    "data_constrained": ({"params": np.tile(N, 3), "tokens": REPEATED, "unique_tokens": UNIQUE}, MUENNIGHOFF),
-}
 
 
 def planted(name, noise=0.0, **units):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from scalebench.advice.multiplier import compute_multiplier
 from scalebench.laws import FitRefused, fit
-from scalebench.laws.multiplier import compute_multiplier
 
 FLOPS = np.geomspace(1e15, 1e19, 13)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scalebench.laws import FitRefused, Holdout, fit
-from scalebench.laws.noise import estimate_noise
+from scalebench.laws import FitRefused, Forecast, fit
+from scalebench.laws.intervals.noise import estimate_noise
 from scalebench.laws.solver import polish, starts
 
 SIZES = np.geomspace(1e3, 1e5, 6)
@@ -159,10 +159,10 @@ def test_unknown_questions_are_refused():
 
 def test_backtest_predicts_the_largest_size_from_the_smaller():
     points = study(np.random.default_rng(6))
-    (held,) = fit(points).backtest("largest")
+    (held,) = fit(points).backtest("largest").forecasts
     smaller = fit({name: values[:-2] for name, values in points.items()})
     measured = points["loss"][-2:].mean()
-    assert isinstance(held, Holdout)
+    assert isinstance(held, Forecast)
     assert held.size == pytest.approx(1e5)
     assert held.measured == measured
     assert held.predicted == pytest.approx(smaller.predict(params=[1e5])[0], rel=1e-9)
@@ -173,7 +173,7 @@ def test_backtest_predicts_the_largest_size_from_the_smaller():
 
 
 def test_rolling_backtest_stops_where_too_few_sizes_are_left():
-    held = fit(study(np.random.default_rng(6))).backtest("rolling")
+    held = fit(study(np.random.default_rng(6))).backtest("rolling").forecasts
     np.testing.assert_allclose([h.size for h in held], SIZES[3:])  # three smaller sizes carry three parameters
     assert [h.inside_interval is None for h in held] == [True, False, False]
 
@@ -183,7 +183,7 @@ def test_sizes_that_differ_by_rounding_are_held_out_together():
     sizes = np.geomspace(1e6, 1e9, 8)
     exact, read_off = sizes.repeat(3), sizes.repeat(3) * np.exp(rng.uniform(-0.004, 0.004, 24))
     loss = (1.7 + 40 * exact**-0.3) * np.exp(0.002 * rng.standard_normal(24))
-    told, said = (fit({"params": x, "loss": loss}).backtest("rolling") for x in (exact, read_off))
+    told, said = (fit({"params": x, "loss": loss}).backtest("rolling").forecasts for x in (exact, read_off))
     assert [row.size for row in said] == pytest.approx([row.size for row in told], rel=0.005)
     assert [row.measured for row in said] == [row.measured for row in told]
     assert [row.naive_error_percent for row in said] == pytest.approx([row.naive_error_percent for row in told])
@@ -193,7 +193,7 @@ def test_sizes_that_differ_by_rounding_are_held_out_together():
 def test_backtest_of_sizes_without_a_gap_holds_out_a_hundredth_at_a_time():
     sizes = np.geomspace(1e6, 2e7, 1500)
     points = {"params": sizes, "loss": 1.7 + 40 * sizes**-0.3}
-    held = fit(points).backtest("rolling")
+    held = fit(points).backtest("rolling").forecasts
     assert len(held) == 8
     assert np.diff(np.log([row.size for row in held])) == pytest.approx(0.01, rel=0.3)
 
@@ -201,7 +201,7 @@ def test_backtest_of_sizes_without_a_gap_holds_out_a_hundredth_at_a_time():
 def test_backtest_misses_what_the_law_does_not_hold_for():
     points = study(np.random.default_rng(6), noise=1e-3)
     points["loss"][-2:] *= 1.2  # the largest size breaks the trend
-    (held,) = fit(points).backtest()
+    (held,) = fit(points).backtest("largest").forecasts
     assert held.inside_interval is False
     assert held.error_percent < -10
 
@@ -209,7 +209,7 @@ def test_backtest_misses_what_the_law_does_not_hold_for():
 def test_backtest_needs_a_smaller_design_and_a_known_name():
     with pytest.raises(FitRefused, match="2 configurations"):
         fit(study(np.random.default_rng(0), sizes=SIZES[::2])).backtest("largest")
-    with pytest.raises(FitRefused, match="choose one of largest, rolling"):
+    with pytest.raises(FitRefused, match="choose one of largest, rolling, beyond"):
         fit(study(np.random.default_rng(0))).backtest("smallest")
 
 
@@ -273,7 +273,7 @@ def test_refits_of_a_line_spread_as_least_squares_does(method):
 
 def test_residuals_at_the_ends_are_not_taken_for_small_noise():
     """The pool has unit variance because each residual is divided by what its leverage left of it."""
-    from scalebench.laws.noise import _split, group
+    from scalebench.laws.intervals.noise import _split, group
 
     shares = []
     for seed in range(200):

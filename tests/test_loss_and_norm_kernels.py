@@ -15,7 +15,7 @@ from scalekernels import cross_entropy, norm
 from scalekernels.cross_entropy import linear_cross_entropy
 from scalekernels.cross_entropy.memory import chunk_tokens, plan, row_length
 from scalekernels.norm.kernels import BACKWARD_TILES, FORWARD_TILES, WIDE_TILE, WIDEST, tile_for
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 MODULES = pytest.mark.parametrize("module", [cross_entropy, norm], ids=["cross_entropy", "norm"])
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -193,7 +193,7 @@ def test_pytorch_providers_agree_with_the_reference(module, backward):
             provider = module.providers().get(name)
             try:
                 found = provider.prepare(case, inputs, backward)() if provider else exact
-            except Unavailable:
+            except Unsupported:
                 continue
             assert found.keys() == exact.keys()
             for key, oracle in exact.items():
@@ -216,11 +216,11 @@ def test_providers_say_why_they_cannot_run():
     assert list(norm.providers()) == ["eager", "compiled", "liger", "triton"]
     has_fused = hasattr(F, "linear_cross_entropy")
     with pytest.raises(
-        Unavailable, match="softcap" if has_fused else "has no torch.nn.functional.linear_cross_entropy"
+        Unsupported, match="softcap" if has_fused else "has no torch.nn.functional.linear_cross_entropy"
     ):
         cross_entropy.providers()["torch-fused"].prepare(capped, cross_entropy.inputs(capped), True)
     if importlib.util.find_spec("liger_kernel") is None:
-        with pytest.raises(Unavailable, match="liger_kernel is not installed"):
+        with pytest.raises(Unsupported, match="liger_kernel is not installed"):
             cross_entropy.providers()["liger"].prepare(plain, cross_entropy.inputs(plain), True)
-        with pytest.raises(Unavailable, match="liger_kernel is not installed"):
+        with pytest.raises(Unsupported, match="liger_kernel is not installed"):
             norm.providers()["liger"].prepare(norm.CASES[0], norm.inputs(norm.CASES[0]), False)

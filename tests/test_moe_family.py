@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data import open_source
-from scalebench.families import OutOfReach, configure, gpt, moe
+from scalebench.errors import InputError
+from scalebench.families import configure, gpt, moe
 from scalebench.study import DataSpec
 
 TEXT = {"vocab_size": 256, "context": 64}
@@ -33,8 +34,8 @@ def groups_of(module: torch.nn.Module) -> dict[str, int]:
 @pytest.mark.parametrize(
     "config",
     [
-        moe.at(1e4, **TEXT),
-        moe.at(1e5, experts=3, top_k=1, bias=True, norm="layer", positions="learned", tied=False, **TEXT),
+        moe.config_for(1e4, **TEXT),
+        moe.config_for(1e5, experts=3, top_k=1, bias=True, norm="layer", positions="learned", tied=False, **TEXT),
         moe.explicit(3, 40, experts=5, top_k=5, hidden=33, **TEXT),
     ],
 )
@@ -62,7 +63,7 @@ def test_all_experts_at_once_are_a_gpt_with_as_many_hidden_units_and_a_router() 
 def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
     low = 4e4 if held.get("experts") == 64 else 1e4
     for request in np.geomspace(low, 1e12, 150):
-        sizes = [moe.count(moe.at(n, **held, **TEXT)).active_non_embedding for n in (request, 1.1 * request)]
+        sizes = [moe.count(moe.config_for(n, **held, **TEXT)).active_non_embedding for n in (request, 1.1 * request)]
         assert abs(sizes[0] / request - 1) <= 0.05
         assert sizes[1] > sizes[0]
 
@@ -70,7 +71,7 @@ def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(held: dict
 @pytest.mark.parametrize(("experts", "top_k"), ROUTINGS)
 @pytest.mark.parametrize("held", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
 def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, held: dict[str, object]) -> None:
-    config, length = moe.at(4e4, experts=experts, top_k=top_k, **held, **TEXT), 48
+    config, length = moe.config_for(4e4, experts=experts, top_k=top_k, **held, **TEXT), 48
     counts = moe.count(config, length)
     with FlopCounterMode(display=False) as counter:
         moe.build(config, "eager")(torch.randint(256, (1, length)))
@@ -163,7 +164,7 @@ def test_gradients_reach_the_router_and_the_balance_loss_is_in_training_alone(to
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_no_token_sees_its_future(implementation: str) -> None:
     torch.manual_seed(0)
-    model = moe.build(moe.at(3e4, **TEXT), implementation).eval()
+    model = moe.build(moe.config_for(3e4, **TEXT), implementation).eval()
     tokens = torch.randint(256, (2, 20))
     changed = tokens.clone()
     changed[:, 11:] = (changed[:, 11:] + 1) % 256
@@ -173,7 +174,7 @@ def test_no_token_sees_its_future(implementation: str) -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    config, tokens = moe.at(3e4, **TEXT), torch.randint(256, (3, 37))
+    config, tokens = moe.config_for(3e4, **TEXT), torch.randint(256, (3, 37))
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
@@ -187,7 +188,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 def test_the_router_stays_in_float32_under_autocast() -> None:
     torch.manual_seed(0)
-    model = moe.build(moe.at(2e4, **TEXT), "eager").eval()
+    model = moe.build(moe.config_for(2e4, **TEXT), "eager").eval()
     seen = []
     original = moe.route
     try:
@@ -201,7 +202,7 @@ def test_the_router_stays_in_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("params", [1e4, 1e6])
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
-    config = moe.at(params, **TEXT)
+    config = moe.config_for(params, **TEXT)
     model, tokens = moe.build(config, "eager"), torch.randint(256, (2, 64))
     loss = lambda: F.cross_entropy(model(tokens)[0].flatten(0, 1), tokens.flatten())  # noqa: E731
     assert 0.5 < saved_for_backward(model, loss) / (2 * moe.count(config, 64).activation_bytes) < 2
@@ -210,7 +211,7 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
-        ({"params": 1e5, "top_k": 9}, "top_k: 9 of 8 experts"),
+        ({"params": 1e5, "top_k": 9}, "top_k: must be at most experts = 8"),
         ({"params": 1e5, "balance_weight": -0.1}, "balance_weight: expected a number of at least 0"),
         ({"params": 1e5, "balance_weight": "0.1"}, "balance_weight: expected a number of at least 0"),
         ({"params": 1e5, "head_dim": 15}, "head_dim: rotary positions"),
@@ -219,5 +220,5 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(moe, request_, open_source("stdlib"), 64)

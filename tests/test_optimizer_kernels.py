@@ -18,7 +18,7 @@ from scalekernels.optimizer import launch as optimizer_launch
 from scalekernels.optimizer.cases import FLOPS, SIZES
 from scalekernels.optimizer.launch import POINTER_NAMES, VARIANTS, state_dtypes
 from scalekernels.optimizer.tables import TABLES, Tables, chunk_table
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -192,13 +192,13 @@ def test_providers_say_why_they_cannot():
     given = ours.inputs(case)
     providers = ours.providers()
     for provider in providers.values():
-        with pytest.raises(Unavailable, match="no backward pass"):
+        with pytest.raises(Unsupported, match="no backward pass"):
             provider.prepare(case, given, True)
     lion = ours.Case("one", ((3,),), "lion")
-    with pytest.raises(Unavailable, match=r"torch\.optim has no lion"):
+    with pytest.raises(Unsupported, match=r"torch\.optim has no lion"):
         providers["foreach"].prepare(lion, ours.inputs(lion), False)
     low = ours.Case("one", ((3,),), "adamw", state_dtype=torch.int8)
-    with pytest.raises(Unavailable, match="no CUDA device"):
+    with pytest.raises(Unsupported, match="no CUDA device"):
         providers["triton"].prepare(low, ours.inputs(low), False)
 
 
@@ -208,7 +208,7 @@ def test_torchs_providers_give_the_exact_result(name):
         given = ours.inputs(case)
         try:
             found = ours.providers()[name].prepare(case, given, False)()
-        except Unavailable:
+        except Unsupported:
             assert name != "eager"
             continue
         for key, exact in ours.results(case, given, False).items():

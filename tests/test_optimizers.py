@@ -11,8 +11,9 @@ from support import train_spec
 from torch.optim import AdamW, Muon
 
 from scalebench.families import gpt, linear, mlp
-from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, schedule_factor, set_learning_rate
-from scalebench.study import TrainSpec
+from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
+from scalebench.optim.schedules import schedule_factor, set_learning_rate
+from scalebench.workloads.training_spec import TrainSpec
 
 ELEMENTWISE = [name for name in OPTIMIZERS if name != "muon"]
 CONFIG = {"vocab_size": 61, "context": 16}
@@ -81,7 +82,7 @@ def test_muon_moves_a_hidden_matrix_by_its_singular_vectors_at_the_size_of_adamw
 
 @pytest.mark.parametrize(("tied", "positions"), [(True, "rotary"), (False, "learned")])
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied: bool, positions: str) -> None:
-    model = gpt.build(gpt.at(5e3, tied=tied, positions=positions, bias=True, **CONFIG), "eager")
+    model = gpt.build(gpt.config_for(5e3, tied=tied, positions=positions, bias=True, **CONFIG), "eager")
     optimizer = build_optimizer(model, train_spec(optimizer="muon"))
     muon, adamw = optimizer.parts
     assert isinstance(muon, Muon)
@@ -97,7 +98,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied: bool, positions
 
 
 def test_muon_shows_the_state_and_the_rates_of_both_its_parts() -> None:
-    model = mlp.build(mlp.at(1e3), "eager")
+    model = mlp.build(mlp.config_for(1e3), "eager")
     spec = train_spec(optimizer="muon", steps=10, schedule="linear")
     optimizer = build_optimizer(model, spec)
     for parameter in model.parameters():
@@ -111,7 +112,7 @@ def test_muon_shows_the_state_and_the_rates_of_both_its_parts() -> None:
 
 
 def test_muon_is_refused_where_there_is_no_hidden_matrix() -> None:
-    model = linear.build(linear.at(100), "eager")
+    model = linear.build(linear.config_for(100), "eager")
     assert not hidden_matrices(model)
     with pytest.raises(ValueError, match="hidden matrices"):
         build_optimizer(model, train_spec(optimizer="muon"))

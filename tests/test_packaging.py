@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -49,16 +47,6 @@ def test_every_dependency_is_pinned_by_the_constraints() -> None:
     }
     needed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"]
     assert {re.split("[><=; ]", name)[0].lower() for name in needed} <= pinned
-
-
-def test_importing_the_package_or_the_laws_takes_no_torch() -> None:
-    light = "laws, reporting, store, statistics, study, hardware"
-    script = (
-        f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'kernels')!r}]\n"
-        f"from scalebench import {light}\n"
-        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_public_names_are_functions_whatever_was_imported_before() -> None:

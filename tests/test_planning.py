@@ -10,7 +10,8 @@ from scalebench.errors import StudyError
 from scalebench.families import gpt
 from scalebench.optim.optimizers import OPTIMIZERS
 from scalebench.running.planning import find_study, load_study, plan, studies_dir
-from scalebench.study import Trial, trial_id
+from scalebench.study import trial_id
+from scalebench.workloads import read_trial
 
 GPT = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
 
@@ -34,24 +35,24 @@ def refused(load, text: str) -> list[str]:
 def test_defaults_are_filled_in_and_decided(load) -> None:
     (planned,) = plan(load(GPT + "params = 1e4"))
     trial = planned.trial
-    assert Trial.model_validate(trial.model_dump()) == trial
+    assert read_trial(trial.model_dump()) == trial
     assert trial.data.source == "stdlib"
     assert len(trial.data.sha256) == 64
-    assert trial.train.steps == 400
-    assert trial.train.sequence_length == 128
+    assert trial.spec.steps == 400
+    assert trial.spec.sequence_length == 128
     assert trial.model["vocab_size"] == 256
     assert trial.model["context"] == 128
-    assert trial.train.learning_rate == gpt.learning_rate(gpt.Config(**trial.model))
+    assert trial.spec.learning_rate == gpt.learning_rate(gpt.Config(**trial.model))
     assert planned.trial_id == trial_id(trial)
 
 
 def test_only_an_optimizer_that_decays_apart_from_the_gradient_decays_unless_asked(load) -> None:
     names = ", ".join(f'"{name}"' for name in OPTIMIZERS)
     study = GPT + f"params = 1e4\n[train]\noptimizer = [{names}]\n"
-    decays = {planned.trial.train.optimizer: planned.trial.train.weight_decay for planned in plan(load(study))}
+    decays = {planned.trial.spec.optimizer: planned.trial.spec.weight_decay for planned in plan(load(study))}
     assert decays == dict.fromkeys(OPTIMIZERS, 0.0) | {"adamw": 0.1, "lion": 0.1, "muon": 0.1}
     asked = plan(load(study, "train.weight_decay=0.01"))
-    assert {planned.trial.train.weight_decay for planned in asked} == {0.01}
+    assert {planned.trial.spec.weight_decay for planned in asked} == {0.01}
 
 
 def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:
@@ -60,12 +61,12 @@ def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:
     explicit = "".join(
         f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n" for name, value in shape.items()
     )
-    rate = by_default.trial.train.learning_rate
+    rate = by_default.trial.spec.learning_rate
     (written_out,) = plan(load(GPT + explicit + f"[train]\nlearning_rate = {rate!r}\nsteps = 400\nseed = [0]"))
     assert written_out.trial_id == by_default.trial_id
 
 
-def test_points_that_come_to_the_same_trial_are_planned_once(load) -> None:
+def test_points_that_give_the_same_trial_are_planned_once(load) -> None:
     assert len(plan(load(GPT + "params = [1e4, 1.0001e4]"))) == 1
 
 
@@ -79,9 +80,9 @@ def test_points_that_come_to_the_same_trial_are_planned_once(load) -> None:
         ("tokens = 5", 1),
     ],
 )
-def test_every_budget_comes_to_steps(load, budget: str, steps: int | None) -> None:
+def test_every_budget_gives_steps(load, budget: str, steps: int | None) -> None:
     (planned,) = plan(load(GPT + f"params = 1e5\n[train]\n{budget}"))
-    counts, train = planned.counts, planned.trial.train
+    counts, train = planned.counts, planned.trial.spec
     if budget.startswith("tokens_per_param"):
         steps = round(20 * counts.non_embedding / (16 * 128))
     if budget.startswith("flops"):
@@ -93,10 +94,10 @@ def test_every_budget_comes_to_steps(load, budget: str, steps: int | None) -> No
 def test_an_isoflop_study_trades_size_against_steps(load) -> None:
     trials = plan(load(GPT + "params = [1e4, 1e5]\n[train]\nflops = [1e12, 1e13]"))
     assert [round(trial.flops, -11) for trial in trials] == pytest.approx([1e12, 1e13, 1e12, 1e13], rel=0.05)
-    assert trials[0].trial.train.steps > trials[2].trial.train.steps
+    assert trials[0].trial.spec.steps > trials[2].trial.spec.steps
 
 
-def test_all_kinds_of_mistakes_are_told_at_once(load) -> None:
+def test_all_kinds_of_errors_are_reported_at_once(load) -> None:
     lines = refused(
         load,
         GPT + "params = [10, 1e5]\n"
@@ -118,7 +119,7 @@ def test_all_kinds_of_mistakes_are_told_at_once(load) -> None:
     assert all(line.count("study.toml: ") == 1 and "\n" not in line for line in lines)
 
 
-def test_a_size_out_of_reach_is_told_beside_a_wrong_type_and_a_wrong_name(load) -> None:
+def test_an_impossible_size_is_reported_beside_a_wrong_type_and_a_wrong_name(load) -> None:
     lines = refused(load, GPT + 'params = [10, 1e5]\n[train]\nbatch_size = "many"\noptimizer = "adamww"')
     assert [line.partition("study.toml: ")[2].partition(":")[0] for line in lines] == [
         "train.batch_size", "train.optimizer", "model",
@@ -135,7 +136,7 @@ def test_a_size_out_of_reach_is_told_beside_a_wrong_type_and_a_wrong_name(load) 
         (GPT + "params = 1e4\ndepth = -2", "model.depth: expected a positive whole number (given -2)"),
         (GPT + "depth = 2", "model: width missing"),
         (GPT + 'size = "gpt2"\n[train]\nsequence_length = 2000', "sequence_length = 2000 is longer than the context"),
-        (GPT + "params = 1e4\n[train]\nsequence_length = 9e7", "outgrows"),
+        (GPT + "params = 1e4\n[train]\nsequence_length = 9e7", "exceeds the"),
         (GPT + 'params = 1e4\n[data]\nsource = "teacher"', "gpt cannot learn from 'teacher'"),
         (GPT + 'params = 1e4\n[data]\nsource = "text:/no/such"', "data.source: text path '/no/such' does not exist"),
         (GPT + "params = 1e4\n[[exclude]]\ntrain.seed = 0", "every combination is excluded"),
@@ -189,9 +190,9 @@ def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
         ({"implementation": "fused", "graph": "step", "precision": "bfloat16"}, "step"),
     ],
 )
-def test_what_runs_as_one_is_decided_by_the_implementation(load, settings: dict[str, str], graph: str) -> None:
+def test_the_implementation_decides_the_graph(load, settings: dict[str, str], graph: str) -> None:
     (planned,) = plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
-    assert planned.trial.train.graph == graph
+    assert planned.trial.spec.graph == graph
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_what_runs_as_one_is_decided_by_the_implementation(load, settings: dict[
         ({"implementation": "fused", "graph": "step", "precision": "bfloat16", "accumulation": "3"}, "of one size"),
     ],
 )
-def test_what_cannot_run_as_one_is_refused_by_name(load, settings: dict[str, str], message: str) -> None:
+def test_impossible_graphs_are_refused_with_the_field(load, settings: dict[str, str], message: str) -> None:
     with pytest.raises(StudyError, match=r"train\.graph: ") as caught:
         plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
     assert message in str(caught.value)
@@ -214,7 +215,7 @@ def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:
 
     shape = "depth = 12\nwidth = 768\nvocab_size = 50304\n[train]\nsequence_length = 1024\nbatch_size = 32\n"
     (planned,) = plan(load(GPT + shape + 'implementation = "fused"\nprecision = "bfloat16"\nsteps = 1\n'))
-    config, spec = gpt.Config(**planned.trial.model), planned.trial.train
+    config, spec = gpt.Config(**planned.trial.model), planned.trial.spec
     arithmetic = sum(kernel.flops for kernel in step_kernels(config, spec))
     # Attention's backward pass computes the scores again: 3.5 times its forward pass where the count has 3.
     again = 32 * gpt.count(config, 1024).attention_flops // 2

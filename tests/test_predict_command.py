@@ -8,41 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command_support import ALPHA, BATCH_TOKENS, SIZES, STEPS, VOCABULARY_BYTES, A, E, planted, write_study
 
 from scalebench.laws import fit
-from scalebench.store import write_json, write_record
-
-SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
-E, A, ALPHA = 1.5, 20.0, 0.3
-VOCABULARY_BYTES, BATCH_TOKENS, STEPS = 40, 2_048, 500
-
-
-def record(size: int, seed: int, rng: np.random.Generator) -> dict[str, object]:
-    """One trial: 2 ms + 50 ns a parameter, 1 MiB + 18 bytes, 12 bytes of checkpoint for each parameter of all."""
-    embedding = round(VOCABULARY_BYTES * size**0.5)
-    return {
-        "study": "planted", "trial_id": f"{size:08x}{seed:08x}", "status": "ok", "family": "gpt",
-        "params": size + embedding, "params_non_embedding": size, "seed": seed, "steps": STEPS,
-        "implementation": "eager", "optimizer": "adamw", "precision": "float32", "device_name": "a processor",
-        "validation_loss_nats": (E + A * size**-ALPHA) * np.exp(rng.normal(0, 0.001)), "validation_loss_se_nats": 0.001,
-        "step_time_median_s": (2e-3 + 50e-9 * size) * np.exp(rng.normal(0, 0.01)), "timing_exclusive": True,
-        "memory_tracked_peak_bytes": 2.0**20 + 18 * size, "flops_per_step": 1e6 + 6.0 * size * BATCH_TOKENS,
-        "checkpoint_bytes": 5_000 + 12 * (size + embedding), "tokens_seen": STEPS * BATCH_TOKENS,
-    }  # fmt: skip
-
-
-def write_study(folder: Path, rows: list[dict[str, object]], axes: dict[str, object] | None = None) -> Path:
-    for row in rows:
-        attempt = folder / "trials" / str(row["trial_id"]) / "attempt-1"
-        attempt.mkdir(parents=True)
-        write_record(attempt, row)
-    write_json(folder / "study.json", {"name": folder.name, "axes": axes or {}, "fit": {"law": "power"}, "planned": []})
-    return folder
-
-
-def planted(**changes: object) -> list[dict[str, object]]:
-    rng = np.random.default_rng(3)
-    return [record(size, seed, rng) | changes for size in SIZES for seed in (0, 1)]
+from scalebench.store import write_json
 
 
 def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -> None:
@@ -139,6 +108,22 @@ def test_a_fit_of_a_mixture_says_so(command, tmp_path: Path) -> None:
     assert "these trials differ in implementation: choose with --where" in err
     assert "points      28 in 7 configurations" in out
     assert command("fit", "planted", "--where", "implementation == 'sdpa'")[2] == ""
+
+
+def test_a_fit_of_tuned_trials_warns_that_predict_uses_the_best(command, tmp_path: Path) -> None:
+    """At rate 2 every loss is higher: predict leaves those trials out, a fit mixes them and warns."""
+    worse = [
+        row | {"learning_rate": 2.0, "trial_id": f"w{row['trial_id']}", "validation_loss_nats": 9.0}
+        for row in planted(learning_rate=1.0)
+    ]
+    folder = write_study(tmp_path / "planted", planted(learning_rate=1.0) + worse, {"learning_rate": [1.0, 2.0]})
+    definition = json.loads((folder / "study.json").read_text())
+    write_json(folder / "study.json", definition | {"fit": {"law": "power", "best_over": ["learning_rate"]}})
+    answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
+    assert answers["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    warning = command("fit", "planted", "--law", "power", "--bootstrap", "20")[2]
+    assert "tuned over learning_rate" in warning
+    assert command("fit", "planted", "--where", "learning_rate == 1", "--bootstrap", "20")[2] == ""
 
 
 def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scalebench.families.dial import HEADED_WIDTH_STEPS, heads_of, rounded
 from scalebench.families.multihead import MultiHead, attention_flops
 from scalebench.running.planning import load_study, plan
 from scalebench.tasks import NextToken
-from scalebench.workloads.training import size_columns
+from scalebench.workloads.training_run import size_columns
 
 NAMES = ("rnn", "moe", "attention", "transformer", "bert")
 
@@ -28,16 +28,16 @@ def study(family: str, model: str, rest: str = "") -> str:
     [
         (study("rnn", 'params = 1e5\ncell = "gur"'), "model.cell: unknown 'gur'; did you mean 'gru'?"),
         (study("rnn", "params = 1e5\nvocab_size = 100"), "model.vocab_size: 100 is less than the data's 256 symbols"),
-        (study("moe", "params = 1e5\ntop_k = 9"), "model.top_k: 9 of 8 experts"),
-        (study("moe", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions turn pairs"),
-        (study("gpt", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions turn pairs"),
+        (study("moe", "params = 1e5\ntop_k = 9"), "model.top_k: must be at most experts = 8"),
+        (study("moe", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions need an even head_dim"),
+        (study("gpt", "params = 1e5\nhead_dim = 15"), "model.head_dim: rotary positions need an even head_dim"),
         (study("gpt", "params = 1e5\nvocab_size = 255"), "model.vocab_size: 255 is less than the data's 256 symbols"),
         (study("moe", "params = 1e5\ncontext = 64"), "sequence_length = 128 is longer than the context of 64"),
-        (study("bert", "depth = 2\nwidth = 30\nheads = 4"), "model.width: 30 features cannot be shared by heads = 4"),
+        (study("bert", "depth = 2\nwidth = 30\nheads = 4"), "model.width: 30 is not a multiple of heads = 4"),
         (study("bert", 'size = "bert-base"', "[train]\nsequence_length = 513"), "longer than the context of 512"),
         (study("bert", 'size = "bert-base"\nvocab_size = 258'), "model.vocab_size: 258 is less than the data's 259"),
         (study("bert", "params = 1e5", "[train]\nsequence_length = 9e6"), "sequence_length"),
-        (study("transformer", "params = 1e5\nheads = 7"), "cannot be shared by heads = 7"),
+        (study("transformer", "params = 1e5\nheads = 7"), "is not a multiple of heads = 7"),
         (
             study("transformer", "params = 1e5", '[data]\nsource = "transduction:adition"'),
             "data.source: unknown 'adition'; did you mean 'addition'?",
@@ -51,7 +51,7 @@ def study(family: str, model: str, rest: str = "") -> str:
         (study("transformer", "params = 1e5", '[data]\nsource = "stdlib"'), "cannot learn from 'stdlib'"),
         (study("attention", "params = 1e5\ninputs = 4"), "model.inputs: 4 features; an element of the data has 12"),
         (study("attention", "params = 1e5", "[train]\nsequence_length = 1"), "give at least 2"),
-        (study("attention", "params = 1e5\nheads = 7"), "cannot be shared by heads = 7"),
+        (study("attention", "params = 1e5\nheads = 7"), "is not a multiple of heads = 7"),
     ],
 )
 def test_each_mistake_names_file_and_key(tmp_path: Path, text: str, expected: str) -> None:
@@ -69,7 +69,7 @@ def test_a_refused_size_ends_the_command_with_2_before_any_trial(command, tmp_pa
     path.write_text(study("moe", "params = 1e5\nexperts = 2\ntop_k = 3"))
     code, _, err = command("run", path)
     assert code == 2
-    assert "model.top_k: 3 of 2 experts" in " ".join(err.split())
+    assert "model.top_k: must be at most experts = 2 (given 3)" in " ".join(err.split())
     assert not list(tmp_path.rglob("trial.json"))
 
 
@@ -89,13 +89,13 @@ def test_what_a_size_has_is_in_its_record(name: str) -> None:
     (planned, *_) = plan(load_study(name))
     trial, family = planned.trial, FAMILIES[name]
     config = family.Config(**trial.model)
-    task = family.task(config, open_source(trial.data.source), trial.data, trial.train)
-    columns = size_columns(planned.counts, task, trial.train)
+    task = family.task(config, open_source(trial.data.source), trial.data, trial.spec)
+    columns = size_columns(planned.counts, task, trial.spec)
     assert columns["params"] == sum(parameter.numel() for parameter in family.build(config, "eager").parameters())
     assert columns["params_active"] == planned.counts.active
     assert (columns["params_active"] < columns["params"]) == (name == "moe")
-    samples = trial.train.steps * trial.train.batch_size
-    assert columns["tokens_seen"] == samples * trial.train.sequence_length
+    samples = trial.spec.steps * trial.spec.batch_size
+    assert columns["tokens_seen"] == samples * trial.spec.sequence_length
     assert columns["floor_nats"] == task.floor_nats
 
 
@@ -104,16 +104,16 @@ def test_a_budget_per_parameter_of_experts_means_the_active_ones(tmp_path: Path)
     path.write_text(study("moe", "params = 1e5", "[train]\ntokens_per_param = 20"))
     (planned,) = plan(load_study(path))
     active = moe.count(moe.Config(**planned.trial.model)).active_non_embedding
-    assert planned.trial.train.steps == round(20 * active / (16 * 128))
+    assert planned.trial.spec.steps == round(20 * active / (16 * 128))
 
 
 def test_next_token_of_experts_is_the_plain_task_with_a_weight() -> None:
     (planned, *_) = plan(load_study("moe"))
     trial = planned.trial
-    task = moe.task(moe.Config(**trial.model), open_source("stdlib"), trial.data, trial.train)
+    task = moe.task(moe.Config(**trial.model), open_source("stdlib"), trial.data, trial.spec)
     assert isinstance(task, NextToken)
     assert task.balance_weight == 0.01
-    assert task.batch(3)[0].shape == (trial.train.batch_size, trial.train.sequence_length)
+    assert task.batch(3)[0].shape == (trial.spec.batch_size, trial.spec.sequence_length)
 
 
 @pytest.mark.parametrize("width", [16, 48, 112, 128, 480, 512, 1984, 2048, 12288])

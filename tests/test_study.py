@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from itertools import pairwise
@@ -11,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalebench.errors import StudyError
-from scalebench.study import DataSpec, Study, TrainSpec, Trial, trial_id
+from scalebench.study import DataSpec, Parent, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
+from scalebench.workloads import WORKLOADS, read_trial
+from scalebench.workloads.training_spec import TrainSpec
 
 HEAD = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
 
 
 def parse(text: str) -> tuple[Study | None, list[str]]:
-    return parse_study(tomllib.loads(text))
+    return parse_study(tomllib.loads(text), WORKLOADS)
 
 
 def sound(text: str) -> Study:
@@ -63,21 +66,21 @@ def test_zipped_axes_advance_together_and_excluded_points_are_gone() -> None:
     assert sorted(rows) == [(8, 4, 0), (8, 4, 1), (16, 2, 0)]
 
 
-def test_every_error_is_told_at_once_with_its_key_value_and_what_is_allowed() -> None:
+def test_all_errors_are_reported_at_once_with_key_value_and_allowed_values() -> None:
     _, lines = parse(
         HEAD + "params = [1e4, -1]\n"
         '[train]\nstepz = 3\nbatch_size = [16, 0, "a"]\nlearning_rate = "fast"\nschedule = "cosin"\nseed = []\n'
         "[data]\nvalidation_fraction = 2.0\n[fit]\nholdout = 3\n[oven]\nheat = 1"
     )
-    said = {line.partition(":")[0]: line for line in lines}
-    assert set(said) == {
+    by_key = {line.partition(":")[0]: line for line in lines}
+    assert set(by_key) == {
         "model.params[1]", "train.stepz", "train.batch_size[1]", "train.batch_size[2]", "train.learning_rate",
         "train.schedule", "train.seed", "data.validation_fraction", "fit.holdout", "oven",
     }  # fmt: skip
-    assert "did you mean 'steps'?" in said["train.stepz"]
-    assert "did you mean 'cosine'? (known: constant, linear, cosine, wsd)" in said["train.schedule"]
-    assert said["train.batch_size[1]"].endswith("(given 0)")
-    assert "'largest' or 'none'" in said["fit.holdout"]
+    assert "did you mean 'steps'?" in by_key["train.stepz"]
+    assert "did you mean 'cosine'? (known: constant, linear, cosine, wsd)" in by_key["train.schedule"]
+    assert by_key["train.batch_size[1]"].endswith("(given 0)")
+    assert "'largest' or 'none'" in by_key["fit.holdout"]
     assert all("\n" not in line for line in lines)
 
 
@@ -102,7 +105,7 @@ def test_every_error_is_told_at_once_with_its_key_value_and_what_is_allowed() ->
         (HEAD + "[[zip]]\ntrain.sed = [1, 2]", "zip[0].train.sed", "did you mean 'seed'"),
     ],
 )
-def test_one_mistake_is_one_line_that_names_the_key(text: str, key: str, word: str) -> None:
+def test_each_mistake_is_one_line_with_its_key(text: str, key: str, word: str) -> None:
     _, lines = parse(text)
     assert len([line for line in lines if line.startswith(f"{key}:")]) == 1
     assert any(word in line for line in lines)
@@ -111,7 +114,7 @@ def test_one_mistake_is_one_line_that_names_the_key(text: str, key: str, word: s
 def test_settings_override_fields_and_bad_ones_are_refused() -> None:
     raw = tomllib.loads(HEAD)
     override(raw, ["train.seed=[1,2]", "train.schedule=cosine", "model.params = 1e4"])
-    study, _ = parse_study(raw)
+    study, _ = parse_study(raw, WORKLOADS)
     assert study is not None
     assert (study.train.seed, study.train.schedule, study.model.params) == ((1, 2), ("cosine",), (1e4,))
     for bad in ("train.seed", "=3", "name.x=3"):
@@ -119,7 +122,7 @@ def test_settings_override_fields_and_bad_ones_are_refused() -> None:
             override(raw, [bad])
 
 
-def test_files_that_are_no_toml_are_refused_by_name(tmp_path) -> None:
+def test_files_that_are_not_toml_are_refused_by_name(tmp_path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("a = = 3")
     binary = tmp_path / "binary.toml"
@@ -135,6 +138,10 @@ TRAIN = {
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
     "momentum": 0.9, "gradient_clip": 1.0, "precision": "float32", "implementation": "eager", "seed": 0,
 }  # fmt: skip
+INFERENCE = {
+    "batch_size": 1, "sequence_length": 8, "new_tokens": 4, "weight_dtype": "float32", "temperature": 0.0, "top_k": 0,
+    "top_p": 1.0, "beams": 1, "repeats": 3, "warmups": 1, "implementation": "eager", "seed": 0,
+}  # fmt: skip
 DATA = {"source": "stdlib", "validation_fraction": 0.2, "validation_samples": 64, "noise_std": 0.5, "sha256": "ab"}
 
 
@@ -142,7 +149,11 @@ def trial(model: dict[str, int], **changes: object) -> Trial:
     train = TRAIN | {key: value for key, value in changes.items() if key in TRAIN}
     data = DATA | {key: value for key, value in changes.items() if key in DATA}
     kind = str(changes.get("device_kind", "cpu"))
-    return Trial(family="gpt", model=model, train=TrainSpec(**train), data=DataSpec(**data), device_kind=kind)
+    workload, parent = str(changes.get("workload", "training")), changes.get("parent")
+    return Trial(
+        workload=workload, family="gpt", model=model, spec=TrainSpec(**train), data=DataSpec(**data), device_kind=kind,
+        parent=parent,
+    )  # fmt: skip
 
 
 def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() -> None:
@@ -150,7 +161,16 @@ def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() ->
     assert len(base) == 16
     assert int(base, 16) >= 0
     assert trial_id(trial({"depth": 2, "width": 8})) == base
-    changed = [trial({"width": 9, "depth": 2}), trial({"width": 8, "depth": 2}, device_kind="cuda")]
+    changed = [
+        trial({"width": 9, "depth": 2}),
+        *(
+            trial({"width": 8, "depth": 2}, **{name: value})
+            for name, value in {
+                "device_kind": "cuda", "workload": "other", "parent": Parent(weights_sha256="ab"),
+            }.items()
+        ),
+        trial({"width": 8, "depth": 2}, parent=Parent(weights_sha256="ab", state_sha256="cd")),
+    ]  # fmt: skip
     for name, value in (TRAIN | DATA).items():
         other = value + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
         changed.append(trial({"width": 8, "depth": 2}, **{name: other}))
@@ -160,3 +180,13 @@ def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() ->
 def test_the_identity_survives_being_written_and_read() -> None:
     written = trial({"width": 8}).model_dump_json()
     assert trial_id(Trial.model_validate_json(written)) == trial_id(trial({"width": 8}))
+    assert read_trial(json.loads(written)) == trial({"width": 8})
+
+
+def test_trials_of_schema_1_are_read_as_what_they_were() -> None:
+    old = trial({"width": 8}).model_dump()
+    spec = {name: old.pop(name) for name in ("workload", "spec", "parent")}["spec"]
+    for train, inference in ((spec, None), (None, INFERENCE)):
+        found = read_trial({**old, "train": train, "inference": inference, "schema_version": 1})
+        assert found.workload == ("training" if train else "inference")
+        assert found.spec.model_dump() == (train or inference)

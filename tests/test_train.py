@@ -15,9 +15,9 @@ from scalebench.families import FAMILIES, Unsupported, configure
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns, warm_mask
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
-from scalebench.running.planning import load_study, plan
-from scalebench.study import DataSpec, TrainSpec
-from scalebench.workloads.building import usable_device
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.study import DataSpec
+from scalebench.workloads import training
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.loop import (
     Diverged,
@@ -29,8 +29,10 @@ from scalebench.workloads.loop import (
     update,
     validate,
 )
+from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import backward_of
-from scalebench.workloads.training import MeasuredTraining
+from scalebench.workloads.training_run import trainable_device
+from scalebench.workloads.training_spec import TrainSpec
 
 CPU = torch.device("cpu")
 
@@ -62,7 +64,7 @@ def gpt_and_task(spec: TrainSpec, **fields: object):
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_what_training_makes_small_is_the_mean_of_the_losses_of_samples(name: str) -> None:
+def test_the_training_loss_is_the_mean_of_the_sample_losses(name: str) -> None:
     """To the bit, for every family's task, in training and in validation."""
     family = FAMILIES[name]
     spec = train_spec(batch_size=3, sequence_length=16 if family.SEQUENCES else None)
@@ -128,7 +130,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
     assert norm == pytest.approx(0.25, rel=1e-4)
 
 
-def test_the_first_loss_that_is_no_number_is_named() -> None:
+def test_the_first_loss_that_is_not_finite_is_reported() -> None:
     losses = torch.tensor([1.0, 2.0, torch.inf, torch.nan])
     check_finite(losses, 2)
     with pytest.raises(Diverged, match="from step 2 on"):
@@ -222,7 +224,7 @@ def test_bfloat16_trains_close_to_float32() -> None:
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
 
-def test_the_clock_keeps_every_step_and_tells_data_from_the_rest(monkeypatch) -> None:
+def test_the_clock_keeps_every_step_and_separates_data_time(monkeypatch) -> None:
     ticks = iter([0, 10, 100, 130, 300, 305, 400])  # nanoseconds: lap, data, lap, data, lap, data, lap
     monkeypatch.setattr("scalebench.measure.clock.time.perf_counter_ns", lambda: next(ticks))
     clock = StepClock(CPU)
@@ -256,21 +258,25 @@ sequence_length = 16
 """
 
 
-def planned(tmp_path: Path, *settings: str):
+def planned_with_study(tmp_path: Path, *settings: str):
     (tmp_path / "options.toml").write_text(STUDY)
-    (trial,) = plan(load_study(tmp_path / "options.toml", settings))
-    return trial
+    study = load_study(tmp_path / "options.toml", settings)
+    (trial,) = plan(study)
+    return study, trial
+
+
+def planned(tmp_path: Path, *settings: str):
+    return planned_with_study(tmp_path, *settings)[1]
 
 
 def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> None:
     settings = ["train.optimizer=muon", "train.accumulation=4", "train.checkpointing=true", "train.precision=bfloat16"]
-    trial = planned(tmp_path, *settings, "data.validation_samples=32")
-    header = {"study": "options", "trial_id": trial.trial_id, "command": "c", "requested": {}, "checkpoint": True}
+    study, trial = planned_with_study(tmp_path, *settings, "data.validation_samples=32", "run.checkpoint=true")
     peak = {"flops_per_s": 1e15, "source": "none"}
-    run = MeasuredTraining(tmp_path, header, trial.trial, {"exclusive": True, "peaks": {"bfloat16": peak}})
-    run.run()
-    run.save_samples()
-    row = run.columns
+    placement = {"exclusive": True, "peaks": {"bfloat16": peak}}
+    recorder = Recorder(tmp_path, trial_header(study, trial, "c"), placement)
+    training.run(trial.trial, recorder)
+    row = recorder.columns
     assert row["workload"] == "training"
     assert (row["optimizer"], row["accumulation"], row["checkpointing"]) == ("muon", 4, True)
     assert row["params_active"] == row["params"] == trial.counts.total
@@ -285,13 +291,12 @@ def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> N
 def test_float16_is_unsupported_on_a_cpu_with_the_reason(tmp_path: Path) -> None:
     trial = planned(tmp_path, "train.precision=float16", "train.device=cpu").trial
     with pytest.raises(Unsupported, match="float16 training needs a GPU"):
-        usable_device(trial)
+        trainable_device(trial)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
 def test_the_automatic_rate_is_the_familys_times_the_optimizers_factor(tmp_path: Path, name: str) -> None:
     trial = planned(tmp_path, f"train.optimizer={name}").trial
     rule = FAMILIES["gpt"].learning_rate(FAMILIES["gpt"].Config(**trial.model))
-    assert trial.train is not None
-    assert trial.train.learning_rate == rule * OPTIMIZERS[name].rate_factor
+    assert trial.spec.learning_rate == rule * OPTIMIZERS[name].rate_factor
     assert OPTIMIZERS[name].rate_factor != 1

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench.data.transduction import BEGIN, KINDS, Transduction
-from scalebench.families import OutOfReach, configure, transformer
+from scalebench.errors import InputError
+from scalebench.families import configure, transformer
 from scalebench.families.multihead import attention_flops
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
@@ -43,7 +44,7 @@ def test_the_base_size_has_the_body_of_torchs_default() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [transformer.at(2e4, **SHAPE), transformer.explicit(3, 24, heads=3, hidden=17, norm_first=False, **SHAPE)],
+    [transformer.config_for(2e4, **SHAPE), transformer.explicit(3, 24, heads=3, hidden=17, norm_first=False, **SHAPE)],
 )
 def test_counts_equal_the_built_module_group_by_group(config: transformer.Config) -> None:
     groups = {"token_embedding": 0, "attention": 0, "mlp": 0, "norm": 0}
@@ -58,7 +59,10 @@ def test_counts_equal_the_built_module_group_by_group(config: transformer.Config
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
     low, high = (2e5, 1e9) if held else (1e4, 1e11)
     for request in np.geomspace(low, high, 120):
-        sizes = [transformer.count(transformer.at(n, **held, **SHAPE)).non_embedding for n in (request, 1.1 * request)]
+        sizes = [
+            transformer.count(transformer.config_for(n, **held, **SHAPE)).non_embedding
+            for n in (request, 1.1 * request)
+        ]
         assert abs(sizes[0] / request - 1) <= 0.05
         assert sizes[1] > sizes[0]
 
@@ -76,7 +80,7 @@ def test_flops_are_the_counters_on_the_eager_path(kind: str) -> None:
 
 @pytest.mark.parametrize("params", [1e4, 3e5])
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
-    config = transformer.at(params, vocab_size=12, context=32)
+    config = transformer.config_for(params, vocab_size=12, context=32)
     model, tokens = transformer.build(config, "eager"), torch.randint(12, (4, 32))
     loss = lambda: F.cross_entropy(model(tokens, tokens).flatten(0, 1), tokens.flatten())  # noqa: E731
     assert 0.5 < saved_for_backward(model, loss) / (4 * transformer.count(config, 32).activation_bytes) < 2
@@ -128,7 +132,7 @@ def test_the_body_is_torchs(norm_first: bool, implementation: str) -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    config, (source, given, _) = transformer.at(3e4, **SHAPE), pairs().batch(0)
+    config, (source, given, _) = transformer.config_for(3e4, **SHAPE), pairs().batch(0)
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
@@ -142,7 +146,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 def test_an_answer_depends_on_all_of_its_source_and_on_no_later_token() -> None:
     torch.manual_seed(0)
-    model = transformer.build(transformer.at(3e4, **SHAPE), "sdpa")
+    model = transformer.build(transformer.config_for(3e4, **SHAPE), "sdpa")
     source, given, _ = pairs(batch_size=2).batch(0)
     later, other = given.clone(), source.clone()
     later[:, 5:] = (later[:, 5:] + 1) % 10
@@ -218,14 +222,14 @@ def test_greedy_and_teacher_forcing_agree_on_exact_match_of_a_model_that_errs() 
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
-        ({"depth": 2, "width": 30, "heads": 4}, "width: 30 features cannot be shared by heads = 4"),
+        ({"depth": 2, "width": 30, "heads": 4}, "width: 30 is not a multiple of heads = 4"),
         ({"params": 3e4, "norm_first": 1}, "norm_first: expected true or false"),
         ({"params": 300}, "nearest transformer"),
         ({"size": "transformer-bass"}, "did you mean 'transformer-base'"),
     ],
 )
 def test_requests_that_make_no_model_name_the_field(request_: dict[str, object], word: str) -> None:
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         configure(transformer, request_, Transduction("reversal"), 9)
 
 
@@ -234,11 +238,11 @@ def test_requests_that_make_no_model_name_the_field(request_: dict[str, object],
     [
         ("reversal", 10, {}, "sequence_length = 10 is longer than the context of 9"),
         ("reversal", 9, {"vocab_size": 10}, "vocab_size: 10 is less than the data's 12"),
-        ("addition", 9, {}, "answer: sources of 9 have answers of 5 tokens"),
+        ("addition", 9, {}, "answer: sources of 9 tokens have answers of 5"),
     ],
 )
 def test_tasks_that_do_not_fit_the_model_are_refused(kind: str, length: int, change: dict[str, int], word: str) -> None:
-    config = transformer.at(2e4, **(SHAPE | change))
+    config = transformer.config_for(2e4, **(SHAPE | change))
     side = DataSpec(source="", validation_fraction=0.2, validation_samples=8, noise_std=None, sha256="")
-    with pytest.raises(OutOfReach, match=word):
+    with pytest.raises(InputError, match=word):
         transformer.task(config, Transduction(kind), side, train_spec(sequence_length=length))

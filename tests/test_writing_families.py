@@ -17,7 +17,7 @@ DATA = open_source("stdlib")
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_experts_write_the_same_with_the_cache_as_without(positions: str) -> None:
     torch.manual_seed(0)
-    model = moe.build(moe.at(2e4, vocab_size=256, context=64, positions=positions), "sdpa").eval()
+    model = moe.build(moe.config_for(2e4, vocab_size=256, context=64, positions=positions), "sdpa").eval()
     prompts = torch.randint(256, (3, 7))
     with torch.inference_mode():
         cached, plain = generate(model, prompts, 20, chooser(Sampling())), prompts
@@ -28,7 +28,7 @@ def test_experts_write_the_same_with_the_cache_as_without(positions: str) -> Non
 
 @pytest.fixture(scope="module")
 def config() -> bert.Config:
-    return bert.at(5e4, **bert.defaults(DATA, 64))
+    return bert.config_for(5e4, **bert.defaults(DATA, 64))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from scalekernels.compilation import Compilation
 from scalekernels.cost import Cost
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 from torch import Tensor
 
 CALLS = {"count": 0}
@@ -72,7 +72,7 @@ def _eager(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[
 
 
 def _absent(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
-    raise Unavailable("is never there")
+    raise Unsupported("is never there")
 
 
 def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:

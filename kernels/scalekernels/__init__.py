@@ -1,23 +1,27 @@
-"""Fused Triton kernels, usable on their own with torch and triton alone.
+"""Fused Triton kernels that need only torch and triton.
 
-Importing this package imports neither kernels nor triton; each operation is a module, imported when it is first asked
-for: ``from scalekernels.attention import attention``, or ``scalekernels.AdamW``.
+``import scalekernels`` imports neither. Each operation is a module, imported on first use:
+``from scalekernels.attention import attention``, or ``scalekernels.AdamW``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scalekernels.device import unavailable_reason
+if TYPE_CHECKING:
+    from scalekernels.device import Unsupported, unavailable_reason
 
-__all__ = ["OPERATIONS", "unavailable_reason"]
+__all__ = ["OPERATIONS", "Unsupported", "unavailable_reason"]
 
-# The modules that hold a kernel each; comparison, compilation ahead of time and the check on a GPU go through them.
+# Every operation is the module of that name. Comparison, ahead-of-time compilation, the GPU checks and the command line
+# all use this list, so it must be readable without importing torch.
 OPERATIONS = ("attention", "cross_entropy", "norm", "optimizer", "rotary")
 
-# Where the public names live. ``attention`` and ``rotary`` are not among them: those names are the modules'.
+# Public names and their modules; ``attention`` and ``rotary`` are missing because those names are the modules' own.
 _HOME = {
+    "Unsupported": "device",
+    "unavailable_reason": "device",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norm",
     "layer_norm": "norm",
@@ -26,7 +30,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import an operation's module, or the module of a public name, when it is first asked for."""
+    """Import an operation's module, or the module of a public name, on first use."""
     if name in OPERATIONS:
         return import_module(f"scalekernels.{name}")
     if name in _HOME:

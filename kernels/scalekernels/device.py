@@ -1,4 +1,4 @@
-"""Where kernels can run, and how a wrong argument is refused: by name, before any launch, never by a slower path."""
+"""Which devices the kernels support, and checks of arguments: errors name the argument, and nothing falls back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-OLDEST = (8, 0)  # Ampere: the first with bfloat16 and asynchronous copies
+OLDEST = (8, 0)  # compute capability of Ampere: the first with bfloat16 and asynchronous copies
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Unsupported(RuntimeError):  # noqa: N818 - a state of the machine, recorded as status "unsupported"
+    """This machine, or a version installed on it, cannot do what was requested; the message is the reason."""
 
 
 def unavailable_reason() -> str | None:
@@ -27,10 +31,10 @@ def unavailable_reason() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA device: the fused kernels need one (TRITON_INTERPRET=1 runs them on a CPU for checking)"
-    found = torch.cuda.get_device_capability()
-    if found < OLDEST:
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) < OLDEST:
         name = torch.cuda.get_device_name()
-        return f"{name} has compute capability {found[0]}.{found[1]}; the fused kernels need {OLDEST[0]}.{OLDEST[1]}"
+        return f"{name} has compute capability {major}.{minor}; the fused kernels need {OLDEST[0]}.{OLDEST[1]}"
     return None
 
 
@@ -43,13 +47,16 @@ def assembler(arch: int) -> tuple[str, str]:
     from triton.backends.nvidia.compiler import get_ptxas
 
     path = str(get_ptxas(arch).path)
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"V(\d+\.\d+\.\d+)", said)
-    return path, found.group(1) if found else said.strip()
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"V(\d+\.\d+\.\d+)", output)
+    return path, version.group(1) if version else output.strip()
 
 
 def require_device(**tensors: Tensor | None) -> None:
-    """Raise ``ValueError`` naming the tensor that the kernels cannot reach, or that lies apart from the first one."""
+    """Raise ``ValueError`` naming a tensor on an unsupported device or on another than the first.
+
+    Raises ``Unsupported`` if the kernels cannot run on this machine.
+    """
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first = next(iter(present))
     allowed = ("cpu", "cuda") if INTERPRETED else ("cuda",)
@@ -60,7 +67,7 @@ def require_device(**tensors: Tensor | None) -> None:
         if tensor.device != present[first].device:
             raise ValueError(f"{name} is on {tensor.device} and {first} on {present[first].device}: move them together")
     if reason := unavailable_reason():
-        raise RuntimeError(reason)
+        raise Unsupported(reason)
 
 
 def require_dtype(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) -> None:

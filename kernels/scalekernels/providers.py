@@ -1,4 +1,4 @@
-"""What stands beside a kernel in a comparison: every other way to compute the same thing."""
+"""Providers: the implementations of an operation that a comparison runs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from scalekernels.cost import Cost
+from scalekernels.device import Unsupported
 
-
-class Unavailable(RuntimeError):  # noqa: N818 - a state of the provider on this machine; the message is the reason
-    """A provider that cannot run a case here; the message says why."""
+__all__ = ["Provider", "Unsupported"]
 
 
 @dataclass(frozen=True)
 class Provider:
     """One implementation of an operation.
 
-    ``prepare(case, inputs, backward)`` returns the function to be timed: called without arguments, as often as one
-    likes, it launches the work and returns its results (outputs, or with ``backward`` the gradients of the inputs) as a
-    mapping of named tensors, named as those of the operation's ``reference``. What is not part of the operation
-    (compiling, the forward pass that a timed backward needs) happens in ``prepare``. It raises ``Unavailable`` with the
-    reason where the provider cannot run the case.
+    ``prepare(case, inputs, backward)`` returns the function to be timed. It takes no arguments, can be called
+    repeatedly, and returns named tensors: the outputs, or with ``backward`` the gradients of the inputs, by the names
+    in the operation's ``reference``. ``prepare`` does what is not timed: compilation, and the forward pass before a
+    timed backward. It raises ``Unsupported`` with the reason when this machine cannot run the case.
 
-    ``repeatable`` says that every call computes the same results anew, as an optimizer's step does not: such results
-    are checked again after timing. ``cost(case, backward)`` is what this provider does and moves, where that is not
-    what the operation's ``cost`` counts: an optimizer that keeps its state in fewer bits.
+    ``repeatable``: every call computes the same results, so they are checked again after timing (not so for an
+    optimizer's step). ``cost(case, backward)`` replaces the operation's ``cost`` for a provider that does other work,
+    such as an optimizer with 8-bit state.
     """
 
     summary: str

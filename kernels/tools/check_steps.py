@@ -1,9 +1,9 @@
-"""A fused optimizer against torch's own over many steps, on tensors of odd shapes.
+"""Check a fused optimizer against torch.optim over many steps, on tensors of odd shapes.
 
-All parameters are judged as one tensor: the largest error of a tensor of few elements, after a thousand roundings, is
-the size of one draw, not of the errors. In bfloat16 the acceptance rule's cap on torch's own error does not apply:
-rounded to nearest, updates below half a unit are lost, by torch as by ours, and what is left after many steps may be
-anything. There ours has to be as good as torch's; in float32 both have to be right.
+All parameters are judged as one tensor, since the largest error of a small tensor after a thousand roundings is mostly
+chance. In bfloat16 the acceptance rule's cap on PyTorch's own error does not apply: updates below half a unit are
+rounded away, by PyTorch as by ours, and the error after many steps has no bound. There ours has to be as good as
+PyTorch's; in float32 both have to be accurate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import scalekernels
 import torch
-from check_case import measured, same_bits
+from check_results import judged, same_bits
 from scalekernels.accuracy import FURTHEST
 from torch import Tensor
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def trained(make: Any, start: list[Tensor], steps: int, **settings: Any) -> dict[str, Tensor]:
-    """Return the parameters after ``steps`` steps of gradients that only the seed decides."""
+    """Return the parameters after ``steps`` steps with gradients from a fixed seed."""
     parameters = [tensor.clone().requires_grad_() for tensor in start]
     optimizer = make(parameters, **settings)
     generator = torch.Generator(start[0].device).manual_seed(1)
@@ -41,9 +41,9 @@ def trained(make: Any, start: list[Tensor], steps: int, **settings: Any) -> dict
 
 
 def check_steps(name: str, dtype: torch.dtype, device: str, steps: int) -> dict[str, Any]:
-    """Check accuracy against torch in float64, with torch in the same precision as the measure, and the bits again.
+    """Check the accuracy against PyTorch in float64 and in the same precision, and that a repeat gives the same bits.
 
-    In bfloat16 with rounding to nearest, as torch does it: both lose the same small updates.
+    In bfloat16 both round to nearest, so that they lose the same small updates.
     """
     torch.manual_seed(0)
     shapes = SHAPES if device == "cuda" else SHAPES[1:4]
@@ -52,8 +52,8 @@ def check_steps(name: str, dtype: torch.dtype, device: str, steps: int) -> dict[
     oracle = trained(theirs, [tensor.double() for tensor in start], steps, **SETTINGS[name], foreach=False)
     eager = trained(theirs, start, steps, **SETTINGS[name], foreach=False)
     first = trained(ours, start, steps, **SETTINGS[name], stochastic_rounding=False)
-    found = measured(first, eager, oracle, furthest=inf if dtype == torch.bfloat16 else FURTHEST)
+    check = judged(first, eager, oracle, furthest=inf if dtype == torch.bfloat16 else FURTHEST)
     again = trained(ours, start, steps, **SETTINGS[name], stochastic_rounding=False)
-    if not found["problem"] and not same_bits(first, again):
-        found["problem"] = "a repeat gave other bits"
-    return {f"{name}, {steps} steps": found}
+    if not check["problem"] and not same_bits(first, again):
+        check["problem"] = "a repeat gave other bits"
+    return {f"{name}, {steps} steps": check}

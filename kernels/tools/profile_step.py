@@ -27,8 +27,9 @@ from scalebench.running.planning import plan
 from scalebench.workloads.batches import batches
 from scalebench.workloads.building import load_compiler
 from scalebench.workloads.loop import Step, loss_scaler
+from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.training import MeasuredTraining
+from scalebench.workloads.training_run import TrainingRun
 
 WARM_STEPS, TIMED_STEPS, PROFILED_STEPS = 6, 5, 2
 # What a kernel's name has to contain, in this order, to be of a kind.
@@ -47,8 +48,12 @@ def trial_of(study: str, implementation: str, graph: str, width: int) -> Any:
     """Return the study's first trial of an implementation, graph and width."""
     for planned in plan(load_study(study)):
         trial = planned.trial
-        train = trial.train
-        if train and (train.implementation, train.graph) == (implementation, graph) and trial.model["width"] == width:
+        train = trial.spec
+        if (
+            trial.workload == "training"
+            and (train.implementation, train.graph) == (implementation, graph)
+            and trial.model["width"] == width
+        ):
             return trial
     raise SystemExit(f"{study} has no trial of {implementation}, graph {graph}, width {width}")
 
@@ -56,16 +61,16 @@ def trial_of(study: str, implementation: str, graph: str, width: int) -> Any:
 def steps_of(trial: Any, folder: Path) -> tuple[Step, Iterator[Any], Any]:
     """Return what takes a step, its batches, and the context in which it runs."""
     device = torch.device("cuda", 0)
-    header = {"study": "", "trial_id": "profile", "command": "", "requested": {}, "checkpoint": False}
-    measured = MeasuredTraining(folder, header, trial, {"exclusive": True})
-    task = measured.prepare_task()
+    recorder = Recorder(folder, {"identity": {}, "checkpoint": False}, {"exclusive": True})
+    training = TrainingRun(trial, recorder)
+    task = training.prepare_task()
     load_compiler()
-    measured.claim(device)
-    model, optimizer = measured.prepare(device)
-    running = Running(model, optimizer, trial.train)
-    scaler = loss_scaler(device, trial.train)
-    step = running.make_step(running.compiled, optimizer, task, trial.train, scaler)
-    return step, batches(task, WARM_STEPS + TIMED_STEPS + PROFILED_STEPS, device), running.attention()
+    recorder.claim(device)
+    model, optimizer = training.prepare(device)
+    running = Running(model, optimizer, trial.spec)
+    scaler = loss_scaler(device, trial.spec)
+    step = running.make_step(running.compiled, optimizer, task, trial.spec, scaler)
+    return step, batches(task, range(WARM_STEPS + TIMED_STEPS + PROFILED_STEPS), device), running.attention()
 
 
 def kind_of(name: str) -> str:

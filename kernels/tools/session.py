@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from session_pool import stop
+from scalebench.running import processes
 
 KERNELS = Path(__file__).resolve().parents[1]
 ROOT = KERNELS.parent
@@ -106,12 +106,12 @@ class Session:
         try:
             said, _ = process.communicate(timeout=max(least_s, min(most_s, self.left_s())))
         except subprocess.TimeoutExpired:
-            stop(process)  # type: ignore[arg-type]
+            processes.stop(process)
             said, _ = process.communicate()
             self._log(command, said)
             raise ProgramFailedError(f"stopped after its time: {last_words(said)}", said) from None
         except BaseException:
-            stop(process)  # type: ignore[arg-type]
+            processes.stop(process)
             raise
         self._log(command, said)
         if process.returncode:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -20,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scalebench.running import processes
+
 WORKER = Path(__file__).with_name("session_worker.py")
 START_S = 60.0  # importing torch in many processes at once, from a cold disk
-GRACE_S = 3.0
+PATIENCE_S = 0.5  # a worker whose pipes are closed ends by itself
 Result = dict[str, Any]
 
 
@@ -137,10 +138,9 @@ class Worker:
 
     def _start(self, deadline: float) -> bool:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=dict(self.environment),
-                start_new_session=True,
-            )  # fmt: skip
+            self.process = processes.start(
+                self.command, self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
         self.pending = b""
         return bool(self._line(min(time.monotonic() + START_S, deadline)))  # it says that it is ready
 
@@ -164,9 +164,8 @@ class Worker:
         """Stop the worker and return how the job ended, with the last lines of the worker's log."""
         code = self.stop()
         if status == "crashed":
-            how = f"crashed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            problem = f"{problem}: {how}".removeprefix(": ")
-            problem += f"; last words: {tail(self.log, 300)}"
+            problem = f"{problem}: {processes.exit_reason(code)}".removeprefix(": ")
+            problem += f"; last log lines: {processes.last_lines(self.log, lines=4, characters=300)}"
         return {"status": status, "problem": problem, "seconds": round(time.monotonic() - begun, 2)}
 
     def stop(self) -> int:
@@ -177,24 +176,4 @@ class Worker:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        return stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> int:
-    """End a process group: wait a moment, ask as Ctrl-C does, then insist. Return the leader's exit status."""
-    for number in (None, signal.SIGINT, signal.SIGKILL):
-        try:
-            if number is not None:
-                os.killpg(process.pid, number)
-            return process.wait(0.5 if number is None else GRACE_S)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    return process.wait()
-
-
-def tail(path: Path, characters: int) -> str:
-    """Return the end of a text file on one line."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return " | ".join(text.strip().splitlines()[-4:])[-characters:]
+        return processes.stop(process, patience_s=PATIENCE_S)

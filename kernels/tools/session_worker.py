@@ -1,8 +1,8 @@
-"""A worker of the GPU session: reads jobs from its standard input, one JSON object per line, and answers likewise.
+"""A worker of the GPU session: reads jobs from standard input and writes results to standard output, as JSON lines.
 
-Kinds: ``case`` (check a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
-rounding), ``canary`` (the assembler's witness), ``candidate`` (a tile of a kernel: compile it, and hold it to the
-shipped one's result), ``command`` (a program that ends by itself). Nothing but answers is written to standard output.
+Kinds of job: ``case`` (a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
+rounding), ``canary`` (the assembler), ``candidate`` (compile a tile of a kernel and compare its results with the
+shipped one's), ``command`` (a program). Standard output has nothing but results.
 """
 
 from __future__ import annotations
@@ -19,68 +19,68 @@ from typing import Any, TextIO
 Job = Mapping[str, Any]
 
 
-def check_one(job: Job) -> dict[str, Any]:
-    """Check one case of an operation and tell which configurations it launched."""
+def run_case(job: Job) -> dict[str, Any]:
+    """Check one case of an operation."""
     import check_case
 
     module = check_case.load(job["module"])
     return {"checks": check_case.check_case(module, check_case.find(module, job["label"]), job["device"])}
 
 
-def check_steps(job: Job) -> dict[str, Any]:
-    """Check an optimizer over many steps against torch's."""
-    import check_case
-    import check_steps as steps
+def run_steps(job: Job) -> dict[str, Any]:
+    """Check an optimizer over many steps against PyTorch's."""
+    from check_case import DTYPES
+    from check_steps import check_steps
 
-    return {"checks": steps.check_steps(job["optimizer"], check_case.DTYPES[job["dtype"]], job["device"], job["steps"])}
-
-
-def check_rounding(job: Job) -> dict[str, Any]:
-    """Check what one step of an optimizer with stochastic rounding writes."""
-    import check_rounding as rounding
-
-    return {"checks": rounding.check_rounding(job["optimizer"], job["device"])}
+    return {"checks": check_steps(job["optimizer"], DTYPES[job["dtype"]], job["device"], job["steps"])}
 
 
-def check_canary(job: Job) -> dict[str, Any]:
-    """Check the witness of one tile."""
-    import check_case
+def run_rounding(job: Job) -> dict[str, Any]:
+    """Check one step of an optimizer with stochastic rounding."""
+    from check_rounding import check_rounding
 
-    return {"checks": check_case.check_canary(job["index"], job["device"])}
+    return {"checks": check_rounding(job["optimizer"], job["device"])}
 
 
-def check_candidate(job: Job) -> dict[str, Any]:
-    """Compile and launch one candidate of a tunable kernel; it has to agree with the shipped one."""
-    import tuning
+def run_canary(job: Job) -> dict[str, Any]:
+    """Check the assembler canary of one tile."""
+    from check_case import check_canary
 
-    return tuning.try_candidate(job)
+    return {"checks": check_canary(job["index"], job["device"])}
+
+
+def run_candidate(job: Job) -> dict[str, Any]:
+    """Compile and launch one candidate of a tunable kernel and compare its results with the shipped one's."""
+    from tuning import try_candidate
+
+    return try_candidate(job)
 
 
 def run_command(job: Job) -> dict[str, Any]:
-    """Run a program; a problem is an exit status other than those expected, with its last words."""
+    """Run a program; an unexpected exit status is a problem, reported with the end of the output."""
     done = subprocess.run(job["command"], capture_output=True, text=True, errors="replace", timeout=job["timeout_s"])
-    said = (done.stderr + done.stdout).strip()
-    print(said, file=sys.stderr, flush=True)
+    output = (done.stderr + done.stdout).strip()
+    print(output, file=sys.stderr, flush=True)
     good = done.returncode in job.get("expected", [0])
-    return {"problem": None if good else f"exit status {done.returncode}: {said[-1500:]}", "said": said[-2000:]}
+    return {"problem": None if good else f"exit status {done.returncode}: {output[-1500:]}", "output": output[-2000:]}
 
 
 KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "case": check_one,
-    "steps": check_steps,
-    "rounding": check_rounding,
-    "canary": check_canary,
-    "candidate": check_candidate,
+    "case": run_case,
+    "steps": run_steps,
+    "rounding": run_rounding,
+    "canary": run_canary,
+    "candidate": run_candidate,
     "command": run_command,
 }
 
 
 def answer(job: Job, launched: list[dict[str, Any]]) -> dict[str, Any]:
-    """Do one job. An error becomes its problem; ``lost`` says that the device is unusable in this process."""
+    """Run a job and return its result; an exception is its problem. ``lost``: the process cannot use the device."""
     launched.clear()
     try:
         found = KINDS[job["kind"]](job)
-    except Exception as error:  # noqa: BLE001 - whatever a job raises is its result
+    except Exception as error:  # noqa: BLE001 - any exception is the job's result
         traceback.print_exc()
         text = "".join(traceback.format_exception(error))
         return {"status": "failed", "problem": f"{type(error).__name__}: {error}"[:1500], "trace": text[-3000:],
@@ -91,7 +91,7 @@ def answer(job: Job, launched: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def is_lost() -> bool:
-    """Tell whether the device no longer works for this process."""
+    """Return whether the device has stopped working for this process."""
     import torch
 
     if not torch.cuda.is_available():
@@ -105,7 +105,7 @@ def is_lost() -> bool:
 
 
 def clean() -> None:
-    """Give memory back, so that other workers can have it."""
+    """Free cached device memory for other workers."""
     import torch
 
     gc.collect()
@@ -114,7 +114,7 @@ def clean() -> None:
 
 
 def serve(answers: TextIO) -> None:
-    """Answer jobs until standard input ends."""
+    """Run jobs until standard input ends or the device is lost."""
     import torch
     from check_coverage import record_launches
 
@@ -131,7 +131,7 @@ def serve(answers: TextIO) -> None:
 
 
 def main() -> int:
-    """Keep standard output for answers: whatever the jobs print goes to standard error."""
+    """Serve jobs; what they print goes to standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         serve(answers)

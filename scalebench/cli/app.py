@@ -6,20 +6,20 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws
-from scalebench.comparison.options import Options
+from scalebench.comparison.options import OPERATION_MODULES, Options
 
 app = App(
     name="scalebench",
     version=__version__,
     help="Scaling studies by measurement: what a growing model costs, and what it buys.",
     help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and says that it can go on
+    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and can be continued
 )
 
 OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
@@ -29,6 +29,7 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
 RESULTS = Path("results")
+_OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
-        sys.exit(USAGE)  # cyclopts has said what was wrong
+        sys.exit(USAGE)  # cyclopts has printed the reason
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished trials are kept; run the same command again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
@@ -57,7 +58,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _is_input_error(error: ValueError) -> bool:
-    """Say whether an error is the input's, to be told in a line, rather than a fault of ours."""
+    """Whether an error is caused by the input, so that one line is enough, and not by a fault in scalebench."""
     from scalebench.errors import InputError
     from scalebench.laws import FitRefused
     from scalebench.store import StoreError
@@ -73,9 +74,13 @@ def run(
     settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
     results: Path = RESULTS,
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
-    retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
-    fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
-    engine: Literal["local"] = "local",  # noqa: ARG001 - the only one so far
+    retry: Annotated[
+        str, Parameter(help="Also run trials again that ended with these statuses, such as failed,timeout.")
+    ] = "",
+    fresh_code: Annotated[
+        bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
+    ] = False,
+    engine: str = "local",
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -83,13 +88,17 @@ def run(
     Parameters
     ----------
     results:
-        The folder that holds results; a study gets a folder of its own in it.
+        Results folder; each study gets a subfolder.
     jobs:
-        Workers at a time: one per core on a CPU unless given, one on a GPU.
+        Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
+    engine:
+        Where trials run: local is this machine.
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(study, settings, results, jobs, statuses(retry), fresh_code=fresh_code, as_json=as_json)
+    return run_study(
+        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
+    )
 
 
 @app.command
@@ -99,7 +108,7 @@ def plan(
     *,
     settings: Settings = [],  # noqa: B006
     results: Path = RESULTS,
-    every: Annotated[bool, Parameter("--all", negative=(), help="List every size, however many.")] = False,
+    every: Annotated[bool, Parameter("--all", negative=(), help="List all sizes, not only the first 40.")] = False,
     speed: Annotated[
         bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
     ] = False,
@@ -109,7 +118,7 @@ def plan(
     ] = (700.0, 450.0, 2.8),
     as_json: Json = False,
 ) -> int:
-    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
+    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
     from scalebench.cli.commands.sweeps import show_plan
 
     return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
@@ -117,7 +126,7 @@ def plan(
 
 @app.command
 def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
-    """Show how far the studies under RESULTS are, and every trial that did not end well."""
+    """Show the progress of the studies under RESULTS, and every trial that is not ok."""
     from scalebench.cli.commands.stored import show_status
 
     return show_status(results, as_json=as_json)
@@ -164,26 +173,26 @@ def generate(
     beams: int = 1,
     seed: int = 0,
 ) -> int:
-    """Print what a trained model under RESULTS adds to a prompt (its study ran with checkpoint = true).
+    """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
 
     Parameters
     ----------
     trial:
-        The trial's id, or how it begins; `scalebench export` and the report list them.
+        Trial id, or the first digits of it; `scalebench export` and the report list them.
     prompt:
-        The text to go on from.
+        Text to continue.
     tokens:
-        How many to add: 100 unless given, or as many as the model's context leaves room for.
+        Number of tokens to generate (default: 100, or as many as fit into the model's context).
     temperature:
-        1 draws as the model says, less keeps closer to the likeliest, 0 takes the likeliest; 1 unless given.
+        Sampling temperature; 0 is greedy decoding (default: 1).
     top_k:
-        Draw from so many of the likeliest tokens; 0 from all.
+        Sample from the k most likely tokens (0: all).
     top_p:
-        Draw from the fewest likeliest tokens whose probability reaches this.
+        Sample from the smallest set of most likely tokens with at least this total probability.
     beams:
-        Above 1: beam search with so many hypotheses.
+        Beam width; above 1, beam search instead of sampling.
     seed:
-        Of the draws.
+        Sampling seed.
     """
     from scalebench.cli.commands.generate import run_generate
     from scalebench.workloads.completion import Request
@@ -197,31 +206,38 @@ for _name, _command in app_laws.COMMANDS.items():
 
 @app.command
 def compare(
-    operation: Annotated[str | None, Parameter(show_default=False)] = None,
+    operation: Annotated[str | None, Parameter(show_default=False, help=_OPERATION_HELP)] = None,
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[list[Path], Parameter("--import", negative=(), help="pytest-benchmark JSON.")] = [],  # noqa: B006
+    imports: Annotated[
+        list[Path], Parameter("--import", negative=(), help="Import a JSON file of pytest-benchmark; may be repeated.")
+    ] = [],  # noqa: B006
     results: Path = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Hold the providers of OPERATION against each other: attention, optimizer, cross-entropy, norm, or a .py file."""
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
     from scalebench.cli.commands.compare import run_compare
 
     return run_compare(operation, options, imports, results, as_json=as_json)
 
 
 @app.command(name="list")
-def list_(*, as_json: Json = False) -> int:
-    """Show the families, studies, laws, optimizers and data sources there are."""
-    from scalebench.cli.commands.catalogue import show_catalogue
+def list_(*, columns: bool = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
 
-    return show_catalogue(as_json=as_json)
+    Parameters
+    ----------
+    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
+    """
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
 
 
 @app.command
 def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
-    """Say what this machine is and what will not work on it."""
+    """Describe this machine, and list what will not work on it."""
     from scalebench.cli.commands.doctor import show
 
     return show(results, as_json=as_json)
@@ -231,9 +247,11 @@ def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
 def demo(
     *,
     results: Path = RESULTS,
-    output: Annotated[Path, Parameter(["--output", "-o"])] = Path("reports/demo/index.html"),
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
+    ] = None,
 ) -> int:
-    """Run the demo study and write its report."""
+    """Run the demo study and write its report, with a picture beside it."""
     from scalebench.cli.commands.sweeps import run_demo
 
     return run_demo(results, output)

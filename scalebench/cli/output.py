@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scalebench.reporting import quantities
+
 
 def say(*lines: str) -> None:
     """Print lines as they are: no markup, no wrapping."""
@@ -33,14 +35,9 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, t
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
 
 
-def si(value: float | None, unit: str = "") -> str:
-    """Write a number with three digits and an SI prefix: 1.23 M."""
-    if value is None or value != value:  # noqa: PLR0124 - NaN
-        return "-"
-    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
+def quantity(value: float | None, unit: str = "") -> str:
+    """Write a value with three digits and its unit as in the report, with a plain space: 1.23 MFLOPs, 9.5 KiB."""
+    return quantities.quantity(value, unit).replace(quantities.NBSP, " ")
 
 
 def trials(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What the device reaches here and now: copying and multiplying matrices, measured beside what is compared."""
+"""What the device reaches in this run: rates of a copy and of a matrix product, measured next to the providers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import torch
 
 from scalebench.comparison.timing import Clock
 from scalebench.measure.device_lock import gpu_uuid
+from scalebench.measure.hardware import CPU_SIDES, MakeTimer, best_product, shortest
 from scalebench.store import StoreError, read_json, write_json
 
-# Copies of many times the last cache: 20 times the L2 of an H100.
+# Much larger than the last cache: 20 times the L2 of an H100.
 CPU_COPY_BYTES, CUDA_COPY_BYTES = 128 << 20, 1 << 30
-LIFE_S = 3600.0  # of ceilings that are kept: clocks and temperatures change
-CPU_SIDES, CUDA_SIDES = (256, 512, 1024), (4096, 8192)
+LIFE_S = 3600.0  # how long stored ceilings are valid: clock rates and temperatures change
+CUDA_SIDES = (4096, 8192)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Best rates seen: bytes read and written per second by a copy, FLOP/s of a matrix product, and how.
+    """Best measured rates: bytes read and written per second by a copy, FLOP/s of a matrix product, and the method.
 
-    ``cache_bytes`` is the size of the last cache, which a kernel's last writes may not have left when its time is
-    taken; None where it is not known. ``floor_s`` is what the clock gives for one addition of one number: no sample can
-    be shorter, and one that is not much longer says little.
+    ``cache_bytes`` is the size of the last cache, None if unknown: a kernel's last writes may still be in it when its
+    time is taken. ``floor_s`` is the measured time of adding to a single number: no sample can be shorter, and one that
+    is not much longer means little.
     """
 
     copy_bytes_per_s: float
@@ -37,70 +38,58 @@ class Ceilings:
     floor_s: float | None = None
 
 
-def _best(work: Callable[[], Any], clock: Clock, seconds: float) -> float:
-    """Return the shortest of at least three calls within ``seconds``: a ceiling is what it can do undisturbed."""
-    work()  # allocates, and chooses an algorithm
-    timer = clock.timer(lambda: {"result": work()}, 1)
-    times, begun = [timer.take() for _ in range(3)], time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        times.append(timer.take())
-    return min(times)
-
-
-def _matmul_rate(side: int, dtype: torch.dtype, clock: Clock, device: torch.device, seconds: float) -> float:
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: torch.mm(left, right), clock, seconds)
-
-
 def _copy_rate(size: int, clock: Clock, device: torch.device, seconds: float) -> float:
-    """Bytes read plus written per second, the better of the driver's copy and a kernel's, of random numbers."""
+    """Return bytes read plus written per second: the better of the driver's copy and a kernel, on random numbers."""
     source, target = (torch.randn(size // 4, device=device) for _ in range(2))
     copies = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
-    return 2 * size / min(_best(copy, clock, seconds / 2) for copy in copies)
+    return 2 * size / min(_shortest(copy, clock, seconds / 2) for copy in copies)
+
+
+def _shortest(work: Callable[[], Any], clock: Clock, seconds: float) -> float:
+    work()  # allocates
+    return shortest(_timer(clock)(work), seconds)
+
+
+def _timer(clock: Clock) -> MakeTimer:
+    return lambda work: clock.timer(lambda: {"result": work()}, 1).take
 
 
 def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
     """Measure both ceilings of a device for a dtype, each for about ``seconds``, on random numbers.
 
-    Larger matrices are tried as long as they are expected to take no more than a second: a CPU may have no fast
-    product of 16-bit numbers.
+    The products are those of ``measure.hardware.best_product``, timed by this clock.
     """
     cuda = device.type == "cuda"
     size, sides = (CUDA_COPY_BYTES, CUDA_SIDES) if cuda else (CPU_COPY_BYTES, CPU_SIDES)
-    best, side = _matmul_rate(sides[0], dtype, clock, device, seconds / 3), sides[0]
-    for larger in sides[1:]:
-        if 2 * larger**3 / best > 0.3:
-            break
-        rate = _matmul_rate(larger, dtype, clock, device, seconds / 2)
-        best, side = max((best, side), (rate, larger))
+    best, side = best_product(sides, dtype, device, seconds / 2, _timer(clock))
     name = str(dtype).removeprefix("torch.")
     source = f"measured on random numbers: copy of {size >> 20} MiB; {name} matrix product of {side}"
     cache = int(torch.cuda.get_device_properties(device).L2_cache_size) if cuda else None
     number = torch.zeros(1, device=device)
-    floor = _best(lambda: number.add_(1), clock, seconds / 10)
+    floor = _shortest(lambda: number.add_(1), clock, seconds / 10)
     return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache, floor)
 
 
 def known_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
-    """Return the ceilings of ``measure_ceilings``, those of an earlier process where they may be used.
+    """Return the ceilings of ``measure_ceilings``, or those stored by an earlier process.
 
-    The environment variable SCALEBENCH_CEILINGS names the file that keeps them from one process to the next; without it
-    they are always measured. Kept ones hold for an hour, for the same GPU and versions; their source says their age.
+    The environment variable SCALEBENCH_CEILINGS names the file that stores them; without it they are always measured.
+    Stored ceilings are valid for an hour, for the same GPU and versions; their source includes their age.
     """
     path, now = os.environ.get("SCALEBENCH_CEILINGS"), time.time()
     if not path or not (uuid := gpu_uuid(device)):
         return measure_ceilings(clock, device, dtype, seconds)
-    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _kept(Path(path))
+    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _stored(Path(path))
     if key in kept and 0 <= now - kept[key]["at"] < LIFE_S:
         found = Ceilings(**kept[key]["ceilings"])
         return replace(found, source=f"{found.source}; {(now - kept[key]['at']) / 60:.0f} min before")
     found = measure_ceilings(clock, device, dtype, seconds)
-    write_json(Path(path), _kept(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
+    write_json(Path(path), _stored(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
     return found
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _stored(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) if path.exists() else {}
-    except StoreError:  # damaged: measured anew
+    except StoreError:  # damaged: measured again
         return {}

@@ -6,12 +6,12 @@ import traceback
 from typing import Any
 
 import torch
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """Return the columns that say how a provider failed; ``Unavailable`` is a state, not a failure."""
-    status = "unavailable" if isinstance(error, Unavailable) else "failed"
+    """Return the columns that say how a provider failed; ``Unsupported`` is a state, not a failure."""
+    status = "unavailable" if isinstance(error, Unsupported) else "failed"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         status = "oom"
     if status == "failed":

@@ -1,15 +1,15 @@
-"""Holds the results of providers against a float64 oracle and the error of the plain path in the same precision."""
+"""Check the results of providers: their error against float64, compared with eager's in the same precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
+from scalekernels.accuracy import Errors, Terms, errors_of, judge, terms_of
 from torch import Tensor
-
-from scalebench.comparison.accuracy import Errors, Terms, accuracy_columns, errors_of, terms_of
 
 Tensors = Mapping[str, Tensor]
 IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not fit into memory as a whole"
@@ -17,7 +17,7 @@ IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not f
 
 @dataclass
 class Judge:
-    """The oracle of one case, or why there is none, and the errors of the plain path called "eager"."""
+    """The float64 results of one case, or why there are none, and the errors of the provider called eager."""
 
     expected: Tensors | None
     eager: Errors | None
@@ -29,25 +29,25 @@ class Judge:
     def of(
         cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None]
     ) -> Judge:
-        """Compute the oracle and the eager error, or note why that is not possible.
+        """Compute the float64 results and the eager errors, or record why that is not possible.
 
-        ``crash`` says how the eager provider ended this process before, if it did; ``at`` hears which provider runs.
+        ``crash`` is how the eager provider ended this process before, if it did; ``at`` is called with who runs.
         """
         at("")
         try:
             expected = module.results(case, inputs, backward)
             terms = terms_of(module, case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - without an oracle there is no check, which every row says
+        except Exception as error:  # noqa: BLE001 - every row then says that it was not checked
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
-        judge = cls._with_eager(module, case, inputs, backward, crash, at, expected)
-        return replace(judge, terms=terms)
+        with_eager = cls._with_eager(module, case, inputs, backward, crash, at, expected)
+        return replace(with_eager, terms=terms)
 
     @classmethod
     def _with_eager(
         cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None],
         expected: Tensors,
     ) -> Judge:  # fmt: skip
-        """Measure the eager error against ``expected``, or note why that is not possible."""
+        """Measure the eager errors against ``expected``, or record why that is not possible."""
         eager = module.providers().get("eager")
         if eager is None:
             return cls(expected, None, "the operation has no provider called eager")
@@ -65,7 +65,7 @@ class Judge:
 
     @classmethod
     def _in_parts(cls, expected: Tensors, parts: Callable[[], Tensors], reason: str) -> Judge:
-        """Measure the eager error on parts of the work, after the whole did not fit."""
+        """Measure the eager errors on parts of the work, after the whole did not fit into memory."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
@@ -82,7 +82,7 @@ class Judge:
         return columns | {"error_note": "; ".join(notes) or None}
 
     def columns_again(self, results: Tensors) -> dict[str, Any]:
-        """Return the columns that replace the first ones where results after timing are wrong; otherwise nothing."""
+        """Return the columns that replace the first ones if results after timing are wrong; otherwise none."""
         if self.expected is None:
             return {}
         columns = self.columns(results)
@@ -93,3 +93,31 @@ class Judge:
 
 def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
+
+
+def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "", terms: Terms = 0.0) -> dict[str, Any]:
+    """Return a row's accuracy columns, by the rule of ``scalekernels.accuracy``, for the tensor with the worst error.
+
+    ``accepted`` is None if the error is above the rule's floor and there is no eager error to compare with.
+    ``error_ratio`` is own over eager error.
+    """
+    judged = judge(own, None if eager is None or eager.problem else eager, terms=terms)
+    if not judged.tensors:
+        return {"accepted": not judged.problem, "error_note": judged.problem or None}
+    row = judged.tensors[judged.worst]
+    columns = {"max_abs_error": _finite(row.error), "error_result": judged.worst}
+    if eager is None or eager.problem:
+        note = f"no eager error to compare with: {eager_reason or (eager.problem if eager else 'not measured')}"
+        return {**columns, "accepted": True if judged.accepted else None, "error_note": note}
+    theirs = row.eager_error or 0.0
+    return {
+        **columns,
+        "eager_max_abs_error": _finite(theirs),
+        "error_ratio": _finite(row.error / theirs) if theirs else None,
+        "accepted": judged.accepted,
+        "error_note": judged.problem or None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

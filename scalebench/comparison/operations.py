@@ -1,4 +1,4 @@
-"""The operations that can be compared, and the cases of one: chosen by name, or given as shapes."""
+"""Load an operation by name or from a file, and choose its cases: by list name, or from shapes on the command line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,10 @@ from typing import Any
 
 import torch
 
+from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError, unknown
 
-OPERATIONS = {
-    "attention": "scalekernels.attention",
-    "optimizer": "scalekernels.optimizer",
-    "cross-entropy": "scalekernels.cross_entropy",
-    "norm": "scalekernels.norm",
-    "rotary": "scalekernels.rotary",
-}
-NEEDED = ("Case", "CASES", "inputs", "results", "cost", "providers")
+REQUIRED = ("Case", "CASES", "inputs", "results", "cost", "providers")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 FIELD_DTYPES = DTYPES | {"int8": torch.int8, "uint8": torch.uint8, "float8_e4m3fn": torch.float8_e4m3fn}
 _BOOLEANS = {"true": True, "false": False}
@@ -33,7 +27,7 @@ _BOOLEANS = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation's name and its module, which offers what ``NEEDED`` lists (see kernels/README.md)."""
+    """An operation's name and its module, which has the names in ``REQUIRED`` (see kernels/README.md)."""
 
     name: str
     module: Any
@@ -41,24 +35,24 @@ class Operation:
 
     @property
     def cases(self) -> Mapping[str, Sequence[Any]]:
-        """The lists of cases by name: small odd shapes, and the sizes of benchmarks on a GPU."""
+        """The lists of cases by name: small odd shapes, and benchmark sizes for a GPU."""
         return {"cases": self.module.CASES, "ladder": getattr(self.module, "LADDER", self.module.CASES)}
 
 
 def load_operation(name: str) -> Operation:
-    """Return an operation by its name, or from the path of a Python file that offers the same names.
+    """Return an operation by name, or from a Python file that defines the same names.
 
-    Raises ``InputError`` for an unknown name, and for a file that is not there or lacks a name.
+    Raises ``InputError`` for an unknown name, a missing file, or a file that lacks a required name.
     """
     if name.endswith(".py"):
         module, title = _from_file(Path(name)), re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-")
-    elif name in OPERATIONS:
-        module, title = importlib.import_module(OPERATIONS[name]), name
+    elif name in OPERATION_MODULES:
+        module, title = importlib.import_module(OPERATION_MODULES[name]), name
     else:
-        raise InputError([f"operation: {unknown(name, OPERATIONS)}; or the path of a Python file ending in .py"])
-    lacking = [needed for needed in NEEDED if not hasattr(module, needed)]
+        raise InputError([f"operation: {unknown(name, OPERATION_MODULES)}; or the path of a Python file ending in .py"])
+    lacking = [required for required in REQUIRED if not hasattr(module, required)]
     if lacking:
-        raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation offers {', '.join(NEEDED)}"])
+        raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation defines {', '.join(REQUIRED)}"])
     return Operation(title, module, str(Path(name).resolve()) if name.endswith(".py") else name)
 
 
@@ -70,13 +64,13 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def choose_providers(operation: Operation, names: Sequence[str]) -> list[str]:
-    """Return the providers to run, all of them unless named; ``InputError`` for one that does not exist."""
+    """Return the providers to run, by default all of them. Raises ``InputError`` for unknown names."""
     known = list(operation.module.providers())
     wrong = [f"--providers: {unknown(name, known)}" for name in names if name not in known]
     if wrong:
@@ -88,10 +82,10 @@ def choose_providers(operation: Operation, names: Sequence[str]) -> list[str]:
 
 
 def choose_cases(operation: Operation, shapes: Sequence[str], dtypes: Sequence[str], device: str) -> list[Any]:
-    """Return the cases that ``shapes`` (each "cases", "ladder" or "name=value,…") and ``dtypes`` ask for.
+    """Return the cases for ``shapes`` (each "cases", "ladder" or "name=value,…") in ``dtypes``.
 
-    Without shapes: the small cases on a CPU, the ladder on a GPU. A dtype replaces that of every case. Raises
-    ``InputError`` with a line per mistake.
+    Default shapes: the small cases on a CPU, the ladder on a GPU. Dtypes replace those of the cases. Raises
+    ``InputError`` with one line per error.
     """
     wrong = [f"--dtype: {unknown(name, DTYPES)}" for name in dtypes if name not in DTYPES]
     cases: list[Any] = []
@@ -99,7 +93,7 @@ def choose_cases(operation: Operation, shapes: Sequence[str], dtypes: Sequence[s
         if "=" not in text and text in operation.cases:
             cases.extend(operation.cases[text])
         elif "=" not in text:
-            wrong.append(f"--shapes: {unknown(text, operation.cases)}; or a case of one's own: {example(operation)}")
+            wrong.append(f"--shapes: {unknown(text, operation.cases)}; or a case such as {example(operation)}")
         else:
             try:
                 cases.append(parse_case(operation, text))
@@ -113,19 +107,22 @@ def choose_cases(operation: Operation, shapes: Sequence[str], dtypes: Sequence[s
 
 
 def example(operation: Operation) -> str:
-    """Return the first case as one would type it."""
+    """Return the first case in command-line syntax."""
     return ",".join(f"{name}={spell(value)}" for name, value in encode(operation.module.CASES[0]).items())
 
 
 def spell(value: Any) -> str:
-    """Write a value of a case as ``parse_case`` reads it."""
+    """Return a field of a case in the syntax of ``parse_case``."""
     if isinstance(value, list):
         return ("+" if any(isinstance(part, list) for part in value) else "x").join(map(spell, value))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def parse_case(operation: Operation, text: str) -> Any:
-    """Read ``batch=1,heads=8,dtype=float32`` as a case; fields with a default may be left out."""
+    """Parse ``batch=1,heads=8,dtype=float32`` as a case. Fields with a default are optional.
+
+    Raises ``InputError`` with one line per error.
+    """
     kinds, fields = typing.get_type_hints(operation.module.Case), dataclasses.fields(operation.module.Case)
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     known, wrong, values = [field.name for field in fields], [], {}
@@ -137,13 +134,13 @@ def parse_case(operation: Operation, text: str) -> Any:
             values[name.strip()] = _value(value.strip(), kinds[name.strip()])
         except ValueError as error:
             wrong.append(f"--shapes {text}: {name.strip()}: {error}")
-    needed = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
-    lacking = [name for name in needed if name not in values and name != "dtype"]
+    required = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    lacking = [name for name in required if name not in values and name != "dtype"]
     if lacking and not wrong:
-        wrong.append(f"--shapes {text}: {', '.join(lacking)} not given; for example {example(operation)}")
+        wrong.append(f"--shapes {text}: missing {', '.join(lacking)}; for example {example(operation)}")
     if wrong:
         raise InputError(wrong)
-    if "dtype" in needed:
+    if "dtype" in required:
         values = {"dtype": torch.float32} | values
     try:
         return operation.module.Case(**values)
@@ -152,7 +149,7 @@ def parse_case(operation: Operation, text: str) -> Any:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """Read one value of a field's type: number, true or false, dtype, word, none, shape as 3x5, or shapes with "+"."""
+    """Parse a field by its type: number, true or false, dtype, literal, none, shape as 3x5, or shapes joined by "+"."""
     options = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is tuple:
         parts = text.split("+" if typing.get_origin(options[0]) is tuple else "x")
@@ -173,7 +170,7 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def encode(case: Any) -> dict[str, Any]:
-    """Return a case as JSON takes it: a dtype by its name, a tuple as a list."""
+    """Return a case as JSON values: a dtype by name, a tuple as a list."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, torch.dtype):
@@ -184,7 +181,7 @@ def encode(case: Any) -> dict[str, Any]:
 
 
 def decode(operation: Operation, values: Mapping[str, Any]) -> Any:
-    """Return the case that ``encode`` wrote."""
+    """Return the case for the values from ``encode``."""
     kinds = typing.get_type_hints(operation.module.Case)
 
     def rich(value: Any, kind: Any) -> Any:

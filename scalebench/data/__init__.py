@@ -1,7 +1,7 @@
-"""Data that is there on every machine, and a user's own.
+"""Data sources: those available on every machine, and files of the user.
 
-``SOURCES`` maps the name of a source to the function that opens it; a study writes ``source = "stdlib"``, or
-``source = "text:PATH"`` for those that take a path.
+``SOURCES`` maps names to sources. A study has ``source = "stdlib"``, or ``source = "text:PATH"`` for a source with an
+argument.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from scalebench.data import (
     text,
     transduction,
 )  # fmt: skip
+from scalebench.data.byte_pair import BytePairs
 from scalebench.data.corpus import Corpus
+from scalebench.errors import unknown
 
 
 class DataError(ValueError):
@@ -31,7 +33,7 @@ class DataError(ValueError):
 
 
 class Data(Protocol):
-    """What every opened source says of itself."""
+    """An opened source."""
 
     @property
     def sha256(self) -> str:
@@ -41,11 +43,11 @@ class Data(Protocol):
 
 @runtime_checkable
 class Coder(Protocol):
-    """Data whose tokens stand for text."""
+    """Data whose tokens encode text."""
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens in the vocabulary."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -53,13 +55,13 @@ class Coder(Protocol):
         ...
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of tokens; what is no text becomes the replacement character."""
+        """Return the text of tokens; invalid bytes become the replacement character."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a source is opened: ``open(argument)``, with the text after the colon where one is needed."""
+    """A source: ``open(argument)`` opens it; ``argument`` names what follows the colon, if anything."""
 
     summary: str
     open: Callable[[str], Data]
@@ -67,20 +69,22 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "stdlib": Source("the Python standard library's own source, as bytes", text.open_stdlib),
-    "text": Source("UTF-8 or other text, as bytes: a file, or a folder of files", text.open_path, "PATH"),
+    "stdlib": Source("source code of the Python standard library, as bytes", text.open_stdlib),
+    "text": Source("text in any encoding, as bytes: a file or a folder of files", text.open_path, "PATH"),
     "tokens": Source(
         "token numbers, memory-mapped: 16-bit .bin or .u16, 32-bit .u32, .npy", shards.open_shards, "PATH"
     ),
-    "hf": Source("a text column of a Hugging Face data set, or of one on disk (#COLUMN picks)", hub.open_hub, "NAME"),
-    "markov": Source("a second-order Markov chain: entropy rate known", markov.open_markov),
-    "teacher": Source("regression on a fixed teacher with Gaussian noise: floor known", synthetic.open_teacher),
+    "hf": Source(
+        "a text column of a Hugging Face dataset, by name or saved on disk (#COLUMN selects one)", hub.open_hub, "NAME"
+    ),
+    "markov": Source("second-order Markov chain with a known entropy rate", markov.open_markov),
+    "teacher": Source("regression on a fixed teacher with Gaussian noise: known floor", synthetic.open_teacher),
     "glyphs": Source("unlimited 32 × 32 images of characters in 47 classes", glyphs.open_glyphs),
     "digits": Source("1,797 handwritten digits of 8 × 8 pixels (scikit-learn)", images.open_digits),
-    "cifar10": Source("CIFAR-10 in its binary version: a folder", image_files.open_cifar10, "PATH"),
-    "idx": Source("images in MNIST's format: a folder", image_files.open_idx, "PATH"),
+    "cifar10": Source("CIFAR-10, binary version: a folder", image_files.open_cifar10, "PATH"),
+    "idx": Source("images in MNIST's IDX format: a folder", image_files.open_idx, "PATH"),
     "retrieval": Source(
-        "sets in which a query picks what to sum, with Gaussian noise: floor known", retrieval.open_retrieval
+        "sets in which a query selects what to sum, with Gaussian noise: known floor", retrieval.open_retrieval
     ),
     "transduction": Source(
         "sequences with an exact answer: reversal, sorting or addition", transduction.open_transduction, "KIND"
@@ -89,20 +93,18 @@ SOURCES: Mapping[str, Source] = {
 
 
 def source_names() -> list[str]:
-    """Return the names as a study writes them: stdlib, text:PATH, …"""
+    """Return the names in study-file syntax: stdlib, text:PATH, …"""
     return [f"{name}:{source.argument}" if source.argument else name for name, source in SOURCES.items()]
 
 
 @lru_cache(maxsize=8)
 def open_source(source: str) -> Data:
     """Open ``stdlib``, ``text:PATH``, …; raises ``DataError`` for an unknown, missing or empty source."""
-    from scalebench.errors import unknown
-
     name, colon, argument = source.partition(":")
     if name not in SOURCES:
         raise DataError(unknown(source, source_names()))
     if bool(SOURCES[name].argument) != bool(colon and argument):
-        raise DataError(f"{source!r} should be written {dict(zip(SOURCES, source_names(), strict=True))[name]}")
+        raise DataError(f"{source!r}: expected {dict(zip(SOURCES, source_names(), strict=True))[name]}")
     try:
         return SOURCES[name].open(argument)
     except (OSError, ValueError) as error:
@@ -111,9 +113,9 @@ def open_source(source: str) -> Data:
 
 @lru_cache(maxsize=8)
 def open_data(source: str, vocab_size: int | None, validation_fraction: float) -> Data:
-    """Open a source in the vocabulary a study asks for: byte pairs of a text, the symbols of a chain, …
+    """Open a source with a vocabulary size: byte pairs of a text, symbols of a Markov chain, token numbers of shards.
 
-    Raises ``DataError`` as ``open_source`` does, and for a vocabulary that the source cannot have.
+    Raises ``DataError`` as ``open_source`` does, and for a vocabulary size that the source cannot have.
     """
     opened = open_source(source)
     if vocab_size is None:
@@ -121,6 +123,8 @@ def open_data(source: str, vocab_size: int | None, validation_fraction: float) -
     if not isinstance(opened, Corpus):
         raise DataError(f"vocab_size = {vocab_size}: {source!r} has no vocabulary; leave data.vocab_size out")
     try:
-        return opened.with_vocabulary(vocab_size, validation_fraction)
+        if isinstance(opened, text.Text):
+            return BytePairs(opened, vocab_size, validation_fraction)
+        return opened.with_vocabulary(vocab_size)
     except ValueError as error:
         raise DataError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Text in byte pairs: a vocabulary of any size, trained by the ``tokenizers`` library on what training sees."""
+"""Byte-pair encoding of text: a vocabulary of any size, trained by the ``tokenizers`` library on the training text."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
 from scalebench.data.text import SEPARATOR, Text, split
+from scalebench.store.files import write_atomically
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END = "<|end|>"  # token 0 ends each document
-SMALLEST, LARGEST = 257, 1 << 16  # every byte and the end; what 16 bits hold
+END = "<|end|>"  # token 0, at the end of each document
+SMALLEST, LARGEST = 257, 1 << 16  # 256 bytes and END; the range of uint16
 
 
 @dataclass(frozen=True, eq=False)
 class BytePairs(Corpus):
     """A text encoded by byte-pair merges (Sennrich et al. 2016) over bytes, as GPT-2 does.
 
-    Held-out documents take no part in choosing the merges. What cannot be read as UTF-8 becomes the replacement
-    character. Raises ``ValueError`` for a vocabulary that cannot be.
+    Merges are chosen on the training documents only. Bytes that are not UTF-8 become the replacement character. Raises
+    ``ValueError`` for a vocabulary size out of range.
     """
 
     text: Text
@@ -43,13 +44,13 @@ class BytePairs(Corpus):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the text's own and how it is encoded."""
+        """SHA-256 of the text's SHA-256 and the encoding."""
         how = f"byte pairs v1 {self.text.sha256} {self.vocab_size} {self.validation_fraction} {version('tokenizers')}"
         return hashlib.sha256(how.encode()).hexdigest()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The trained tokenizer. Raises ``ValueError`` when the text is too short for its vocabulary."""
+        """The trained tokenizer. Raises ``ValueError`` if the text is too short for the vocabulary size."""
         from tokenizers import Tokenizer
 
         cached = _cache_folder() / f"byte-pairs-{self.sha256[:32]}.json"
@@ -57,9 +58,9 @@ class BytePairs(Corpus):
             return Tokenizer.from_str(cached.read_text(encoding="utf-8"))
         trained = _train([document.tobytes()[:-1] for document in self._sides[0]], self.vocab_size)
         if trained.get_vocab_size() < self.vocab_size:
-            found = trained.get_vocab_size()
-            raise ValueError(f"vocab_size = {self.vocab_size}: the training text yields only {found:,} tokens")
-        _keep(cached, trained.to_str().encode())
+            size = trained.get_vocab_size()
+            raise ValueError(f"vocab_size = {self.vocab_size}: the training text yields only {size:,} tokens")
+        _store(cached, trained.to_str().encode())
         return trained
 
     @property
@@ -77,14 +78,14 @@ class BytePairs(Corpus):
             buffer = io.BytesIO()
             lengths = np.array([document.size for document in held_out])
             np.savez(buffer, training=np.concatenate(training), held_out=np.concatenate(held_out), lengths=lengths)
-            _keep(cached, buffer.getvalue())
+            _store(cached, buffer.getvalue())
         with np.load(cached) as file:
             return file["training"], np.split(file["held_out"], np.cumsum(file["lengths"])[:-1])
 
     def _encode_all(self, documents: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint16]]:
         texts = [document.tobytes()[:-1].decode("utf-8", "replace") for document in documents]
-        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in found]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array([*encoding.ids, 0], dtype=np.uint16) for encoding in encodings]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
@@ -100,7 +101,7 @@ class BytePairs(Corpus):
         return self._encoded[0].size
 
     def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
-        """Draw windows that start at any training token with equal chance."""
+        """Draw windows whose starts are uniform over the training tokens."""
         assert validation_fraction == self.validation_fraction
         return uniform_windows(rng, self._encoded[0], count, span)
 
@@ -110,9 +111,9 @@ class BytePairs(Corpus):
         return spread_windows(list(self._encoded[1]), samples, span)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Return the bytes that each token stands for; the end of a document counts as one."""
+        """Return the number of bytes each token encodes; the end of a document counts as one."""
         pieces = (self.tokenizer.id_to_token(token) or "" for token in range(1, self.vocab_size))
-        return np.array([1, *(len(piece) for piece in pieces)])  # a character of a piece stands for one byte
+        return np.array([1, *(len(piece) for piece in pieces)])  # one character of a piece is one byte
 
 
 def _train(documents: Sequence[bytes], vocab_size: int) -> Tokenizer:
@@ -132,12 +133,10 @@ def _train(documents: Sequence[bytes], vocab_size: int) -> Tokenizer:
 
 
 def _cache_folder() -> Path:
-    """Training takes seconds and every trial needs its outcome: it is kept between processes."""
+    """Return the folder for trained tokenizers and encoded text, which take seconds and are used by every trial."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalebench"
 
 
-def _keep(path: Path, content: bytes) -> None:
-    from scalebench.store import write_atomically
-
+def _store(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)

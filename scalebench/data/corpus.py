@@ -1,4 +1,4 @@
-"""What a language model can learn from: sequences of tokens, with a part that training never sees."""
+"""Data for language models: token sequences, with a held-out part for validation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.unsignedinteger]  # uint8, uint16 or uint32
-Windows = tuple[Tokens, NDArray[np.int64]]  # (w, span) and the cluster (w,) of each: windows of one document are alike
+Windows = tuple[
+    Tokens, NDArray[np.int64]
+]  # (w, span), and the cluster (w,) of each: windows of one document are correlated
 
 
 class Corpus(ABC):
-    """Tokens 0 … ``vocab_size`` - 1. ``validation_fraction`` is the part that is held out."""
+    """Tokens 0 … ``vocab_size`` - 1. ``validation_fraction`` is the held-out share."""
 
     vocab_size: int
 
@@ -23,7 +25,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def training_tokens(self, validation_fraction: float) -> int | None:
-        """Return how many tokens there are to train on; None where they never repeat."""
+        """Return the number of training tokens; None if they never repeat."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
@@ -31,23 +33,25 @@ class Corpus(ABC):
 
     @abstractmethod
     def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
-        """Return about ``samples`` held-out windows, always the same. Raises ``ValueError`` where none fits."""
+        """Return about ``samples`` held-out windows, always the same. Raises ``ValueError`` if no window fits."""
 
-    def floor_nats(self, length: int) -> float | None:  # noqa: ARG002 - of real text nobody knows it
-        """Return the irreducible loss per token of windows with ``length`` predictions, where it is known."""
+    def floor_nats(self, length: int) -> float | None:  # noqa: ARG002 - unknown for real text
+        """Return the irreducible loss per token for windows with ``length`` predictions, or None if unknown."""
         return None
 
     def token_bytes(self) -> NDArray[np.int64] | None:
-        """Return the bytes of text each token stands for, (vocab_size,); None where tokens stand for no text."""
+        """Return the number of bytes each token encodes, (vocab_size,); None if tokens do not encode text."""
         return None
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Corpus:  # noqa: ARG002
-        """Return the same source in another vocabulary. Raises ``ValueError`` where it has only its own."""
-        raise ValueError(f"its vocabulary is {self.vocab_size} tokens and cannot be chosen")
+    def with_vocabulary(self, vocab_size: int) -> Corpus:
+        """Return the same source with another vocabulary size. Raises ``ValueError`` if it cannot have that size."""
+        raise ValueError(
+            f"vocab_size = {vocab_size}: the vocabulary of this source is fixed at {self.vocab_size} tokens"
+        )
 
 
 def uniform_windows(rng: np.random.Generator, tokens: Tokens, count: int, span: int) -> Tokens:
-    """Draw windows (count, span) that start anywhere in ``tokens`` (n,) with equal chance."""
+    """Draw windows (count, span) with uniform starts in ``tokens`` (n,)."""
     starts = rng.integers(tokens.size - span + 1, size=count)
     return tokens[starts[:, None] + np.arange(span)]
 
@@ -55,11 +59,11 @@ def uniform_windows(rng: np.random.Generator, tokens: Tokens, count: int, span: 
 def spread_windows(parts: list[Tokens], samples: int, span: int) -> Windows:
     """Return about ``samples`` windows spread evenly over ``parts`` and evenly within each; a part is a cluster.
 
-    So no long part outweighs the others. Raises ``ValueError`` when no part is as long as a window.
+    Long parts thus weigh no more than others. Raises ``ValueError`` if all parts are shorter than a window.
     """
     long = [part for part in parts if part.size >= span]
     if not long:
-        raise ValueError(f"no validation document holds a window of {span} tokens; use a shorter sequence_length")
+        raise ValueError(f"no validation document has {span} tokens; use a shorter sequence_length")
     chosen = np.linspace(0, len(long) - 1, min(len(long), samples)).astype(int)
     each = max(1, samples // len(chosen))
     starts = [

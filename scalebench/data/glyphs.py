@@ -1,4 +1,4 @@
-"""Unlimited images of characters in the fonts that matplotlib carries: shifted, scaled, turned and in noise."""
+"""Procedurally generated characters (unlimited) in matplotlib's fonts: shifted, scaled, rotated and noisy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
 
-# The 47 classes of EMNIST Balanced (Cohen et al. 2017): lower-case letters that look like their capitals are left out.
+# The 47 classes of EMNIST Balanced (Cohen et al. 2017): without lower-case letters that look like their capitals.
 CLASSES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
          "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic")  # fmt: skip
 SIZE = 32
-_ATLAS = 48  # pixels of a stencil; twice what is drawn of it, so that turning and shrinking lose nothing
-_INK = 36  # of the stencil, the longer side of the character
-_TURN_RADIANS, _SHIFT, _SCALES, _NOISE = 0.3, 0.2, (0.55, 1.1), 0.15
+_ATLAS = 48  # pixels per side of a stencil: enough for rotation and scaling without loss
+_INK = 36  # pixels of the character's longer side in the stencil
+_ROTATION_RADIANS, _SHIFT, _SCALES, _NOISE = 0.3, 0.2, (0.55, 1.1), 0.15
 _VALIDATION_SEED = 43_003
 _DRAWN_AT_ONCE = 256
 
@@ -34,7 +34,7 @@ def atlas() -> Pixels:
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    found = np.zeros((len(CLASSES), len(FONTS), _ATLAS, _ATLAS), dtype=np.uint8)
+    stencils = np.zeros((len(CLASSES), len(FONTS), _ATLAS, _ATLAS), dtype=np.uint8)
     for f, name in enumerate(FONTS):
         font = ImageFont.truetype(folder / f"{name}.ttf", 2 * _ATLAS)
         for c, character in enumerate(CLASSES):
@@ -44,13 +44,13 @@ def atlas() -> Pixels:
             scale = _INK / max(image.size)
             small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
             x, y = (_ATLAS - small.width) // 2, (_ATLAS - small.height) // 2
-            found[c, f, y : y + small.height, x : x + small.width] = np.asarray(small)
-    return found
+            stencils[c, f, y : y + small.height, x : x + small.width] = np.asarray(small)
+    return stencils
 
 
 @dataclass(frozen=True)
 class Glyphs(Images):
-    """Fresh 32 × 32 images without end; what is held out comes from a random stream of its own."""
+    """Unlimited 32 × 32 images; validation images come from a separate random stream."""
 
     channels: int = 1
     size: int = SIZE
@@ -58,18 +58,18 @@ class Glyphs(Images):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the stencils and of how they are drawn."""
-        how = f"glyphs-v1 {_TURN_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
+        """SHA-256 of the stencils and the drawing parameters."""
+        how = f"glyphs-v1 {_ROTATION_RADIANS} {_SHIFT} {_SCALES} {_NOISE} {SIZE}".encode()
         return hashlib.sha256(how + atlas().tobytes()).hexdigest()
 
     def training_images(self, validation_fraction: float) -> None:  # noqa: ARG002
-        """Return None: no image comes twice."""
+        """Return None: images never repeat."""
         return
 
     def draw(
         self, rng: np.random.Generator, validation_fraction: float, count: int, seed: int  # noqa: ARG002
     ) -> tuple[Pixels, Labels]:  # fmt: skip
-        """Draw images: class and font even, angle ±0.3 rad, shift ±20 %, scale 0.55 to 1.1, Gaussian noise of 15 %."""
+        """Draw images: uniform class and font, angle ±0.3 rad, shift ±20 %, scale 0.55 to 1.1, 15 % Gaussian noise."""
         labels = rng.integers(len(CLASSES), size=count)
         stencils = atlas()[labels, rng.integers(len(FONTS), size=count)].astype(np.float32)
         noise = rng.standard_normal((count, SIZE, SIZE), dtype=np.float32)
@@ -87,8 +87,8 @@ class Glyphs(Images):
 
 
 def _placements(rng: np.random.Generator, count: int) -> tuple[FloatArray, FloatArray]:
-    """Return where each output pixel looks in the stencil: rows and columns, (count, SIZE, SIZE)."""
-    angle = rng.uniform(-_TURN_RADIANS, _TURN_RADIANS, count).astype(np.float32)[:, None, None]
+    """Return the stencil coordinates of each output pixel: rows and columns, (count, SIZE, SIZE)."""
+    angle = rng.uniform(-_ROTATION_RADIANS, _ROTATION_RADIANS, count).astype(np.float32)[:, None, None]
     scale = rng.uniform(*_SCALES, count).astype(np.float32)[:, None, None]
     down, right = rng.uniform(-_SHIFT, _SHIFT, (2, count, 1, 1)).astype(np.float32)
     grid = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE - 0.5
@@ -100,15 +100,15 @@ def _placements(rng: np.random.Generator, count: int) -> tuple[FloatArray, Float
 
 
 def _resample(stencils: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:
-    """Look up stencils (n, A, A) at fractional places (n, S, S), bilinearly; outside is empty."""
+    """Interpolate stencils (n, A, A) bilinearly at fractional coordinates (n, S, S); outside is zero."""
     padded = np.pad(stencils, ((0, 0), (1, 1), (1, 1)))
-    rows, columns = (np.clip(place + 1, 0, _ATLAS + 0.999) for place in (rows, columns))
+    rows, columns = (np.clip(coordinate + 1, 0, _ATLAS + 0.999) for coordinate in (rows, columns))
     top, left = rows.astype(np.int32), columns.astype(np.int32)
-    fall, fare = rows - top, columns - left
+    down, right = rows - top, columns - left
     which = np.arange(len(stencils))[:, None, None]
-    upper = padded[which, top, left] * (1 - fare) + padded[which, top, left + 1] * fare
-    lower = padded[which, top + 1, left] * (1 - fare) + padded[which, top + 1, left + 1] * fare
-    return upper * (1 - fall) + lower * fall
+    upper = padded[which, top, left] * (1 - right) + padded[which, top, left + 1] * right
+    lower = padded[which, top + 1, left] * (1 - right) + padded[which, top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
 
 
 def open_glyphs(_argument: str = "") -> Glyphs:

@@ -1,4 +1,4 @@
-"""Texts of the Hugging Face ``datasets`` library: a name on its hub, or a folder written by ``save_to_disk``."""
+"""Text from the Hugging Face ``datasets`` library: a dataset on the hub, or a folder written by ``save_to_disk``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from scalebench.data.text import Text
 
 
 def open_hub(argument: str) -> Text:
-    """Open ``NAME``, ``PATH`` or either with ``#COLUMN``: every row of a text column of the train split is a document.
+    """Open ``NAME``, ``PATH`` or either with ``#COLUMN``: each row of a text column of the train split is a document.
 
-    Raises ``ValueError`` when the library is absent, the set is not there, or the column is not one of text.
+    Raises ``ValueError`` if the library, the dataset or the text column is missing.
     """
     name, _, column = argument.partition("#")
     try:
         import datasets
     except ImportError as error:
         raise ValueError("hf: needs the datasets library: pip install datasets") from error
-    found = datasets.load_from_disk(name) if Path(name).expanduser().is_dir() else _from_hub(name)
-    rows = found["train"] if isinstance(found, datasets.DatasetDict) and "train" in found else found
+    dataset = datasets.load_from_disk(name) if Path(name).expanduser().is_dir() else _from_hub(name)
+    rows = dataset["train"] if isinstance(dataset, datasets.DatasetDict) and "train" in dataset else dataset
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(f"hf:{name}: has no train split; it has {', '.join(rows)}")
     texts = [
@@ -27,10 +27,10 @@ def open_hub(argument: str) -> Text:
     ]
     column = column or ("text" if "text" in texts else next(iter(texts), ""))
     if column not in texts:
-        raise ValueError(f"hf:{name}: no text column {column!r}; those of text are: {', '.join(texts) or 'none'}")
+        raise ValueError(f"hf:{name}: no text column {column!r} (text columns: {', '.join(texts) or 'none'})")
     documents = dict.fromkeys(text.encode() for text in rows[column] if text and text.strip())
     if not documents:
-        raise ValueError(f"hf:{name}: column {column!r} holds no text")
+        raise ValueError(f"hf:{name}: column {column!r} has no text")
     return Text(tuple(documents))
 
 
@@ -39,7 +39,7 @@ def _from_hub(name: str) -> Any:
 
     try:
         return datasets.load_dataset(name)
-    # The hub's client raises what its transport raises, of many kinds; whatever it is, the source cannot be opened.
+    # The hub client passes on exceptions of its transport, of many types; all mean that the source cannot be opened.
     except Exception as error:
         raise ValueError(
             f"hf:{name}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})"

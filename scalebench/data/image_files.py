@@ -1,4 +1,4 @@
-"""Images in the file formats that data sets are handed out in: CIFAR-10's binary version, and MNIST's IDX."""
+"""Image datasets in their published file formats: CIFAR-10's binary version and MNIST's IDX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalebench.data.images import Images, Labels, Pixels, digest
 
 @dataclass(frozen=True, eq=False)
 class SplitImages(Images):
-    """A set that comes with its own test part: training draws from the one, validation looks at the other."""
+    """A dataset with a test set, which is used for validation."""
 
     training: tuple[Pixels, Labels] = field(repr=False)
     test: tuple[Pixels, Labels] = field(repr=False)
@@ -34,10 +34,10 @@ class SplitImages(Images):
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of pixels and labels of both parts."""
+        """SHA-256 of the pixels and labels of both sets."""
         return digest(*self.training, *self.test)
 
-    def training_images(self, validation_fraction: float) -> int:  # noqa: ARG002 - the set says what is held out
+    def training_images(self, validation_fraction: float) -> int:  # noqa: ARG002 - the dataset has a test set
         """Return the number of training images."""
         return len(self.training[1])
 
@@ -49,7 +49,7 @@ class SplitImages(Images):
         return self.training[0][rows], self.training[1][rows]
 
     def validation(self, validation_fraction: float, samples: int, seed: int) -> tuple[Pixels, Labels]:  # noqa: ARG002
-        """Return test images, evenly spaced over the set."""
+        """Return test images, evenly spaced."""
         rows = np.linspace(0, len(self.test[1]) - 1, min(samples, len(self.test[1]))).astype(int)
         return self.test[0][rows], self.test[1][rows]
 
@@ -60,7 +60,7 @@ _CIFAR_ROW = 1 + 3 * 32 * 32  # a label and the red, green and blue planes (Kriz
 
 
 def open_cifar10(path: str) -> SplitImages:
-    """Open a folder with ``data_batch_*.bin`` and ``test_batch.bin``. Raises ``ValueError`` naming what is wrong."""
+    """Open a folder with ``data_batch_*.bin`` and ``test_batch.bin``. Raises ``ValueError`` naming the file."""
     root = Path(path).expanduser()
     files = sorted(root.glob("data_batch_*.bin"))
     if not files or not (root / "test_batch.bin").exists():
@@ -73,7 +73,7 @@ def open_cifar10(path: str) -> SplitImages:
 def _cifar(file: Path) -> tuple[Pixels, Labels]:
     content = np.fromfile(file, dtype=np.uint8)
     if content.size == 0 or content.size % _CIFAR_ROW:
-        raise ValueError(f"{file}: {content.size} bytes are no whole number of {_CIFAR_ROW}-byte images: corrupt")
+        raise ValueError(f"{file}: {content.size} bytes is not a multiple of {_CIFAR_ROW} bytes per image: corrupt")
     rows = content.reshape(-1, _CIFAR_ROW)
     return rows[:, 1:].reshape(-1, 3, 32, 32), _labels(rows[:, 0], file, 10)
 
@@ -91,9 +91,9 @@ _PARTS = {"train": "train", "test": "t10k"}
 
 
 def open_idx(path: str) -> SplitImages:
-    """Open a folder in MNIST's format: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each perhaps ``.gz``.
+    """Open a folder in MNIST's format: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, optionally ``.gz``.
 
-    Raises ``ValueError`` naming the file that is missing or corrupt, or whose labels and images do not match.
+    Raises ``ValueError`` naming the file that is missing, corrupt, or has labels that do not match the images.
     """
     training, test = (_idx_part(Path(path).expanduser(), prefix) for prefix in _PARTS.values())
     classes = int(training[1].max()) + 1
@@ -122,9 +122,11 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except (gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{packed}: not readable as gzip ({error})") from error
     if content[:4] != bytes((0, 0, 8, dimensions)):
-        raise ValueError(f"{path}: begins with {content[:4].hex()}, expected 000008{dimensions:02d}: not IDX of bytes")
+        raise ValueError(
+            f"{path}: begins with {content[:4].hex()}, expected 000008{dimensions:02d}: not an IDX file of bytes"
+        )
     start = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
     if len(content) - start != math.prod(shape):
-        raise ValueError(f"{path}: {len(content) - start} bytes where its header says {math.prod(shape)}: cut short?")
+        raise ValueError(f"{path}: {len(content) - start} bytes but its header says {math.prod(shape)}: truncated?")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

@@ -1,4 +1,4 @@
-"""Labelled images: what every source of them offers, and scikit-learn's handwritten digits."""
+"""Labelled images: the interface of image sources, and scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.data.synthetic import generator
+
 Pixels = NDArray[np.uint8]  # (n, channels, size, size)
 Labels = NDArray[np.int64]  # (n,), 0 … classes - 1
 _FOLD_SEED = 41_011
@@ -18,8 +20,8 @@ _FOLD_SEED = 41_011
 class Images(ABC):
     """Square images of ``channels`` × ``size`` × ``size`` bytes in ``classes`` classes.
 
-    ``validation_fraction`` is the part held out and ``seed`` the trial's, for sources that hold out another part for
-    each seed.
+    ``validation_fraction`` is the held-out share; ``seed`` is the trial's, for sources whose held-out part depends on
+    it.
     """
 
     channels: int
@@ -33,7 +35,7 @@ class Images(ABC):
 
     @abstractmethod
     def training_images(self, validation_fraction: float) -> int | None:
-        """Return how many images there are to train on; None where they never repeat."""
+        """Return the number of training images; None if they never repeat."""
 
     @abstractmethod
     def draw(
@@ -48,15 +50,15 @@ class Images(ABC):
 
 def digest(*arrays: NDArray[np.generic]) -> str:
     """Return the SHA-256 of arrays, their shapes included."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for array in arrays:
-        found.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        sha256.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Folds(Images):
-    """A small set: each seed holds out another fold, so that seeds together validate on all of it."""
+    """A small dataset: each seed holds out another fold, so that all seeds together validate on every image."""
 
     pixels: Pixels = field(repr=False)
     labels: Labels = field(repr=False)
@@ -78,9 +80,7 @@ class Folds(Images):
         return digest(self.pixels, self.labels)
 
     def _sides(self, validation_fraction: float, seed: int) -> tuple[Labels, Labels]:
-        """Return the rows of training and validation: fold ``seed`` of a fixed shuffle, modulo the folds."""
-        from scalebench.data.synthetic import generator
-
+        """Return training and validation rows: fold ``seed`` (modulo the folds) of a fixed shuffle is held out."""
         rows = generator(_FOLD_SEED).permutation(len(self.labels))
         folds = max(2, round(1 / validation_fraction))
         held_out = np.array_split(rows, folds)[seed % folds]
@@ -107,6 +107,6 @@ def open_digits(_argument: str = "") -> Folds:
     """Open the 1,797 handwritten digits of 8 × 8 pixels that come with scikit-learn (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels = np.minimum(found.images * 16, 255).astype(np.uint8)[:, None]  # 17 grey levels to the range of a byte
-    return Folds(pixels, found.target.astype(np.int64), 10)
+    digits = load_digits()
+    pixels = np.minimum(digits.images * 16, 255).astype(np.uint8)[:, None]  # 17 grey levels scaled to 0 … 255
+    return Folds(pixels, digits.target.astype(np.int64), 10)

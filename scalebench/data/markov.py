@@ -1,4 +1,4 @@
-"""A Markov chain of known entropy rate: the loss that no model can get below, in closed form."""
+"""A Markov chain with a known entropy rate: the lowest possible loss, in closed form."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scalebench.data.corpus import Corpus, Tokens, Windows
 from scalebench.data.synthetic import generator
 
-# The chain is part of the task, not of a trial: every trial of every study learns the same one.
+# The chain is fixed: every trial of every study is trained on the same one.
 _CHAIN_SEED, _WINDOWS_SEED = 31_007, 31_013
-_CONCENTRATION = 0.1  # of the Dirichlet distribution that rows are drawn from: a few likely successors each
+_CONCENTRATION = 0.1  # of the Dirichlet distribution of the rows: a few likely successors each
 SYMBOLS = 64
 FEWEST, MOST = 2, 128
 
@@ -23,21 +23,21 @@ FloatArray = NDArray[np.float64]
 
 @lru_cache(maxsize=4)
 def transition(symbols: int) -> FloatArray:
-    """Return P (V, V, V): the chance of c after a, b. Every chance is positive, so the chain has one stationary law."""
+    """Return P (V, V, V), the probability of c after a, b. All are positive: the stationary distribution is unique."""
     rows = generator(_CHAIN_SEED, symbols).gamma(_CONCENTRATION, size=(symbols,) * 3) + 1e-6
     return np.asarray(rows / rows.sum(axis=2, keepdims=True))
 
 
 @lru_cache(maxsize=4)
 def stationary(symbols: int) -> FloatArray:
-    """Return the stationary law (V, V) of two consecutive symbols, by power iteration to rounding."""
-    chances, law = transition(symbols), np.full((symbols, symbols), symbols**-2.0)
+    """Return the stationary distribution (V, V) of two consecutive symbols, by power iteration."""
+    probabilities, law = transition(symbols), np.full((symbols, symbols), symbols**-2.0)
     for _ in range(10_000):
-        following = np.einsum("ab,abc->bc", law, chances)
+        following = np.einsum("ab,abc->bc", law, probabilities)
         if np.abs(following - law).sum() < 1e-15 * symbols:
             return np.asarray(following / following.sum())
         law = following
-    raise ArithmeticError(f"the chain of {symbols} symbols did not reach its stationary law")
+    raise ArithmeticError(f"the chain of {symbols} symbols did not converge to its stationary distribution")
 
 
 def _entropy(law: FloatArray) -> float:
@@ -52,35 +52,35 @@ def entropy_rate_nats(symbols: int) -> float:
 
 @dataclass(frozen=True)
 class Markov(Corpus):
-    """A second-order chain over ``vocab_size`` symbols, drawn without end: the next depends on the two before."""
+    """A second-order chain over ``vocab_size`` symbols (unlimited): each symbol depends on the two before it."""
 
     vocab_size: int = SYMBOLS
 
     def __post_init__(self) -> None:
         if not FEWEST <= self.vocab_size <= MOST:
-            raise ValueError(f"vocab_size = {self.vocab_size}: a chain has {FEWEST} to {MOST} symbols")
+            raise ValueError(f"vocab_size = {self.vocab_size}: a Markov chain has {FEWEST} to {MOST} symbols")
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the definition."""
         return hashlib.sha256(f"markov-v1 {_CHAIN_SEED} {_CONCENTRATION} {self.vocab_size}".encode()).hexdigest()
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Markov:  # noqa: ARG002
-        """Return the chain of another number of symbols."""
+    def with_vocabulary(self, vocab_size: int) -> Markov:
+        """Return the chain of ``vocab_size`` symbols."""
         return Markov(vocab_size)
 
     def training_tokens(self, validation_fraction: float) -> None:  # noqa: ARG002
-        """Return None: the chain never ends."""
+        """Return None: the chain is unlimited."""
         return
 
     def floor_nats(self, length: int) -> float:
-        """Return the mean of the ``length`` predictions' entropies: the first knows one symbol, the others two."""
+        """Return the mean entropy of ``length`` predictions: the first has one symbol of context, the others two."""
         pair = stationary(self.vocab_size)
         first = _entropy(pair) - _entropy(pair.sum(axis=1))
         return (first + (length - 1) * entropy_rate_nats(self.vocab_size)) / length
 
     def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:  # noqa: ARG002
-        """Draw stretches (count, span) of the chain in its stationary state."""
+        """Draw windows (count, span) of the chain in its stationary distribution."""
         symbols = self.vocab_size
         cumulative = _cumulative(symbols)
         start = np.searchsorted(stationary(symbols).ravel().cumsum(), rng.random(count), side="right")
@@ -92,7 +92,7 @@ class Markov(Corpus):
         return drawn[:, :span]
 
     def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
-        """Return stretches from a random stream of their own; each is a cluster, since they are independent."""
+        """Return windows from a separate random stream; each is a cluster, since they are independent."""
         rng = generator(_WINDOWS_SEED, self.vocab_size)
         return self.draw(rng, validation_fraction, samples, span), np.arange(samples)
 

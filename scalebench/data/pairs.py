@@ -1,4 +1,4 @@
-"""Pairs of passages for BERT: one ends with a line, the other is the text that follows or comes from elsewhere."""
+"""Pairs of passages for BERT: the first ends at a line end, the second follows it or comes from another document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scalebench.data.text import Text, split
 
-NEWLINE, END = 10, 0  # the byte that ends a line, and the one that ends a document
+NEWLINE, END = 10, 0  # the bytes at the end of a line and of a document
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -18,10 +18,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Boundaries:
-    """One side of a text, and the places in it where a line has ended and another begins.
+    """The line starts in one side (training or validation) of a text, where a pair of passages can be split.
 
     ``places`` (n,) index ``content``; each has ``before`` bytes before it and ``after`` bytes after it in the same
-    document, whose number is in ``documents`` (n,), in ascending order.
+    document, whose number is in ``documents`` (n,). Both ascend.
     """
 
     content: Bytes
@@ -31,12 +31,12 @@ class Boundaries:
     after: int
 
     def halves(self, first: Indices, second: Indices) -> tuple[Bytes, Bytes]:
-        """Return what stands before the boundaries ``first`` (B,) and after ``second``: (B, before) and (B, after)."""
+        """Return the bytes before boundaries ``first`` and after ``second``, both (B,): (B, before) and (B, after)."""
         left = self.places[first][:, None] + np.arange(-self.before, 0)
         return self.content[left], self.content[self.places[second][:, None] + np.arange(self.after)]
 
     def elsewhere(self, first: Indices, rng: np.random.Generator) -> Indices:
-        """Draw, for each boundary (B,), one of another document, uniformly."""
+        """Draw for each boundary (B,) a boundary of another document, uniformly."""
         start = np.searchsorted(self.documents, self.documents[first], side="left")
         stop = np.searchsorted(self.documents, self.documents[first], side="right")
         drawn = rng.integers(self.places.size - (stop - start))
@@ -45,25 +45,25 @@ class Boundaries:
 
 @lru_cache(maxsize=8)
 def boundaries(text: Text, validation_fraction: float, before: int, after: int, *, held_out: bool) -> Boundaries:
-    """Return the boundaries of one side of a text. Raises ``ValueError`` unless two documents have some."""
+    """Return the boundaries of one side of a text. Raises ``ValueError`` if fewer than two documents have any."""
     training, documents = split(text, validation_fraction)
     content = np.concatenate(documents) if held_out else training
     places = np.flatnonzero(content[:-1] == NEWLINE).astype(np.int64) + 1
     places = places[(places >= before) & (places + after <= content.size)]
     ended = np.concatenate([[0], np.cumsum(content == END)])  # documents that ended before each byte
     places = places[ended[places - before] == ended[places + after]]
-    found = Boundaries(content, places, ended[places], before, after)
-    if np.unique(found.documents).size < 2:
+    sides = Boundaries(content, places, ended[places], before, after)
+    if np.unique(sides.documents).size < 2:
         raise ValueError(
-            f"fewer than two {'validation' if held_out else 'training'} documents hold a line that ends {before} bytes "
-            f"in and {after} before the end, as pairs of passages need; give more text or a shorter sequence_length"
+            f"fewer than two {'validation' if held_out else 'training'} documents have a line end with {before} bytes "
+            f"before it and {after} after it, as pairs of passages need; give more text or a shorter sequence_length"
         )
-    return found
+    return sides
 
 
-def spread(found: Boundaries, samples: int) -> Indices:
+def spread(sides: Boundaries, samples: int) -> Indices:
     """Return about ``samples`` boundaries, evenly over documents and evenly within each."""
-    documents, starts, sizes = np.unique(found.documents, return_index=True, return_counts=True)
+    documents, starts, sizes = np.unique(sides.documents, return_index=True, return_counts=True)
     chosen = np.linspace(0, documents.size - 1, min(documents.size, samples)).astype(int)
     each = max(1, samples // chosen.size)
     inside = [np.unique(np.linspace(0, sizes[d] - 1, each).astype(int)) + starts[d] for d in chosen]

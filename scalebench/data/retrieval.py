@@ -1,4 +1,4 @@
-"""Sets in which a query picks what is to be summed: only a model that compares elements with the query can answer."""
+"""Sets in which a query selects what to sum, so that a model has to compare elements with the query."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 
 from scalebench.data.synthetic import FloatArray, generator
 
-# Part of the task, not of a trial: every trial of every study learns the same one.
+# The task is fixed: every trial of every study is trained on the same one.
 _SEED = 20_021
 KEY = 3  # features of a key
-CHANNELS = 8  # values an element carries; the query picks differently for each
-SHARPNESS = 8.0  # of the choice: keys are unit vectors, so the one meant gets e^8 times what one across gets
+CHANNELS = 8  # values of an element; the query selects differently for each
+SHARPNESS = (
+    8.0  # of the softmax: keys are unit vectors, so a matching key weighs e^8 times as much as an orthogonal one
+)
 FEATURES = KEY + CHANNELS + 1
 
 
 @lru_cache(maxsize=1)
 def rotations() -> FloatArray:
-    """Return the orthogonal matrix (KEY, KEY) through which each channel reads the query, (CHANNELS, KEY, KEY)."""
+    """Return the orthogonal matrix by which each channel transforms the query, (CHANNELS, KEY, KEY)."""
     q, _ = np.linalg.qr(generator(_SEED, 1).standard_normal((CHANNELS, KEY, KEY)))
     return q.astype(np.float32)
 
@@ -33,11 +35,11 @@ def weights() -> FloatArray:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Sets of elements with a key k_i and values v_ir, and a query q, drawn without end; the answer is a number.
+    """Sets of elements with a key k_i and values v_ir, and a query q (unlimited); the answer is a number.
 
     y = sum_r w_r sum_i p_ir v_ir + noise, p_r = softmax_i(SHARPNESS k_i . M_r q): keys and query are uniform on the
-    sphere, values +-1, M_r fixed rotations, w_r ~ 1/sqrt(r). One attention head serves one channel well; a model of
-    h heads leaves out about sum_{r>h} w_r^2 of the variance, and one that pools without looking leaves more.
+    sphere, values +-1, M_r fixed rotations, w_r ~ 1/sqrt(r). One attention head fits one channel; a model with h
+    heads misses about sum_{r>h} w_r^2 of the variance, and one that pools without attention misses more.
     """
 
     features: int = FEATURES
@@ -58,13 +60,13 @@ class Retrieval:
 
 
 def answer(x: FloatArray) -> FloatArray:
-    """Return the answer without noise of sets x (n, length, FEATURES), (n, 1)."""
+    """Return the noise-free answers (n, 1) of sets x (n, length, FEATURES)."""
     query, keys, values = x[:, 0, :KEY], x[:, 1:, :KEY], x[:, 1:, KEY:-1]
-    wanted = np.einsum("rjk,nk->nrj", rotations(), query)
-    scores = SHARPNESS * np.einsum("nik,nrk->nir", keys, wanted)
-    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)
-    return ((chances * values).sum(axis=1) @ weights())[:, None]
+    targets = np.einsum("rjk,nk->nrj", rotations(), query)
+    scores = SHARPNESS * np.einsum("nik,nrk->nir", keys, targets)
+    weights_of_elements = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights_of_elements /= weights_of_elements.sum(axis=1, keepdims=True)
+    return ((weights_of_elements * values).sum(axis=1) @ weights())[:, None]
 
 
 def open_retrieval(_argument: str = "") -> Retrieval:

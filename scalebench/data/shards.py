@@ -1,4 +1,4 @@
-"""Tokens that somebody else made: memory-mapped shards, never loaded whole."""
+"""Pre-tokenized data: memory-mapped shards of token numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DTYPES: dict[str, type[np.unsignedinteger[Any]]] = {
 }  # fmt: skip
 # Some shards begin with 256 little-endian 32-bit words: this number, a version, the count of 16-bit tokens that follow.
 _HEADER_WORDS, _MAGIC = 256, 20240520
-_PAGES, _PAGE = 4096, 4096  # a digest reads so many pages of so many bytes of a shard, evenly spaced
+_PAGES, _PAGE = 4096, 4096  # pages and bytes per page that the hash reads of a shard, evenly spaced
 _VALIDATION_PARTS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Shards(Corpus):
-    """Flat files of token numbers. The tail of each shard is held out; windows never cross shards."""
+    """Flat files of token numbers. The end of each shard is held out; windows never cross shards."""
 
     path: Path
     vocab_size: int = 0
@@ -37,15 +37,15 @@ class Shards(Corpus):
 
     @cached_property
     def shards(self) -> list[Tokens]:
-        """The shards, mapped. ``ValueError`` names a file that is missing, empty or cut short."""
+        """The memory-mapped shards. Raises ``ValueError`` naming a file that is missing, empty or truncated."""
         files = sorted(self.path.glob("*")) if self.path.is_dir() else [self.path]
         files = [file for file in files if file.suffix in DTYPES and file.is_file()]
         if not files:
-            raise ValueError(f"tokens path {str(self.path)!r}: no shard there; expected {', '.join(DTYPES)} files")
+            raise ValueError(f"tokens path {str(self.path)!r}: no shards found; expected {', '.join(DTYPES)} files")
         return [_map(file) for file in files]
 
     def _sampled(self) -> Iterator[tuple[int, Tokens]]:
-        """Yield each shard's length and evenly spaced pages of it: all of a small one."""
+        """Yield each shard's length and evenly spaced pages: all of a small shard."""
         for shard in self.shards:
             each = _PAGE // shard.itemsize
             if shard.size <= each * _PAGES:
@@ -56,30 +56,30 @@ class Shards(Corpus):
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of each shard's length and of evenly spaced pages: 16 MiB a shard at most, so all of a small one."""
+        """SHA-256 of each shard's length and evenly spaced pages, at most 16 MiB per shard."""
         digest = hashlib.sha256(str(self.vocab_size).encode())
         for size, pages in self._sampled():
             digest.update(f" {size} {pages.dtype} ".encode() + pages.tobytes())
         return digest.hexdigest()
 
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Shards:  # noqa: ARG002
-        """Return the shards under a stated vocabulary. Raises ``ValueError`` when a token seen lies beyond it."""
+    def with_vocabulary(self, vocab_size: int) -> Shards:
+        """Return the shards with a stated vocabulary size. Raises ``ValueError`` if a sampled token is outside it."""
         if self.vocab_size > vocab_size:
-            raise ValueError(f"vocab_size = {vocab_size}: {self.path} holds token {self.vocab_size - 1}")
+            raise ValueError(f"vocab_size = {vocab_size}: {self.path} has token {self.vocab_size - 1}")
         return replace(self, vocab_size=vocab_size, stated=True)
 
     def _cut(self, shard: Tokens, validation_fraction: float) -> int:
         return round(shard.size * (1 - validation_fraction))
 
     def training_tokens(self, validation_fraction: float) -> int:
-        """Return the number of tokens before the held-out tails."""
+        """Return the number of tokens before the held-out ends."""
         return sum(self._cut(shard, validation_fraction) for shard in self.shards)
 
     def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
-        """Draw windows; a shard is chosen in proportion to the windows it holds."""
+        """Draw windows; shards are chosen in proportion to their number of windows."""
         room = np.array([max(0, self._cut(shard, validation_fraction) - span + 1) for shard in self.shards])
         if not room.any():
-            raise ValueError(f"tokens path {str(self.path)!r}: no shard holds {span} training tokens")
+            raise ValueError(f"tokens path {str(self.path)!r}: no shard has {span} training tokens")
         ends = room.cumsum()
         places = rng.integers(ends[-1], size=count)
         which = np.searchsorted(ends, places, side="right")
@@ -89,7 +89,7 @@ class Shards(Corpus):
         return windows
 
     def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
-        """Return windows of the held-out tails, cut into parts; a part is a cluster."""
+        """Return windows of the held-out ends, divided into parts; a part is a cluster."""
         tails = [shard[self._cut(shard, validation_fraction) :] for shard in self.shards]
         parts = max(1, _VALIDATION_PARTS // len(tails))
         size = max(span, max(tail.size for tail in tails) // parts)
@@ -102,7 +102,7 @@ class Shards(Corpus):
     def _check(self, windows: NDArray[Any]) -> None:
         if (largest := int(windows.max())) >= self.vocab_size:
             hint = f"set data.vocab_size to at least {largest + 1}"
-            raise ValueError(f"{self.path} holds token {largest}, beyond a vocabulary of {self.vocab_size}: {hint}")
+            raise ValueError(f"{self.path} has token {largest}, outside a vocabulary of {self.vocab_size}: {hint}")
 
 
 def _map(file: Path) -> Tokens:
@@ -117,11 +117,11 @@ def _map(file: Path) -> Tokens:
     if size == 0:
         raise ValueError(f"{file}: empty")
     if size % dtype.itemsize:
-        raise ValueError(f"{file}: {size} bytes are no whole number of {dtype.itemsize}-byte tokens: cut short?")
+        raise ValueError(f"{file}: {size} bytes is not a multiple of {dtype.itemsize} bytes per token: truncated?")
     header = np.fromfile(file, dtype="<u4", count=_HEADER_WORDS)
     if dtype.itemsize == 2 and header.size == _HEADER_WORDS and header[0] == _MAGIC:
         if size != 4 * _HEADER_WORDS + 2 * int(header[2]):
-            raise ValueError(f"{file}: {size} bytes where its header says {header[2]} tokens: cut short?")
+            raise ValueError(f"{file}: {size} bytes but its header says {header[2]} tokens: truncated?")
         return np.memmap(file, dtype=dtype, mode="r", offset=4 * _HEADER_WORDS)
     return np.memmap(file, dtype=dtype, mode="r")
 

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-# Teachers are part of the task, not of a trial: every trial of every study learns the same one.
+# Teachers are fixed: every trial of every study is trained on the same one.
 _TEACHER_SEED = 20_011
 _TEACHER_WIDTH = 64
-SPECTRUM = 1.0  # feature k of the linear teacher weighs k^-1: loss above the floor falls as 1/n in the features seen
+SPECTRUM = 1.0  # feature k of the linear teacher has weight k^-1, so excess loss falls as 1/n in the number of features
 
 TeacherKind = Literal["linear", "mlp"]
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Return the random stream of ``key``: a batch depends on seed and step alone, not on what was drawn before.
+    """Return the random generator for ``key``, so that a batch depends only on seed and step.
 
-    The key's length is part of it, since NumPy's seeds do not tell (1,) from (1, 0).
+    The key includes its length, since NumPy's seeds do not distinguish (1,) from (1, 0).
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((len(key), *key))))
 
@@ -38,7 +38,7 @@ def teacher_weights(kind: TeacherKind, inputs: int, outputs: int) -> tuple[Float
         return (signs * (np.arange(1, inputs + 1, dtype=np.float32) ** -np.float32(SPECTRUM))[:, None],)
     rng = generator(_TEACHER_SEED, 2)
     widths = [inputs, _TEACHER_WIDTH, _TEACHER_WIDTH, outputs]
-    # Gain 2 keeps tanh in its curved range: a teacher that a linear model cannot follow.
+    # Gain 2 keeps tanh in its nonlinear range, so that a linear model cannot fit the teacher.
     weights = [rng.standard_normal(shape, dtype=np.float32) * 2 / np.sqrt(shape[0]) for shape in pairwise(widths)]
     probe = generator(_TEACHER_SEED, 3).standard_normal((4096, inputs), dtype=np.float32)
     return (*weights[:-1], weights[-1] / apply_teacher(weights, probe).std())
@@ -53,10 +53,10 @@ def apply_teacher(weights: Sequence[FloatArray], x: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A fixed function of Gaussian inputs plus Gaussian noise, drawn without end.
+    """A fixed function of Gaussian inputs plus Gaussian noise (unlimited).
 
-    ``linear``: y = sum_k w_k x_k with |w_k| = 1/k over infinitely many features, of which a model sees the first n; the
-    others are then noise of variance sum_{k>n} k^-2. ``mlp``: a random two-hidden-layer tanh network of width 64 with
+    ``linear``: y = sum_k w_k x_k with |w_k| = 1/k over infinitely many features. A model gets the first n; the others
+    are noise of variance sum_{k>n} k^-2 to it. ``mlp``: a random two-hidden-layer tanh network of width 64 with
     unit output variance.
     """
 

@@ -1,4 +1,4 @@
-"""Text as bytes: documents split by the hash of their content, so that a copy of a file never lies on both sides."""
+"""Text as bytes, split into training and validation by a hash of each document, so that copies are on one side."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
 
 VOCABULARY = 256
-SEPARATOR = b"\x00"  # ends each document, so that a model can learn where one begins
+SEPARATOR = b"\x00"  # at the end of each document, so that a model can learn where one begins
 
 
 @dataclass(frozen=True, eq=False)
 class Text(Corpus):
-    """Documents, as bytes; equal only to itself, so that what is computed from it can be kept."""
+    """Documents as bytes. Compared by identity, so that results computed from it can be cached."""
 
     documents: tuple[bytes, ...] = field(repr=False)
     vocab_size: int = VOCABULARY
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over all documents, each preceded by its length, in order."""
+        """SHA-256 of all documents, each preceded by its length."""
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update(len(document).to_bytes(8, "big") + document)
@@ -39,37 +39,31 @@ class Text(Corpus):
         return split(self, validation_fraction)[0].size
 
     def draw(self, rng: np.random.Generator, validation_fraction: float, count: int, span: int) -> Tokens:
-        """Draw windows that start at any training byte with equal chance."""
+        """Draw windows whose starts are uniform over the training bytes."""
         return uniform_windows(rng, split(self, validation_fraction)[0], count, span)
 
     def validation(self, validation_fraction: float, samples: int, span: int) -> Windows:
-        """Return held-out windows; a cluster is a document, since windows of one file are alike."""
+        """Return held-out windows; a cluster is a document, since windows of one file are correlated."""
         return validation_windows(self, validation_fraction, samples, span)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Return ones: a token is a byte."""
+        """Return ones: each token is a byte."""
         return np.ones(self.vocab_size, dtype=np.int64)
-
-    def with_vocabulary(self, vocab_size: int, validation_fraction: float) -> Corpus:
-        """Return the text in byte pairs: a vocabulary trained on what training sees."""
-        from scalebench.data.byte_pair import BytePairs
-
-        return BytePairs(self, vocab_size, validation_fraction)
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text in UTF-8."""
         return list(text.encode())
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of bytes; those that are no UTF-8 become the replacement character."""
+        """Return the text of bytes; invalid UTF-8 becomes the replacement character."""
         return bytes(tokens).decode(errors="replace")
 
 
 @lru_cache(maxsize=8)
 def split(text: Text, validation_fraction: float) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
-    """Return the training bytes (n,) and the validation documents; a document's own hash decides its side.
+    """Return the training bytes (n,) and the validation documents; the hash of a document decides its side.
 
-    Raises ``ValueError`` when a side stays empty.
+    Raises ``ValueError`` if a side is empty.
     """
     held_out = [document for document in text.documents if _uniform(document) < validation_fraction]
     training = [document for document in text.documents if _uniform(document) >= validation_fraction]
@@ -89,19 +83,19 @@ def validation_windows(text: Text, validation_fraction: float, samples: int, spa
 
 
 def _uniform(document: bytes) -> float:
-    """Map a document to [0, 1) by its hash: the same everywhere, whatever the file is called."""
+    """Map a document to [0, 1) by its hash, independent of file name and machine."""
     return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
 
 
 def _read(paths: Iterable[Path], origin: str) -> Text:
     documents = tuple(dict.fromkeys(content for path in sorted(paths) if (content := path.read_bytes()).strip()))
     if not documents:
-        raise ValueError(f"{origin}: holds no text")
+        raise ValueError(f"{origin}: no text")
     return Text(documents)
 
 
 def open_stdlib(_argument: str = "") -> Text:
-    """Open the source of the Python standard library that runs this; its test suites, which vary by packager, apart."""
+    """Open the running Python's standard library source, without its test suites, which vary by distribution."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     files: list[Path] = []
@@ -111,7 +105,7 @@ def open_stdlib(_argument: str = "") -> Text:
     return _read(files, f"stdlib ({root})")
 
 
-# A single file is cut here, at line ends, so that a part of it can be held out.
+# A single file is divided at line ends into documents of this size, so that some can be held out.
 _PART_BYTES = 8192
 
 
@@ -125,16 +119,16 @@ def _parts(content: bytes) -> list[bytes]:
 
 
 def open_path(path: str) -> Text:
-    """Open a folder (every file below it is a document) or a file (cut into documents of about 8 kB at line ends).
+    """Open a folder (each file is a document) or a file (divided into documents of about 8 kB at line ends).
 
-    Raises ``ValueError`` or ``OSError`` naming the path when it does not exist, cannot be read or holds no text.
+    Raises ``ValueError`` or ``OSError`` naming the path if it does not exist, cannot be read or has no text.
     """
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"text path {path!r} does not exist")
     if root.is_dir():
-        hidden = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
-        return _read(hidden, f"text path {path!r}")
+        visible = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
+        return _read(visible, f"text path {path!r}")
     content = root.read_bytes()
     if not content.strip():
         raise ValueError(f"text path {path!r} is empty")

@@ -1,4 +1,4 @@
-"""Sequence transduction with an exact answer: reversal, sorting, addition; drawn without end, no floor but zero."""
+"""Sequence transduction with an exact answer: reversal, sorting, addition (unlimited); the lowest loss is zero."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Tokens = NDArray[np.int64]
 
 DIGITS = 10  # symbols 0 to 9
 PLUS = 10
-BEGIN = 11  # what the decoder is given before its first token
+BEGIN = 11  # the decoder's first input token
 VOCABULARY = 12
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: Knuth's multiplicative hash
 
 
 def reverse(source: Tokens) -> Tokens:
-    """Return the sources (n, T) from last to first, (n, T)."""
+    """Return the sources (n, T) reversed, (n, T)."""
     return source[:, ::-1].copy()
 
 
@@ -33,7 +33,7 @@ def ascend(source: Tokens) -> Tokens:
 def add(source: Tokens) -> Tokens:
     """Return the sums of sources (n, 2 d + 1), two numbers of d digits around a plus: (n, d + 1), units first.
 
-    Units first, so that each digit depends on what was written before it and on one place of either number.
+    Units first, so that each digit depends on earlier output and on one digit of either number.
     """
     digits = source.shape[1] // 2
     left, right = source[:, digits - 1 :: -1][:, :digits], source[:, :digits:-1]
@@ -50,7 +50,7 @@ KINDS: Mapping[str, Callable[[Tokens], Tokens]] = {"reversal": reverse, "sorting
 
 @dataclass(frozen=True)
 class Transduction:
-    """Pairs of a source and its one right answer. ``kind`` is one of ``KINDS``."""
+    """Pairs of a source and its unique answer. ``kind`` is one of ``KINDS``."""
 
     kind: str
     vocab_size: int = VOCABULARY
@@ -61,16 +61,16 @@ class Transduction:
         return hashlib.sha256(f"transduction-v1 {self.kind} {VOCABULARY}".encode()).hexdigest()
 
     def check(self, length: int) -> None:
-        """Raise ``ValueError`` where sources of this length do not exist, or are too few to hold some out."""
+        """Raise ``ValueError`` if there are no sources of this length, or too few to hold some out."""
         if self.kind == "addition" and (length < 5 or length % 2 == 0):
             raise ValueError(
                 f"sequence_length = {length}: addition takes two numbers of d digits and a plus: 2 d + 1 = 5, 7, …"
             )
         if length < 4:
-            raise ValueError(f"sequence_length = {length} makes fewer than 10,000 sources; give at least 4")
+            raise ValueError(f"sequence_length = {length}: fewer than 10,000 possible sources; give at least 4")
 
     def answer_length(self, length: int) -> int:
-        """Return the tokens of an answer to sources of ``length`` tokens."""
+        """Return the answer length for sources of ``length`` tokens."""
         return length // 2 + 1 if self.kind == "addition" else length
 
     def draw(
@@ -78,20 +78,20 @@ class Transduction:
     ) -> tuple[Tokens, Tokens]:
         """Draw n sources (n, T) of one side, uniformly, and their answers (n, S).
 
-        A source's own hash decides its side, so that no validation source is ever trained on.
+        The hash of a source decides its side, so that validation sources are never trained on.
         """
-        kept = np.empty((0, length), dtype=np.int64)
+        drawn = np.empty((0, length), dtype=np.int64)
         share = validation_fraction if held_out else 1 - validation_fraction
-        while len(kept) < n:
-            sources = rng.integers(DIGITS, size=(int(1.2 * (n - len(kept)) / share) + 8, length))
+        while len(drawn) < n:
+            sources = rng.integers(DIGITS, size=(int(1.2 * (n - len(drawn)) / share) + 8, length))
             if self.kind == "addition":
                 sources[:, length // 2] = PLUS
-            kept = np.concatenate([kept, sources[(uniform_hash(sources) < validation_fraction) == held_out]])
-        return kept[:n], KINDS[self.kind](kept[:n])
+            drawn = np.concatenate([drawn, sources[(uniform_hash(sources) < validation_fraction) == held_out]])
+        return drawn[:n], KINDS[self.kind](drawn[:n])
 
 
 def uniform_hash(sources: Tokens) -> NDArray[np.float64]:
-    """Map each source (n, T) to [0, 1), the same everywhere: a multiplicative hash, token by token."""
+    """Map each source (n, T) to [0, 1) by a multiplicative hash over its tokens, the same on every machine."""
     state = np.full(len(sources), _MIX)
     for token in sources.T.astype(np.uint64):
         state = (state ^ token) * _MIX
@@ -100,7 +100,7 @@ def uniform_hash(sources: Tokens) -> NDArray[np.float64]:
 
 
 def open_transduction(kind: str) -> Transduction:
-    """Open ``transduction:KIND``; raises ``ValueError`` for a kind that is not known."""
+    """Open ``transduction:KIND``. Raises ``ValueError`` for an unknown kind."""
     if kind not in KINDS:
         raise ValueError(unknown(kind, list(KINDS)))
     return Transduction(kind)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, get_args, get_type_hints
 
 from scalebench.data import Data
-from scalebench.errors import unknown
+from scalebench.errors import InputError, unknown
 from scalebench.families import (
     attention,
     bert,
@@ -24,10 +24,10 @@ from scalebench.families import (
     transformer,
     vit,
 )  # fmt: skip
-from scalebench.families.base import ABILITIES, Counts, Decoder, Family, OutOfReach, Unsupported
+from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family, Unsupported
 
 __all__ = [
-    "ABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "OutOfReach", "Unsupported", "configure", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "Unsupported", "configure", "model_fields",
 ]  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -46,29 +46,29 @@ FAMILIES: dict[str, Family] = {
 
 
 def model_fields(family: Family) -> list[str]:
-    """Return what a study may write under [model] for a family, besides family, params and size."""
+    """Return the keys that [model] may have for a family, besides family, params and size."""
     return [field.name for field in fields(family.Config)]
 
 
 def configure(family: Family, request: Mapping[str, Any], data: Data, sequence_length: int | None) -> Any:
-    """Turn a study's [model] fields into the family's Config.
+    """Return the family's Config for a study's [model] fields.
 
-    ``size`` takes a published Config and replaces fields in it; ``params`` turns the dial with the other fields held;
-    without either the fields must say it all. Raises ``OutOfReach`` with what is missing or cannot be had.
+    ``size`` starts from a published Config; ``params`` uses the dial with the other fields fixed; without either, the
+    fields must be complete. Raises ``InputError`` naming the field that is missing or invalid.
     """
-    held = {key: value for key, value in request.items() if key not in ("size", "params")}
-    _check_types(family, held)
+    fixed = {key: value for key, value in request.items() if key not in ("size", "params")}
+    _check_types(family, fixed)
     if size := request.get("size"):
         if size not in family.SIZES:
-            raise OutOfReach(f"size: {unknown(size, family.SIZES)}")
-        return replace(family.SIZES[size], **held)
-    held = family.defaults(data, sequence_length) | held
+            raise InputError(f"size: {unknown(size, family.SIZES)}")
+        return replace(family.SIZES[size], **fixed)
+    fixed = family.defaults(data, sequence_length) | fixed
     if params := request.get("params"):
-        return family.at(params, **held)
-    missing = [name for name in _required(family.explicit) if name not in held]
+        return family.config_for(params, **fixed)
+    missing = [name for name in _required(family.explicit) if name not in fixed]
     if missing:
-        raise OutOfReach(f"{' and '.join(missing)} missing: give params, a size, or {' and '.join(missing)}")
-    return family.explicit(**held)
+        raise InputError(f"{' and '.join(missing)} missing: give params, a size, or {' and '.join(missing)}")
+    return family.explicit(**fixed)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -76,20 +76,20 @@ def _required(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD]
 
 
-def _check_types(family: Family, held: Mapping[str, Any]) -> None:
-    """Refuse unknown fields, wrong types and numbers that are not positive."""
+def _check_types(family: Family, fixed: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for unknown fields, wrong types and numbers that are not positive."""
     known = _field_types(family.Config)
-    for name, value in held.items():
+    for name, value in fixed.items():
         if name not in known:
-            raise OutOfReach(f"{name}: {unknown(name, list(known)).replace('unknown', 'unknown key', 1)}")
+            raise InputError(f"{name}: {unknown(name, list(known)).replace('unknown', 'unknown key', 1)}")
         if known[name] is int and (type(value) is not int or value < 1):
-            raise OutOfReach(f"{name}: expected a positive whole number (given {value!r})")
+            raise InputError(f"{name}: expected a positive whole number (given {value!r})")
         if known[name] is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
-            raise OutOfReach(f"{name}: expected a number of at least 0 (given {value!r})")
+            raise InputError(f"{name}: expected a number of at least 0 (given {value!r})")
         if known[name] is bool and not isinstance(value, bool):
-            raise OutOfReach(f"{name}: expected true or false (given {value!r})")
+            raise InputError(f"{name}: expected true or false (given {value!r})")
         if (allowed := get_args(known[name])) and value not in allowed:
-            raise OutOfReach(f"{name}: {unknown(str(value), allowed)}")
+            raise InputError(f"{name}: {unknown(str(value), allowed)}")
 
 
 @lru_cache(maxsize=64)

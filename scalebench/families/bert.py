@@ -1,12 +1,12 @@
-"""BERT: a bidirectional encoder that fills in masked tokens and tells whether one passage follows another.
+"""BERT: a bidirectional encoder for masked tokens and next-sentence prediction.
 
 Legend: B batch, T time, C width, H heads, D = C / H, F hidden width, V vocabulary, L depth.
 
 Post-norm blocks with GELU as published (Devlin et al. 2019), learned positions, two segments, a norm on the embeddings,
 a pooler on [CLS]; the masked-token head is a layer of its own and the token embedding with a bias. No dropout.
 
-The dial. ``at(params)`` takes N ~ 12 L C^2 parameters without embedding tables and output bias: depth by the aspect
-ratio of ``dial``, the width a multiple of a head dimension of 16, 32, 64 or 128, and F ~ 4 C takes up the rest.
+The dial. ``config_for(params)`` solves N ~ 12 L C^2, without embedding tables and output bias: depth from the aspect
+ratio of ``dial``, a width that is a multiple of the head dimension (16, 32, 64 or 128), and F ~ 4 C for the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from scalebench.data.text import Text
 from scalebench.families.base import Counts, check_sequences
-from scalebench.families.dial import HEADED_WIDTH_STEPS, dialled, heads_of
+from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import SPECIALS
 
@@ -31,7 +31,7 @@ DATA = "stdlib"
 TAKES = Text
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-OFFERS = ("checkpointing", "filling")
+CAPABILITIES = ("checkpointing", "filling")
 
 NORM_EPS = 1e-12  # as published
 _TABLES = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")
@@ -40,7 +40,7 @@ HEADS = ("mlm_head", "output_bias", "nsp_head")
 
 @dataclass(frozen=True)
 class Config:
-    """A BERT's shape; ``context`` is the longest sequence it takes, specials included."""
+    """A BERT's shape; ``context`` is the longest sequence including special tokens."""
 
     depth: int
     width: int
@@ -50,7 +50,7 @@ class Config:
     context: int
 
     def __post_init__(self) -> None:
-        """Refuse heads that do not share the width evenly."""
+        """Raise ``InputError`` unless the width is a multiple of the heads."""
         check_heads(self.width, self.heads)
 
 
@@ -64,21 +64,27 @@ SIZES = {
 def explicit(
     depth: int, width: int, *, vocab_size: int, context: int, heads: int | None = None, hidden: int | None = None
 ) -> Config:
-    """Return the Config of a given depth and width; heads by the dial's rule and F = 4 C unless given."""
+    """Return the Config of a depth and width; heads default to the dial's rule, F to 4 C."""
     return Config(depth, width, heads or heads_of(width), hidden or 4 * width, vocab_size, context)
 
 
-def at(params: float, **held: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+def _dial_size(config: Config) -> int:
+    return count(config).non_embedding
 
-    Any field may be held; vocab_size and context must be.
+
+DIAL = Dial("bert", explicit, _dial_size, 12, HEADED_WIDTH_STEPS, "the dial covers about 10,000 and more")
+
+
+def config_for(params: float, **fixed: Any) -> Config:
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
+
+    ``fixed`` may set any field of Config; vocab_size and context are required.
     """
-    hint = "within 5 % from about 10,000 up"
-    return dialled(params, 12, HEADED_WIDTH_STEPS, explicit, lambda c: count(c).non_embedding, held, hint)
+    return DIAL.config_for(params, fixed)
 
 
 def defaults(data: Text, sequence_length: int | None) -> dict[str, Any]:
-    """Return the fields that the data decides: its vocabulary and the specials, and a context for the sequences."""
+    """Return the fields that the data determines: vocabulary with specials, and the sequence length as context."""
     return {"vocab_size": data.vocab_size + len(SPECIALS), "context": sequence_length}
 
 
@@ -86,16 +92,16 @@ def learning_rate(config: Config) -> float:
     """Return AdamW's learning rate for a size: 0.006 (N / 2e4)^(-1/2).
 
     Tuned on 300 steps of 1,024 bytes of Python source: of 0.005, 0.01 and 0.02 the two lower were as good at 2e4, of
-    0.0025, 0.005 and 0.01 the lowest was best at 1.5e5; post-norm takes no more. The rule comes to 1e-4 at 8.5e7, which
-    is what Devlin et al. used for the base size.
+    0.0025, 0.005 and 0.01 the lowest was best at 1.5e5; post-norm tolerates no more. The rule gives 1e-4 at 8.5e7,
+    which is what Devlin et al. used for the base size.
     """
     return float(0.006 * (count(config).non_embedding / 2e4) ** -0.5)
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:
-    """Count exactly. Matrix products only, per sequence of T tokens; the masked-token head runs on every token.
+    """Count exactly. FLOPs of matrix products only, per sample of T tokens; the masked-token head runs on every token.
 
-    ``non_embedding`` leaves out the tables and the output bias; groups without ``HEADS`` are the published body.
+    ``non_embedding`` excludes the tables and the output bias; the groups outside ``HEADS`` are the published model.
     """
     c, length, square = config, sequence_length or config.context, config.width**2
     groups = {
@@ -112,7 +118,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     }
     scores = c.depth * attention_flops(c.width, length, length)
     each = c.depth * (4 * square + 2 * c.width * c.hidden) + square + c.vocab_size * c.width
-    # Kept for backward, per token: block inputs and norms, q k v and mixed values, MLP twice; both sides of the head.
+    # Saved for backward, per token: block inputs and norms, q k v and mixed values, MLP twice; both sides of the head.
     per_token = c.depth * (9 * c.width + 2 * c.hidden) + 6 * c.width + 2 * c.vocab_size
     total = sum(groups.values())
     return Counts(
@@ -125,8 +131,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
     )
 
 
-def task(config: Config, data: Text, spec: DataSpec, train: TrainSpec) -> MaskedPairs:
-    """Return masked tokens and next sentence. Raises ``OutOfReach`` where data outgrow context or vocabulary."""
+def task(config: Config, data: Text, spec: DataSpec, train: Batching) -> MaskedPairs:
+    """Return masked tokens and next sentence. Raises ``InputError`` if sequences or vocabulary exceed the model's."""
     assert train.sequence_length is not None
     check_sequences(data.vocab_size + len(SPECIALS), config.vocab_size, train.sequence_length, config.context)
     return MaskedPairs(
@@ -141,8 +147,8 @@ def _norm(config: Config) -> nn.LayerNorm:
     return nn.LayerNorm(config.width, eps=NORM_EPS)
 
 
-class Block(nn.Module):
-    """Attention, then MLP, each added to what it was given and normed."""
+class EncoderBlock(nn.Module):
+    """Post-norm residual block: attention, then MLP."""
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
@@ -152,7 +158,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = _norm(config), _norm(config)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
-        """Refine x (B, T, C)."""
+        """Return the block's output, (B, T, C)."""
         x = self.norm1(x + self.attention(x))
         return self.norm2(x + self.down(F.gelu(self.up(x))))
 
@@ -166,7 +172,7 @@ class BERT(nn.Module):
         self.positions = nn.Embedding(config.context, config.width)
         self.segments = nn.Embedding(2, config.width)
         self.norm = _norm(config)
-        self.blocks = nn.ModuleList(Block(config, implementation) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(EncoderBlock(config, implementation) for _ in range(config.depth))
         self.pooler = nn.Linear(config.width, config.width)
         self.transform, self.transform_norm = nn.Linear(config.width, config.width), _norm(config)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -184,7 +190,7 @@ class BERT(nn.Module):
                 parameter.zero_()
 
     def encode(self, tokens: Tensor, segments: Tensor) -> Tensor:
-        """Return what the last block makes of tokens and segments (B, T), (B, T, C)."""
+        """Return the last block's output (B, T, C) for tokens and segments (B, T)."""
         x = self.tokens(tokens) + self.segments(segments) + self.positions.weight[: tokens.size(1)]
         x = self.norm(x)
         for block in self.blocks:
@@ -192,13 +198,13 @@ class BERT(nn.Module):
         return x
 
     def forward(self, tokens: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict every token, and whether the second passage follows the first."""
+        """Return logits of every token (B, T, V), and of whether the second passage follows the first (B, 2)."""
         x = self.encode(tokens, segments)
         filled = self.transform_norm(F.gelu(self.transform(x)))
-        verdict = self.follows(torch.tanh(self.pooler(x[:, 0])))
-        return F.linear(filled, self.tokens.weight, self.output_bias), verdict
+        follows = self.follows(torch.tanh(self.pooler(x[:, 0])))
+        return F.linear(filled, self.tokens.weight, self.output_bias), follows
 
 
 def build(config: Config, implementation: str) -> nn.Module:
-    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's fused operator."""
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use PyTorch's fused operator."""
     return BERT(config, implementation)

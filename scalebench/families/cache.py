@@ -1,12 +1,10 @@
-"""What a decoder keeps of the tokens it has read, so that each new one costs a single position: keys and values."""
+"""Keys and values of the tokens a decoder has processed, so that each new token costs a single position."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Attends(Protocol):
@@ -26,7 +24,7 @@ class Attends(Protocol):
 
 
 def cache_bytes(config: Attends, batch: int, tokens: int, element_bytes: int) -> int:
-    """Return what keys and values of ``tokens`` positions take: 2 L H D T B elements."""
+    """Return the bytes of keys and values of ``tokens`` positions: 2 L H D T B elements."""
     return 2 * config.depth * config.heads * config.head_dim * tokens * batch * element_bytes
 
 
@@ -38,17 +36,17 @@ class LayerCache:
         self.length = 0
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (B, H, T, D) and return all there are, (B, H, length, D)."""
+        """Append keys and values (B, H, T, D) and return all so far, (B, H, length, D)."""
         end = self.length + keys.size(2)
         if end > self.keys.size(2):
-            raise ValueError(f"{end} tokens outgrow a cache for {self.keys.size(2)}")
+            raise ValueError(f"{end} tokens exceed the cache's capacity of {self.keys.size(2)}")
         self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = keys, values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
-    """The caches of all layers. Memory for ``capacity`` tokens is taken at once."""
+    """The caches of all layers. Memory for ``capacity`` tokens is allocated at once."""
 
     def __init__(self, config: Attends, batch: int, capacity: int, like: Tensor) -> None:
         shape = (batch, config.heads, capacity, config.head_dim)
@@ -61,21 +59,10 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Tokens in the cache."""
         return self.layers[0].length
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch, (B',), in this order; a row may come more than once."""
+        """Keep these rows of the batch, (B',), in this order; rows may repeat."""
         for layer in self.layers:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-
-
-def seen_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Return which keys (Tq, Tk) each query sees when the last query is the last key: those not in its future."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def sdpa_over_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend by torch's fused operator from queries (B, H, Tq, D) that are the last of the keys; one sees them all."""
-    mask = None if q.size(-2) == 1 else seen_mask(q.size(-2), k.size(-2), q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -2,7 +2,7 @@
 
 Legend: C1, C2 channels of the convolutions, F1, F2 widths of the hidden dense layers.
 
-The dial keeps the classic proportions 6 : 16 : 120 : 84, and lets F1 take up what rounding left.
+The dial keeps LeNet-5's proportions 6 : 16 : 120 : 84; F1 makes up for the rounding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.images import Images
-from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
+from scalebench.families.dial import linear_in, within_tolerance
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "convolutional network in LeNet-5's form on images"
@@ -24,7 +26,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-OFFERS: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,40 +52,36 @@ SIZES = {"lenet": Config()}
 
 
 def explicit(**fields: Any) -> Config:
-    """Return the Config of the given fields, the classic network's where not given."""
+    """Return the Config with these fields; the others default to LeNet-5's."""
     config = Config(**fields)
     if config.grid < 1:
-        raise OutOfReach(f"image_size = {config.image_size} is too small for two convolutions of {config.kernel}")
+        raise InputError(f"image_size = {config.image_size} is too small for two convolutions of {config.kernel}")
     return config
 
 
-def at(params: float, *, dense1: int | None = None, **held: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``."""
+def config_for(params: float, *, dense1: int | None = None, **fixed: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``."""
     scale = 1.0
     for _ in range(60):  # parameters grow about as the square of the scale
-        config = _scaled(scale, dense1, held)
+        config = _scaled(scale, dense1, fixed)
         scale *= (params / count(config).total) ** 0.5
-    config = _scaled(scale, dense1, held)
+    config = _scaled(scale, dense1, fixed)
     if dense1 is None:
-        base, one_more = (count(replace(config, dense1=width)).total for width in (0, 1))
-        config = replace(config, dense1=max(1, round((params - base) / (one_more - base))))
-    found = count(config).total
-    if abs(found / params - 1) > 0.05:
-        raise OutOfReach(
-            f"{params:g} parameters: the nearest cnn ({config.first} and {config.second} channels, {config.classes} "
-            f"classes) has {found:,}; within 5 % from about 3,000 up when no field is held"
-        )
-    return config
+        base, slope = linear_in("dense1", config, lambda c: count(c).total)
+        config = replace(config, dense1=max(1, round((params - base) / slope)))
+    shape = f"cnn ({config.first} and {config.second} channels, {config.classes} classes)"
+    hint = "the dial covers about 3,000 and more when no other field is given"
+    return within_tolerance(config, params, count(config).total, shape, hint)
 
 
-def _scaled(scale: float, dense1: int | None, held: dict[str, Any]) -> Config:
-    classic = {"first": 6, "second": 16, "dense2": 84}
-    widths = {name: max(1, round(scale * width)) for name, width in classic.items()}
-    return explicit(**(widths | {"dense1": dense1 or max(1, round(scale * 120))} | held))
+def _scaled(scale: float, dense1: int | None, fixed: dict[str, Any]) -> Config:
+    lenet = {"first": 6, "second": 16, "dense2": 84}
+    widths = {name: max(1, round(scale * width)) for name, width in lenet.items()}
+    return explicit(**(widths | {"dense1": dense1 or max(1, round(scale * 120))} | fixed))
 
 
 def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return what the images decide; smaller ones than 32 pixels are enlarged to that."""
+    """Return the fields that the images determine; images below 32 pixels are enlarged to 32."""
     return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
 
 
@@ -93,7 +91,7 @@ def learning_rate(config: Config) -> float:
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
-    """Count exactly. Matrix products and convolutions only, per image."""
+    """Count exactly. FLOPs of matrix products and convolutions only, per image."""
     c, area = config, config.kernel**2
     sides = (c.image_size - c.kernel + 1, (c.image_size - c.kernel + 1) // 2 - c.kernel + 1)
     convolutions = [(c.channels, c.first, sides[0]), (c.first, c.second, sides[1])]
@@ -104,7 +102,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     groups |= {f"dense{i}": inputs * outputs + outputs for i, (inputs, outputs) in enumerate(dense, 1)}
     products = sum(inputs * outputs * area * side**2 for inputs, outputs, side in convolutions)
     products += sum(inputs * outputs for inputs, outputs in dense)
-    kept = sum(2 * outputs * side**2 + inputs for inputs, outputs, side in convolutions) + 2 * (c.dense1 + c.dense2)
+    saved = sum(2 * outputs * side**2 + inputs for inputs, outputs, side in convolutions) + 2 * (c.dense1 + c.dense2)
     total = sum(groups.values())
     return Counts(
         by_group=groups,
@@ -112,11 +110,11 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         active=total,
         forward_flops=2 * products,
         attention_flops=0,
-        activation_bytes=4 * (kept + c.channels * c.image_size**2 + c.second * c.grid**2 + 3 * c.classes),
+        activation_bytes=4 * (saved + c.channels * c.image_size**2 + c.second * c.grid**2 + 3 * c.classes),
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 

@@ -1,42 +1,47 @@
-"""What the one-dial rules of several families share: depth from an aspect ratio, widths in steps, the rest in F."""
+"""The one-dial rules that families share: depth from an aspect ratio, widths in steps, hidden width for the rest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
-from scalebench.families.base import OutOfReach
+from scalebench.errors import InputError
 
 C = TypeVar("C")
-Steps = Mapping[float, int]  # below this limit, a multiple of that
+Steps = Mapping[float, int]  # limit: step; values below the limit are rounded to multiples of the step
 
+TOLERANCE = 0.05  # how far the parameter count may be from the one requested
 # Larger widths in coarser steps: tensor cores want multiples of 8 and tiles multiples of 64.
 WIDTH_STEPS: Steps = {64: 4, 512: 8, math.inf: 64}
 HIDDEN_STEPS: Steps = {256: 2, 2048: 8, math.inf: 64}
-# Where heads share the width exactly, it is a multiple of a head dimension that kernels take.
+# Where heads share the width exactly, it is a multiple of a head dimension that kernels support.
 HEADED_WIDTH_STEPS: Steps = {128: 16, 512: 32, 2048: 64, math.inf: 128}
 
 
+def step_for(value: float, steps: Steps) -> int:
+    """Return the step for ``value``: that of the first limit above it."""
+    return next(step for limit, step in steps.items() if value < limit)
+
+
 def rounded(value: float, steps: Steps) -> int:
-    """Round to a multiple of the step of the first limit that ``value`` lies below, and at least one step up."""
-    step = next(step for limit, step in steps.items() if value < limit)
+    """Round to a multiple of the step for ``value``; at least one step."""
+    step = step_for(value, steps)
     return max(step, round(value / step) * step)
 
 
 def heads_of(width: int) -> int:
-    """Return how many heads share a width of ``HEADED_WIDTH_STEPS`` exactly: of 16, 32, 64 or 128 features each."""
-    head_dim = next(size for limit, size in ((128, 16), (512, 32), (2048, 64), (math.inf, 128)) if width < limit)
-    return max(1, width // head_dim)
+    """Return the number of heads for a width of ``HEADED_WIDTH_STEPS``: one per 16, 32, 64 or 128 features."""
+    return max(1, width // step_for(width, HEADED_WIDTH_STEPS))
 
 
 def depth_and_width(
     params: float, per_block: int, steps: Steps, depth: int | None = None, width: int | None = None
 ) -> tuple[int, int]:
-    """Return the shape of N ~ ``per_block`` L C^2 parameters with C/L = 32 (N/1e5)^0.1; either may be held.
+    """Return depth L and width C for N ~ ``per_block`` L C^2 parameters with C/L = 32 (N/1e5)^0.1; either may be fixed.
 
-    At least two layers deep unless the width is held: with one layer attention cannot compose.
+    At least two layers unless the width is fixed: with one layer attention cannot compose.
     """
     ideal_depth = (params / (per_block * (32 * (params / 1e5) ** 0.1) ** 2)) ** (1 / 3)
     if width:
@@ -47,47 +52,56 @@ def depth_and_width(
 
 def with_hidden(config: C, params: float, size: Callable[[C], int], steps: Steps = HIDDEN_STEPS) -> C:
     """Return ``config`` with the hidden width that brings ``size``, which is linear in it, to ``params``."""
-    base, one_more = (size(_hidden(config, hidden)) for hidden in (0, 1))
-    return _hidden(config, rounded((params - base) / (one_more - base), steps))
+    base, slope = linear_in("hidden", config, size)
+    return _replaced(config, "hidden", rounded((params - base) / slope, steps))
 
 
-def _hidden(config: C, hidden: int) -> C:
-    changed: C = replace(config, hidden=hidden)  # type: ignore[type-var]
+def linear_in(name: str, config: C, size: Callable[[C], int]) -> tuple[int, int]:
+    """Return intercept and slope of ``size`` as a function of the field ``name``, in which it is linear."""
+    base, next_size = (size(_replaced(config, name, value)) for value in (0, 1))
+    return base, next_size - base
+
+
+def _replaced(config: C, name: str, value: int) -> C:
+    changed: C = replace(config, **{name: value})  # type: ignore[type-var]
     return changed
 
 
-def landed(config: C, params: float, found: int, what: str, hint: str) -> C:
-    """Return ``config``, or raise ``OutOfReach`` when its ``found`` parameters are more than 5 % from ``params``."""
-    if abs(found / params - 1) > 0.05:
-        raise OutOfReach(f"{params:g} {what}: the nearest {_shape(config)} has {found:,}; {hint}")
+def within_tolerance(config: C, params: float, actual: int, shape: str, hint: str, what: str = "parameters") -> C:
+    """Return ``config`` if its ``actual`` parameters are within 5 % of ``params``.
+
+    Raises ``InputError`` otherwise; the message has the ``shape`` that came closest and a ``hint`` on the dial's range.
+    """
+    if abs(actual / params - 1) > TOLERANCE:
+        raise InputError(f"{params:g} {what}: the nearest {shape} has {actual:,}; {hint}")
     return config
 
 
-def dialled(
-    params: float,
-    per_block: int,
-    widths: Steps,
-    explicit: Callable[..., C],
-    size: Callable[[C], int],
-    held: dict[str, Any],
-    hint: str,
-    *,
-    hiddens: Steps = HIDDEN_STEPS,
-    what: str = "non-embedding parameters",
-) -> C:
-    """Return the Config of ``params`` parameters, as ``size`` counts them, within 5 %, or raise ``OutOfReach``.
+@dataclass(frozen=True)
+class Dial(Generic[C]):
+    """The dial of a transformer family: N ~ ``per_block`` L C^2, and a hidden width that makes up the difference.
 
-    Depth and width by ``depth_and_width`` unless ``held`` has them, the rest by ``explicit``; the hidden width takes up
-    what is left.
+    ``explicit(depth, width, **fields)`` builds a Config with the family's default heads, ``size`` counts the parameters
+    that the dial means. Widths are multiples of ``widths``, hidden widths of ``hiddens``.
     """
-    shape = depth_and_width(params, per_block, widths, held.pop("depth", None), held.pop("width", None))
-    config = explicit(*shape, **held)
-    if "hidden" not in held:
-        config = with_hidden(config, params, size, hiddens)
-    return landed(config, params, size(config), what, hint)
 
+    family: str
+    explicit: Callable[..., C]
+    size: Callable[[C], int]
+    per_block: int
+    widths: Steps
+    hint: str
+    hiddens: Steps = field(default_factory=lambda: HIDDEN_STEPS)
+    what: str = "non-embedding parameters"
 
-def _shape(config: Any) -> str:
-    name = type(config).__module__.rpartition(".")[2]
-    named = ", ".join(f"{key} {getattr(config, key)}" for key in ("depth", "width") if hasattr(config, key))
-    return f"{name} ({named})"
+    def config_for(self, params: float, fixed: Mapping[str, Any]) -> C:
+        """Return the Config with ``params`` parameters within 5 %, keeping the ``fixed`` fields; or ``InputError``."""
+        fields = dict(fixed)
+        depth, width = depth_and_width(
+            params, self.per_block, self.widths, fields.pop("depth", None), fields.pop("width", None)
+        )
+        config = self.explicit(depth, width, **fields)
+        if "hidden" not in fields:
+            config = with_hidden(config, params, self.size, self.hiddens)
+        shape = f"{self.family} (depth {depth}, width {width})"
+        return within_tolerance(config, params, self.size(config), shape, self.hint, self.what)

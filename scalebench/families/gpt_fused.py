@@ -1,16 +1,16 @@
-"""GPT on the fused kernels in one dtype: stream, norms, attention and the loss's input have the type of the weights.
+"""GPT on the fused kernels in one dtype, that of the weights: residual stream, norms, attention and the loss's input.
 
-``gpt_triton`` runs under autocast: its stream and norms are float32 and each product casts its input and its weight.
-Here nothing is cast: ``mixed_precision.WorkingCopy`` holds the weights in 16 bits, cast once per optimizer step, and
-the embedding's dtype carries through. What stays between the kernels (GELU) is written in float32 operations on one
-element each, which ``torch.compile`` fuses into one pass forward and one backward; run operation by operation it is
-right, and slow.
+``gpt_triton`` runs under autocast: its residual stream and norms are float32, and each matrix product casts its input
+and its weight. Here nothing is cast: ``mixed_precision.WorkingCopy`` has 16-bit copies of the weights, cast once per
+optimizer step, and activations keep the dtype of the embedding. GELU, the only operation between the kernels, is
+elementwise in float32; ``torch.compile`` fuses it into one pass forward and one backward. In eager mode it is correct
+but slow.
 
-Blocks have one form, so that one compilation serves all of them: each is given the stream and its norm, and returns
-the sum and its norm by the weights of the next norm.
+All blocks have the same form, so that they share one compilation: each takes the stream and its norm, and returns
+the new stream and its norm with the next block's weights.
 
-The parameters, their order and their initialisation are those of ``gpt.GPT``. Legend as in ``gpt``: B batch, T time,
-C width, H heads, D head dimension, V vocabulary.
+The parameters, their order and their initialisation are those of ``decoder.GPT``. Legend as there: B batch, T time, C
+width, H heads, D head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from scalekernels import layer_norm, rms_norm
 from torch import Tensor, nn
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.causal import Rotary
-from scalebench.families.gpt import Block, Config
-from scalebench.families.gpt_triton import FusedGPT, mixed
+from scalebench.families.decoder import Config, DecoderBlock, Rotary
+from scalebench.families.gpt_triton import FusedGPT, fused_attention
 
 SQRT_8_OVER_PI = 1.5957691216057308
 
@@ -36,7 +35,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def normed(norm: nn.Module, x: Tensor, weights: tuple[Tensor, ...], residual: Tensor | None = None) -> Any:
-    """Return the norm of x (B, T, C) by other weights of the same form; with ``residual``, (norm of the sum, sum)."""
+    """Return the norm of x (B, T, C) with these weights; with ``residual``, (norm of the sum, the sum)."""
     if isinstance(norm, nn.LayerNorm):
         return layer_norm(x, *weights, eps=norm.eps, residual=residual)
     assert isinstance(norm, nn.RMSNorm)
@@ -49,14 +48,14 @@ def weights_of(norm: nn.Module) -> tuple[Tensor, ...]:
     return (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (norm.weight,)  # type: ignore[return-value]
 
 
-class OneTypeBlock(Block):
-    """Attention, then MLP, in the dtype of what comes in."""
+class OneTypeBlock(DecoderBlock):
+    """Attention, then MLP, in the dtype of the input."""
 
     def forward(  # type: ignore[override]
         self, stream: Tensor, x: Tensor, following: tuple[Tensor, ...], cache: LayerCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Take the stream (B, T, C) and its norm; return the new stream and its norm by the weights ``following``."""
-        x, stream = normed(self.norm2, mixed(self.attention, x, cache), weights_of(self.norm2), stream)
+        """Take the stream (B, T, C) and its norm x; return the new stream and its norm by ``following`` weights."""
+        x, stream = normed(self.norm2, fused_attention(self.attention, x, cache), weights_of(self.norm2), stream)
         x, stream = normed(self.norm1, self.down(gelu(self.up(x))), following, stream)
         return stream, x
 
@@ -70,12 +69,12 @@ class OneTypeGPT(FusedGPT):
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__(config, implementation)
         if config.positions == "rotary":
-            rotary = Rotary(config.head_dim, config.context)  # one for all layers stays in the device's cache
+            rotary = Rotary(config.head_dim, config.context)  # one table for all layers stays in the L2 cache
             for block in self.blocks:
                 cast(OneTypeBlock, block).attention.rotary = rotary
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the output matrix is applied to, (B, T, C). What the cache holds came before ``tokens``."""
+        """Return the final norm's output, (B, T, C). ``tokens`` follow those in the cache."""
         stream = self.embedded(tokens, cache)
         norms: list[Any] = [*(block.norm1 for block in self.blocks), self.norm]
         x = normed(norms[0], stream, weights_of(norms[0]))

@@ -1,6 +1,6 @@
 """A deep fully connected network: regression with a known noise floor, or classification of images, flattened.
 
-The dial holds the depth (2 hidden layers unless given) and solves for the width.
+The dial fixes the depth (default: 2 hidden layers) and solves for the width.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch import nn
 
 from scalebench.data.images import Images
 from scalebench.data.synthetic import Teacher
-from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
+from scalebench.families.dial import within_tolerance
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, Regression, classification, regression
 
 SUMMARY = "deep fully connected network on a teacher's regression task, or on images"
@@ -23,7 +25,7 @@ DATA = "teacher"
 TAKES = (Teacher, Images)
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-OFFERS = ()
+CAPABILITIES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,32 +42,28 @@ SIZES: dict[str, Config] = {}
 
 
 def explicit(width: int, depth: int = 2, **fields: Any) -> Config:
-    """Return the Config of a given width and depth."""
+    """Return the Config of a width and depth."""
     return Config(depth, width, **fields)
 
 
-def at(params: float, *, depth: int = 2, width: int | None = None, **fields: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; depth or width may be held."""
+def config_for(params: float, *, depth: int = 2, width: int | None = None, **fields: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
+
+    All fields but the width may be fixed.
+    """
     if width is not None:
-        raise OutOfReach(
-            "an mlp's dial solves for the width: hold depth instead, or give depth and width without params"
-        )
+        raise InputError("width: an mlp's dial solves for it; give depth, or depth and width without params")
     inputs, outputs = fields.get("inputs", Config.inputs), fields.get("outputs", Config.outputs)
     # (depth - 1) w^2 + (inputs + depth + outputs) w + outputs = params
     a, b, c = depth - 1, inputs + depth + outputs, outputs - params
     ideal = -c / b if a == 0 else (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
     config = Config(depth, max(1, round(ideal)), **fields)
-    found = count(config).total
-    if abs(found / params - 1) > 0.05:
-        raise OutOfReach(
-            f"{params:g} parameters: the nearest mlp (depth {depth}, width {config.width}, {inputs} inputs) "
-            f"has {found:,}; within 5 % from about 1,000 up"
-        )
-    return config
+    shape = f"mlp (depth {depth}, width {config.width}, {inputs} inputs)"
+    return within_tolerance(config, params, count(config).total, shape, "the dial covers about 1,000 and more")
 
 
 def defaults(data: Teacher | Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return inputs and outputs for images; a teacher takes any number of them."""
+    """Return inputs and outputs for images; a teacher has any number of either."""
     if isinstance(data, Teacher):
         return {}
     return {"inputs": data.channels * data.size**2, "outputs": data.classes}
@@ -83,7 +81,7 @@ def layer_sizes(config: Config) -> list[tuple[int, int]]:
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
-    """Count layer by layer. Matrix products only, per sample."""
+    """Count layer by layer. FLOPs of matrix products only, per sample."""
     layers = layer_sizes(config)
     groups = {f"layer{i}": inputs * outputs + outputs for i, (inputs, outputs) in enumerate(layers)}
     return Counts(
@@ -96,13 +94,13 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     )
 
 
-def task(config: Config, data: Teacher | Images, spec: DataSpec, train: TrainSpec) -> Regression | Classification:
-    """Return regression on the tanh teacher, or classification of images. ``OutOfReach`` when they do not fit."""
+def task(config: Config, data: Teacher | Images, spec: DataSpec, train: Batching) -> Regression | Classification:
+    """Return regression on the tanh teacher, or classification of images. Raises ``InputError`` if sizes differ."""
     if isinstance(data, Teacher):
         return regression(data, "mlp", config, spec, train)
     if (config.inputs, config.outputs) != (data.channels * data.size**2, data.classes):
-        have = f"{data.channels} × {data.size} × {data.size} pixels in {data.classes} classes"
-        raise OutOfReach(f"inputs = {config.inputs}, outputs = {config.outputs}: the images have {have}")
+        shape = f"{data.channels} × {data.size} × {data.size} pixels in {data.classes} classes"
+        raise InputError(f"inputs = {config.inputs}, outputs = {config.outputs}: the images have {shape}")
     return classification(data, data.size, spec, train, channels=data.channels, classes=data.classes)
 
 

@@ -1,4 +1,4 @@
-"""Multi-head attention of one sequence to another, or to itself, for families whose heads share the width exactly.
+"""Attention that several families share: the operator, and a multi-head layer whose heads share the width exactly.
 
 Legend: B batch, T queries, S keys and values, C width, H heads, D = C / H head dimension.
 """
@@ -6,30 +6,50 @@ Legend: B batch, T queries, S keys and values, C width, H heads, D = C / H head 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalebench.families.base import OutOfReach
+from scalebench.errors import InputError
+
+Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def attention_by(implementation: str) -> Attend:
+    """Return attention for an implementation: ``eager`` is written out, all others use PyTorch's fused operator."""
+    return eager_attention if implementation == "eager" else sdpa_attention
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Attention written out: q (B, H, T, D), k and v (B, H, S, D) to (B, H, T, D), scores held as (B, H, T, S)."""
+    """Attention written out: q (B, H, T, D), k and v (B, H, S, D) to (B, H, T, D), with all scores (B, H, T, S).
+
+    Causal masks are aligned at the end: the last query is at the position of the last key.
+    """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if causal:
-        future = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
+        scores = scores.masked_fill(~causal_mask(q.size(-2), k.size(-2), q.device), -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Attention by torch's fused operator, shapes as in ``eager_attention``."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    """Attention by ``scaled_dot_product_attention``; arguments and result as in ``eager_attention``."""
+    queries, keys = q.size(-2), k.size(-2)
+    if not causal or queries == keys:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # is_causal would align the mask at the start. A single query at the end sees every key.
+    mask = None if queries == 1 else causal_mask(queries, keys, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return which keys each query sees, (T, S), when the last query is at the position of the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class MultiHead(nn.Module):
-    """Attention with H heads between two projections; ``eager`` writes it out, other implementations fuse it."""
+    """Multi-head attention with query, key/value and output projections."""
 
     def __init__(self, width: int, heads: int, implementation: str, *, bias: bool = True) -> None:
         super().__init__()
@@ -37,10 +57,10 @@ class MultiHead(nn.Module):
         self.query = nn.Linear(width, width, bias=bias)
         self.key_value = nn.Linear(width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
-        self.attend = eager_attention if implementation == "eager" else sdpa_attention
+        self.attend = attention_by(implementation)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        """Let x (B, T, C) look at ``memory`` (B, S, C), itself unless given, giving (B, T, C)."""
+        """Attend from x (B, T, C) to ``memory`` (B, S, C), or to x itself; returns (B, T, C)."""
         q = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         pair = self.key_value(x if memory is None else memory).unflatten(2, (2, self.heads, -1))
         k, v = pair.permute(2, 0, 3, 1, 4)
@@ -48,11 +68,11 @@ class MultiHead(nn.Module):
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise ``OutOfReach`` unless the heads share the width evenly."""
+    """Raise ``InputError`` unless ``width`` is a multiple of ``heads``."""
     if width % heads:
-        raise OutOfReach(f"width: {width} features cannot be shared by heads = {heads}; give a multiple of {heads}")
+        raise InputError(f"width: {width} is not a multiple of heads = {heads}")
 
 
 def attention_flops(width: int, queries: int, keys: int, *, causal: bool = False) -> int:
-    """FLOPs of scores and mixing of one sample, 4 T S C, halved where causal."""
+    """FLOPs of scores and weighted sum for one sample, 4 T S C, halved where causal."""
     return 4 * queries * keys * width // (2 if causal else 1)

@@ -4,9 +4,9 @@ Legend: W width, the channels of the first stage; ``last``, the channels of the 
 
 The ImageNet form has a 7×7 stem, four stages W, 2W, 4W, ``last`` = 8W, and projections where shapes change. The CIFAR
 form has a 3×3 stem, three stages W, 2W, ``last`` = 4W of (depth - 2) / 6 blocks each, and shortcuts without parameters
-(subsampled, padded with zero channels). ``residual = false`` leaves out every connection, and the projections with it.
+(subsampled, padded with zero channels). ``residual = false`` removes every shortcut and its projection.
 
-The dial holds the depth (20 in the CIFAR form, its default) and solves for W, then for ``last`` to land within 5 %.
+The dial fixes the depth (20 in the CIFAR form, its default) and solves for W, then for ``last`` to get within 5 %.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.images import Images
-from scalebench.families.base import Counts, OutOfReach
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.errors import InputError
+from scalebench.families.base import Counts
+from scalebench.families.dial import within_tolerance
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
 SUMMARY = "residual network (ImageNet and CIFAR forms; residual = false for the plain one)"
@@ -30,7 +32,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-OFFERS: tuple[str, ...] = ()  # a block computed twice would count its batch statistics twice
+CAPABILITIES: tuple[str, ...] = ()  # checkpointing would update batch statistics twice
 
 # Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -76,37 +78,36 @@ SIZES |= {f"resnet{depth}-cifar": Config(depth, 16, 64) for depth in (20, 32, 44
 
 
 def explicit(width: int, depth: int | None = None, last: int | None = None, **fields: Any) -> Config:
-    """Return the Config of a width; the depth is the form's smallest published one unless given."""
+    """Return the Config of a width; the depth defaults to the smallest published one of the form."""
     form = fields.get("form", Config.form)
     depth = depth or (20 if form == "cifar" else 18)
     if form == "cifar" and (depth < 8 or (depth - 2) % 6):
-        raise OutOfReach(f"depth = {depth}: the CIFAR form has 6 n + 2 layers: 8, 14, 20, 26, …")
+        raise InputError(f"depth = {depth}: the CIFAR form has 6 n + 2 layers: 8, 14, 20, 26, …")
     if form == "imagenet" and depth not in STAGES:
-        raise OutOfReach(f"depth = {depth}: the ImageNet form has {', '.join(map(str, STAGES))} layers")
+        raise InputError(f"depth = {depth}: the ImageNet form has {', '.join(map(str, STAGES))} layers")
     wide = (4 if form == "cifar" else 8) * width
     if last is not None and last < wide // 2:
-        raise OutOfReach(f"last = {last}: no fewer channels than the stage before it, {wide // 2}")
+        raise InputError(f"last = {last}: must be at least the channels of the stage before it, {wide // 2}")
     return Config(depth, width, last or wide, **fields)
 
 
-def at(params: float, *, width: int | None = None, last: int | None = None, **held: Any) -> Config:
-    """Return the Config with ``params`` parameters within 5 %, or raise ``OutOfReach``; depth or last may be held."""
+def config_for(params: float, *, width: int | None = None, last: int | None = None, **fixed: Any) -> Config:
+    """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
+
+    All fields but the width may be fixed.
+    """
     if width is not None:
-        raise OutOfReach("a resnet's dial solves for the width: hold depth instead, or give width without params")
+        raise InputError("width: a resnet's dial solves for it; give depth, or width without params")
     ideal = 16.0
     for _ in range(60):  # parameters grow about as the square of the width
-        ideal *= (params / count(explicit(max(1, round(ideal)), last=last, **held)).total) ** 0.5
-    near = [explicit(wide, last=last, **held) for wide in range(max(1, math.floor(ideal) - 1), math.ceil(ideal) + 1)]
+        ideal *= (params / count(explicit(max(1, round(ideal)), last=last, **fixed)).total) ** 0.5
+    near = [explicit(wide, last=last, **fixed) for wide in range(max(1, math.floor(ideal) - 1), math.ceil(ideal) + 1)]
     if last is None:
-        near = [_with_last(one, params) for one in near]
-    config = min(near, key=lambda one: abs(count(one).total - params))
-    found_params = count(config).total
-    if abs(found_params / params - 1) > 0.05:
-        raise OutOfReach(
-            f"{params:g} parameters: the nearest resnet (depth {config.depth}, width {config.width}) has "
-            f"{found_params:,}; within 5 % from about 3,000 up at depth 8, 10,000 at 20"
-        )
-    return config
+        near = [_with_last(config, params) for config in near]
+    config = min(near, key=lambda c: abs(count(c).total - params))
+    shape = f"resnet (depth {config.depth}, width {config.width})"
+    hint = "the dial covers about 3,000 and more at depth 8, 10,000 and more at 20"
+    return within_tolerance(config, params, count(config).total, shape, hint)
 
 
 def _with_last(config: Config, params: float) -> Config:
@@ -119,7 +120,7 @@ def _with_last(config: Config, params: float) -> Config:
 
 
 def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return what the images decide; smaller ones than 32 pixels are enlarged to that."""
+    """Return the fields that the images determine; images below 32 pixels are enlarged to 32."""
     return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
 
 
@@ -127,7 +128,7 @@ def learning_rate(config: Config) -> float:
     """Return AdamW's learning rate for a size: 0.032 (N / 1e4)^(-1/5).
 
     Tuned on 150 steps of 32 glyphs: of a factor-two grid 0.027 was best at 3e3 and at 4.8e4; of 0.02, 0.027 and 0.04
-    with two seeds 0.04 and 0.027 were. The exponent is steeper than that, for larger nets are known to take less.
+    with two seeds 0.04 and 0.027 were. The exponent is steeper than that, since larger networks need less.
     """
     return float(0.032 * (count(config).total / 1e4) ** -0.2)
 
@@ -136,7 +137,7 @@ def learning_rate(config: Config) -> float:
 
 
 class Conv(NamedTuple):
-    """One convolution with its batch normalisation: channels in and out, kernel, stride, and the side it gives."""
+    """A convolution with batch normalisation: channels in and out, kernel, stride, and output size."""
 
     inputs: int
     outputs: int
@@ -151,7 +152,7 @@ class Conv(NamedTuple):
 
 
 class BlockShape(NamedTuple):
-    """A block's convolutions, and the projection of its shortcut where it has one."""
+    """A block's convolutions, and its shortcut's projection if any."""
 
     convolutions: list[Conv]
     projection: Conv | None
@@ -192,7 +193,7 @@ def stem_of(config: Config) -> Conv:
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa: ARG001 - no sequence here
-    """Count exactly, batch normalisation included. Convolutions and the last product only, per image."""
+    """Count exactly, with batch normalisation. FLOPs of convolutions and the last layer only, per image."""
     blocks = list(blocks_of(config))
     stem, inside = stem_of(config), [conv for block in blocks for conv in block.convolutions]
     projections = [block.projection for block in blocks if block.projection]
@@ -206,8 +207,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
     }
     everything = [stem, *inside, *projections]
     products = sum(conv.weights * conv.side**2 for conv in everything) + features * config.classes
-    # Kept for backward: each convolution's output, its normalised form, and the rectified one.
-    kept = sum(3 * conv.outputs * conv.side**2 for conv in everything) + config.channels * config.image_size**2
+    # Saved for backward: each convolution's output, normalised and rectified.
+    saved = sum(3 * conv.outputs * conv.side**2 for conv in everything) + config.channels * config.image_size**2
     total = sum(groups.values())
     return Counts(
         by_group=groups,
@@ -215,11 +216,11 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         active=total,
         forward_flops=2 * products,
         attention_flops=0,
-        activation_bytes=4 * kept,
+        activation_bytes=4 * saved,
     )
 
 
-def task(config: Config, data: Images, spec: DataSpec, train: TrainSpec) -> Classification:
+def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
     """Return classification of the images."""
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
@@ -235,8 +236,8 @@ def _normed(shape: Conv) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(shape.outputs))
 
 
-class Block(nn.Module):
-    """Convolutions with normalisation, rectified between, and a shortcut around them."""
+class ResidualBlock(nn.Module):
+    """Convolutions with batch normalisation and ReLU, and a shortcut around them."""
 
     def __init__(self, shape: BlockShape, *, residual: bool) -> None:
         super().__init__()
@@ -247,7 +248,7 @@ class Block(nn.Module):
         self.added = shape.convolutions[-1].outputs - shape.convolutions[0].inputs
 
     def shortcut(self, x: Tensor) -> Tensor:  # (B, C, S, S)
-        """Return x in the shape that the convolutions give: projected, or subsampled and padded with zeros."""
+        """Return x in the output's shape: projected, or subsampled and padded with zero channels."""
         if self.projection is not None:
             return self.projection(x)
         if self.stride == 1 and self.added == 0:
@@ -255,7 +256,7 @@ class Block(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, S, S)
-        """Refine x."""
+        """Return the block's output."""
         y = x
         for layer in self.convolutions[:-1]:
             y = F.relu(layer(y))
@@ -271,7 +272,7 @@ class ResNet(nn.Module):
         self.stem = _normed(stem_of(config))
         self.pool = nn.MaxPool2d(3, 2, padding=1) if config.form == "imagenet" else nn.Identity()
         shapes = list(blocks_of(config))
-        self.blocks = nn.ModuleList(Block(shape, residual=config.residual) for shape in shapes)
+        self.blocks = nn.ModuleList(ResidualBlock(shape, residual=config.residual) for shape in shapes)
         self.head = nn.Linear(shapes[-1].convolutions[-1].outputs, config.classes)
 
     def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)

@@ -4,10 +4,10 @@ Legend: B batch, T source tokens, S answer tokens, C width, H heads, D = C / H, 
 
 Sources, answers and outputs share one embedding (Vaswani et al. 2017, section 3.4), scaled by sqrt(C); positions are
 sinusoids. ``norm_first`` puts norms before each sublayer (pre-norm, the default: it trains without a long warm-up) or
-after it (post-norm, as published); either way encoder and decoder end in a norm, as torch's do. ReLU in the MLP.
+after it (post-norm, as published); encoder and decoder both end in a norm, as torch's do. The MLP uses ReLU.
 
-The dial. ``at(params)`` takes non-embedding parameters N ~ 28 L C^2: depth by the aspect ratio of ``dial``, the width a
-multiple of a head dimension of 16, 32, 64 or 128, and F ~ 4 C takes up what rounding left.
+The dial. ``config_for(params)`` solves N ~ 28 L C^2 non-embedding parameters: depth from the aspect ratio of ``dial``,
+a width that is a multiple of the head dimension (16, 32, 64 or 128), and F ~ 4 C for the rest.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.data.transduction import Transduction
-from scalebench.families.base import Counts, OutOfReach, check_sequences
-from scalebench.families.dial import HEADED_WIDTH_STEPS, dialled, heads_of
+from scalebench.errors import InputError
+from scalebench.families.base import Counts, check_sequences
+from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Transduce
 
 SUMMARY = "encoder-decoder transformer on sequences with an exact answer"
@@ -32,7 +33,7 @@ DATA = "transduction:reversal"
 TAKES = Transduction
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-OFFERS: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Config:
     norm_first: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse heads that do not share the width evenly."""
+        """Raise ``InputError`` unless the width is a multiple of the heads."""
         check_heads(self.width, self.heads)
 
     def answer_length(self, length: int) -> int:
-        """Return the tokens of an answer to a source of ``length``, in the proportion of the longest ones."""
+        """Return the answer length for a source of ``length`` tokens, scaled by answer / context."""
         return self.answer if length == self.context else max(1, round(length * self.answer / self.context))
 
 
@@ -75,22 +76,28 @@ def explicit(
     hidden: int | None = None,
     **fields: Any,
 ) -> Config:
-    """Return the Config of a given depth and width; heads by the dial's rule, F = 4 C, answers as long as sources."""
+    """Return the Config of a depth and width; by default heads by the dial's rule, F = 4 C, answer = context."""
     heads, hidden, answer = heads or heads_of(width), hidden or 4 * width, answer or context
     return Config(depth, width, heads, hidden, vocab_size, context, answer, **fields)
 
 
-def at(params: float, **held: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``OutOfReach``.
+def _dial_size(config: Config) -> int:
+    return count(config).non_embedding
 
-    Any field may be held; vocab_size and context must be.
+
+DIAL = Dial("transformer", explicit, _dial_size, 28, HEADED_WIDTH_STEPS, "the dial covers about 10,000 and more")
+
+
+def config_for(params: float, **fixed: Any) -> Config:
+    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
+
+    ``fixed`` may set any field of Config; vocab_size and context are required.
     """
-    hint = "within 5 % from about 10,000 up"
-    return dialled(params, 28, HEADED_WIDTH_STEPS, explicit, lambda c: count(c).non_embedding, held, hint)
+    return DIAL.config_for(params, fixed)
 
 
 def defaults(data: Transduction, sequence_length: int | None) -> dict[str, Any]:
-    """Return the fields that the data decides: vocabulary, and the lengths of sources and answers."""
+    """Return the fields that the data determines: vocabulary size, and the lengths of sources and answers."""
     assert sequence_length is not None
     answer = data.answer_length(sequence_length)
     return {"vocab_size": data.vocab_size, "context": sequence_length, "answer": answer}
@@ -100,13 +107,13 @@ def learning_rate(config: Config) -> float:
     """Return AdamW's learning rate for a size: 0.015 (N / 1e4)^(-1/3).
 
     Tuned on 300 steps of 32 sequences of 16 digits to sort: of 0.003, 0.006 and 0.012 the best was 0.012 at 2e4 and
-    0.006 at 2e5. On reversal of 8 digits 0.02 did better than 0.01 at 2e4.
+    0.006 at 2e5. On reversal of 8 digits 0.02 was better than 0.01 at 2e4.
     """
     return float(0.015 * (count(config).non_embedding / 1e4) ** (-1 / 3))
 
 
 def count(config: Config, sequence_length: int | None = None) -> Counts:
-    """Count exactly. Matrix products only; scores halved where causal; per pair of T source and S answer tokens.
+    """Count exactly. FLOPs of matrix products only, causal attention halved; per pair of T source and S answer tokens.
 
     ``non_embedding`` is torch.nn.Transformer's body; the shared embedding is also the output matrix.
     """
@@ -119,14 +126,14 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         "mlp": c.depth * 2 * (mlp + c.hidden + c.width),
         "norm": (5 * c.depth + 2) * 2 * c.width,
     }
-    # An encoder's row meets 4 C^2 + 2 C F, and 2 C^2 again as keys and values of the decoder, in each layer.
+    # Per layer an encoder token costs 4 C^2 + 2 C F, and 2 C^2 for the decoder's keys and values.
     encoder, decoder = c.depth * (6 * square + mlp), c.depth * (6 * square + mlp) + c.vocab_size * c.width
     scores = attention_flops(c.width, source, source) + attention_flops(c.width, answer, source)
     scores += attention_flops(c.width, answer, answer, causal=True)
-    # Kept for backward, per token: sublayers' inputs and norms, q k v and mixed values, the MLP twice; logits.
+    # Saved for backward, per token: sublayers' inputs and norms, q k v and mixed values, the MLP twice; logits.
     encoder_values = c.depth * (10 * c.width + 2 * c.hidden)
     decoder_values = c.depth * (17 * c.width + 2 * c.hidden) + 2 * c.vocab_size
-    chances = c.depth * c.heads * (source * source + answer * answer + answer * source)
+    probabilities = c.depth * c.heads * (source * source + answer * answer + answer * source)
     total = sum(groups.values())
     return Counts(
         by_group=groups,
@@ -134,19 +141,19 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         active=total,
         forward_flops=2 * source * encoder + 2 * answer * decoder + c.depth * scores,
         attention_flops=c.depth * scores,
-        activation_bytes=4 * (source * encoder_values + answer * decoder_values + chances),
+        activation_bytes=4 * (source * encoder_values + answer * decoder_values + probabilities),
     )
 
 
-def task(config: Config, data: Transduction, spec: DataSpec, train: TrainSpec) -> Transduce:
-    """Return transduction of sources of ``sequence_length``. Raises ``OutOfReach`` for sizes that do not fit."""
+def task(config: Config, data: Transduction, spec: DataSpec, train: Batching) -> Transduce:
+    """Return transduction of sources of ``sequence_length``. Raises ``InputError`` if data and model do not match."""
     length = train.sequence_length
     assert length is not None
     check_sequences(data.vocab_size, config.vocab_size, length, config.context)
     if config.answer_length(length) != data.answer_length(length):
-        raise OutOfReach(
-            f"answer: sources of {length} have answers of {data.answer_length(length)} tokens, and context = "
-            f"{config.context} with answer = {config.answer} makes {config.answer_length(length)}; leave both out"
+        raise InputError(
+            f"answer: sources of {length} tokens have answers of {data.answer_length(length)}; context = "
+            f"{config.context} with answer = {config.answer} gives {config.answer_length(length)}; leave both out"
         )
     sides = (spec.validation_fraction, spec.validation_samples)
     return Transduce(data, length, train.batch_size, train.seed, *sides)
@@ -156,7 +163,7 @@ def task(config: Config, data: Transduction, spec: DataSpec, train: TrainSpec) -
 
 
 class Residual(nn.Module):
-    """The stream and its norm around a sublayer: x + f(norm(x)), or norm(x + f(x))."""
+    """A residual connection with its norm: x + f(norm(x)), or norm(x + f(x))."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -164,12 +171,12 @@ class Residual(nn.Module):
         self.first = config.norm_first
 
     def forward(self, x: Tensor, sublayer: Any) -> Tensor:
-        """Add what ``sublayer`` makes of x (B, T, C)."""
+        """Apply ``sublayer`` to x (B, T, C) and add the result."""
         return x + sublayer(self.norm(x)) if self.first else self.norm(x + sublayer(x))
 
 
 class Layer(nn.Module):
-    """An encoder's layer, or with ``cross`` a decoder's: causal, and looking at the encoder's output."""
+    """An encoder layer, or with ``cross`` a decoder layer: causal self-attention, then attention to the encoder."""
 
     def __init__(self, config: Config, implementation: str, *, cross: bool) -> None:
         super().__init__()
@@ -180,7 +187,7 @@ class Layer(nn.Module):
         self.residuals = nn.ModuleList(Residual(config) for _ in range(3 if cross else 2))
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Refine x (B, S, C), with ``memory`` (B, T, C) in a decoder."""
+        """Return the layer's output for x (B, S, C); ``memory`` (B, T, C) is the encoder's output."""
         x = self.residuals[0](x, lambda y: self.attention(y, causal=self.cross is not None))
         if self.cross is not None:
             cross = self.cross
@@ -212,7 +219,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, config: Config) -> None:
-        """Scale matrices by 1/sqrt(fan in), and what is added to a pre-norm stream by 1/sqrt(sublayers)."""
+        """Scale matrices by 1/sqrt(fan in), and pre-norm residual branches by 1/sqrt(sublayers)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 added = config.norm_first and name.endswith(("out.weight", "down.weight"))
@@ -221,7 +228,7 @@ class Transformer(nn.Module):
                 parameter.zero_()
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B, T) as vectors of unit variance with their positions added, (B, T, C)."""
+        """Return the embeddings of tokens (B, T), scaled to unit variance, plus positions, (B, T, C)."""
         return self.tokens(tokens) * math.sqrt(self.tokens.embedding_dim) + self.positions[: tokens.size(1)]
 
     def body(self, source: Tensor, target: Tensor) -> Tensor:
@@ -233,19 +240,19 @@ class Transformer(nn.Module):
             target = layer(target, source)
         return self.decoder_norm(target)
 
-    def forward(self, source: Tensor, given: Tensor) -> Tensor:
-        """Predict each token of the answer from the source and the tokens given before it."""
-        return F.linear(self.body(self.embed(source), self.embed(given)), self.tokens.weight)
+    def forward(self, source: Tensor, prefix: Tensor) -> Tensor:
+        """Return logits (B, S, V) of each answer token from the source and the answer tokens before it."""
+        return F.linear(self.body(self.embed(source), self.embed(prefix)), self.tokens.weight)
 
     @torch.no_grad()
     def greedy(self, source: Tensor, begin: int, length: int) -> Tensor:
-        """Answer sources (B, T) token by token, each the likeliest, from the ``begin`` token: (B, length)."""
-        given = source.new_full((len(source), 1), begin)
+        """Decode greedily from the ``begin`` token: the answers (B, length) to sources (B, T)."""
+        prefix = source.new_full((len(source), 1), begin)
         for _ in range(length):
-            given = torch.cat([given, self(source, given)[:, -1:].argmax(2)], dim=1)
-        return given[:, 1:]
+            prefix = torch.cat([prefix, self(source, prefix)[:, -1:].argmax(2)], dim=1)
+        return prefix[:, 1:]
 
 
 def build(config: Config, implementation: str) -> nn.Module:
-    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use torch's fused operator."""
+    """Return the module; ``eager`` writes attention out, ``sdpa`` and ``compile`` use PyTorch's fused operator."""
     return Transformer(config, implementation)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.forms import FitRefused, Law, Naming
 
 Values = Mapping[str, Any]
@@ -26,7 +27,7 @@ def chinchilla(log: Values, shape: Values) -> Sequence[Any]:
 
 def overtraining(log: Values, shape: Values) -> Sequence[Any]:
     """Loss against compute C = 6ND and M = D/N, L = E + (a * M^eta + b * M^-eta) * C^-eta: Gadre et al. 2024."""
-    compute, ratio = np.log(6.0) + log["params"] + log["tokens"], log["tokens"] - log["params"]
+    compute, ratio = np.log(FLOPS_PER_PARAMETER_TOKEN) + log["params"] + log["tokens"], log["tokens"] - log["params"]
     return 0.0, shape["eta"] * (ratio - compute), -shape["eta"] * (ratio + compute)
 
 

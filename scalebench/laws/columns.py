@@ -1,53 +1,82 @@
-"""Columns of points that belong to no law: compute, swept axes, counts under another convention."""
+"""Columns of numbers: the one rule for what a law can be computed from, a positive finite number in every row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array, FitRefused, Law
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+FLOPS_PER_PARAMETER_TOKEN = 6.0  # C = 6ND: 2 FLOPs forward and 4 backward (Kaplan et al. 2020, section 2.1)
 
 
-def positive_columns(points: Mapping[str, ArrayLike] | DataFrame, names: Sequence[str]) -> dict[str, Array]:
-    """Columns by name, each [n], of positive finite numbers. Raises FitRefused with column and row otherwise."""
-    present = [str(name) for name in points.keys()]  # noqa: SIM118 - iterating a DataFrame is typed by column
-    found: dict[str, Array] = {}
-    for name in names:
-        if name not in present:
-            raise FitRefused(f"column {name!r} is missing; columns given: {', '.join(present) or 'none'}")
-        found[name] = _positive(name, points[name])
-    lengths = {name: len(values) for name, values in found.items()}
-    if len(set(lengths.values())) > 1:
-        raise FitRefused(f"columns differ in length: {', '.join(f'{k} {v}' for k, v in lengths.items())}")
-    return found
+class Columns(Protocol):
+    """Columns by name, each [n]: a mapping or a pandas DataFrame."""
+
+    def keys(self) -> Iterable[Any]:
+        """Names of the columns."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The column of that name."""
 
 
-def law_inputs(law: Law, points: Mapping[str, ArrayLike] | DataFrame) -> dict[str, Array]:
-    """Natural logs of the inputs of a law, each [n]; a law of one input also takes it as `x`."""
-    names = {name: name for name in law.inputs}
-    if len(law.inputs) == 1 and law.inputs[0] not in list(points.keys()) and "x" in list(points.keys()):
-        names = {law.inputs[0]: "x"}
-    read = positive_columns(points, tuple(names.values()))
-    return {name: np.log(read[column]) for name, column in names.items()}
+def usable(values: Array) -> NDArray[np.bool_]:
+    """Which values, shape [n], are positive and finite."""
+    return np.asarray(np.isfinite(values) & (values > 0))
 
 
-def _positive(name: str, raw: ArrayLike) -> Array:
-    try:
-        values = np.atleast_1d(np.asarray(raw, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise FitRefused(f"column {name!r} holds what is not a number; it needs positive finite numbers") from None
-    if values.ndim != 1 or not values.size:
-        raise FitRefused(f"column {name!r} has shape {values.shape}; it needs one dimension and at least one row")
-    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+def positive_columns(
+    columns: Columns, names: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> dict[str, Array]:
+    """Columns by name, each [n]. `aliases` are second names to look under.
+
+    Raises FitRefused, naming column and row, for a missing column, values that are not positive finite numbers, and
+    columns of different lengths.
+    """
+    read = {name: _column(columns, name, (aliases or {}).get(name)) for name in names}
+    if len({len(values) for values in read.values()}) > 1:
+        raise FitRefused(f"columns differ in length: {', '.join(f'{k} {len(v)}' for k, v in read.items())}")
+    return read
+
+
+def read_inputs(law: Law, columns: Columns) -> dict[str, Array]:
+    """Natural logs of the law's inputs, each [n]; the input of a law of one input may be called `x`."""
+    aliases = {law.inputs[0]: "x"} if len(law.inputs) == 1 else None
+    return {name: np.log(values) for name, values in positive_columns(columns, law.inputs, aliases).items()}
+
+
+def groups_within(logs: Array, tolerance: float) -> NDArray[np.intp]:
+    """Ids 0, 1, … [n], smallest first, of values with logs [n]: each group reaches `tolerance` above its smallest."""
+    starts = [logs.min()]
+    while (above := logs[logs > starts[-1] + np.log1p(tolerance)]).size:
+        starts.append(above.min())
+    return np.asarray(np.searchsorted(starts, logs, side="right") - 1)
+
+
+def _column(columns: Columns, name: str, alias: str | None) -> Array:
+    present = list(columns.keys())
+    key = next((key for key in (name, alias) if key is not None and key in present), None)
+    if key is None:
+        raise FitRefused(f"column {name!r} is missing; columns given: {', '.join(map(str, present)) or 'none'}")
+    raw: NDArray[Any] = np.atleast_1d(np.asarray(columns[key]))
+    if raw.ndim != 1:
+        raise FitRefused(f"column {key!r} has {raw.ndim} dimensions (two columns of that name?); it needs one")
+    values = np.array([_number(value) for value in raw]) if raw.dtype.kind not in "iuf" else raw.astype(np.float64)
+    wrong = np.flatnonzero(~usable(values))
     if wrong.size:
         raise FitRefused(
-            f"column {name!r}, row {wrong[0]} (counted from 0) is {values[wrong[0]]:g}; it needs a positive finite "
-            f"number ({wrong.size} of {len(values)} rows are not): drop or correct them"
+            f"column {key!r}, row {wrong[0]} (counted from 0) is {raw[wrong[0]]!s}; it needs a positive finite number "
+            f"({wrong.size} of {len(raw)} rows are not): drop or correct them"
         )
     return values
+
+
+def _number(value: Any) -> float:
+    """A float; NaN for what is not a number, so that its row is reported like any other bad one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

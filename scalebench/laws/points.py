@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused, Law
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 # Below this ratio of largest to smallest size an exponent cannot be told from an offset.
 MINIMUM_SPREAD = 3.0
@@ -62,25 +59,16 @@ class Points:
         return float(ceiling[mean.argmin()]), float(ceiling.min())
 
 
-def read_inputs(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> dict[str, Array]:
-    """Natural logs of the law's inputs, each [n]; a law of one input also takes it as `x`."""
-    alias = {law.inputs[0]: "x"} if len(law.inputs) == 1 else {}
-    values = {name: _column(columns, name, alias.get(name)) for name in law.inputs}
-    if len({len(value) for value in values.values()}) > 1:
-        raise FitRefused(f"columns differ in length: {', '.join(f'{k} {len(v)}' for k, v in values.items())}")
-    return {name: np.log(value) for name, value in values.items()}
-
-
-def read_points(law: Law, columns: Mapping[str, ArrayLike] | DataFrame) -> Points:
+def read_points(law: Law, columns: Columns) -> Points:
     """Check the columns of `law` and return them as `Points`.
 
     Raises FitRefused for a missing column, values that are not positive finite numbers, and lengths that differ.
     """
-    logs = read_inputs(law, columns)
-    response = _column(columns, law.response, "y")
+    aliases = {law.response: "y"} | ({law.inputs[0]: "x"} if len(law.inputs) == 1 else {})
+    values = positive_columns(columns, (*law.inputs, law.response), aliases)
+    response = values.pop(law.response)
+    logs = {name: np.log(value) for name, value in values.items()}
     inputs = np.stack(list(logs.values()), axis=1)
-    if len(response) != len(inputs):
-        raise FitRefused(f"columns differ in length: {law.inputs[0]} {len(inputs)}, {law.response} {len(response)}")
     if not len(response):
         raise FitRefused(f"no points given; {law.name} needs at least {len(law.parameters)} configurations")
     place = _ids(inputs)
@@ -115,34 +103,6 @@ def check_design(law: Law, points: Points, free: int) -> None:
     # Inputs tied by one power of each other, as in tokens = 20 * params, leave their exponents free to trade places.
     if np.linalg.svd(logs / np.linalg.norm(logs, axis=0), compute_uv=False)[-1] < 1e-3 and logs.shape[1] > 1:
         raise FitRefused(f"columns {', '.join(own)} lie on one line in log space; vary one at a fixed other")
-
-
-def _column(columns: Mapping[str, ArrayLike] | DataFrame, name: str, alias: str | None) -> Array:
-    """Positive finite values of a column, [n], by its name or its alias."""
-    present = list(columns.keys())
-    found = next((key for key in (name, alias) if key is not None and key in present), None)
-    if found is None:
-        raise FitRefused(f"column {name!r} is missing; columns given: {', '.join(map(str, present)) or 'none'}")
-    raw: NDArray[Any] = np.atleast_1d(np.asarray(columns[found]))
-    if raw.ndim != 1:
-        raise FitRefused(f"column {found!r} has {raw.ndim} dimensions (two columns of that name?); it needs one")
-    values = np.array([_number(value) for value in raw]) if raw.dtype.kind not in "iuf" else raw.astype(np.float64)
-    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if wrong.size:
-        row = int(wrong[0])
-        raise FitRefused(
-            f"column {found!r}, row {row} (counted from 0) is {raw[row]!s}; it needs a positive finite number "
-            f"({wrong.size} of {len(raw)} rows are not): drop or correct them"
-        )
-    return values
-
-
-def _number(value: Any) -> float:
-    """A float, or NaN for what is not a number, which is then refused by row."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
 
 
 def _ordered(configuration: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.intp]:

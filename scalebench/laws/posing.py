@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scalebench.laws.columns import usable
 from scalebench.laws.forms import Array, FitRefused, Law
 from scalebench.laws.points import Points
 from scalebench.laws.problem import Problem
@@ -46,7 +47,7 @@ def read_weights(weights: ArrayLike | None, n: int) -> Array:
     if weights is None:
         return np.ones(n)
     values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (n,) or not (np.isfinite(values) & (values > 0)).all():
+    if values.shape != (n,) or not usable(values).all():
         raise FitRefused(f"weights have shape {values.shape}; they need {n} positive finite numbers, one for each row")
     return values
 

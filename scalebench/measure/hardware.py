@@ -1,18 +1,26 @@
-"""What the device can do: peak rates with their source, and null where nobody knows.
+"""Peak rates of the device with their source; null if not known.
 
-A datasheet's figure is dense, without sparsity. On a CPU there is no such figure to trust, so the ceiling of a large
-matrix product is measured and called that.
+A datasheet's rate is the dense one, without sparsity. For CPUs there is no reliable figure, so the rate of a large
+matrix product is measured, and named as such.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest rate a device can reach, FLOP/s, or None with the reason in ``source``."""
+    """Peak rate of a device in FLOP/s, or None with the reason in ``source``."""
 
     flops_per_s: float | None
     source: str
@@ -27,7 +35,10 @@ class Datasheet:
     document: str
 
 
-# By the name that the driver gives. float32 is the plain rate: torch leaves TF32 off for matrix products unless asked.
+# What a plan assumes where no rate is known: a few desktop cores, and a datacenter GPU in 16 bits.
+NOMINAL_FLOPS_PER_S = {"cpu": 5e10, "cuda": 1e14}
+
+# By the name reported by the driver. float32 is the plain rate: torch leaves TF32 off for matrix products unless asked.
 # Vendors print 16-bit rates with sparsity; these are the dense ones, half of that.
 PEAKS: dict[str, Datasheet] = {
     "NVIDIA B200": Datasheet(75e12, 2250e12, "NVIDIA Blackwell architecture technical brief, HGX B200 per GPU"),
@@ -45,8 +56,8 @@ _RATES = {"float32": "float32", "bfloat16": "half", "float16": "half"}
 
 
 def datasheet_peak(device_name: str, precision: str) -> Peak:
-    """Return a GPU's peak. An unknown device or precision has none: never another device's."""
-    # "NVIDIA L4" must not answer for an "NVIDIA L40": a match ends at the end of a word.
+    """Return a GPU's peak; None for an unknown device or precision, never another device's."""
+    # "NVIDIA L4" must not match "NVIDIA L40": a match ends at the end of a word.
     matches = [name for name in PEAKS if f"{device_name} ".startswith((f"{name} ", f"{name}-"))]
     if not matches:
         return Peak(None, f"unknown device {device_name!r}: no peak on file")
@@ -56,38 +67,89 @@ def datasheet_peak(device_name: str, precision: str) -> Peak:
     return Peak(getattr(sheet, _RATES[precision]), f"{sheet.document}: dense {precision}")
 
 
-def matmul_ceiling(precision: str, threads: int, size: int = 1024, seconds: float = 0.5) -> Peak:
-    """Measure the CPU's best rate on a square matrix product of ``size``, in FLOP/s, with ``threads`` threads.
+def usable_cpus() -> list[int]:
+    """Return the cores this process may use."""
+    process = psutil.Process()
+    return list(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else list(range(psutil.cpu_count() or 1))
 
-    The best of all repetitions within ``seconds`` (at least three): a ceiling is what the machine can do undisturbed.
+
+# --- measured ceilings -----------------------------------------------------------------------------------------------
+
+MakeTimer = Callable[[Callable[[], Any]], Callable[[], float]]  # from work to what times one call of it, in seconds
+LONGEST_PRODUCT_S = 0.3  # a CPU may have no fast product of 16-bit numbers
+
+
+def host_timer(work: Callable[[], Any]) -> Callable[[], float]:
+    """Time one call by the host's clock, for work that is done when the call returns."""
+
+    def take() -> float:
+        begun = time.perf_counter_ns()
+        work()
+        return (time.perf_counter_ns() - begun) * 1e-9
+
+    return take
+
+
+def shortest(take: Callable[[], float], seconds: float) -> float:
+    """Return the shortest of at least three samples within ``seconds``: a ceiling is reached undisturbed."""
+    begun, best = time.perf_counter(), min(take() for _ in range(3))
+    while time.perf_counter() - begun < seconds:
+        best = min(best, take())
+    return best
+
+
+def best_product(
+    sides: Sequence[int], dtype: torch.dtype, device: torch.device, seconds: float, make_timer: MakeTimer = host_timer
+) -> tuple[float, int]:
+    """Return the best rate of a square matrix product of random numbers in FLOP/s, and the side that reached it.
+
+    Each of ``sides``, in rising order, is measured for ``seconds``; larger ones only as long as a product is expected
+    to take no more than ``LONGEST_PRODUCT_S``. On a GPU ``make_timer`` has to wait for the device.
     """
+    import torch
+
+    # A separate generator: the trial that measures must draw the same random numbers as the others.
+    random = torch.Generator(device).manual_seed(0)
+    best, best_side = 0.0, sides[0]
+    for side in sides:
+        if best and 2 * side**3 / best > LONGEST_PRODUCT_S:
+            break
+        left, right = (torch.randn(side, side, device=device, generator=random).to(dtype) for _ in range(2))
+        product = partial(torch.mm, left, right)
+        product()  # the first call allocates and chooses an algorithm
+        rate = 2 * side**3 / shortest(make_timer(product), seconds)
+        best, best_side = max((best, best_side), (rate, side))
+    return best, best_side
+
+
+CPU_SIDES = (256, 512, 1024)
+
+
+def matmul_ceiling(precision: str, threads: int, sides: Sequence[int] = CPU_SIDES, seconds: float = 0.15) -> Peak:
+    """Measure the CPU's best rate on a square matrix product, in FLOP/s; see ``best_product``."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        left, right = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
-        times: list[float] = []
-        begun = time.perf_counter()
-        while len(times) < 3 or time.perf_counter() - begun < seconds:
-            start = time.perf_counter()
-            torch.mm(left, right)
-            times.append(time.perf_counter() - start)
+        rate, side = best_product(sides, getattr(torch, precision), torch.device("cpu"), seconds)
     finally:
         torch.set_num_threads(before)
     plural = "" if threads == 1 else "s"
-    source = f"measured ceiling: {precision} matrix product of {size}, {threads} thread{plural}"
-    return Peak(2 * size**3 / min(times), source)
+    return Peak(rate, f"measured ceiling: {precision} matrix product of {side}, {threads} thread{plural}")
 
 
-def device_peak(device_kind: str, precision: str, threads: int) -> Peak:
-    """Return the peak to hold a trial against: a GPU's datasheet, or the CPU's measured ceiling."""
+def cpu_peak(precision: str, threads: int) -> Peak:
+    """Return the CPU's measured ceiling, or none with the reason for a precision it does not compute in."""
+    if precision == "float16":
+        return Peak(None, "float16 is not computed with on a CPU")
+    return matmul_ceiling(precision, threads)
+
+
+def gpu_peak(precision: str) -> Peak:
+    """Return the peak of this machine's first GPU from its datasheet."""
     import torch
 
-    if device_kind != "cuda" and precision == "float16":
-        return Peak(None, "float16 is not computed with on a CPU")
-    if device_kind != "cuda":
-        return matmul_ceiling(precision, threads)
     if not torch.cuda.is_available():
         return Peak(None, "no CUDA device on this machine")
     return datasheet_peak(torch.cuda.get_device_name(), precision)

@@ -1,4 +1,4 @@
-"""Memory: what the allocator and the process held during training, and the split by category from a pass of its own."""
+"""Peak memory of the allocator and the process, and memory by category from a separate pass."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from scalebench.store import Column
+
 # MemTracker's categories, in the record's words. Temporaries of backward and untracked tensors are "other".
 CATEGORIES = {
     "Parameter": "parameters",
@@ -22,15 +24,41 @@ CATEGORIES = {
     "Other": "other",
 }
 
+PEAK_COLUMNS = (
+    Column("peak_memory_allocated_bytes", "B", "most that the CUDA allocator had given out"),
+    Column("peak_memory_reserved_bytes", "B", "most that the CUDA allocator had reserved"),
+    Column("peak_rss_bytes", "B", "largest resident set of the process"),
+)
+METHOD = Column("memory_split_method", "", "how the memory by category was measured")
+TRACKED = Column("memory_tracked_peak_bytes", "B", "most that all tracked tensors took at one time")
+SPLIT_COLUMNS = (
+    *(
+        Column(f"memory_{name}_bytes", "B", f"most that {name} took in a step")
+        for name in dict.fromkeys(CATEGORIES.values())
+    ),
+    *(
+        Column(f"memory_at_peak_{name}_bytes", "B", f"what {name} took when the total was highest")
+        for name in dict.fromkeys(CATEGORIES.values())
+    ),
+    TRACKED,
+    METHOD,
+)
+CALL_COLUMNS = tuple(
+    column
+    for column in SPLIT_COLUMNS
+    if column in (TRACKED, METHOD)
+    or column.name.removeprefix("memory_at_peak_") in ("parameters_bytes", "activations_bytes", "other_bytes")
+)
+
 
 def reset_peaks(device: torch.device) -> None:
-    """Start the allocator's high-water marks anew (CUDA only; a process' own cannot be reset)."""
+    """Reset the allocator's peak statistics (CUDA only; a process' peak cannot be reset)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_columns(device: torch.device) -> dict[str, int | None]:
-    """Return the high-water marks: CUDA allocator (null on a CPU) and resident set of the process."""
+    """Return peak memory: of the CUDA allocator (null on a CPU) and the process' resident set."""
     cuda = device.type == "cuda"
     kilo = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
     return {
@@ -67,7 +95,7 @@ def split_columns(
     with tracker:
         for step in range(2):
             backward(step)
-            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # gradients stand here
+            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # here the gradients exist
             optimizer.step()
             seen.append(_by_category(tracker.get_tracker_snapshot("current")))
             optimizer.zero_grad()
@@ -88,7 +116,7 @@ def held_columns(
 
     Parameters (with ``copies_bytes`` in another dtype), gradients (``gradient_bytes``, or as many as the parameters')
     and the optimizer's state are what their tensors take. Activations are what else the allocator held at its peak of
-    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator does not tell.
+    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator has no statistics.
     """
     parameters = _tensor_bytes(model.parameters())
     state = _tensor_bytes(value for tensors in optimizer.state.values() for value in tensors.values())

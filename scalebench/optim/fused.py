@@ -1,15 +1,50 @@
-"""Optimizers of ``triton`` and ``fused``: a handful of launches for all tensors, gradient clipping included."""
+"""Optimizers of the implementations ``triton`` and ``fused``: few launches for all tensors, clipping included."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from scalebench.study import TrainSpec
 
-# Name of the optimizer -> class of scalekernels, and the class's arguments made from the trial's.
+class OptimizerSpec(Protocol):
+    """What an optimizer reads of a trial's spec."""
+
+    @property
+    def optimizer(self) -> str:
+        """A name of ``OPTIMIZERS``."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay of matrices."""
+
+    @property
+    def beta1(self) -> float:
+        """Decay of the first moment."""
+
+    @property
+    def beta2(self) -> float:
+        """Decay of the second moment."""
+
+    @property
+    def momentum(self) -> float:
+        """Momentum of SGD and Muon."""
+
+    @property
+    def gradient_clip(self) -> float:
+        """Largest norm of the gradients."""
+
+    @property
+    def implementation(self) -> str:
+        """Which kernels: eager, sdpa, compile, triton or fused."""
+
+
+# Name of the optimizer -> class of scalekernels.
 FUSED: Mapping[str, str] = {
     "sgd": "SGD",
     "momentum": "SGD",
@@ -22,8 +57,8 @@ FUSED: Mapping[str, str] = {
 }
 
 
-def _arguments(spec: TrainSpec) -> dict[str, Any]:
-    """Return what an optimizer takes besides learning rate and weight decay."""
+def _arguments(spec: OptimizerSpec) -> dict[str, Any]:
+    """Return an optimizer's arguments besides learning rate and weight decay."""
     if spec.optimizer in ("momentum", "nesterov"):
         return {"momentum": spec.momentum, "nesterov": spec.optimizer == "nesterov"}
     if spec.optimizer in ("adam", "adamw", "lion"):
@@ -31,8 +66,8 @@ def _arguments(spec: TrainSpec) -> dict[str, Any]:
     return {"alpha": spec.beta2} if spec.optimizer == "rmsprop" else {}
 
 
-def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: TrainSpec) -> Optimizer:
-    """Make the fused optimizer of a trial, which also clips the gradients' norm at ``spec.gradient_clip``."""
+def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: OptimizerSpec) -> Optimizer:
+    """Build the fused optimizer of a trial, which also clips the norm of the gradients at ``spec.gradient_clip``."""
     import scalekernels
 
     make = getattr(scalekernels, FUSED[spec.optimizer])
@@ -40,5 +75,5 @@ def build_fused_optimizer(groups: Sequence[dict[str, Any]], spec: TrainSpec) -> 
 
 
 def clips(optimizer: Optimizer) -> bool:
-    """Tell whether an optimizer clips the gradients itself."""
+    """Return whether an optimizer clips the gradients itself."""
     return getattr(optimizer, "max_grad_norm", None) is not None

@@ -1,5 +1,5 @@
-"""Optimizers by name. ``eager`` runs plain loops over tensors; the other implementations fused kernels where torch has
-them, and multi-tensor (foreach) operations where it has not.
+"""Optimizers by name. ``eager`` loops over tensors; other implementations use fused kernels where torch has them, and
+multi-tensor (foreach) operations where it does not.
 
 ``learning_rate = "auto"`` is the family's rule for AdamW times ``rate_factor``, a power of two near what was best on a
 factor-two grid for both an mlp of 3,000 parameters (batch 256, no weight decay, two seeds) and a gpt of 12,000 (batch
@@ -17,67 +17,65 @@ adamw             2 (0.879)                     1 (2.397)                  1
 lion            1/2 (0.892)                   1/8 (2.512)                1/4
 muon              4 (0.870)                     2 (2.330)                  2
 
-Larger models and other data were not tried: an optimizer that matters to a study wants ``learning_rate`` as an axis.
+Larger models and other data were not tried: make ``learning_rate`` an axis where the optimizer matters to a study.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
-from scalebench.optim.fused import build_fused_optimizer
-from scalebench.study import TrainSpec
+from scalebench.optim.fused import OptimizerSpec, build_fused_optimizer
 
 Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
 
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How an optimizer is made of parameter groups, and how many values it keeps per parameter at most.
+    """How an optimizer is built from parameter groups, and the most values that it keeps per parameter.
 
-    ``weight_decay`` is what a study gets that names none: 0.1 where weights decay apart from the gradient, none where
-    the decay is added to it, which at 0.1 would outweigh the loss.
+    ``weight_decay`` is the default: 0.1 for decoupled weight decay, 0 where the decay is added to the gradient, which
+    at 0.1 would outweigh the loss.
     """
 
     summary: str
-    make: Callable[[Groups, TrainSpec], Optimizer]
+    make: Callable[[Groups, OptimizerSpec], Optimizer]
     state_per_param: int
     rate_factor: float
     weight_decay: float = 0.0
 
 
-def _fused(spec: TrainSpec) -> dict[str, bool]:
-    """Return which of torch's kernels an optimizer with a fused one uses."""
+def _fused(spec: OptimizerSpec) -> dict[str, bool]:
+    """Return torch's arguments for an optimizer that has a fused kernel."""
     return {"foreach": False, "fused": spec.implementation != "eager"}
 
 
-def _foreach(spec: TrainSpec) -> dict[str, bool]:
-    """Return the same for an optimizer without a fused one."""
+def _foreach(spec: OptimizerSpec) -> dict[str, bool]:
+    """Return torch's arguments for an optimizer without a fused kernel."""
     return {"foreach": spec.implementation != "eager"}
 
 
-def _sgd(groups: Groups, spec: TrainSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
+def _sgd(groups: Groups, spec: OptimizerSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
     return SGD(groups, spec.learning_rate, spec.momentum if momentum else 0.0, nesterov=nesterov, **_fused(spec))
 
 
-def _adagrad(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _adagrad(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     return Adagrad(groups, spec.learning_rate, **_fused(spec))
 
 
-def _rmsprop(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _rmsprop(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     return RMSprop(groups, spec.learning_rate, alpha=spec.beta2, **_foreach(spec))
 
 
-def _adam(groups: Groups, spec: TrainSpec, kind: type[Adam] = Adam) -> Optimizer:
+def _adam(groups: Groups, spec: OptimizerSpec, kind: type[Adam] = Adam) -> Optimizer:
     return kind(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
 
 
-def _lion(groups: Groups, spec: TrainSpec) -> Optimizer:
+def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     if spec.implementation == "eager":
         from lion_pytorch import Lion
     else:
@@ -88,18 +86,26 @@ def _lion(groups: Groups, spec: TrainSpec) -> Optimizer:
 class MuonWithAdamW(Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked ``hidden``, AdamW for the others, as one optimizer.
 
-    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that one learning rate
-    serves both.
+    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that both
+    take the same learning rate.
     """
 
-    def __init__(self, groups: Groups, spec: TrainSpec) -> None:
+    def __init__(self, groups: Groups, spec: OptimizerSpec) -> None:
         super().__init__(groups, {"lr": spec.learning_rate})
         hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
         muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
         self.parts = [muon, _adam(others, spec, AdamW)]
-        # Groups and state are the parts' own, so that a schedule or a collector sees what they use.
+        # Groups and state are shared with the parts, so that a schedule or a collector sees what they use.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         for part in self.parts:
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, which the parts go on sharing."""
+        super().load_state_dict(state_dict)
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
@@ -136,7 +142,7 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - apart
 
 
-def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
+def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """Make the optimizer of a trial. Matrices decay; vectors (norms, biases) do not.
 
     Raises ``ValueError`` for Muon on a model without hidden matrices.
@@ -154,31 +160,3 @@ def build_optimizer(model: nn.Module, spec: TrainSpec) -> Optimizer:
     if spec.implementation in ("triton", "fused"):
         return build_fused_optimizer(made, spec)
     return OPTIMIZERS[spec.optimizer].make(made, spec)
-
-
-def schedule_factor(spec: TrainSpec, step: int) -> float:
-    """Return what the learning rate is multiplied by at a step: linear warm-up, then the named shape, down to zero.
-
-    ``constant`` stays; ``linear`` and ``cosine`` fall over all that follows the warm-up; ``wsd`` (warm-up, stable,
-    decay; Hu et al. 2024) falls linearly over the last ``decay_fraction`` of the steps.
-    """
-    warm = min(1.0, (step + 1) / (spec.warmup_steps + 1))
-    start = spec.warmup_steps
-    if spec.schedule == "wsd":
-        start = max(start, round(spec.steps * (1 - spec.decay_fraction)))
-    progress = min(1.0, max(0.0, (step - start) / max(1, spec.steps - start)))
-    if spec.schedule == "constant":
-        return warm
-    if spec.schedule == "cosine":
-        return warm * 0.5 * (1 + math.cos(math.pi * progress))
-    return warm * (1 - progress)
-
-
-def set_learning_rate(optimizer: Optimizer, spec: TrainSpec, step: int) -> None:
-    """Give every parameter group the learning rate of a step; one kept as a tensor is filled, without waiting."""
-    rate = spec.learning_rate * schedule_factor(spec, step)
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate

@@ -243,11 +243,11 @@ def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBat
 def open_results(path: Path, results: Results) -> Table:
     """Open the valid trials of results folders that ended ok.
 
-    Inference trials have no loss: they are read only if nothing was trained.
+    Trials without a validation loss (as of inference) are read only if none has one.
     """
     frame = results.frame
     ok = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
-    trained = ok[ok["workload"] != "inference"] if "workload" in ok else ok
+    trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
     valid = (ok if trained.empty else trained).reset_index(drop=True)
     if valid.empty:
         raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalebench.errors import unknown
+from scalebench.laws.columns import usable
 from scalebench.points.files import MISSING, PointsError, Table, frame_batch, numbers, open_table, texts
 from scalebench.points.where import Kind, Mask, Where, WhereError, parse
 
@@ -143,7 +144,7 @@ def _values(
             values[role] = np.asarray(texts(column), dtype=object)
             continue
         values[role] = numbers(column)
-        wrong = np.flatnonzero(~(np.isfinite(values[role]) & (values[role] > 0)))
+        wrong = np.flatnonzero(~usable(values[role]))
         if wrong.size:
             place, text = table.locate(rows_before + int(np.flatnonzero(mask)[wrong[0]]), name)
             more = f" (and {wrong.size - 1} more)" if wrong.size > 1 else ""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 NOT_MEASURED = "—"
 NO_INTERVAL = "no interval"
 NBSP = "\u00a0"  # keeps a number and its unit on one line
@@ -63,7 +61,11 @@ def quantity(value: Any, unit: str = "", digits: int = 3) -> str:
 
 def present(value: Any) -> bool:
     """Tell whether a cell of the results holds a number or text at all."""
-    return isinstance(value, str) or bool(pd.notna(value))
+    if value is None or isinstance(value, str | int | float):
+        return value is not None and value == value  # noqa: PLR0124 - NaN differs from itself
+    import pandas as pd  # for its own kinds of a missing value, which only a table holds
+
+    return bool(pd.notna(value))
 
 
 def decimals_of(width: float) -> int:

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from scalebench.families import gpt
-from scalebench.study import TrainSpec
+from scalebench.study import Trial
+from scalebench.workloads.base import step_flops
+from scalebench.workloads.training_spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Kernel:
 
     def _arithmetic_s(self, ceilings: Ceilings) -> float:
         return self.flops / getattr(ceilings, self.rate) if self.rate else 0.0
+
+
+def has_model(trial: Trial) -> bool:
+    """Return whether a trial's steps are modelled here: training of a gpt with the fused kernels."""
+    return trial.family == "gpt" and isinstance(trial.spec, TrainSpec) and trial.spec.implementation == "fused"
 
 
 def step_kernels(config: gpt.Config, spec: TrainSpec) -> list[Kernel]:
@@ -117,7 +124,7 @@ def summary(config: gpt.Config, spec: TrainSpec, ceilings: Ceilings, peak: float
     kernels = step_kernels(config, spec)
     times = {kernel.name: kernel.seconds(ceilings) for kernel in kernels}
     total = sum(times.values())
-    flops = 3 * gpt.count(config, spec.sequence_length).forward_flops * spec.batch_size
+    flops = step_flops(gpt.count(config, spec.sequence_length), spec.batch_size)
     others = {kernel.name: times[kernel.name] for kernel in kernels if kernel.rate != "products"}
     return {
         "kernels": [

@@ -1,24 +1,26 @@
-"""Run a study: find what is missing, place it, say how it goes."""
+"""Run a study: find the trials without a result, run them with an engine, collect the records."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scalebench import store
 from scalebench.measure.environment import code_fingerprint, command_line
-from scalebench.measure.hardware import device_peak
-from scalebench.running.engines import local
-from scalebench.running.planning import PlannedTrial, plan
+from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.engines import find_engine
+from scalebench.running.engines.base import Resources, Tick, no_tick
+from scalebench.running.planning import PlannedTrial, plan, trial_header
 from scalebench.study import Study
+from scalebench.workloads import WORKLOADS, columns_of
 
 
 @dataclass
 class Sweep:
-    """What a run found and did. ``rows`` maps each planned trial's id to its latest record, as far as there is one."""
+    """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any."""
 
     study_dir: Path
     planned: list[PlannedTrial]
@@ -39,13 +41,16 @@ class Sweep:
 
 
 def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:
-    """Plan the study and look up what is already there; ``retry`` statuses, and other code's rows, count as missing."""
-    sweep = Sweep(results / study.name, plan(study))
+    """Plan the study and read the existing records.
+
+    Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
+    """
+    sweep = Sweep(results / study.name, plan(study, results))
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
         row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
         sweep.damaged.extend(damaged)
-        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(trial, row)):
+        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
         other = row["code_fingerprint"] not in (fingerprint, None)
         if other and fresh_code:
@@ -55,47 +60,69 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     return sweep
 
 
-def _unsaved(planned: PlannedTrial, row: Mapping[str, Any]) -> bool:
-    """Say whether a trained model's weights were not kept."""
-    return planned.trial.train is not None and row["status"] == "ok" and row.get("weights_file_bytes") is None
+def _unsaved(row: Mapping[str, Any]) -> bool:
+    """Whether a trial that can keep its weights did not."""
+    name = "weights_file_bytes"
+    keeps = any(column.name == name for column in columns_of(str(row["workload"])))
+    return keeps and row["status"] == "ok" and row.get(name) is None
 
 
 def execute(
-    sweep: Sweep, study: Study, *, jobs: int | None = None, tick: Callable[[Sequence[Path]], None] = lambda _: None
+    sweep: Sweep, study: Study, *, jobs: int | None = None, engine: str = "local", tick: Tick = no_tick
 ) -> Iterator[dict[str, Any]]:
-    """Run what is missing, yielding each trial's record as it comes; ``tick`` hears often which attempts are running.
+    """Run what is missing with an engine, yielding each trial's record as it comes.
 
-    Closing the iterator stops the workers; what they were at counts as missing again.
+    ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
+    count as missing again. Raises ``InputError`` for an unknown engine.
     """
+    placing = find_engine(engine)
     missing = sweep.missing
     _save_study(sweep, study)
     if not missing:
         return
-    slots = _slots(missing, jobs, share_device=study.run.share_device)
-    attempts = [_prepare(sweep.study_dir, study, trial) for trial in _in_order(missing, slots)]
-    for attempt in local.place(attempts, slots, study.run.timeout_s, tick):
+    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
+    needs = [resources_of(planned, study) for planned in missing]
+    attempts = [
+        _prepare(sweep.study_dir, study, planned, resources, precisions)
+        for planned, resources in zip(missing, needs, strict=True)
+    ]
+    for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row
         sweep.executed += 1
         yield row
 
 
-def run(study: Study, results: str | Path = "results", *, jobs: int | None = None) -> Sweep:
-    """Run what is missing of a study under ``results`` and return what is there: ``rows`` by trial id.
+def resources_of(planned: PlannedTrial, study: Study) -> Resources:
+    """Return what a planned trial needs of the machine that runs it."""
+    device_kind = planned.trial.device_kind
+    return Resources(
+        gpus=int(device_kind == "cuda"),
+        memory_bytes=planned.memory_bytes,
+        timeout_s=study.run.timeout_s,
+        expected_s=planned.seconds(NOMINAL_FLOPS_PER_S[device_kind]),
+        share_device=study.run.share_device,
+    )
 
-    Raises ``StoreError`` when the folder cannot be written.
+
+def run(study: Study, results: str | Path = "results", *, jobs: int | None = None, engine: str = "local") -> Sweep:
+    """Run the missing trials of a study and return all of them: ``rows`` by trial id.
+
+    ``jobs`` limits the workers that run at a time. ``engine`` is a name in ``running.engines.ENGINES``. Raises
+    ``InputError`` for an unknown engine, ``StoreError`` when the folder cannot be written.
     """
+    find_engine(engine)
     store.check_writable(Path(results))
     sweep = survey(study, Path(results))
-    for _ in execute(sweep, study, jobs=jobs):
+    for _ in execute(sweep, study, jobs=jobs, engine=engine):
         pass
     return sweep
 
 
 def _save_study(sweep: Sweep, study: Study) -> None:
-    """Keep with the results what a report needs of the study: axes, plan, fit, command.
+    """Save with the results what a report needs from the study: axes, plan, fit, command.
 
-    A run that finds the same study finished leaves the command that made its results.
+    A run without missing trials keeps the command that made the results.
     """
     axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
     content = {
@@ -106,51 +133,20 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
         "study_toml": study.text,
+        "workload": study.workload,
+        "columns": [asdict(column) for column in columns_of(study.workload)],
+        "measured": [column.name for column in WORKLOADS[study.workload].COLUMNS],
     }
     before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
     store.write_json(sweep.study_dir / "study.json", content | {"command": before.get("command", command_line())})
 
 
-def _prepare(study_dir: Path, study: Study, planned: PlannedTrial) -> Path:
+def _prepare(
+    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, precisions: Sequence[str]
+) -> Path:
+    """Make an attempt folder with its ``trial.json``. ``precisions`` are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    header = {
-        "study": study.name,
-        "trial_id": planned.trial_id,
-        "requested": dict(planned.requested),
-        "command": command_line(),
-        "checkpoint": study.run.checkpoint,
-        "memory": study.run.memory,
-        "trial": planned.trial.model_dump(),
-    }
-    store.write_json(attempt / "trial.json", header)
+    placing = {"precisions": list(precisions), "resources": asdict(resources)}
+    store.write_json(attempt / "trial.json", trial_header(study, planned, command_line()) | placing)
     return attempt
-
-
-def _in_order(trials: Sequence[PlannedTrial], slots: Sequence[local.Slot]) -> list[PlannedTrial]:
-    """Return trials as they begin: as the study lists them where one runs after another, else the longest first.
-
-    The longest, begun last, would keep one worker waiting for the others.
-    """
-    if len(slots) == 1 or (_kind(trials) == "cuda" and slots[0].exclusive):
-        return list(trials)
-    return sorted(trials, key=lambda trial: -trial.flops)
-
-
-def _kind(trials: Sequence[PlannedTrial]) -> str:
-    return "cuda" if any(planned.trial.device_kind == "cuda" for planned in trials) else "cpu"
-
-
-def _slots(trials: Sequence[PlannedTrial], jobs: int | None, *, share_device: bool = False) -> list[local.Slot]:
-    """Return the workers' places: by default one per core on a CPU, and one in all on a GPU.
-
-    Workers on a GPU take turns on it, unless they are to share it: then what they time is not exclusive.
-    """
-    kind = _kind(trials)
-    cores = len(local.usable_cpus())
-    count = jobs or (1 if kind == "cuda" else min(cores, len(trials)))
-    core_sets = local.core_sets(count)
-    exclusive = not share_device if kind == "cuda" else count <= cores
-    precisions = sorted({planned.trial.work.precision for planned in trials})
-    peaks = {precision: asdict(device_peak(kind, precision, len(core_sets[0]))) for precision in precisions}
-    return [local.Slot(cpus, exclusive, peaks) for cpus in core_sets]

@@ -1,8 +1,8 @@
 """One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
 
-TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and ``placement.json`` (cores, threads, peak).
-Whatever happens, the folder ends with a ``record.json`` whose status says what; only a process that is killed cannot
-write its own, and the engine writes it then.
+TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
+Whatever happens, the folder ends with a ``record.json`` that has the trial's status; the engine writes that of a worker
+that was killed.
 """
 
 from __future__ import annotations
@@ -11,70 +11,45 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from scalebench.running.node import settle
 from scalebench.store import read_json, write_json, write_record
-from scalebench.study import Trial
-
-if TYPE_CHECKING:
-    from scalebench.workloads.base import Measured
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
-    placement = read_json(attempt / "placement.json")
-    pin(placement["cpus"])
     header = read_json(attempt / "trial.json")
-    trial = Trial.model_validate(header["trial"])
-    import torch
-
-    torch.set_num_threads(placement["threads"])
-    status = run_trial(attempt, header, trial, placement)
+    status = run_trial(attempt, header, settle(attempt, header))
     return 0 if status == "ok" else 1
 
 
-def pin(cpus: list[int]) -> None:
-    """Keep this process on its own cores, where the system can do that; before torch counts them."""
-    if cpus and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-
-
-def run_trial(attempt: Path, header: dict[str, Any], trial: Trial, placement: dict[str, Any]) -> str:
+def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
     from scalebench.measure.environment import environment, environment_file
+    from scalebench.workloads import WORKLOADS, read_trial
+    from scalebench.workloads.recorder import Recorder
 
+    trial, recorder = read_trial(header["trial"]), Recorder(attempt, header, placement)
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
-    measured = measurement(trial)(attempt, header, trial, placement)
     outcome: dict[str, Any] = {"status": "ok"}
     try:
-        measured.run()
-    # The boundary of a trial: whatever a model, its data or a compiler raises becomes a row; stderr.log has it whole.
+        WORKLOADS[trial.workload].run(trial, recorder)
+    # The boundary of a trial: any error of a model, its data or a compiler becomes a row; stderr.log has the traceback.
     except Exception as error:  # noqa: BLE001
         traceback.print_exception(error)
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
-    measured.save_samples()
-    measured.columns["wall_time_s"] = measured.age_s()
-    row = measured.columns | environment(trial.device_kind) | outcome
+    recorder.columns["wall_time_s"] = recorder.age_s()
+    row = recorder.columns | environment(trial.device_kind) | outcome
     write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
     return str(outcome["status"])
 
 
-def measurement(trial: Trial) -> type[Measured]:
-    """Return what measures the trial."""
-    if trial.inference:
-        from scalebench.workloads.inference import MeasuredInference
-
-        return MeasuredInference
-    from scalebench.workloads.training import MeasuredTraining
-
-    return MeasuredTraining
-
-
 def status_of(error: Exception) -> str:
-    """Return the status that an exception stands for."""
+    """Return the trial's status after an exception."""
     import torch
 
     from scalebench.families import Unsupported
@@ -89,7 +64,7 @@ def status_of(error: Exception) -> str:
 
 
 def invalid_reason(row: dict[str, Any]) -> str | None:
-    """Return why a row's numbers cannot be true, or None. Such a row stays visible and out of the fits."""
+    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits."""
     if (row.get("mfu") or 0) > 1:
         return f"achieved {row['mfu']:.0%} of the peak ({row['peak_source']})"
     negative = [name for name, value in row.items() if name.endswith(("_s", "_bytes")) and (value or 0) < 0]
@@ -100,6 +75,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is written. Ending in good order would take seconds, of CUDA and of compilers' processes, which the
-    # engine ends in any case; and as long as this process lives, the next trial waits for the GPU.
+    # Everything is written. A regular exit would wait seconds for CUDA and for compilers' processes, which the engine
+    # stops anyway; and the next trial waits for the GPU as long as this process lives.
     os._exit(code)

@@ -1,5 +1,6 @@
-"""Trial folders and comparison runs on disk: read and written, nothing else."""
+"""Trial folders and comparison runs on disk: reading and writing, nothing else."""
 
+from scalebench.store.columns import STORE_COLUMNS, STORE_NAMES, Column, with_columns
 from scalebench.store.files import (
     StoreError,
     check_writable,
@@ -9,7 +10,6 @@ from scalebench.store.files import (
     write_table,
 )
 from scalebench.store.trials import (
-    RECORD_COLUMNS,
     SCHEMA,
     STATUSES,
     Results,
@@ -26,9 +26,11 @@ from scalebench.store.trials import (
 )
 
 __all__ = [
-    "RECORD_COLUMNS",
     "SCHEMA",
     "STATUSES",
+    "STORE_COLUMNS",
+    "STORE_NAMES",
+    "Column",
     "Results",
     "StoreError",
     "check_writable",
@@ -42,6 +44,7 @@ __all__ = [
     "read_steps",
     "read_study",
     "study_dirs",
+    "with_columns",
     "write_atomically",
     "write_json",
     "write_record",

@@ -1,4 +1,4 @@
-"""Runs of comparisons on disk, and the table made of them. Nothing here imports torch.
+"""Comparison runs on disk, and the table of their rows. Nothing here imports torch.
 
 A run is a folder of plain files; running again adds a run, and nothing is overwritten::
 
@@ -47,7 +47,7 @@ ROW_COLUMNS = tuple(
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What results folders hold of comparisons.
+    """The comparisons in results folders.
 
     ``frame`` has one row per run, case and provider and every name of ``ROW_COLUMNS``; ``damaged`` one line per
     unreadable run, which does not count; ``runs`` maps a run's name to its request.
@@ -59,7 +59,7 @@ class Comparisons:
 
 
 def new_run(results: Path, operation: str) -> Path:
-    """Make and return a fresh folder for a run; its name sorts by time and cannot collide."""
+    """Make and return a new folder for a run; its name sorts by time and is unique."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     run = results / f"{PREFIX}{operation}" / "runs" / f"run-{stamp}-{secrets.token_hex(3)}"
     run.mkdir(parents=True)
@@ -98,9 +98,9 @@ def read_run(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if content.get("schema") != SCHEMA or not isinstance(rows, list):
         raise StoreError(f"{run / 'rows.json'}: expected schema {SCHEMA} and a list of rows")
     for name, size in content.get("files", {}).items():
-        found = (run / name).stat().st_size if (run / name).exists() else None
-        if found != size:
-            raise StoreError(f"{run / name}: {found} bytes where rows.json says {size}: cut short or changed")
+        actual = (run / name).stat().st_size if (run / name).exists() else 0
+        if actual != size:
+            raise StoreError(f"{run / name}: {actual} bytes, {size} in rows.json: cut short or changed")
     return [row | {"run": run.name} for row in rows], read_json(run / "request.json")
 
 
@@ -116,19 +116,19 @@ def read_comparisons(*paths: str | Path) -> Comparisons:
     damaged: list[str] = []
     rows: list[dict[str, Any]] = []
     requests: dict[str, dict[str, Any]] = {}
-    for run in dict.fromkeys(found for path in paths for found in _runs(Path(path))):
+    for run in dict.fromkeys(folder for path in paths for folder in _runs(Path(path))):
         try:
-            found, requests[run.name] = read_run(run)
+            run_rows, requests[run.name] = read_run(run)
         except StoreError as error:
             damaged.append(str(error))
             continue
-        rows.extend(found)
+        rows.extend(run_rows)
     extra = dict.fromkeys(name for row in rows for name in row if name not in ROW_COLUMNS)
     return Comparisons(pd.DataFrame(rows, columns=[*ROW_COLUMNS, *extra]), tuple(damaged), requests)
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep of each case, direction and machine the newest run's rows: ``run`` names sort by time."""
+    """Return the newest run's rows of each case, direction and machine; names of runs sort by time."""
     if frame.empty:
         return frame
     keys = ["operation", "source", "backward", "case", "dtype", "machine_id"]
@@ -137,5 +137,5 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def went_wrong(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of providers that crashed, or whose result is wrong; unavailable or out of memory is neither."""
+    """Return the rows of providers that crashed or whose result is wrong (not: unavailable, out of memory)."""
     return frame[frame["status"].isin(["failed", "killed"]) | frame["accepted"].eq(False)]

@@ -1,4 +1,4 @@
-"""Files of results: written so that none is ever half there, read with errors that name the path."""
+"""Files of results: written atomically, read with errors that name the path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically. NaN and infinity are refused: null is the word for "not measured"."""
+    """Write ``value`` as JSON, atomically. NaN and infinity are refused: what was not measured is null."""
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
-        raise StoreError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise StoreError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value
 
 

@@ -1,11 +1,12 @@
-"""Trial folders and the table made of them.
+"""Trial folders, and the table of their records.
 
 A study's results are plain files, so that copying folders merges, moves, archives or shares them::
 
     RESULTS/<study>/study.json
     RESULTS/<study>/trials/<trial_id>/attempt-<UTC>-<random>/
         trial.json  placement.json  environment.json  stdout.log  stderr.log  heartbeat.json
-        steps.parquet (training) or calls.parquet (inference)  weights.safetensors (where a study keeps them)
+        *.parquet              samples of the workload (steps.parquet of training, calls.parquet of inference)
+        weights.safetensors  state.safetensors   (where a study keeps them)
         record.json            written last: an attempt counts once its record is there
 
 Every file is written under a temporary name, synced and renamed. Attempts are never overwritten.
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import StoreError, read_json, write_json, write_table
 
 if TYPE_CHECKING:
@@ -29,35 +31,13 @@ if TYPE_CHECKING:
 SCHEMA = 1
 STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported")
 
-# Names carry units; SI in storage; null for what was not measured. The axes of a study stand beside these columns.
-RECORD_COLUMNS = tuple(
-    """
-    study workload trial_id attempt status error_class error_message stop_step
-    family params params_non_embedding params_active requested_params size
-    train_loss_nats validation_loss_nats validation_loss_se_nats floor_nats
-    step_time_median_s step_time_p20_s step_time_p80_s first_step_time_s startup_time_s data_time_s wall_time_s
-    timing_method timing_exclusive skipped_steps
-    latency_median_s latency_p95_s latency_p99_s prefill_time_s decode_time_per_token_s flops_per_call
-    samples_per_s tokens_per_s flops_per_step achieved_flops_per_s mfu peak_flops_per_s peak_source
-    peak_memory_allocated_bytes peak_memory_reserved_bytes peak_rss_bytes memory_tracked_peak_bytes
-    memory_parameters_bytes memory_gradients_bytes memory_optimizer_bytes
-    memory_activations_bytes memory_other_bytes
-    memory_at_peak_parameters_bytes memory_at_peak_gradients_bytes memory_at_peak_optimizer_bytes
-    memory_at_peak_activations_bytes memory_at_peak_other_bytes
-    memory_split_method attention_backend checkpoint_bytes weights_file_bytes weight_bytes kv_cache_bytes
-    energy_j energy_method
-    tokens_seen samples_seen epochs_seen data_sha256
-    machine_id device_kind device_name cpu_model threads started_at git_commit git_dirty code_fingerprint
-    python_version torch_version triton_version ptxas_version platform command invalid_reason
-    """.split()
-)
-
 
 @dataclass(frozen=True)
 class Results:
-    """What results folders hold: one row per trial, and what could not be read.
+    """The content of results folders: one row per trial, and what could not be read.
 
-    ``frame`` has one row per trial (its latest attempt with a readable record) and every name of ``RECORD_COLUMNS``.
+    ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
+    every column of any record.
     ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
     its ``study.json`` (``{}`` where that is absent).
     """
@@ -71,20 +51,25 @@ class Results:
 
 
 def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
-    """Close an attempt: fill every column that was not measured with null and write ``record.json`` last.
+    """Close an attempt: write ``record.json``, last, with null in every declared column that ``record`` lacks.
 
-    Raises ``ValueError`` for a status outside ``STATUSES``.
+    The columns are the store's own and those that the attempt's ``trial.json`` lists under ``columns``. Raises
+    ``ValueError`` for a status outside ``STATUSES``.
     """
     if record["status"] not in STATUSES:
         raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
-    kept = sorted(path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}"))
-    files = {path.name: path.stat().st_size for path in kept}
-    columns = dict.fromkeys(RECORD_COLUMNS) | dict(record) | {"attempt": attempt.name}
+    samples_and_weights = sorted(
+        path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}")
+    )
+    files = {path.name: path.stat().st_size for path in samples_and_weights}
+    header = attempt / "trial.json"
+    declared = read_json(header).get("columns", []) if header.exists() else []
+    columns = dict.fromkeys([*STORE_NAMES, *declared]) | dict(record) | {"attempt": attempt.name}
     write_json(attempt / "record.json", {"schema": SCHEMA, "files": files, **columns})
 
 
 def new_attempt(study_dir: Path, trial_id: str) -> Path:
-    """Make and return a fresh attempt folder; its name sorts by time and cannot collide."""
+    """Make and return a new attempt folder; its name sorts by time and is unique."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     attempt = study_dir / "trials" / trial_id / f"attempt-{stamp}-{secrets.token_hex(3)}"
     attempt.mkdir(parents=True)
@@ -95,7 +80,7 @@ def new_attempt(study_dir: Path, trial_id: str) -> Path:
 
 
 def read_record(attempt: Path) -> dict[str, Any]:
-    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file it vouches for, is damaged."""
+    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file that it lists, is damaged."""
     path = attempt / "record.json"
     row = read_json(path)
     if row.pop("schema", None) != SCHEMA:
@@ -103,16 +88,16 @@ def read_record(attempt: Path) -> dict[str, Any]:
     if row.get("status") not in STATUSES or not row.get("trial_id"):
         raise StoreError(f"{path}: status, trial_id: missing or unknown")
     for name, size in row.pop("files", {}).items():
-        found = (attempt / name).stat().st_size if (attempt / name).exists() else None
-        if found != size:
-            raise StoreError(f"{attempt / name}: {found} bytes where the record says {size}: cut short or changed")
+        actual = (attempt / name).stat().st_size if (attempt / name).exists() else 0
+        if actual != size:
+            raise StoreError(f"{attempt / name}: {actual} bytes, {size} in the record: cut short or changed")
     if "mode" in row:  # what older records call the workload
         row["workload"] = row.pop("mode")
     return row | {"attempt_dir": str(attempt)}
 
 
 def latest_record(trial_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest readable record of a trial, or None, and a line for each damaged attempt passed over."""
+    """Return the newest readable record of a trial, or None, and a line for each damaged attempt after it."""
     damaged: list[str] = []
     for attempt in sorted(trial_dir.glob("attempt-*"), reverse=True):
         if not (attempt / "record.json").exists():
@@ -131,10 +116,10 @@ def study_dirs(path: Path) -> list[Path]:
     """
     if (path / "trials").is_dir():
         return [path]
-    found = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
-    if not found and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
+    folders = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
+    if not folders and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
         raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
-    return found
+    return folders
 
 
 def _rows(study_dir: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
@@ -158,7 +143,7 @@ def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
 
 
 def read_results(*paths: str | Path) -> Results:
-    """Read every study under ``paths`` into one table. Damaged attempts are listed, never silently dropped."""
+    """Read every study under ``paths`` into one table; damaged attempts are listed."""
     import pandas as pd
 
     damaged: list[str] = []
@@ -167,13 +152,13 @@ def read_results(*paths: str | Path) -> Results:
     for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
         studies[study_dir.name] = read_study(study_dir, damaged)
         rows.extend(_rows(study_dir, damaged))
-    extra = dict.fromkeys(name for row in rows for name in row if name not in RECORD_COLUMNS)
-    frame = pd.DataFrame(rows, columns=[*RECORD_COLUMNS, *extra])
+    names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
+    frame = pd.DataFrame(rows, columns=list(names))
     return Results(frame, tuple(damaged), studies)
 
 
 def load_results(*paths: str | Path) -> pd.DataFrame:
-    """Read results folders as a DataFrame, one row per trial (see ``RECORD_COLUMNS``); warn of damaged attempts."""
+    """Read results folders as a DataFrame, one row per trial; warn of damaged attempts."""
     results = read_results(*paths)
     for line in results.damaged:
         warnings.warn(f"damaged attempt passed over: {line}", stacklevel=2)

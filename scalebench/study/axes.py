@@ -38,7 +38,7 @@ def _geometric(spec: dict[str, Any]) -> list[float | int]:
 
 
 def _expand(value: Any) -> tuple[Any, ...]:
-    """Turn what stands in the file into the tuple of an axis' values; a scalar becomes a tuple of one."""
+    """Return the values of an axis as a tuple; a scalar becomes a tuple of one."""
     if isinstance(value, dict):
         return tuple(_geometric(value))
     if isinstance(value, list):
@@ -54,7 +54,7 @@ def _whole(value: Any) -> Any:
 
 
 def one_of(allowed: Sequence[str]) -> AfterValidator:
-    """Refuse a value outside ``allowed``, with the list of what is and a suggestion."""
+    """Refuse a value outside ``allowed``; the error lists the allowed ones and has a suggestion."""
 
     def check(value: str) -> str:
         if value not in allowed:

@@ -1,4 +1,4 @@
-"""Reading a study file: TOML, overrides, and every mistake at once as one line that names the key."""
+"""Reading a study file: TOML, overrides, and all errors at once, one line each, with the key."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import itertools
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from scalebench.errors import StudyError, unknown
-from scalebench.study import BUDGETS, Point, Study
-
-POINT_SECTIONS = ("model", "train", "inference", "data")
+from scalebench.study import Study, WorkloadTable, study_class
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, or raise ``StudyError`` naming it and the place of the mistake."""
+    """Read a TOML file, or raise ``StudyError`` with the file and the line of the error."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -47,7 +45,8 @@ def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
 
 
 def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
-    fixed = {f"{section}.{key}" for section in POINT_SECTIONS for key in raw.get(section, {})}
+    tables = ("model", "data", *study.TABLES.values())
+    fixed = {f"{table}.{key}" for table in tables for key in raw.get(table, {})}
     seen: set[str] = set()
     for index, entry in enumerate(study.zipped):
         axes = entry.axes()
@@ -61,26 +60,39 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
         seen |= set(axes)
 
 
-def _budget_lines(study: Study) -> Iterator[str]:
-    given = [key for key in BUDGETS if f"train.{key}" in study.axes()]
-    if len(given) > 1:
-        yield f"train.{given[1]}: only one of {', '.join(BUDGETS)} can be set, given {' and '.join(given)}"
-    if "model.family" not in study.axes():
+def _model_lines(study: Study) -> Iterator[str]:
+    axes = study.axes()
+    if "model.family" not in axes and study.parents is None:
         yield 'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them)'
-    if {"model.params", "model.size"} <= set(study.axes()):
+    if {"model.params", "model.size"} <= set(axes):
         yield "model.size: params and size exclude each other; leave one out"
 
 
+def _exclusive_lines(study: Study) -> Iterator[str]:
+    """Yield a line where the file names more than one of the fields that exclude each other."""
+    table, axes = study.TABLES[study.workload], study.axes()
+    for group in getattr(study, table).EXCLUSIVE:
+        named = [key for key in group if f"{table}.{key}" in axes]
+        if len(named) > 1:
+            yield f"{table}.{named[1]}: only one of {', '.join(group)} can be set, given {' and '.join(named)}"
+
+
 def _unread_lines(study: Study) -> Iterator[str]:
-    """Yield a line for every field of a workload that the study does not have."""
-    other = "train" if study.workload == "inference" else "inference"
-    fields = [*(study.train if other == "train" else study.inference).named()]
-    named = [f"{other}.{field}" for field in fields]
-    for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
-        for index, entry in enumerate(entries):
-            named += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
-    reason = "trains nothing" if other == "train" else 'reads no [inference]; set workload = "inference" for it'
-    yield from (f"{field}: the workload {study.workload!r} {reason}; leave it out" for field in named)
+    """Yield a line for every field that only other workloads read."""
+    for other in sorted(set(study.TABLES.values()) - {study.TABLES[study.workload]}):
+        fields = [f"{other}.{field}" for field in getattr(study, other).named()]
+        for kind, entries in (("zip", study.zipped), ("exclude", study.excluded)):
+            for index, entry in enumerate(entries):
+                fields += [f"{kind}[{index}].{axis}" for axis in entry.axes() if axis.startswith(f"{other}.")]
+        readers = " or ".join(f'workload = "{name}"' for name, table in study.TABLES.items() if table == other)
+        reason = f"the workload {study.workload!r} reads no [{other}]; leave it out, or set {readers}"
+        yield from (f"{field}: {reason}" for field in fields)
+
+
+def _from_lines(study: Study) -> Iterator[str]:
+    source = study.parents
+    if source is not None and (source.study is None) == (source.results is None):
+        yield 'from: needs either study = "NAME" or results = "PATH"'
 
 
 def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
@@ -92,24 +104,24 @@ def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
     return raw
 
 
-def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """Return the known keys of the table at ``path``, for suggestions."""
-    kind: Any = Study
+def _fields_at(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """Return the known keys of the table at ``path`` of a study class, for suggestions."""
     for part in path:
         fields = {field.alias or name: field for name, field in getattr(kind, "model_fields", {}).items()}
         if isinstance(part, str) and part in fields:
-            kind = Point if part in ("zip", "exclude") else fields[part].annotation
+            annotation = fields[part].annotation
+            kind = next((arg for arg in get_args(annotation) if hasattr(arg, "model_fields")), annotation)
     return [field.alias or name for name, field in getattr(kind, "model_fields", {}).items()]
 
 
-def _describe(error: Any, raw: Mapping[str, Any]) -> str:
+def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     """Write one pydantic error as ``key: what is wrong (given …)``."""
     path = list(error["loc"])
     if path and isinstance(path[-1], int) and not isinstance(_lookup(raw, path[:-1]), list):
         path.pop()
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if error["type"] == "extra_forbidden":
-        return f"{key}: {unknown(str(path[-1]), _fields_at(path[:-1])).replace('unknown', 'unknown key', 1)}"
+        return f"{key}: {unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace('unknown', 'unknown key', 1)}"
     if error["type"] == "missing":
         return f"{key}: missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -132,20 +144,22 @@ def _tupled(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
-def parse_study(raw: Mapping[str, Any]) -> tuple[Study | None, list[str]]:
-    """Validate a study's content. Return it with a line ``key: what is wrong (given …)`` for every error found.
+def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) -> tuple[Study | None, list[str]]:
+    """Validate a study's content, with a table for every workload.
 
-    When there are errors the study returned is its sound part, or None, so that a caller can go on and find more.
+    Returns it with a line ``key: what is wrong (given …)`` for every error. When there are errors the study returned is
+    its valid part, or None, so that a caller can go on and find more.
     """
     lines: list[str] = []
+    kind = study_class(workloads)
     try:
-        study = Study.model_validate(_tupled(raw))
+        study = kind.model_validate(_tupled(raw))
     except ValidationError as errors:
-        lines = [_describe(error, raw) for error in errors.errors()]
+        lines = [_describe(error, raw, kind) for error in errors.errors()]
         try:
-            study = Study.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
+            study = kind.model_validate(_tupled(_without(raw, [error["loc"] for error in errors.errors()])))
         except ValidationError:
             return None, lines
     unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
-    lines += [*_zip_lines(raw, study), *_budget_lines(study), *unread]
+    lines += [*_zip_lines(raw, study), *_model_lines(study), *_exclusive_lines(study), *_from_lines(study), *unread]
     return (None if any(line.startswith("zip") for line in lines) else study), lines

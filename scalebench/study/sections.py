@@ -2,35 +2,29 @@
 
 A study is TOML. Any field given as a list is an axis; axes multiply; ``[[zip]]`` lets axes advance together and
 ``[[exclude]]`` drops combinations. ``{ geom = [lo, hi], points = n }`` and ``{ log2 = [a, b], points = n }`` make
-geometric axes. What only a family or the machine can say (names, defaults, sizes) is filled in by ``plan``.
+geometric axes. What depends on a family or the machine (names, defaults, sizes) is filled in by ``plan``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
-from scalebench.study.axes import Axis, Count, Finite, Fraction, LearningRate, Name, Share, WholeNumber, one_of
+from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
 
-BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
-WORKLOADS = ("training", "inference")
-PRECISIONS = ("float32", "bfloat16", "float16")
-WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
-IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
-GRAPHS = ("auto", "none", "blocks", "model", "step")
 MEMORY = ("tracked", "allocator")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class Section(BaseModel):
     """A table of the study file: strict types, unknown keys refused, frozen."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
+    EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
 
     def given(self) -> dict[str, tuple[Any, ...]]:
         """Return the fields that hold values, defaults included, those absent left out."""
@@ -54,60 +48,10 @@ class ModelSection(Section):
     size: Axis[str] | None = None
 
 
-class TrainSection(Section):
-    """How each model is trained. Exactly one budget: steps, tokens, tokens_per_param or flops."""
-
-    steps: Axis[Count] | None = None
-    tokens: Axis[Count] | None = None
-    tokens_per_param: Axis[Finite] | None = None
-    flops: Axis[Finite] | None = None
-    batch_size: Axis[Count] = (16,)
-    accumulation: Axis[Count] = (1,)  # micro-batches that a step's batch is split into
-    checkpointing: Axis[bool] = (False,)  # activation checkpointing: blocks recomputed in the backward pass
-    sequence_length: Axis[Count] | None = None
-    optimizer: Axis[str] = ("adamw",)
-    learning_rate: Axis[LearningRate] = ("auto",)
-    schedule: Axis[Annotated[str, one_of(SCHEDULES)]] = ("wsd",)
-    warmup_steps: Axis[WholeNumber] = (20,)
-    decay_fraction: Axis[Share] = (0.8,)
-    weight_decay: Axis[NonNegativeFloat] | None = None  # the optimizer's own
-    beta1: Axis[Fraction] = (0.9,)
-    beta2: Axis[Fraction] = (0.95,)
-    momentum: Axis[Fraction] = (0.9,)
-    gradient_clip: Axis[Finite] = (1.0,)
-    precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
-    implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
-    graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)  # what runs as one: see ``TrainSpec.graph``
-    device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
-    seed: Axis[WholeNumber] = (0,)
-
-
-class InferenceSection(Section):
-    """What is measured of a model at work, in a study with ``workload = "inference"``.
-
-    A family that generates reads ``prompt_length`` tokens and writes ``new_tokens``: greedily unless a ``temperature``
-    or ``beams`` ask otherwise (``top_k`` = 0 and ``top_p`` = 1 leave nothing out). Others do one forward pass.
-    """
-
-    batch_size: Axis[Count] = (1,)
-    prompt_length: Axis[Count] | None = None
-    new_tokens: Axis[Count] | None = None
-    weight_dtype: Axis[Annotated[str, one_of(WEIGHT_DTYPES)]] = ("float32",)
-    temperature: Axis[Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]] = (0.0,)
-    top_k: Axis[WholeNumber] = (0,)
-    top_p: Axis[Share] = (1.0,)
-    beams: Axis[Count] = (1,)
-    repeats: Axis[Count] = (100,)
-    warmups: Axis[Count] = (3,)
-    implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
-    device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
-    seed: Axis[WholeNumber] = (0,)
-
-
 class DataSection(Section):
-    """What is learned. ``source`` is a name of ``scalebench list``, or ``text:PATH``; absent, the family's own.
+    """The data. ``source`` is a name of ``scalebench list``, or ``text:PATH``; by default the family's.
 
-    ``vocab_size`` trains byte pairs on a text, sets a chain's symbols, or states that of token shards.
+    ``vocab_size`` trains byte pairs on a text, sets the symbols of a chain, or gives that of token shards.
     """
 
     source: Axis[str] | None = None
@@ -118,7 +62,7 @@ class DataSection(Section):
 
 
 class FitSection(Section):
-    """How the results are read: which law, what is held out of it, and which axes are tuned rather than grown."""
+    """How the results are fitted: which law, what is held out of it, and which axes are tuned at each size."""
 
     law: str = "power"
     holdout: Literal["largest", "none"] = "largest"
@@ -132,43 +76,67 @@ class FitSection(Section):
 
 
 class RunSection(Section):
-    """How trials are executed; nothing here changes a number, so nothing here is part of a trial's identity."""
+    """How trials are executed. Nothing here changes a result, so nothing here is part of a trial's identity."""
 
     timeout_s: Finite | None = None
-    checkpoint: bool = False  # keep the trained weights beside the record
+    checkpoint: bool = False  # keep weights and optimizer state beside the record
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"
     share_device: bool = False  # let trials (with --jobs) run on a GPU at the same time: their times are not exclusive
 
 
+class FromSection(Section):
+    """Where the weights come from that every trial starts with: the ok trials of another study that kept theirs.
+
+    Each of these parents is a point of an axis. A child has its parent's family, model and data unless the file names
+    others. With ``optimizer_state`` it continues the parent's run: the other [train] fields are the parent's, too.
+    """
+
+    study: Name | None = None  # in the same results folder
+    results: str | None = None  # or the path of a results folder
+    where: str | None = None  # which of its trials: an expression as for --where
+    optimizer_state: bool = False
+
+
 class Point(Section):
-    """An entry of ``[[zip]]`` or ``[[exclude]]``: fields of the sections, written as in them (``model.params = …``)."""
+    """An entry of ``[[zip]]`` or ``[[exclude]]``: fields of the tables, written as in them (``model.params = …``)."""
 
     model: ModelSection = Field(default_factory=lambda: ModelSection.model_validate({}))
-    train: TrainSection = TrainSection()
-    inference: InferenceSection = InferenceSection()
     data: DataSection = DataSection()
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return the named fields as {"model.params": (…), …}."""
-        sections = {"model": self.model, "train": self.train, "inference": self.inference, "data": self.data}
-        return {
-            f"{name}.{key}": values for name, section in sections.items() for key, values in section.named().items()
-        }
+        return {f"{name}.{key}": values for name, section in self for key, values in section.named().items()}
+
+
+class WorkloadTable(Protocol):
+    """What the study file needs of a workload: its table's name and the fields of the table."""
+
+    @property
+    def TABLE(self) -> str:  # noqa: N802
+        """Name of the table in the study file."""
+
+    @property
+    def Section(self) -> type[Section]:  # noqa: N802
+        """Fields of the table, each with a default."""
 
 
 class Study(Section):
-    """A whole study file, validated. Every axis field holds a tuple of values; a scalar is a tuple of one."""
+    """A whole study file, validated. Every axis field holds a tuple of values; a scalar is a tuple of one.
+
+    ``study_class`` adds the tables of the workloads, one field each.
+    """
+
+    TABLES: ClassVar[Mapping[str, str]] = {}  # workload -> name of its table
 
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     title: str = ""
-    workload: Annotated[str, one_of(WORKLOADS)] = "training"
-    model: ModelSection
-    train: TrainSection = TrainSection()
-    inference: InferenceSection = InferenceSection()
+    workload: str = "training"
+    model: ModelSection = Field(default_factory=lambda: ModelSection.model_validate({}))
     data: DataSection = DataSection()
+    parents: FromSection | None = Field(default=None, alias="from")
     fit: FitSection = FitSection()
     run: RunSection = RunSection()
     zipped: tuple[Point, ...] = Field(default=(), alias="zip")
@@ -193,11 +161,15 @@ class Study(Section):
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """Return every field's values by dotted name, zipped ones included: the grid before zipping and excluding."""
-        axes = {f"model.{key}": value for key, value in self.model.given().items()}
-        name, work = ("train", self.train) if self.workload == "training" else ("inference", self.inference)
-        axes |= {f"{name}.{key}": value for key, value in work.given().items()}
-        axes |= {f"data.{key}": value for key, value in self.data.given().items()}
+        """Return every field's values by dotted name, zipped ones included: the grid before zipping and excluding.
+
+        Fields that the file does not name have their defaults; with [from] they are left out, as the parent decides.
+        """
+        axes: dict[str, tuple[Any, ...]] = {}
+        for table in ("model", self.TABLES[self.workload], "data"):
+            section: Section = getattr(self, table)
+            values = section.given() if self.parents is None else section.named()
+            axes |= {f"{table}.{key}": value for key, value in values.items() if value is not None}
         for entry in self.zipped:
             axes |= entry.axes()
         return axes
@@ -215,3 +187,24 @@ class Study(Section):
             point = {name: value for bundle in combination for name, value in bundle.items()}
             if not any(all(point.get(name) in values for name, values in drop.items()) for drop in drops):
                 yield point
+
+
+def study_class(workloads: Mapping[str, WorkloadTable]) -> type[Study]:
+    """Return the class of a study file in which every workload has its table."""
+    return _study_class(tuple((name, workload.TABLE, workload.Section) for name, workload in workloads.items()))
+
+
+@lru_cache(maxsize=8)
+def _study_class(workloads: tuple[tuple[str, str, type[Section]], ...]) -> type[Study]:
+    tables: dict[str, Any] = {table: (section, section()) for _, table, section in workloads}
+    point = create_model("Point", __base__=Point, **tables)
+    entries: Any = tuple[point, ...]  # type: ignore[valid-type]
+    names = tuple(name for name, _, _ in workloads)
+    fields: dict[str, Any] = {
+        "workload": (Annotated[str, one_of(names)], "training"),
+        "zipped": (entries, Field(default=(), alias="zip")),
+        "excluded": (entries, Field(default=(), alias="exclude")),
+    }
+    made = create_model("Study", __base__=Study, **fields, **tables)
+    made.TABLES = {name: table for name, table, _ in workloads}
+    return made

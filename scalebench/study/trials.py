@@ -4,62 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any, Protocol
 
 from scalebench.study.sections import Section
 
-SCHEMA = 1
+SCHEMA = 2
 Scalar = bool | int | float | str | None
-
-
-class TrainSpec(Section):
-    """One trial's training, every value decided.
-
-    ``graph`` says what runs as one: "none" launches operation by operation; "blocks" compiles a block of the model once
-    for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
-    and update replayed as one CUDA graph.
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    checkpointing: bool
-    sequence_length: int | None
-    optimizer: str
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    decay_fraction: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    momentum: float
-    gradient_clip: float
-    precision: str
-    implementation: str
-    graph: str = "none"
-    seed: int
-
-
-class InferenceSpec(Section):
-    """One trial's inference, every value decided; ``sequence_length`` is what a forward pass, or the prompt, holds."""
-
-    batch_size: int
-    sequence_length: int | None
-    new_tokens: int | None
-    weight_dtype: str
-    temperature: float
-    top_k: int
-    top_p: float
-    beams: int
-    repeats: int
-    warmups: int
-    implementation: str
-    seed: int
-
-    @property
-    def precision(self) -> str:
-        """What is computed in: the weights' type, float32 for int8 weights."""
-        return "bfloat16" if self.weight_dtype == "bfloat16" else "float32"
 
 
 class DataSpec(Section):
@@ -73,23 +23,40 @@ class DataSpec(Section):
     sha256: str
 
 
-class Trial(Section):
-    """One model trained, or put to work, once: everything that can change a result, nothing that cannot."""
+class Parent(Section):
+    """What a trial starts from: the SHA-256 of another trial's weights and, if it continues that run, of its state."""
 
+    weights_sha256: str
+    state_sha256: str | None = None
+
+
+class Trial(Section):
+    """One thing done once with one model: everything that can change a result, nothing that cannot."""
+
+    workload: str
     family: str
     model: dict[str, Scalar]  # every field of the family's Config
-    train: TrainSpec | None = None  # this one
-    inference: InferenceSpec | None = None  # or that one
+    spec: Any  # the workload's Spec; its plain values where the trial was read from JSON (``workloads.read_trial``)
     data: DataSpec
+    parent: Parent | None = None
     device_kind: str
     schema_version: int = SCHEMA
 
+
+class Batching(Protocol):
+    """What a task reads of a trial's spec."""
+
     @property
-    def work(self) -> TrainSpec | InferenceSpec:
-        """What is done with the model, whichever it is."""
-        work = self.train or self.inference
-        assert work is not None
-        return work
+    def batch_size(self) -> int:
+        """Samples per batch."""
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens per sample; None where a sample is no sequence."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training batches."""
 
 
 def trial_id(trial: Trial) -> str:

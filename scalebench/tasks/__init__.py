@@ -1,15 +1,22 @@
-"""What a model is asked to do: batches by seed and step, the loss in nats, a fixed validation sample in clusters."""
+"""Tasks: batches by seed and step, the loss in nats, and a fixed validation sample in clusters."""
 
 from __future__ import annotations
 
 from scalebench.tasks.base import Batch, LossAlone, MeanLoss, Task
+from scalebench.tasks.classification import COLUMNS as CLASSIFICATION_COLUMNS
 from scalebench.tasks.classification import Classification, classification
+from scalebench.tasks.language import COLUMNS as LANGUAGE_COLUMNS
 from scalebench.tasks.language import BalancedNextToken, NextToken
+from scalebench.tasks.masked import COLUMNS as MASKED_COLUMNS
 from scalebench.tasks.masked import MaskedPairs
 from scalebench.tasks.regression import Regression, SetRegression, regression
+from scalebench.tasks.transduction import COLUMNS as TRANSDUCTION_COLUMNS
 from scalebench.tasks.transduction import Transduce
 
+METRIC_COLUMNS = (*CLASSIFICATION_COLUMNS, *LANGUAGE_COLUMNS, *MASKED_COLUMNS, *TRANSDUCTION_COLUMNS)
+
 __all__ = [
+    "METRIC_COLUMNS",
     "BalancedNextToken",
     "Batch",
     "Classification",

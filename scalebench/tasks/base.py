@@ -1,4 +1,4 @@
-"""What train.py needs to know of a task, and the random streams that keep training and validation apart."""
+"""The interface of a task, and the random streams for training and validation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 Batch = tuple[Tensor, ...]  # each (B, …), the model's inputs first
 
-# Streams of random numbers that must never meet: training batches and the validation sample.
+# First element of the key of a random stream: training batches and validation samples never share one.
 TRAINING, VALIDATION = 0, 1
 VALIDATION_BATCH = 64
 
 
 class Task(Protocol):
-    """What train.py needs to know. B is the batch size, T the sequence length."""
+    """The interface that training and validation use. B is the batch size, T the sequence length."""
 
     @property
     def floor_nats(self) -> float | None:
-        """Irreducible loss, where it is known in closed form."""
+        """Irreducible loss, or None if unknown."""
 
     @property
     def tokens_per_sample(self) -> int | None:
@@ -29,19 +29,19 @@ class Task(Protocol):
 
     @property
     def samples_per_epoch(self) -> float | None:
-        """Samples that make the training data once; None where they never repeat."""
+        """Samples per pass over the training data; None if they never repeat."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` when the data cannot serve, before any trial starts."""
+        """Raise ``ValueError`` if the data does not fit the task. Called before any trial starts."""
 
     def batch(self, step: int) -> Batch:
-        """Return the training batch of a step, on the CPU: the same for a seed and step, whatever came before."""
+        """Return the training batch of a step, on the CPU: determined by seed and step alone."""
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        """Yield the held-out batches, the same for every trial, with the cluster (B,) each sample belongs to."""
+        """Yield the held-out batches, the same for every trial, with the cluster (B,) of each sample."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what training makes small: the mean of ``losses``, a number."""
+        """Return the training loss, a scalar: the mean of ``losses``."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -49,16 +49,16 @@ class Task(Protocol):
         ...
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return what validation keeps of each sample, each (B, …): ``loss_nats`` and what the metrics are made of."""
+        """Return per-sample values for validation, each (B, …): ``loss_nats`` and the inputs of ``metrics``."""
         ...
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return the metrics, by name, of the whole validation sample, from what ``judge`` kept of it, joined."""
+        """Return the metrics of the validation sample by name, from the concatenated values of ``judge``."""
         ...
 
 
 class MeanLoss:
-    """Part of a Task: the loss of training is the mean of the samples' own."""
+    """Base of tasks whose training loss is the mean over samples."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, (B,)."""
@@ -70,12 +70,12 @@ class MeanLoss:
 
 
 class LossAlone(MeanLoss):
-    """Half a Task: validation keeps the training loss and nothing else."""
+    """Base of tasks whose only validation metric is the training loss."""
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of each sample as ``loss_nats``."""
         return {"loss_nats": self.losses(model, batch)}
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:  # noqa: ARG002
-        """Return none."""
+        """Return no metrics."""
         return {}

@@ -13,16 +13,22 @@ from torch.nn import functional as F
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.store import Column
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
 
-# Bytes to about zero mean and unit spread, the same for every source: networks want small numbers.
+# Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
+
+COLUMNS = (
+    Column("metric_accuracy", "1", "share of the validation images whose class is predicted"),
+    Column("metric_f1", "1", "F1, averaged over the classes that occur"),
+)
 
 
 @dataclass(frozen=True)
 class Classification(MeanLoss):
-    """Name the class of each image. Images smaller than ``image_size`` are enlarged, bilinearly."""
+    """Classify images. Images smaller than ``image_size`` are enlarged bilinearly."""
 
     images: Images
     image_size: int
@@ -35,11 +41,11 @@ class Classification(MeanLoss):
 
     @property
     def samples_per_epoch(self) -> float | None:
-        """Training images; None where none comes twice."""
+        """Training images; None if they never repeat."""
         return self.images.training_images(self.validation_fraction)
 
     def check(self) -> None:
-        """Raise ``ValueError`` when the images are larger than the model takes."""
+        """Raise ``ValueError`` if the images are larger than ``image_size``."""
         if self.images.size > self.image_size:
             raise ValueError(f"image_size = {self.image_size} is smaller than the images, {self.images.size} pixels")
 
@@ -67,24 +73,27 @@ class Classification(MeanLoss):
         return F.cross_entropy(model(images).float(), labels, reduction="none")
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return loss, class and the class named of each image."""
+        """Return the loss, the label and the predicted class of each image."""
         images, labels = batch
         logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
-        return {"loss_nats": loss, "label": labels, "named": logits.argmax(1)}
+        return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return accuracy, and F1 averaged over the classes that occur."""
+        """Return accuracy, and F1 averaged over the classes present."""
         from sklearn.metrics import f1_score
 
-        label, named = judged["label"], judged["named"]
-        return {"accuracy": float(np.mean(label == named)), "f1": float(f1_score(label, named, average="macro"))}
+        label, predicted = judged["label"], judged["predicted"]
+        return {
+            "accuracy": float(np.mean(label == predicted)),
+            "f1": float(f1_score(label, predicted, average="macro")),
+        }
 
 
 def classification(
-    images: Images, image_size: int, spec: DataSpec, train: TrainSpec, *, channels: int, classes: int
+    images: Images, image_size: int, spec: DataSpec, train: Batching, *, channels: int, classes: int
 ) -> Classification:
-    """Return classification of a source's images by a model of given image size, channels and classes.
+    """Return the task of classifying a source's images with a model's image size, channels and classes.
 
     Raises ``ValueError`` naming the field in which model and images differ.
     """

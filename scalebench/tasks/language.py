@@ -14,12 +14,19 @@ from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus, Tokens
 from scalebench.data.synthetic import generator
+from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, LossAlone
+
+COLUMNS = (
+    Column(
+        "metric_bits_per_byte", "bit/B", "validation loss in bits per byte of text, comparable between vocabularies"
+    ),
+)
 
 
 @dataclass(frozen=True)
 class NextToken(LossAlone):
-    """Predict each next token, in windows of ``sequence_length`` drawn uniformly from the training tokens."""
+    """Predict the next token, in windows of ``sequence_length`` drawn uniformly from the training tokens."""
 
     corpus: Corpus
     sequence_length: int
@@ -35,27 +42,27 @@ class NextToken(LossAlone):
 
     @property
     def samples_per_epoch(self) -> float | None:
-        """Windows that cover the training tokens once; None where they never repeat."""
+        """Windows per pass over the training tokens; None if they never repeat."""
         tokens = self.corpus.training_tokens(self.validation_fraction)
         return tokens and tokens / self.sequence_length
 
     @property
     def floor_nats(self) -> float | None:
-        """The corpus's entropy per token, where it is known."""
+        """The corpus's entropy per token, or None if unknown."""
         return self.corpus.floor_nats(self.sequence_length)
 
     def _held_out(self) -> tuple[Tokens, NDArray[np.int64]]:
         return self.corpus.validation(self.validation_fraction, self.validation_samples, self.sequence_length + 1)
 
     def check(self) -> None:
-        """Raise ``ValueError`` when the corpus cannot fill a window on either side."""
+        """Raise ``ValueError`` if the training or validation tokens are shorter than a window."""
         tokens = self.corpus.training_tokens(self.validation_fraction)
         if tokens is not None and tokens <= self.sequence_length:
-            raise ValueError(f"sequence_length = {self.sequence_length} outgrows {tokens} training tokens")
+            raise ValueError(f"sequence_length = {self.sequence_length} exceeds the {tokens} training tokens")
         assert len(self._held_out()[0])
 
     def batch(self, step: int) -> Batch:
-        """Return input and target tokens, both (B, T) int64; the target is the input one token on."""
+        """Return input and target tokens, both (B, T) int64; targets are the inputs shifted by one token."""
         draw = generator(TRAINING, self.seed, step)
         return _shifted(self.corpus.draw(draw, self.validation_fraction, self.batch_size, self.sequence_length + 1))
 
@@ -76,22 +83,22 @@ class NextToken(LossAlone):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token, ().
 
-        A model that gives losses is asked for the mean itself: with one incoming gradient, known beforehand to be the
-        same for all tokens, its forward pass can make the gradients and nothing is computed twice.
+        A model with ``GIVES_LOSSES`` computes the mean itself: since the incoming gradient is then the same for all
+        tokens, its forward pass can compute the gradients too, without a second pass over the logits.
         """
         if getattr(model, "GIVES_LOSSES", False):
             return model(batch[0], targets=batch[1], reduction="mean")
         return super().loss(model, batch)
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the loss of each window, and the bytes of text per token that it predicts."""
+        """Return the loss of each window, and its mean bytes of text per token."""
         judged = {"loss_nats": self.losses(model, batch)}
         if (each := self.corpus.token_bytes()) is not None:
             judged["bytes_per_token"] = torch.from_numpy(each)[batch[1].cpu()].double().mean(1)
         return judged
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return bits per byte of text: the one loss that compares between vocabularies."""
+        """Return bits per byte of text, which is comparable between vocabularies."""
         if "bytes_per_token" not in judged:
             return {}
         return {"bits_per_byte": float(judged["loss_nats"].mean() / judged["bytes_per_token"].mean() / math.log(2))}
@@ -99,12 +106,12 @@ class NextToken(LossAlone):
 
 @dataclass(frozen=True)
 class BalancedNextToken(NextToken):
-    """Next-token prediction by a model of routed experts: in training it returns its balance loss beside the logits."""
+    """Next-token prediction for a mixture of experts, which in training returns logits and its balance loss."""
 
     balance_weight: float = 0.0
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy per token of each window, (B,), and in training the weighted balance loss."""
+        """Return the mean cross-entropy per token of each window, (B,), in training plus the weighted balance loss."""
         if not model.training:
             return super().losses(model, batch)
         logits, balance = model(batch[0])

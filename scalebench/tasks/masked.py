@@ -1,4 +1,4 @@
-"""BERT's two objectives: masked tokens, and whether one passage follows another (Devlin et al. 2019, section 3.1)."""
+"""BERT's two objectives: masked tokens and next-sentence prediction (Devlin et al. 2019, section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from torch.nn import functional as F
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
 from scalebench.data.text import Text, split
+from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 
-SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # numbered after the symbols of the text, in this order
+SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # their ids follow those of the text, in this order
 MASKED_SHARE, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
-IGNORED = -100  # the label of a place that is not to be predicted
+IGNORED = -100  # label of positions without a prediction
 
 Integers = NDArray[np.int64]
+
+COLUMNS = (
+    Column("metric_mlm_loss_nats", "nat", "validation loss of the masked tokens"),
+    Column("metric_nsp_loss_nats", "nat", "validation loss of next-sentence prediction"),
+    Column("metric_mlm_accuracy", "1", "share of the masked tokens that are predicted"),
+    Column("metric_nsp_accuracy", "1", "share of the sentence pairs that are classified correctly"),
+    Column("metric_nsp_f1", "1", "F1 of the pairs that follow each other"),
+)
 
 
 def assemble(first: Bytes, second: Bytes, symbols: int) -> tuple[Integers, Integers]:
@@ -35,15 +44,15 @@ def assemble(first: Bytes, second: Bytes, symbols: int) -> tuple[Integers, Integ
 
 
 def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Integers, Integers]:
-    """Hide 15 % of each row's text (at least one token): inputs and labels, both (B, T).
+    """Mask 15 % of each row's text (at least one token): return inputs and labels, both (B, T).
 
-    Of the places chosen 80 % become [MASK], 10 % a symbol drawn at random, 10 % stay as they are; the others' labels
-    are ``IGNORED``. Every row has the same number of places, round(0.15 n) of its n tokens that are no specials.
+    Of the selected positions 80 % become [MASK], 10 % a random token and 10 % stay unchanged; the labels of all others
+    are ``IGNORED``. Every row has the same number of them, round(0.15 n) of its n tokens that are not special.
     """
     text = tokens < symbols
-    each = max(1, round(MASKED_SHARE * int(text[0].sum())))
+    masked = max(1, round(MASKED_SHARE * int(text[0].sum())))
     order = np.where(text, rng.random(tokens.shape), np.inf).argsort(axis=1)
-    rows, places = np.arange(len(tokens))[:, None], order[:, :each]
+    rows, places = np.arange(len(tokens))[:, None], order[:, :masked]
     labels = np.full_like(tokens, IGNORED)
     labels[rows, places] = tokens[rows, places]
     fate, anything = rng.random(places.shape), rng.integers(symbols, size=places.shape)
@@ -55,10 +64,10 @@ def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Inte
 
 @dataclass(frozen=True)
 class MaskedPairs(MeanLoss):
-    """Fill in masked bytes and tell whether the second passage follows the first: the loss is the sum of both.
+    """Masked tokens and next-sentence prediction; the loss is the sum of both cross-entropies.
 
-    Half the pairs follow. Masks are drawn anew for every step, by seed and step; validation's are always the same.
-    Passages of a batch and of validation come from the documents of their own side.
+    In half of the pairs the second passage follows the first. Training masks depend on seed and step, validation masks
+    are fixed. Training and validation passages come from different documents.
     """
 
     text: Text
@@ -71,24 +80,24 @@ class MaskedPairs(MeanLoss):
 
     @property
     def tokens_per_sample(self) -> int:
-        """T, specials included."""
+        """T, including special tokens."""
         return self.sequence_length
 
     @property
     def samples_per_epoch(self) -> float:
-        """Pairs that hold as many bytes as the training text."""
+        """Pairs with as many bytes as the training text."""
         return split(self.text, self.validation_fraction)[0].size / (self.sequence_length - 3)
 
     def side(self, *, held_out: bool) -> Boundaries:
-        """Return where the passages of one side meet."""
+        """Return the boundaries between passages of one side."""
         first = (self.sequence_length - 3) // 2
         second = self.sequence_length - 3 - first
         return boundaries(self.text, self.validation_fraction, first, second, held_out=held_out)
 
     def check(self) -> None:
-        """Raise ``ValueError`` when a side of the text has no pairs of this length."""
+        """Raise ``ValueError`` if a side of the text has no pairs of this length."""
         if self.sequence_length < 8:
-            raise ValueError(f"sequence_length = {self.sequence_length} leaves no passages; give at least 8")
+            raise ValueError(f"sequence_length = {self.sequence_length}: too short for two passages; give at least 8")
         assert all(self.side(held_out=side).places.size for side in (False, True))
 
     def batch(self, step: int) -> Batch:
@@ -105,7 +114,7 @@ class MaskedPairs(MeanLoss):
         return inputs, segments, labels, follows
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        """Yield the held-out pairs; a cluster is the document of the first passage."""
+        """Yield the held-out pairs; the cluster is the document of the first passage."""
         *whole, clusters = _validation(self)
         for start in range(0, len(clusters), VALIDATION_BATCH):
             rows = slice(start, start + VALIDATION_BATCH)
@@ -114,45 +123,50 @@ class MaskedPairs(MeanLoss):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum of both losses of each pair, (B,)."""
         inputs, segments, labels, follows = batch
-        filled, told = _both(model(inputs, segments), labels, follows)
-        return filled + told
+        masked_loss, next_loss = _both(model(inputs, segments), labels, follows)
+        return masked_loss + next_loss
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the losses apart and summed, the share of masked tokens filled in rightly, and both verdicts."""
+        """Return the losses, the share of correct masked tokens, and next-sentence labels and predictions."""
         inputs, segments, labels, follows = batch
-        symbols, verdicts = model(inputs, segments)
-        filled, told = _both((symbols, verdicts), labels, follows)
+        symbols, follows_logits = model(inputs, segments)
+        masked_loss, next_loss = _both((symbols, follows_logits), labels, follows)
         masked = labels != IGNORED
-        right = ((symbols.argmax(2) == labels) & masked).sum(1) / masked.sum(1)
-        parts = {"mlm_loss_nats": filled, "nsp_loss_nats": told, "mlm_right": right}
-        return {"loss_nats": filled + told, **parts, "follows": follows, "said": verdicts.argmax(1)}
+        correct = ((symbols.argmax(2) == labels) & masked).sum(1) / masked.sum(1)
+        parts = {"mlm_loss_nats": masked_loss, "nsp_loss_nats": next_loss, "mlm_correct": correct}
+        return {
+            "loss_nats": masked_loss + next_loss,
+            **parts,
+            "follows": follows,
+            "predicted": follows_logits.argmax(1),
+        }
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return both losses, both accuracies, and F1 of the pairs that follow."""
+        """Return both losses, both accuracies, and F1 of next-sentence prediction."""
         from sklearn.metrics import f1_score
 
-        follows, said = judged["follows"], judged["said"]
+        follows, predicted = judged["follows"], judged["predicted"]
         return {
             "mlm_loss_nats": float(judged["mlm_loss_nats"].mean()),
             "nsp_loss_nats": float(judged["nsp_loss_nats"].mean()),
-            "mlm_accuracy": float(judged["mlm_right"].mean()),
-            "nsp_accuracy": float((follows == said).mean()),
-            "nsp_f1": float(f1_score(follows, said, zero_division=0.0)),
+            "mlm_accuracy": float(judged["mlm_correct"].mean()),
+            "nsp_accuracy": float((follows == predicted).mean()),
+            "nsp_f1": float(f1_score(follows, predicted, zero_division=0.0)),
         }
 
 
 @lru_cache(maxsize=4)
 def _validation(task: MaskedPairs) -> tuple[Integers, ...]:
-    """Return the held-out pairs with their masks, and the document of each."""
+    """Return the masked held-out pairs, and the document of each."""
     side = task.side(held_out=True)
     first = spread(side, task.validation_samples)
     return *task._pairs(side, first, generator(VALIDATION, 0)), side.documents[first]
 
 
 def _both(outputs: tuple[Tensor, Tensor], labels: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each pair's mean loss over its masked tokens and its loss of telling, both (B,), in nats."""
-    symbols, verdicts = outputs  # (B, T, V) and (B, 2)
+    """Return each pair's mean loss over its masked tokens and its next-sentence loss, both (B,), in nats."""
+    symbols, follows_logits = outputs  # (B, T, V) and (B, 2)
     flat = symbols.flatten(0, 1).float()
     each = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
-    filled = each.sum(1) / (labels != IGNORED).sum(1)
-    return filled, F.cross_entropy(verdicts.float(), follows, reduction="none")
+    masked_loss = each.sum(1) / (labels != IGNORED).sum(1)
+    return masked_loss, F.cross_entropy(follows_logits.float(), follows, reduction="none")

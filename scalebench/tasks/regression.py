@@ -1,4 +1,4 @@
-"""Regression on a teacher whose noise is known."""
+"""Regression on a teacher with known noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalebench.data.retrieval import Retrieval
 from scalebench.data.synthetic import Teacher, TeacherKind, generator
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, LossAlone
 
 
@@ -31,25 +31,25 @@ def gaussian_losses(outputs: Tensor, targets: Tensor, noise_std: float) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianTask(LossAlone):
-    """Predict outputs under Gaussian noise of known size, drawn afresh for every batch.
+    """Predict outputs with Gaussian noise of known standard deviation; every batch is drawn anew.
 
     The loss is the Gaussian negative log-likelihood per output, log(2 pi s^2)/2 + (y - f)^2/(2 s^2) nats: the squared
-    error in the unit of every other loss. Its floor is the noise's entropy, log(2 pi e s^2)/2.
+    error in the unit of all other losses. Its floor is the noise's entropy, log(2 pi e s^2)/2.
     """
 
     noise_std: float
     batch_size: int
     seed: int
     validation_samples: int
-    samples_per_epoch: float | None = None  # nothing is drawn twice
+    samples_per_epoch: float | None = None  # unlimited
 
     def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ``n`` inputs and outputs of the random stream that ``key`` names."""
+        """Return ``n`` inputs and outputs from the random stream ``key``."""
         raise NotImplementedError
 
     @property
     def floor_nats(self) -> float:
-        """Entropy of the noise alone, in nats per output."""
+        """Entropy of the noise in nats per output."""
         return noise_entropy(self.noise_std)
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ class GaussianTask(LossAlone):
         return self._batch(self.batch_size, TRAINING, self.seed, step)
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
-        """Yield the held-out samples; each is a cluster of its own, since they are independent."""
+        """Yield the held-out samples; each is a cluster, since they are independent."""
         for start in range(0, self.validation_samples, VALIDATION_BATCH):
             stop = min(start + VALIDATION_BATCH, self.validation_samples)
             yield self._batch(stop - start, VALIDATION, start), np.arange(start, stop)
@@ -86,20 +86,20 @@ class Regression(GaussianTask):
     tokens_per_sample: int | None = None
 
     def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return inputs (n, inputs) and what the teacher makes of them, (n, outputs)."""
+        """Return inputs (n, inputs) and the teacher's outputs (n, outputs)."""
         return self.teacher.draw(self.kind, self.inputs, self.outputs, self.noise_std, n, generator(*key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetRegression(GaussianTask):
-    """Answer a query to a set."""
+    """Predict the answer to a query about a set."""
 
     data: Retrieval
     length: int
 
     @property
     def tokens_per_sample(self) -> int:
-        """Elements of a set, the query among them."""
+        """Elements of a set, including the query."""
         return self.length
 
     def draw(self, n: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -107,7 +107,7 @@ class SetRegression(GaussianTask):
         return self.data.draw(self.length, self.noise_std, n, generator(*key))
 
 
-def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: TrainSpec) -> Regression:
+def regression(teacher: Teacher, kind: TeacherKind, config: Any, spec: DataSpec, train: Batching) -> Regression:
     """Return regression on a teacher for a Config with ``inputs`` and ``outputs``."""
     assert spec.noise_std is not None
     return Regression(

@@ -1,1 +1,61 @@
-"""What is done with a model: training or inference, from the description of a trial to its measurements."""
+"""What can be done with a model, one module each.
+
+Adding a workload: a module with the names of ``base.Workload``, and a line in ``WORKLOADS``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scalebench.measure import environment
+from scalebench.store import STORE_COLUMNS, Column
+from scalebench.study import Trial
+from scalebench.workloads import inference, recorder, training
+from scalebench.workloads.base import Workload, spec_columns
+
+__all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial"]
+
+WORKLOADS: dict[str, Workload] = {
+    "training": training,
+    "inference": inference,
+}
+
+# What is planned of every trial, whatever is done in it.
+TRIAL_COLUMNS = (
+    Column("command", "", "command that ran the study"),
+    Column("family", "", "model family"),
+    Column("requested_params", "1", "size that the study asked for (model.params)"),
+    Column("size", "", "published size that the study asked for (model.size)"),
+    Column("source", "", "data source"),
+    Column("data_vocab_size", "1", "vocabulary that the study asked for (data.vocab_size)"),
+    Column("data_sha256", "", "SHA-256 of the data"),
+    Column("validation_fraction", "1", "share of the data held out"),
+    Column("noise_std", "1", "standard deviation of the noise of generated targets"),
+    Column("parent_trial_id", "", "trial whose weights this one started from ([from])"),
+    Column("parent_weights_sha256", "", "SHA-256 of the parent's weights"),
+    Column("parent_flops", "FLOP", "FLOPs of the parent and of all its own parents"),
+)
+
+
+def columns_of(name: str) -> tuple[Column, ...]:
+    """Return every column that a record of a workload has, besides the fields of its model."""
+    workload = WORKLOADS[name]
+    columns = (
+        *STORE_COLUMNS, *TRIAL_COLUMNS, *spec_columns(workload.Spec), *workload.COLUMNS, *recorder.COLUMNS,
+        *environment.COLUMNS,
+    )  # fmt: skip
+    return tuple({column.name: column for column in columns}.values())
+
+
+def read_trial(values: dict[str, Any]) -> Trial:
+    """Return a trial from its JSON, with its spec as the workload's ``Spec``.
+
+    Trials of schema 1, which had one field for each workload, are read as what they were.
+    """
+    if "workload" not in values:
+        workload = "training" if values.get("train") else "inference"
+        spec = values["train"] or values["inference"]
+        rest = {key: value for key, value in values.items() if key not in ("train", "inference")}
+        values = {**rest, "workload": workload, "spec": spec}
+    trial = Trial.model_validate(values)
+    return trial.model_copy(update={"spec": WORKLOADS[trial.workload].Spec.model_validate(trial.spec)})

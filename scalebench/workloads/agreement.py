@@ -1,8 +1,7 @@
-"""Do all implementations train alike? The same GPT on the same batches, its losses step by step.
+"""Do all implementations train the same model? The same GPT on the same batches, compared loss by loss.
 
 ``python -m scalebench.workloads.agreement --device cuda`` prints a line for each and exits with 1 when one differs by
-more than the precision explains: the measure is what 16-bit training of torch's own operators differs from float32
-by.
+more than the precision explains: 16-bit training with torch's operators gives the expected difference from float32.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ from scalebench.data import open_source
 from scalebench.families import gpt
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
-from scalebench.study import DataSpec, TrainSpec
+from scalebench.study import DataSpec
 from scalebench.workloads.loop import train
 from scalebench.workloads.running import Running
+from scalebench.workloads.training_spec import TrainSpec
 
 REFERENCE, MEASURE = ("eager", "none"), ("sdpa", "none")
 WAYS = (("compile", "blocks"), ("triton", "none"), ("fused", "none"), ("fused", "blocks"), ("fused", "step"))
@@ -100,16 +100,16 @@ def compare_losses(
     for implementation, graph in (MEASURE, *ways):
         name, started = f"{implementation} {graph}", time.perf_counter()
         try:
-            found = losses_of(config, spec_of(implementation, graph, precision, steps, batch_size, length), where)
+            losses = losses_of(config, spec_of(implementation, graph, precision, steps, batch_size, length), where)
         except Exception as error:  # noqa: BLE001 - one way that fails leaves the others
             results[name] = {"agrees": False, "error": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
-        apart = np.abs(found - exact)
+        apart = np.abs(losses - exact)
         if (implementation, graph) == MEASURE:
             noise = float(apart.mean())
         results[name] = {
             "agrees": bool(apart.mean() <= max(ALLOWED * noise, FLOOR_NATS)),
-            "mean_nats": float(apart.mean()), "worst_nats": float(apart.max()), "last_nats": float(found[-1]),
+            "mean_nats": float(apart.mean()), "worst_nats": float(apart.max()), "last_nats": float(losses[-1]),
             "float32_last_nats": float(exact[-1]), "seconds": time.perf_counter() - started,
         }  # fmt: skip
     return results
@@ -145,9 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", default="rotary", choices=("rotary", "learned"))
     known = ",".join(f"{implementation}:{graph}" for implementation, graph in WAYS)
     parser.add_argument("--ways", default=known, help="implementation:graph, joined by commas")
-    given = parser.parse_args(arguments)
-    ways = [(way.partition(":")[0], way.partition(":")[2]) for way in given.ways.split(",")]
-    results = compare_losses(ways, given.steps, device=given.device, precision=given.precision, form=given.form)
+    options = parser.parse_args(arguments)
+    ways = [(way.partition(":")[0], way.partition(":")[2]) for way in options.ways.split(",")]
+    results = compare_losses(ways, options.steps, device=options.device, precision=options.precision, form=options.form)
     for name, result in results.items():
         print(json.dumps({"way": name, **result}))
     return 0 if all(result["agrees"] for result in results.values()) else 1

@@ -1,104 +1,144 @@
-"""A trial under measurement: its columns fill as it goes on, its samples are kept, and it tells that it lives."""
+"""The contract of a workload: one module with these names, and one line in ``WORKLOADS``."""
 
 from __future__ import annotations
 
-import io
-import json
-import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
-
-from scalebench.measure.device_lock import WAITING, DeviceLock, gpu_uuid
-from scalebench.store import write_atomically
+from scalebench.families import FAMILIES, Counts, Family
+from scalebench.store import Column
+from scalebench.study import Section as Table
 from scalebench.study import Trial
 
 if TYPE_CHECKING:
-    import torch
+    from scalebench.workloads.recorder import Recorder
 
-HEARTBEAT_EVERY_S = 1.0
-
-
-def identity_columns(header: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """Return the columns that say which trial this is: the axes by their own names."""
-    return {
-        **trial.model,
-        **dict(trial.work),
-        "precision": trial.work.precision,
-        "workload": "inference" if trial.inference else "training",
-        "source": trial.data.source,
-        "data_vocab_size": trial.data.vocab_size,
-        "data_sha256": trial.data.sha256,
-        "validation_fraction": trial.data.validation_fraction,
-        "noise_std": trial.data.noise_std,
-        "study": header["study"],
-        "trial_id": header["trial_id"],
-        "command": header["command"],
-        "requested_params": header["requested"].get("params"),
-        "size": header["requested"].get("size"),
-        "family": trial.family,
-        "device_kind": trial.device_kind,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+PRECISIONS = ("float32", "bfloat16", "float16")
+IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
+DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_SEQUENCE_LENGTH = 128
+# Measured with 2-layer models of 1,500 parameters on one core: process start, and a training step of nearly no work.
+STARTUP_S = 4.0
+STEP_FLOOR_S = 6e-3
+# Backward costs two forward passes: one for the gradients of the inputs, one for those of the weights.
+FORWARDS_PER_STEP = 3
 
 
-def count_columns(counts: Any) -> dict[str, Any]:
-    """Return the columns of a model's size."""
-    return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
+class Configure(Protocol):
+    """Returns the family's Config for a sequence length, and what it costs."""
+
+    def __call__(self, sequence_length: int | None) -> tuple[Any, Counts]:
+        """Raise ``InputError`` where the family has no such size."""
 
 
-def process_age_s() -> float:
-    """Return how long this process has run: interpreter, imports, data and model, before the first step."""
-    return time.time() - psutil.Process().create_time()
+@dataclass(frozen=True)
+class Request:
+    """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
+
+    ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
+    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on).
+    """
+
+    family_name: str
+    values: Mapping[str, Any]
+    configure: Configure
+    parent: Trial | None = None
+    continues: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The model family."""
+        return FAMILIES[self.family_name]
 
 
-class Measured:
-    """A trial under measurement: ``columns`` fills as the run gets on, so that a broken one keeps what it had."""
+@dataclass(frozen=True)
+class Decided:
+    """One trial, decided: its spec, the model's Config and what that costs."""
 
-    def __init__(self, attempt: Path, header: dict[str, Any], trial: Trial, placement: dict[str, Any]) -> None:
-        self.attempt, self.header, self.trial, self.placement = attempt, header, trial, placement
-        self.beaten = time.monotonic()
-        self.columns: dict[str, Any] = identity_columns(header, trial)
-        self.columns["timing_exclusive"] = placement["exclusive"]
-        self.lock = DeviceLock("")
+    spec: Table
+    config: Any
+    counts: Counts
 
-    def claim(self, device: torch.device) -> None:
-        """Wait for the GPU, and have it until this process ends, as this trial's memory is taken as long.
 
-        Trials that share a GPU hold the lock together, and wait only for those that do not. The file ``waiting`` lies
-        in the attempt's folder as long as this waits.
+@dataclass(frozen=True)
+class Cost:
+    """What a trial is estimated to take.
+
+    ``steps`` are training steps, or calls, ``step_floor_s`` is the least time of one, ``memory_bytes`` is the peak.
+    """
+
+    flops: int
+    steps: int
+    memory_bytes: int
+    step_floor_s: float = STEP_FLOOR_S
+
+    def seconds(self, peak_flops_per_s: float | None) -> float:
+        """Estimated duration on a device of this peak: a fifth of it reached, and a floor for launching each step.
+
+        A rule of thumb for ordering trials and for a first idea; the results have the measured time.
         """
-        self.lock, mark = DeviceLock(gpu_uuid(device)), self.attempt / WAITING
-        try:
-            self.lock.take(shared=not self.placement["exclusive"], waiting=mark.touch)
-        finally:
-            mark.unlink(missing_ok=True)
+        per_step = self.flops / max(1, self.steps) / (0.2 * (peak_flops_per_s or 1e14))
+        return STARTUP_S + self.steps * (self.step_floor_s + per_step)
 
-    def age_s(self) -> float:
-        """Return how long this process has run, without the time that it waited for the GPU."""
-        return process_age_s() - self.lock.waited_s
 
-    def run(self) -> None:
-        """Do what the trial asks for, filling ``columns``."""
-        raise NotImplementedError
+class Workload(Protocol):
+    """What every module in ``WORKLOADS`` provides."""
 
-    def save_samples(self) -> None:
-        """Write every sample taken so far."""
-        raise NotImplementedError
+    @property
+    def SUMMARY(self) -> str:  # noqa: N802
+        """One line for ``scalebench list``."""
 
-    def beat(self, done: int, of: int) -> None:
-        """Tell the engine, at most once a second and at the end, how far this trial is."""
-        self.columns["stop_step"] = done
-        now = time.monotonic()
-        if now - self.beaten >= HEARTBEAT_EVERY_S or done == of:
-            self.beaten = now
-            # Once a second: not synced.
-            (self.attempt / "heartbeat.json").write_text(json.dumps({"step": done, "steps": of}), encoding="utf-8")
+    @property
+    def TABLE(self) -> str:  # noqa: N802
+        """Name of its table in the study file."""
 
-    def save_frame(self, name: str, frame: Any) -> None:
-        """Write a table of samples as Parquet, atomically."""
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        write_atomically(self.attempt / name, buffer.getvalue())
+    @property
+    def Section(self) -> type[Table]:  # noqa: N802
+        """Fields of that table, each with a default: what a study may say."""
+
+    @property
+    def Spec(self) -> type[Table]:  # noqa: N802
+        """One trial's values, all decided. It has ``precision``, ``implementation`` and ``seed``."""
+
+    @property
+    def COLUMNS(self) -> Sequence[Column]:  # noqa: N802
+        """The columns that it fills besides its Spec's and the recorder's."""
+
+    @property
+    def TAKES_WEIGHTS(self) -> bool:  # noqa: N802
+        """Whether its trials can start from another trial's weights ([from])."""
+
+    def decide(self, request: Request, /) -> Decided:
+        """Fill in defaults and decide every value of one trial.
+
+        Raises ``InputError`` with one line ``field: reason`` for a combination that cannot be.
+        """
+        ...
+
+    def cost(self, trial: Trial, counts: Counts, /) -> Cost:
+        """Estimate FLOPs, steps, memory and time, without building the model."""
+        ...
+
+    def run(self, trial: Trial, recorder: Recorder, /) -> None:
+        """Do it, filling ``recorder.columns`` on the way, so that a trial that fails keeps what it had measured."""
+        ...
+
+
+def step_flops(counts: Counts, batch_size: int) -> int:
+    """Return the FLOPs of one training step: three forward passes.
+
+    What activation checkpointing computes again is not counted: the model's arithmetic, not the device's.
+    """
+    return FORWARDS_PER_STEP * counts.forward_flops * batch_size
+
+
+def offering(capability: str) -> str:
+    """Say which families have a capability, for an error message."""
+    names = [name for name, family in FAMILIES.items() if capability in family.CAPABILITIES]
+    return f"families that can: {', '.join(names)}"
+
+
+def spec_columns(spec: type[Table]) -> tuple[Column, ...]:
+    """Return the columns that a Spec's own fields become; their meaning is the fields' description."""
+    return tuple(Column(name, "", field.description or "") for name, field in spec.model_fields.items())

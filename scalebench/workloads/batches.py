@@ -1,18 +1,18 @@
-"""Training batches on the device, in the order of the steps: drawn ahead by a thread, sent on a stream of their own."""
+"""Training batches on the device, in step order: made ahead by a thread, copied on a separate CUDA stream."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 
 from scalebench.tasks import Batch, Task
 
-AHEAD = 2  # batches made before they are wanted
-POLL_S = 0.1  # how often a thread with a full queue looks whether it is still wanted
+AHEAD = 2  # batches made in advance
+POLL_S = 0.1  # how often a thread with a full queue checks whether it should stop
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -23,26 +23,26 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return tuple(tensor.contiguous().pin_memory().to(device, non_blocking=True) for tensor in batch)
 
 
-def batches(task: Task, steps: int, device: torch.device) -> Generator[Batch]:
-    """Yield the batch of each step on the device: made when it is wanted on a CPU, ahead of time on a GPU."""
+def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator[Batch]:
+    """Yield the batch of each step on the device: made on demand on a CPU, in advance on a GPU."""
     if device.type == "cpu":
-        for step in range(steps):
+        for step in steps:
             yield task.batch(step)
         return
     yield from prefetched(task.batch, steps, device)
 
 
-def prefetched(make: Callable[[int], Batch], steps: int, device: torch.device) -> Generator[Batch]:
-    """Yield ``make(step)`` on the device for each step, made in a thread; what it raises is raised here.
+def prefetched(make: Callable[[int], Batch], steps: Sequence[int], device: torch.device) -> Generator[Batch]:
+    """Yield ``make(step)`` on the device for each step, made in a thread; errors in it are raised here.
 
-    On a GPU the copies run on a stream of their own, and the stream that computes waits for them; the host does not.
+    On a GPU the copies run on a separate stream; the compute stream waits for them, the host does not.
     """
     ready: queue.Queue[Any] = queue.Queue(AHEAD)
     closed = threading.Event()
     thread = threading.Thread(target=_fill, args=(make, steps, device, ready, closed), daemon=True)
     thread.start()
     try:
-        for _ in range(steps):
+        for _ in steps:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
@@ -59,20 +59,24 @@ def prefetched(make: Callable[[int], Batch], steps: int, device: torch.device) -
 
 
 def _fill(
-    make: Callable[[int], Batch], steps: int, device: torch.device, ready: queue.Queue[Any], closed: threading.Event
+    make: Callable[[int], Batch],
+    steps: Sequence[int],
+    device: torch.device,
+    ready: queue.Queue[Any],
+    closed: threading.Event,
 ) -> None:
-    """Make and send one batch after another until all are there or nobody wants them."""
+    """Make and send one batch after another until all are sent or the consumer has stopped."""
     try:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        for step in range(steps):
+        for step in steps:
             if not _put(ready, _sent(make(step), device, stream), closed):
                 return
-    except BaseException as error:  # noqa: BLE001 - raised again where the batch is wanted
+    except BaseException as error:  # noqa: BLE001 - raised again in the consumer
         _put(ready, error, closed)
 
 
 def _sent(batch: Batch, device: torch.device, stream: torch.cuda.Stream | None) -> tuple[Batch, Any]:
-    """Return the batch on the device, and the event after which it is there."""
+    """Return the batch on the device, and the event that marks the end of its copy."""
     if stream is None:
         return to_device(batch, device), None
     with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -80,7 +84,7 @@ def _sent(batch: Batch, device: torch.device, stream: torch.cuda.Stream | None) 
 
 
 def _put(ready: queue.Queue[Any], item: Any, closed: threading.Event) -> bool:
-    """Put an item when there is room; False once nobody wants it."""
+    """Put an item when there is room; False once the consumer has stopped."""
     while not closed.is_set():
         try:
             ready.put(item, timeout=POLL_S)

@@ -10,27 +10,33 @@ from scalekernels import unavailable_reason
 from torch import nn
 
 from scalebench.data import Data, open_data
-from scalebench.families import FAMILIES, Unsupported
-from scalebench.optim.fused import FUSED
+from scalebench.families import FAMILIES, Counts, Unsupported
+from scalebench.store import Column
 from scalebench.study import Trial
 
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+SIZE_COLUMNS = (
+    Column("params", "1", "parameters, tied ones once"),
+    Column("params_non_embedding", "1", "parameters without the tables that are looked up"),
+    Column("params_active", "1", "parameters that one token passes through"),
+)
+
+
+def count_columns(counts: Counts) -> dict[str, Any]:
+    """Return the columns of a model's size."""
+    return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
 
 
 def usable_device(trial: Trial) -> torch.device:
     """Return the trial's device, or raise ``Unsupported`` with why this machine cannot run it."""
-    implementation = trial.work.implementation
+    implementation = trial.spec.implementation
     if trial.device_kind == "cuda" and not torch.cuda.is_available():
         raise Unsupported("the trial asks for a CUDA device and this machine has none")
     if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
     if implementation in KERNELS and (reason := unavailable_reason()):
         raise Unsupported(reason)
-    if implementation in KERNELS and trial.train and trial.train.optimizer not in FUSED:
-        raise Unsupported(f"no fused kernel for the optimizer {trial.train.optimizer!r}; there are {', '.join(FUSED)}")
-    if trial.train and trial.train.graph == "step" and trial.device_kind == "cpu":
-        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
-    if trial.work.precision == "float16" and trial.device_kind == "cpu":
+    if trial.spec.precision == "float16" and trial.device_kind == "cpu":
         raise Unsupported(
             "float16 training needs a GPU: torch multiplies float16 matrices on a CPU about a hundred times more "
             "slowly than float32 ones (bfloat16 is the 16-bit format there)"
@@ -39,11 +45,11 @@ def usable_device(trial: Trial) -> torch.device:
 
 
 def planned_data(trial: Trial) -> Data:
-    """Open the trial's source; ``RuntimeError`` when it is not what the trial was planned with."""
-    asked = trial.data
-    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
-    if data.sha256 != asked.sha256:
-        raise RuntimeError(f"the data of {asked.source} changed since the trial was planned; plan again")
+    """Open the trial's data source; ``RuntimeError`` when the data changed since the trial was planned."""
+    spec = trial.data
+    data = open_data(spec.source, spec.vocab_size, spec.validation_fraction)
+    if data.sha256 != spec.sha256:
+        raise RuntimeError(f"the data of {spec.source} changed since the trial was planned; plan again")
     return data
 
 
@@ -53,19 +59,19 @@ def configuration(trial: Trial) -> Any:
 
 
 def build_model(trial: Trial, device: torch.device, implementation: str | None = None) -> nn.Module:
-    """Return the model, its initial weights decided by the trial's seed; in the trial's implementation unless given.
+    """Return the model with initial weights from the trial's seed, in the trial's implementation by default.
 
-    It is built where it will run: a GPU draws a billion weights in no time, by a generator of its own, so that a seed
+    It is built on its device: a GPU initialises a billion weights in no time, with its own generator. The same seed
     gives other weights there than on a CPU, and the same ones for every implementation.
     """
-    torch.manual_seed(trial.work.seed)
+    torch.manual_seed(trial.spec.seed)
     with device:
-        built = FAMILIES[trial.family].build(configuration(trial), implementation or trial.work.implementation)
+        built = FAMILIES[trial.family].build(configuration(trial), implementation or trial.spec.implementation)
     return built.to(device)
 
 
 def load_compiler() -> None:
-    """Import what torch.compile needs, which takes seconds, before anything waits for it."""
+    """Import what torch.compile needs, which takes seconds, before the GPU is claimed."""
     importlib.import_module("torch._dynamo")
     importlib.import_module("torch._inductor.compile_fx")
 
@@ -77,10 +83,10 @@ def compile_model(model: nn.Module, *, fullgraph: bool = False) -> Any:
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """Compile one block of the model, for all of them alike, and its loss where it is made of plain operations.
+    """Compile one block of the model for all of them, and the model's loss if it consists of plain operations.
 
-    The code is the same in every block and the weights are its inputs, so that the first block's serves all. This takes
-    seconds where compiling a deep model whole takes minutes; what is lost is fusion across the ends of a block.
+    All blocks have the same code, with the weights as inputs, so compiling the first serves all. This takes seconds
+    where compiling a deep model as a whole takes minutes; the cost is no fusion across block boundaries.
     """
     _require_compiler(model)
     blocks: Any = model.blocks

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: forward, backward, clipping and update of all micro-batches, replayed.
 
-What changes from step to step is read from device memory that stays where it is: the batch from buffers that each step
-fills, the learning rate from a tensor, gradients and weights from the buffers of ``mixed_precision.WorkingCopy``.
+Everything that changes between steps is read from device memory at fixed addresses: the batch from buffers that each
+step fills, the learning rate from a tensor, gradients and weights from the buffers of ``mixed_precision.WorkingCopy``.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class CapturedStep(Step):
             group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Take the step and return the batch's mean loss, (), which the next step overwrites."""
+        """Take the step and return the batch's mean loss, (); the next step overwrites it."""
         if self.taken < ORDINARY:
             self.taken += 1
             return self._ordinary(batch)
         if self.graph is None:
             self._capture(batch)
         assert self.graph is not None
-        for kept, given in zip(self.inputs, batch, strict=True):
-            kept.copy_(given)
+        for buffer, tensor in zip(self.inputs, batch, strict=True):
+            buffer.copy_(tensor)
         self.graph.replay()
         return self.loss
 
     def _ordinary(self, batch: Batch) -> Tensor:
-        """Take a step on the stream that the graph will be captured on."""
+        """Take an uncaptured step, on the stream that the graph will be captured on."""
         stream = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(stream)
         with torch.cuda.stream(self.stream):
@@ -56,10 +56,10 @@ class CapturedStep(Step):
         return loss
 
     def _capture(self, batch: Batch) -> None:
-        """Record a step; recording runs nothing."""
+        """Capture a step; capturing executes nothing."""
         self.inputs = tuple(tensor.clone() for tensor in batch)
         graph = torch.cuda.CUDAGraph()
-        # Another thread goes on making batches: only what this one does is recorded.
+        # Another thread is making batches: capture only this thread's work.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             self.loss = super().__call__(self.inputs)
         self.graph = graph

@@ -1,6 +1,6 @@
-"""Activation checkpointing (Chen et al. 2016): a block keeps its input alone and is computed again for its gradients.
+"""Activation checkpointing (Chen et al. 2016): a block saves only its input and is recomputed in the backward pass.
 
-It costs about one more forward pass and saves what the blocks would have kept; the numbers stay the same.
+It costs about one more forward pass and saves the memory of the blocks' activations; results do not change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Let each module of ``model.blocks`` compute its activations again in the backward pass; names stay the same."""
+    """Recompute the activations of each module of ``model.blocks`` in the backward pass; names stay the same."""
     blocks = model.blocks
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:

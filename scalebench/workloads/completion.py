@@ -1,7 +1,6 @@
-"""Text from a trained model: what it adds to a prompt.
+"""Text from a trained model: the continuation of a prompt, or its masked places filled in.
 
-``WRITERS`` maps what a family offers (``base.ABILITIES``) to the function that makes text of it: the place where a
-family that writes in another way than from left to right plugs in.
+``WRITERS`` maps a capability of a family to the function that generates text with it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ DEFAULT_TOKENS = 100  # or as many as the context leaves room for
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written: the options of ``scalebench generate``. ``tokens`` None takes what there is room for."""
+    """The options of ``scalebench generate``. ``tokens`` None generates up to 100, or what the context has room for."""
 
     prompt: str
     tokens: int | None = None
@@ -34,22 +33,22 @@ class Request:
     seed: int = 0
 
     def sampling(self) -> Sampling:
-        """Return how tokens are drawn: at temperature 1 unless given, and not at all by beam search."""
+        """Return how tokens are sampled: by default at temperature 1, and greedily with beam search."""
         default = 0.0 if self.beams > 1 else 1.0
         return Sampling(default if self.temperature is None else self.temperature, self.top_k, self.top_p)
 
     def check(self) -> None:
-        """Raise ``InputError`` with a line for each option that cannot be."""
+        """Raise ``InputError`` with a line for each invalid option."""
         drawn = self.sampling().temperature
         wrong = {
-            "--prompt: is empty; give the text to go on from": not self.prompt,
+            "--prompt: is empty; give the text to continue": not self.prompt,
             f"--tokens: must be at least 1, given {self.tokens}": self.tokens is not None and self.tokens < 1,
-            f"--temperature: must be 0 (take the likeliest) or above, given {drawn}": not 0 <= drawn < float("inf"),
+            f"--temperature: must be 0 (greedy) or above, given {drawn}": not 0 <= drawn < float("inf"),
             f"--top-k: must be 0 (all) or above, given {self.top_k}": self.top_k < 0,
             f"--top-p: must be above 0 and at most 1, given {self.top_p}": not 0 < self.top_p <= 1,
             f"--beams: must be at least 1, given {self.beams}": self.beams < 1,
-            "--beams: beam search draws nothing; leave --temperature out": self.beams > 1 and drawn > 0,
-            "--temperature: --top-k and --top-p choose what is drawn from; set it above 0": drawn == 0
+            "--beams: beam search does not sample; leave --temperature out": self.beams > 1 and drawn > 0,
+            "--temperature: --top-k and --top-p need sampling; set it above 0": drawn == 0
             and (self.top_k > 0 or self.top_p < 1),
         }
         if any(wrong.values()):
@@ -58,7 +57,7 @@ class Request:
 
 @torch.inference_mode()
 def continued(model: Any, data: Coder, config: Any, request: Request) -> str:
-    """Return the prompt and what a decoder adds to it. Raises ``InputError`` for what outgrows the model's context."""
+    """Return the prompt and its continuation. Raises ``InputError`` when both do not fit the model's context."""
     prompt = data.encode(request.prompt)
     room = config.context - len(prompt)
     if room < 1:
@@ -82,10 +81,10 @@ MASK = "[MASK]"
 
 @torch.inference_mode()
 def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> str:
-    """Return the prompt with each ``[MASK]`` filled by a token, the likeliest unless a temperature is given.
+    """Return the prompt with each ``[MASK]`` replaced by a token: the most likely one, or sampled at a temperature.
 
-    All places are filled from one pass over [CLS] prompt [SEP]; none sees what another became. Raises ``InputError``
-    for a prompt without a place to fill, or beyond the model's context.
+    All masks are filled from one pass over [CLS] prompt [SEP], independently of each other. Raises ``InputError`` for
+    a prompt without a mask, or one that does not fit the model's context.
     """
     pieces = [data.encode(piece) for piece in request.prompt.split(MASK)]
     if len(pieces) == 1:
@@ -98,7 +97,7 @@ def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> str:
     if len(prompt) + 2 > config.context:
         raise InputError([f"--prompt: {len(prompt)} tokens, and the model's context holds {config.context - 2}"])
     tokens = stacked([[start, *prompt, end]])
-    logits = model(tokens, torch.zeros_like(tokens))[0][0, 1:-1, :symbols]  # a special never fills a place
+    logits = model(tokens, torch.zeros_like(tokens))[0][0, 1:-1, :symbols]  # never a special token
     sampling = Sampling(request.temperature or 0.0, request.top_k, request.top_p)
     choose = chooser(sampling, torch.Generator().manual_seed(request.seed))
     places = torch.tensor(prompt) == mask

@@ -1,4 +1,4 @@
-"""Writing on: what a decoder adds to a prompt, greedily, by drawing, or by beam search, with a cache of what it read.
+"""Generation: continuing a prompt greedily, by sampling, or by beam search, with a cache.
 
 Legend: B sequences, T tokens of the prompt, V vocabulary, W beams.
 """
@@ -18,10 +18,10 @@ Choose = Callable[[Tensor], Tensor]  # logits (B, V) to the next tokens (B,)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: logits over ``temperature``, then the ``top_k`` likeliest (0: all), then ``top_p``.
+    """How the next token is sampled: logits over ``temperature``, then the ``top_k`` most likely (0: all), ``top_p``.
 
-    ``top_p`` keeps the smallest set of the likeliest tokens whose probability reaches it (Holtzman et al. 2020).
-    Temperature 0 draws nothing: the likeliest token is taken.
+    ``top_p`` keeps the smallest set of most likely tokens whose total probability reaches it (Holtzman et al. 2020).
+    Temperature 0 is greedy: the most likely token is taken.
     """
 
     temperature: float = 0.0
@@ -30,45 +30,45 @@ class Sampling:
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return what the next token is drawn from, (B, V) float64: zero outside of what is kept.
+    """Return the distribution that the next token is sampled from, (B, V) float64: zero for excluded tokens.
 
     Of equally likely tokens the first in the vocabulary are kept. Raises ``ValueError`` for a temperature of 0.
     """
     if sampling.temperature <= 0:
-        raise ValueError(f"a temperature of {sampling.temperature} draws nothing")
+        raise ValueError(f"temperature = {sampling.temperature}: sampling needs a temperature above 0")
     scores, order = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         scores[..., sampling.top_k :] = -torch.inf
     p = scores.softmax(-1)
-    if sampling.top_p < 1:  # rounding must drop nothing where nothing is to be dropped
+    if sampling.top_p < 1:  # at 1 nothing may be excluded, whatever the rounding
         before = p.cumsum(-1) - p
-        p = p.masked_fill(before >= sampling.top_p, 0)  # a token stays while those before it fall short
+        p = p.masked_fill(before >= sampling.top_p, 0)  # keep a token while those before it fall short
         p = p / p.sum(-1, keepdim=True)
     return torch.zeros_like(p).scatter(-1, order, p)
 
 
 def chooser(sampling: Sampling, generator: torch.Generator | None = None) -> Choose:
-    """Return how next tokens are chosen; drawn by ``generator``, on the logits' device, where they are drawn."""
+    """Return the function that chooses the next tokens; ``generator`` is on the device of the logits."""
     if sampling.temperature == 0:
         return lambda logits: logits.argmax(-1)
     return lambda logits: torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)
 
 
 def stacked(prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Return prompts of one length as (B, T); ``ValueError`` where they are empty or of several lengths.
+    """Return prompts of equal length as (B, T); ``ValueError`` when they are empty or of different lengths.
 
-    Shorter ones would need padding that every layer must not see, which the cache here has no place for.
+    Different lengths would need padding and masks, which the cache does not support.
     """
     lengths = sorted({len(prompt) for prompt in prompts})
     if len(lengths) != 1 or not lengths[0]:
-        raise ValueError(f"prompts that are read together need one length of at least 1, given {lengths}")
+        raise ValueError(f"prompts of a batch need one length of at least 1, given {lengths}")
     return torch.tensor(prompts)
 
 
 def generate(
     model: Decoder, prompts: Tensor, new_tokens: int, choose: Choose, first: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Continue prompts (B, T) by ``new_tokens``: (B, T + new_tokens). ``first()`` is called once the first is there."""
+    """Continue prompts (B, T) by ``new_tokens``: (B, T + new_tokens). ``first()`` is called after the first token."""
     cache = model.cache(prompts.size(0), prompts.size(1) + new_tokens)
     tokens = [choose(model(prompts, cache)[:, -1])]
     first()
@@ -80,10 +80,11 @@ def generate(
 def beam_search(
     model: Decoder, prompts: Tensor, new_tokens: int, beams: int, first: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """Continue prompts (B, T) by the likeliest of the sequences that ``beams`` hypotheses reach.
+    """Continue prompts (B, T) by beam search with ``beams`` hypotheses.
 
-    Returns them, (B, T + new_tokens), and the log-probability in nats of what was added, (B,). There is no token that
-    ends a sequence, so that all have one length and none is favoured for being short. ``first()`` as in ``generate``.
+    Returns the most likely sequences, (B, T + new_tokens), and the log-probability in nats of the new tokens, (B,).
+    There is no end-of-sequence token, so all have the same length and none is favoured for being short. ``first()`` as
+    in ``generate``.
     """
     rows, length = prompts.shape
     cache = model.cache(rows, length + new_tokens)

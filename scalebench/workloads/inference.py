@@ -1,180 +1,104 @@
-"""An inference trial, whole: a model with weights of a type, called again and again.
-
-A call of a family that generates reads a prompt and writes new tokens; of any other it is one forward pass.
-"""
+"""The workload "inference": what a study can ask of it, what it costs, what it records. ``inference_run`` does it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from scalebench.errors import InputError
+from scalebench.families import FAMILIES, Counts
+from scalebench.measure import clock, energy, memory
+from scalebench.store import Column
+from scalebench.study import Trial
+from scalebench.workloads.base import (
+    DEFAULT_SEQUENCE_LENGTH,
+    FORWARDS_PER_STEP,
+    STEP_FLOOR_S,
+    Cost,
+    Decided,
+    Request,
+    offering,
+)
+from scalebench.workloads.building import SIZE_COLUMNS
+from scalebench.workloads.inference_run import run
+from scalebench.workloads.inference_spec import InferenceSection, InferenceSpec, call_flops, held_bytes
 
-from scalebench.families import FAMILIES, Counts, Family, Unsupported
-from scalebench.families.cache import cache_bytes
-from scalebench.measure import memory
-from scalebench.measure.energy import EnergyMeter
-from scalebench.study import InferenceSpec
-from scalebench.workloads.base import Measured, count_columns
-from scalebench.workloads.building import build_model, compile_model, configuration, planned_data, usable_device
-from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
-from scalebench.workloads.quantization import weight_bytes, with_weights
+__all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
-# A percentile needs samples beyond it: of fewer calls than these it is null.
-CALLS_FOR_P95, CALLS_FOR_P99 = 20, 100
+SUMMARY = "call a model again and again: latency, throughput, memory"
+TABLE = "inference"
+Section = InferenceSection
+Spec = InferenceSpec
+TAKES_WEIGHTS = False
+DEFAULT_NEW_TOKENS = 32
 
-Call = Callable[[Callable[[], None]], Any]  # does the work once; calls its argument when the first token is there
+COLUMNS = (
+    *SIZE_COLUMNS,
+    Column("precision", "", "number format of the computation"),
+    Column("latency_median_s", "s", "median time of a call"),
+    Column("latency_p95_s", "s", "95th percentile of the time of a call; needs at least 20 calls"),
+    Column("latency_p99_s", "s", "99th percentile of the time of a call; needs at least 100 calls"),
+    Column("prefill_time_s", "s", "median time to the first generated token"),
+    Column("decode_time_per_token_s", "s", "median over the calls of the mean time of a token after the first"),
+    *(column for column in clock.COLUMNS if column.name == "timing_method"),
+    Column("samples_per_s", "1/s", "samples per second at the median latency"),
+    Column("tokens_per_s", "1/s", "generated tokens (or tokens of the forward pass) per second at the median latency"),
+    Column("flops_per_call", "FLOP", "FLOPs of a call, a multiply-add counted as two"),
+    Column("achieved_flops_per_s", "FLOP/s", "flops_per_call over the median latency"),
+    Column("mfu", "1", "model FLOPs utilisation: achieved over peak FLOP/s"),
+    *memory.PEAK_COLUMNS,
+    *memory.CALL_COLUMNS,
+    Column("weight_bytes", "B", "size of parameters and persistent buffers"),
+    Column("kv_cache_bytes", "B", "size of the cache of keys and values, or of states, of a call"),
+    *energy.COLUMNS,
+)
 
 
-# --- what it costs, by closed forms ----------------------------------------------------------------------------------
+def decide(request: Request) -> Decided:
+    """Decide prompt length and new tokens; a generating family's context holds both."""
+    name, values = request.family_name, dict(request.values)
+    generates = "generation" in request.family.CAPABILITIES
+    if not generates:
+        _refuse_generation(name, values)
+    if values["beams"] > 1 and values["temperature"] > 0:
+        raise InputError("inference.beams: beam search does not sample; leave temperature at 0, or beams at 1")
+    if values["temperature"] == 0 and (values["top_k"] or values["top_p"] < 1):
+        raise InputError("inference.temperature: top_k and top_p need sampling; set it above 0")
+    prompt = _prompt_length(request, values.pop("prompt_length", None))
+    new = values["new_tokens"] = values.get("new_tokens") or (DEFAULT_NEW_TOKENS if generates else None)
+    total = (prompt or 0) + (new or 0) or None
+    config, counts = request.configure(total)
+    if generates and total and total > config.context:
+        raise InputError(f"inference.new_tokens: {prompt} + {new} tokens do not fit a context of {config.context}")
+    return Decided(InferenceSpec.model_construct(**values, sequence_length=prompt), config, counts)
 
 
-def call_flops(family: Family, config: Any, spec: InferenceSpec) -> int:
-    """Return the FLOPs of one call.
+def _refuse_generation(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse the fields that only a family that generates can take."""
+    plain = {"new_tokens": None, "temperature": 0, "top_k": 0, "top_p": 1, "beams": 1}
+    for key, value in plain.items():
+        if values.get(key) != value:
+            raise InputError(f"inference.{key}: {name} generates nothing: leave it out; {offering('generation')}")
 
-    With a cache each token passes the model once, so that reading T tokens and writing n costs a causal forward pass
-    over T + n - 1; each beam writes its own.
+
+def _prompt_length(request: Request, asked: int | None) -> int | None:
+    if request.family.SEQUENCES:
+        return asked or DEFAULT_SEQUENCE_LENGTH
+    if asked is not None:
+        raise InputError(f"inference.prompt_length: {request.family_name} takes no sequences: leave it out")
+    return None
+
+
+def cost(trial: Trial, counts: Counts) -> Cost:
+    """Estimate a trial. Memory: weights, cache, and the activations of one layer.
+
+    A forward pass is a third of a step's work, and generating takes one for each token.
     """
-    read = int(family.count(config, spec.sequence_length).forward_flops)
-    if not spec.new_tokens:
-        return read * spec.batch_size
-    whole = int(family.count(config, (spec.sequence_length or 0) + spec.new_tokens - 1).forward_flops)
-    return spec.batch_size * (read + spec.beams * (whole - read))
-
-
-def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec) -> int:
-    """Estimate what weights and cache take; in int8 embeddings stay float32, and a tied output layer is a copy."""
-    each = {"float32": 4, "bfloat16": 2, "int8": 1}[spec.weight_dtype]
-    weights = counts.non_embedding * each + (counts.total - counts.non_embedding) * (5 if each == 1 else each)
-    if "generation" not in family.OFFERS:
-        return weights
-    tokens = (spec.sequence_length or 0) + (spec.new_tokens or 0)
-    return weights + cache_bytes(config, spec.batch_size * spec.beams, tokens, 2 if each == 2 else 4)
-
-
-# --- the trial -------------------------------------------------------------------------------------------------------
-
-
-class MeasuredInference(Measured):
-    """An inference trial under measurement."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.times: list[tuple[float, float]] = []  # seconds to the first token and to the end of each call
-
-    @property
-    def spec(self) -> InferenceSpec:
-        """What is asked of the model."""
-        assert self.trial.inference is not None
-        return self.trial.inference
-
-    def run(self) -> None:
-        """Build, convert the weights, call, then measure memory: the whole trial, in order."""
-        device, spec = usable_device(self.trial), self.spec
-        planned_data(self.trial)
-        self.claim(device)
-        call, model = self.prepare(device)
-        energy = EnergyMeter(device)
-        for _ in range(spec.warmups):
-            timed(call, device)
-        memory.reset_peaks(device)
-        self.columns["startup_time_s"] = self.age_s()
-        energy.start()
-        for done in range(spec.repeats):
-            self.times.append(timed(call, device))
-            self.beat(done + 1, spec.repeats)
-        self.columns |= energy.columns() | memory.peak_columns(device)
-        self.columns |= latency_columns(np.array(self.times), spec)
-        self.columns |= self.rate_columns()
-        self.columns |= memory.call_columns(model, lambda: call(lambda: None))
-
-    def prepare(self, device: torch.device) -> tuple[Call, nn.Module]:
-        """Return what is called, and the model it runs."""
-        family, config, spec = FAMILIES[self.trial.family], configuration(self.trial), self.spec
-        model = with_weights(build_model(self.trial, device).eval(), spec.weight_dtype)
-        task = family.task(config, planned_data(self.trial), self.trial.data, spec)
-        inputs = task.batch(0)[0].to(device)
-        if inputs.is_floating_point():
-            inputs = inputs.to(getattr(torch, spec.precision))
-        flops = call_flops(family, config, spec)
-        self.columns |= count_columns(family.count(config, spec.sequence_length)) | {"flops_per_call": flops}
-        self.columns |= {"timing_method": "perf_counter_ns, device synchronised", "weight_bytes": weight_bytes(model)}
-        if "generation" not in family.OFFERS:
-            runs = compile_model(model) if spec.implementation == "compile" else model
-            return lambda _: runs(inputs), model
-        if spec.implementation == "compile":
-            raise Unsupported("torch.compile would compile anew for every length of the cache; use eager or sdpa")
-        self.columns["kv_cache_bytes"] = cache_size(model, spec)
-        return writing(model, inputs, spec), model
-
-    def rate_columns(self) -> dict[str, Any]:
-        """Return throughput and efficiency at the median latency; mfu is null without a known peak."""
-        spec, peak = self.spec, self.placement["peaks"][self.spec.precision]
-        latency = self.columns["latency_median_s"]
-        achieved = self.columns["flops_per_call"] / latency
-        rates = {"peak_flops_per_s": peak["flops_per_s"], "peak_source": peak["source"]}
-        rates |= {"samples_per_s": spec.batch_size / latency, "achieved_flops_per_s": achieved}
-        if tokens := spec.new_tokens or spec.sequence_length:
-            rates["tokens_per_s"] = spec.batch_size * tokens / latency
-        return rates | ({"mfu": achieved / peak["flops_per_s"]} if peak["flops_per_s"] else {})
-
-    def save_samples(self) -> None:
-        """Write every call's times to calls.parquet."""
-        times = np.array(self.times, dtype=np.float64).reshape(-1, 2)
-        if len(times):
-            columns = {"call": range(len(times)), "prefill_time_s": times[:, 0], "latency_s": times[:, 1]}
-            import pandas as pd
-
-            self.save_frame("calls.parquet", pd.DataFrame(columns))
-
-
-def writing(model: Any, prompts: Tensor, spec: InferenceSpec) -> Call:
-    """Return the call that continues prompts (B, T) as the trial says; each call draws with the trial's seed."""
-    new, sampling = spec.new_tokens or 1, Sampling(spec.temperature, spec.top_k, spec.top_p)
-    if spec.beams > 1:
-        return lambda first: beam_search(model, prompts, new, spec.beams, first)
-    generator = torch.Generator(prompts.device)
-    return lambda first: generate(model, prompts, new, chooser(sampling, generator.manual_seed(spec.seed)), first)
-
-
-def cache_size(model: Any, spec: InferenceSpec) -> int:
-    """Return the bytes of the cache of a call's prompt and new tokens, for all its beams."""
-    tokens = (spec.sequence_length or 0) + (spec.new_tokens or 0)
-    return int(model.cache(spec.batch_size * spec.beams, tokens).nbytes)
-
-
-def timed(call: Call, device: torch.device) -> tuple[float, float]:
-    """Call once; return the seconds to the first token (NaN where none is written) and to the end."""
-    marks: list[int] = []
-
-    def mark() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        marks.append(time.perf_counter_ns())
-
-    with torch.inference_mode():
-        mark()
-        call(mark)
-        mark()
-    begun, *first, end = marks
-    return (first[0] - begun) * 1e-9 if first else float("nan"), (end - begun) * 1e-9
-
-
-def latency_columns(times: NDArray[np.float64], spec: InferenceSpec) -> dict[str, float | None]:
-    """Return the latency columns of calls (n, 2); null for percentiles that too few calls support.
-
-    ``decode_time_per_token_s`` is the median, over the calls, of the mean time of the tokens after the first.
-    """
-    prefill, whole = times.T
-    columns: dict[str, float | None] = {"latency_median_s": float(np.median(whole))}
-    for name, percent, needed in (("p95", 95, CALLS_FOR_P95), ("p99", 99, CALLS_FOR_P99)):
-        columns[f"latency_{name}_s"] = float(np.percentile(whole, percent)) if len(whole) >= needed else None
-    if spec.new_tokens and np.isfinite(prefill).all():
-        columns["prefill_time_s"] = float(np.median(prefill))
-        after = spec.new_tokens - 1
-        columns["decode_time_per_token_s"] = float(np.median(whole - prefill)) / after if after else None
-    return columns
+    spec: InferenceSpec = trial.spec
+    family = FAMILIES[trial.family]
+    config = family.Config(**trial.model)
+    calls = spec.warmups + spec.repeats
+    layer = counts.activation_bytes // max(1, int(trial.model.get("depth") or 1))
+    memory_bytes = held_bytes(family, config, counts, spec) + layer * spec.batch_size * spec.beams
+    floor_s = STEP_FLOOR_S / FORWARDS_PER_STEP * (spec.new_tokens or 1)
+    return Cost(calls * call_flops(family, config, spec), calls, memory_bytes, floor_s)

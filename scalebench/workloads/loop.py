@@ -1,4 +1,4 @@
-"""The training loop, to be read top to bottom."""
+"""The training loop, from top to bottom."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch.optim import Optimizer
 from scalebench.measure.clock import StepClock
 from scalebench.measure.statistics import clustered_mean
 from scalebench.optim.fused import clips
-from scalebench.optim.optimizers import set_learning_rate
-from scalebench.study import TrainSpec
+from scalebench.optim.schedules import set_learning_rate
 from scalebench.tasks import Batch, Task
 from scalebench.workloads.batches import batches, to_device
+from scalebench.workloads.training_spec import TrainSpec
 
-# How often the loop looks at its losses: looking waits for the device, so not at every step.
+# Steps between two checks of the losses: a check waits for the device, so not at every step.
 CHECK_EVERY = 20
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - a status, named as the record names it
-    """The loss stopped being a number."""
+    """The loss became NaN or infinite."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -49,20 +49,24 @@ def train(
     losses: Tensor,
     check: Callable[[int], None],
     make_step: Callable[[nn.Module, Optimizer, Task, TrainSpec, GradScaler], Step] | None = None,
+    *,
+    scaler: GradScaler | None = None,
+    first_step: int = 0,
 ) -> int:
-    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(step)`` may raise Diverged.
+    """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
-    Nothing within a step waits for the device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one.
-    Returns how many steps the loss scaler of float16 skipped, their gradients being too large for the format.
+    A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
+    device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one. Returns how many steps the loss scaler
+    of float16 skipped, their gradients being too large for the format.
     """
     device = losses.device
-    run = (make_step or Step)(model, optimizer, task, spec, loss_scaler(device, spec))
+    run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))
     model.train()
     clock.lap()
-    with closing(batches(task, spec.steps, device)) as coming:
+    with closing(batches(task, range(first_step, first_step + spec.steps), device)) as coming:
         for step, batch in enumerate(coming):
             clock.data_ready()
-            set_learning_rate(optimizer, spec, step)
+            set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
             if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
@@ -89,12 +93,12 @@ class Step:
 
 
 def loss_scaler(device: torch.device, spec: TrainSpec) -> GradScaler:
-    """Return what keeps float16 gradients from vanishing; at another precision it does nothing."""
+    """Return the loss scaler that keeps float16 gradients from underflowing; disabled at other precisions."""
     return GradScaler(device.type, enabled=spec.precision == "float16")
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
-    """Split a batch into ``count`` parts that differ by at most one sample."""
+    """Split a batch into ``count`` parts whose sizes differ by at most one sample."""
     yield from zip(*(tensor.tensor_split(count) for tensor in batch), strict=True)
 
 
@@ -121,7 +125,7 @@ def update(model: nn.Module, optimizer: Optimizer, spec: TrainSpec, scaler: Grad
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    return scaler.get_scale() >= before  # it backs off after a step skipped, and only then
+    return scaler.get_scale() >= before  # the scale shrinks only after a skipped step
 
 
 def check_finite(losses: Tensor, done: int) -> None:
@@ -133,7 +137,7 @@ def check_finite(losses: Tensor, done: int) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """How a model did on the held-out sample: mean loss and its standard error in nats, and metrics by name."""
+    """Validation results: mean loss and its standard error in nats, and metrics by name."""
 
     loss_nats: float
     standard_error_nats: float
@@ -142,16 +146,19 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Validation:
-    """Judge the model on the held-out sample; the loss's standard error is clustered as the task says."""
+    """Evaluate the model on the held-out sample; the standard error of the loss uses the task's clusters.
+
+    Raises ``Diverged`` when the loss is not finite.
+    """
     model.eval()
-    kept: list[dict[str, NDArray[np.float64]]] = []
+    parts: list[dict[str, NDArray[np.float64]]] = []
     clusters: list[NDArray[np.int64]] = []
     for batch, cluster in task.validation():
         with computing(model, device, spec.precision):
             judged = task.judge(model, to_device(batch, device))
-        kept.append({name: values.double().cpu().numpy() for name, values in judged.items()})
+        parts.append({name: values.double().cpu().numpy() for name, values in judged.items()})
         clusters.append(cluster)
-    whole = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     mean, error = clustered_mean(whole["loss_nats"], np.concatenate(clusters))
     if not np.isfinite(mean):
         raise Diverged("the validation loss is not finite")

@@ -1,14 +1,14 @@
-"""A model in 16 bits beside its float32 parameters: weights cast once per step, gradients summed in float32.
+"""A 16-bit copy of a model beside its float32 parameters: weights cast once per step, gradients summed in float32.
 
-The optimizer keeps the float32 parameters. A working copy of the module shares everything but the parameters: those
+The optimizer updates the float32 parameters. A working copy of the module shares everything but the parameters: those
 of two dimensions or more, and the biases of linear layers, are copies in 16 bits; the weights of norms stay float32,
-as the kernels take them. Per step and parameter this moves 6 bytes to cast the weight, and for each micro-batch 6 (the
+as the kernels expect. Per step and parameter this moves 6 bytes to cast the weight, and for each micro-batch 6 (the
 first) or 10 bytes to bring its 16-bit gradient into a float32 buffer, against 16 under autocast, which casts weight
 and gradient for each micro-batch.
 
 Gradients are summed in float32: the sum of n micro-batches in bfloat16 would be rounded n - 1 times to 8 bits, and the
-optimizer's moments and the norm that clips see float32 like those of every other implementation. The buffers stay
-where they are from the first step on, ``zero_grad`` or not, which a captured CUDA graph needs.
+optimizer's moments and the norm that clips see float32 like those of every other implementation. The buffers keep
+their addresses from the first step on, ``zero_grad`` or not, which a captured CUDA graph needs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 class WorkingCopy:
-    """``module`` computes in ``dtype``; its gradients arrive at the float32 parameters of ``model``.
+    """``module`` computes in ``dtype``; its gradients are added to those of ``model``'s float32 parameters.
 
     ``refresh`` casts the weights anew: after every step of an optimizer given to ``follow``.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        kept = {id(parameter) for norm in model.modules() if isinstance(norm, NORMS) for parameter in norm.parameters()}
+        norms = {
+            id(parameter) for norm in model.modules() if isinstance(norm, NORMS) for parameter in norm.parameters()
+        }
         self.masters = list(model.parameters())  # tied ones once
         self.copies: list[torch.Tensor] = [
-            nn.Parameter(master.detach().to(master.dtype if id(master) in kept else dtype, copy=True))
+            nn.Parameter(master.detach().to(master.dtype if id(master) in norms else dtype, copy=True))
             for master in self.masters
         ]
         self.by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
@@ -42,7 +44,7 @@ class WorkingCopy:
             copies.append(made)
             masters.append(master)
         self.buffers = [torch.empty_like(master) for master in self.masters]
-        # What deepcopy finds in its memo it takes for the copy: the module is made around the parameters.
+        # deepcopy takes the copy of an object from its memo: the copied module gets the 16-bit parameters.
         memo: dict[int, Any] = {id(old): new for old, new in zip(self.masters, self.copies, strict=True)}
         memo |= {id(buffer): buffer for buffer in model.buffers()}
         self.module = copy.deepcopy(model, memo)
@@ -71,7 +73,7 @@ class WorkingCopy:
         optimizer.register_step_post_hook(lambda *_: self.refresh())
 
     def held_bytes(self) -> tuple[int, int]:
-        """Return what copies, and what gradient buffers, take beside the model."""
+        """Return the bytes of the copies and of the gradient buffers."""
         return _bytes(self.copies), _bytes(self.buffers)
 
 
@@ -80,6 +82,6 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def computes_in(model: nn.Module, precision: str) -> torch.dtype | None:
-    """Return the dtype of the working copy that a model wants at a precision; None where autocast does it."""
+    """Return the dtype of the working copy that a model needs at a precision; None where autocast is used."""
     keeps = getattr(model, "KEEPS_TYPE", False)
     return getattr(torch, precision) if keeps and precision != "float32" else None

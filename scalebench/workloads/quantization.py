@@ -1,4 +1,4 @@
-"""Weights at work in fewer bytes: cast to bfloat16, or 8-bit integers with a scale for each row (weight only)."""
+"""Weights in fewer bytes for inference: bfloat16, or 8-bit integers with a scale per row (weight only)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from scalebench.families import Unsupported
 
 
 def with_weights(model: nn.Module, dtype: str) -> nn.Module:
-    """Return the model, frozen, its weights in ``dtype``: float32, bfloat16, or int8 in its linear layers, by torchao.
+    """Return the model, frozen, with weights in ``dtype``: float32, bfloat16, or int8 in linear layers (by torchao).
 
-    Embeddings, norms and biases stay float32 beside int8 weights; an output layer tied to an embedding gets a copy of
-    its own. Raises ``Unsupported`` where there is no linear layer to hold in int8, or no torchao.
+    With int8, embeddings, norms and biases stay float32, and an output layer tied to an embedding gets its own copy.
+    Raises ``Unsupported`` for int8 without a linear layer or without torchao.
     """
     model.requires_grad_(False)
     if dtype != "int8":
         return model.to(getattr(torch, dtype))
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
-        raise Unsupported("int8 weights are those of linear layers, and this model has none")
+        raise Unsupported("only linear layers can have int8 weights, and this model has none")
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-untyped]
     except ImportError as error:
@@ -28,13 +28,13 @@ def with_weights(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return what the model's parameters and persistent buffers take, tied ones once."""
+    """Return the bytes of the model's parameters and persistent buffers, tied ones once."""
     stored = set(model.state_dict())
     buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
     return sum(_bytes(tensor) for tensor in [*model.parameters(), *buffers])
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Return what a tensor takes: a quantised one claims the type it stands for, and holds others."""
+    """Return the bytes of a tensor; of a quantised one, those of the tensors inside."""
     inner = getattr(tensor, "__tensor_flatten__", None)
     return sum(_bytes(getattr(tensor, name)) for name in inner()[0]) if inner else tensor.nbytes

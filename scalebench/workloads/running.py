@@ -1,4 +1,4 @@
-"""How a trial's model runs: on a working copy, compiled, captured, and with which attention."""
+"""How a trial's model is run: through a 16-bit copy, compiled, captured, and with which attention."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from scalebench.optim.fused import clips
-from scalebench.study import TrainSpec
 from scalebench.tasks import Task
 from scalebench.workloads.batches import to_device
 from scalebench.workloads.building import KERNELS, compile_blocks, compile_model
 from scalebench.workloads.loop import Step, backward, loss_scaler
 from scalebench.workloads.mixed_precision import WorkingCopy, computes_in
+from scalebench.workloads.training_spec import TrainSpec
 
-# torch's own order begins with FlashAttention 2, which cuDNN outruns on Hopper: the fair rival of other kernels there.
+# torch's default order begins with FlashAttention 2, which is slower than cuDNN on Hopper: a fair baseline uses cuDNN.
 CUDNN_FIRST_FROM = (9, 0)
 BACKENDS = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
@@ -52,7 +52,7 @@ class Running:
     def make_step(
         self, model: nn.Module, optimizer: Optimizer, task: Task, spec: TrainSpec, scaler: GradScaler
     ) -> Step:
-        """Return what takes the steps of a training."""
+        """Return the object that takes the training steps."""
         if spec.graph == "step":
             from scalebench.workloads.captured import CapturedStep
 
@@ -60,13 +60,13 @@ class Running:
         return Step(model, optimizer, task, spec, scaler)
 
     def attention(self) -> AbstractContextManager[object]:
-        """Return the context that lets torch's attention prefer cuDNN where that is the fastest it has."""
+        """Return the context in which torch's attention prefers cuDNN on GPUs where that is fastest."""
         if self.device.type != "cuda" or torch.cuda.get_device_capability(self.device) < CUDNN_FIRST_FROM:
             return nullcontext()
         return sdpa_kernel(BACKENDS, set_priority=True)
 
     def attention_backend(self, config: Mapping[str, Any]) -> str | None:
-        """Return what computes attention: None for a family that does not say its heads."""
+        """Return the name of the attention implementation; None for a family whose Config has no heads."""
         heads, head_dim, length = config.get("heads"), config.get("head_dim"), self.spec.sequence_length
         if not (heads and head_dim and length):
             return None

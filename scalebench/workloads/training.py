@@ -1,152 +1,122 @@
-"""A training trial, whole: build, train, validate, keep the weights, measure memory by category."""
+"""The workload "training": what a study can ask of it, what it costs, what it records. ``training_run`` does it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
+from scalebench.errors import InputError
+from scalebench.families import Counts
+from scalebench.measure import clock, energy, memory
+from scalebench.optim.optimizers import OPTIMIZERS
+from scalebench.store import Column
+from scalebench.study import Trial
+from scalebench.tasks import METRIC_COLUMNS
+from scalebench.workloads.base import DEFAULT_SEQUENCE_LENGTH, Cost, Decided, Request, offering, step_flops
+from scalebench.workloads.building import SIZE_COLUMNS
+from scalebench.workloads.graphs import decided_graph
+from scalebench.workloads.training_run import run
+from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
-from scalebench.families import FAMILIES
-from scalebench.measure import memory
-from scalebench.measure.clock import StepClock, time_columns, warm_mask
-from scalebench.measure.energy import EnergyMeter
-from scalebench.optim.optimizers import build_optimizer
-from scalebench.study import TrainSpec
-from scalebench.tasks import Task
-from scalebench.workloads.base import Measured, count_columns
-from scalebench.workloads.building import build_model, configuration, load_compiler, planned_data, usable_device
-from scalebench.workloads.checkpointing import recompute_blocks
-from scalebench.workloads.loop import Validation, check_finite, train, validate
-from scalebench.workloads.running import Running, backward_of
-from scalebench.workloads.weights import save_weights
+__all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
+SUMMARY = "train a model for a number of steps and validate it"
+TABLE = "train"
+Section = TrainSection
+Spec = TrainSpec
+TAKES_WEIGHTS = True
+DEFAULT_STEPS = 400
 
-class MeasuredTraining(Measured):
-    """A training trial under measurement."""
-
-    clock: StepClock | None = None
-    losses: torch.Tensor | None = None
-
-    @property
-    def spec(self) -> TrainSpec:
-        """How the model is trained."""
-        assert self.trial.train is not None
-        return self.trial.train
-
-    def run(self) -> None:
-        """Build, train, validate, then measure memory by category: the whole trial, in order."""
-        device, spec = usable_device(self.trial), self.spec
-        task = self.prepare_task()
-        if spec.graph != "none":
-            load_compiler()
-        self.claim(device)
-        model, optimizer = self.prepare(device)
-        running = Running(model, optimizer, spec)
-        self.clock, self.losses = StepClock(device), torch.full((spec.steps,), torch.nan, device=device)
-        energy = EnergyMeter(device)
-        memory.reset_peaks(device)
-        self.columns["startup_time_s"] = self.age_s()
-        energy.start()
-        with running.attention():
-            skipped = train(
-                running.compiled, optimizer, task, spec, self.clock, self.losses, self.check, running.make_step
-            )
-        self.columns |= energy.columns()
-        self.columns |= time_columns(self.clock) | memory.peak_columns(device)
-        self.columns["skipped_steps"] = skipped if spec.precision == "float16" else None
-        self.columns["train_loss_nats"] = float(self.losses[-max(1, spec.steps // 20) :].mean())
-        with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
-            self.columns |= validation_columns(validate(running.module, task, spec, device))
-        self.columns |= rate_columns(self.columns, spec, self.placement["peaks"][spec.precision])
-        self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
-        if self.header["checkpoint"]:
-            self.columns["weights_file_bytes"] = save_weights(model, self.attempt)
-        self.columns["attention_backend"] = running.attention_backend(self.trial.model)
-        self.columns |= self.split_columns(running, task)
-
-    def prepare_task(self) -> Task:
-        """Open the data and return the trial's task, with nothing on the device."""
-        family, config = FAMILIES[self.trial.family], configuration(self.trial)
-        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
-        self.columns |= size_columns(family.count(config, self.spec.sequence_length), task, self.spec)
-        return task
-
-    def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
-        """Return model and optimizer of the trial."""
-        model = build_model(self.trial, device)
-        if self.spec.checkpointing:
-            recompute_blocks(model)
-        return model, build_optimizer(model, self.spec)
-
-    def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
-        """Return memory by category, as the study wants it measured; a working copy's is of its tensors alone."""
-        if running.copy is None and self.header.get("memory") != "allocator":
-            with torch.compiler.set_stance("force_eager"):
-                run = backward_of(running.module, task, self.spec, running.device)
-                return memory.split_columns(running.module, running.optimizer, run)
-        held = (0, 0) if running.copy is None else running.copy.held_bytes()
-        peak = self.columns["peak_memory_allocated_bytes"]
-        return memory.held_columns(running.model, running.optimizer, peak, *held)
-
-    def check(self, done: int) -> None:
-        """Look at the losses so far, and tell the engine that this trial lives."""
-        self.beat(done, self.spec.steps)
-        assert self.losses is not None
-        check_finite(self.losses, done)
-
-    def save_samples(self) -> None:
-        """Write every sample of the finished steps to steps.parquet."""
-        if self.clock is None or self.losses is None or not (times := self.clock.step_times_s()).size:
-            return
-        import pandas as pd
-
-        frame = pd.DataFrame({"step": range(times.size)})
-        frame["train_loss_nats"] = self.losses[: times.size].float().cpu().numpy()
-        frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
-        frame["warm"] = warm_mask(times.size)
-        self.save_frame("steps.parquet", frame)
+COLUMNS = (
+    *SIZE_COLUMNS,
+    Column("train_loss_nats", "nat", "mean training loss of the last twentieth of the steps"),
+    Column("validation_loss_nats", "nat", "loss on the held-out sample after the last step"),
+    Column("validation_loss_se_nats", "nat", "standard error of the validation loss, clustered by document or chain"),
+    Column("floor_nats", "nat", "irreducible loss of the data, where it is known in closed form"),
+    *METRIC_COLUMNS,
+    *clock.COLUMNS,
+    Column("skipped_steps", "1", "steps that the float16 loss scaler skipped"),
+    Column("samples_per_s", "1/s", "samples per second at the median step time"),
+    Column("tokens_per_s", "1/s", "tokens per second at the median step time"),
+    Column("flops_per_step", "FLOP", "FLOPs of a step: three forward passes, a multiply-add counted as two"),
+    Column("achieved_flops_per_s", "FLOP/s", "flops_per_step over the median step time"),
+    Column("mfu", "1", "model FLOPs utilisation: achieved over peak FLOP/s"),
+    *memory.PEAK_COLUMNS,
+    *memory.SPLIT_COLUMNS,
+    Column("attention_backend", "", "what computes attention"),
+    Column("checkpoint_bytes", "B", "size of parameters, buffers and optimizer state"),
+    Column("weights_file_bytes", "B", "size of weights.safetensors, where the study keeps weights (run.checkpoint)"),
+    Column("weights_sha256", "", "SHA-256 of weights.safetensors"),
+    Column("state_sha256", "", "SHA-256 of state.safetensors: optimizer state, step, random number generators"),
+    *energy.COLUMNS,
+    Column("samples_seen", "1", "samples trained on, those of the parent's run included where it is continued"),
+    Column("tokens_seen", "1", "tokens trained on, those of the parent's run included where it is continued"),
+    Column("epochs_seen", "1", "passes over the training data"),
+    Column("first_step", "1", "number of the first step: 0, or where the continued run of the parent ended"),
+)
 
 
-def validation_columns(found: Validation) -> dict[str, float | None]:
-    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
-    columns = {"validation_loss_nats": found.loss_nats, "validation_loss_se_nats": found.standard_error_nats}
-    columns |= {f"metric_{name}": value for name, value in found.metrics.items()}
-    return {name: _number(value) for name, value in columns.items()}
+def decide(request: Request) -> Decided:
+    """Decide a trial's steps, learning rate, weight decay and graph; a continued run goes on as its parent did."""
+    name, family = request.family_name, request.family
+    values = _filled(request)
+    length = values["sequence_length"] = _sequence_length(request, values.get("sequence_length"))
+    config, counts = request.configure(length)
+    budget = {key: values.pop(key) for key in BUDGETS if key in values}
+    values["steps"] = _steps(budget, counts, values["batch_size"], length)
+    optimizer = OPTIMIZERS[values["optimizer"]]
+    if values["learning_rate"] == "auto":
+        values["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
+    values.setdefault("weight_decay", optimizer.weight_decay)
+    values["graph"] = decided_graph(name, values)
+    if values["accumulation"] > (size := values["batch_size"]):
+        raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
+    if values["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
+        raise InputError(f"train.checkpointing: {name} has no blocks to recompute; {offering('checkpointing')}")
+    return Decided(TrainSpec.model_construct(**values), config, counts)
 
 
-def _number(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself
+def _filled(request: Request) -> dict[str, Any]:
+    """Return the table's values: what the file names, else the parent's where its run is continued, else defaults."""
+    defaults = {name: values[0] for name, values in TrainSection().given().items()}
+    defaults.pop("device")
+    parent = request.parent and request.parent.spec
+    if isinstance(parent, TrainSpec):
+        defaults["sequence_length"] = parent.sequence_length
+    if request.continues:
+        if not isinstance(parent, TrainSpec):
+            raise InputError("from.optimizer_state: only a training run can be continued, and the parent is none")
+        defaults |= dict(parent)
+        del defaults["steps"]
+        if (asked := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
+            raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {asked}")
+    return defaults | dict(request.values)
 
 
-def size_columns(counts: Any, task: Task, spec: TrainSpec) -> dict[str, Any]:
-    """Return what the trial's size alone decides. A training step costs three forward passes.
-
-    What activation checkpointing computes again is no part of it: the model's arithmetic, not the device's.
-    """
-    samples = spec.steps * spec.batch_size
-    epochs = samples / task.samples_per_epoch if task.samples_per_epoch else None
-    tokens = samples * task.tokens_per_sample if task.tokens_per_sample else None
-    return count_columns(counts) | {
-        "flops_per_step": 3 * counts.forward_flops * spec.batch_size,
-        "floor_nats": task.floor_nats,
-        "samples_seen": samples,
-        "tokens_seen": tokens,
-        "epochs_seen": epochs,
-    }
+def _sequence_length(request: Request, asked: int | None) -> int | None:
+    if request.family.SEQUENCES:
+        return asked or DEFAULT_SEQUENCE_LENGTH
+    if asked is not None:
+        raise InputError(f"train.sequence_length: {request.family_name} takes no sequences: leave it out")
+    return None
 
 
-def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak: dict[str, Any]) -> dict[str, Any]:
-    """Return throughput and efficiency at the median step time; mfu is null without a known peak."""
-    step_time = columns.get("step_time_median_s")
-    rates: dict[str, Any] = {"peak_flops_per_s": peak["flops_per_s"], "peak_source": peak["source"]}
-    if not step_time:
-        return rates
-    achieved = columns["flops_per_step"] / step_time
-    rates |= {"samples_per_s": spec.batch_size / step_time, "achieved_flops_per_s": achieved}
-    if spec.sequence_length:
-        rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
-    if peak["flops_per_s"]:
-        rates["mfu"] = achieved / peak["flops_per_s"]
-    return rates
+def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int | None) -> int:
+    """Turn the budget into steps; a budget smaller than one step still takes one."""
+    if not budget:
+        return DEFAULT_STEPS
+    ((kind, amount),) = budget.items()
+    if kind == "steps":
+        return int(amount)
+    if kind == "flops":
+        return max(1, round(amount / step_flops(counts, batch_size)))
+    tokens = amount * counts.active_non_embedding if kind == "tokens_per_param" else amount
+    return max(1, round(tokens / (batch_size * (length or 1))))
+
+
+def cost(trial: Trial, counts: Counts) -> Cost:
+    """Estimate a trial. Memory: parameters, gradients, optimizer state in float32, activations of a micro-batch."""
+    spec: TrainSpec = trial.spec
+    state = OPTIMIZERS[spec.optimizer].state_per_param
+    rows = -(-spec.batch_size // spec.accumulation)
+    memory_bytes = 4 * counts.total * (2 + state) + counts.activation_bytes * rows
+    return Cost(step_flops(counts, spec.batch_size) * spec.steps, spec.steps, memory_bytes)

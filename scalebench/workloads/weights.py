@@ -1,49 +1,71 @@
-"""Trained weights on disk: written by safetensors beside the record, and made a model again."""
+"""Trained weights on disk, written by safetensors beside the record; and files that are known by their SHA-256."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
-import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from scalebench.families import FAMILIES
-from scalebench.store import StoreError, read_json
-from scalebench.study import Trial
-from scalebench.workloads.building import build_model
+from scalebench.store import StoreError
 
 WEIGHTS = "weights.safetensors"
 
 
-def save_weights(model: nn.Module, attempt: Path) -> int:
-    """Write the model's parameters and persistent buffers, tied ones once, and return the file's size in bytes.
+def save_weights(model: nn.Module, attempt: Path) -> tuple[str, int]:
+    """Write the model's parameters and persistent buffers, tied ones once. Return the file's SHA-256 and its bytes.
 
     ``trial.json`` in the same folder says what the model is. The file is there whole or not at all.
     """
-    path, temporary = attempt / WEIGHTS, attempt / f".{WEIGHTS}.tmp"
-    try:
+    path = attempt / WEIGHTS
+    with replaced(path) as temporary:
         save_model(model, str(temporary))
+    return sha256_of(path), path.stat().st_size
+
+
+def load_weights(model: nn.Module, attempt: Path, sha256: str | None = None) -> None:
+    """Read the weights that an attempt kept into ``model``.
+
+    Raises ``StoreError`` when the file is missing or damaged, is not of this model, or has another SHA-256.
+    """
+    path = attempt / WEIGHTS
+    if sha256 is not None:
+        check_sha256(path, sha256)
+    try:
+        load_model(model, path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise StoreError(f"{path}: not the weights of this trial ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; what is written there becomes ``path``, synced, unless an error is raised."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path.stat().st_size
 
 
-def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
-    """Return an attempt's trial and its trained model, on the CPU; ``StoreError`` naming a file that cannot serve."""
-    trial = Trial.model_validate(read_json(attempt / "trial.json")["trial"])
-    # Weights are the same for every implementation; what trained on a GPU's kernels is read on any machine.
-    plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
-    model = build_model(trial, torch.device("cpu"), plain)
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise ``StoreError`` unless the file is there and has this SHA-256."""
     try:
-        load_model(model, attempt / WEIGHTS)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise StoreError(
-            f"{attempt / WEIGHTS}: not the weights of this trial ({str(error).splitlines()[0]})"
-        ) from error
-    return trial, model.eval()
+        actual = sha256_of(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    if actual != expected:
+        raise StoreError(f"{path}: SHA-256 {actual[:16]}…, expected {expected[:16]}…: the file changed")

@@ -15,7 +15,6 @@ from scalekernels.attention import hopper, hopper_forward, hopper_gradients, ker
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import LOG2_E, Tile, like, row_tile
-from scalekernels.attention.tuning import choose
 from scalekernels.compilation import Compilation
 from scalekernels.device import INTERPRETED, require_device
 
@@ -34,19 +33,15 @@ def forward(
     if gluon and not descriptors and hopper.unsupported(q=q, k=k, v=v) is None:
         return forward_gluon(q, k, v, causal, scale, hopper.forward_tile(q, k, causal))
     descriptors = descriptors and undescribed(k=k, v=v) is None
-    kind = "forward-descriptors" if descriptors else "forward"
-
-    def launch(tile: Tile) -> tuple[Tensor, Tensor]:
-        out, lse = like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-        keys = described(tile, {"k": k, "v": v}) if descriptors else {"k": k, "v": v}
-        arguments = {"q": q, "out": out, "lse": lse} | keys
-        strides = _strides(q=q, k=k, v=v, o=out)
-        sizes = _sizes(q, k) | {"scale_log2": scale * LOG2_E}
-        constants = _constants(q, tile, causal) | {"DESCRIPTORS": descriptors}
-        _launch(kernels.attention_forward, _programs(q, tile.block_m), tile, arguments | strides | sizes, constants)
-        return out, lse
-
-    return launch(choose(kind, q, k, causal, launch))
+    tile = tiles.tile_for("forward-descriptors" if descriptors else "forward", tiles.row_for(q, k))
+    out, lse = like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    keys = described(tile, {"k": k, "v": v}) if descriptors else {"k": k, "v": v}
+    arguments = {"q": q, "out": out, "lse": lse} | keys
+    strides = _strides(q=q, k=k, v=v, o=out)
+    sizes = _sizes(q, k) | {"scale_log2": scale * LOG2_E}
+    constants = _constants(q, tile, causal) | {"DESCRIPTORS": descriptors}
+    _launch(kernels.attention_forward, _programs(q, tile.block_m), tile, arguments | strides | sizes, constants)
+    return out, lse
 
 
 def forward_gluon(
@@ -79,26 +74,24 @@ def backward(
     tensors = {"q": q, "k": k, "v": v, "grad_out": grad_out, "lse": lse, "delta": delta}
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if atomic:
-        return choose_and_launch("atomic", tensors, causal, scale)
+        return _backward_pass("atomic", tensors, causal, scale)
     if need_kv:
-        _, dk, dv = choose_and_launch("keys", tensors, causal, scale)
+        _, dk, dv = _backward_pass("keys", tensors, causal, scale)
     if need_q:
         kind = "queries-descriptors" if descriptors and undescribed(k=k, v=v) is None else "queries"
-        dq, _, _ = choose_and_launch(kind, tensors, causal, scale)
+        dq, _, _ = _backward_pass(kind, tensors, causal, scale)
     return dq, dk, dv
 
 
-def choose_and_launch(
+def _backward_pass(
     kind: str, tensors: Mapping[str, Tensor], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one kind of backward pass with its tile; gradients that it does not compute come back empty."""
+    """Launch one kind of backward pass and return dQ, dK, dV; those it does not compute are empty."""
     functions: dict[str, Any] = {"keys": _keys, "atomic": _atomic, "queries": _queries}
     functions["queries-descriptors"] = functools.partial(_queries, descriptors=True)
-
-    def launch(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        return functions[kind](tile, tensors, causal, scale)
-
-    return launch(choose(kind, tensors["q"], tensors["k"], causal, launch))
+    tile = tiles.tile_for(kind, tiles.row_for(tensors["q"], tensors["k"]))
+    gradients: tuple[Tensor, Tensor, Tensor] = functions[kind](tile, tensors, causal, scale)
+    return gradients
 
 
 def _delta(out: Tensor, grad_out: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ the causal mask, all but two meet the same requirements either way, those two be
 shipped; and all but three of the rest fit an SM equally often. Shipped among the three is dQ at D 64, long: 126
 registers and two blocks in full, 150 and one causal, where 64x64 would fit twice, with as many rows on the SM. The part
 of the work that a diagonal wastes, max(BLOCK_M, BLOCK_N) / length, is 6 % at 1,024 with tiles of 64 and at 2,048 with
-tiles of 128, and 1 % at 16,384. ``SCALEKERNELS_AUTOTUNE=1`` measures causal and full apart.
+tiles of 128, and 1 % at 16,384.
 
 Pointers and descriptors. The forward pass and that for dQ on the same tiles with keys and values loaded either way:
 registers, KiB of shared memory, and machine instructions of one round of the loop without masks and of that with them

@@ -47,7 +47,7 @@ from scalekernels.cross_entropy.cases import (
 )
 from scalekernels.cross_entropy.products import weight_gradient_path
 from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
@@ -398,7 +398,7 @@ def providers() -> dict[str, Provider]:
 
 def _triton(case: Case) -> Loss:
     if reason := unavailable_reason():
-        raise Unavailable(reason)
+        raise Unsupported(reason)
     return lambda x, weight, target: linear_cross_entropy(
         x, weight, target, reduction=case.reduction, softcap=case.softcap, z_loss=case.z_loss,
         class_weight=class_weight(case, x.device), label_smoothing=case.smoothing,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalekernels.cost import Cost
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, weight and target
 Run = Callable[[], dict[str, Tensor]]
@@ -115,9 +115,9 @@ def _torch(case: Case) -> Loss:
 
 def _torch_fused(case: Case) -> Loss:
     if not hasattr(F, "linear_cross_entropy"):
-        raise Unavailable(f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy")
+        raise Unsupported(f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy")
     if case.softcap or case.z_loss or case.weighed or case.smoothing:
-        raise Unavailable("torch.nn.functional.linear_cross_entropy has no softcap, z_loss or class weights here")
+        raise Unsupported("torch.nn.functional.linear_cross_entropy has no softcap, z_loss or class weights here")
     options = torch.nn.LinearCrossEntropyOptions()
     return lambda x, weight, target: F.linear_cross_entropy(
         x, weight, target, reduction=case.reduction, options=options
@@ -126,13 +126,13 @@ def _torch_fused(case: Case) -> Loss:
 
 def _liger(case: Case) -> Loss:
     if importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("liger_kernel is not installed")
+        raise Unsupported("liger_kernel is not installed")
     if not torch.cuda.is_available():
-        raise Unavailable("Liger's kernels need a CUDA device")
+        raise Unsupported("Liger's kernels need a CUDA device")
     if case.weighed or case.smoothing:
-        raise Unavailable("Liger's fused linear cross entropy is compared without class weights and smoothing")
+        raise Unsupported("Liger's fused linear cross entropy is compared without class weights and smoothing")
     if case.reduction == "none":
-        raise Unavailable("Liger's fused linear cross entropy has no gradient for reduction none")
+        raise Unsupported("Liger's fused linear cross entropy has no gradient for reduction none")
     from liger_kernel.transformers import functional  # type: ignore[import-not-found]
 
     return lambda x, weight, target: functional.liger_fused_linear_cross_entropy(

@@ -35,7 +35,7 @@ from scalekernels.norm.cases import (
     inputs,
     prepared,
 )
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "LAYER_EPS", "RMS_EPS", "Case", "compilations", "cost", "inputs",
@@ -322,7 +322,7 @@ def providers() -> dict[str, Provider]:
 
 def _prepare_triton(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
     if reason := unavailable_reason():
-        raise Unavailable(reason)
+        raise Unsupported(reason)
     return prepared(_triton)(case, inputs, backward)
 
 

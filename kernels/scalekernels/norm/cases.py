@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalekernels.cost import Cost
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5
 
@@ -127,9 +127,9 @@ def _prepare_compiled(case: Case, inputs: Mapping[str, Tensor], backward: bool) 
 
 def _prepare_liger(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
     if importlib.util.find_spec("liger_kernel") is None:
-        raise Unavailable("liger_kernel is not installed")
+        raise Unsupported("liger_kernel is not installed")
     if inputs["x"].device.type != "cuda":
-        raise Unavailable("Liger's kernels need a CUDA device")
+        raise Unsupported("Liger's kernels need a CUDA device")
     return prepared(_liger)(case, inputs, backward)
 
 

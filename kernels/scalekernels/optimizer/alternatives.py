@@ -19,7 +19,7 @@ from scalekernels.optimizer import algorithms as fused
 from scalekernels.optimizer.base import FusedOptimizer
 from scalekernels.optimizer.cases import OPTIONS, SHORT, Case, cost, forward_only
 from scalekernels.optimizer.reference import reference
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 
 TORCH: Mapping[str, type[Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -82,14 +82,14 @@ def _step(
 def _torch(**flags: Any) -> Make:
     def make(case: Case, params: list[Tensor]) -> Optimizer:
         if case.algorithm not in TORCH:
-            raise Unavailable(f"torch.optim has no {case.algorithm}")
+            raise Unsupported(f"torch.optim has no {case.algorithm}")
         chosen = dict(flags)
         if "capturable" in inspect.signature(TORCH[case.algorithm]).parameters and params[0].device.type == "cuda":
             chosen["capturable"] = True  # keeps the number of steps on the device, so that CUDA graphs can hold a step
         try:
             return TORCH[case.algorithm](params, **case.options, **chosen)
         except (RuntimeError, TypeError) as error:
-            raise Unavailable(f"torch.optim.{TORCH[case.algorithm].__name__}: {error}") from error
+            raise Unsupported(f"torch.optim.{TORCH[case.algorithm].__name__}: {error}") from error
 
     return make
 
@@ -97,13 +97,13 @@ def _torch(**flags: Any) -> Make:
 def _ours(state_dtype: torch.dtype) -> Make:
     def make(case: Case, params: list[Tensor]) -> Optimizer:
         if reason := unavailable_reason():
-            raise Unavailable(reason)
+            raise Unsupported(reason)
         if case.state_dtype not in (torch.float32, state_dtype):
-            raise Unavailable(
+            raise Unsupported(
                 f"keeps {SHORT[state_dtype]} state; this case counts the bytes of {SHORT[case.state_dtype]}"
             )
         if case.options.get("centered") and state_dtype != torch.float32:
-            raise Unavailable(f"a centered variance needs float32 state, not {SHORT[state_dtype]}")
+            raise Unsupported(f"a centered variance needs float32 state, not {SHORT[state_dtype]}")
         return OURS[case.algorithm](
             params,
             **case.options,
@@ -118,13 +118,13 @@ def _ours(state_dtype: torch.dtype) -> Make:
 def _elsewhere(module: str, names: Mapping[str, str]) -> Make:
     def make(case: Case, params: list[Tensor]) -> Optimizer:
         if importlib.util.find_spec(module.partition(".")[0]) is None:
-            raise Unavailable(f"{module.partition('.')[0]} is not installed")
+            raise Unsupported(f"{module.partition('.')[0]} is not installed")
         if case.algorithm not in names:
-            raise Unavailable(f"{module} has no {case.algorithm} that is compared here")
+            raise Unsupported(f"{module} has no {case.algorithm} that is compared here")
         try:
             found: Callable[..., Optimizer] = getattr(importlib.import_module(module), names[case.algorithm])
         except (ImportError, AttributeError) as error:
-            raise Unavailable(f"{module}.{names[case.algorithm]}: {error}") from error
+            raise Unsupported(f"{module}.{names[case.algorithm]}: {error}") from error
         return found(params, **case.options)
 
     return make

@@ -13,7 +13,7 @@ from torch import Tensor
 from scalekernels.cost import Cost
 from scalekernels.optimizer.kernels import QUANTUM
 from scalekernels.optimizer.reference import reference
-from scalekernels.providers import Unavailable
+from scalekernels.providers import Unsupported
 
 # Adagrad's sum starts at a number that bfloat16 has: state kept in it must not start elsewhere than the oracle's.
 OPTIONS: Mapping[str, dict[str, Any]] = {
@@ -148,7 +148,7 @@ def inputs(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> dic
 
 
 def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """Return the parameters after one step from an empty state, in float64. Raises ``Unavailable`` for a backward."""
+    """Return the parameters after one step from an empty state, in float64. Raises ``Unsupported`` for a backward."""
     forward_only(backward)
     factor: Tensor | float = 1.0
     if case.max_grad_norm is not None:
@@ -179,6 +179,6 @@ def cost(case: Case, backward: bool = False) -> Cost:
 
 
 def forward_only(backward: bool) -> None:
-    """Raise ``Unavailable`` for a backward pass."""
+    """Raise ``Unsupported`` for a backward pass."""
     if backward:
-        raise Unavailable("an optimizer step has no backward pass")
+        raise Unsupported("an optimizer step has no backward pass")

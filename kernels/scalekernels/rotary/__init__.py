@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scalekernels.compilation import Compilation
 from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
-from scalekernels.providers import Provider, Unavailable
+from scalekernels.providers import Provider, Unsupported
 from scalekernels.rotary import kernels
 from scalekernels.rotary.cases import CASES, GOALS, LADDER, LARGER, Case, alternatives, cost, evaluation, inputs
 
@@ -225,7 +225,7 @@ def providers() -> dict[str, Provider]:
 
 def _prepare_triton(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
     if reason := unavailable_reason():
-        raise Unavailable(reason)
+        raise Unsupported(reason)
     return evaluation(_named, case, inputs, backward)
 
 

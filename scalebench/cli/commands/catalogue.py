@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scalebench.cli.output import print_json, say
+from scalebench.cli.output import print_json, say, table
 
 
 def catalogue() -> dict[str, Any]:
@@ -15,9 +15,11 @@ def catalogue() -> dict[str, Any]:
     from scalebench.optim.optimizers import OPTIMIZERS
     from scalebench.running.planning import studies_dir
     from scalebench.study.file import read_toml
+    from scalebench.workloads import WORKLOADS
 
     studies = {path.stem: read_toml(path).get("title", "") for path in sorted(studies_dir().glob("*.toml"))}
     return {
+        "workloads": {name: f"{workload.SUMMARY} (table [{workload.TABLE}])" for name, workload in WORKLOADS.items()},
         "families": {
             name: {
                 "summary": family.SUMMARY,
@@ -35,12 +37,13 @@ def catalogue() -> dict[str, Any]:
 
 
 def show_catalogue(*, as_json: bool) -> int:
-    """Print the families, studies, laws, optimizers and data sources."""
-    found = catalogue()
+    """Print workloads, families, studies, laws, optimizers and data sources."""
+    names = catalogue()
     if as_json:
-        print_json(found)
+        print_json(names)
         return 0
-    for name, family in found["families"].items():
+    say(*(f"workload {name}: {text}" for name, text in names["workloads"].items()), "")
+    for name, family in names["families"].items():
         say(f"family {name}: {family['summary']}")
         say(
             f"    fields: {', '.join(family['fields'])}", f"    implementations: {', '.join(family['implementations'])}"
@@ -48,5 +51,32 @@ def show_catalogue(*, as_json: bool) -> int:
         if family["sizes"]:
             say(f"    sizes: {', '.join(family['sizes'])}")
     for kind, key in (("study", "studies"), ("law", "laws"), ("optimizer", "optimizers"), ("source", "sources")):
-        say("", *(f"{kind} {name}: {text}" for name, text in found[key].items()))
+        say("", *(f"{kind} {name}: {text}" for name, text in names[key].items()))
+    return 0
+
+
+def columns() -> list[dict[str, Any]]:
+    """Return every column that a record can have, with unit, meaning and the workloads whose records have it."""
+    from scalebench.workloads import WORKLOADS, columns_of
+
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for workload in WORKLOADS:
+        for column in columns_of(workload):
+            rows.setdefault((column.name, column.unit, column.meaning), []).append(workload)
+    return [
+        {"name": name, "unit": unit, "meaning": meaning, "workloads": workloads}
+        for (name, unit, meaning), workloads in rows.items()
+    ]
+
+
+def show_columns(*, as_json: bool) -> int:
+    """Print the columns of records; the fields of a family's [model] stand in a record besides."""
+    rows = columns()
+    if as_json:
+        print_json({"columns": rows})
+        return 0
+    header = ("column", "unit", "meaning", "workloads")
+    cells = [(row["name"], row["unit"], row["meaning"], ", ".join(row["workloads"])) for row in rows]
+    table("", header, cells, text_columns=4)
+    say("besides: the fields of the model, by the names that `scalebench list` shows for its family")
     return 0

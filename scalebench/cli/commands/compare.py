@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scalebench.cli.output import duration, print_json, say, si, table
+from scalebench.cli.output import duration, print_json, quantity, say, table
+from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
-from scalebench.comparison.runner import Tick
+from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
 
-LINE_EVERY_S = 30.0
 COMPLAINTS = 3
 WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
 HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
@@ -37,12 +33,13 @@ def run_compare(
         rows = import_files(imports, operation, options.baseline, margin, results, line)
         return _print(Comparison(results, rows), as_json=as_json)
     if operation is None:
-        raise InputError(["compare: name an operation (attention, optimizer, cross-entropy, norm or a .py file)"])
+        raise InputError([f"compare: give an operation ({', '.join(OPERATION_MODULES)}) or a .py file"])
     plan = plan_comparison(operation, options)
     if not as_json:
         _announce(plan)
-    with _progress(quiet=as_json) as (tick, waiting):
-        found = measure(plan, results, command_line(), tick, waiting)
+    with Progress(quiet=as_json) as display:
+        progress = ComparisonProgress(display)
+        found = measure(plan, results, command_line(), progress.tick, progress.waiting)
     return _print(found, as_json=as_json)
 
 
@@ -61,39 +58,6 @@ def _announce(plan: Plan) -> None:
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
         print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[tuple[Tick, Callable[[], None]]]:
-    """Give what hears the share done, and what hears that another measurement has the GPU.
-
-    It is shown by a bar on a terminal, by a line every half minute elsewhere.
-    """
-    console, begun = Console(stderr=True), time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task, said = bar.add_task("comparing", total=1.0), [begun]
-
-        def tick(share: float) -> None:
-            bar.update(task, completed=share, description="comparing")
-            if not quiet and not console.is_terminal and time.monotonic() - said[0] > LINE_EVERY_S:
-                said[0] = time.monotonic()
-                console.print(f"{100 * share:.0f} % after {said[0] - begun:.0f} s", highlight=False)
-
-        def waiting() -> None:
-            bar.update(task, description="waiting for the GPU")
-            if not quiet and not console.is_terminal and not told:
-                told.append("another measurement has the GPU: this one waits")
-                console.print(told[0], highlight=False)
-
-        told: list[str] = []
-        yield tick, waiting
 
 
 def _print(found: Comparison, *, as_json: bool) -> int:
@@ -122,11 +86,11 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     mark = {True: error, False: f"WRONG {error}".strip(), None: "unchecked"}[row["accepted"]]
     return (
         row["provider"],
-        si_time(row["time_median_s"]),
+        quantity(row["time_median_s"], "s"),
         _interval(row),
-        si(row["achieved_flops_per_s"]),
-        si(row["achieved_bytes_per_s"]),
-        "-" if row["peak_memory_bytes"] is None else si(row["peak_memory_bytes"], "B"),
+        quantity(row["achieved_flops_per_s"]),
+        quantity(row["achieved_bytes_per_s"]),
+        quantity(row["peak_memory_bytes"], "B"),
         mark,
         speedup(row),
         row["verdict"] or ("baseline" if row["provider"] == row["baseline"] else "-"),
@@ -137,7 +101,7 @@ def _interval(row: Mapping[str, Any]) -> str:
     low, high = row["time_low_s"], row["time_high_s"]
     if low is None:
         return "-"
-    return f"{si_time(low)} to {si_time(high)}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
+    return f"{quantity(low, 's')} to {quantity(high, 's')}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
 
 
 def speedup(row: Mapping[str, Any]) -> str:
@@ -148,14 +112,6 @@ def speedup(row: Mapping[str, Any]) -> str:
         return f"×{1 / row['ratio']:.3g} (?)"
     value, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
     return f"×{value:.3g} ({low:.3g} to {high:.3g})" if high < WIDEST * low else f"×{value:.3g} (?)"
-
-
-def si_time(seconds: float) -> str:
-    """Write a time with three digits: 12.3 µs."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -185,8 +141,8 @@ def _count(things: Sized, noun: str) -> str:
 
 def _ceilings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = {
-        f"ceilings here, {row['dtype']}: {si(row['matmul_ceiling_flops_per_s'], 'FLOP/s')}, "
-        f"{si(row['copy_ceiling_bytes_per_s'], 'B/s')} ({row['ceiling_source']})": None
+        f"ceilings here, {row['dtype']}: {quantity(row['matmul_ceiling_flops_per_s'], 'FLOP/s')}, "
+        f"{quantity(row['copy_ceiling_bytes_per_s'], 'B/s')} ({row['ceiling_source']})": None
         for row in rows
         if row["ceiling_source"]
     }

@@ -35,13 +35,13 @@ def _software() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    from scalebench.measure.hardware import matmul_ceiling
-    from scalebench.running.engines.local import usable_cpus
+    from scalebench.measure.hardware import matmul_ceiling, usable_cpus
 
     usable, present = usable_cpus(), psutil.cpu_count()
     yield Finding("note", "processor", f"{cpu_model()}, {len(usable)} of {present} cores usable")
-    rate = matmul_ceiling("float32", 1, seconds=0.2).flops_per_s or 0.0
-    yield Finding("note", "measured ceiling", f"{rate / 1e9:.3g} GFLOP/s on one core (float32 matrix product of 1024)")
+    peak = matmul_ceiling("float32", 1, seconds=0.1)
+    name, _, how = peak.source.partition(": ")
+    yield Finding("note", name, f"{(peak.flops_per_s or 0.0) / 1e9:.3g} GFLOP/s ({how})")
     load = os.getloadavg()[0]
     if load > 0.5 * len(usable):
         text = f"load average is {load:.1f} on {len(usable)} cores: other programs will make step times noisy"

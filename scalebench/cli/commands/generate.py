@@ -11,7 +11,8 @@ from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
 from scalebench.workloads.building import configuration
 from scalebench.workloads.completion import WRITERS, Request
-from scalebench.workloads.weights import WEIGHTS, load_trained
+from scalebench.workloads.trained import load_trained
+from scalebench.workloads.weights import WEIGHTS
 
 SHOWN_TRIALS = 10
 
@@ -22,11 +23,11 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     attempt = find_weights(results, trial)
     trained, model = load_trained(attempt)
     family = FAMILIES[trained.family]
-    ability = next((name for name in family.OFFERS if name in WRITERS), None)
+    ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)
     asked = trained.data
     data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
     if ability is None or not isinstance(data, Coder):
-        able = [name for name, other in FAMILIES.items() if set(other.OFFERS) & set(WRITERS)]
+        able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
         raise InputError(
             [f"--trial: {trial} is of family {trained.family}, which writes no text ({', '.join(able)} do)"]
         )

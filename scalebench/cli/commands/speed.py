@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalebench.cli.output import say, si, table
+from scalebench.cli.output import quantity, say, table
 
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
@@ -17,18 +17,18 @@ H100 = "NVIDIA H100 80GB HBM3"  # whose peak utilisation is of, where no GPU is 
 def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> list[dict[str, Any]]:
     """Return the model of a step of each fused gpt trial; ``ceilings``: products, attention, memory, in T/s."""
     from scalebench.families import gpt
-    from scalebench.measure.hardware import datasheet_peak, device_peak
-    from scalebench.running.step_model import Ceilings, summary
+    from scalebench.measure.hardware import datasheet_peak, gpu_peak
+    from scalebench.running.step_model import Ceilings, has_model, summary
 
     rates = Ceilings(*(1e12 * rate for rate in ceilings))
     tables: dict[str, dict[str, Any]] = {}
     for one in planned:
-        train = one.trial.train
-        if one.trial.family != "gpt" or train is None or train.implementation != "fused":
+        train = one.trial.spec
+        if not has_model(one.trial):
             continue
         peak = datasheet_peak(H100, train.precision)
         if one.trial.device_kind == "cuda":
-            seen = device_peak("cuda", train.precision, 1)
+            seen = gpu_peak(train.precision)
             peak = peak if seen.flops_per_s is None else seen
         config = gpt.Config(**one.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
         name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
@@ -47,7 +47,7 @@ def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> N
         rows = [
             (
                 kernel["kernel"], f"{1e3 * kernel['seconds']:.2f}", f"{kernel['share']:.1%}",
-                si(kernel["flops"] or None), si(kernel["bytes"], "B"), kernel["bound"],
+                quantity(kernel["flops"] or None), quantity(kernel["bytes"], "B"), kernel["bound"],
             )
             for kernel in step["kernels"][:SHOWN_KERNELS]
         ]  # fmt: skip
@@ -55,5 +55,5 @@ def print_steps(steps: Sequence[dict[str, Any]], ceilings: Sequence[float]) -> N
         rows.append(("others", f"{1e3 * rest:.2f}", f"{rest / step['seconds']:.1%}", "", "", ""))
         table(step["step"], ("kernel", "ms", "share", "FLOPs", "bytes", "bound by"), rows)
         utilisation = "" if step["mfu"] is None else f", MFU {step['mfu']:.0%}"
-        rate = f"{1e3 * step['seconds']:.1f} ms, {si(step['tokens_per_s'])} tokens/s{utilisation}"
+        rate = f"{1e3 * step['seconds']:.1f} ms, {quantity(step['tokens_per_s'])} tokens/s{utilisation}"
         say(f"{rate}; beside the products, {step['holds_back']} takes longest")

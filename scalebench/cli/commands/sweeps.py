@@ -1,4 +1,4 @@
-"""The commands `run`, `plan` and `demo`: what a study would run, and running it."""
+"""The commands run, plan and demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
-from scalebench.cli.output import duration, print_json, say, si, table, trials
+from scalebench.cli.output import duration, print_json, quantity, say, table, trials
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -39,23 +39,27 @@ def run_study(
     jobs: int | None,
     retry: Sequence[str],
     *,
+    engine: str = "local",
     fresh_code: bool,
     as_json: bool,
 ) -> int:
     """Run a study's missing trials; return the exit code."""
-    from scalebench.cli.progress import RunProgress
+    from scalebench.cli.progress import Progress, SweepProgress
+    from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
-    from scalebench.running.sweep import execute, survey
+    from scalebench.running.sweep import execute, resources_of, survey
 
     begun = time.monotonic()
+    find_engine(engine)
     study = load_study(name, settings)
     store.check_writable(results)
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
-    weights = {trial.trial_id: (trial.seconds(5e10), trial.steps) for trial in sweep.missing}
-    with RunProgress(weights, quiet=as_json) as progress:
-        for row in execute(sweep, study, jobs=jobs, tick=progress.tick):
-            progress.trial(row, as_json=as_json)
+    expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
+    with Progress(quiet=as_json) as display:
+        progress = SweepProgress(expected, display)
+        for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
+            progress.finish(row, as_json=as_json)
     _conclude(sweep, time.monotonic() - begun, as_json=as_json)
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
 
@@ -76,25 +80,27 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
         print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
         return
-    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = sorted(set(counts) - {"ok", "missing"})
     if wrong:
         say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
     say(f"report: scalebench report {sweep.study_dir}")
 
 
-def run_demo(results: Path, output: Path) -> int:
-    """Run the demo study, write its report and say what it found."""
-    from scalebench.reporting import picture, report, verdict
+def run_demo(results: Path, output: Path | None) -> int:
+    """Run the demo study, write its report and a picture beside it, and print its conclusions; return the exit code.
+
+    The report is ``demo/report.html`` in the results folder unless ``output`` is another file.
+    """
+    from scalebench.analysis.study import analyse
+    from scalebench.reporting import picture, verdict, write
 
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
-    found = store.read_results(results / "demo")
-    say("", *verdict(found), "")
-    say(
-        f"report: {report([results / 'demo'], output)}",
-        f"picture: {picture(found, 'demo', output.with_name('loss.png'))}",
-    )
+    study = analyse(store.read_results(results / "demo"), "demo")
+    output = output or results / "demo" / "report.html"
+    say("", *verdict(study), "")
+    say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code
 
 
@@ -106,29 +112,52 @@ def show_plan(
 ) -> int:
     """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps."""
     from scalebench.cli.commands.speed import print_steps, step_tables
-    from scalebench.measure.hardware import device_peak
+    from scalebench.running.node import planning_rate
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import survey
 
     study = load_study(name, settings)
     sweep = survey(study, results)
     first = sweep.planned[0].trial
-    peak = device_peak(first.device_kind, first.work.precision, 1).flops_per_s
-    sizes = _by_size(sweep.planned, peak)
+    rate = planning_rate(sweep.study_dir, first.device_kind, first.spec.precision)
+    sizes = _by_size(sweep.planned, rate.flops_per_s)
     total = {
         "trials": len(sweep.planned),
         "missing": len(sweep.missing),
         "flops": sum(trial.flops for trial in sweep.planned),
-        "estimated_work_s": sum(trial.seconds(peak) for trial in sweep.planned),
+        "estimated_work_s": sum(trial.seconds(rate.flops_per_s) for trial in sweep.planned),
+        "assumed_flops_per_s": rate.flops_per_s,
+        "assumed_rate_source": rate.source,
     }
     steps = step_tables(sweep.planned, ceilings) if ceilings else []
+    parents = _parents(sweep.planned)
     if as_json:
-        print_json({"study": study.name, "total": total, "sizes": sizes} | ({"steps": steps} if ceilings else {}))
+        extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
+        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    for parent in parents[: None if every else SHOWN_SIZES]:
+        end = "its run continued" if parent["continued"] else "its weights"
+        cost = quantity(parent["flops"], "FLOP")
+        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     return 0
+
+
+def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
+    """Return the trials whose weights the planned ones start from."""
+    parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
+    return [
+        {
+            "trial_id": trial_id,
+            "attempt": str(parent.attempt),
+            "flops": parent.flops,
+            "weights_sha256": parent.identity.weights_sha256,
+            "continued": parent.identity.state_sha256 is not None,
+        }
+        for trial_id, parent in parents.items()
+    ]
 
 
 def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
@@ -166,17 +195,20 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
             size["family"],
             " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
             str(size["trials"]),
-            si(size["params"]),
-            si(size["params_non_embedding"]),
+            quantity(size["params"]),
+            quantity(size["params_non_embedding"]),
             "…".join(str(steps) for steps in sorted({size["steps"][0], size["steps"][-1]})),
-            si(size["flops_per_trial"]),
+            quantity(size["flops_per_trial"]),
             duration(size["estimated_time_s"]),
-            si(size["estimated_memory_bytes"], "B"),
+            quantity(size["estimated_memory_bytes"], "B"),
         )
         for size in sizes
     ]
     table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
     if count > len(sizes):
         say(f"… and {count - len(sizes)} more sizes (--all lists them)")
-    say(f"total: {si(total['flops'])}FLOPs, about {duration(total['estimated_work_s'])} of work for one worker")
-    say("per trial; times by rule of thumb (a fifth of the peak rate, a floor per step), memory estimated in float32")
+    say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
+    say(
+        f"per trial; times assume a fifth of {quantity(total['assumed_flops_per_s'], 'FLOP/s')} "
+        f"({total['assumed_rate_source']}) and a least time per step; memory is estimated in float32"
+    )

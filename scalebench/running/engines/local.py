@@ -1,174 +1,126 @@
-"""Run trials on this machine: ``jobs`` workers at a time, each on cores of its own, each in a process group."""
+"""Run trials on this machine: ``jobs`` workers at a time, each on its own cores, each in its own process group."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from scalebench.measure.device_lock import WAITING
-from scalebench.store import RECORD_COLUMNS, StoreError, read_json, write_json, write_record
+from scalebench.measure.hardware import usable_cpus
+from scalebench.running import processes
+from scalebench.running.engines.base import (
+    Resources,
+    Tick,
+    close_attempt,
+    no_tick,
+    waits_for_gpu,
+    worker_command,
+    write_placement,
+)
 
 POLL_S = 0.05
-GRACE_S = 3.0  # between asking a worker to stop and stopping it
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one worker runs: its cores, whether it has them (or the GPU) to itself, and the device's peaks.
-
-    ``peaks`` maps a precision to {"flops_per_s": …, "source": …}.
-    """
-
-    cpus: tuple[int, ...]
-    exclusive: bool
-    peaks: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass
-class _Running:
+class _Worker:
     attempt: Path
-    slot: Slot
+    cpus: tuple[int, ...]
     process: subprocess.Popen[bytes]
     timeout_s: float | None
     deadline: float | None
 
 
-def usable_cpus() -> list[int]:
-    """Return the cores this process may use."""
-    process = psutil.Process()
-    return list(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else list(range(psutil.cpu_count() or 1))
-
-
-def core_sets(jobs: int) -> list[tuple[int, ...]]:
-    """Deal the usable cores to ``jobs`` workers; with more workers than cores they share, and are not exclusive."""
-    cpus = usable_cpus()
-    if jobs >= len(cpus):
-        return [(cpus[job % len(cpus)],) for job in range(jobs)]
-    each = len(cpus) // jobs
-    return [tuple(cpus[job * each : (job + 1) * each]) for job in range(jobs)]
-
-
 def place(
-    attempts: Sequence[Path],
-    slots: Sequence[Slot],
-    timeout_s: float | None = None,
-    tick: Callable[[Sequence[Path]], None] = lambda _: None,
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
 ) -> Iterator[Path]:
-    """Run each attempt folder in a worker, yielding those that finished, each with its record written.
+    """Run the attempts' workers as child processes; see ``base.Engine``.
 
-    ``tick`` is told, many times a second, which attempts are running. A worker past ``timeout_s``, waiting for a GPU
-    apart, is stopped with everything it started. Closing the iterator (or an interrupt) stops all workers; their
-    attempts keep no record, so that a later run takes them up.
+    By default there is one worker per usable core for trials on a CPU, and one in all for trials on a GPU. More workers
+    on a GPU take turns on it (``measure/device_lock.py``) unless their trials share it.
     """
-    waiting, free = list(reversed(attempts)), list(reversed(slots))
-    running: list[_Running] = []
+    free = core_sets(worker_count(resources, jobs))
+    own_cores = len(set(free)) == len(free)
+    waiting = start_order(attempts, resources, len(free))
+    running: list[_Worker] = []
     try:
         while waiting or running:
             while waiting and free:
-                running.append(_start(waiting.pop(), free.pop(), timeout_s))
+                attempt, needs = waiting.pop(0)
+                running.append(_start(attempt, needs, free.pop(0), exclusive=_exclusive(needs, own_cores=own_cores)))
             for worker in [worker for worker in running if _finished(worker)]:
                 running.remove(worker)
-                free.append(worker.slot)
+                free.append(worker.cpus)
                 yield worker.attempt
             tick([worker.attempt for worker in running])
             time.sleep(POLL_S)
     finally:
         for worker in running:
-            _stop(worker)
+            processes.stop(worker.process)
 
 
-def _start(attempt: Path, slot: Slot, timeout_s: float | None) -> _Running:
-    write_json(attempt / "placement.json", asdict(slot) | {"threads": len(slot.cpus)})
-    threads = str(len(slot.cpus))
-    # Two workers that spin while waiting cost each other a factor of three on two cores.
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "passive",
-        "TORCHINDUCTOR_COMPILE_THREADS": threads,
-    }
+def worker_count(resources: Sequence[Resources], jobs: int | None) -> int:
+    """Return how many workers run at a time."""
+    if jobs is not None:
+        return jobs
+    if any(needs.gpus for needs in resources):
+        return 1
+    widest = max((needs.cpus for needs in resources), default=1)
+    return max(1, min(len(usable_cpus()) // widest, len(resources)))
+
+
+def core_sets(workers: int) -> list[tuple[int, ...]]:
+    """Deal the usable cores to ``workers`` in disjoint sets of equal size; if there are too few, share single cores."""
+    cpus = usable_cpus()
+    if workers >= len(cpus):
+        return [(cpus[worker % len(cpus)],) for worker in range(workers)]
+    each = len(cpus) // workers
+    return [tuple(cpus[worker * each : (worker + 1) * each]) for worker in range(workers)]
+
+
+def start_order(attempts: Sequence[Path], resources: Sequence[Resources], workers: int) -> list[tuple[Path, Resources]]:
+    """Return attempts in the order they start: as given if one runs at a time, otherwise the longest first.
+
+    The longest trial, started last, would keep one worker busy while the others have nothing left to do.
+    """
+    pairs = list(zip(attempts, resources, strict=True))
+    take_turns = any(needs.gpus and not needs.share_device for needs in resources)
+    return pairs if workers == 1 or take_turns else sorted(pairs, key=lambda pair: -pair[1].expected_s)
+
+
+def _exclusive(needs: Resources, *, own_cores: bool) -> bool:
+    return not needs.share_device if needs.gpus else own_cores
+
+
+def _start(attempt: Path, needs: Resources, cpus: tuple[int, ...], *, exclusive: bool) -> _Worker:
+    write_placement(attempt, "local", cpus=cpus, exclusive=exclusive)
     with (attempt / "stdout.log").open("wb") as out, (attempt / "stderr.log").open("wb") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scalebench.running.worker", str(attempt)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            env=environment,
-            start_new_session=True,
-        )
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    return _Running(attempt, slot, process, timeout_s, deadline)
+        process = processes.start(worker_command(attempt), os.environ, stdout=out, stderr=err)
+    deadline = None if needs.timeout_s is None else time.monotonic() + needs.timeout_s
+    return _Worker(attempt, cpus, process, needs.timeout_s, deadline)
 
 
-def _finished(worker: _Running) -> bool:
-    """Say whether a worker is done, having written the record that it could not write itself."""
+def _finished(worker: _Worker) -> bool:
+    """Whether a worker is done; then its process group is gone and its record is written."""
     code = worker.process.poll()
+    if code is None and not _late(worker):
+        return False
+    processes.stop(worker.process)  # a late worker, or what the trial started and left behind
     if code is None:
-        if worker.timeout_s is not None and waits(worker.attempt):  # the limit counts from when it has the GPU
-            worker.deadline = time.monotonic() + worker.timeout_s
-        if worker.deadline is None or time.monotonic() < worker.deadline:
-            return False
-        _stop(worker)
-        if not (worker.attempt / "record.json").exists():
-            _close(worker.attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
-        return True
-    _stop(worker)  # what the trial started and left behind
-    if not (worker.attempt / "record.json").exists():
+        close_attempt(worker.attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
+    else:
         status = "killed" if code < 0 else "failed"
-        cause = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}: {_last_line(worker)}"
-        _close(worker.attempt, status, "WorkerEnded", f"the worker ended without a record: {cause}")
+        reason = processes.exit_reason(code, processes.last_lines(worker.attempt / "stderr.log"))
+        close_attempt(worker.attempt, status, "WorkerEnded", f"the worker ended without a record: {reason}")
     return True
 
 
-def last_step(attempt: Path) -> int | None:
-    """Return the last step that a worker told of, or None; a heartbeat caught half-written tells nothing."""
-    try:
-        return int(read_json(attempt / "heartbeat.json")["step"])
-    except (StoreError, KeyError):
-        return None
-
-
-def waits(attempt: Path) -> bool:
-    """Say whether the worker of an attempt waits for the GPU that another one has."""
-    return (attempt / WAITING).exists()
-
-
-def _last_line(worker: _Running) -> str:
-    lines = (worker.attempt / "stderr.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no message"
-
-
-def _close(attempt: Path, status: str, error_class: str, message: str) -> None:
-    """Write the record of a worker that could not."""
-    from scalebench.study import Trial
-    from scalebench.workloads.base import identity_columns
-
-    header = read_json(attempt / "trial.json")
-    row = identity_columns(header, Trial.model_validate(header["trial"]))
-    seen = attempt / "environment.json"
-    row |= {name: value for name, value in (read_json(seen) if seen.exists() else {}).items() if name in RECORD_COLUMNS}
-    row["stop_step"] = last_step(attempt)
-    write_record(attempt, row | {"status": status, "error_class": error_class, "error_message": message})
-
-
-def _stop(worker: _Running) -> None:
-    """End the worker's whole process group: ask, wait, then insist."""
-    for signal_number, grace in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        try:
-            os.killpg(worker.process.pid, signal_number)
-        except ProcessLookupError:
-            break
-        try:
-            worker.process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
-    worker.process.wait()
+def _late(worker: _Worker) -> bool:
+    """Whether a running worker is past its time limit, which does not count while it waits for a GPU."""
+    if worker.timeout_s is None or worker.deadline is None:
+        return False
+    if waits_for_gpu(worker.attempt):
+        worker.deadline = time.monotonic() + worker.timeout_s
+    return time.monotonic() >= worker.deadline

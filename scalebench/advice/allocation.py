@@ -1,0 +1,176 @@
+"""How to count parameters and FLOPs, and the compute-optimal allocation that follows: N*(C), D*(C) with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scalebench.advice.optima import Optimum, Refused, refused_to_list
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
+from scalebench.laws.forms import Array, FitRefused
+
+PARAMETER_COLUMNS = {"total": "params", "non_embedding": "params_non_embedding"}
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What N and C mean. `params`: total (column params) or non_embedding (column params_non_embedding).
+
+    `flops`: 6ND with that N, or exact (column flops: training FLOPs as the trainer counted them, attention included).
+    """
+
+    params: str = "total"
+    flops: str = "6ND"
+
+    def __post_init__(self) -> None:
+        for name, known in (("params", tuple(PARAMETER_COLUMNS)), ("flops", ("6ND", "exact"))):
+            if getattr(self, name) not in known:
+                raise FitRefused(
+                    f"counting of {name} {getattr(self, name)!r} is not known; choose {' or '.join(known)}"
+                )
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def count(points: Columns, counting: Counting) -> dict[str, Array]:
+    """Columns params, tokens, flops and loss, each [n], under a convention. Raises FitRefused for one that is missing.
+
+    With 6ND one of params and tokens may be missing where a column `flops` is there, as in published isoFLOP points:
+    it is then flops / 6 over the other.
+    """
+    present = list(points.keys())
+    size = PARAMETER_COLUMNS[counting.params]
+    missing = [name for name in (size, "tokens") if name not in present]
+    if size in missing and set(PARAMETER_COLUMNS.values()) & set(present):
+        positive_columns(points, (size,))  # refused: C / 6D are the parameters of the other column
+    if counting.flops == "exact" or (len(missing) == 1 and "flops" in present):
+        wanted = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
+        read = positive_columns(points, (*wanted, "flops", "loss"))
+    else:
+        read = positive_columns(points, (size, "tokens", "loss"))
+    for name in missing:
+        other = read["tokens" if name == size else size]
+        read[name] = read["flops"] / (FLOPS_PER_PARAMETER_TOKEN * other)
+    flops = read["flops"] if "flops" in read else FLOPS_PER_PARAMETER_TOKEN * read[size] * read["tokens"]
+    return {"params": read[size], "tokens": read["tokens"], "flops": flops, "loss": read["loss"]}
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What Approach 2 gets wrong without any noise: on a surface whose optimum is known, sampled at these very points.
+
+    `a` and `b` are its exponents minus the true ones. `tokens_factor` is its D* over the true one at `flops`, the
+    largest budget, and `tokens_factor_beyond` at 1000 times that.
+    """
+
+    a: float
+    b: float
+    flops: float
+    tokens_factor: float
+    tokens_factor_beyond: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """N*(C) = params_constant * C^a and D*(C) = tokens_constant * C^b, with C in FLOPs.
+
+    `draws` [n, 4] repeat (ln params_constant, a, ln tokens_constant, b) as `method` says; None where `method` gives the
+    reason why there is no interval. `optima` and `refused` list the compute budgets used and not used.
+    """
+
+    approach: int
+    counting: Counting
+    coefficients: Array  # ln params_constant, a, ln tokens_constant, b
+    draws: Array | None = field(repr=False)
+    method: str
+    notes: tuple[str, ...]
+    optima: tuple[tuple[float, Optimum], ...] = ()
+    refused: Refused = ()
+    bias: Bias | None = None
+
+    @property
+    def a(self) -> float:
+        """Exponent of N*(C)."""
+        return float(self.coefficients[1])
+
+    @property
+    def b(self) -> float:
+        """Exponent of D*(C)."""
+        return float(self.coefficients[3])
+
+    @property
+    def params_constant(self) -> float:
+        """N*(C) / C^a."""
+        return float(np.exp(self.coefficients[0]))
+
+    @property
+    def tokens_constant(self) -> float:
+        """D*(C) / C^b."""
+        return float(np.exp(self.coefficients[2]))
+
+    def params(self, flops: ArrayLike) -> Array:
+        """Compute-optimal parameters N*, [n], at budgets [n] in FLOPs."""
+        return np.asarray(np.exp(self._logs(self.coefficients[None], 0, flops)[0]))
+
+    def tokens(self, flops: ArrayLike) -> Array:
+        """Compute-optimal tokens D*, [n], at budgets [n] in FLOPs."""
+        return np.asarray(np.exp(self._logs(self.coefficients[None], 2, flops)[0]))
+
+    def params_interval(self, flops: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
+        """Lower and upper ends of N*, each [n]. Raises FitRefused without draws."""
+        return self._ends(np.exp(self._logs(self._drawn(), 0, flops)), level)
+
+    def tokens_interval(self, flops: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
+        """Lower and upper ends of D*, each [n]. Raises FitRefused without draws."""
+        return self._ends(np.exp(self._logs(self._drawn(), 2, flops)), level)
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Interval of a, b, params_constant or tokens_constant. Raises FitRefused without draws."""
+        places = {"params_constant": 0, "a": 1, "tokens_constant": 2, "b": 3}
+        if name not in places:
+            raise FitRefused(f"{name!r} is not a parameter; those of an allocation are {', '.join(places)}")
+        values = self._drawn()[:, places[name]]
+        low, high = self._ends(np.exp(values) if name.endswith("constant") else values, level)
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe summary with 95 % intervals, None where there is none."""
+        names = ("a", "b", "params_constant", "tokens_constant")
+        return {
+            "approach": self.approach,
+            "counting": self.counting.to_dict(),
+            **{name: getattr(self, name) for name in names},
+            "intervals": {name: None if self.draws is None else list(self.interval(name)) for name in names},
+            "interval_method": self.method,
+            "notes": list(self.notes),
+            "optima": [{"flops": flops, **optimum.to_dict()} for flops, optimum in self.optima],
+            "refused": refused_to_list(self.refused),
+            "bias": None if self.bias is None else self.bias.to_dict(),
+        }
+
+    def _drawn(self) -> Array:
+        if self.draws is None:
+            raise FitRefused(f"approach {self.approach} has no interval: {self.method}")
+        return self.draws
+
+    @staticmethod
+    def _logs(rows: Array, first: int, flops: ArrayLike) -> Array:
+        """Log of N* (first = 0) or D* (first = 2), [rows, n]."""
+        log = np.log(np.atleast_1d(np.asarray(flops, dtype=np.float64)))
+        return np.asarray(rows[:, first, None] + rows[:, first + 1, None] * log)
+
+    @staticmethod
+    def _ends(values: Array, level: float) -> tuple[Array, Array]:
+        if not 0 < level < 1:
+            raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high

@@ -1,0 +1,217 @@
+"""Compute-optimal allocation by the three approaches of Hoffmann et al. 2022 (arXiv 2203.15556).
+
+1 is in `envelope`: the best run at each compute, then a line. Here 2, `isoflop`: the vertex of a parabola for each
+budget, then a line; and 3, `parametric`: closed form from a fitted surface. `conventions` shows what the counting of N
+and C changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scalebench.advice.allocation import Allocation, Bias, Counting, count
+from scalebench.advice.optima import LinearFit, regress, sweep_optima, vertex_variances
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, groups_within
+from scalebench.laws.fit import Fit, fit
+from scalebench.laws.forms import Array, FitRefused
+
+DRAWS = 1000
+LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
+BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
+SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
+BIAS_NOTE = (
+    "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
+    "even without noise, the more so the wider and the further off centre its grid (`bias` holds it for this grid)"
+)
+
+
+def isoflop(
+    points: Columns,
+    counting: Counting | None = None,
+    *,
+    neighbours: int | None = None,
+    weighted: bool = True,
+    seed: int = 0,
+) -> Allocation:
+    """Approach 2. Columns as `count` takes them; points within 5 % of each other's FLOPs are one budget.
+
+    `neighbours`: points on each side of the best that a parabola sees, None for all. `weighted=False` gives every
+    budget the same weight in the line, as published fits do. Budgets without an interior minimum are in `refused`.
+    Raises FitRefused with fewer than three budgets left.
+    """
+    counting = counting or Counting()
+    columns = count(points, counting)
+    columns["flops"] = _budgets(columns["flops"])
+    found, refused = sweep_optima(columns, "params", ("flops",), neighbours)
+    if len(found) < 3:
+        why = f"; refused: {refused[0][1]}" if refused else ""
+        raise FitRefused(
+            f"{len(found)} of {len(found) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
+            f"add budgets or widen their sizes{why}"
+        )
+    used = np.isin(columns["flops"], [group["flops"] for group, _ in found])
+    by_tokens, _ = sweep_optima({k: v[used] for k, v in columns.items()}, "tokens", ("flops",), neighbours)
+    lines = _line(found, weighted), _line(by_tokens, weighted)
+    freedom = lines[0].degrees_of_freedom
+    return Allocation(
+        approach=2,
+        counting=counting,
+        coefficients=np.concatenate([line.coefficients for line in lines]),
+        draws=_opposed(*lines, seed),
+        method=f"parametric bootstrap of the line through {len(found)} minima, t with {freedom} degrees of freedom",
+        notes=(BIAS_NOTE,),
+        optima=tuple((group["flops"], optimum) for group, optimum in found),
+        refused=refused,
+        bias=_bias_on_this_grid(columns, neighbours, weighted),
+    )
+
+
+def _opposed(sizes: LinearFit, tokens: LinearFit, seed: int) -> Array:
+    """Draws of both lines, [n, 4]: at a fixed budget more parameters are fewer tokens, so their errors are opposed."""
+    return np.concatenate(
+        [sizes.draws(LINE_DRAWS, seed), 2 * tokens.coefficients - tokens.draws(LINE_DRAWS, seed)], axis=1
+    )
+
+
+def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> LinearFit:
+    design = np.array([[1.0, np.log(group["flops"])] for group, _ in optima])
+    variances = vertex_variances([o for _, o in optima], design) if weighted else np.ones(len(optima))
+    return regress(design, np.log([o.x for _, o in optima]), variances)
+
+
+def _budgets(flops: Array) -> Array:
+    """Each point's compute replaced by the geometric mean of its budget, which starts at its lowest point."""
+    log = np.log(flops)
+    budget = groups_within(log, BUDGET_TOLERANCE)
+    return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
+
+
+def _bias_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Bias | None:
+    """Approach 2 against the truth on the surface fitted to these points; None where that fit or its optima fail."""
+    try:
+        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
+        return approach_2_bias(surface, columns, neighbours, weighted)
+    except FitRefused:
+        return None
+
+
+def approach_2_bias(
+    surface: Fit, columns: Mapping[str, Array], neighbours: int | None = None, weighted: bool = True
+) -> Bias:
+    """Bias of Approach 2 on the noise-free `surface` at the params, tokens and flops of `columns`.
+
+    Raises FitRefused where fewer than three budgets have an interior minimum on that surface.
+    """
+    smooth = {**columns, "loss": surface.predict({name: columns[name] for name in ("params", "tokens")})}
+    lines = []
+    for side in ("params", "tokens"):
+        found, _ = sweep_optima(smooth, side, ("flops",), neighbours)
+        lines.append(_line(found, weighted))
+    true = closed_form(surface.parameters, flops_law(columns))[0]
+    log = np.log(float(columns["flops"].max()))
+    off = np.concatenate([line.coefficients for line in lines]) - true
+    at, beyond = (float(np.exp(off[2] + off[3] * x)) for x in (log, log + np.log(1000)))
+    return Bias(float(off[1]), float(off[3]), float(np.exp(log)), at, beyond)
+
+
+def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:
+    """(ln k, p, q) of C = k N^p D^q through the points by least squares; (ln 6, 1, 1) where all are within 5 % of 6ND.
+
+    Exact counts are sums (matrices, attention, vocabulary), so this holds near the points and drifts far beyond them.
+
+    Raises FitRefused where params and tokens do not vary independently and C is not 6ND.
+    """
+    logs = {name: np.log(columns[name]) for name in ("params", "tokens", "flops")}
+    ratio = logs["flops"] - logs["params"] - logs["tokens"]
+    if np.abs(ratio - SIX_N_D[0]).max() < BUDGET_TOLERANCE:
+        return SIX_N_D
+    design = np.stack([np.ones(len(ratio)), logs["params"], logs["tokens"]], axis=1)
+    centred = design[:, 1:] - design[:, 1:].mean(axis=0)
+    if np.linalg.svd(centred, compute_uv=False)[-1] < 1e-3 * np.sqrt(len(ratio)):
+        raise FitRefused("params and tokens lie on one line in log space; exact FLOPs need each at a fixed other")
+    level, p, q = np.linalg.lstsq(design, logs["flops"], rcond=None)[0]
+    return float(level), float(p), float(q)
+
+
+def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, float] | None = None) -> Array:
+    """(ln params_constant, a, ln tokens_constant, b), [batch, 4], that minimise A N^-alpha + B D^-beta at cost C.
+
+    `cost` is (ln k, p, q) of C = k N^p D^q, 6ND by default. At the minimum alpha A N^-alpha / p = beta B D^-beta / q;
+    with p = q = 1 that is equation 4 of Hoffmann et al.: a = beta / (alpha + beta).
+    """
+    log_k, p, q = cost or SIX_N_D
+    A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
+    with np.errstate(divide="ignore"):  # a resample may switch a term off: its optimum is at infinity
+        balance = np.log(alpha * A * q) - np.log(beta * B * p)
+    total = alpha * q + beta * p
+    log_params = (q * balance - beta * log_k) / total
+    log_tokens = (-p * balance - alpha * log_k) / total
+    return np.stack([log_params, beta / total, log_tokens, alpha / total], axis=1)
+
+
+def parametric(
+    surface: Fit,
+    counting: Counting | None = None,
+    *,
+    cost: tuple[float, float, float] | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+) -> Allocation:
+    """Approach 3: closed form from a fit with parameters A, alpha, B, beta; intervals from its bootstrap of `n` refits.
+
+    `n` and `seed` are those of `surface.refits` unless given. `counting` says what the N of the fit was; `cost` as in
+    `closed_form`, from `flops_law`, for exact FLOPs.
+    Raises FitRefused for another law, and where a term of the law is switched off.
+    """
+    if set(surface.law.inputs) != {"params", "tokens"} or not {"A", "alpha", "B", "beta"} <= set(surface.parameters):
+        raise FitRefused(
+            f"law {surface.law.name} of {', '.join(surface.law.inputs)} has no closed form; Approach 3 needs A, "
+            "alpha, B and beta of params and tokens: fit chinchilla"
+        )
+    if not surface.parameters["A"] * surface.parameters["B"] > 0:
+        raise FitRefused("a fitted coefficient is 0, so loss does not fall with both sizes; add points that vary them")
+    draws, method = None, ""
+    try:
+        boot = surface.bootstrap(n, seed)
+        drawn = closed_form(boot.samples, cost)
+        draws, method = drawn[np.isfinite(drawn).all(axis=1)], boot.method
+    except FitRefused as reason:
+        method = str(reason)
+    coefficients = closed_form(surface.parameters, cost)[0]
+    used = counting or Counting(flops="6ND" if cost is None else "exact")
+    return Allocation(3, used, coefficients, draws, method, (f"status of the fit: {surface.status}",))
+
+
+def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
+    """What each counting convention changes, by Approach 3: a row for each with a, b and their intervals, N and D.
+
+    N and D are the optimum at `flops`, both counted by that row's convention. A row that lacks a column, or cannot be
+    fitted, has None for every number and the reason under `refused`.
+    """
+    return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
+
+
+def _convention(points: Columns, counting: Counting, flops: float, n: int) -> dict[str, Any]:
+    names = {"counting_params": counting.params, "counting_flops": counting.flops}
+    try:
+        columns = count(points, counting)
+        surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
+        cost = flops_law(columns) if counting.flops == "exact" else None
+        found = parametric(surface, counting, cost=cost, n=n)
+    except FitRefused as reason:
+        return {**names, **dict.fromkeys(("a", "b", "N", "D", "a_interval", "b_interval")), "refused": str(reason)}
+    drawn = found.draws is not None
+    return {
+        **names,
+        "a": found.a,
+        "b": found.b,
+        "N": float(found.params(flops)[0]),
+        "D": float(found.tokens(flops)[0]),
+        "a_interval": found.interval("a") if drawn else None,
+        "b_interval": found.interval("b") if drawn else None,
+        "refused": None,
+    }

@@ -1,0 +1,251 @@
+"""What to run next: the trial, or the set of trials within a FLOP budget, that most narrows a chosen prediction.
+
+Delta method: with J the derivatives of the predictions at the points by the parameters and g those at the target, the
+variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on where
+the trial lies and not on its outcome, so it is known beforehand (Chaloner and Verdinelli 1995, Bayesian experimental
+design: c-optimality).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from scalebench.advice.selection import best_rows, many_rows
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns, read_inputs
+from scalebench.laws.fit import Fit
+from scalebench.laws.forms import Array, FitRefused
+
+STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
+PARAMETER_DRAWS = 200
+MOST = 5  # trials of a set unless told otherwise: information per FLOP alone asks for dozens of tiny ones
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that could be run: its row among the candidates, inputs, FLOPs (None if unknown).
+
+    `narrowing` is the expected width of the interval of the target after it alone, over the width now.
+    """
+
+    row: int
+    inputs: dict[str, float]
+    flops: float | None
+    narrowing: float
+
+
+@dataclass(frozen=True)
+class Design:
+    """Trials to run and what they are expected to do to the 95 % interval of the mean at `target`.
+
+    `interval_now` and `interval_after` are in units of the response; `narrowing` is the ratio of their widths in the
+    space of the fit, `narrowing_interval` its 95 % interval over the uncertainty of the parameters (None without
+    degrees of freedom). `ranking` lists every candidate on its own, best first. `unlimited` is what the same budget
+    would buy in more trials than were asked for at most: how many, and at least how narrow (None where no more help).
+    """
+
+    target: dict[str, float]
+    predicted: float
+    interval_now: tuple[float, float]
+    chosen: tuple[Candidate, ...]
+    flops: float | None
+    interval_after: tuple[float, float]
+    narrowing: float
+    narrowing_interval: tuple[float, float] | None
+    ranking: tuple[Candidate, ...]
+    unlimited: tuple[int, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def next_trial(fit: Fit, candidates: Columns, target: Mapping[str, float], seed: int | None = None) -> Design:
+    """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
+
+    `candidates` has the inputs of the law, [n], and may have `flops`; `seed` is that of the fit's own refits unless
+    given. Raises FitRefused without degrees of freedom.
+    """
+    problem = _Problem.of(fit, candidates, target)
+    best = int(problem.gains(problem.inverse()).argmax())
+    return problem.describe((best,), seed)
+
+
+def best_set(
+    fit: Fit,
+    candidates: Columns,
+    target: Mapping[str, float],
+    budget_flops: float,
+    seed: int | None = None,
+    most: int | None = MOST,
+) -> Design:
+    """The at most `most` candidates that together most narrow the prediction at `target` within a FLOP budget.
+
+    The best found by `selection`, each candidate at most once: list one twice to allow two seeds of it. FLOPs are the
+    column `flops`, or 6 * params * tokens. `most` is None for as many as help. Raises FitRefused without FLOPs, or
+    where no candidate is affordable.
+    """
+    if most is not None and most < 1:
+        raise FitRefused(f"at most {most} trials; a set needs at least 1")
+    problem = _Problem.of(fit, candidates, target)
+    if problem.flops is None:
+        raise FitRefused("candidates have no column 'flops', nor params and tokens; a FLOP budget needs their cost")
+    if not (problem.flops <= budget_flops).any():
+        raise FitRefused(
+            f"budget of {budget_flops:.3g} FLOPs; the cheapest candidate costs {problem.flops.min():.3g}: raise it or "
+            "offer smaller trials"
+        )
+    rows = best_rows(problem, problem.flops, budget_flops, most)
+    design, unlimited = problem.describe(rows, seed), None
+    if most is not None and len(rows) == most:
+        more = many_rows(problem, problem.flops, budget_flops)
+        narrowing = problem.narrowing(more)
+        unlimited = (len(more), narrowing) if len(more) > most and narrowing < design.narrowing else None
+    return replace(design, unlimited=unlimited)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Derivatives at the points, the candidates and the target, in the space of the fit."""
+
+    fit: Fit
+    target: dict[str, float]
+    logs: dict[str, Array]
+    flops: Array | None
+    at_points: Array
+    at_candidates: Array
+    at_target: Array
+
+    @staticmethod
+    def of(fit: Fit, candidates: Columns, target: Mapping[str, float]) -> _Problem:
+        if fit.degrees_of_freedom < 1:
+            raise FitRefused(
+                f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; its interval "
+                "needs one more size before it can be narrowed"
+            )
+        if fit.status == "degenerate":
+            raise FitRefused(f"the fit of {fit.law.name} is degenerate; a design needs one that tells its terms apart")
+        goal = read_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
+        if len(next(iter(goal.values()))) != 1:
+            raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
+        logs = read_inputs(fit.law, candidates)
+        at = [_derivatives(fit, fit.parameters, where) for where in (fit.points.logs, logs, goal)]
+        named = {name: float(np.exp(log[0])) for name, log in goal.items()}
+        return _Problem(fit, named, logs, _cost(candidates), at[0], at[1], at[2][0])
+
+    def inverse(self, rows: tuple[int, ...] = ()) -> Array:
+        """Covariance of the parameters per unit of noise, with the candidates `rows` added to the points."""
+        added = self.at_candidates[list(rows)]
+        return np.asarray(np.linalg.pinv(self._information + added.T @ added, rcond=1e-14, hermitian=True))
+
+    @cached_property
+    def _information(self) -> Array:
+        return np.asarray(self.at_points.T @ self.at_points)
+
+    def variance(self, rows: tuple[int, ...]) -> float:
+        """Variance of the prediction per unit of noise."""
+        return float(self.at_target @ self.inverse(rows) @ self.at_target)
+
+    def gains(self, inverse: Array) -> Array:
+        """Fall of the variance by each candidate alone, [n] (Sherman-Morrison)."""
+        spread = self.at_candidates @ inverse
+        return np.asarray((spread @ self.at_target) ** 2 / (1 + (spread * self.at_candidates).sum(axis=1)))
+
+    def narrowing(self, rows: tuple[int, ...]) -> float:
+        """Width of the interval of the prediction with the candidates `rows`, over the width now."""
+        ratio = self.variance(rows) / self.variance(())
+        return float(self._quantile(len(rows)) / self._quantile(0) * np.sqrt(ratio))
+
+    def describe(self, rows: tuple[int, ...], seed: int | None) -> Design:
+        """The design that runs `rows`."""
+        widths = self._half_width(()), self._half_width(rows)
+        predicted = float(self.fit.predict(self.target)[0])
+        flops = None if self.flops is None else float(self.flops[list(rows)].sum())
+        alone = np.sqrt(np.maximum(1 - self.gains(self.inverse()) / self.variance(()), 0.0))
+        alone *= self._quantile(1) / self._quantile(0)
+        ranking = [self._candidate(int(row), float(alone[row])) for row in np.argsort(alone, kind="stable")]
+        return Design(
+            target=self.target,
+            predicted=predicted,
+            interval_now=self._around(predicted, widths[0]),
+            chosen=tuple(self._candidate(row, float(alone[row])) for row in rows),
+            flops=flops,
+            interval_after=self._around(predicted, widths[1]),
+            narrowing=self.narrowing(rows),
+            narrowing_interval=self._narrowing_interval(rows, seed),
+            ranking=tuple(ranking),
+        )
+
+    def _candidate(self, row: int, narrowing: float) -> Candidate:
+        inputs = {name: float(np.exp(log[row])) for name, log in self.logs.items()}
+        return Candidate(row, inputs, None if self.flops is None else float(self.flops[row]), narrowing)
+
+    def _quantile(self, added: int) -> float:
+        from scipy.special import stdtrit  # lazily: slow to import
+
+        return float(stdtrit(self.fit.degrees_of_freedom + added, 0.975))
+
+    def _half_width(self, rows: tuple[int, ...]) -> float:
+        spare = max(len(self.at_points) - self.at_points.shape[1], 1)
+        noise = np.sqrt((self.fit.residuals**2).sum() / spare)
+        return float(self._quantile(len(rows)) * noise * np.sqrt(self.variance(rows)))
+
+    def _around(self, predicted: float, half: float) -> tuple[float, float]:
+        if self.fit.settings["space"] == "log":
+            return predicted * float(np.exp(-half)), predicted * float(np.exp(half))
+        return predicted - half, predicted + half
+
+    def _narrowing_interval(self, rows: tuple[int, ...], seed: int | None) -> tuple[float, float]:
+        """95 % interval of the narrowing when the parameters are those of bootstrap refits."""
+        draws = min(PARAMETER_DRAWS, self.fit.refits.n)
+        samples = self.fit.bootstrap(draws, seed).samples
+        goal = read_inputs(self.fit.law, {name: [value] for name, value in self.target.items()})
+        picked = {name: log[list(rows)] for name, log in self.logs.items()}
+        t = self._quantile(len(rows)) / self._quantile(0)
+        ratios = []
+        for i in range(draws):
+            drawn = {name: float(values[i]) for name, values in samples.items()}
+            seen, added, g = (_derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal))
+            moved = _Problem(self.fit, self.target, picked, None, seen, added, g[0])
+            before, after = moved.variance(()), moved.variance(tuple(range(len(rows))))
+            ratios.append(t * np.sqrt(after / before) if before > 0 else t)
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
+    """Return a grid of trials, each input (values ** inputs,), from its smallest to ``reach`` times its largest value.
+
+    Laws of params and tokens have their cost by 6ND.
+    """
+    spans = {name: (log.min(), log.max() + np.log(reach)) for name, log in fit.points.logs.items()}
+    grid = np.meshgrid(*(np.geomspace(np.exp(low), np.exp(high), values) for low, high in spans.values()))
+    return dict(zip(spans, (axis.ravel() for axis in grid), strict=True))
+
+
+def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
+    """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
+    held = {*fit.settings["fixed"], *fit.bounds_hit}
+    free = [name for name in parameters if name not in held]
+    nudge = 1 + STEP * np.concatenate([np.eye(len(free)), -np.eye(len(free))])
+    moved = {name: np.full(2 * len(free), value) for name, value in parameters.items()}
+    for i, name in enumerate(free):
+        moved[name] = moved[name] * nudge[:, i]
+    values = fit.law.predict(moved, logs)
+    values = np.log(values) if fit.settings["space"] == "log" else values
+    return np.asarray((values[: len(free)] - values[len(free) :]).T / (2 * STEP))
+
+
+def _cost(candidates: Columns) -> Array | None:
+    """FLOPs of every candidate, [n]; None where they do not say."""
+    present = list(candidates.keys())
+    if "flops" in present:
+        return positive_columns(candidates, ("flops",))["flops"]
+    if "params" in present and "tokens" in present:
+        sizes = positive_columns(candidates, ("params", "tokens"))
+        return FLOPS_PER_PARAMETER_TOKEN * sizes["params"] * sizes["tokens"]
+    return None

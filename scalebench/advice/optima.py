@@ -1,0 +1,267 @@
+"""Optima along a swept axis, and laws for how they move with size: learning rate, batch size, isoFLOP minima.
+
+One group of runs (a size, a compute budget) gives one optimum: the vertex of a parabola of loss in ln x. A weighted
+log-log regression of the vertices on size gives the law x* = constant * size^exponent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalebench.laws.columns import Columns, positive_columns
+from scalebench.laws.forms import Array, FitRefused
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The vertex of loss = loss* + curvature / 2 * (ln x - ln x*)^2, fitted by least squares.
+
+    `gain`: standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over
+    `degrees_of_freedom` estimates the square of that noise.
+    """
+
+    x: float
+    loss: float
+    curvature: float
+    gain: float
+    residual_squares: float
+    degrees_of_freedom: int
+    n_points: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+# Groups without an optimum: their values by column, and why.
+Refused = tuple[tuple[dict[str, float], str], ...]
+
+
+def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
+    """JSON-safe: each group with its reason."""
+    return [{"group": group, "reason": reason} for group, reason in refused]
+
+
+def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
+    """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss.
+
+    `neighbours` values of x on each side of the best enter, all of them where it is None; repeats of one x count each.
+    Raises FitRefused with fewer than three values of x, the best at an edge, or a vertex outside the values swept.
+    """
+    log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
+    grid, member = np.unique(log, return_inverse=True)
+    if len(grid) < 3:
+        few = "1 value" if len(grid) == 1 else f"{len(grid)} values"
+        raise FitRefused(f"{few} of x for a parabola; it needs at least 3: sweep more values")
+    best = int((np.bincount(member, values) / np.bincount(member)).argmin())
+    if best in (0, len(grid) - 1):
+        side, where = ("below", "lowest") if best == 0 else ("above", "highest")
+        raise FitRefused(
+            f"the lowest loss is at the {where} of {len(grid)} values, x = {np.exp(grid[best]):.4g}; "
+            f"an optimum needs higher losses on both sides: add values {side}"
+        )
+    reach = len(grid) if neighbours is None else neighbours
+    near = np.abs(member - best) <= reach
+    return _vertex(log[near], values[near])
+
+
+def _vertex(log: Array, loss: Array) -> Optimum:
+    """Least-squares parabola and its vertex, refused where that is no minimum inside the sampled range."""
+    centre = log.mean()
+    design = np.vander(log - centre, 3)
+    bend, slope, level = coefficients = np.linalg.lstsq(design, loss, rcond=None)[0]
+    if bend <= 0:
+        raise FitRefused(
+            f"the parabola through {len(log)} points bends down (curvature {2 * bend:.3g}); a minimum needs it to "
+            "bend up: sweep a wider range or repeat runs"
+        )
+    shift = -slope / (2 * bend)
+    if not log.min() < centre + shift < log.max():
+        raise FitRefused(
+            f"the vertex x = {np.exp(centre + shift):.4g} lies outside the values fitted, {np.exp(log.min()):.4g} to "
+            f"{np.exp(log.max()):.4g}; an optimum needs values on both sides: widen the sweep"
+        )
+    gradient = np.array([slope / (2 * bend**2), -1 / (2 * bend), 0.0])
+    return Optimum(
+        x=float(np.exp(centre + shift)),
+        loss=float(level - bend * shift**2),
+        curvature=float(2 * bend),
+        gain=float(np.sqrt(gradient @ np.linalg.inv(design.T @ design) @ gradient)),
+        residual_squares=float(((design @ coefficients - loss) ** 2).sum()),
+        degrees_of_freedom=len(log) - 3,
+        n_points=len(log),
+    )
+
+
+def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
+    """Relative variance of each ln x*, [n]: noise pooled over the groups times each one's gain, and a common part.
+
+    The common part, what the vertices scatter about the line through `design` [n, k] beyond that noise, is the moment
+    estimate of DerSimonian and Laird 1986; with Student t on the scatter it makes the intervals those of Hartung and
+    Knapp 2001. Without spare points, where the noise is not known, the gains alone set the weights.
+    """
+    spare = sum(o.degrees_of_freedom for o in optima)
+    noise = sum(o.residual_squares for o in optima) / spare if spare else 0.0
+    gains = np.array([o.gain**2 for o in optima])
+    target = np.log([o.x for o in optima])
+    if noise * gains.max() < 1e-20 or len(optima) <= design.shape[1]:
+        return gains
+    weights = 1 / (noise * gains)
+    rows = design * np.sqrt(weights)[:, None]
+    residuals = target - design @ np.linalg.lstsq(rows, target * np.sqrt(weights), rcond=None)[0]
+    hat = np.linalg.pinv(rows.T @ rows) @ (design * weights[:, None] ** 2).T @ design
+    excess = (weights * residuals**2).sum() - (len(optima) - design.shape[1])
+    return np.asarray(noise * gains + max(0.0, excess / (weights.sum() - np.trace(hat))))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFit:
+    """Weighted least squares of a target on rows of a design; `scatter` is the mean weighted square about the line."""
+
+    coefficients: Array
+    inverse: Array  # of the weighted normal matrix
+    scatter: float
+    degrees_of_freedom: int
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of the coefficients."""
+        return self.inverse * self.scatter
+
+    def interval(self, row: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+        """Student-t interval of row @ coefficients."""
+        from scipy.special import stdtrit  # lazily: scipy.stats takes a second to import
+
+        at = np.asarray(row, dtype=np.float64)
+        half = stdtrit(self.degrees_of_freedom, (1 + level) / 2) * np.sqrt(at @ self.covariance @ at)
+        return float(at @ self.coefficients - half), float(at @ self.coefficients + half)
+
+    def draws(self, n: int, seed: int) -> Array:
+        """Coefficients of `n` simulated repeats, [n, k]: a multivariate t, the parametric bootstrap of a line."""
+        rng = np.random.default_rng(seed)
+        freedom = self.degrees_of_freedom
+        inflation = np.sqrt(freedom / rng.chisquare(freedom, size=(n, 1)))
+        noise = rng.standard_normal((n, len(self.inverse))) @ np.linalg.cholesky(self.inverse).T
+        return np.asarray(self.coefficients + inflation * np.sqrt(self.scatter) * noise)
+
+
+def regress(design: Array, target: Array, variances: Array) -> LinearFit:
+    """Weighted line through target [n], rows [n, k]; the variances set relative weights, the scatter sets the scale.
+
+    Raises FitRefused without a row more than coefficients, or where the rows do not tell them apart.
+    """
+    n, k = design.shape
+    if n <= k:
+        raise FitRefused(f"{n} optima for a line of {k} coefficients; an interval needs at least {k + 1}: add sizes")
+    root = 1 / np.sqrt(variances)
+    centred = design[:, 1:] - np.average(design[:, 1:], axis=0, weights=root**2)
+    if np.linalg.matrix_rank(centred, tol=1e-3 * max(1.0, np.abs(centred).max())) < k - 1:
+        raise FitRefused(f"the sizes of {n} optima do not tell {k - 1} exponents apart; vary each at a fixed other")
+    rows = design * root[:, None]
+    coefficients = np.linalg.lstsq(rows, target * root, rcond=None)[0]
+    scatter = ((rows @ coefficients - target * root) ** 2).sum() / (n - k)
+    inverse = np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64)
+    return LinearFit(np.asarray(coefficients, dtype=np.float64), inverse, float(scatter), n - k)
+
+
+@dataclass(frozen=True)
+class OptimumLaw:
+    """optimised* = constant * product of size^exponent, with Student-t intervals from the scatter about the line.
+
+    `optima` holds one entry for each group used, `refused` one for each that gave no optimum, with the reason.
+    """
+
+    optimised: str
+    constant: float
+    exponents: dict[str, float]
+    optima: tuple[tuple[dict[str, float], Optimum], ...]
+    refused: Refused
+    regression: LinearFit = field(repr=False, compare=False)
+
+    def predict(self, **sizes: float) -> float:
+        """The optimum at sizes given by name, in the units of the swept column."""
+        return float(np.exp(self._row(sizes) @ self.regression.coefficients))
+
+    def prediction_interval(self, level: float = 0.95, **sizes: float) -> tuple[float, float]:
+        """Interval of `predict`, for the line, not for the vertex of one more sweep."""
+        low, high = self.regression.interval(self._row(sizes), level)
+        return float(np.exp(low)), float(np.exp(high))
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """Interval of "constant" or of the exponent of a size by name."""
+        names = ["constant", *self.exponents]
+        if name not in names:
+            raise FitRefused(f"{name!r} is not a parameter; those of the {self.optimised} law are {', '.join(names)}")
+        low, high = self.regression.interval(np.eye(len(names))[names.index(name)], level)
+        return (float(np.exp(low)), float(np.exp(high))) if name == "constant" else (low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe summary with 95 % intervals."""
+        return {
+            "optimised": self.optimised,
+            "constant": self.constant,
+            "exponents": dict(self.exponents),
+            "intervals": {name: list(self.interval(name)) for name in ("constant", *self.exponents)},
+            "degrees_of_freedom": self.regression.degrees_of_freedom,
+            "optima": [{**group, **optimum.to_dict()} for group, optimum in self.optima],
+            "refused": refused_to_list(self.refused),
+        }
+
+    def _row(self, sizes: Mapping[str, float]) -> Array:
+        if set(sizes) != set(self.exponents):
+            raise FitRefused(f"sizes given: {', '.join(sizes) or 'none'}; needed: {', '.join(self.exponents)}")
+        return np.array([1.0, *(np.log(sizes[name]) for name in self.exponents)])
+
+
+def optimum_law(
+    points: Columns,
+    optimised: str = "learning_rate",
+    against: Sequence[str] = ("params",),
+    neighbours: int | None = 2,
+) -> OptimumLaw:
+    """Law of the best `optimised` (a column, such as learning_rate or batch_size) against the columns `against`.
+
+    Rows with equal `against` are one sweep; `loss` may be in any unit. A sweep whose optimum is at an edge is left out
+    and listed in `refused`. Raises FitRefused when the sweeps that are left cannot carry the line.
+    Form: Kaplan et al. 2020 (2001.08361), equation D.1; Porian et al. 2024 (2406.19146), section 4.
+    """
+    columns = positive_columns(points, (*against, optimised, "loss"))
+    found, refused = sweep_optima(columns, optimised, against, neighbours)
+    if len(found) <= len(against) + 1:
+        why = f"; refused: {refused[0][1]}" if refused else ""
+        raise FitRefused(
+            f"{len(found)} of {len(found) + len(refused)} sweeps of {optimised} have an interior optimum; the line "
+            f"and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
+        )
+    optima = [optimum for _, optimum in found]
+    design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in found])
+    line = regress(design, np.log([o.x for o in optima]), vertex_variances(optima, design))
+    exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
+    return OptimumLaw(optimised, float(np.exp(line.coefficients[0])), exponents, tuple(found), refused, line)
+
+
+def sweep_optima(
+    columns: Mapping[str, Array], swept: str, against: Sequence[str], neighbours: int | None
+) -> tuple[list[tuple[dict[str, float], Optimum]], Refused]:
+    """One optimum, or the reason for none, of each group of rows with equal `against`."""
+    found: list[tuple[dict[str, float], Optimum]] = []
+    refused: list[tuple[dict[str, float], str]] = []
+    for group, rows in groups(columns, against):
+        try:
+            found.append((group, quadratic_optimum(columns[swept][rows], columns["loss"][rows], neighbours)))
+        except FitRefused as reason:
+            refused.append((group, str(reason)))
+    return found, tuple(refused)
+
+
+def groups(columns: Mapping[str, Array], names: Sequence[str]) -> list[tuple[dict[str, float], NDArray[np.bool_]]]:
+    """The values of `names` and the rows of each group, in ascending order."""
+    keys = np.stack([columns[name] for name in names], axis=1)
+    unique, member = np.unique(keys, axis=0, return_inverse=True)
+    member = member.reshape(-1)
+    return [(dict(zip(names, map(float, key), strict=True)), member == i) for i, key in enumerate(unique)]

@@ -1,0 +1,111 @@
+"""Profile of the objective over one parameter, and the interval where it stays below what noise explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from scalebench.laws.estimate import Estimate
+from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.intervals.bootstrap import chosen, replicates
+from scalebench.laws.intervals.noise import estimate_noise
+from scalebench.laws.solver import polish
+
+LEAST = 1e-3  # a parameter at 0 has no size to step by
+FARTHEST = 40.0  # times its size, in search of an end
+STEPS = 8  # of three stretches of that search
+ROUNDS = 2  # of finer search, each 15 times finer
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """The objective minimised over all other parameters, `objective` [m], at `values` [m] of parameter `name`.
+
+    `interval` is where it rises above its minimum by no more than `rise`, the quantile of that rise at the true value
+    among `n` studies, resampled or simulated as for the bootstrap; an end that the objective never reaches is the
+    parameter's bound, 0 or infinite.
+    """
+
+    name: str
+    values: Array = field(repr=False)
+    objective: Array = field(repr=False)
+    rise: float
+    interval: tuple[float, float]
+    level: float
+    n: int
+
+
+def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profile:
+    """Profile E or an exponent of `fit`. Raises FitRefused for others and with zero degrees of freedom."""
+    known = _profiled(fit)
+    if name not in known:
+        raise FitRefused(f"{name!r} cannot be profiled; parameters that can: {', '.join(known)}")
+    if fit.degrees_of_freedom < 1:
+        raise FitRefused(f"zero degrees of freedom for {fit.law.name}: a profile needs at least one more size")
+    index = fit.law.coordinates.index(name)
+    rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))
+    low, high = (_end(fit, index, side, rise) for side in (-1, 1))
+    span = np.linspace(max(low, fit.problem.lower[index]), min(high, fit.problem.upper[index]), 41)
+    return Profile(name, span, _pinned(fit, index, span, (1, -1)), rise, (low, high), level, n)
+
+
+def _profiled(fit: Estimate) -> list[str]:
+    """Free exponents, and coefficients of constant terms: others trade places with their exponent."""
+    problem, law = fit.problem, fit.law
+    constant = problem.centres(fit.theta[None, len(law.coefficients) :])[0] == 0.0
+    names = [name for name, same in zip(law.coefficients, constant, strict=True) if same] + [*law.exponents]
+    return [name for name in law.pinnable if name in names and problem.free[law.coordinates.index(name)]]
+
+
+def _rises(fit: Estimate, index: int, n: int, rng: np.random.Generator) -> Array:
+    """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
+    target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
+    problem = replace(fit.problem, target=target, weights=weights)
+    theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
+    held = polish(replace(problem, held=index), theta, width)
+    # From where the held fit ended: the free one can then only be lower.
+    return np.asarray(held[1] - polish(problem, held[0], width)[1])
+
+
+def _pinned(fit: Estimate, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
+    """Objective with the parameter at each value, [m]: all at once, then each from where its neighbours ended."""
+    problem, width = replace(fit.problem, held=index), fit.settings["width"]
+    theta = np.tile(fit.theta, (len(values), 1))
+    theta[:, index] = values
+    theta, found, _ = polish(problem, theta, width)
+    for step in neighbours:
+        start = np.roll(theta, step, axis=0)
+        start[:, index] = values
+        found = np.minimum(found, polish(problem, start, width)[1])
+    return np.asarray(found)
+
+
+def _end(fit: Estimate, index: int, side: int, rise: float) -> float:
+    """Where the profile has risen by `rise` on one side: ever longer steps, then ever finer ones about the crossing."""
+    best, bound = float(fit.theta[index]), float((fit.problem.lower if side < 0 else fit.problem.upper)[index])
+    ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
+    away = max(abs(best), LEAST) * np.geomspace(0.002, FARTHEST, 3 * STEPS)
+    room = side * (bound - best)
+    away = away if np.isinf(room) else np.append(away[away < room], room)
+    crossing, inside = None, best
+    for reach in np.array_split(away, 3):  # the farther only where the nearer do not cross: they are slow to fit
+        if crossing is None and reach.size:
+            values = np.array([inside, *(best + side * reach)])
+            crossing, inside = _crossing(fit, index, values, ceiling), values[-1]
+    for _ in range(ROUNDS if crossing else 0):
+        assert crossing is not None
+        finer = _crossing(fit, index, np.linspace(crossing[0], crossing[1], 2 * STEPS), ceiling)
+        crossing = finer or crossing
+    return bound if crossing is None else crossing[2]
+
+
+def _crossing(fit: Estimate, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
+    """The first two neighbours among `values` between which the profile crosses, and where along their chord."""
+    above = _pinned(fit, index, values, (1,)) - ceiling
+    if not (above > 0).any():
+        return None
+    out = max(int((above > 0).argmax()), 1)
+    (inside, outside), (low, high) = values[[out - 1, out]], above[[out - 1, out]]
+    share = min(max(-low / (high - low), 0.0), 1.0) if high > low else 0.0
+    return float(inside), float(outside), float(inside + (outside - inside) * share)

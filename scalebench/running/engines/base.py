@@ -1,0 +1,104 @@
+"""What an engine is: it starts a worker process for each attempt folder, somewhere, and yields the finished ones.
+
+An engine passes files, never Python objects: the attempt folder holds ``trial.json`` (what to run, and the resources
+it needs), the worker reads it and writes its results and ``record.json`` there. The folder must therefore be visible
+under the same path to the engine and its workers. The engine need not know what a node has: the worker finds that out
+(``running/node.py``). Where the engine does assign cores, it says so in ``placement.json``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scalebench.measure.device_lock import WAITING
+from scalebench.store import StoreError, read_json, write_json, write_record
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial needs, decided when it is planned.
+
+    ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
+    are the plan's estimates. ``timeout_s`` limits the run, the wait for a GPU not counted. A trial that may
+    ``share_device`` runs beside others on one GPU, and its times are then not exclusive.
+    """
+
+    cpus: int = 1
+    gpus: int = 0
+    memory_bytes: int = 0
+    processes: int = 1
+    timeout_s: float | None = None
+    expected_s: float = 0.0
+    share_device: bool = False
+
+
+Tick = Callable[[Sequence[Path]], None]
+
+
+def no_tick(_: Sequence[Path]) -> None:
+    """Ignore the running attempts."""
+
+
+class Engine(Protocol):
+    """Where trials run. An engine is a module in this folder with these names, and a line in ``ENGINES``."""
+
+    def place(
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
+    ) -> Iterator[Path]:
+        """Run ``worker_command(attempt)`` for every attempt folder and yield each folder once it has a record.
+
+        ``resources`` has one entry per attempt. The engine decides order and number of simultaneous workers, at most
+        ``jobs`` where that is given; it may submit everything at once and yields in the order of completion.
+        A worker that ends without a record, is lost or exceeds its time limit still yields its folder, with a record
+        by ``close_attempt``. ``tick`` is called at least once a second with the attempts believed to be running.
+        Closing the iterator stops running workers and withdraws submitted ones; their attempts get no record, so that
+        a later run executes those trials.
+        """
+        ...
+
+
+def worker_command(attempt: Path) -> list[str]:
+    """Return the command that runs one attempt, on any node that sees its folder."""
+    return [sys.executable, "-m", "scalebench.running.worker", str(attempt.resolve())]
+
+
+def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exclusive: bool = False) -> None:
+    """Write what the engine assigns to a worker: its cores (empty: not assigned), and whether it has the device alone.
+
+    Without this file the worker uses what it finds on the node, and its times are not marked exclusive.
+    """
+    write_json(attempt / "placement.json", {"engine": engine, "cpus": list(cpus), "exclusive": exclusive})
+
+
+def has_record(attempt: Path) -> bool:
+    """Whether the attempt is finished, successfully or not."""
+    return (attempt / "record.json").exists()
+
+
+def close_attempt(attempt: Path, status: str, error_class: str, message: str) -> None:
+    """Write the record of an attempt whose worker did not; keep the one that is there."""
+    if has_record(attempt):
+        return
+    header, path = read_json(attempt / "trial.json"), attempt / "environment.json"
+    environment = read_json(path) if path.exists() else {}
+    row: dict[str, Any] = dict(header["identity"])
+    row |= {name: value for name, value in environment.items() if name in header["columns"]}
+    row["stop_step"] = last_step(attempt)
+    write_record(attempt, row | {"status": status, "error_class": error_class, "error_message": message})
+
+
+def last_step(attempt: Path) -> int | None:
+    """Return the last step in the worker's heartbeat, None before the first or while it is being written."""
+    try:
+        return int(read_json(attempt / "heartbeat.json")["step"])
+    except (StoreError, KeyError):
+        return None
+
+
+def waits_for_gpu(attempt: Path) -> bool:
+    """Whether the worker waits for a GPU that another process uses."""
+    return (attempt / WAITING).exists()

@@ -1,0 +1,156 @@
+"""What a node is, found out by the worker that runs on it: its cores and threads, peak rates, and exclusivity.
+
+The engine's ``placement.json`` says what was assigned; the worker checks what it can and adds the rest. A CPU's peak is
+a measured matrix product. It is measured once per node, precision and number of threads, and kept in
+``RESULTS/<study>/nodes/<machine_id>.json``: the first worker measures for all precisions of the study while the others
+wait, and never while another trial of the study trains on the node.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scalebench.measure.device_lock import FileLock
+from scalebench.measure.environment import machine_id, package_version
+from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, cpu_peak, gpu_peak, usable_cpus
+from scalebench.store import StoreError, read_json, write_json
+
+POLL_S = 0.05
+BUSY = "not measured: other trials were training on this node"
+
+
+def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Move this process to its cores, limit its threads, and return the placement with what was found out.
+
+    To be called before torch is imported, which reads the number of threads. ``header`` is the attempt's
+    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads``, ``exclusive``, ``peaks`` as
+    {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting for it, took.
+    """
+    path = attempt / "placement.json"
+    placement = read_json(path) if path.exists() else {}
+    assigned, resources = placement.get("cpus") or [], header["resources"]
+    pin(assigned)
+    cpus = usable_cpus()
+    confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
+    threads = min(len(assigned) or resources["cpus"], len(cpus))
+    limit_threads(threads)
+    begun = time.monotonic()
+    peaks = node_peaks(attempt.parents[2] / "nodes", header["trial"]["device_kind"], header["precisions"], threads)
+    # A trial has a GPU to itself by the GPU's lock, whatever cores it has.
+    alone = not resources["share_device"] if resources["gpus"] else placement.get("exclusive", False) and confirmed
+    placement |= {
+        "cpus": cpus,
+        "threads": threads,
+        "exclusive": alone,
+        "peaks": {precision: asdict(peak) for precision, peak in peaks.items()},
+        "peaks_time_s": time.monotonic() - begun,  # not the trial's: left out of its startup time
+    }
+    write_json(path, placement)
+    return placement
+
+
+def pin(cpus: Sequence[int]) -> None:
+    """Keep this process on the cores assigned to it, where the system can and allows it."""
+    if cpus and hasattr(os, "sched_setaffinity"):
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError:  # cores that this process may not use: it stays where it is, and is not called exclusive
+            return
+
+
+def limit_threads(threads: int) -> None:
+    """Set the number of threads of torch and what it uses, before and after its import."""
+    count = str(threads)
+    os.environ |= {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        # Two workers that spin while waiting cost each other a factor of three on two cores.
+        "OMP_WAIT_POLICY": "passive",
+        "TORCHINDUCTOR_COMPILE_THREADS": count,
+    }
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def node_peaks(folder: Path, device_kind: str, precisions: Sequence[str], threads: int) -> dict[str, Peak]:
+    """Return the peak for every precision: a GPU's from its datasheet, a CPU's measured, or null with the reason."""
+    if device_kind == "cuda":
+        return {precision: gpu_peak(precision) for precision in precisions}
+    try:
+        return _cpu_peaks(folder, precisions, threads)
+    except OSError as error:  # such as a file system without locks
+        return dict.fromkeys(precisions, Peak(None, f"not measured: {folder}: {error.strerror}"))
+
+
+def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak]:
+    """Return measured peaks, from the file or measured now, holding the node's lock shared from here to the end.
+
+    Who measures has the lock alone and who trains shares it, so no trial is in training while a peak is measured.
+    """
+    folder.mkdir(exist_ok=True)
+    path, lock = folder / f"{machine_id()}.json", FileLock(folder / f"{machine_id()}.lock")
+    while (peaks := peaks_on_file(path, precisions, threads)) is None:
+        if lock.try_take():
+            if peaks_on_file(path, precisions, threads) is None:
+                _measure(path, precisions, threads)
+            lock.release()
+        elif lock.try_take(shared=True):  # another trial trains; it may have measured since the file was read
+            return peaks_on_file(path, precisions, threads) or dict.fromkeys(precisions, Peak(None, BUSY))
+        else:
+            time.sleep(POLL_S)
+    lock.take(shared=True)
+    return peaks
+
+
+def _measure(path: Path, precisions: Sequence[str], threads: int) -> None:
+    rows = [
+        {"precision": name, "threads": threads, "torch": package_version("torch")} | asdict(cpu_peak(name, threads))
+        for name in precisions
+    ]
+    write_json(path, {"peaks": [*_rows(path), *rows]})
+
+
+ROW = {"precision", "threads", "torch", "flops_per_s", "source"}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the peaks on file: {precision, threads, torch, flops_per_s, source}; none from a damaged file."""
+    try:
+        rows = read_json(path).get("peaks") if path.exists() else []
+    except StoreError:
+        return []
+    return [row for row in rows if isinstance(row, dict) and set(row) >= ROW] if isinstance(rows, list) else []
+
+
+def peaks_on_file(path: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak] | None:
+    """Return the peaks measured earlier with this torch and number of threads, or None if one is missing."""
+    version = package_version("torch")
+    found = {
+        row["precision"]: Peak(row["flops_per_s"], row["source"])
+        for row in _rows(path)
+        if (row["torch"], row["threads"]) == (version, threads)
+    }
+    return {name: found[name] for name in precisions} if set(precisions) <= set(found) else None
+
+
+def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:
+    """Return the rate that a plan's times assume, measuring nothing.
+
+    On a CPU: one worker's peak as measured by earlier trials of the study on this machine. On a GPU: the datasheet's
+    peak of this machine's. Where that is not known: a nominal rate.
+    """
+    known = gpu_peak(precision) if device_kind == "cuda" else _measured_rate(study_dir, precision)
+    nominal = Peak(NOMINAL_FLOPS_PER_S[device_kind], f"nominal for {device_kind}: not measured here yet")
+    return known if known.flops_per_s else nominal
+
+
+def _measured_rate(study_dir: Path, precision: str) -> Peak:
+    rows = [row for row in _rows(study_dir / "nodes" / f"{machine_id()}.json") if row["precision"] == precision]
+    peaks = [Peak(row["flops_per_s"], row["source"]) for row in sorted(rows, key=lambda row: row["threads"])]
+    return next((peak for peak in peaks if peak.flops_per_s), Peak(None, ""))

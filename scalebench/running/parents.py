@@ -1,0 +1,130 @@
+"""[from]: the trials whose weights other trials start from, looked up and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors
+import torch
+
+from scalebench import store
+from scalebench.errors import InputError, StudyError
+from scalebench.families import FAMILIES
+from scalebench.points.table import select_rows
+from scalebench.study import FromSection, Parent, Study, Trial
+from scalebench.workloads import WORKLOADS, read_trial
+from scalebench.workloads.base import Configure, Request
+from scalebench.workloads.state import STATE
+from scalebench.workloads.weights import WEIGHTS, check_sha256, sha256_of
+
+
+@dataclass(frozen=True)
+class ParentTrial:
+    """A finished trial with weights. ``flops`` is what it, and every parent before it, cost."""
+
+    trial_id: str
+    trial: Trial
+    attempt: Path
+    identity: Parent
+    flops: int
+
+    def request(self, name: str, values: Mapping[str, Any], configure: Configure) -> Request:
+        """Return what the workload decides of a child."""
+        return Request(name, values, configure, self.trial, self.identity.state_sha256 is not None)
+
+    def check_fits(self, model: Mapping[str, Any], config: Any) -> None:
+        """Raise ``InputError`` when the weights are not those of a model with these fields."""
+        if model == self.trial.model:
+            return
+        with torch.device("meta"):
+            module = FAMILIES[self.trial.family].build(config, "eager")
+        expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+        with safetensors.safe_open(str(self.attempt / WEIGHTS), "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        wrong = [name for name, shape in shapes.items() if expected.get(name) != shape]
+        if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
+            changed = ", ".join(key for key, value in model.items() if value != self.trial.model.get(key))
+            raise InputError(f"model: the weights of {self.trial_id} do not fit another {changed}; leave it out")
+
+
+def _numbers(module: torch.nn.Module) -> int:
+    """Return how many numbers a module's weights file has: persistent buffers, too, and tied parameters once."""
+    tensors = module.state_dict(keep_vars=True).values()
+    return sum({id(tensor): tensor.numel() for tensor in tensors}.values())
+
+
+def inherited(
+    parent: ParentTrial, model: dict[str, Any], data: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a child's [model] and [data]: its parent's, with the fields that the file names in their place.
+
+    Raises ``InputError`` for a model of another family.
+    """
+    own = parent.trial
+    family = model.get("family", own.family)
+    if family != own.family:
+        raise InputError(
+            f"model.family: {parent.trial_id}, which [from] names, is of family {own.family!r}, not {family!r}"
+        )
+    about = own.data.model_dump(exclude={"sha256"})
+    if data.get("source", own.data.source) != own.data.source:
+        del about["vocab_size"]  # of the parent's source
+    return {"family": family, **own.model, **model}, about | data
+
+
+def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
+    """Return the parents of a study's trials, which [from] names; [None] for a study without.
+
+    Raises ``StudyError`` with one line when there are none, when one changed since it was trained, or when the state
+    of its run was not kept and is asked for; the line has the command that makes them.
+    """
+    source = study.parents
+    if source is None:
+        return [None]
+    path = results / source.study if source.study is not None else Path(source.results or "")
+    name = source.study or "STUDY"
+    place = path.parent if source.study is not None else path
+    again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
+    try:
+        return [*_parents(source, path)]
+    except (InputError, store.StoreError) as error:
+        raise StudyError([f"{study.origin}: from: {error}; to make its parents: {again}"]) from error
+
+
+def _parents(source: FromSection, path: Path) -> Iterator[ParentTrial]:
+    results = store.read_results(path)
+    if results.damaged:
+        raise store.StoreError(results.damaged[0])
+    frame = store.with_columns(results.frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
+    frame = frame[frame["status"].eq("ok")]
+    frame = select_rows(path, frame, source.where)
+    chosen = "" if source.where is None else f" that match {source.where!r}"
+    with_weights = frame[frame["weights_file_bytes"].notna()]
+    if with_weights.empty:
+        raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
+    for row in with_weights.sort_values("trial_id").to_dict("records"):
+        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
+
+
+def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
+    """Return one parent, its files checked against the SHA-256 in its record."""
+    attempt = Path(str(row["attempt_dir"]))
+    hashes: dict[str, str | None] = {"weights": None, "state": None}
+    for kind, name in (("weights", WEIGHTS), ("state", STATE))[: 1 + needs_state]:
+        recorded = row[f"{kind}_sha256"]
+        if not (attempt / name).exists():
+            raise InputError(f"optimizer_state: {row['trial_id']} kept no {name} (run it again with --retry ok)")
+        if isinstance(recorded, str):
+            check_sha256(attempt / name, recorded)
+        hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
+    trial = read_trial(store.read_json(attempt / "trial.json")["trial"])
+    family = FAMILIES[trial.family]
+    counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
+    before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
+    flops = WORKLOADS[trial.workload].cost(trial, counts).flops + before
+    identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
+    return ParentTrial(str(row["trial_id"]), trial, attempt, identity, flops)

@@ -1,0 +1,40 @@
+"""Declared columns: every name in a record has a unit and a meaning, written beside the code that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a record: its name, its unit ("" for text and flags, "1" for counts and ratios), its meaning."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+# What the store itself needs in every record. Everything else is declared by the module that fills it.
+STORE_COLUMNS = (
+    Column("study", "", "name of the study"),
+    Column("workload", "", "what was done with the model: a name of `scalebench list`"),
+    Column("trial_id", "", "first 16 hex digits of the SHA-256 of everything that can change the trial's result"),
+    Column("attempt", "", "name of the attempt's folder"),
+    Column("status", "", "ok, oom, diverged, timeout, failed, killed or unsupported"),
+    Column("error_class", "", "class of the error that ended the trial"),
+    Column("error_message", "", "message of the error that ended the trial"),
+    Column("stop_step", "1", "steps (or calls) done when the trial ended"),
+    Column("invalid_reason", "", "why the numbers cannot be true (such a row stays out of the fits)"),
+)
+STORE_NAMES = tuple(column.name for column in STORE_COLUMNS)
+
+
+def with_columns(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Return the table with every column in ``names``: null in those that no record has."""
+    absent = [name for name in dict.fromkeys(names) if name not in frame]
+    return frame.assign(**dict.fromkeys(absent)) if absent else frame

@@ -1,0 +1,92 @@
+"""What is generic in a measured trial: its columns, its turn on the GPU, its heartbeat, its files."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from scalebench.measure.device_lock import WAITING, DeviceLock, gpu_uuid
+from scalebench.store import Column, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+HEARTBEAT_EVERY_S = 1.0
+COLUMNS = (
+    Column("startup_time_s", "s", "from the start of the process to the first measured step (waiting for a GPU apart)"),
+    Column("wall_time_s", "s", "from the start of the process to the end of the trial (waiting for a GPU apart)"),
+    Column("timing_exclusive", "", "whether the trial had its cores, or the GPU, to itself"),
+    Column("peak_flops_per_s", "FLOP/s", "peak rate of the device at the trial's precision"),
+    Column("peak_source", "", "where the peak rate comes from"),
+)
+
+
+def process_age_s() -> float:
+    """Return how long this process has run: interpreter, imports, data and model, before the first step."""
+    return time.time() - psutil.Process().create_time()
+
+
+class Recorder:
+    """Collects what a workload measures. ``columns`` becomes the record, also of a trial that fails on the way.
+
+    ``header`` is the attempt's ``trial.json`` and ``placement`` its ``placement.json``.
+    """
+
+    def __init__(self, attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> None:
+        self.attempt, self.header, self.placement = attempt, header, placement
+        self.columns: dict[str, Any] = {**header["identity"], "timing_exclusive": placement["exclusive"]}
+        self._lock = DeviceLock("")
+        self._last_beat_s = time.monotonic()
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the study wants the trained weights kept (``run.checkpoint``)."""
+        return bool(self.header["checkpoint"])
+
+    @property
+    def memory_method(self) -> str:
+        """How memory is split by category: "tracked" or "allocator" (``run.memory``)."""
+        return str(self.header.get("memory", "tracked"))
+
+    def claim(self, device: torch.device) -> None:
+        """Wait for the GPU, and hold it until this process ends, since its memory is taken as long.
+
+        Trials that share a GPU hold the lock together, and wait only for those that do not. The file ``waiting`` is in
+        the attempt's folder as long as this waits.
+        """
+        self._lock, mark = DeviceLock(gpu_uuid(device)), self.attempt / WAITING
+        try:
+            self._lock.take(shared=not self.placement["exclusive"], waiting=mark.touch)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def age_s(self) -> float:
+        """Return how long this process has run, without waiting for the GPU and for the measured peak of the CPU."""
+        return process_age_s() - self._lock.waited_s - float(self.placement.get("peaks_time_s", 0.0))
+
+    def peak_flops_per_s(self, precision: str) -> float | None:
+        """Return the device's peak rate at a precision and record it with its source; None where it is not known."""
+        peak = self.placement["peaks"][precision]
+        self.columns |= {"peak_flops_per_s": peak["flops_per_s"], "peak_source": peak["source"]}
+        rate: float | None = peak["flops_per_s"]
+        return rate
+
+    def progress(self, done: int, total: int) -> None:
+        """Record the steps done, and write a heartbeat: at most one a second, and one at the end."""
+        self.columns["stop_step"] = done
+        now = time.monotonic()
+        if now - self._last_beat_s >= HEARTBEAT_EVERY_S or done == total:
+            self._last_beat_s = now
+            # Once a second: not synced.
+            (self.attempt / "heartbeat.json").write_text(json.dumps({"step": done, "steps": total}), encoding="utf-8")
+
+    def save_samples(self, name: str, frame: Any) -> None:
+        """Write a table of samples as Parquet, atomically."""
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        write_atomically(self.attempt / name, buffer.getvalue())

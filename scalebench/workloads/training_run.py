@@ -1,0 +1,205 @@
+"""One training trial: build, train, validate, keep the weights, measure memory by category."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from scalebench.families import FAMILIES, Counts, Unsupported
+from scalebench.measure import memory
+from scalebench.measure.clock import StepClock, time_columns, warm_mask
+from scalebench.measure.energy import EnergyMeter
+from scalebench.optim.fused import FUSED
+from scalebench.optim.optimizers import build_optimizer
+from scalebench.study import Trial
+from scalebench.tasks import Task
+from scalebench.workloads.base import step_flops
+from scalebench.workloads.building import (
+    KERNELS,
+    build_model,
+    configuration,
+    count_columns,
+    load_compiler,
+    planned_data,
+    usable_device,
+)
+from scalebench.workloads.checkpointing import recompute_blocks
+from scalebench.workloads.loop import Validation, check_finite, loss_scaler, train, validate
+from scalebench.workloads.recorder import Recorder
+from scalebench.workloads.running import Running, backward_of
+from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
+from scalebench.workloads.training_spec import TrainSpec
+from scalebench.workloads.weights import load_weights, save_weights
+
+
+def run(trial: Trial, recorder: Recorder) -> None:
+    """Train and validate the trial's model; the samples of a trial that fails are kept, too."""
+    training = TrainingRun(trial, recorder)
+    try:
+        training.run()
+    finally:
+        training.save_samples()
+
+
+class TrainingRun:
+    """A training trial under way. ``start`` is the state of the parent's run where that is continued."""
+
+    def __init__(self, trial: Trial, recorder: Recorder) -> None:
+        self.trial, self.recorder, self.columns = trial, recorder, recorder.columns
+        self.spec: TrainSpec = trial.spec
+        self.start = TrainState()
+        self.clock: StepClock | None = None
+        self.losses: torch.Tensor | None = None
+
+    def run(self) -> None:
+        """Build, train, validate, then measure memory by category: the whole trial, in order."""
+        device, spec = trainable_device(self.trial), self.spec
+        task = self.prepare_task()
+        if spec.graph != "none":
+            load_compiler()
+        self.recorder.claim(device)
+        model, optimizer = self.prepare(device)
+        running = Running(model, optimizer, spec)
+        rng = self.train(running, task)
+        with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
+            self.columns |= validation_columns(validate(running.module, task, spec, device))
+        peak = self.recorder.peak_flops_per_s(spec.precision)
+        self.columns |= rate_columns(self.columns, spec, peak)
+        self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
+        if self.recorder.keeps_weights:
+            self.keep(model, optimizer, rng)
+        self.columns["attention_backend"] = running.attention_backend(self.trial.model)
+        self.columns |= self.split_columns(running, task)
+
+    def prepare_task(self) -> Task:
+        """Open the data and the parent's state and return the trial's task, with nothing on the device."""
+        family, config = FAMILIES[self.trial.family], configuration(self.trial)
+        if (parent := self.trial.parent) is not None and parent.state_sha256 is not None:
+            self.start = read_state(Path(self.recorder.header["parent_dir"]), parent.state_sha256)
+        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
+        counts = family.count(config, self.spec.sequence_length)
+        self.columns |= size_columns(counts, task, self.spec, self.start.samples_seen)
+        self.columns["first_step"] = self.start.step
+        return task
+
+    def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
+        """Return model and optimizer of the trial: initialised, or as the parent left them."""
+        model = build_model(self.trial, device)
+        if (parent := self.trial.parent) is not None:
+            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        if self.spec.checkpointing:
+            recompute_blocks(model)
+        optimizer = build_optimizer(model, self.spec)
+        self.start.restore(optimizer)
+        return model, optimizer
+
+    def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
+        """Take the steps under measurement and return the state of the random number generators after them."""
+        spec, device = self.spec, running.device
+        clock = self.clock = StepClock(device)
+        losses = self.losses = torch.full((spec.steps,), torch.nan, device=device)
+        energy = EnergyMeter(device)
+        self.scaler = loss_scaler(device, spec)
+        self.start.restore_generators(self.scaler)
+        memory.reset_peaks(device)
+        self.columns["startup_time_s"] = self.recorder.age_s()
+        energy.start()
+        with running.attention():
+            skipped = train(
+                running.compiled, running.optimizer, task, spec, clock, losses, self.check, running.make_step,
+                scaler=self.scaler, first_step=self.start.step,
+            )  # fmt: skip
+        self.columns |= energy.columns()
+        self.columns |= time_columns(clock) | memory.peak_columns(device)
+        self.columns["skipped_steps"] = skipped if spec.precision == "float16" else None
+        self.columns["train_loss_nats"] = float(losses[-max(1, spec.steps // 20) :].mean())
+        return rng_state(device)
+
+    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, torch.Tensor]) -> None:
+        """Write weights and state, so that another trial can start from them."""
+        attempt, columns = self.recorder.attempt, self.columns
+        columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(model, attempt)
+        end = self.start.step + self.spec.steps
+        columns["state_sha256"] = save_state(attempt, optimizer, self.scaler, rng, end, columns["samples_seen"])
+
+    def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
+        """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
+        if running.copy is None and self.recorder.memory_method != "allocator":
+            with torch.compiler.set_stance("force_eager"):
+                backward = backward_of(running.module, task, self.spec, running.device)
+                return memory.split_columns(running.module, running.optimizer, backward)
+        held = (0, 0) if running.copy is None else running.copy.held_bytes()
+        peak = self.columns["peak_memory_allocated_bytes"]
+        return memory.held_columns(running.model, running.optimizer, peak, *held)
+
+    def check(self, done: int) -> None:
+        """Report progress, and raise ``Diverged`` when one of the losses so far is not finite."""
+        self.recorder.progress(done, self.spec.steps)
+        assert self.losses is not None
+        check_finite(self.losses, done)
+
+    def save_samples(self) -> None:
+        """Write loss and time of the finished steps to steps.parquet."""
+        if self.clock is None or self.losses is None or not (times := self.clock.step_times_s()).size:
+            return
+        import pandas as pd
+
+        frame = pd.DataFrame({"step": range(self.start.step, self.start.step + times.size)})
+        frame["train_loss_nats"] = self.losses[: times.size].float().cpu().numpy()
+        frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
+        frame["warm"] = warm_mask(times.size)
+        self.recorder.save_samples("steps.parquet", frame)
+
+
+def trainable_device(trial: Trial) -> torch.device:
+    """Return the trial's device, or raise ``Unsupported`` with why this machine cannot train there."""
+    spec: TrainSpec = trial.spec
+    device = usable_device(trial)
+    if spec.implementation in KERNELS and spec.optimizer not in FUSED:
+        raise Unsupported(f"no fused kernel for the optimizer {spec.optimizer!r}; there are {', '.join(FUSED)}")
+    if spec.graph == "step" and trial.device_kind == "cpu":
+        raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
+    return device
+
+
+def validation_columns(validation: Validation) -> dict[str, float | None]:
+    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
+    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
+    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
+    return {name: _number(value) for name, value in columns.items()}
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself
+
+
+def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:
+    """Return what the trial's size alone decides; ``samples_before`` were seen by the parent's run."""
+    samples = samples_before + spec.steps * spec.batch_size
+    epochs = samples / task.samples_per_epoch if task.samples_per_epoch else None
+    tokens = samples * task.tokens_per_sample if task.tokens_per_sample else None
+    return count_columns(counts) | {
+        "flops_per_step": step_flops(counts, spec.batch_size),
+        "floor_nats": task.floor_nats,
+        "samples_seen": samples,
+        "tokens_seen": tokens,
+        "epochs_seen": epochs,
+    }
+
+
+def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: float | None) -> dict[str, Any]:
+    """Return throughput and efficiency at the median step time; no mfu without a known peak."""
+    step_time = columns.get("step_time_median_s")
+    if not step_time:
+        return {}
+    achieved = columns["flops_per_step"] / step_time
+    rates = {"samples_per_s": spec.batch_size / step_time, "achieved_flops_per_s": achieved}
+    if spec.sequence_length:
+        rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
+    if peak_flops_per_s:
+        rates["mfu"] = achieved / peak_flops_per_s
+    return rates

@@ -1,0 +1,52 @@
+"""Points with known laws, and published ones, that several tests of `scalebench.laws` fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from support import reference_data
+
+SIZES = np.geomspace(1e3, 1e5, 6)
+
+
+def power_points(E=1.7, A=30.0, alpha=0.35, *, sizes=SIZES, noise=0.0, seeds=1, seed=0):
+    """Losses L = E + A N^-alpha with lognormal noise, ``seeds`` of each size."""
+    params = np.repeat(sizes, seeds)
+    scatter = noise * np.random.default_rng(seed).standard_normal(len(params))
+    return {"params": params, "loss": (E + A * params**-alpha) * np.exp(scatter)}
+
+
+def epoch_points(dropped=5):
+    """The points of Hoffmann et al. 2022 as Besiroglu et al. 2024 read them from its figure, with D = C / 6N."""
+    table = pd.read_csv(reference_data("epoch_chinchilla/svg_extracted_data.csv")).sort_values("loss")
+    table = table.iloc[: len(table) - dropped]
+    tokens = table["Training FLOP"] / 6 / table["Model Size"]
+    return pd.DataFrame({"params": table["Model Size"], "tokens": tokens, "loss": table["loss"]})
+
+
+# One set of inputs and parameters for each law that has no data of its own: (inputs, parameters).
+_N, _D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
+_ONE = np.geomspace(1e5, 1e10, 30)
+_UNIQUE = np.repeat([1e9, 1e10, 1e11], 36)
+_REPEATED = np.maximum(np.tile(np.geomspace(1e9, 3e12, 6).repeat(6), 3), _UNIQUE)
+MUENNIGHOFF = {
+    "E": np.exp(0.6254804),
+    "A": np.exp(6.255414),
+    "alpha": 0.3526596,
+    "B": np.exp(7.3049974),
+    "beta": 0.3526596,
+    "R_N": 5.309743,
+    "R_D": 15.387756,
+}
+PLANTED = {
+    "skaling": ({"params": _N, "tokens": _D}, {"E": 1.7, "A": 480, "alpha": 0.4, "B": 2100, "beta": 0.42, "k": 0.8}),
+    "kaplan": ({"params": _N, "tokens": _D}, {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.095}),
+    "overtraining": ({"params": _N, "tokens": _D}, {"E": 1.8, "a": 50, "b": 60, "eta": 0.17}),
+    "broken": ({"params": _ONE}, {"E": 1.5, "A": 40, "alpha": 0.2, "c": 0.25, "N_b": 3e7, "f": 0.5}),
+    "offset_power": ({"x": _ONE}, {"c0": 0.02, "c1": 1e-9, "p": 1.1}),
+    "roofline": (
+        {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
+        {"t0": 1e-4, "F": 3e14, "W": 2e12},
+    ),
+    "data_constrained": ({"params": np.tile(_N, 3), "tokens": _REPEATED, "unique_tokens": _UNIQUE}, MUENNIGHOFF),
+}

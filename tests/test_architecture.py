@@ -1,0 +1,181 @@
+"""Rules about the structure of the code: import circles, rooms, lengths, and what starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from statistics import median, quantiles
+
+import pytest
+from command_support import planted, surface, write_study
+from support import REPOSITORY, child_environment
+
+from scalebench.cli.app import app
+
+PACKAGES = {
+    "scalebench": REPOSITORY / "scalebench",
+    "scalekernels": REPOSITORY / "kernels" / "scalekernels",
+    "tools": REPOSITORY / "kernels" / "tools",
+}
+# An import inside a function makes a circle too. What must stay is listed: (importing, imported): why.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+COMMANDS = [name for name in app if not name.startswith("-")]
+
+
+def module_files(folder: Path) -> dict[str, Path]:
+    """Map the dotted name of every module in a folder to its file. Scripts without a package have their bare names."""
+    root = folder.parent if (folder / "__init__.py").exists() else folder
+    files = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield every import below a node, inside functions too, except those under ``if TYPE_CHECKING``."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        yield node
+    only_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    for child in node.orelse if only_types else ast.iter_child_nodes(node):
+        yield from import_statements(child)
+
+
+def imported_names(source: str, known: Iterable[str]) -> set[str]:
+    """Return the modules among ``known`` that a source file imports.
+
+    ``from a import b`` counts as ``a.b`` where that is a module and as ``a`` otherwise. ``import a.b`` does not count
+    as ``a``: a package's ``__init__`` may import its own modules.
+    """
+    names = set()
+    for statement in import_statements(ast.parse(source)):
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+            continue
+        assert statement.level == 0, "imports are absolute in this project"
+        full = {alias.name: f"{statement.module}.{alias.name}" for alias in statement.names}
+        names |= {name if name in known else str(statement.module) for name in full.values()}
+    return names & set(known)
+
+
+def import_graph(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Map every module to the modules of ``files`` that it imports, without the exceptions."""
+    graph = {name: imported_names(path.read_text(encoding="utf-8"), files) - {name} for name, path in files.items()}
+    return {name: {other for other in others if (name, other) not in EXCEPTIONS} for name, others in graph.items()}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return one import circle of the graph, or an empty list."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_circle(package: str) -> None:
+    assert circle(import_graph(module_files(PACKAGES[package]))) == []
+
+
+def test_import_circles_are_detected_in_functions_but_not_among_types(tmp_path: Path) -> None:
+    package = tmp_path / "shop"
+    package.mkdir()
+    (package / "__init__.py").write_text("from shop.till import total\n")
+    (package / "till.py").write_text("def total():\n    from shop import stock\n    return stock.count\n")
+    (package / "stock.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import shop.till\n")
+    files = module_files(package)
+    assert import_graph(files) == {"shop": {"shop.till"}, "shop.till": {"shop.stock"}, "shop.stock": set()}
+    assert circle(import_graph(files)) == []
+    (package / "stock.py").write_text("def count():\n    import shop.till\n")
+    assert set(circle(import_graph(files))) == {"shop.till", "shop.stock"}
+
+
+def test_at_most_twenty_rooms() -> None:
+    rooms = [
+        path for path in PACKAGES["scalebench"].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert 10 <= len(rooms) <= 20, sorted(path.name for path in rooms)
+
+
+@pytest.mark.parametrize(("package", "lines"), [("scalebench", 300), ("scalekernels", 420), ("tools", 420)])
+def test_files_are_short(package: str, lines: int) -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGES[package].rglob("*.py")}
+    assert {str(path): length for path, length in lengths.items() if length > lines} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for folder in PACKAGES.values()
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(lengths) > 1000
+    assert median(lengths) <= 10
+    assert quantiles(lengths, n=10)[-1] <= 35
+
+
+# Modules that import neither torch nor what draws; the page itself draws.
+LIGHT = (
+    *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
+    *("points.table", "store", "study"),
+)
+
+
+def loaded_after(script: str, folder: Path) -> set[str]:
+    """Run a script in a new process and return the modules loaded at its end."""
+    code = f"import json, sys\n{script}\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def command_lines(*lines: Iterable[object]) -> str:
+    """Return a script that runs command lines one after another; it fails where one is refused."""
+    script = ["from scalebench.cli.app import main"]
+    for line in lines:
+        words = [str(word) for word in line]
+        script += [
+            "try:",
+            f"    main({words!r})",
+            "except SystemExit as end:",
+            "    assert end.code in (0, 1), end.code",
+        ]
+    return "\n".join(script)
+
+
+def test_importing_light_modules_loads_no_torch_and_no_plots(tmp_path: Path) -> None:
+    names = ", ".join(name if name == "scalebench" else f"scalebench.{name}" for name in LIGHT)
+    assert not loaded_after(f"import {names}", tmp_path) & {"torch", "triton", "matplotlib", "seaborn"}
+
+
+def test_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
+    assert {"run", "plan", "status", "report", "export", "compare", "fit", "predict"} <= set(COMMANDS)
+    loaded = loaded_after(command_lines(["--help"], *([name, "--help"] for name in COMMANDS)), tmp_path)
+    assert not loaded & {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}
+
+
+def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path) -> None:
+    lines = (["status", finished], ["export", finished, "-o", "x.csv"], ["report", finished, "-o", "x.html"])
+    assert "torch" not in loaded_after(command_lines(*lines), tmp_path)
+    assert (tmp_path / "x.html").exists()
+
+
+def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
+    surface(0.01).to_csv(tmp_path / "p.csv", index=False)
+    columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]
+    fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--json", "f.json"]
+    predict = ["predict", "f.json", "--params", "7e9", "--tokens", "1e12"]
+    write_study(tmp_path / "planted", planted())
+    predict_trials = ["predict", "planted", "--params", "3e6"]
+    loaded = loaded_after(command_lines(fit, predict, predict_trials), tmp_path)
+    assert not loaded & {"torch", "matplotlib", "seaborn", "jinja2", "scalebench.reporting.page"}

@@ -1,0 +1,255 @@
+"""[from]: trials that start from other trials' weights, and runs that are continued bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import REPOSITORY
+
+from scalebench import store
+from scalebench.errors import StudyError
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.worker import run_trial
+
+PARENT = """
+schema = 1
+name = "parent"
+[model]
+family = "gpt"
+params = 3000
+[train]
+steps = 50
+batch_size = 4
+sequence_length = 16
+learning_rate = 0.01
+schedule = "constant"
+warmup_steps = 5
+[data]
+validation_samples = 32
+[run]
+checkpoint = true
+"""
+CHILD = 'schema = 1\nname = "child"\n[train]\nsteps = 50\n[run]\ncheckpoint = true\n[from]\nstudy = "parent"\n'
+CONTINUED = CHILD + "optimizer_state = true\n"
+PLACEMENT = {"exclusive": True, "peaks": {"float32": {"flops_per_s": 1e12, "source": "a test"}}}
+
+
+def planned(tmp_path: Path, text: str, *settings: str) -> list[Any]:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return plan(load_study(path, settings), tmp_path / "results")
+
+
+def trained(tmp_path: Path, text: str, *settings: str) -> list[dict[str, Any]]:
+    """Run the trials of a study in this process and return their records."""
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    study, rows = load_study(path, settings), []
+    for trial in plan(study, tmp_path / "results"):
+        attempt = store.new_attempt(tmp_path / "results" / study.name, trial.trial_id)
+        header = trial_header(study, trial, "a test")
+        store.write_json(attempt / "trial.json", header)
+        assert run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT) == "ok"
+        rows.append(store.read_record(attempt))
+    return rows
+
+
+def refused(tmp_path: Path, text: str, *settings: str) -> str:
+    """Plan a study that is invalid and return the one line that says so."""
+    with pytest.raises(StudyError) as caught:
+        planned(tmp_path, text, *settings)
+    (line,) = caught.value.lines
+    return line
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder whose ``results`` hold a parent; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("base")
+    trained(folder, PARENT)
+    return folder
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [("gpt", "adamw"), ("gpt", "muon"), ("bert", "lion"), ("mlp", "momentum")],
+)
+def test_twice_50_steps_with_optimizer_state_are_100_steps_bit_by_bit(
+    tmp_path: Path, family: str, optimizer: str
+) -> None:
+    """Weights, losses, optimizer state and the state of the random number generators."""
+    text = PARENT.replace('"gpt"', f'"{family}"').replace("params = 3000", "params = 20000")
+    settings = [f"train.optimizer={optimizer}"]
+    if family == "mlp":
+        text = text.replace("sequence_length = 16\n", "")
+    (first,) = trained(tmp_path, text, *settings)
+    (second,) = trained(tmp_path, CONTINUED)
+    (whole,) = trained(tmp_path, text, *settings, "name=whole", "train.steps=100")
+    assert (first["first_step"], second["first_step"], whole["first_step"]) == (0, 50, 0)
+    for name in ("weights.safetensors", "state.safetensors"):
+        ours, theirs = (load_file(Path(row["attempt_dir"]) / name) for row in (second, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    losses = store.read_steps(whole["attempt_dir"])["train_loss_nats"].tolist()
+    assert store.read_steps(first["attempt_dir"])["train_loss_nats"].tolist() == losses[:50]
+    assert store.read_steps(second["attempt_dir"])["train_loss_nats"].tolist() == losses[50:]
+    assert store.read_steps(second["attempt_dir"])["step"].tolist() == list(range(50, 100))
+    assert second["validation_loss_nats"] == whole["validation_loss_nats"] != first["validation_loss_nats"]
+    assert second["samples_seen"] == whole["samples_seen"] == 2 * first["samples_seen"]
+    assert second["parent_flops"] + 50 * second["flops_per_step"] == 100 * whole["flops_per_step"]
+
+
+def test_a_child_inherits_family_model_and_data_and_records_its_parent(copied: Path) -> None:
+    (parent,) = store.load_results(copied / "results").to_dict("records")
+    (trial,) = planned(copied, CHILD, "train.learning_rate=0.02")
+    assert trial.trial.family == "gpt"
+    assert trial.trial.model["depth"] == parent["depth"]
+    assert trial.trial.data.validation_samples == 32
+    assert (trial.trial.spec.learning_rate, trial.trial.spec.batch_size) == (0.02, 16)  # a default, not the parent's 4
+    assert trial.trial.spec.sequence_length == 16
+    (row,) = trained(copied, CHILD, "train.steps=3")
+    assert row["parent_trial_id"] == parent["trial_id"]
+    assert row["parent_weights_sha256"] == parent["weights_sha256"]
+    assert row["parent_flops"] == 50 * parent["flops_per_step"]
+    start = store.read_steps(row["attempt_dir"])["train_loss_nats"].iloc[0]
+    losses = store.read_steps(parent["attempt_dir"])["train_loss_nats"]
+    assert start < losses.iloc[0] - 1  # trained weights, not initial ones
+    assert row["samples_seen"] == 3 * 16
+
+
+def test_a_continued_run_takes_the_other_fields_of_train_from_its_parent(copied: Path) -> None:
+    (trial,) = planned(copied, CONTINUED, "train.schedule=linear")
+    spec = trial.trial.spec
+    assert (spec.batch_size, spec.warmup_steps, spec.learning_rate) == (4, 5, 0.01)
+    assert (spec.schedule, spec.steps) == ("linear", 50)
+
+
+def test_the_readmes_example_plans(tmp_path: Path) -> None:
+    trained(tmp_path, (REPOSITORY / "studies" / "gpt.toml").read_text(), "model.params=2000", "run.checkpoint=true",
+            "train.steps=3", "data.validation_samples=8", "train.schedule=constant")  # fmt: skip
+    blocks = (REPOSITORY / "README.md").read_text().split("```toml\n")
+    (example,) = (block.partition("```")[0] for block in blocks if "[from]" in block)
+    (trial,) = planned(tmp_path, example)
+    assert trial.parent.identity.state_sha256 is not None
+    assert (trial.trial.spec.implementation, trial.trial.spec.schedule, trial.steps) == ("sdpa", "wsd", 100)
+
+
+def test_the_parents_cost_adds_up_over_a_chain(copied: Path) -> None:
+    (child,) = trained(copied, CHILD, "train.steps=2")
+    (grandchild,) = trained(copied, CHILD.replace('"parent"', '"child"'), "name=grandchild", "train.steps=1")
+    assert grandchild["parent_trial_id"] == child["trial_id"]
+    assert grandchild["parent_flops"] == child["parent_flops"] + 2 * child["flops_per_step"]
+
+
+def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
+    trained(copied, PARENT, "train.seed=[1, 2]", "train.steps=2")
+    assert len(planned(copied, CHILD)) == 3
+    found = planned(copied, CHILD + 'where = "seed > 0"\n', "train.learning_rate=[0.1, 0.2]")
+    assert [(trial.parent.trial.spec.seed > 0, trial.trial.spec.learning_rate) for trial in found] == [
+        (True, 0.1), (True, 0.2), (True, 0.1), (True, 0.2),
+    ]  # fmt: skip
+    by_path = CHILD.replace('study = "parent"', f'results = "{copied / "results" / "parent"}"')
+    assert {trial.trial_id for trial in planned(copied, by_path)} == {
+        trial.trial_id for trial in planned(copied, CHILD)
+    }
+
+
+def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied: Path) -> None:
+    (before,) = planned(copied, CHILD)
+    (continued,) = planned(copied, CONTINUED, "train.batch_size=16", "train.warmup_steps=20", "train.schedule=wsd")
+    assert before.trial.spec.model_dump(exclude={"learning_rate"}) == continued.trial.spec.model_dump(
+        exclude={"learning_rate"}
+    )
+    assert before.trial_id != continued.trial_id
+    shutil.rmtree(copied / "results")
+    trained(copied, PARENT, "train.seed=1")
+    (after,) = planned(copied, CHILD)
+    assert before.trial.spec == after.trial.spec
+    assert before.trial_id != after.trial_id
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "expected"),
+    [
+        ("no results", [], "no results here"),
+        ("no weights", [], "none of which kept its weights"),
+        ("no state", ["from.optimizer_state=true"], "kept no state.safetensors"),
+        ("another weight", [], "the file changed"),
+        ("cut short", [], "cut short or changed"),
+        ("", ['from.where="seed == 7"'], "none of which kept its weights"),
+        ("", ['from.where="sead == 0"'], "sead"),
+    ],
+)
+def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
+    copied: Path, change: str, settings: list[str], expected: str
+) -> None:
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    weights, record = attempt / "weights.safetensors", attempt / "record.json"
+    row = json.loads(record.read_text())
+    if change == "no results":
+        shutil.rmtree(copied / "results")
+    if change == "no weights":
+        store.write_json(record, row | {"weights_file_bytes": None})
+    if change == "no state":
+        (attempt / "state.safetensors").unlink()
+        del row["files"]["state.safetensors"]
+        store.write_json(record, row)
+    if change == "another weight":
+        tensors = load_file(weights)
+        next(iter(tensors.values()))[0] += 1
+        save_file(tensors, weights)
+        store.write_json(record, row | {"files": row["files"] | {weights.name: weights.stat().st_size}})
+    if change == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    line = refused(copied, CHILD, *settings)
+    assert expected in line
+    assert "scalebench run parent --set run.checkpoint=true --results" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            ["from.optimiser_state=true"],
+            "from.optimiser_state: unknown key 'optimiser_state'; did you mean 'optimizer_st",
+        ),
+        (["from.optimizer_state=1"], "from.optimizer_state: input should be a valid boolean (given 1)"),
+        (["from.results=r"], 'from: needs either study = "NAME" or results = "PATH"'),
+        (['from.where="import os"'], "from.where: "),
+        (["name=parent"], "from.study: a study cannot start from its own trials"),
+        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+        (["model.params=1e4"], "model.params: with [from] a model has the size of its parent"),
+        (["model.width=24"], "do not fit another width"),
+        (["from.optimizer_state=true", "train.optimizer=lion"], "train.optimizer: the parent's state is that of adamw"),
+        (["workload=inference", "train={}"], "from: the workload 'inference' starts from no weights"),
+    ],
+)
+def test_each_mistake_in_from_is_one_line(copied: Path, settings: list[str], expected: str) -> None:
+    assert expected in refused(copied, CHILD, *settings)
+
+
+def test_weights_that_change_after_planning_fail_the_trial(copied: Path) -> None:
+    path = copied / "study.toml"
+    path.write_text(CHILD)
+    study = load_study(path)
+    (trial,) = plan(study, copied / "results")
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    with (attempt / "weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    child = store.new_attempt(copied / "results" / "child", trial.trial_id)
+    header = trial_header(study, trial, "a test")
+    store.write_json(child / "trial.json", header)
+    assert run_trial(child, header, PLACEMENT) == "failed"
+    assert "the file changed" in store.read_record(child)["error_message"]

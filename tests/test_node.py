@@ -1,0 +1,175 @@
+"""What a worker finds out about its node: cores, threads, exclusivity, and a peak that is measured once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import SOURCE_PATH
+
+from scalebench.measure.device_lock import FileLock
+from scalebench.measure.environment import machine_id
+from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, usable_cpus
+from scalebench.running import node
+from scalebench.running.node import node_peaks, peaks_on_file, planning_rate
+from scalebench.store import read_json, write_json
+
+SETTLE = """
+import json, sys
+from pathlib import Path
+from scalebench.running import node
+from scalebench.measure.hardware import Peak
+node.cpu_peak = lambda precision, threads: Peak(1e9, "a test")
+placement = node.settle(Path(sys.argv[1]), json.loads(sys.argv[2]))
+import torch
+print(json.dumps(placement | {"torch_threads": torch.get_num_threads()}))
+"""
+
+
+def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus: int = 0) -> dict[str, Any]:
+    """Let a fresh process settle in an attempt folder, and return what it found out."""
+    attempt = tmp_path / "study" / "trials" / "t" / "attempt-1"
+    attempt.mkdir(parents=True)
+    if placement is not None:
+        write_json(attempt / "placement.json", placement)
+    header = {
+        "resources": {"cpus": cpus, "gpus": gpus, "share_device": False},
+        "trial": {"device_kind": "cuda" if gpus else "cpu"},
+        "precisions": ["float32"],
+    }
+    command = [sys.executable, "-c", SETTLE, str(attempt), json.dumps(header)]
+    environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    written = read_json(attempt / "placement.json")
+    assert found == written | {"torch_threads": found["torch_threads"]}
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
+    core = usable_cpus()[-1]
+    found = settle(tmp_path, {"engine": "local", "cpus": [core], "exclusive": True}, cpus=4)
+    assert (found["cpus"], found["threads"], found["torch_threads"]) == ([core], 1, 1)
+    assert found["exclusive"] is True
+    assert found["peaks"] == {"float32": {"flops_per_s": 1e9, "source": "a test"}}
+    assert (tmp_path / "study" / "nodes" / f"{machine_id()}.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
+    found = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
+    assert found["exclusive"] is False
+    assert found["cpus"] == usable_cpus()
+    assert found["threads"] == 1
+
+
+def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(tmp_path: Path) -> None:
+    found = settle(tmp_path, None, cpus=1)
+    assert (found["cpus"], found["threads"], found["exclusive"]) == (usable_cpus(), 1, False)
+    found = settle(tmp_path / "wide", None, cpus=1000)
+    assert found["threads"] == found["torch_threads"] == len(usable_cpus())
+
+
+def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path) -> None:
+    found = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
+    assert found["exclusive"] is True
+    assert found["peaks"]["float32"]["source"] != "a test"
+    assert not (tmp_path / "study" / "nodes").exists()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was measured, in order: precision and threads."""
+    calls: list[tuple[str, int]] = []
+
+    def measure(precision: str, threads: int) -> Peak:
+        calls.append((precision, threads))
+        time.sleep(0.05)
+        return Peak(1e9 * len(calls), f"measurement {len(calls)}")
+
+    monkeypatch.setattr(node, "cpu_peak", measure)
+    return calls
+
+
+def peaks(folder: Path, *precisions: str, threads: int = 1) -> dict[str, float | None]:
+    return {name: peak.flops_per_s for name, peak in node_peaks(folder, "cpu", precisions, threads).items()}
+
+
+def test_a_peak_is_measured_once_for_all_precisions_of_the_study(tmp_path: Path, measured: list[Any]) -> None:
+    both = ("float32", "bfloat16")
+    found: list[dict[str, float | None]] = []
+    workers = [threading.Thread(target=lambda: found.append(peaks(tmp_path / "nodes", *both))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert measured == [("float32", 1), ("bfloat16", 1)]  # by one of the four, while three waited
+    assert found == [{"float32": 1e9, "bfloat16": 2e9}] * 4
+    path = tmp_path / "nodes" / f"{machine_id()}.json"
+    assert peaks_on_file(path, both, 2) is None  # another number of threads is another peak
+    rows = read_json(path)["peaks"]
+    write_json(path, {"peaks": [row | {"torch": "0.1"} for row in rows]})
+    assert peaks_on_file(path, both, 1) is None  # and so is another torch
+
+
+def test_nothing_is_measured_beside_a_trial_that_trains(tmp_path: Path, measured: list[Any]) -> None:
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    training = FileLock(folder / f"{machine_id()}.lock")
+    training.take(shared=True)
+    found = node_peaks(folder, "cpu", ["float32"], 1)["float32"]
+    assert found.flops_per_s is None
+    assert "training" in found.source
+    assert measured == []
+    training.release()
+    assert peaks(folder, "float32", threads=2) == {"float32": None}  # the trial above still trains
+    assert peaks(tmp_path / "other", "float32") == {"float32": 1e9}
+
+
+def test_no_trial_begins_while_a_peak_is_measured(tmp_path: Path, measured: list[Any]) -> None:
+    folder = tmp_path / "nodes"
+    assert peaks(folder, "float32") == {"float32": 1e9}
+    # In another process the lock would be free now; here it is still shared by the trial above.
+    alone = FileLock(folder / f"{machine_id()}.lock")
+    assert not alone.try_take()
+    assert alone.try_take(shared=True)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"peaks": 3}', '{"peaks": [1, {"precision": "float32"}]}'])
+def test_a_damaged_file_of_peaks_is_measured_anew(tmp_path: Path, measured: list[Any], content: str) -> None:
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    path = folder / f"{machine_id()}.json"
+    path.write_text(content)
+    assert peaks(folder, "float32") == {"float32": 1e9}
+    assert len(read_json(path)["peaks"]) == 1
+
+
+def test_a_folder_without_locks_costs_the_peak_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    peak = node_peaks(tmp_path / "nodes", "cpu", ["float32"], 1)["float32"]
+    assert peak.flops_per_s is None
+    assert "Function not implemented" in peak.source
+
+
+def test_a_plan_assumes_what_was_measured_here_and_a_nominal_rate_before(tmp_path: Path, measured: list[Any]) -> None:
+    before = planning_rate(tmp_path, "cpu", "float32")
+    assert before.flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
+    assert "nominal" in before.source
+    peaks(tmp_path / "nodes", "float32", threads=1)
+    count = len(measured)
+    assert planning_rate(tmp_path, "cpu", "float32").flops_per_s == 1e9
+    assert planning_rate(tmp_path, "cpu", "bfloat16").flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
+    assert len(measured) == count

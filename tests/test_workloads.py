@@ -1,0 +1,256 @@
+"""The contract of a workload: declared columns are those in records, and a new workload needs one file and one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY
+
+from scalebench import store
+from scalebench.cli.commands.catalogue import columns
+from scalebench.families import FAMILIES, model_fields
+from scalebench.workloads import WORKLOADS, columns_of
+
+TRAINING = """
+schema = 1
+name = "t"
+[model]
+family = "gpt"
+params = 2000
+[train]
+steps = 4
+batch_size = 4
+sequence_length = 16
+[data]
+validation_samples = 16
+[run]
+checkpoint = true
+"""
+INFERENCE = """
+schema = 1
+name = "i"
+workload = "inference"
+[model]
+family = "gpt"
+params = 2000
+[inference]
+prompt_length = 8
+new_tokens = 4
+repeats = 100
+"""
+# Columns that no trial on a CPU that ends well can fill, and why.
+ELSEWHERE = {
+    "a GPU": {
+        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "energy_j", "ptxas_version",
+    },
+    "float16, which needs a GPU": {"skipped_steps"},
+    "a trial that fails": {"error_class", "error_message", "invalid_reason"},
+    "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
+    "a trial with a parent": {"parent_trial_id", "parent_weights_sha256", "parent_flops"},
+    "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
+    "a family with such a task": {
+        "metric_accuracy", "metric_f1", "metric_mlm_loss_nats", "metric_nsp_loss_nats", "metric_mlm_accuracy",
+        "metric_nsp_accuracy", "metric_nsp_f1", "metric_token_accuracy", "metric_exact_match",
+    },
+    "a checkout with its own repository": {"git_commit", "git_dirty"},
+}  # fmt: skip
+
+
+def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition() -> None:
+    units = {"", "1", "s", "1/s", "B", "J", "nat", "bit/B", "FLOP", "FLOP/s"}
+    rows = columns()
+    assert {row["unit"] for row in rows} <= units
+    assert all(row["meaning"] for row in rows)
+    for workload in WORKLOADS:
+        names = [row["name"] for row in rows if workload in row["workloads"]]
+        assert len(names) == len(set(names))
+    for row in rows:
+        unit = {"_s": "s", "_bytes": "B", "_nats": "nat", "_j": "J", "_per_s": row["unit"]}
+        suffix = next((end for end in ("_per_s", "_s", "_bytes", "_nats", "_j") if row["name"].endswith(end)), None)
+        assert suffix is None or row["unit"] == unit[suffix], row["name"]
+
+
+@pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
+def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
+    scalebench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, workload: str, text: str
+) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    done = scalebench("run", "s.toml", timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = tmp_path.glob("results/*/trials/*/*/record.json")
+    row = json.loads(record.read_text())
+    declared = {column.name for column in columns_of(workload)}
+    assert set(row) - {"schema", "files"} == declared | set(model_fields(FAMILIES["gpt"]))
+    empty = {name for name in declared if row[name] is None}
+    assert empty <= set().union(*ELSEWHERE.values())
+    about = store.read_results(tmp_path / "results").studies
+    (study,) = about.values()
+    assert study["workload"] == workload
+    assert {column["name"]: (column["unit"], column["meaning"]) for column in study["columns"]} == {
+        column.name: (column.unit, column.meaning) for column in columns_of(workload)
+    }
+
+
+TOY = '''
+"""A workload for a test: multiplies the weights of a model by a factor and measures that."""
+
+import time
+
+import torch
+
+from scalebench.store import Column
+from scalebench.study import Section as Table
+from scalebench.study.axes import Axis, Count, Finite, WholeNumber
+from scalebench.workloads.base import Cost, Decided
+from scalebench.workloads.building import SIZE_COLUMNS, build_model, count_columns, usable_device
+
+SUMMARY = "multiply the weights of a model by a factor"
+TABLE = "toy"
+TAKES_WEIGHTS = False
+COLUMNS = (
+    *SIZE_COLUMNS,
+    Column("toy_time_s", "s", "time to multiply all weights"),
+    Column("toy_sum", "1", "sum of the absolute weights afterwards"),
+    Column("toy_ratio", "1", "that sum over the one before"),
+)
+
+
+class Section(Table):
+    """Fields of [toy]."""
+
+    factor: Axis[Finite] = (2.0,)
+    repeats: Axis[Count] = (1,)
+    seed: Axis[WholeNumber] = (0,)
+
+
+class Spec(Table):
+    """One trial."""
+
+    factor: float
+    repeats: int
+    seed: int
+    batch_size: int = 1
+    sequence_length: int | None = None
+
+    @property
+    def precision(self):
+        return "float32"
+
+    @property
+    def implementation(self):
+        return "eager"
+
+
+def decide(request):
+    config, counts = request.configure(None)
+    return Decided(Spec(**request.values), config, counts)
+
+
+def cost(trial, counts):
+    return Cost(counts.total * trial.spec.repeats, trial.spec.repeats, 4 * counts.total)
+
+
+def run(trial, recorder):
+    device = usable_device(trial)
+    model = build_model(trial, device)
+    weights = list(model.parameters())
+    before = sum(float(weight.detach().abs().sum()) for weight in weights)
+    started = time.perf_counter()
+    with torch.no_grad():
+        for done in range(trial.spec.repeats):
+            for weight in weights:
+                weight.mul_(trial.spec.factor)
+            recorder.progress(done + 1, trial.spec.repeats)
+    recorder.columns["toy_time_s"] = time.perf_counter() - started
+    after = sum(float(weight.detach().abs().sum()) for weight in weights)
+    recorder.columns |= {"toy_sum": after, "toy_ratio": after / before}
+    recorder.columns |= count_columns(sum_of(weights))
+
+
+def sum_of(weights):
+    from types import SimpleNamespace
+
+    total = sum(weight.numel() for weight in weights)
+    return SimpleNamespace(total=total, non_embedding=total, active=total)
+'''
+TOY_STUDY = """
+schema = 1
+name = "doubling"
+workload = "toy"
+[model]
+family = "mlp"
+params = [500, 1000, 2000, 4000]
+[toy]
+factor = [2.0, 4.0]
+"""
+
+
+@pytest.fixture
+def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line of a copy of the package with one more workload: one more file, one more line."""
+    copy = tmp_path / "copy"
+    shutil.copytree(REPOSITORY / "scalebench", copy / "scalebench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "studies", copy / "studies")
+    (copy / "scalebench" / "workloads" / "toy.py").write_text(TOY)
+    catalogue = copy / "scalebench" / "workloads" / "__init__.py"
+    text = catalogue.read_text()
+    line, entry = "from scalebench.workloads import inference", '    "inference": inference,\n'
+    assert text.count(line) == text.count(entry) == 1
+    catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "doubling.toml").write_text(TOY_STUDY)
+        return subprocess.run(
+            [sys.executable, "-m", "scalebench.cli.app", *arguments],
+            capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
+        )  # fmt: skip
+
+    return command
+
+
+def test_a_workload_of_one_file_and_one_line_goes_all_the_way(with_toy, tmp_path: Path) -> None:
+    """Planned, run, recorded, listed, exported and shown in a report."""
+
+    def ok(*arguments: str) -> str:
+        done = with_toy(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    plan = json.loads(ok("plan", "doubling.toml", "--json"))
+    assert (plan["total"]["trials"], plan["total"]["missing"]) == (8, 8)
+    assert plan["sizes"][0]["flops_per_trial"] == plan["sizes"][0]["params"]
+    listed = {row["name"]: row for row in json.loads(ok("list", "--columns", "--json"))["columns"]}
+    assert listed["toy_time_s"] == {
+        "name": "toy_time_s", "unit": "s", "meaning": "time to multiply all weights", "workloads": ["toy"],
+    }  # fmt: skip
+    assert "toy_ratio" in ok("list", "--columns")
+    assert "multiply the weights of a model by a factor" in ok("list")
+    summary = json.loads(ok("run", "doubling.toml", "--json", "--jobs", "2").splitlines()[-1])
+    assert summary["statuses"] == {"ok": 8}
+    assert json.loads(ok("plan", "doubling.toml", "--json"))["total"]["missing"] == 0
+    assert "8" in ok("status", "results")
+    ok("export", "results", "-o", "table.csv")
+    frame = store.load_results(tmp_path / "results")
+    assert set(frame["workload"]) == {"toy"}
+    assert frame["toy_ratio"].tolist() == pytest.approx(frame["factor"].tolist())
+    assert (frame["toy_time_s"] > 0).all()
+    assert "mfu" not in frame
+    assert "toy_ratio" in (tmp_path / "table.csv").read_text().splitlines()[0]
+    ok("report", "results", "-o", "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "doubling" in page
+    assert "time to multiply all weights" in page
+    assert "Toy ratio against size" in page
+    assert "Training loss over the steps" not in page
+    refused = with_toy("plan", "doubling.toml", "--set", "train.steps=3", "--set", "toy.factr=1")
+    assert refused.returncode == 2
+    assert "train.steps: the workload 'toy' reads no [train]" in refused.stderr
+    assert "toy.factr: unknown key 'factr'; did you mean 'factor'?" in refused.stderr
