@@ -32,6 +32,9 @@ seed = [0, 1]
 validation_samples = 128
 """
 
+# The arguments of `scalebench run` that made the results of the fixture `finished`, with SMALL as small.toml.
+FINISHED = ("small.toml", "--set", "train.seed=0", "--set", 'train.implementation=["eager", "triton"]')
+
 # For child processes: find both packages when they run from source.
 SOURCE_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
 

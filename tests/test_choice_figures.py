@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import grown, prepare, series_of
+from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting import render, verdict
-from scalebench.reporting.choice_figures import choices_figure
-from scalebench.reporting.figures import Analysis, loss_figure
+from scalebench.reporting.figures.loss import loss_figure
+from scalebench.reporting.sections.choices import choices_figure
 from scalebench.reporting.svg import canvas
 from scalebench.store import Results, new_attempt, write_json, write_record
 from scalebench.workloads import columns_of
@@ -34,9 +35,8 @@ def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_
     )  # fmt: skip
 
 
-def analysis(frame: pd.DataFrame) -> Analysis:
-    prepared = prepare(frame)
-    return Analysis(prepared, list(series_of(prepared, {})), {})
+def analysis(frame: pd.DataFrame) -> StudyAnalysis:
+    return StudyAnalysis("o", {}, frame)
 
 
 def test_choices_stand_in_the_order_of_their_losses() -> None:
@@ -58,10 +58,10 @@ def test_sizes_that_grow_are_no_choices() -> None:
 
 def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> None:
     results = Results(trials(LOSSES), (), {"o": {}})
-    first, near, *_ = verdict(results)
+    first, near, *_ = verdict(analyse(results, "o"))
     assert first.startswith("Of 3 choices at 12.0\u00a0k parameters the lowest validation loss is that of muon (2.50")
     assert "the highest that of sgd (3.31" in first
-    assert near == "Within the noise of the lowest: adamw."
+    assert near == "Within noise of the lowest: adamw."
     titles = re.findall(r"<h3>(.*?)</h3>", render(results))
     assert titles[0] == "Validation loss of each choice"
     assert not [title for title in titles if "against size" in title]
@@ -79,7 +79,7 @@ def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     assert low < losses.min()
     assert losses.max() < high
     assert high - low <= 3.01 * (losses.max() - losses.min())
-    assert "leaves the figure" in words.caption
+    assert "cut off" in words.text
 
 
 def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def more_data(seeds: int = 2) -> pd.DataFrame:
 
 def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     results = Results(more_data(), (), {"o": {}})
-    first, law, *_ = verdict(results)
+    first, law, *_ = verdict(analyse(results, "o"))
     assert "as the data grew from 65.5\u00a0k to 2.10\u00a0M tokens or samples seen" in first
-    assert law.startswith("The law L = E + B·D^−β")
+    assert law.startswith("The fitted law is L = E + B·D^−β")
     exponent = float(re.search(r"β = ([\d.]+)", law).group(1))
     assert exponent == pytest.approx(0.4, abs=0.05)
     page = render(results)
@@ -128,9 +128,9 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
 
 
 def test_a_law_without_intervals_says_so_once() -> None:
-    frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000, 64_000))
+    frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000))
     frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)
-    said = " ".join(verdict(Results(frame, (), {"o": {}})))  # three sizes beside the held-out one, three parameters
+    said = " ".join(verdict(analysis(frame)))  # three sizes, three parameters
     assert "(no interval" in said
     assert "interval no interval" not in said
 
@@ -138,4 +138,4 @@ def test_a_law_without_intervals_says_so_once() -> None:
 def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:
     frame = trials(LOSSES).assign(tokens_seen=1e5)
     frame.loc[0, ["status", "tokens_seen"]] = "diverged", 5e3
-    assert list(grown(prepare(frame), {})["noun"].unique()) == ["parameters"]
+    assert analysis(frame).x is PARAMETERS

@@ -23,7 +23,7 @@ from scalebench.comparison.operations import (
 )
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
-from scalebench.reporting.comparison_figures import BYTES, FLOPS, part_of
+from scalebench.reporting.sections.comparison_figures import BYTES, FLOPS, part_of
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 

@@ -1,6 +1,6 @@
 """The committed demo report must be science: what it shows is checked from the rows it carries.
 
-The rows are those that `make demo` measured; the checks are written out here, independently of the report's own.
+The rows are those that the demo measured; the checks are written out here, independently of the report's own.
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_support import synthetic
 from support import REPOSITORY
 
+from scalebench.cli.commands import sweeps
 from scalebench.laws import fit
 from scalebench.running.planning import load_study, plan
+from scalebench.store import Results
 
 PAGE = (REPOSITORY / "reports" / "demo" / "index.html").read_text(encoding="utf-8").replace("\u00a0", " ")
 
@@ -80,3 +85,44 @@ def test_time_and_memory_were_measured_and_the_workers_were_alone(trials: pd.Dat
     assert (trials["memory_optimizer_bytes"] > 8 * trials["params"]).all()
     assert trials["mfu"].between(0, 1).all()
     assert trials["git_commit"].notna().all()
+
+
+# --- where it is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "page"),
+    [
+        ((), "results/demo", "report.html"),
+        (("--results", "elsewhere"), "elsewhere/demo", "report.html"),
+        (("-o", "shown/page.html"), "shown", "page.html"),
+    ],
+)
+def test_the_demo_writes_under_the_results_unless_told_otherwise(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], folder: str, page: str
+) -> None:
+    found = synthetic()
+    done = Results(found.frame.assign(study="demo"), (), {"demo": found.studies["synthetic"]})
+    monkeypatch.setattr(sweeps, "run_study", lambda *_, **__: 0)
+    monkeypatch.setattr(sweeps.store, "read_results", lambda *_: done)
+    code, out, _ = command("demo", *arguments)
+    assert code == 0
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
+        f"{folder}/{page}", f"{folder}/loss.png",
+    }  # fmt: skip
+    assert f"report: {folder}/{page}" in out
+    assert f"picture: {folder}/loss.png" in out
+    assert "Validation loss went from" in out
+
+
+def test_only_make_reports_writes_tracked_pages() -> None:
+    """Dry runs: the other targets name no path under reports/, and `reports` names all three pages."""
+
+    def commands(*targets: str) -> str:
+        return subprocess.run(
+            ["make", "--dry-run", *targets], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "reports/" not in commands("demo", "families", "compare", "report")
+    for page in ("demo", "families", "compare-cpu"):
+        assert f"--output reports/{page}/index.html" in commands("reports")

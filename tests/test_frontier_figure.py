@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare
+from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
 from scalebench.reporting import render
-from scalebench.reporting.figures import Analysis
-from scalebench.reporting.frontier_figure import frontier_figure, surface_trends
+from scalebench.reporting.figures.frontier import frontier_figure
+from scalebench.reporting.fit_tables import fits_table, parameters_table
 from scalebench.reporting.quantities import bounded, symbol
 from scalebench.reporting.svg import canvas
-from scalebench.reporting.tables import fits_table, parameters_table
 from scalebench.store import Results
 
 E, A, ALPHA, B, BETA = 1.4, 9.0, 0.32, 30.0, 0.36
@@ -41,9 +40,8 @@ def results(noise: float = 0.002, one_length: bool = False, along: float | None 
     return Results(frame, (), {"iso": plan})
 
 
-def analysis(found: Results) -> Analysis:
-    frame = prepare(found.frame)
-    return Analysis(frame, (), {}, found.studies["iso"])
+def analysis(found: Results) -> StudyAnalysis:
+    return analyse(found, "iso")
 
 
 def planted(flops: np.ndarray) -> np.ndarray:
@@ -61,7 +59,7 @@ def test_lines_bands_and_minima_lie_on_the_planted_frontier() -> None:
     assert len(size_minima) == len(token_minima) == len(BUDGETS)
     assert size_minima[:, 1] == pytest.approx(planted(size_minima[:, 0]), rel=0.5)  # parabolas are biased
     assert size_minima[:, 0] == pytest.approx(6 * size_minima[:, 1] * token_minima[:, 1], rel=1e-9)
-    assert f"C^{BETA / (ALPHA + BETA):.2f}"[:5] in words.caption
+    assert f"C^{BETA / (ALPHA + BETA):.2f}"[:5] in words.text
     assert len(words.table.rows) == len(size_line) + len(BUDGETS)
 
 
@@ -86,8 +84,8 @@ def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
     five = Results(found.frame.iloc[[0, 3, 8, 12, 17]], (), found.studies)
     with canvas("x") as marks:
         words = frontier_figure(marks, analysis(five))
-    assert "(no interval)" in words.caption
-    assert "zero degrees of freedom" in words.caption
+    assert "(no interval)" in words.text
+    assert "zero degrees of freedom" in words.text
     assert words.table.rows[0][3][0] == "—"
 
 
@@ -128,7 +126,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"
-    surfaces = surface_trends(prepare(found.frame), found.studies["iso"])
+    surfaces = analysis(found).surfaces
     points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )

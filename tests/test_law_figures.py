@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare, series_of
+from scalebench.analysis.series import PROFILED_STUDIES
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.laws import fit
-from scalebench.reporting.figures import Analysis
-from scalebench.reporting.law_figures import backtest_figure, residuals_figure
-from scalebench.reporting.profile_figure import STUDIES, profile_figure
+from scalebench.reporting.figures.laws import backtest_figure, residuals_figure
+from scalebench.reporting.figures.profile import profile_figure
 from scalebench.reporting.svg import canvas
 
 SIZES = (1_500, 4_000, 10_000, 25_000, 50_000, 100_000)
 NOISE = 0.004
 
 
-def analysis(sizes: tuple[int, ...] = SIZES) -> Analysis:
+def analysis(sizes: tuple[int, ...] = SIZES) -> StudyAnalysis:
     rng = np.random.default_rng(5)
     rows = [
         {"trial_id": f"{size}-{seed}", "status": "ok", "params_non_embedding": size, "seed": seed,
@@ -25,12 +25,11 @@ def analysis(sizes: tuple[int, ...] = SIZES) -> Analysis:
          "validation_loss_nats": (1.4 + 6 * size**-0.28) * np.exp(rng.normal(0, NOISE))}
         for size in sizes for seed in (0, 1)
     ]  # fmt: skip
-    frame = prepare(pd.DataFrame(rows))
-    return Analysis(frame, list(series_of(frame, {"fit": {"law": "power"}})), {})
+    return StudyAnalysis("x", {"fit": {"law": "power"}}, pd.DataFrame(rows))
 
 
-def fitted(study: Analysis):
-    return fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power")
+def fitted(study: StudyAnalysis):
+    return fit({"x": study.trials["params_non_embedding"], "y": study.trials["validation_loss_nats"]}, "power")
 
 
 def test_residuals_are_those_of_the_fit_to_every_size() -> None:
@@ -40,7 +39,7 @@ def test_residuals_are_those_of_the_fit_to_every_size() -> None:
         (titles,) = marks.titles.values()
     expected = np.exp(fitted(study).residuals) - 1
     assert [row[-1][1] for row in words.table.rows] == pytest.approx(expected, abs=1e-9)
-    assert len(titles) == len(study.frame)
+    assert len(titles) == len(study.trials)
     assert np.std(expected) == pytest.approx(NOISE, rel=0.5)
 
 
@@ -60,19 +59,23 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
     assert np.array(bars)[:, :, 1] == pytest.approx(np.array(ends))
 
 
-def test_profile_ends_at_its_calibrated_interval() -> None:
+def test_profile_marks_the_interval_of_the_fit() -> None:
     study = analysis()
-    profile = study.series[0].loss_all.fit.profile("E", n=STUDIES)
+    trend = study.series[0].loss_all
+    profile = trend.fit.profile("E", n=PROFILED_STUDIES)
     with canvas("x") as marks:
         words = profile_figure(marks, study)
-        line, ends, best = (part.get_xydata() for part in marks.axes.lines[:3])
-    assert ends[:, 0] == pytest.approx(profile.interval, abs=1e-9)
-    assert ends[:, 1] == pytest.approx(1, rel=1e-3)  # neither end is a bound here: both are at the 95 % limit
+        line, best = (part.get_xydata() for part in marks.axes.lines[:2])
+        (band,) = (patch.get_extents() for patch in marks.axes.patches)
+        edges = marks.axes.transData.inverted().transform([(band.x0, 0), (band.x1, 0)])[:, 0]
+    assert edges == pytest.approx(fitted(study).interval("E"), rel=1e-9)
+    assert line[:, 0] == pytest.approx(profile.values)
     assert best[0] == pytest.approx([fitted(study).parameters["E"], 0], abs=1e-9)
     assert line[:, 1].min() >= 0
+    assert line[:, 1] == pytest.approx([100 * row[2][1] / trend.fit.objective for row in words.table.rows])
     assert [row[1][1] for row in words.table.rows] == pytest.approx(profile.objective, rel=1e-6)
     for value, row in list(zip(profile.values, words.table.rows, strict=True))[::10]:  # an independent fit at that E
-        held = fit({"x": study.frame["params_non_embedding"], "y": study.frame["validation_loss_nats"]}, "power",
+        held = fit({"x": study.trials["params_non_embedding"], "y": study.trials["validation_loss_nats"]}, "power",
                    fixed={"E": value})  # fmt: skip
         assert row[2][1] == pytest.approx(held.objective - fitted(study).objective, rel=1e-4, abs=1e-11)
 

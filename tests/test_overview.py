@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.series import prepare, series_of
+from scalebench.analysis.growth import growth
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import render
-from scalebench.reporting.overview import COLUMNS, growth, overview_rows, overview_table
+from scalebench.reporting.overview import COLUMNS, overview_rows, overview_table
 from scalebench.store import Results
 from scalebench.workloads import columns_of
 
@@ -44,7 +45,7 @@ def test_one_size_has_no_growth_and_two_have_no_interval() -> None:
 
 
 def rows_of(study: str, frame: pd.DataFrame) -> list[tuple]:
-    return list(overview_rows(study, list(series_of(prepare(frame), {}))))
+    return list(overview_rows(study, StudyAnalysis(study, {}, frame).series))
 
 
 def test_every_study_has_a_row() -> None:
@@ -54,10 +55,10 @@ def test_every_study_has_a_row() -> None:
     rows = {row[0][0]: dict(zip(COLUMNS, row, strict=True)) for row in table.rows}
     assert list(rows) == ["a", "b"]
     assert rows["a"]["trials ok"] == ("9 of 10", 9)
-    assert rows["b"]["step time grows as N^"][1] == pytest.approx(1.0)
-    assert rows["a"]["memory grows as N^"][1] == pytest.approx(0.5)
-    assert rows["b"]["law's exponent"][1] == pytest.approx(0.4, abs=0.05)
-    assert rows["b"]["work"][1] == 20.0
+    assert rows["b"]["step-time exponent"][1] == pytest.approx(1.0)
+    assert rows["a"]["memory exponent"][1] == pytest.approx(0.5)
+    assert rows["b"]["loss exponent"][1] == pytest.approx(0.4, abs=0.05)
+    assert rows["b"]["total run time"][1] == 20.0
 
 
 def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
@@ -68,5 +69,5 @@ def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
 
 def test_a_page_of_several_studies_begins_with_their_overview_and_of_one_does_not() -> None:
     two = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
-    assert "Every study: sizes" in render(Results(two, (), {"a": {}, "b": {}}))
-    assert "Every study: sizes" not in render(Results(planted("a", 0.7, 1), (), {"a": {}}))
+    assert "Every study. Sizes" in render(Results(two, (), {"a": {}, "b": {}}))
+    assert "Every study. Sizes" not in render(Results(planted("a", 0.7, 1), (), {"a": {}}))

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalebench.analysis.series import N, numeric
+from scalebench.analysis.trials import N, numeric
 
 SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much data trials of a size see: a fixed amount, so much per parameter, or neither (an axis of its own).
+    """How much data trials of a size see: a fixed amount, an amount per parameter, or neither (an axis of its own).
 
-    ``per_step`` is the data of a step, None where it differs between trials.
+    ``unit`` is tokens or samples, ``known`` whether the trials record either; ``per_step`` is the data of a step,
+    None where it differs between trials.
     """
 
     unit: str
+    known: bool
     fixed: float | None
     per_parameter: float | None
     per_step: float | None
@@ -30,7 +32,20 @@ class Recipe:
         seen = numeric(usable, f"{unit}_seen")
         steps = numeric(usable, "steps").fillna(numeric(usable, "stop_step"))
         fixed = _constant(seen)
-        return cls(unit, fixed, None if fixed else _constant(seen / usable[N]), _constant(seen / steps))
+        per_parameter = None if fixed else _constant(seen / usable[N])
+        return cls(unit, bool(seen.notna().any()), fixed, per_parameter, _constant(seen / steps))
+
+    def __str__(self) -> str:
+        if not self.known:
+            return f"{self.unit} that were not recorded"
+        if self.fixed is not None:
+            return f"{self.fixed:.4g} {self.unit}"
+        return f"{self.unit} that vary" if self.varies else f"{self.per_parameter:.4g} {self.unit} per parameter"
+
+    @property
+    def varies(self) -> bool:
+        """Whether the data follow no recipe of the size."""
+        return self.known and self.fixed is None and self.per_parameter is None
 
     def amount(self, params: float) -> float | None:
         """Return the data a size sees by this recipe."""
@@ -43,7 +58,7 @@ class Recipe:
 
 
 def _constant(values: pd.Series[float]) -> float | None:
-    """Return the middle of values that agree, None for those that do not."""
+    """Return the median of values that agree within ``SAME_RECIPE``, None for those that do not."""
     known = values.dropna()
     if known.empty or known.max() > known.min() * (1 + SAME_RECIPE):
         return None

@@ -1,4 +1,4 @@
-"""Commands that fit laws and ask them: one short function per command, which `cli` registers."""
+"""The commands on fitted laws (fit, predict, optimal, next, worth, tune): signatures and help texts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from cyclopts import Parameter
 
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
 
-Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
+Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 Where = Annotated[
-    str | None, Parameter(show_default=False, help="Use the rows that fulfil a condition on the columns.")
+    str | None,
+    Parameter(show_default=False, help='Keep only rows that match this expression, such as "N > 1e7".'),
 ]
 Number = Annotated[float | None, Parameter(show_default=False)]
-Law = Annotated[str, Parameter(help="The law fitted to points; `scalebench list` shows them.")]
+Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.")]
 Inputs = Annotated[
     list[str],
     Parameter(
-        "--column", negative=(), show_default=False, help="A further input of the law as INPUT=COLUMN; may be repeated."
+        "--column",
+        negative=(),
+        show_default=False,
+        help="Column of another input of the law, as INPUT=COLUMN; repeatable.",
     ),
 ]
 
@@ -36,7 +40,7 @@ def fit(
     /,
     *,
     law: Annotated[
-        str, Parameter(help="A law (`scalebench list`), or A,B or auto: the best of several by hold-out.")
+        str, Parameter(help="A law (`scalebench list`); A,B,C or auto picks the one with the lowest hold-out error.")
     ] = "power",
     columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
     other_columns: Inputs = [],  # noqa: B006
@@ -55,30 +59,30 @@ def fit(
     Parameters
     ----------
     where:
-        Use the rows that fulfil a condition on the columns, such as "N > 1e7 and kind == 'dense'".
+        Keep only rows that match this expression, such as "N > 1e7 and kind == 'dense'".
     loss:
-        What is summed over the residuals: huber, squares, absolute, or envelope (huber, drawn to the lower envelope).
+        Loss of the residuals: huber, squares, absolute, or envelope (huber, fitted to the lower envelope).
     delta:
-        Corner of the Huber loss.
+        Delta of the Huber loss.
     space:
-        Residuals of the logs, or raw.
+        Whether residuals are of logs or of raw values.
     fix:
-        Pin a parameter, as E=1.69; may be repeated.
+        Fix a parameter, as E=1.69; repeatable.
     bootstrap:
-        Refits behind the intervals.
+        Number of bootstrap refits for the intervals.
     method:
-        How refits are drawn; auto takes what was measured to hold for so many configurations.
+        Bootstrap method; auto picks the method with the best measured coverage for this number of configurations.
     backtest:
         Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
-        Write the fit as JSON; `--json -` prints it instead of the table.
+        Write the fit as JSON to this file; `--json -` prints it instead of the table.
     """
     from scalebench.cli.commands import fit as fitting
 
     options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
     options["fixed"] = fitting.assigned("--fix", fix)
     given = columns.given() | fitting.assigned("--column", other_columns, text=True)
-    refits = fitting.asked_refits(bootstrap, method)
+    refits = fitting.bootstrap_refits(bootstrap, method)
     return fitting.run_fit(points, law, given, where, options, refits, backtest=backtest, output=output)
 
 
@@ -92,18 +96,20 @@ def predict(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Predict a size from SOURCE: a results folder (time, memory, compute, data, storage, loss) or the JSON of a fit.
+    """Predict loss, time, memory, compute, data and storage of a model size from measured trials, or loss from a fit.
 
     Parameters
     ----------
+    source:
+        A results folder, or the JSON of a fit.
     params:
-        The size to predict: non-embedding parameters N for a results folder; x of a law of one input.
+        Model size: non-embedding parameters N for a results folder, x for a law of one input.
     tokens:
-        Training tokens D; without it those that the recipe of the trials gives.
+        Training tokens D; by default as many as the trials used at this size.
     inputs:
-        A further input of a fitted law as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; may be repeated.
+        Another input of a fitted law, as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; repeatable.
     where:
-        Use only the trials that fulfil a condition on the columns, such as "implementation == 'sdpa'".
+        Keep only trials that match this expression, such as "implementation == 'sdpa'".
     """
     from scalebench.cli.commands import fit as fitting
     from scalebench.cli.commands import predict as command
@@ -125,7 +131,7 @@ def optimal(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say how to spend a compute budget, N*(C) and D*(C), by three approaches, and what each way of counting changes.
+    """Compute-optimal model size and tokens, N*(C) and D*(C), by three approaches and each counting convention.
 
     Parameters
     ----------
@@ -134,13 +140,13 @@ def optimal(
     approach:
         1: envelope of training curves (needs a run column); 2: isoFLOP parabolas; 3: a fitted surface.
     budget:
-        Training FLOPs to spend; may be repeated; the largest of the points unless given.
+        Training FLOPs to spend; repeatable; default: the largest among the points.
     unique_tokens:
         Size, tokens and epochs for this much unique data: fits the law data_constrained, or takes the JSON of its fit.
     count_params:
-        Whether N is all parameters or non-embedding ones.
+        Count all parameters in N, or only non-embedding ones.
     count_flops:
-        Whether C is 6ND or the FLOPs column.
+        Compute C as 6ND, or read it from the FLOPs column.
     """
     from scalebench.advice import Counting
     from scalebench.cli.commands import optimal as command
@@ -167,23 +173,23 @@ def next_(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say which trial to run next: the one that most narrows a prediction, or the best set within a FLOP budget.
+    """Which trial to run next: the one that narrows a prediction most, or the best set within a FLOP budget.
 
     Parameters
     ----------
     source:
-        The JSON of a fit, points in a file, or a results folder.
+        The JSON of a fit, a file of points, or a results folder.
     predict:
         The inputs of the prediction to narrow, such as params=7e9,tokens=1.4e12.
     budget:
-        FLOPs that the trials may cost together; without it one trial is chosen, whatever it costs.
+        Total FLOPs of the new trials; without it, one trial is chosen whatever its cost.
     most:
-        Trials at most within the budget; 5 unless given.
+        Maximum number of new trials within the budget (default 5).
     candidates:
-        A file of trials that could be run, one a row: the inputs of the law, and flops. A grid over the points' range
-        unless given.
+        A file of possible trials, one per row, with columns for the inputs of the law and flops; default: a grid over
+        the range of the points.
     reach:
-        How many times beyond the largest inputs that grid goes.
+        Extend that grid to this multiple of the largest inputs.
     """
     from scalebench.cli.commands import design as command
     from scalebench.cli.commands import fit as fitting
@@ -204,7 +210,7 @@ def worth(
     where: Where = None,
     as_json: Json = False,
 ) -> int:
-    """Say what a change was worth: how many times less compute CHANGED needs for the loss of BASELINE.
+    """Compute multiplier of a change: how many times less compute CHANGED needs to reach the loss of BASELINE.
 
     Parameters
     ----------
@@ -212,9 +218,9 @@ def worth(
         A results folder, points with columns flops and loss (or params, tokens and loss with --law chinchilla), or the
         JSON of a fit.
     changed:
-        The same of the changed study.
+        The same for the changed study.
     loss:
-        The loss to compare at; the lowest that both have measured unless given.
+        Compare at this loss; default: the lowest loss that both have measured.
     """
     from scalebench.cli.commands import design as command
 
@@ -232,7 +238,7 @@ def tune(
     at: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
-    """Say how the best learning rate (or batch size, or any swept column) moves with size.
+    """How the best learning rate (or batch size, or any swept column) scales with model size.
 
     Parameters
     ----------
@@ -241,11 +247,11 @@ def tune(
     optimised:
         The swept column.
     loss_column:
-        The loss; "loss" unless given, "validation_loss_nats" of a results folder.
+        Loss column; default "loss", or "validation_loss_nats" for a results folder.
     against:
-        The columns that make a size, such as params_non_embedding or params,tokens.
+        Columns that define the size, such as params_non_embedding or params,tokens.
     at:
-        Sizes to predict the best value for, such as params_non_embedding=1e8.
+        Predict the best value at this size, such as params_non_embedding=1e8.
     """
     from scalebench.cli.commands import design as command
 

@@ -1,4 +1,4 @@
-"""The columns of points by role, as options that commands share. Nothing here imports more than cyclopts."""
+"""Options that name the columns of points, shared by commands. Imports nothing but cyclopts."""
 
 from __future__ import annotations
 
@@ -15,66 +15,65 @@ def _column(text: str) -> Parameter:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PointColumns:
-    """Size, data, compute and loss: what every command on points may be told."""
+    """Columns of size, data, compute and loss."""
 
     params_column: Annotated[
-        str | None, _column('Parameters N; "params" unless given, "params_non_embedding" of a results folder.')
+        str | None, _column('Parameters N; default "params", or "params_non_embedding" for a results folder.')
     ] = None
     tokens_column: Annotated[
-        str | None, _column('Training tokens D; "tokens" unless given, "tokens_seen" of a results folder.')
+        str | None, _column('Training tokens D; default "tokens", or "tokens_seen" for a results folder.')
     ] = None
     flops_column: Annotated[
-        str | None, _column("Training FLOPs C, which give D = C / 6N where a law needs tokens and none are named.")
+        str | None,
+        _column("Training FLOPs C; used for D = C / 6N if the law needs tokens and no column of them is named."),
     ] = None
     loss_column: Annotated[
-        str | None, _column('Loss L; "loss" unless given, "validation_loss_nats" of a results folder.')
+        str | None, _column('Loss L; default "loss", or "validation_loss_nats" for a results folder.')
     ] = None
 
     def given(self) -> dict[str, str]:
-        """Return role -> column of those that are given."""
-        named = {field.name.removesuffix("_column"): getattr(self, field.name) for field in fields(self)}
-        return {role: column for role, column in named.items() if isinstance(column, str)}
+        """Return role -> column for the options that were passed."""
+        columns = {field.name.removesuffix("_column"): getattr(self, field.name) for field in fields(self)}
+        return {role: column for role, column in columns.items() if isinstance(column, str)}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LawColumns(PointColumns):
-    """Those, and what laws of other things than a loss take."""
+    """Columns of any law, also of one whose response is not a loss."""
 
-    x_column: Annotated[str | None, _column('The input of a law of one input; "x" unless given.')] = None
-    y_column: Annotated[str | None, _column('The response of a law, where it is no loss; "y" unless given.')] = None
+    x_column: Annotated[str | None, _column('Input of a law with one input; default "x".')] = None
+    y_column: Annotated[str | None, _column('Response of a law, if it is not a loss; default "y".')] = None
     config_column: Annotated[
         str | None,
-        _column("Names the independent run of each row; without it, rows with equal inputs are one configuration."),
+        _column("Id of the independent run of each row; by default, rows with equal inputs are one configuration."),
     ] = None
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeColumns(PointColumns):
-    """Those of baseline and changed study alike."""
+    """Columns that baseline and changed study share."""
 
-    flops_column: Annotated[
-        str | None, _column('Training FLOPs C; "flops" unless given. A results folder says its own.')
-    ] = None
+    flops_column: Annotated[str | None, _column('Training FLOPs C; default "flops". A results folder has its own.')] = (
+        None
+    )
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CountedColumns(PointColumns):
-    """Those of points whose parameters and FLOPs can be counted in more ways than one."""
+    """Columns of points whose parameters and FLOPs can be counted in several ways."""
 
-    params_column: Annotated[str | None, _column('All parameters; "params" unless given.')] = None
-    flops_column: Annotated[str | None, _column('Training FLOPs C; "flops" unless given.')] = None
+    params_column: Annotated[str | None, _column('All parameters; default "params".')] = None
+    flops_column: Annotated[str | None, _column('Training FLOPs C; default "flops".')] = None
     params_non_embedding_column: Annotated[
         str | None,
         Parameter(
             "--non-embedding-column",
             show_default=False,
-            help='Non-embedding parameters; "params_non_embedding" unless given.',
+            help='Non-embedding parameters; default "params_non_embedding".',
         ),
     ] = None
-    unique_tokens_column: Annotated[str | None, _column('Unique tokens U; "unique_tokens" unless given.')] = None
-    run_column: Annotated[str | None, _column('Names the run of each row of training curves; "run" unless given.')] = (
-        None
-    )
+    unique_tokens_column: Annotated[str | None, _column('Unique tokens U; default "unique_tokens".')] = None
+    run_column: Annotated[str | None, _column('Run id of each row of training curves; default "run".')] = None

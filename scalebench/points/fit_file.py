@@ -3,89 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalebench.errors import InputError, unknown
-from scalebench.laws import DEFAULT_REFITS, LAWS, FitRefused, Law, Refits
+from scalebench.errors import InputError
+from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.points.files import open_table
-from scalebench.points.table import CONFIG, PointTable, read_columns
+from scalebench.points.roles import column_names, column_options, find_law, law_columns
+from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, read_json
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
 
 TOKENS_PER_FLOP = 1 / FLOPS_PER_PARAMETER_TOKEN  # times 1 / N
-OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
-ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
-LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
-# What `--law auto` chooses among: losses of size alone, or of size and data.
-CHOICES = {1: ("power", "broken"), 2: ("chinchilla", "skaling", "kaplan", "overtraining")}
 OPTIONS = ("loss", "delta", "space", "fixed")
-
-
-def find_law(name: str) -> Law:
-    """Return a law by name. Raises ``InputError``."""
-    if name not in LAWS:
-        raise InputError([f"--law: {unknown(name, LAWS)}"])
-    return LAWS[name]
-
-
-def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the laws of ``--law A,B,C``; of ``auto`` those of size and data where columns have data, else of size.
-
-    Raises ``InputError`` for laws whose inputs differ.
-    """
-    data = {"tokens", "flops"}
-    one = text if text != "auto" else ",".join(CHOICES[2 if data & {*given, *names} or "tokens_seen" in names else 1])
-    laws = tuple(dict.fromkeys(name.strip() for name in one.split(",") if name.strip()))
-    inputs = {find_law(name).inputs if len(find_law(name).inputs) > 1 else ("x",) for name in laws}
-    if len(inputs) != 1:
-        told = "; ".join(f"{name}: {', '.join(LAWS[name].inputs)}" for name in laws)
-        raise InputError([f"--law {text}: laws are compared on the same inputs; these have {told or 'no names'}"])
-    return laws
-
-
-def column_options(law: Law) -> dict[str, str]:
-    """Return role -> the option of the command that names its column."""
-    own = {role: f"--{role}-column" for role in ("params", "tokens", "flops", "loss", "x", "y", CONFIG)}
-    own |= {"tokens": "--tokens-column, or --flops-column for D = C / 6N"}
-    found = {role: own.get(role, f"--column {role}=NAME") for role in (*law.inputs, "flops", CONFIG)}
-    return found | {law.response: own.get(law.response, "--y-column")}
-
-
-def column_names(path: Path) -> tuple[str, ...]:
-    """Return the columns of a file; of a results folder those that laws read by default."""
-    return tuple(OF_RESULTS) if path.is_dir() else open_table(path).names
-
-
-def law_columns(
-    law: Law, given: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
-) -> dict[str, str]:
-    """Return role -> column for a law, from those given by role and the defaults.
-
-    A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
-    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place; with both, and without
-    a column of parameters among the ``names`` of the file, a law of parameters does.
-    """
-    defaults = OF_RESULTS if of_results else {}
-    columns = {}
-    for role in (*law.inputs, law.response):
-        one = len(law.inputs) == 1
-        roles = [role, *(ALIASES.get(role, ()) if one else ()), *(("y",) if role == law.response else ())]
-        found = next((name for name in roles if name in given), None)
-        by_flops = role == "tokens" or (role == "params" and "tokens" in given and role not in names)
-        if found is None and by_flops and "flops" in given and "tokens" in law.inputs:
-            columns["flops"] = given["flops"]
-        else:
-            columns[role] = given[found] if found else defaults.get(role, role)
-    return columns | ({CONFIG: given[CONFIG]} if CONFIG in given else {})
 
 
 def fit_points(
@@ -108,6 +45,18 @@ def fit_points(
     except FitRefused as refusal:
         selected = f" ({len(table):,} points selected by --where {where!r})" if where else ""
         raise InputError([f"{path}: {refusal}{selected}"]) from refusal
+
+
+def open_fit(source: Path, law: str, given: Mapping[str, str], where: str | None) -> Fit:
+    """Return the fit in a JSON file, or ``law`` fitted to the points of any other source.
+
+    Raises ``InputError`` or ``StoreError``.
+    """
+    if source.suffix == ".json":
+        if given or where is not None:
+            raise InputError([f"{source}: the fit already holds its points; leave --where and columns out"])
+        return from_document(source)[0]
+    return fit_points(source, law, given, where, {})[0]
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:

@@ -7,37 +7,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scalebench.analysis.study import StudyAnalysis
     from scalebench.store import Results
     from scalebench.store.comparisons import Comparisons
 
-__all__ = ["picture", "render", "report", "verdict"]
+__all__ = ["picture", "render", "report", "verdict", "write"]
 
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
 
 def report(paths: Sequence[str | Path], output: str | Path) -> Path:
     """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
-    from scalebench.reporting import page
+    from scalebench.analysis.study import analyse_all, damaged_elsewhere
+    from scalebench.store import read_results
+    from scalebench.store.comparisons import read_comparisons
 
-    return page.report([Path(path) for path in paths], Path(output))
+    results = read_results(*paths)
+    return write(analyse_all(results), Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, paths)))
 
 
 def render(results: Results, compared: Comparisons | None = None) -> str:
     """Return the page on every study and comparison; the same results give the same bytes."""
+    from scalebench.analysis.study import analyse_all, damaged_elsewhere
     from scalebench.reporting import page
 
-    return page.render(results, compared)
+    return page.render_page(analyse_all(results), damaged_elsewhere(results), compared)
 
 
-def picture(results: Results, study: str, output: Path) -> Path:
-    """Draw a study's first figure, loss against size or loss of each choice, as a PNG and return its path."""
+def write(
+    studies: Sequence[StudyAnalysis], output: Path, damaged: Sequence[str] = (), compared: Comparisons | None = None
+) -> Path:
+    """Write the page on analysed studies and comparisons to ``output`` and return it. Raises ``StoreError``.
+
+    ``damaged`` are lines on files that belong to no study.
+    """
     from scalebench.reporting import page
 
-    return page.picture(results, study, output)
+    return page.write_page(page.render_page(studies, damaged, compared), output)
 
 
-def verdict(results: Results) -> list[str]:
-    """Return the sentences that stand first in each study's part of the report."""
+def picture(study: StudyAnalysis, output: Path) -> Path:
+    """Draw a study's first figure as a PNG and return its path."""
     from scalebench.reporting import page
 
-    return page.verdicts(results)
+    return page.draw_picture(study, output)
+
+
+def verdict(study: StudyAnalysis) -> list[str]:
+    """Return the sentences at the head of a study's section."""
+    from scalebench.reporting.sections import section_for
+
+    return list(section_for(study).verdict(study))

@@ -1,67 +1,41 @@
-"""One row per study and series: what was tried, what size bought in loss, and how costs grow with it."""
+"""One row per study and series: sizes, loss at both ends, and how loss, step time and memory grow with size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-
-from scalebench.analysis.series import PARAMETERS, STEP_TIME, N, Series, numeric
+from scalebench.analysis.growth import Growth, growth
+from scalebench.analysis.series import Series
+from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 
 COLUMNS = (
-    "study", "sizes", "from", "to", "trials ok", "loss, smallest", "loss, largest", "law's exponent",
-    "step time grows as N^", "memory grows as N^", "work",
+    "study", "sizes", "from", "to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
+    "step-time exponent", "memory exponent", "total run time",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Growth:
-    """The exponent b of y ~ N^b over a range of sizes, with its 95 % interval; NaN where there is none."""
-
-    exponent: float
-    low: float
-    high: float
-
-
-def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
-    """Return the mean exponent over the range: least squares of log y on log N, t interval; medians per size.
-
-    None with fewer than two sizes; no interval with two.
-    """
-    from scipy.stats import linregress, t
-
-    kept = pd.DataFrame({"n": sizes, "y": values}).dropna()
-    medians = kept[(kept["n"] > 0) & (kept["y"] > 0)].groupby("n")["y"].median()
-    if len(medians) < 2:
-        return None
-    fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))
-    slope, freedom = float(fitted.slope), len(medians) - 2
-    half = float(t.ppf(0.975, freedom) * fitted.stderr) if freedom else float("nan")
-    return Growth(slope, slope - half, slope + half)
-
-
-def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
+def overview_rows(study: str, all_series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
     """Yield the overview of a study: one row per series."""
-    for one in series:
-        if one.noun != PARAMETERS:  # more data costs neither time per step nor memory
-            yield _row(": ".join(filter(None, (study, one.label, one.noun))), one, None, None)
+    for series in all_series:
+        if series.x is not PARAMETERS:  # more data costs neither time per step nor memory
+            yield _row(": ".join(filter(None, (study, series.label, series.x.noun))), series, None, None)
             continue
-        timed = one.trials[one.trials["timed"]]
-        peaks = one.usable[one.memory_column] if one.memory_column else None
-        memory = None if peaks is None else growth(one.usable[N], peaks)
-        yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
+        timed = series.timed
+        peaks = series.usable[series.memory_column] if series.memory_column else None
+        memory = None if peaks is None else growth(series.usable[N], peaks)
+        yield _row(
+            f"{study}: {series.label}" if series.label else study, series, growth(timed[N], timed[STEP_TIME]), memory
+        )
 
 
 def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
     """Return the overview of several studies as a table."""
     caption = (
-        "Every study: sizes in non-embedding parameters (or data, where it is the data that grows), validation loss in "
-        "nats with its standard error, the exponent of its law, and how time per step and peak memory grew over the "
-        "sizes, each with its 95 % interval. Work adds up the trials."
+        "Every study. Sizes are non-embedding parameters (tokens or samples where the data grows); validation loss is "
+        "in nats with its standard error. Exponents have 95 % intervals: α of the fitted loss law, and b of y ~ N^b "
+        "for time per step and peak memory. Total run time is the sum over all trials."
     )
     return Table(caption, COLUMNS, tuple(rows))
 
@@ -76,8 +50,8 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
     return (
         word(name),
         (str(len(sizes)), len(sizes)),
-        (quantity(first["params"]), float(first["params"])),
-        (quantity(last["params"]), float(last["params"])),
+        (quantity(first["size"]), float(first["size"])),
+        (quantity(last["size"]), float(last["size"])),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
@@ -89,7 +63,7 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
 
 
 def _exponent(series: Series) -> Cell:
-    """Return the exponent, or why there is none to speak of."""
+    """Return the exponent of the loss, or why it is not resolved."""
     fitted, means = series.loss_all.fit, series.sizes["mean"]
     if fitted is None or "alpha" not in fitted.parameters:
         return word(None)
@@ -102,12 +76,12 @@ def _exponent(series: Series) -> Cell:
     return _with_interval(fitted.parameters["alpha"], low, high), fitted.parameters["alpha"]
 
 
-def _growth_cell(found: Growth | None) -> Cell:
-    if found is None:
+def _growth_cell(growth: Growth | None) -> Cell:
+    if growth is None:
         return word(None)
-    return _with_interval(found.exponent, found.low, found.high), found.exponent
+    return _with_interval(growth.exponent, growth.low, growth.high), growth.exponent
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    one, ends = bounded(value, low, high)
-    return f"{one} ({ends})"
+    text, interval = bounded(value, low, high)
+    return f"{text} ({interval})"

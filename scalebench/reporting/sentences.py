@@ -1,14 +1,15 @@
-"""The verdict: what a study found, in sentences with numbers and intervals."""
+"""What the series of a study found, in sentences with numbers and intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N, Series, mean_loss, of_one_size
-from scalebench.reporting.inference_figures import at_work, work_sentences
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.quantities import (
     NBSP,
     NO_INTERVAL,
@@ -21,121 +22,86 @@ from scalebench.reporting.quantities import (
     uncertain,
 )
 
-MANY_SERIES = 3
-CLEAR = 2.0  # standard errors below which a change is called noise
+MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
+CLEAR = 2.0  # standard errors; a smaller change is called noise
 
 
-def verdict(frame: pd.DataFrame, series: Sequence[Series]) -> Iterator[str]:
-    """Say what the study found, in sentences, most important first."""
-    usable = int(frame["valid"].sum())
-    if not usable:
-        yield f"No conclusion: none of the {len(frame)} trials recorded ended ok with valid numbers."
-        return
-    # Many series would make a wall of sentences: beyond a few, fits and costs stand in the tables alone.
-    many = len(series) > MANY_SERIES
-    if many and not at_work(frame) and not of_one_size(series):
-        yield f"{len(series)} series were run; their fits, predictions and costs are in the tables below."
-    yield from work_sentences(frame)
-    if of_one_size(series) and not at_work(frame):
-        yield from choice_sentences(series)
-        series = ()
-    for one in () if at_work(frame) else series:
-        prefix = f"{one.label}: " if one.label else ""
-        grows = ("step_time", "memory") if one.noun == PARAMETERS else ()
-        costs = (cost_sentence(one, what) for what in grows)
-        sentences = (loss_sentence(one), *(() if many else (law_sentence(one), held_out_sentence(one), *costs)))
-        yield from ((prefix + sentence).replace(" %", f"{NBSP}%") for sentence in sentences if sentence)
-    bad = len(frame) - usable
-    if bad:
-        yield f"{bad} of {len(frame)} trials recorded ended otherwise than ok, or are invalid, and are in no fit."
-    else:
-        yield f"All {len(frame)} trials recorded ended ok."
+def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:
+    """Yield how the loss of each series changed, and further sentences on each where there are few series."""
+    many = len(study.series) > MANY_SERIES
+    if many:
+        yield f"{len(study.series)} series were run; details are in the figures and tables below."
+    for series in study.series:
+        prefix = f"{series.label}: " if series.label else ""
+        for sentence in (loss_sentence(series), *(() if many else details(series))):
+            if sentence:
+                yield (prefix + sentence).replace(" %", f"{NBSP}%")
 
 
-def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
-    """Say which choice reached the lowest loss and which the highest, and which came close to the lowest."""
-    ranked = sorted((one for one in series if len(one.sizes)), key=mean_loss)
-    if not ranked:
-        return
-    rows = [one.sizes.iloc[0] for one in ranked]
-    best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
-                   for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
-    size = quantity(rows[0]["params"])
-    yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
-           f"that of {worst}.")  # fmt: skip
-    near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
-            if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
-    if near:
-        yield f"Within the noise of the lowest: {', '.join(near)}."
-
-
-def loss_sentence(one: Series) -> str:
-    """Say how the loss went from the smallest to the largest size."""
-    sizes = one.sizes
+def loss_sentence(series: Series) -> str:
+    """Return how the loss changed from the smallest to the largest size."""
+    sizes = series.sizes
     if sizes.empty:
         return "no validation loss was measured."
     first, last = sizes.iloc[0], sizes.iloc[-1]
     start, end = (uncertain(row["mean"], row["se"]) for row in (first, last))
     if len(sizes) == 1:
-        return f"Validation loss is {start} nats at {quantity(first['params'])} {one.noun}, the only size."
+        return f"Validation loss is {start} nats at {quantity(first['size'])} {series.x.noun}, the only size."
     change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
-    rises = [
-        quantity(size) for size, step in zip(sizes["params"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0
-    ]
-    steps = f"without falling on the step to {', '.join(rises)}" if rises else "falling at every step of size"
+    rises = [quantity(size) for size, step in zip(sizes["size"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0]
+    steps = f"It did not fall at {', '.join(rises)}." if rises else "It fell at every size."
     ratio = abs(change) / error if error > 0 else np.nan
-    noise = ", which is within the noise" if ratio < CLEAR else ""
+    noise = ", which is within noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
-    model = one.noun == PARAMETERS
-    what, unit = ("the model", "non-embedding parameters") if model else ("the data", one.noun)
+    model = series.x is PARAMETERS
+    what, unit = ("the model", "non-embedding parameters") if model else ("the data", series.x.noun)
     return (
-        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['params'])} to "
-        f"{quantity(last['params'])} {unit} (×{significant(last['params'] / first['params'], 2)})"
-        f"{clear}, {steps}."
+        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['size'])} to "
+        f"{quantity(last['size'])} {unit} (×{significant(last['size'] / first['size'], 2)})"
+        f"{clear}. {steps}"
     )
 
 
-def law_sentence(one: Series) -> str:
-    """State exponent and irreducible loss of the law fitted without the held-out size, and whether a bound holds."""
-    trend = one.loss
+def law_sentence(series: Series) -> str:
+    """Return exponent and irreducible loss of the law fitted to every size, and which parameters are at a bound."""
+    trend = series.loss_all
     if trend.fit is None:
-        return f"No law is fitted: {trend.reason}." if len(one.sizes) else ""
-    without = "without the largest size " if one.held else ""
-    letters = str.maketrans("" if one.noun == PARAMETERS else "NAα", "" if one.noun == PARAMETERS else "DBβ")
+        return f"No law could be fitted: {trend.reason}." if len(series.sizes) else ""
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
-        held = ", at its bound, so that these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        parts += [f"{symbol(name).translate(letters)} = {text} ({_around(interval)}{held})"] * (name != "A")
-    law = formula(trend.fit.law.formula).translate(letters)
-    return f"The law {law} fitted {without}has {', '.join(parts)}."
+        bound = ", at its bound: these sizes do not determine it" if name in trend.fit.bounds_hit else ""
+        parts += [f"{series.x.formula(symbol(name))} = {text} ({_interval(interval)}{bound})"] * (name != "A")
+    law = series.x.formula(formula(trend.fit.law.formula))
+    return f"The fitted law is {law} with {', '.join(parts)}."
 
 
-def _around(interval: str) -> str:
+def _interval(interval: str) -> str:
     return interval if interval == NO_INTERVAL else f"95 % interval {interval}"
 
 
-def held_out_sentence(one: Series) -> str:
-    """Say how well the smaller sizes predicted the largest, against repeating the next-smaller size's loss."""
-    held = one.held
+def held_out_sentence(series: Series) -> str:
+    """Return how well the smaller sizes predicted the largest, and the error of repeating the next-smaller loss."""
+    held = series.held
     if held is None:
         return ""
-    _, interval = bounded(held.predicted, held.low, held.high)
-    where = "inside" if held.inside else "outside"
-    inside = f"; the measured mean lies {where} the 95 % interval {interval}" if held.has_interval else ""
+    inside = ""
+    if held.interval is not None:
+        where = "inside" if held.inside_interval else "outside"
+        inside = f" The measured mean is {where} the 95 % interval {bounded(held.predicted, *held.interval)[1]}."
     return (
-        f"From the smaller sizes the law predicted {held.predicted:.3f} nats for the largest, measured "
-        f"{held.measured:.3f}: an error of {percent(held.error)}, where repeating the next-smaller size's loss errs by "
-        f"{percent(held.naive_error)}{inside}."
+        f"Fitted to the smaller sizes, the law predicted {held.predicted:.3f} nats for the largest, measured "
+        f"{held.measured:.3f}: an error of {percent(held.error_percent / 100)}; repeating the next-smaller size's loss "
+        f"errs by {percent(held.naive_error_percent / 100)}.{inside}"
     )
 
 
-def cost_sentence(one: Series, what: str) -> str:
-    """Say how step time or memory grew, and what a further parameter costs."""
+def cost_sentence(series: Series, what: str) -> str:
+    """Return how step time or memory grew, and the fitted trend."""
     timed = what == "step_time"
-    trend, column, unit = (one.step_time, STEP_TIME, "s") if timed else (one.memory, one.memory_column, "B")
-    kept = one.trials[one.trials["timed"]] if timed else one.usable
-    means = kept.groupby(N)[column].median().dropna() if column else pd.Series(dtype=float)
+    trend, column, unit = (series.step_time, STEP_TIME, "s") if timed else (series.memory, series.memory_column, "B")
+    trials = series.timed if timed else series.usable
+    means = trials.groupby(N)[column].median().dropna() if column else pd.Series(dtype=float)
     if means.empty:
         return ""
     name = "A training step" if timed else MEMORY_PEAKS[str(column)].capitalize()
@@ -144,7 +110,12 @@ def cost_sentence(one: Series, what: str) -> str:
     if len(means) > 1:
         head += f" and {quantity(means.iloc[-1], unit)} at {quantity(means.index[-1])}"
     if trend.fit is None:
-        return f"{head}; no linear trend: {trend.reason}."
-    value, interval = bounded(trend.fit.parameters["c1"], *trend.interval("c1"), unit=unit)
-    offset = quantity(trend.fit.parameters["c0"], unit)
-    return f"{head}; the linear trend is {offset} plus {value} per parameter ({_around(interval)})."
+        return f"{head}; no trend: {trend.reason}."
+    parameters = trend.fit.parameters
+    offset = quantity(parameters["c0"], unit)
+    if "p" in parameters:
+        exponent, interval = bounded(parameters["p"], *trend.interval("p"))
+        each = quantity(parameters["c1"], unit)
+        return f"{head}; the trend is {offset} plus {each}·N^p with p = {exponent} ({_interval(interval)})."
+    value, interval = bounded(parameters["c1"], *trend.interval("c1"), unit=unit)
+    return f"{head}; the trend is {offset} plus {value} per parameter ({_interval(interval)})."

@@ -58,7 +58,7 @@ class Marks:
             self.axes.plot(x[good], y[good], linestyle="none", gid=gid, **style)
 
 
-def look(i: int) -> dict[str, Any]:
+def series_style(i: int) -> dict[str, Any]:
     """Return colour and marker of series ``i``: they differ together, so that neither alone carries the meaning."""
     return {"color": SERIES_COLORS[i % len(SERIES_COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 

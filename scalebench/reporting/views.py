@@ -1,25 +1,52 @@
-"""What the template fills in: figures with their data, and files carried in the page."""
+"""What templates fill in: figures with their captions and data, and files embedded in the page."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
 
-from scalebench.reporting.figures import Words
 from scalebench.reporting.quantities import quantity
 from scalebench.reporting.svg import Marks, canvas, to_svg
 from scalebench.reporting.tables import Table
 
+Subject = TypeVar("Subject")
+
+# What numpy, pandas and matplotlib raise on data that a figure did not expect.
+DRAWING_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The text below a figure, and its data as a table."""
+
+    text: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class FigureSpec(Generic[Subject]):
+    """A figure that can be drawn of a subject.
+
+    ``draw`` returns the caption; a sentence with the reason where the figure cannot be drawn; or None where nothing
+    was measured. An ``optional`` figure is then left out, any other says so in its place.
+    """
+
+    key: str
+    title: str
+    draw: Callable[[Marks, Subject], Caption | str | None]
+    optional: bool = False
+
 
 @dataclass(frozen=True)
 class FigureView:
-    """One figure of the page; ``svg`` is empty where nothing was measured, or where ``caption`` gives a refusal."""
+    """A figure of the page. Without ``table`` nothing is drawn, and ``caption`` is the reason."""
 
     title: str
     svg: Markup
@@ -29,7 +56,7 @@ class FigureView:
 
 @dataclass(frozen=True)
 class Download:
-    """A file carried in the page."""
+    """A file embedded in the page."""
 
     name: str
     uri: str
@@ -37,28 +64,41 @@ class Download:
     size: str
 
 
-def drawn(
-    name: str, title: str, draw: Callable[[Marks], Words | str | None], *, possible: bool = True
-) -> FigureView | None:
-    """Draw one figure; where ``draw`` has nothing to say, the figure says so, or is None unless ``possible``."""
-    with canvas(name) as marks:
-        words = draw(marks)
-        if words is None and not possible:
-            return None
-        if words is None or isinstance(words, str):
-            return FigureView(title, Markup(""), words or "Not measured in these trials.", None)
-        # Safe: ElementTree has escaped every text and attribute of it.
-        thinned = " Crowded groups of marks are thinned evenly." if marks.thinned else ""
-        caption = words.caption + thinned
-        return FigureView(title, Markup(to_svg(marks, name, title, caption)), caption, words.table)  # noqa: S704
+def draw_figure(name: str, spec: FigureSpec[Subject], subject: Subject) -> FigureView | None:
+    """Draw a figure whose ids begin with ``name``; None where an optional one has nothing to show.
 
-
-def downloads(name: str, raw: pd.DataFrame, limit: int) -> Iterator[Download]:
-    """Carry the rows as CSV and JSON of at most ``limit`` bytes each.
-
-    The attempt's folder stays out: it is a path of one machine.
+    A figure that fails on unexpected data is replaced by the error: the rest of the page is still worth reading.
     """
-    rows = raw.drop(columns="attempt_dir", errors="ignore")
+    with canvas(name) as marks:
+        try:
+            caption = spec.draw(marks, subject)
+            if isinstance(caption, Caption):
+                return _drawn(marks, name, spec.title, caption)
+        except DRAWING_ERRORS as error:
+            caption = f"This figure could not be drawn: {type(error).__name__}: {error}"
+    if caption is None and spec.optional:
+        return None
+    return FigureView(spec.title, Markup(""), caption or "Not measured in these trials.", None)
+
+
+def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Subject) -> tuple[FigureView, ...]:
+    """Draw the figures of a section in order."""
+    views = (draw_figure(f"{section}-{spec.key}", spec, subject) for spec in specs)
+    return tuple(view for view in views if view is not None)
+
+
+def _drawn(marks: Marks, name: str, title: str, caption: Caption) -> FigureView:
+    text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
+    # Safe: ElementTree has escaped every text and attribute of it.
+    return FigureView(title, Markup(to_svg(marks, name, title, text)), text, caption.table)  # noqa: S704
+
+
+def downloads(name: str, rows: pd.DataFrame, limit: int) -> Iterator[Download]:
+    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes.
+
+    The attempt's folder is left out: it is a path on one machine.
+    """
+    rows = rows.drop(columns="attempt_dir", errors="ignore")
     records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
     for suffix, kind, text in (("csv", "text/csv", rows.to_csv(index=False)), ("json", "application/json", records)):
         content = text.encode()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.predictions import Answer, Prediction, predict_fit, predict_results
+from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, predict_fit, predict_size
+from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table
 from scalebench.errors import InputError
 from scalebench.points.files import is_table_file
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SENSIBLE = (1e-30, 1e30)  # beyond these, powers of the number overflow
 PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
 TESTED_REACH = 10  # coverage of intervals is measured for predictions this many times beyond the data
+MINUTE_S = 60  # longer times are printed in minutes, hours and days
+OPTIONS = {"x": "--params", "params": "--params", "tokens": "--tokens"}  # inputs of laws with an option of their own
 
 
 def run_predict(
@@ -33,27 +35,29 @@ def run_predict(
     *,
     as_json: bool,
 ) -> int:
-    """Print the prediction for a size; exit code 2 when nothing of it can be answered."""
-    _check(params, tokens, others)
-    found = _predict(source, params, tokens, others, where)
+    """Print the prediction for a size; exit code 2 when no quantity can be predicted."""
+    _check_numbers(params, tokens, others)
+    prediction = _predict(source, params, tokens, others, where)
     if as_json:
-        rows = [row.to_dict() for row in found.backtest]
-        answers = {answer.quantity.replace(" ", "_"): asdict(answer) for answer in found.answers}
-        print_json(json_safe({"params": found.params, "tokens": found.tokens, "answers": answers, "backtest": rows}))
+        print_json(json_safe(_document(prediction)))
     else:
-        print_prediction(found)
-    return 0 if any(answer.value is not None for answer in found.answers) else 2
+        print_prediction(prediction)
+    return 0 if any(quantity.value is not None for quantity in prediction.quantities) else 2
 
 
-def _check(params: float | None, tokens: float | None, others: Mapping[str, float]) -> None:
-    options = {"--params": params, "--tokens": tokens}
-    given = {name: value for name, value in options.items() if value is not None}
-    given |= {f"--input {name}": value for name, value in others.items()}
+def _document(prediction: SizePrediction) -> dict[str, Any]:
+    answers = {predicted.quantity.replace(" ", "_"): predicted.to_dict() for predicted in prediction.quantities}
+    backtest = [row.to_dict() for row in prediction.backtest]
+    return {"params": prediction.params, "tokens": prediction.tokens, "answers": answers, "backtest": backtest}
+
+
+def _check_numbers(params: float | None, tokens: float | None, others: Mapping[str, float]) -> None:
+    options = {"--params": params, "--tokens": tokens, **{f"--input {name}": value for name, value in others.items()}}
     low, high = SENSIBLE
     wrong = [
         f"{name} {value:g}: a number from {low:g} to {high:g} is needed"
-        for name, value in given.items()
-        if not low <= value <= high
+        for name, value in options.items()
+        if value is not None and not low <= value <= high
     ]
     if wrong:
         raise InputError(wrong)
@@ -61,80 +65,93 @@ def _check(params: float | None, tokens: float | None, others: Mapping[str, floa
 
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
-) -> Prediction:
+) -> SizePrediction:
     if is_table_file(source):
-        made = f"scalebench fit {source} --json fit.json"
-        raise InputError(
-            [f"{source}: points are predicted from by a law: `{made}`, then `scalebench predict fit.json`"]
-        )
+        fit = f"scalebench fit {source} --json fit.json"
+        raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
     if source.is_dir() or source.suffix != ".json":
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
         if params is None:
             raise InputError([f"{source}: trials are predicted by size; give --params"])
-        return predict_results(source, params, tokens, where)
+        return _predict_trials(source, params, tokens, where)
     if where is not None:
-        raise InputError([f"{source}: --where chooses trials of a results folder; a fit has chosen its points"])
-    fitted, document = from_document(source)
+        raise InputError([f"{source}: --where selects trials of a results folder; a fit already holds its points"])
+    return _predict_law(source, {"params": params, "x": params, "tokens": tokens, **others})
+
+
+def _predict_trials(path: Path, params: float, tokens: float | None, where: str | None) -> SizePrediction:
+    study = select_study(path, where)
+    (series,), surface = study.series, next(iter(study.surfaces), None)
+    if tokens is not None and series.recipe.unit != "tokens":
+        raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
+    return predict_size(series, params, tokens, surface)
+
+
+def _predict_law(path: Path, given: Mapping[str, float | None]) -> SizePrediction:
+    """Predict from the JSON of a fit; options that the law does not use are reported on standard error."""
+    fitted, document = from_document(path)
+    law, needed = fitted.law, " and ".join(fitted.law.inputs)
+    options = {name: f"--input {name}" for name in given} | {"params": "--params", "tokens": "--tokens"}
+    for name in (name for name in options if name != "x" and given[name] is not None):
+        if not {name, "x" if name == "params" else name} & set(law.inputs):
+            print(f"{options[name]} is not used: {law.name} predicts from {needed}", file=sys.stderr)
+    inputs = {name: value for name in law.inputs if (value := given.get(name)) is not None}
+    missing = [OPTIONS.get(name, f"--input {name}=NUMBER") for name in law.inputs if name not in inputs]
+    if missing:
+        raise InputError([f"{path}: {law.name} predicts from {needed}; give {' and '.join(missing)}"])
     columns = (document.get("source") or {}).get("columns") or {}
-    inputs = {"params": params, "x": params, "tokens": tokens, **others}
-    options = {"--params": ("params", "x"), "--tokens": ("tokens",), **{f"--input {name}": (name,) for name in others}}
-    for option, names in options.items():
-        if inputs[names[0]] is not None and not set(names) & set(fitted.law.inputs):
-            needed = " and ".join(fitted.law.inputs)
-            print(f"{option} is not used: {fitted.law.name} predicts from {needed}", file=sys.stderr)
-    return predict_fit(source, fitted, inputs, str(columns.get(fitted.law.response, fitted.law.response)))
+    return predict_fit(fitted, inputs, str(columns.get(law.response, law.response)))
 
 
-def print_prediction(found: Prediction) -> None:
-    """Print the answers, then the refusals with their reasons, then how earlier predictions of the loss went."""
-    seen = "" if found.tokens is None else f", {quantity(found.tokens)} of data"
-    say(
-        f"prediction for {quantity(found.params)} parameters{seen}" if found.params else f"prediction at {found.at}", ""
-    )
-    known = [answer for answer in found.answers if answer.value is not None]
+def print_prediction(prediction: SizePrediction) -> None:
+    """Print predicted quantities, then refusals with their reasons, then the errors of earlier predictions."""
+    data = "" if prediction.tokens is None else f", {quantity(prediction.tokens)} of data"
+    at = f"for {quantity(prediction.params)} parameters{data}" if prediction.params else f"at {prediction.at}"
+    say(f"prediction {at}", "")
+    known = [predicted for predicted in prediction.quantities if predicted.value is not None]
     header = ("quantity", "predicted", "95 % interval of a new run", "beyond the data", "worst hold-out error")
-    table("", header, [_row(answer) for answer in known])
-    refused = [answer for answer in found.answers if answer.value is None]
-    for reason in dict.fromkeys(answer.reason for answer in refused):
-        names = ", ".join(answer.quantity for answer in refused if answer.reason == reason)
+    table("", header, [_row(predicted) for predicted in known])
+    refused = [predicted for predicted in prediction.quantities if predicted.value is None]
+    for reason in dict.fromkeys(predicted.reason for predicted in refused):
+        names = ", ".join(predicted.quantity for predicted in refused if predicted.reason == reason)
         say(f"{names}: refused: {reason}")
-    say("", *(f"{answer.quantity}: {answer.basis}" for answer in known), "")
-    say(*filter(None, (hold_out_line(found.backtest, found.held_out), reach_line(found))))
+    say("", *(f"{predicted.quantity}: {predicted.basis}" for predicted in known), "")
+    say(*filter(None, (hold_out_line(prediction.backtest, prediction.held_out), reach_line(prediction))))
 
 
-def _row(answer: Answer) -> tuple[str, ...]:
-    assert answer.value is not None
-    low, high = (float("nan") if end is None else end for end in (answer.low, answer.high))
-    value, interval = bounded(answer.value, low, high, answer.unit if answer.unit in PREFIXED else "")
-    value = value if answer.unit in PREFIXED else f"{value} {answer.unit}".rstrip()
-    if answer.beyond is None:
-        return answer.quantity, quantity(answer.value, answer.unit), "", "", ""
-    if answer.unit == "s" and answer.value >= 60:
-        value, interval = (
-            duration(answer.value),
-            interval if math.isnan(low) else f"{duration(low)} to {duration(high)}",
-        )
-    reach = "inside" if answer.beyond == 1 else f"×{significant(answer.beyond)}"
-    held = "none" if answer.hold_out_percent is None else percent(answer.hold_out_percent / 100, sign=False)
-    return answer.quantity, value, interval, reach, held
+def _row(predicted: PredictedQuantity) -> tuple[str, ...]:
+    assert predicted.value is not None
+    name, unit = predicted.quantity, predicted.unit
+    if predicted.beyond is None:
+        return name, quantity(predicted.value, unit), "", "", ""
+    low, high = (math.nan if end is None else end for end in (predicted.low, predicted.high))
+    value, interval = bounded(predicted.value, low, high, unit if unit in PREFIXED else "")
+    if unit not in PREFIXED:
+        value = f"{value} {unit}".rstrip()
+    if unit == "s" and predicted.value >= MINUTE_S:
+        value = duration(predicted.value)
+        interval = interval if math.isnan(low) else f"{duration(low)} to {duration(high)}"
+    reach = "inside" if predicted.beyond == 1 else f"×{significant(predicted.beyond)}"
+    error = predicted.hold_out_percent
+    return name, value, interval, reach, "none" if error is None else percent(error / 100, sign=False)
 
 
-def reach_line(found: Prediction) -> str:
-    """Warn of predictions farther out than intervals have been tested."""
-    farthest = max((answer.beyond or 1.0 for answer in found.answers), default=1.0)
+def reach_line(prediction: SizePrediction) -> str:
+    """Warn of predictions farther beyond the data than the coverage of intervals was measured."""
+    farthest = max((predicted.beyond or 1.0 for predicted in prediction.quantities), default=1.0)
     if farthest <= TESTED_REACH:
         return ""
     return (
-        f"×{significant(farthest)} beyond the data: the intervals hold only if the laws do; theirs are tested "
+        f"×{significant(farthest)} beyond the data: the intervals hold only if the laws do; their coverage is measured "
         f"up to ×{TESTED_REACH}. Measure nearer sizes first."
     )
 
 
-def hold_out_line(rows: Sequence[Forecast], named: str) -> str:
-    """Say how far off the loss, or what is ``named``, of each larger size was when predicted from the smaller ones."""
+def hold_out_line(rows: Sequence[Forecast], response: str) -> str:
+    """Report the error of predicting each larger size from the smaller ones."""
     if not rows:
-        return f"rolling hold-out of {named}: none, too few sizes to hold one out"
+        return f"rolling hold-out of {response}: none, too few sizes to hold one out"
     errors = ", ".join(f"{percent(row.error_percent / 100)} at {quantity(row.size)}" for row in rows)
     worst = max(abs(row.error_percent) for row in rows) / 100
-    return f"rolling hold-out of {named}: {errors}; at worst {percent(worst, sign=False)}"
+    return f"rolling hold-out of {response}: {errors}; at worst {percent(worst, sign=False)}"

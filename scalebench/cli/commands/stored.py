@@ -67,13 +67,14 @@ def _study_counts(found: store.Results, name: str) -> dict[str, int]:
 
 def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:
     """Write the page, and with ``pictures`` a PNG named after each study beside it."""
-    from scalebench.reporting import picture, report
+    from scalebench.analysis.study import analyse_all, damaged_elsewhere
+    from scalebench.reporting import picture, write
 
-    say(str(report(results, output)))
-    if pictures:
-        found = store.read_results(*results)
-        for study in found.studies:
-            say(str(picture(found, study, output.with_name(f"{study}.png"))))
+    found = store.read_results(*results)
+    studies = analyse_all(found)
+    say(str(write(studies, output, damaged_elsewhere(found), read_comparisons(*results))))
+    for study in studies if pictures else ():
+        say(str(picture(study, output.with_name(f"{study.name}.png"))))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands `run`, `plan` and `demo`: what a study would run, and running it."""
+"""The commands run, plan and demo."""
 
 from __future__ import annotations
 
@@ -80,25 +80,27 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
         print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
         return
-    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = sorted(set(counts) - {"ok", "missing"})
     if wrong:
         say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
     say(f"report: scalebench report {sweep.study_dir}")
 
 
-def run_demo(results: Path, output: Path) -> int:
-    """Run the demo study, write its report and say what it found."""
-    from scalebench.reporting import picture, report, verdict
+def run_demo(results: Path, output: Path | None) -> int:
+    """Run the demo study, write its report and a picture beside it, and print its conclusions; return the exit code.
+
+    The report is ``demo/report.html`` in the results folder unless ``output`` is another file.
+    """
+    from scalebench.analysis.study import analyse
+    from scalebench.reporting import picture, verdict, write
 
     code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
-    found = store.read_results(results / "demo")
-    say("", *verdict(found), "")
-    say(
-        f"report: {report([results / 'demo'], output)}",
-        f"picture: {picture(found, 'demo', output.with_name('loss.png'))}",
-    )
+    study = analyse(store.read_results(results / "demo"), "demo")
+    output = output or results / "demo" / "report.html"
+    say("", *verdict(study), "")
+    say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code
 
 
@@ -136,7 +138,8 @@ def show_plan(
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
     for parent in parents[: None if every else SHOWN_SIZES]:
         end = "its run continued" if parent["continued"] else "its weights"
-        say(f"starts from {parent['trial_id']} ({end}), which cost {si(parent['flops'])}FLOPs: {parent['attempt']}")
+        cost = quantity(parent["flops"], "FLOP")
+        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     return 0

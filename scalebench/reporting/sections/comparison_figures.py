@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import numeric
-from scalebench.reporting.figures import Words
+from scalebench.analysis.trials import numeric
 from scalebench.reporting.quantities import percent, present, quantity, scale
-from scalebench.reporting.svg import MUTED, Marks, finish, look
+from scalebench.reporting.svg import MUTED, Marks, finish, series_style
 from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
 
 FLOPS, BYTES = "achieved_flops_per_s", "achieved_bytes_per_s"
 CEILINGS = {FLOPS: "matmul_ceiling_flops_per_s", BYTES: "copy_ceiling_bytes_per_s"}
 UNITS = {FLOPS: "FLOP/s", BYTES: "B/s"}
-NAMES = {FLOPS: "arithmetic rate", BYTES: "memory rate"}
+NAMES = {FLOPS: "FLOP/s", BYTES: "bandwidth"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Part:
     @property
     def timed(self) -> pd.DataFrame:
         """The rows that have a time, smallest first."""
-        found = self.frame[(self.frame["status"] == "ok") & (numeric(self.frame, "time_median_s") > 0)]
-        return found[numeric(found, self.x) > 0].sort_values(self.x, kind="stable")
+        timed = self.frame[(self.frame["status"] == "ok") & (numeric(self.frame, "time_median_s") > 0)]
+        return timed[numeric(timed, self.x) > 0].sort_values(self.x, kind="stable")
 
 
 def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
@@ -66,7 +66,7 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
         variants = _variants(cases, size, others, [name for name in sizes if name != size])
         if cases.groupby(variants, dropna=False)[size].nunique().median() >= 2:
             return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), tuple(variants), rate)
-    x, label = ("flops", "work of a call (FLOP)") if rate == FLOPS else ("bytes_moved", "bytes a call moves")
+    x, label = ("flops", "FLOPs per call") if rate == FLOPS else ("bytes_moved", "bytes per call")
     if not (numeric(frame, x) > 0).any():
         x, label = "case_index", "case"
         frame = frame.assign(case_index=numeric(frame, "case_index") + 1)
@@ -100,19 +100,19 @@ def rate_of(frame: pd.DataFrame) -> str:
 
 
 def _lines(marks: Marks, part: Part, x: pd.Series[Any], y: pd.Series[Any], titles: Sequence[str]) -> None:
-    """Draw each provider's marks, joined along the cases that differ in size alone."""
-    timed, said = part.timed, dict(zip(part.timed.index, titles, strict=True))
+    """Draw each provider's marks, joined along the cases that differ only in size."""
+    timed, title_of = part.timed, dict(zip(part.timed.index, titles, strict=True))
     for i, name in enumerate(part.providers):
         rows = timed[timed["provider"] == name]
         if rows.empty:
             continue
-        style = look(i)
-        marks.draw(x[rows.index], y[rows.index], [said[j] for j in rows.index], **style, label=name, markersize=5.5)
+        style = series_style(i)
+        marks.draw(x[rows.index], y[rows.index], [title_of[j] for j in rows.index], **style, label=name, markersize=5.5)
         for _, line in rows.groupby(list(part.variants), dropna=False):
             marks.axes.plot(x[line.index], y[line.index], color=style["color"], linewidth=1, alpha=0.55)
 
 
-def time_figure(marks: Marks, part: Part) -> Words | None:
+def time_figure(marks: Marks, part: Part) -> Caption | None:
     """Median time of a call against size, with the 95 % interval over processes."""
     timed = part.timed
     if timed.empty:
@@ -123,21 +123,21 @@ def time_figure(marks: Marks, part: Part) -> Words | None:
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
         low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
-        marks.axes.vlines(own[part.x], low, high, color=look(i)["color"], linewidth=1.2)
+        marks.axes.vlines(own[part.x], low, high, color=series_style(i)["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
-    finish(marks, f"time of a call ({unit})", log=True)
+    finish(marks, f"time per call ({unit})", log=True)
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
-    return Words(
-        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes."
-        + ("" if part.variants == ("case",) else " Lines join cases that differ in size alone."),
-        table("Time of a call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
+    return Caption(
+        "Median time per call; bars are its 95 % interval over processes, cut at four times the extremes."
+        + ("" if part.variants == ("case",) else " Lines join cases that differ only in size."),
+        table("Time per call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 
 
-def rate_figure(marks: Marks, part: Part) -> Words | None:
+def rate_figure(marks: Marks, part: Part) -> Caption | None:
     """Achieved rate against size, with the ceiling measured in the same run."""
     timed = part.timed[numeric(part.timed, part.rate) > 0]
     if timed.empty:
@@ -154,11 +154,12 @@ def rate_figure(marks: Marks, part: Part) -> Words | None:
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r[part.rate], UNITS[part.rate]),
              share_of_ceiling(r, part.rate)) for _, r in timed.iterrows()]  # fmt: skip
-    what = "FLOPs of the operation" if part.rate == FLOPS else "bytes that have to move at least"
-    return Words(
-        f"The {what} over the median time. Dashed: what a {'matrix product' if part.rate == FLOPS else 'copy'} reached "
-        "in the same run. Small cases may lie above a copy's rate where caches serve them.",
-        table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of the ceiling"), rows),
+    what = "FLOPs of the operation" if part.rate == FLOPS else "minimum of bytes to move"
+    return Caption(
+        f"The {what} over the median time. Dashed: ceiling measured in the same run by a "
+        f"{'matrix product' if part.rate == FLOPS else 'copy'}. Small cases that fit in a cache may exceed the rate of "
+        "a copy.",
+        table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of ceiling"), rows),
     )
 
 
@@ -179,7 +180,7 @@ def share_of_ceiling(row: pd.Series[Any], rate: str) -> Cell:
     return percent(achieved / ceiling, sign=False), float(achieved / ceiling)
 
 
-def roofline_figure(marks: Marks, part: Part) -> Words | None:
+def roofline_figure(marks: Marks, part: Part) -> Caption | None:
     """Achieved FLOP/s against arithmetic intensity, under the measured roof."""
     frame = part.timed
     frame = frame[(numeric(frame, FLOPS) > 0) & (numeric(frame, "bytes_moved") > 0)]
@@ -196,7 +197,7 @@ def roofline_figure(marks: Marks, part: Part) -> Words | None:
             f"{name}, {r['case']}: {quantity(r[FLOPS], 'FLOP/s')} at {quantity(r['intensity'])} FLOP per byte"
             for _, r in own.iterrows()
         ]
-        marks.draw(own["intensity"], numeric(own, FLOPS) / factor, titles, **look(i), label=name)
+        marks.draw(own["intensity"], numeric(own, FLOPS) / factor, titles, **series_style(i), label=name)
     ridges = [peak / copy for peak in products.values()]
     x = np.geomspace(min([frame["intensity"].min(), *ridges]) / 1.5, max([frame["intensity"].max(), *ridges]) * 1.5, 80)
     for label, peak in products.items():
@@ -208,15 +209,15 @@ def roofline_figure(marks: Marks, part: Part) -> Words | None:
     rows = [(word(r["case"]), word(r["provider"]), number(r["intensity"]), number(r[FLOPS], "FLOP/s"),
              number(min(x for x in (r["intensity"] * copy, r[CEILINGS[FLOPS]]) if present(x)), "FLOP/s"))
             for _, r in frame.iterrows()]  # fmt: skip
-    return Words(
-        "FLOPs over the bytes that have to move, against the rate achieved. The roof is the lower of a copy's rate "
-        "times the intensity and a matrix product's rate, both of the same run; what lies above it came from caches.",
+    return Caption(
+        "Rate achieved against arithmetic intensity (FLOPs over the minimum of bytes to move). The roof is the smaller "
+        "of a copy's rate times the intensity and a matrix product's rate, both measured in the same run; points above "
+        "it were served by caches.",
         table("Roofline.", ("case", "provider", "FLOP per byte", "achieved", "roof"), rows),
     )
 
 
-FIGURES = {
-    "time": ("Time of a call against size", time_figure),
-    "rate": ("Achieved rate against size", rate_figure),
-    "roofline": ("Roofline", roofline_figure),
-}
+TIMES = FigureSpec("time", "Time per call against size", time_figure, optional=True)
+RATES = FigureSpec("rate", "Achieved rate against size", rate_figure, optional=True)
+ROOFLINE = FigureSpec("roofline", "Roofline", roofline_figure, optional=True)
+FIGURES = (TIMES, RATES, ROOFLINE)

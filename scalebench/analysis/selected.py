@@ -1,0 +1,66 @@
+"""Trials of results folders that a command selects: those that `--where` matches, and the one series among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
+from scalebench.errors import InputError
+from scalebench.points.table import select_rows
+from scalebench.store import Results, read_results
+
+
+def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
+    """Return the valid training trials that match an expression, prepared. Raises ``InputError`` when none does."""
+    trials = prepare(select_rows(path, results.frame, where))
+    trained = trials["valid"] & trials[[LOSS, STEP_TIME]].notna().any(axis=1)
+    if not trained.any():
+        selected = f" that --where {where!r} selects" if where else ""
+        what = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
+        raise InputError([f"{path}: no trial{selected} {what}"])
+    return trials[trained]
+
+
+def select_study(path: Path, where: str | None) -> StudyAnalysis:
+    """Return the analysis of the selected trials, whose lengths of training may differ.
+
+    Raises ``InputError`` for a mixture of studies, devices, implementations and the like.
+    """
+    results = read_results(path)
+    if len(results.studies) > 1:
+        names = ", ".join(str(path / name) for name in results.studies)
+        raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {names}"])
+    (name, definition), *_ = results.studies.items()
+    study = StudyAnalysis(name, of_any_length(definition), select_trials(path, results, where))
+    if len(study.series) > 1:
+        labels = "; ".join(series.label for series in study.series)
+        example = "--where \"implementation == 'sdpa'\""
+        raise InputError([f"{path}: holds {len(study.series)} series: {labels}; choose one, as in {example}"])
+    return study
+
+
+def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's definition without the axes of how long a trial trains, so that they split no series."""
+    axes = {name: values for name, values in (definition.get("axes") or {}).items() if name not in LENGTH_AXES}
+    return {**definition, "axes": axes}
+
+
+def trial_warnings(path: Path, where: str | None) -> list[str]:
+    """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length."""
+    results = read_results(path)
+    trials, studies = select_trials(path, results, where), results.studies.values()
+    split = [name for definition in studies for name in split_columns(trials, of_any_length(definition))]
+    mixed = list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + split))
+    tuned = dict.fromkeys(axis for definition in studies for axis in tuned_axes(definition) if axis in trials)
+    varied = [axis for axis in tuned if trials[axis].nunique() > 1]
+    lines = {
+        f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them": mixed,
+        f"these trials are tuned over {', '.join(varied)}: the fit uses all of them, report and predict only the best "
+        "at each size; choose with --where": varied,
+    }
+    return [line for line, columns in lines.items() if columns]

@@ -1,0 +1,147 @@
+"""The analysis of a study: everything a reader of its results needs, each part computed once, on first use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scalebench.analysis.series import Series, of_one_size, series_of
+from scalebench.analysis.surfaces import Surface, surfaces_of
+from scalebench.analysis.trials import PARAMETERS, SizeAxis, by_size, prepare, size_axis_of, split_columns, tuned_axes
+from scalebench.store import Results, StoreError, read_steps
+
+MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
+
+
+@dataclass(frozen=True, eq=False)
+class StudyAnalysis:
+    """A study, analysed.
+
+    ``definition`` is its ``study.json`` (axes, fit, planned, command, study_toml), ``rows`` its records as stored, and
+    ``damaged`` has a line for each attempt that cannot be read.
+    """
+
+    name: str
+    definition: Mapping[str, Any]
+    rows: pd.DataFrame = field(repr=False)
+    damaged: tuple[str, ...] = ()
+
+    @cached_property
+    def _prepared(self) -> pd.DataFrame:
+        return prepare(self.rows)
+
+    @cached_property
+    def x(self) -> SizeAxis:
+        """What grows: parameters, or data where all models have one size."""
+        return size_axis_of(self._prepared, self.definition)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial, prepared (see ``prepare``) and sorted along ``x``."""
+        return self._prepared if self.x is PARAMETERS else by_size(self._prepared, self.x)
+
+    @cached_property
+    def series(self) -> tuple[Series, ...]:
+        """Trials that differ in ``x`` and seed only, at least one series."""
+        return tuple(series_of(self.trials, self.definition, self.x))
+
+    @cached_property
+    def surfaces(self) -> tuple[Surface, ...]:
+        """The loss over size and data of each series that varies both."""
+        return tuple(surfaces_of(self.trials, self.definition))
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether there are several series, all of the same single size."""
+        return of_one_size(self.series)
+
+    @cached_property
+    def steps(self) -> Mapping[str, pd.DataFrame]:
+        """The steps of trials by trial_id: of at most ``MAX_STEP_TABLES``, spread evenly, those that can be read."""
+        trials, steps = self.trials, {}
+        spread = np.linspace(0, len(trials) - 1, min(len(trials), MAX_STEP_TABLES)).round().astype(int)
+        for _, row in trials.iloc[spread].iterrows():
+            table = _read_steps(row.get("attempt_dir"))
+            if table is not None:
+                steps[str(row["trial_id"])] = table
+        return steps
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The columns in which trials differ by design: series, tuned axes, seed."""
+        return tuple(
+            dict.fromkeys([*split_columns(self.trials, self.definition), *tuned_axes(self.definition), "seed"])
+        )
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """The ids of planned trials without a readable record."""
+        planned = self.definition.get("planned") or []
+        ids = [str(trial["trial_id"] if isinstance(trial, dict) else trial) for trial in planned]
+        recorded = set(self.trials["trial_id"])
+        return tuple(trial_id for trial_id in ids if trial_id not in recorded)
+
+    @property
+    def planned(self) -> int:
+        """How many trials were planned; 0 where the study does not say."""
+        return len(self.definition.get("planned") or [])
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """How many trials ended with each status, ok first."""
+        counts = Counter(self.trials["status"].dropna().astype(str))
+        return {status: counts[status] for status in sorted(counts, key=lambda status: (status != "ok", status))}
+
+    @property
+    def invalid(self) -> int:
+        """How many trials ended ok with invalid numbers."""
+        return int(((self.trials["status"] == "ok") & self.trials["invalid_reason"].notna()).sum())
+
+
+def _read_steps(attempt: Any) -> pd.DataFrame | None:
+    if not isinstance(attempt, str) or not attempt:
+        return None
+    try:
+        return read_steps(attempt)
+    except StoreError:
+        return None
+
+
+def analyse(results: Results, name: str) -> StudyAnalysis:
+    """Analyse one study of results folders."""
+    rows, damaged = _named(results.frame), _damaged_by_study(results).get(name, ())
+    return StudyAnalysis(name, results.studies.get(name) or {}, rows[rows["study"] == name], damaged)
+
+
+def analyse_all(results: Results) -> tuple[StudyAnalysis, ...]:
+    """Analyse every study of results folders, those without a readable ``study.json`` included."""
+    return tuple(analyse(results, name) for name in study_names(results))
+
+
+def study_names(results: Results) -> list[str]:
+    """Return the names of all studies: those with a ``study.json``, then those that rows name."""
+    return list(dict.fromkeys([*results.studies, *_named(results.frame)["study"].dropna().astype(str)]))
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows if "study" in rows else rows.assign(study="")
+
+
+def damaged_elsewhere(results: Results) -> tuple[str, ...]:
+    """Return the lines on damaged files that lie in no study's folder."""
+    return _damaged_by_study(results).get("", ())
+
+
+def _damaged_by_study(results: Results) -> dict[str, tuple[str, ...]]:
+    """Group the lines on damaged files by the study whose folder the path of each passes through, "" for none."""
+    names: Sequence[str] = study_names(results)
+    lines = results.damaged
+    owner = [next((name for name in names if name in Path(line.partition(": ")[0]).parts), "") for line in lines]
+    return {name: tuple(line for line, of in zip(lines, owner, strict=True) if of == name) for name in set(owner)}

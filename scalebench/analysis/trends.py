@@ -1,0 +1,124 @@
+"""Trends of a quantity against what grows: a fitted law, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scalebench.analysis.trials import numeric
+from scalebench.laws import LAWS, FitRefused, choose, fit
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit, Forecast
+
+Array = NDArray[np.float64]
+
+COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
+NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Trend:
+    """A fitted law, or the one-line reason why there is none.
+
+    ``no_interval`` is the reason why a fit has no intervals, ``choice`` the reason for its law where several were
+    compared. Intervals are those of ``Fit.interval`` and ``Fit.prediction_interval`` (bootstrap), everywhere.
+    """
+
+    fit: Fit | None
+    reason: str = ""
+    no_interval: str = ""
+    choice: str = ""
+
+    def at(self, inputs: Mapping[str, float], kind: str = "new") -> tuple[float, float, float]:
+        """Return prediction, low and high (95 %) at one place; NaN ends where there is no interval."""
+        assert self.fit is not None
+        place = {name: np.array([value], dtype=np.float64) for name, value in inputs.items()}
+        low, high = self._ends(place, 1, kind)
+        return float(self.fit.predict(place)[0]), float(low[0]), float(high[0])
+
+    def band(self, x: Array) -> tuple[Array, Array]:
+        """Return low and high (95 %) of the mean over runs at sizes x (n,)."""
+        return self._ends({"x": x}, len(x), "mean")
+
+    def _ends(self, inputs: Mapping[str, Array], n: int, kind: str) -> tuple[Array, Array]:
+        assert self.fit is not None
+        if self.no_interval:
+            return np.full(n, np.nan), np.full(n, np.nan)
+        return self.fit.prediction_interval(inputs, kind=kind)
+
+    def interval(self, parameter: str) -> tuple[float, float]:
+        """Return the 95 % interval of a parameter; NaN ends where there is none."""
+        assert self.fit is not None
+        return (np.nan, np.nan) if self.no_interval else self.fit.interval(parameter)
+
+    @cached_property
+    def backtest(self) -> Sequence[Forecast]:
+        """The predictions of every larger size from the smaller ones; empty where all are refused."""
+        if self.fit is None:
+            return ()
+        try:
+            return self.fit.backtest("rolling").forecasts
+        except FitRefused:
+            return ()
+
+
+def fit_trend(points: pd.DataFrame, law: str) -> Trend:
+    """Fit ``law``, a law of one input, to the points (columns x, y, config), or give the reason why not."""
+    if law in LAWS and len(LAWS[law].inputs) > 1:
+        return Trend(None, f"the law {law} needs {' and '.join(LAWS[law].inputs)}; these figures show size alone")
+    try:
+        fitted = fit(points, law=law)
+    except FitRefused as refusal:
+        return Trend(None, str(refusal))
+    return trend_by(fitted)
+
+
+def trend_by(fitted: Fit) -> Trend:
+    """Return the trend that a fit is, with the reason where it carries no interval."""
+    try:
+        fitted.interval(fitted.law.parameters[0])
+    except FitRefused as refusal:
+        return Trend(fitted, no_interval=str(refusal))
+    return Trend(fitted)
+
+
+def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
+    """Fit a column against the column ``size``; seeds of one size are one configuration."""
+    return fit_trend(_points(trials, column, size), law)
+
+
+def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
+    """Fit a cost (time, memory, FLOPs, bytes) by the law of ``COST_LAWS`` that predicts the larger sizes best."""
+    points = _points(trials, column, size)
+    law, choice = choose_cost_law(points)
+    return replace(fit_trend(points, law), choice=choice)
+
+
+def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
+    """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
+    simple, other = COST_LAWS
+    try:
+        choice = choose({"x": points["x"].to_numpy(), "y": points["y"].to_numpy()}, COST_LAWS, by="x")
+    except FitRefused:  # too few sizes to hold any out; the reason stands with the trend
+        return simple, ""
+    errors = {ranked.law: ranked.error_percent for ranked in choice.ranking}
+    if len(errors) < len(COST_LAWS):
+        return choice.best, ""
+    tied = any(ranked.tied for ranked in choice.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
+    law = simple if tied else choice.best
+    against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
+    shown = ", ".join(f"{name} {error:.2g} %" for name, error in errors.items())
+    return law, f"{law}, {against}, by hold-out error: {shown}"
+
+
+def _points(trials: pd.DataFrame, column: str, size: str) -> pd.DataFrame:
+    points = pd.DataFrame({"x": numeric(trials, size), "y": numeric(trials, column)})
+    points = points[(points["x"] > 0) & (points["y"] > 0)]
+    return points.assign(config=points["x"].map("{:.0f}".format)).reset_index(drop=True)

@@ -1,0 +1,156 @@
+"""The trials of a study, prepared for fits: columns as numbers, what is valid, what grows, and what splits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scalebench.measure.statistics import combined_standard_error
+
+N = "params_non_embedding"
+DATA_SEEN = "data_seen"  # tokens_seen, or samples_seen of tasks without tokens
+LOSS = "validation_loss_nats"
+LOSS_SE = "validation_loss_se_nats"
+STEP_TIME = "step_time_median_s"
+
+# The first of these that a series measured is "the" memory of its figure and fit: a device allocator's own count, the
+# tensors tracked in the untimed pass, and only then the whole process, interpreter and libraries included.
+MEMORY_PEAKS = {
+    "peak_memory_allocated_bytes": "peak allocated memory",
+    "memory_tracked_peak_bytes": "peak memory of the tracked tensors",
+    "peak_rss_bytes": "peak resident memory of the process",
+}
+
+# These describe how large the model is, or only repeat it: they never split a study into series.
+SIZE_AXES = frozenset({"params", "requested_params", N, "size", "depth", "width", "heads", "head_dim", "seed"})
+# How long a trial trains: an axis that splits series of sizes, but not surfaces of size and data.
+LENGTH_AXES = frozenset({"steps", "tokens", "tokens_per_param", "flops"})
+ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name")
+
+
+@dataclass(frozen=True)
+class SizeAxis:
+    """What grows along the x axis of a study: a column of its trials, and the words for it.
+
+    ``noun`` is the unit of its values, ``label`` the title of the axis, ``title`` the head of a table's column.
+    ``letters`` are those that a law of this axis has in the place of N, A and α.
+    """
+
+    column: str
+    noun: str
+    label: str
+    title: str
+    letters: str
+
+    def formula(self, text: str) -> str:
+        """Return a formula in N, A and α with the letters of this axis."""
+        return text.translate(str.maketrans("NAα", self.letters))
+
+
+PARAMETERS = SizeAxis(N, "parameters", "size N (non-embedding parameters)", "size", "NAα")
+DATA = SizeAxis(DATA_SEEN, "tokens or samples seen", "data D (tokens or samples seen)", "tokens or samples seen", "DBβ")
+
+
+def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
+    """Return a column as floats, NaN where it is absent or not a number."""
+    if column not in frame:
+        return pd.Series(np.nan, index=frame.index, dtype=float)
+    return pd.to_numeric(frame[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def prepare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return records with every column the analysis computes with, sorted by size; absent columns are all NaN.
+
+    Adds ``valid`` (ended ok with valid numbers) and ``timed`` (valid, and alone on the machine).
+    """
+    trials = rows.copy()
+    for column in ("status", "invalid_reason", "trial_id", "timing_exclusive"):
+        trials[column] = trials[column].astype(object) if column in trials else None
+    trials[N] = numeric(trials, N).fillna(numeric(trials, "params"))
+    for column in (LOSS, LOSS_SE, STEP_TIME, *MEMORY_PEAKS, "seed"):
+        trials[column] = numeric(trials, column)
+    trials[DATA_SEEN] = numeric(trials, "tokens_seen").fillna(numeric(trials, "samples_seen"))
+    trials["valid"] = (trials["status"] == "ok") & trials["invalid_reason"].isna() & (trials[N] > 0)
+    # `!= False` also keeps a trial that does not say whether it had the machine to itself.
+    alone = trials["timing_exclusive"] != False  # noqa: E712
+    trials["timed"] = trials["valid"] & alone & (trials[STEP_TIME] > 0)
+    return by_size(trials, PARAMETERS)
+
+
+def by_size(trials: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:
+    """Sort trials along an axis, then by seed; those without a place on it are not valid."""
+    placed = trials.assign(valid=trials["valid"] & (trials[x.column] > 0))
+    return placed.sort_values([x.column, "seed", "trial_id"], kind="stable").reset_index(drop=True)
+
+
+def total_params(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return all parameters of each trial; the non-embedding ones where only those are recorded."""
+    return numeric(trials, "params").fillna(trials[N])
+
+
+def training_flops(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the FLOPs of the whole training of each trial, NaN where they are not known."""
+    return numeric(trials, "flops_per_step") * numeric(trials, "steps").fillna(numeric(trials, "stop_step"))
+
+
+def tuned_axes(definition: Mapping[str, Any]) -> list[str]:
+    """Return the axes of which each size keeps its best value."""
+    return [str(axis) for axis in (definition.get("fit") or {}).get("best_over") or []]
+
+
+def split_columns(trials: pd.DataFrame, definition: Mapping[str, Any]) -> list[str]:
+    """Return the columns whose values make separate series: axes other than size, seed and tuned ones that vary."""
+    axes = definition.get("axes") or {}
+    varied = [axis for axis, values in axes.items() if isinstance(values, list) and len(values) > 1]
+    names = [name for name in dict.fromkeys([*ALWAYS_SPLIT, *varied]) if name in trials]
+    leave_out = SIZE_AXES.union(tuned_axes(definition))
+    return [name for name in names if name not in leave_out and trials[name].dropna().astype(str).nunique() > 1]
+
+
+def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxis:
+    """Return what a study grows: data where all models have one size and trials of a series differ in data."""
+    columns, done = split_columns(trials, definition), trials[trials["valid"]]
+    seen = done.groupby(columns, dropna=False)[DATA_SEEN].nunique() if columns else done[[DATA_SEEN]].nunique()
+    return DATA if trials[N].nunique() == 1 and (seen > 1).any() else PARAMETERS
+
+
+def best_over(trials: pd.DataFrame, axes: Sequence[str], x: SizeAxis) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Keep, at each size, the trials of the tuned values with the lowest mean loss.
+
+    The second value has a line for each size at which the best value is the smallest or largest tried.
+    """
+    axes = [axis for axis in axes if axis in trials]
+    if not axes or trials.empty:
+        return trials, ()
+    parts, notes = [], []
+    for size, group in trials.groupby(x.column):
+        means = group.groupby(axes, dropna=False)[LOSS].mean()
+        if means.isna().all():
+            continue
+        best = means.idxmin()
+        values = best if isinstance(best, tuple) else (best,)
+        tuned = dict(zip(axes, values, strict=True))
+        parts.append(group[np.logical_and.reduce([group[axis] == value for axis, value in tuned.items()])])
+        for axis, value in tuned.items():
+            tried = sorted(group[axis].dropna().unique())
+            if len(tried) > 1 and value in (tried[0], tried[-1]):
+                end = "smallest" if value == tried[0] else "largest"
+                notes.append(f"{axis}: the best value at {size:,.0f} {x.noun}, {value:g}, is the {end} tried")
+    return (pd.concat(parts) if parts else trials.iloc[:0]), tuple(notes)
+
+
+def means_per_size(usable: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:
+    """Return one row per size (column ``size``): trials, mean loss, its standard error, spread over seeds.
+
+    Where only one seed ran, the spread between seeds is unknown: the error is the validation sample's alone.
+    """
+    rows = []
+    for size, group in usable.dropna(subset=[LOSS]).groupby(x.column):
+        both = combined_standard_error(group[LOSS].tolist(), group[LOSS_SE].fillna(0.0).tolist())
+        alone = float(np.sqrt(np.nanmean(np.square(group[LOSS_SE])))) if group[LOSS_SE].notna().any() else np.nan
+        rows.append((size, len(group), group[LOSS].mean(), alone if np.isnan(both) else both, group[LOSS].std(ddof=1)))
+    return pd.DataFrame(rows, columns=["size", "trials", "mean", "se", "seed_sd"])

@@ -1,0 +1,94 @@
+"""Roles of columns: which column of a file or results folder is params, tokens, flops or loss to a law."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scalebench.errors import InputError, unknown
+from scalebench.laws import LAWS, Law
+from scalebench.points.files import open_table
+from scalebench.points.table import CONFIG, read_columns
+
+OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
+ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
+LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
+# What `--law auto` chooses among: losses of size alone, or of size and data.
+CHOICES = {1: ("power", "broken"), 2: ("chinchilla", "skaling", "kaplan", "overtraining")}
+RUN = "run"  # the role of text that names a training run
+
+
+def find_law(name: str) -> Law:
+    """Return a law by name. Raises ``InputError``."""
+    if name not in LAWS:
+        raise InputError([f"--law: {unknown(name, LAWS)}"])
+    return LAWS[name]
+
+
+def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the laws of ``--law A,B,C``; of ``auto`` those of size and data where columns have data, else of size.
+
+    Raises ``InputError`` for laws whose inputs differ.
+    """
+    has_data = bool({"tokens", "flops"} & {*given, *names}) or "tokens_seen" in names
+    chosen = CHOICES[2 if has_data else 1] if text == "auto" else text.split(",")
+    laws = tuple(dict.fromkeys(name.strip() for name in chosen if name.strip()))
+    inputs = {find_law(name).inputs if len(find_law(name).inputs) > 1 else ("x",) for name in laws}
+    if len(inputs) != 1:
+        each = "; ".join(f"{name}: {', '.join(LAWS[name].inputs)}" for name in laws)
+        raise InputError([f"--law {text}: laws are compared on the same inputs; these have {each or 'no names'}"])
+    return laws
+
+
+def column_options(law: Law) -> dict[str, str]:
+    """Return role -> the option of the command that names its column."""
+    own = {role: f"--{role}-column" for role in ("params", "tokens", "flops", "loss", "x", "y", CONFIG)}
+    own |= {"tokens": "--tokens-column, or --flops-column for D = C / 6N"}
+    options = {role: own.get(role, f"--column {role}=NAME") for role in (*law.inputs, "flops", CONFIG)}
+    return options | {law.response: own.get(law.response, "--y-column")}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Return the columns of a file; of a results folder those that laws read by default."""
+    return tuple(OF_RESULTS) if path.is_dir() else open_table(path).names
+
+
+def law_columns(
+    law: Law, given: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
+) -> dict[str, str]:
+    """Return role -> column for a law, from those given by role and the defaults.
+
+    A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
+    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place; with both, and without
+    a column of parameters among the ``names`` of the file, a law of parameters does.
+    """
+    defaults = OF_RESULTS if of_results else {}
+    columns = {}
+    for role in (*law.inputs, law.response):
+        aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
+        roles = [role, *aliases, *(("y",) if role == law.response else ())]
+        named = next((name for name in roles if name in given), None)
+        by_flops = role == "tokens" or (role == "params" and "tokens" in given and role not in names)
+        if named is None and by_flops and "flops" in given and "tokens" in law.inputs:
+            columns["flops"] = given["flops"]
+        else:
+            columns[role] = given[named] if named else defaults.get(role, role)
+    return columns | ({CONFIG: given[CONFIG]} if CONFIG in given else {})
+
+
+def read_roles(
+    path: Path, roles: Sequence[str], optional: Sequence[str], given: Mapping[str, str], where: str | None
+) -> dict[str, Any]:
+    """Return columns by role, each (n,): all ``roles``, and of the ``optional`` those that are given or present.
+
+    Here ``params`` is the total, of a results folder too. Raises ``InputError`` or ``StoreError``.
+    """
+    defaults = {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if path.is_dir() else {}
+    named = {role: given.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
+    present = open_table(path).names
+    wanted = {role: name for role, name in named.items() if role in (*roles, *given) or name in present}
+    columns = {CONFIG if role == RUN else role: name for role, name in wanted.items()}  # the reader's one role of text
+    options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
+    values = read_columns(path, columns, where, options=options).values
+    return {RUN if role == CONFIG else role: column for role, column in values.items()}

@@ -1,0 +1,37 @@
+"""What the figures of trials share: labels and titles of marks, and fitted curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scalebench.analysis.series import Series
+from scalebench.analysis.trends import Trend
+from scalebench.reporting.quantities import quantity
+
+
+def trial_label(row: pd.Series[Any], series: Series) -> str:
+    """Return the name of a trial for the title of its mark and for tables."""
+    seed = f", seed {row['seed']:g}" if pd.notna(row["seed"]) else ""
+    return ", ".join(filter(None, (series.label, f"{quantity(row[series.x.column])} {series.x.noun}{seed}")))
+
+
+def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
+    """Return the title of each trial's mark: name and value."""
+    return [f"{trial_label(row, series)}: {quantity(row[column], unit)}" for _, row in frame.iterrows()]
+
+
+def draw_curve(
+    axes: Axes, trend: Trend, sizes: Sequence[float], *, factor: float, color: str, label: str | None = None
+) -> None:
+    """Draw a fitted law over a range of sizes with the 95 % band of its mean; nothing where the fit was refused."""
+    if trend.fit is None:
+        return
+    x = np.geomspace(min(sizes), max(sizes), 60)
+    low, high = trend.band(x)
+    axes.plot(x, trend.fit.predict(x=x) / factor, color=color, label=label)
+    axes.fill_between(x, low / factor, high / factor, color=color, alpha=0.18, linewidth=0)

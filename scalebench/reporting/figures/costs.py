@@ -1,0 +1,132 @@
+"""What size costs: time per step, memory, and the FLOP/s achieved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend
+from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.reporting.figures.base import draw_curve, trial_label, trial_titles
+from scalebench.reporting.quantities import formula, quantity, scale
+from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, series_style
+from scalebench.reporting.tables import Cell, number, share, table, word
+from scalebench.reporting.views import Caption, FigureSpec
+
+ROOM = 1.25  # height of the axis over the highest mark: a wide band is cut, so that the marks stay apart
+MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
+
+
+def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+    """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
+    frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
+    if frame.empty:
+        return None
+    factor, unit = scale(float(frame[STEP_TIME].median()), "s")
+    rows: list[Sequence[Cell]] = []
+    for i, series in enumerate(study.series):
+        part, style = series.trials.loc[series.trials.index.intersection(frame.index)], series_style(i)
+        low, high = (numeric(part, f"step_time_{p}_s") for p in ("p20", "p80"))
+        marks.axes.vlines(part[N], low / factor, high / factor, color=style["color"], linewidth=1.2)
+        for good, face in ((part["timed"], style["color"]), (~part["timed"], PAPER)):
+            chosen, label = part[good], series.label if face != PAPER and series.label else None
+            titles = trial_titles(series, chosen, STEP_TIME, "s")
+            marks.draw(chosen[N], chosen[STEP_TIME] / factor, titles, **style, markerfacecolor=face, label=label)
+        if len(part):
+            draw_curve(marks.axes, series.step_time, part[N].tolist(), factor=factor, color=style["color"])
+        rows += [(word(trial_label(row, series)), number(row[N]), number(row[STEP_TIME], "s"),
+                  number(row.get("step_time_p20_s"), "s"), number(row.get("step_time_p80_s"), "s"),
+                  word("yes" if row["timed"] else "no")) for _, row in part.iterrows()]  # fmt: skip
+    finish(marks, f"time per training step ({unit})", log=True)
+    columns = ("trial", "size", "median", "p20", "p80", "in the fit")
+    return Caption(
+        "Median over the steps after warm-up; bars span the 20th to the 80th percentile. The line is the fitted trend "
+        f"{laws([series.step_time for series in study.series])}with the 95 % band of its mean. Hollow marks shared the "
+        "machine and are not in the fit.",
+        table("Time per training step.", columns, rows),
+    )
+
+
+def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+    """Peak memory against size with its trend; one series also shows what the peak consists of."""
+    all_series = [series for series in study.series if series.memory_column]
+    if not all_series:
+        return None
+    peaks = [series.usable[series.memory_column] for series in all_series]
+    factor, unit = scale(float(pd.concat(peaks).max()), "B")
+    rows: list[Sequence[Cell]] = []
+    if len(all_series) == 1:
+        _memory_stack(marks, all_series[0], factor)
+    for i, series in enumerate(all_series):
+        column = str(series.memory_column)
+        style = series_style(i) if len(all_series) > 1 else {"color": INK, "marker": "o"}
+        size = max(4, 11 - 4 * i) if len(all_series) > 1 else 6  # series that need the same memory stay visible
+        label = series.label or "peak"
+        titles = trial_titles(series, series.usable, column, "B")
+        marks.draw(series.usable[N], series.usable[column] / factor, titles, **style, markersize=size, label=label)
+        draw_curve(marks.axes, series.memory, series.usable[N].tolist(), factor=factor, color=style["color"])
+        for _, row in series.usable.drop_duplicates(N).iterrows():
+            parts = [number(row.get(f"memory_{part}_bytes"), "B") for part in MEMORY_PARTS]
+            rows.append([word(series.label or "all trials"), number(row[N]), number(row[column], "B"), *parts])
+    marks.axes.set_ylim(0, ROOM * float(pd.concat(peaks).max()) / factor)
+    finish(marks, f"memory ({unit})")
+    columns = ("series", "size", "peak", *MEMORY_PARTS)
+    split = "Bars split the peak by content. " if len(all_series) == 1 else ""
+    names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
+    return Caption(
+        f"Marks are the {names}; the line is the fitted trend {laws([series.memory for series in all_series])}with the "
+        f"95 % band of its mean. {split}The table gives the maximum of each part, which may occur at another time.",
+        table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
+    )
+
+
+def laws(trends: Sequence[Trend]) -> str:
+    """Return the formulas of fitted trends in brackets, each once; empty where none is fitted."""
+    formulas = dict.fromkeys(formula(trend.fit.law.formula).partition("= ")[2] for trend in trends if trend.fit)
+    return f"({', '.join(formulas)}) " if formulas else ""
+
+
+def _memory_stack(marks: Marks, series: Series, factor: float) -> None:
+    by_size = series.usable.drop_duplicates(N)
+    bottom = np.zeros(len(by_size))
+    width = by_size[N] * 0.22
+    for i, part in enumerate(MEMORY_PARTS):
+        height = numeric(by_size, f"memory_at_peak_{part}_bytes").fillna(0).to_numpy() / factor
+        if height.any():
+            marks.axes.bar(by_size[N], height, width, bottom, color=SERIES_COLORS[i], edgecolor=PAPER, label=part)
+            bottom += height
+
+
+def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+    """Achieved FLOP/s against size, beside the peak it is measured against."""
+    achieved, rows = "achieved_flops_per_s", []
+    known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
+    if known.empty:
+        return None
+    peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
+    factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
+    for i, series in enumerate(study.series):
+        part = known.loc[known.index.intersection(series.trials.index)]
+        titles = trial_titles(series, part, achieved, "FLOP/s")
+        marks.draw(part[N], numeric(part, achieved) / factor, titles, **series_style(i), label=series.label or None)
+        for _, row in part.iterrows():
+            rows.append((word(trial_label(row, series)), number(row[achieved], "FLOP/s"), share(row.get("mfu"))))
+    for peak in peaks:
+        label = f"peak {quantity(peak, 'FLOP/s')}"
+        marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
+    finish(marks, f"achieved {unit}", log=True)
+    sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
+    reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
+    return Caption(
+        f"FLOPs of the model over the time of a step or call. {reference}",
+        table("Achieved FLOP/s and model FLOP/s utilisation (MFU).", ("trial", "achieved", "MFU"), rows),
+    )
+
+
+STEP_TIMES = FigureSpec("step-time", "Time per training step against size", step_time_figure)
+MEMORY = FigureSpec("memory", "Memory against size", memory_figure)
+EFFICIENCY = FigureSpec("efficiency", "Achieved FLOP/s against size", efficiency_figure)

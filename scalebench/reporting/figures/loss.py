@@ -1,0 +1,92 @@
+"""Validation loss against model size or data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from scalebench.analysis.predictions import predict_loss_at
+from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import LOSS, numeric
+from scalebench.reporting.figures.base import draw_curve, trial_titles
+from scalebench.reporting.quantities import quantity, uncertain
+from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
+from scalebench.reporting.tables import number, table, word
+from scalebench.reporting.views import Caption, FigureSpec
+
+
+def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+    """Validation loss against size or data: trials, means, the law fitted without the largest, and its prediction."""
+    if not any(len(series.sizes) for series in study.series):
+        return None
+    for i, series in enumerate(study.series):
+        if len(series.sizes):
+            _loss_series(marks, series, series_style(i), single=len(study.series) == 1)
+    floor = numeric(study.trials, "floor_nats").dropna().unique()
+    for height in floor[:1]:
+        marks.axes.axhline(height, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
+    cut = _limit_to_losses(marks.axes, study, floor)
+    size_axis(marks.axes, study.x.label)
+    marks.axes.set_ylabel("validation loss (nats)")
+    legend(marks)
+    rows = [
+        (word(series.label or "all trials"), number(row["size"]), number(row["trials"]),
+         (uncertain(row["mean"], row["se"]), row["mean"]))
+        for series in study.series for row in series.sizes.to_dict("records")
+    ]  # fmt: skip
+    columns = ("series", study.x.title, "trials", "validation loss (nats)")
+    return Caption(
+        "Filled marks are trials; hollow marks are the mean of each size with its standard error (seeds and validation "
+        "sample). The curve with its 95 % band is the law fitted without the held-out largest size (star). The diamond "
+        "is the law fitted to every size, extrapolated ×4, with the 95 % prediction interval of a new run."
+        + (" Intervals much wider than the range of the losses are cut off." if cut else "")
+        + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else ""),
+        table("Mean validation loss per size.", columns, rows, series=len(study.series)),
+    )
+
+
+def _limit_to_losses(axes: Axes, study: StudyAnalysis, floor: NDArray[np.float64]) -> bool:
+    """Cut the axis where a wide interval would compress the losses into a line; return whether it was cut."""
+    losses = np.concatenate([*(series.usable[LOSS].to_numpy(dtype=float) for series in study.series), floor[:1]])
+    lowest, highest = np.nanmin(losses), np.nanmax(losses)
+    room = max(highest - lowest, 0.02 * abs(highest))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, lowest - room), min(high, highest + room))
+    return bool(axes.get_ylim() != (low, high))
+
+
+def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bool) -> None:
+    axes, sizes, prefix = marks.axes, series.sizes, "" if single else f"{series.label}: "
+    marks.draw(series.usable[series.x.column], series.usable[LOSS], trial_titles(series, series.usable, LOSS, "nats"),
+               **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
+    held = (sizes["size"] == sizes["size"].max()) & (series.held is not None)
+    for chosen, marker, size, what in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
+        part = sizes[chosen]
+        if part.empty:
+            continue
+        axes.errorbar(part["size"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
+        titles = [f"{prefix}{what} at {quantity(r['size'])} {series.x.noun}: {uncertain(r['mean'], r['se'])} nats"
+                  for r in part.to_dict("records")]  # fmt: skip
+        label = what if single else series.label if marker != "*" else None
+        marks.draw(part["size"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
+                   markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3, label=label)  # fmt: skip
+    fitted = "fit to smaller sizes" if series.held else "fit"
+    label = fitted if single else None
+    draw_curve(axes, series.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
+    x = 4 * float(sizes["size"].max())
+    predicted = predict_loss_at(series, x)
+    if (y := predicted.value) is not None:
+        low, high = predicted.low, predicted.high
+        ends = [[max(y - low, 0)], [max(high - y, 0)]] if low is not None and high is not None else None
+        axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
+        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {series.x.noun}: {y:.3f} nats"], marker="D",
+                   markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
+                   label="prediction at ×4" if single else None)  # fmt: skip
+
+
+LOSS_BY_SIZE = FigureSpec("loss", "Validation loss against size", loss_figure)
+LOSS_BY_DATA = FigureSpec("data", "Validation loss against data", loss_figure)

@@ -1,0 +1,114 @@
+"""Tables of fits: parameters, how each law was fitted, hold-out errors, and predictions beyond the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_memory, predict_step_time
+from scalebench.analysis.series import Series
+from scalebench.analysis.surfaces import Surface
+from scalebench.analysis.trends import Trend
+from scalebench.reporting.quantities import bounded, formula, percent, symbol
+from scalebench.reporting.tables import Cell, Table, number, table, word
+
+NEXT_FACTORS = (2, 4, 10)
+PREFIXED = ("s", "B")  # units of predicted quantities that take a prefix
+
+
+def _trends(series: Series) -> dict[str, tuple[Trend, str]]:
+    """Return the fits of a series by name, each with the unit of what it predicts."""
+    return {
+        "loss": (series.loss_all, ""),
+        "step time": (series.step_time, "s"),
+        "memory": (series.memory, "B"),
+    }
+
+
+def _named_trends(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> Iterator[tuple[str, Trend, str]]:
+    """Yield every fit by its name, with its unit: those of each series, and those of the ``surfaces``."""
+    for series in all_series:
+        for name, (trend, unit) in _trends(series).items():
+            yield ", ".join(filter(None, (series.label, name))), trend, unit
+    for surface in surfaces:
+        yield ", ".join(filter(None, (surface.label, "loss, size and data"))), surface.trend, ""
+
+
+def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
+    """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, trend, unit in _named_trends(all_series, surfaces):
+        if trend.fit is None:
+            rows.append((word(name), word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
+            continue
+        for parameter, value in trend.fit.parameters.items():
+            has_unit = parameter in trend.fit.law.coefficients  # exponents have none
+            text, interval = bounded(value, *trend.interval(parameter), unit=unit if has_unit else "")
+            at_bound = parameter in trend.fit.bounds_hit
+            ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
+            rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
+    return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows))
+
+
+def fits_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
+    """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
+    rows = []
+    for name, trend, _ in _named_trends(all_series, surfaces):
+        if trend.fit is None:
+            continue
+        fit = trend.fit.to_dict()
+        objective = f"{fit['loss']} (δ = {fit['delta']:g}), {fit['space']} space"
+        rows.append((word(name), word(formula(fit["formula"])), word(objective), number(fit["objective"]),
+                     word(fit["status"].replace("_", " ")), word(f"{fit['starts_agreeing']} of {fit['starts']}"),
+                     number(fit["n_points"]), number(fit["n_configurations"]),
+                     word(fit["interval_method"])))  # fmt: skip
+    columns = ("fit", "law", "objective", "value", "status", "starts that agree", "trials", "sizes", "intervals from")
+    return Table("How each law was fitted.", columns, tuple(rows))
+
+
+def backtest_table(all_series: Sequence[Series]) -> Table:
+    """Return how each larger size was predicted from the sizes below it."""
+    rows = [
+        (word(series.label or "all trials"), number(forecast.size), (f"{forecast.predicted:.3f}", forecast.predicted),
+         (f"{forecast.measured:.3f}", forecast.measured),
+         (percent(forecast.error_percent / 100), forecast.error_percent),
+         (percent(forecast.naive_error_percent / 100), forecast.naive_error_percent),
+         word({None: "no interval", True: "yes", False: "no"}[forecast.inside_interval]))
+        for series in all_series for forecast in series.backtest
+    ]  # fmt: skip
+    columns = ("series", "held-out size", "predicted (nats)", "measured (nats)", "error",
+               "error of repeating the next-smaller loss", "inside the 95 % interval")  # fmt: skip
+    return table("Each size predicted from the smaller ones only.", columns, rows, len(all_series))
+
+
+def predictions_table(all_series: Sequence[Series]) -> Table:
+    """Return loss, step time and memory predicted for sizes beyond the data, with intervals of a new run."""
+    rows = []
+    for series in (series for series in all_series if len(series.sizes)):
+        largest = float(series.sizes["size"].max())
+        for factor in NEXT_FACTORS:
+            size = factor * largest
+            cells = [
+                _predicted_cell(predict(series, size))
+                for predict in (predict_loss_at, predict_step_time, predict_memory)
+            ]
+            rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
+    columns = ("series", "size", "largest size ×", "loss in nats", "step time", "memory")
+    caption = "Predictions for a new run beyond the data, with 95 % intervals."
+    return table(caption, columns, rows, len(all_series))
+
+
+def _predicted_cell(predicted: PredictedQuantity) -> Cell:
+    """Return value and interval, with the value to sort by."""
+    if predicted.value is None:
+        return word(None)
+    low, high = (np.nan if end is None else end for end in (predicted.low, predicted.high))
+    value, interval = bounded(predicted.value, low, high, unit=predicted.unit if predicted.unit in PREFIXED else "")
+    return f"{value} ({interval})", predicted.value
+
+
+def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
+    """Return every table of fits; ``surfaces`` are those of size and data."""
+    parameters, made = parameters_table(all_series, surfaces), fits_table(all_series, surfaces)
+    return parameters, backtest_table(all_series), predictions_table(all_series), made

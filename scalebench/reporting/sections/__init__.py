@@ -1,0 +1,24 @@
+"""The kinds of section a report is made of.
+
+To add one: write a module with a ``Section`` (see ``base``), with its template beside it, and enter it in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+from scalebench.reporting.sections import choices, comparison, data, generic, inference, training
+from scalebench.reporting.sections.base import Section, Subject
+
+# The first that applies to a study or an operation shows it.
+SECTIONS: tuple[Section, ...] = (
+    inference.SECTION,
+    data.SECTION,
+    choices.SECTION,
+    training.SECTION,
+    generic.SECTION,
+    comparison.SECTION,
+)
+
+
+def section_for(subject: Subject) -> Section:
+    """Return the kind of section that shows a study or an operation."""
+    return next(section for section in SECTIONS if section.applies(subject))

@@ -1,0 +1,53 @@
+"""What a kind of section has to offer, and what the page reads from the section it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.reporting.sections.operations import Operation
+from scalebench.reporting.svg import Marks
+from scalebench.reporting.tables import Cell, Table
+from scalebench.reporting.views import Caption, Download
+
+Subject = StudyAnalysis | Operation
+
+
+@dataclass(frozen=True)
+class SectionView:
+    """A section ready to be printed; ``id`` begins the ids of its elements, ``template`` prints it.
+
+    ``overview`` are its rows in the table that heads a page of several studies.
+    """
+
+    id: str
+    title: str
+    template: Path
+    verdict: tuple[str, ...]
+    overview: tuple[tuple[Cell, ...], ...]
+    environment: Table
+    downloads: tuple[Download, ...]
+    methods: tuple[str, ...]
+
+
+class Section(Protocol):
+    """A kind of section: which subjects it is for, what it concludes of one, and how one is laid out."""
+
+    @property
+    def template(self) -> Path:
+        """The Jinja template that prints the view; it finds the other templates of the report by name."""
+
+    def applies(self, subject: Subject) -> bool:
+        """Return whether this kind of section is for a subject."""
+
+    def verdict(self, subject: Subject) -> Sequence[str]:
+        """Return the conclusions in sentences, most important first, at least one."""
+
+    def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
+        """Draw the first figure of the section; return as the ``draw`` of a figure does."""
+
+    def build(self, subject: Subject, name: str, max_bytes: int) -> SectionView:
+        """Lay out a subject as the section with id ``name``, with at most ``max_bytes`` in each embedded file."""

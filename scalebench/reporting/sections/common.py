@@ -1,0 +1,222 @@
+"""What all sections about a study share: trials, failures, environment, command and downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.quantities import present
+from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.svg import Marks
+from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
+from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
+
+TEMPLATE = Path(__file__).with_name("study.html.j2")
+DRAWN_WITH = (
+    f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
+    f"{version('matplotlib')} and seaborn {version('seaborn')}."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of trials: its heading, the name in the records, the unit, significant digits."""
+
+    title: str
+    name: str
+    unit: str = ""
+    digits: int = 3
+
+
+# What trials of any workload may have measured, after their own columns.
+RESOURCES = (
+    Column("tokens/s", "tokens_per_s"),
+    Column("achieved", "achieved_flops_per_s", "FLOP/s"),
+    *(
+        Column(f"{title} peak", name, "B")
+        for title, name in zip(("allocated", "tracked", "process"), MEMORY_PEAKS, strict=True)
+    ),
+    Column("energy", "energy_j", "J"),
+)
+
+
+@dataclass(frozen=True)
+class StudyView(SectionView):
+    """A study's section; ``tables`` are those of its kind alone."""
+
+    name: str
+    counts: str
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+    figures: tuple[FigureView, ...]
+    axes: Table
+    problems: Table
+    damaged: tuple[str, ...]
+    tables: tuple[Table, ...]
+    trials: Table
+    command: str
+    study_toml: str
+
+
+def nothing(_: StudyAnalysis) -> Iterator[Any]:
+    """Return no tables, or no rows of the overview."""
+    return iter(())
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """A kind of section about a study.
+
+    ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
+    are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
+    ``tables`` yields further tables for ``template``, and ``overview`` the rows in the overview of several studies.
+    """
+
+    shows: Callable[[StudyAnalysis], bool]
+    sentences: Callable[[StudyAnalysis], Iterable[str]]
+    figures: Callable[[StudyAnalysis], Sequence[FigureSpec[StudyAnalysis]]]
+    columns: Callable[[StudyAnalysis], Sequence[Column]]
+    methods: tuple[str, ...]
+    tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
+    overview: Callable[[StudyAnalysis], Iterable[tuple[Cell, ...]]] = nothing
+    template: Path = TEMPLATE
+
+    def applies(self, subject: Subject) -> bool:
+        """Return whether the subject is a study that this kind shows."""
+        return isinstance(subject, StudyAnalysis) and self.shows(subject)
+
+    def verdict(self, subject: Subject) -> tuple[str, ...]:
+        """Return what the study found, and last how many of its trials failed."""
+        assert isinstance(subject, StudyAnalysis)
+        return tuple(_verdict(subject, self.sentences))
+
+    def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
+        """Draw the study's first figure, where it has one."""
+        assert isinstance(subject, StudyAnalysis)
+        figures = self.figures(subject)
+        return figures[0].draw(marks, subject) if figures else None
+
+    def build(self, subject: Subject, name: str, max_bytes: int) -> StudyView:
+        """Analyse and draw a study."""
+        assert isinstance(subject, StudyAnalysis)
+        study, definition = subject, subject.definition
+        return StudyView(
+            id=name,
+            name=study.name,
+            title=str(definition.get("title") or study.name or "Untitled study"),
+            template=self.template,
+            verdict=self.verdict(study),
+            overview=tuple(self.overview(study)),
+            counts=counts(study),
+            missing=study.missing,
+            notes=tuple(note for series in study.series for note in series.notes),
+            figures=draw_figures(name, self.figures(study), study),
+            axes=axes_table(definition),
+            problems=problems_table(study),
+            damaged=study.damaged,
+            tables=tuple(self.tables(study)),
+            trials=trials_table(study, self.columns(study)),
+            environment=environment_table(study.trials),
+            command=str(definition.get("command") or ""),
+            study_toml=str(definition.get("study_toml") or ""),
+            methods=self.methods,
+            downloads=tuple(downloads(study.name or name, study.rows, max_bytes)),
+        )
+
+
+def workload_of(study: StudyAnalysis) -> str:
+    """Return the workload of a study; records without that column come from training."""
+    recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
+    return str(recorded.pop()) if len(recorded) == 1 else "training"
+
+
+def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable[str]]) -> Iterator[str]:
+    trials, usable = len(study.trials), int(study.trials["valid"].sum())
+    if not usable:
+        yield f"No conclusion: none of the {trials} recorded trials ended ok with valid numbers."
+        return
+    yield from sentences(study)
+    if usable < trials:
+        yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
+    else:
+        yield f"All {trials} recorded trials ended ok."
+
+
+def counts(study: StudyAnalysis) -> str:
+    """Return how many trials were planned, and how they ended."""
+    ended = [f"{count} {status}" for status, count in study.by_status.items()]
+    ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
+    ended += [f"{len(study.missing)} missing"] * bool(study.missing)
+    head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
+    return f"{head}: {', '.join(ended) or 'no records yet'}."
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def axes_table(definition: Mapping[str, Any]) -> Table:
+    """Return what was varied, one axis per row."""
+    axes = {
+        name: values if isinstance(values, list) else [values]
+        for name, values in (definition.get("axes") or {}).items()
+    }
+    rows = [
+        (word(name), number(len(values)), word(", ".join(word(value)[0] for value in values)))
+        for name, values in axes.items()
+    ]
+    return Table(
+        "Axes of the study; every combination of their values is a trial.", ("axis", "number", "values"), tuple(rows)
+    )
+
+
+def problems_table(study: StudyAnalysis) -> Table:
+    """Return the trials that did not end ok, or are invalid, each with its reason."""
+    trials, x = study.trials, study.x
+    bad = trials[(trials["status"] != "ok") | trials["invalid_reason"].notna()]
+    rows = [
+        (
+            word(row["trial_id"]),
+            number(row[x.column]),
+            word(status_of(row)),
+            number(row.get("stop_step")),
+            word(reason_of(row)),
+        )
+        for _, row in bad.iterrows()
+    ]
+    columns = ("trial", "size", "status", "last step", "reason")
+    return table("Trials that are in no fit, with the reason.", columns, rows)
+
+
+def status_of(row: pd.Series[Any]) -> str:
+    """Return the status of a trial, marked where its record is invalid."""
+    return f"{row['status']}, invalid" if present(row["invalid_reason"]) else str(row["status"])
+
+
+def reason_of(row: pd.Series[Any]) -> str | None:
+    """Return why a trial is not ok, from its record; None for a good one."""
+    error = ": ".join(str(row[c]) for c in ("error_class", "error_message") if c in row and present(row[c]))
+    invalid = f"invalid: {row['invalid_reason']}" if present(row["invalid_reason"]) else ""
+    return "; ".join(filter(None, (error, invalid))) or (None if row["status"] == "ok" else "no reason recorded")
+
+
+def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
+    """Return every trial by size, failed ones included: what the study varied, and those columns it measured."""
+    frame = study.trials
+    axes = [axis for axis in study.varied if axis in frame and axis not in ("params", N)]
+    measured = [column for column in columns if numeric(frame, column.name).notna().any()]
+    values = {column.name: numeric(frame, column.name).to_numpy() for column in measured}
+    rows = []
+    for i, (_, row) in enumerate(frame.iterrows()):
+        size = (f"{row[N]:,.0f}", float(row[N])) if present(row[N]) else word(None)
+        cells = [number(values[c.name][i], c.unit, c.digits) for c in measured]
+        rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
+                     word(reason_of(row))))  # fmt: skip
+    titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
+    return table("Every trial, by size.", titles, rows)

@@ -1,0 +1,171 @@
+"""One number for one question: report and `predict` agree, and a study is fitted once however often it is read."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_support import SIZES, planted, write_study
+
+from scalebench.analysis import trends
+from scalebench.analysis.predictions import predict_loss_at, predict_size
+from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.analysis.trends import COST_LAWS, choose_cost_law
+from scalebench.laws import Fit
+from scalebench.reporting import picture, verdict, write
+from scalebench.reporting.fit_tables import parameters_table
+from scalebench.reporting.quantities import bounded, quantity
+from scalebench.store import read_results
+
+FACTORS = (2, 4, 10)
+UNITS = {"validation_loss": "", "step_time": "s", "memory": "B"}
+
+
+def rows() -> list[dict[str, object]]:
+    """Seven sizes, two seeds; memory bends: 1 MiB + 900 N^0.7 bytes."""
+    bent = planted(study="bent")
+    for row in bent:
+        row["memory_tracked_peak_bytes"] = 2.0**20 + 900 * float(str(row["params_non_embedding"])) ** 0.7
+    return bent
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyAnalysis:
+    write_study(tmp_path / "bent", rows())
+    return analyse(read_results(tmp_path / "bent"), "bent")
+
+
+def text_of(page: str) -> str:
+    return html.unescape(page).replace("\u00a0", " ")
+
+
+def table(page: str, caption: str) -> list[list[str]]:
+    """Return the cells of the table with a caption, one list per row."""
+    (body,) = re.findall(rf"<caption>(?:<span>)?{re.escape(caption)}.*?</table>", page, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", body.partition("<tbody>")[2], re.DOTALL)
+    return [[re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
+            for row in rows]  # fmt: skip
+
+
+def shown(answer: dict[str, float], unit: str) -> str:
+    value, interval = bounded(answer["value"], answer["low"], answer["high"], unit)
+    return f"{value} ({interval})".replace("\u00a0", " ")
+
+
+def test_every_prediction_of_the_report_is_that_of_predict(command, study: StudyAnalysis, tmp_path: Path) -> None:
+    page = text_of(write([study], tmp_path / "page.html").read_text())
+    cells = table(page, "Predictions for a new run")
+    assert [row[1] for row in cells] == [f"×{factor}" for factor in FACTORS]
+    for factor, (size, _, *predictions) in zip(FACTORS, cells, strict=True):
+        params = factor * max(SIZES)
+        answers = json.loads(command("predict", "bent", "--params", params, "--json")[1])["answers"]
+        assert size == quantity(params).replace("\u00a0", " ")
+        assert {answers[name]["interval"] for name in UNITS} == {"new run"}
+        assert predictions == [shown(answers[name], unit) for name, unit in UNITS.items()]
+    (diamond,) = re.findall(r"<title>predicted at ([^:<]*): ([\d.]+) nats", page)
+    answers = json.loads(command("predict", "bent", "--params", 4 * max(SIZES), "--json")[1])["answers"]
+    assert diamond == (f"{quantity(4 * max(SIZES))} parameters".replace("\u00a0", " "),
+                       f"{answers['validation_loss']['value']:.3f}")  # fmt: skip
+
+
+def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
+    (series,) = study.series
+    laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}
+    assert laws == {"step_time": "offset_linear", "memory": "offset_power", "flops": "offset_linear",
+                    "checkpoint": "offset_linear"}  # fmt: skip
+    assert series.memory.fit.parameters["p"] == pytest.approx(0.7, rel=1e-3)
+    sentence = next(line for line in verdict(study) if "of the tracked tensors" in line)
+    assert "·N^p with p = 0.70" in sentence
+    (exponent,) = [
+        row[2][0] for row in parameters_table(study.series).rows if row[0][0] == "memory" and row[1][0] == "p"
+    ]
+    assert float(exponent) == pytest.approx(0.7, rel=0.01)  # without a unit
+    memory = {answer.quantity: answer for answer in predict_size(series, 3e6).quantities}["memory"]
+    assert memory.value == pytest.approx(2.0**20 + 900 * 3e6**0.7, rel=1e-3)
+    assert "offset_power" in memory.basis
+
+
+@pytest.mark.parametrize(("bend", "noise", "expected"), [(1.0, 0.0, 0), (1.0, 0.02, 0), (0.6, 0.0, 1), (0.6, 0.01, 1)])
+def test_the_simpler_law_is_chosen_unless_the_other_predicts_better(bend: float, noise: float, expected: int) -> None:
+    sizes = np.repeat(np.geomspace(1e3, 1e6, 7), 2)
+    noisy = (1e6 + 5_000 * sizes**bend) * np.exp(noise * np.random.default_rng(2).standard_normal(len(sizes)))
+    law, reason = choose_cost_law(pd.DataFrame({"x": sizes, "y": noisy}))
+    assert law == COST_LAWS[expected]
+    assert law in reason
+    assert "%" in reason
+
+
+def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tmp_path: Path) -> None:
+    page = text_of(write([study], tmp_path / "page.html").read_text())
+    document = json.loads(command("fit", "bent", "--law", "power", "--json", "-")[1])
+    low, high = document["intervals"]["E"]
+    value, interval = bounded(document["parameters"]["E"], low, high)
+    assert study.series[0].loss_all.interval("E") == (low, high)
+    parameters = [row for row in table(page, "Fitted parameters.") if row[:2] == ["loss", "E"]]
+    assert [row[2:4] for row in parameters] == [[value, interval]]
+    sentence = next(line for line in verdict(study) if line.startswith("The law"))
+    assert f"E = {value} (95 % interval {interval})" in sentence.replace("\u00a0", " ")
+    (caption,) = re.findall(
+        r"<figcaption>[^<]*E = ([^,]*) nats, 95 % interval ([^<]*?)\. The law is fitted again", page
+    )
+    assert caption == (value, interval)
+
+
+def test_a_study_is_fitted_once_for_verdict_page_and_picture(
+    study: StudyAnalysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: Counter[tuple[object, ...]] = Counter()
+    calls: Counter[tuple[str, int]] = Counter()
+    keep: list[Fit] = []  # so that no id is used twice
+
+    def counted_fit(points: pd.DataFrame, law: str) -> Fit:
+        fits[law, tuple(points["x"]), tuple(points["y"])] += 1
+        return real_fit(points, law=law)
+
+    def counted(name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def call(self: Fit, *arguments: object, **options: object) -> object:
+            calls[name, id(self)] += 1
+            keep.append(self)
+            return method(self, *arguments, **options)
+
+        return call
+
+    real_fit = trends.fit
+    monkeypatch.setattr(trends, "fit", counted_fit)
+    for name in ("backtest", "bootstrap", "profile"):
+        monkeypatch.setattr(Fit, name, counted(name, getattr(Fit, name)))
+    verdict(study)
+    write([study], tmp_path / "page.html")
+    after_page = fits.total(), calls.total()
+    picture(study, tmp_path / "loss.png")
+    verdict(study)
+    write([study], tmp_path / "again.html")
+    assert set(fits.values()) == {1}
+    assert len(fits) == 4  # loss of every size and of all but the largest, step time, memory
+    assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
+    assert set(calls.values()) == {1}
+    assert (fits.total(), calls.total()) == after_page
+
+
+def test_an_analysis_keeps_the_columns_of_its_trials() -> None:
+    """A study of one size that grows the data names its x axis and leaves the sizes alone."""
+    grown = pd.DataFrame(
+        [row | {"params_non_embedding": 5_000, "tokens_seen": row["params_non_embedding"]} for row in planted()]
+    )
+    study = StudyAnalysis("grown", {}, grown)
+    (series,) = study.series
+    assert set(study.trials["params_non_embedding"]) == {5_000}
+    assert series.sizes["size"].tolist() == list(SIZES)
+    assert series.x.column != "params_non_embedding"
+    loss = predict_loss_at(series, 3e6)
+    assert loss.value == pytest.approx(1.5 + 20 * 3e6**-0.3, rel=0.01)
+    both = predict_size(series, 5_000, 3e6).quantities[0]
+    assert (both.value, both.low, both.high) == (loss.value, loss.low, loss.high)
+    assert "every trial has 5000 parameters" in predict_size(series, 10_000, 3e6).quantities[0].reason
