@@ -228,6 +228,7 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
         (["from.optimizer_state=1"], "from.optimizer_state: input should be a valid boolean (given 1)"),
         (["from.results=r"], 'from: needs either study = "NAME" or results = "PATH"'),
         (['from.where="import os"'], "from.where: "),
+        (["name=parent"], "from.study: a study cannot start from its own trials"),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
         (["model.params=1e4"], "model.params: with [from] a model has the size of its parent"),
         (["model.width=24"], "do not fit another width"),

@@ -116,6 +116,8 @@ def _parent_lines(study: Study) -> Iterator[str]:
     if not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
+    if study.parents.study == study.name:
+        yield f"from.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
     for key in ("model.params", "model.size"):
         if key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
