@@ -247,7 +247,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(small_study: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 3
-    assert "goes on from there" in errors
+    assert "run the same command again" in errors
     assert "Traceback" not in errors
     study = load_study(small_study, ["train.steps=200"])
     done = 4 - len(survey(study, tmp_path / "results").missing)

@@ -19,7 +19,7 @@ app = App(
     version=__version__,
     help="Scaling studies by measurement: what a growing model costs, and what it buys.",
     help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and says that it can go on
+    suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and can be continued
 )
 
 OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
-        sys.exit(USAGE)  # cyclopts has said what was wrong
+        sys.exit(USAGE)  # cyclopts has printed the reason
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished trials are kept; run the same command again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
@@ -58,7 +58,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _is_input_error(error: ValueError) -> bool:
-    """Say whether an error is the input's, to be told in a line, rather than a fault of ours."""
+    """Whether an error is caused by the input, so that one line is enough, and not by a fault in scalebench."""
     from scalebench.errors import InputError
     from scalebench.laws import FitRefused
     from scalebench.store import StoreError
@@ -74,8 +74,12 @@ def run(
     settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
     results: Path = RESULTS,
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
-    retry: Annotated[str, Parameter(help="Run again the trials of these statuses: failed,timeout.")] = "",
-    fresh_code: Annotated[bool, Parameter(negative=(), help="Also run again what other code made.")] = False,
+    retry: Annotated[
+        str, Parameter(help="Also run trials again that ended with these statuses, such as failed,timeout.")
+    ] = "",
+    fresh_code: Annotated[
+        bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
+    ] = False,
     engine: str = "local",
     as_json: Json = False,
 ) -> int:
@@ -84,11 +88,11 @@ def run(
     Parameters
     ----------
     results:
-        The folder that holds results; a study gets a folder of its own in it.
+        Results folder; each study gets a subfolder.
     jobs:
-        Workers at a time: one per core on a CPU unless given, one on a GPU.
+        Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
     engine:
-        What starts the workers: local runs them on this machine.
+        Where trials run: local is this machine.
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
@@ -104,7 +108,7 @@ def plan(
     *,
     settings: Settings = [],  # noqa: B006
     results: Path = RESULTS,
-    every: Annotated[bool, Parameter("--all", negative=(), help="List every size, however many.")] = False,
+    every: Annotated[bool, Parameter("--all", negative=(), help="List all sizes, not only the first 40.")] = False,
     speed: Annotated[
         bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
     ] = False,
@@ -114,7 +118,7 @@ def plan(
     ] = (700.0, 450.0, 2.8),
     as_json: Json = False,
 ) -> int:
-    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs nothing."""
+    """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
     from scalebench.cli.commands.sweeps import show_plan
 
     return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
@@ -122,7 +126,7 @@ def plan(
 
 @app.command
 def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
-    """Show how far the studies under RESULTS are, and every trial that did not end well."""
+    """Show the progress of the studies under RESULTS, and every trial that is not ok."""
     from scalebench.cli.commands.stored import show_status
 
     return show_status(results, as_json=as_json)
@@ -169,26 +173,26 @@ def generate(
     beams: int = 1,
     seed: int = 0,
 ) -> int:
-    """Print what a trained model under RESULTS adds to a prompt (its study ran with checkpoint = true).
+    """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
 
     Parameters
     ----------
     trial:
-        The trial's id, or how it begins; `scalebench export` and the report list them.
+        Trial id, or the first digits of it; `scalebench export` and the report list them.
     prompt:
-        The text to go on from.
+        Text to continue.
     tokens:
-        How many to add: 100 unless given, or as many as the model's context leaves room for.
+        Number of tokens to generate (default: 100, or as many as fit into the model's context).
     temperature:
-        1 draws as the model says, less keeps closer to the likeliest, 0 takes the likeliest; 1 unless given.
+        Sampling temperature; 0 is greedy decoding (default: 1).
     top_k:
-        Draw from so many of the likeliest tokens; 0 from all.
+        Sample from the k most likely tokens (0: all).
     top_p:
-        Draw from the fewest likeliest tokens whose probability reaches this.
+        Sample from the smallest set of most likely tokens with at least this total probability.
     beams:
-        Above 1: beam search with so many hypotheses.
+        Beam width; above 1, beam search instead of sampling.
     seed:
-        Of the draws.
+        Sampling seed.
     """
     from scalebench.cli.commands.generate import run_generate
     from scalebench.workloads.completion import Request
@@ -206,7 +210,9 @@ def compare(
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[list[Path], Parameter("--import", negative=(), help="pytest-benchmark JSON.")] = [],  # noqa: B006
+    imports: Annotated[
+        list[Path], Parameter("--import", negative=(), help="Import a JSON file of pytest-benchmark; may be repeated.")
+    ] = [],  # noqa: B006
     results: Path = RESULTS,
     as_json: Json = False,
 ) -> int:
@@ -231,7 +237,7 @@ def list_(*, columns: bool = False, as_json: Json = False) -> int:
 
 @app.command
 def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
-    """Say what this machine is and what will not work on it."""
+    """Describe this machine, and list what will not work on it."""
     from scalebench.cli.commands.doctor import show
 
     return show(results, as_json=as_json)

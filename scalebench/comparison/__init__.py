@@ -1,4 +1,4 @@
-"""One operation, many providers: correctness, time, rates and memory side by side, with a verdict."""
+"""Compare the providers of one operation: correctness, time, rates and memory, with a verdict."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["Comparison", "Options", "Plan", "close_run", "compare", "measure", "
 
 OPTIONS = tuple(field.name for field in fields(Options))
 DEVICES = ("cpu", "cuda")
-# The unit of replication is the process. A GPU's differ little from each other, and each costs compilations anew.
+# The unit of replication is the process. On a GPU processes differ little, and each compiles everything again.
 PROCESSES = {"cpu": 5, "cuda": 3}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``).
+    """Result of a comparison: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``).
 
-    ``ended`` says why it ended early, if it did; ``not_measured`` has the cases of which there are no rows then.
+    ``ended`` is why it ended early, if it did; ``not_measured`` lists the cases that have no rows for that reason.
     """
 
     run: Path
@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether all was measured, what was checked is right and nothing crashed; unavailable or oom is no crash."""
+        """Whether everything was measured, all checked results are right and nothing crashed (oom is not a crash)."""
         return not self.ended and all(
             row["accepted"] is not False and row["status"] in ("ok", "unavailable", "oom") for row in self.rows
         )
@@ -56,7 +56,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison will measure: an operation, its cases, their costs, the request that its processes read."""
+    """What a comparison will measure: an operation, its cases and costs, and the request for its processes."""
 
     operation: Operation
     cases: list[Any]
@@ -66,13 +66,13 @@ class Plan:
 
     @property
     def sampling_s(self) -> float:
-        """The most seconds that sampling takes, compilation and warm-up apart."""
+        """Upper bound of the sampling time in seconds, without compilation and warm-up."""
         cells = len(self.cases) * len(self.request["providers"]) * self.request["processes"]
         return float(cells * self.request["rule"]["timeout_s"])
 
 
 def plan_comparison(operation: str, options: Options) -> Plan:
-    """Decide everything about a comparison without measuring. Raises ``InputError`` with a line per mistake."""
+    """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
     import torch
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation

@@ -1,4 +1,4 @@
-"""What the device reaches here and now: copying and multiplying matrices, measured beside what is compared."""
+"""What the device reaches in this run: rates of a copy and of a matrix product, measured next to the providers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from scalebench.measure.device_lock import gpu_uuid
 from scalebench.measure.hardware import CPU_SIDES, MakeTimer, best_product, shortest
 from scalebench.store import StoreError, read_json, write_json
 
-# Copies of many times the last cache: 20 times the L2 of an H100.
+# Much larger than the last cache: 20 times the L2 of an H100.
 CPU_COPY_BYTES, CUDA_COPY_BYTES = 128 << 20, 1 << 30
-LIFE_S = 3600.0  # of ceilings that are kept: clocks and temperatures change
+LIFE_S = 3600.0  # how long stored ceilings are valid: clock rates and temperatures change
 CUDA_SIDES = (4096, 8192)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Best rates seen: bytes read and written per second by a copy, FLOP/s of a matrix product, and how.
+    """Best measured rates: bytes read and written per second by a copy, FLOP/s of a matrix product, and the method.
 
-    ``cache_bytes`` is the size of the last cache, which a kernel's last writes may not have left when its time is
-    taken; None where it is not known. ``floor_s`` is what the clock gives for one addition of one number: no sample can
-    be shorter, and one that is not much longer says little.
+    ``cache_bytes`` is the size of the last cache, None if unknown: a kernel's last writes may still be in it when its
+    time is taken. ``floor_s`` is the measured time of adding to a single number: no sample can be shorter, and one that
+    is not much longer means little.
     """
 
     copy_bytes_per_s: float
@@ -39,7 +39,7 @@ class Ceilings:
 
 
 def _copy_rate(size: int, clock: Clock, device: torch.device, seconds: float) -> float:
-    """Bytes read plus written per second, the better of the driver's copy and a kernel's, of random numbers."""
+    """Return bytes read plus written per second: the better of the driver's copy and a kernel, on random numbers."""
     source, target = (torch.randn(size // 4, device=device) for _ in range(2))
     copies = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
     return 2 * size / min(_shortest(copy, clock, seconds / 2) for copy in copies)
@@ -71,25 +71,25 @@ def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, sec
 
 
 def known_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
-    """Return the ceilings of ``measure_ceilings``, those of an earlier process where they may be used.
+    """Return the ceilings of ``measure_ceilings``, or those stored by an earlier process.
 
-    The environment variable SCALEBENCH_CEILINGS names the file that keeps them from one process to the next; without it
-    they are always measured. Kept ones hold for an hour, for the same GPU and versions; their source says their age.
+    The environment variable SCALEBENCH_CEILINGS names the file that stores them; without it they are always measured.
+    Stored ceilings are valid for an hour, for the same GPU and versions; their source includes their age.
     """
     path, now = os.environ.get("SCALEBENCH_CEILINGS"), time.time()
     if not path or not (uuid := gpu_uuid(device)):
         return measure_ceilings(clock, device, dtype, seconds)
-    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _kept(Path(path))
+    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _stored(Path(path))
     if key in kept and 0 <= now - kept[key]["at"] < LIFE_S:
         found = Ceilings(**kept[key]["ceilings"])
         return replace(found, source=f"{found.source}; {(now - kept[key]['at']) / 60:.0f} min before")
     found = measure_ceilings(clock, device, dtype, seconds)
-    write_json(Path(path), _kept(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
+    write_json(Path(path), _stored(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
     return found
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _stored(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) if path.exists() else {}
-    except StoreError:  # damaged: measured anew
+    except StoreError:  # damaged: measured again
         return {}

@@ -1,12 +1,12 @@
-"""Timing on a CUDA device: replays of a captured graph between events, so that no host time is in a sample.
+"""Timing on a CUDA device: replays of a captured graph between events, so that samples contain no host time.
 
 Everything runs on the current stream, which must not be the default one (``side_stream``): capture needs that, and a
-backward pass runs on the stream of its forward pass. Work that cannot be captured is timed between events as well,
-with its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
+backward pass runs on the stream of its forward pass. Work that cannot be captured is also timed between events, with
+its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
 
-Before each sample another buffer of at least twice the L2 cache is copied, random numbers onto random numbers. The
-cache is then full of that buffer's written lines, as another kernel would leave it: none of the work's data is in it,
-and the work pays for writing back as much as it leaves behind.
+Before each sample, a buffer of at least twice the L2 cache is copied (random numbers onto random numbers). The cache is
+then full of dirty lines of that buffer, as after another kernel: it holds none of the work's data, and the work pays
+for writing back as much as it leaves behind.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import torch
 from scalebench.comparison.timing import Clock, CpuClock, Timer, Work, poison, rerunning
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
-LONG_S = 500e-6  # a graph's start takes some microseconds (``timing_floor_s`` in the rows): about one percent
+LONG_S = 500e-6  # starting a graph takes a few microseconds (``timing_floor_s`` in the rows): about one percent
 FLUSH_BYTES = 128 << 20  # unless the L2 cache holds more than half of it
-CYCLES_PER_S = 2e9  # no faster than this, so that a delay in cycles is at least as long as asked
+CYCLES_PER_S = 2e9  # upper bound of the clock rate, so that a delay in cycles is at least as long as wanted
 LONGEST_DELAY_S = 20e-3
 
 
 class NotCapturedError(RuntimeError):
-    """Work that cannot be captured as a CUDA graph; the message says why. The process can go on."""
+    """The work cannot be captured as a CUDA graph, for the reason in the message. The process can continue."""
 
 
 class CaptureBrokenError(RuntimeError):
-    """A capture that the device ended with an error, such as after work that waits for the device.
+    """The device ended a capture with an error, for example because the work waited for the device.
 
-    torch before 2.12 then keeps its allocator in the state of a capture, and fails an assertion when memory is
-    released later: the process has to end.
+    torch before 2.12 then leaves its allocator in the capturing state, and an assertion fails when memory is released
+    later: the process has to end.
     """
 
 
@@ -49,7 +49,7 @@ def clock_for(device: torch.device, refusal: str = "") -> Clock:
 
 @contextlib.contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Run on a stream of its own on a CUDA device, as capture needs; on another device do nothing."""
+    """Run on a new stream of a CUDA device, as capture needs; do nothing on another device."""
     if device.type != "cuda":
         yield
         return
@@ -67,7 +67,7 @@ def capture(work: Work, calls: int, graph: Any) -> Mapping[str, Any]:
     """
     results: Mapping[str, Any] = {}
     refusal: Exception | None = None
-    # A collection in the middle might free device memory, which would end the capture.
+    # Garbage collection could free device memory, which would end the capture.
     gc.disable()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -126,7 +126,7 @@ class CudaClock:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
-        """Make the timer of a function, by a graph unless it cannot be captured or ``refusal`` says why it must not.
+        """Return the timer of a function, by a graph unless it cannot be captured or ``refusal`` is a reason not to.
 
         Raises ``CaptureBrokenError``, after which the process has to end.
         """
@@ -168,7 +168,7 @@ class CudaClock:
         return f"L2 filled by a copy of {self.flush_bytes >> 20} MiB before"
 
     def _delay(self, issue: Callable[[], Any]) -> float:
-        """Return twice the host time that launching takes, in seconds: the device waits so long before it begins."""
+        """Return how long the device should wait before it begins, in seconds: twice the host time of launching."""
         taken = []
         for _ in range(3):
             torch.cuda.synchronize(self.device)

@@ -1,4 +1,4 @@
-"""JSON files of pytest-benchmark as comparisons: group = case, provider = parameter; each file is one process."""
+"""Import JSON files of pytest-benchmark as comparisons: group = case, parameter = provider, file = process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ METHOD = "pytest-benchmark, rounds of one provider after the other, {} call{} ea
 def import_files(
     paths: Sequence[Path], operation: str | None, baseline: str, margin: float, results: Path, command: str
 ) -> list[dict[str, Any]]:
-    """Add what the files measured to ``results``, a run per operation and direction, and return the rows.
+    """Add the measurements in the files to ``results``, a run per operation and direction, and return the rows.
 
-    A benchmark names its operation, case and provider in ``extra_info`` (as this project's own do); otherwise the
-    operation is the one given, the case its group and the provider its parameter, or its name. Raises ``InputError``
-    for a file that is not pytest-benchmark's, or that leaves the operation open.
+    Operation, case and provider of a benchmark come from its ``extra_info`` if it has them (as this project's do);
+    otherwise they are ``operation``, the benchmark's group, and its parameter or name. Raises ``InputError`` for a file
+    that is not pytest-benchmark's, and for a benchmark without an operation.
     """
     found = [one for process, path in enumerate(paths) for one in _benchmarks(path, process, operation)]
     check_writable(results)
@@ -55,7 +55,7 @@ def _benchmarks(path: Path, process: int, operation: str | None) -> Iterator[dic
 
 
 def _machine(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the machine as columns; the id tells machines apart without naming them."""
+    """Return the machine as columns; the id distinguishes machines without naming them."""
     cpu = info.get("cpu") or {}
     parts = [info.get("node"), info.get("machine"), cpu.get("brand_raw"), cpu.get("count")]
     return {
@@ -69,7 +69,9 @@ def _columns(path: Path, one: Mapping[str, Any], operation: str | None) -> dict[
     extra, params, stats = one.get("extra_info") or {}, one.get("params") or {}, one["stats"]
     named = operation or extra.get("operation")
     if not named:
-        raise InputError([f"{path}: {one['name']}: its operation is not named; give it: scalebench compare NAME"])
+        raise InputError(
+            [f"{path}: {one['name']}: operation missing; pass it: scalebench compare OPERATION --import …"]
+        )
     others = {name: value for name, value in params.items() if name != "provider"}
     provider = extra.get("provider") or params.get("provider") or one.get("param") or one["name"]
     case = extra.get("case") or one.get("group") or ", ".join(f"{name} {value}" for name, value in others.items())
@@ -103,7 +105,7 @@ def _add_run(
 
 
 def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case on one machine; a baseline that only another machine measured gives no verdict."""
+    """Yield the rows of one case on one machine; no verdict if the baseline was measured on another machine."""
     groups: dict[str, dict[int, dict[str, Any]]] = {}
     for one in part:
         groups.setdefault(one["provider"], {})[one["process"]] = one
@@ -114,7 +116,7 @@ def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: s
     head |= {"case_index": number, "source": request["source"], "command": request["command"]}
     for row in case_rows(head, filled, {}, request["baseline"], request["margin"], {}):
         first = next(iter(groups[row["provider"]].values()))
-        if row.get("time_median_s") is None:  # a file saved without its samples has the median all the same
+        if row.get("time_median_s") is None:  # a file saved without samples still has the median
             row.update({"time_median_s": first["median_s"], "timing_method": first["timing_method"]})
             row.update(rate_columns(row))
         if request["baseline"] not in filled and machines:

@@ -1,4 +1,4 @@
-"""Holds the results of providers against a float64 oracle and the error of the plain path in the same precision."""
+"""Check the results of providers: their error against float64, compared with eager's in the same precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN_PARTS = "PyTorch's own error was measured in parts: the plain path does not f
 
 @dataclass
 class Judge:
-    """The oracle of one case, or why there is none, and the errors of the plain path called "eager"."""
+    """The float64 results of one case, or why there are none, and the errors of the provider called eager."""
 
     expected: Tensors | None
     eager: Errors | None
@@ -29,15 +29,15 @@ class Judge:
     def of(
         cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None]
     ) -> Judge:
-        """Compute the oracle and the eager error, or note why that is not possible.
+        """Compute the float64 results and the eager errors, or record why that is not possible.
 
-        ``crash`` says how the eager provider ended this process before, if it did; ``at`` hears which provider runs.
+        ``crash`` is how the eager provider ended this process before, if it did; ``at`` is called with who runs.
         """
         at("")
         try:
             expected = module.results(case, inputs, backward)
             terms = terms_of(module, case, inputs, backward)
-        except Exception as error:  # noqa: BLE001 - without an oracle there is no check, which every row says
+        except Exception as error:  # noqa: BLE001 - every row then says that it was not checked
             return cls(None, None, f"the float64 oracle failed: {_first(error)}")
         with_eager = cls._with_eager(module, case, inputs, backward, crash, at, expected)
         return replace(with_eager, terms=terms)
@@ -47,7 +47,7 @@ class Judge:
         cls, module: Any, case: Any, inputs: Tensors, backward: bool, crash: str | None, at: Callable[[str], None],
         expected: Tensors,
     ) -> Judge:  # fmt: skip
-        """Measure the eager error against ``expected``, or note why that is not possible."""
+        """Measure the eager errors against ``expected``, or record why that is not possible."""
         eager = module.providers().get("eager")
         if eager is None:
             return cls(expected, None, "the operation has no provider called eager")
@@ -65,7 +65,7 @@ class Judge:
 
     @classmethod
     def _in_parts(cls, expected: Tensors, parts: Callable[[], Tensors], reason: str) -> Judge:
-        """Measure the eager error on parts of the work, after the whole did not fit."""
+        """Measure the eager errors on parts of the work, after the whole did not fit into memory."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
@@ -82,7 +82,7 @@ class Judge:
         return columns | {"error_note": "; ".join(notes) or None}
 
     def columns_again(self, results: Tensors) -> dict[str, Any]:
-        """Return the columns that replace the first ones where results after timing are wrong; otherwise nothing."""
+        """Return the columns that replace the first ones if results after timing are wrong; otherwise none."""
         if self.expected is None:
             return {}
         columns = self.columns(results)

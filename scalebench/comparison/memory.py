@@ -23,7 +23,7 @@ _MARK = "scalebench.measured_call"
 def peak_above_inputs(prepare: Callable[[], Work], device: torch.device) -> tuple[int, str]:
     """Prepare and call once, untimed; return the peak in bytes and how it was measured.
 
-    What preparing leaves allocated counts (the activations that a backward needs), what it freed again does not.
+    What the preparation leaves allocated counts (activations for a backward pass); what it frees does not.
     """
     return (_cuda_peak(prepare, device), CUDA_METHOD) if device.type == "cuda" else (_cpu_peak(prepare), CPU_METHOD)
 
@@ -31,7 +31,7 @@ def peak_above_inputs(prepare: Callable[[], Work], device: torch.device) -> tupl
 def _cuda_peak(prepare: Callable[[], Work], device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
     work = prepare()
-    work()  # what is allocated once and for all, such as a workspace, is not the call's
+    work()  # memory allocated once, such as a workspace, does not count for the call
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()

@@ -1,4 +1,4 @@
-"""The options of a comparison, as the command line and Python give them. Nothing here imports torch."""
+"""Options of a comparison, for the command line and Python. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from scalekernels import OPERATIONS
 # The operations that can be compared, as the command line spells them, and the module of each.
 OPERATION_MODULES = {name.replace("_", "-"): f"scalekernels.{name}" for name in OPERATIONS}
 
-Words = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+Names = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Options:
-    """What to compare, against what, and for how long.
+    """What to compare, with what, and for how long.
 
     Parameters
     ----------
     shapes:
-        "cases" (small and odd, unless given on a CPU), "ladder" (sizes for a GPU) or a case such as
+        cases (small and odd sizes, the default on a CPU), ladder (sizes for a GPU), or one case, such as
         batch=1,heads=8,length=1024; may be repeated.
     dtype:
-        Use these instead of the cases' own: float32, bfloat16, float16; may be repeated, or joined by commas.
+        Data types to use instead of the cases' own: float32, bfloat16, float16; may be repeated or comma-separated.
     providers:
-        Measure these alone; may be repeated, or joined by commas.
+        Measure only these providers; may be repeated or comma-separated.
     backward:
-        Measure the gradients instead of the results.
+        Measure the backward pass instead of the forward pass.
     baseline:
-        The provider that the others are judged against.
+        Provider that the others are compared with.
     device:
-        cpu or cuda; a GPU where there is one.
+        cpu or cuda (default: cuda if available).
     processes:
-        Processes over which everything is repeated: 5 on a CPU, 3 on a GPU.
+        Number of fresh processes that repeat the measurement (default: 5 on a CPU, 3 on a GPU).
     seconds:
-        The most time for the samples of a provider and case in one process.
+        Maximum sampling time per provider and case in each process.
     noise:
-        Stop before, once half the 95 % interval of the median is this fraction of it.
+        Stop sampling early once half the 95 % interval of the median is this fraction of the median.
     margin:
-        Ratios of times closer to one than this are the same.
+        Equivalence margin: ratios of times within 1 ± margin count as the same.
     minutes:
-        End after this time and keep what was measured by then.
+        Stop after this time and keep what was measured.
     patience:
-        Seconds after which a step, such as a compilation, is taken for hung and its provider left out.
+        Seconds after which a step, such as a compilation, counts as hung and its provider is left out.
     graphs:
-        On a GPU time replays of CUDA graphs where work can be captured; otherwise every call is launched.
+        On a GPU, time replays of a CUDA graph if the work can be captured, otherwise separate launches.
     seed:
-        Decides inputs and the order in which providers take turns.
+        Seed of the inputs and of the order of the providers.
     """
 
-    shapes: Words = ()
-    dtype: Words = ()
-    providers: Words = ()
+    shapes: Names = ()
+    dtype: Names = ()
+    providers: Names = ()
     backward: Annotated[bool, Parameter(negative=())] = False
     baseline: str = "eager"
     device: Annotated[str | None, Parameter(show_default=False)] = None

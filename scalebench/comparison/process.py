@@ -2,9 +2,9 @@
 
 RUN_DIR holds ``request.json``. Of every case this process has not measured yet, it times all providers interleaved and
 writes ``process-<INDEX>/case-<i>.json``; the first process also checks the results, before and after timing, and
-measures memory. ``at.json`` and ``turn.txt`` say what it is at, so that whoever started it knows whom to blame when it
-dies; ``crashed.json`` tells a process that is started again whom to leave out, ``uncaptured.json`` whom not to capture
-as a CUDA graph.
+measures memory. ``at.json`` and ``turn.txt`` hold the current provider and phase, so that the parent process knows
+which provider to blame if this one dies. For a process that is started again, ``crashed.json`` lists the providers to
+leave out, and ``uncaptured.json`` those not to capture as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from scalebench.measure.device_lock import DeviceLock, gpu_uuid
 from scalebench.measure.statistics import FEWEST, StoppingRule
 from scalebench.store import read_json, write_json
 
-DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without who did it
-WAITING = "waiting for the GPU"  # the phase in which no provider is at work
-CAPTURE_BROKEN = 71  # exit status after a broken capture, which is noted: start again without capturing it
+DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without that provider
+WAITING = "waiting for the GPU"  # the phase in which no provider runs
+CAPTURE_BROKEN = 71  # exit status after a broken capture, which is recorded: start again without that capture
 
 
 @dataclass
@@ -62,19 +62,19 @@ class Process:
     uncaptured: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, case: int, provider: str, phase: str) -> None:
-        """Leave word of what begins now; nothing waits for the disk, as only the death of this process matters."""
+        """Write what begins now; not synced, since it only has to survive this process, not the machine."""
         temporary = self.folder / ".at.json.tmp"
-        word = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
-        temporary.write_text(json.dumps(word), encoding="utf-8")
+        state = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
+        temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.replace(self.folder / "at.json")
 
     def alone(self, case: int) -> AbstractContextManager[None]:
-        """Have the GPU to itself: all that runs on it belongs in here. Word is left while another one has it."""
+        """Hold the GPU's lock, for everything that runs on the GPU; the phase is ``WAITING`` until it is free."""
         return self.lock.held(waiting=lambda: self.at(case, "", WAITING))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is missing; exit status 0 when all of it is there."""
+    """Measure the missing cases; return exit status 0 when all are measured."""
     run, index = sys.argv[1:] if arguments is None else arguments
     request = read_json(Path(run) / "request.json")
     folder, device = Path(run) / f"process-{index}", torch.device(request["device"])
@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refusal_of_all(request: Mapping[str, Any], uncaptured: list[dict[str, Any]]) -> str:
-    """Return why nothing must be captured as a CUDA graph, if so."""
+    """Return why nothing may be captured as a CUDA graph, or ""."""
     if not request["graphs"]:
-        return "not asked for"
+        return "graphs are switched off"
     return next((str(one["reason"]) for one in uncaptured if one["case"] < 0), "")
 
 
@@ -108,7 +108,7 @@ def _providers_in(path: Path) -> list[dict[str, Any]]:
 
 
 def _clean(device: torch.device) -> None:
-    """Leave the next case nothing of this one: no memory, and no compiled code that would be made shape-generic."""
+    """Free memory and compiled code; with code of the last case around, torch would compile with dynamic shapes."""
     gc.collect()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
@@ -117,7 +117,7 @@ def _clean(device: torch.device) -> None:
 
 
 def _describe(process: Process, run: Path) -> None:
-    """Write the environment once, and the ceilings that this process sees."""
+    """Write the environment once per run, and the ceilings measured by this process."""
     from scalebench.measure.environment import environment_file
 
     if not (run / "environment.json").exists():
@@ -132,7 +132,7 @@ def _describe(process: Process, run: Path) -> None:
                     name: asdict(known_ceilings(process.clock, process.device, dtype, seconds))
                     for name, dtype in dtypes.items()
                 }
-        except CaptureBrokenError as error:  # not even a copy can be captured here: nothing will be
+        except CaptureBrokenError as error:  # not even a copy can be captured, so nothing will be
             _leave_uncaptured(process, -1, "", error)
         write_json(process.folder / "ceilings.json", found)
 
@@ -156,7 +156,7 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
                 process, found[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
     if not any(providers[name].repeatable for name in works):
-        judge = None  # nothing is checked again: the oracle's memory is free while the clock runs
+        judge = None  # nothing is checked again, so free the oracle's memory before timing
     cost = process.operation.module.cost(case, backward)
     timers = _timers(process, number, works, found, cost.bytes_read + cost.bytes_written)
     _sample(process, number, timers, found)
@@ -171,7 +171,7 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
             if found[name]["status"] == "ok":
                 process.at(number, name, "memory")
                 works.pop(name)
-                _remember_memory(process, found[name], lambda n=name: providers[n].prepare(case, inputs, backward))
+                _measure_memory(process, found[name], lambda n=name: providers[n].prepare(case, inputs, backward))
     return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": found}
 
 
@@ -185,7 +185,7 @@ def _judge(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) 
 
 
 def _crash_of(process: Process, number: int, name: str) -> dict[str, Any]:
-    """Return how a provider killed this process before, or the start of an orderly result."""
+    """Return how a provider killed this process before, or {"status": "ok"}."""
     for crash in process.crashed:
         if crash["case"] == number and crash["provider"] == name:
             return {key: crash[key] for key in ("status", "error_class", "error_message")}
@@ -193,7 +193,7 @@ def _crash_of(process: Process, number: int, name: str) -> dict[str, Any]:
 
 
 def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, judge: Judge | None) -> dict[str, Work]:
-    """Prepare, call once, judge the result and warm up; empty where the provider cannot."""
+    """Prepare, call once, check the result and warm up; return nothing if the provider fails."""
     try:
         work, columns["prepare_time_s"] = timed(prepare, process.device)
         result, columns["first_call_time_s"] = timed(work, process.device)
@@ -201,7 +201,7 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
             columns |= judge.columns(result)
         del result
         columns["warm_time_s"] = warm_up(work, process.device)
-    except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
+    except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
         columns |= failure(error)
         _leave_if_lost(process, error)
         return {}
@@ -209,7 +209,7 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
 
 
 def _leave_if_lost(process: Process, error: Exception) -> None:
-    """End this process when a failure has left the device unusable: every later provider would be blamed for it."""
+    """Exit if a failure has left the device unusable; otherwise every later provider would fail for it."""
     if process.device.type != "cuda":
         return
     try:
@@ -223,7 +223,7 @@ def _leave_if_lost(process: Process, error: Exception) -> None:
 def _timers(
     process: Process, number: int, works: Mapping[str, Work], found: Mapping[str, dict[str, Any]], moved: int
 ) -> dict[str, Timer]:
-    """Make the timers of what could be prepared; ``moved`` is how many bytes a call moves."""
+    """Return the timers of the prepared providers; ``moved`` is the number of bytes that a call moves."""
     timers: dict[str, Timer] = {}
     for name, work in works.items():
         process.at(number, name, "capture")
@@ -232,27 +232,27 @@ def _timers(
             timers[name] = process.clock.timer(work, calls, _refusal(process, number, name))
         except CaptureBrokenError as error:
             _leave_uncaptured(process, number, name, error)
-        except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
+        except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
             found[name] |= failure(error)
             _leave_if_lost(process, error)
     return timers
 
 
 def _refusal(process: Process, number: int, name: str) -> str:
-    """Return why a provider must not be captured in a case: a capture of it broke an earlier start of this process."""
+    """Return why a provider must not be captured in a case, because that broke an earlier start of this process."""
     reasons = [one["reason"] for one in process.uncaptured if (one["case"], one["provider"]) == (number, name)]
     return str(reasons[0]) if reasons else ""
 
 
 def _leave_uncaptured(process: Process, number: int, name: str, error: CaptureBrokenError) -> NoReturn:
-    """Note that a provider cannot be captured in a case, and end this process, whose allocator is broken."""
-    noted = [*process.uncaptured, {"case": number, "provider": name, "reason": str(error)}]
-    write_json(process.folder / "uncaptured.json", {"providers": noted})
+    """Record that a provider cannot be captured in a case, and exit, as the allocator of this process is broken."""
+    uncaptured = [*process.uncaptured, {"case": number, "provider": name, "reason": str(error)}]
+    write_json(process.folder / "uncaptured.json", {"providers": uncaptured})
     sys.exit(CAPTURE_BROKEN)
 
 
 def _sample(process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]]) -> None:
-    """Sample the timers, interleaved, and put samples and reasons into ``found``."""
+    """Sample the timers, interleaved, and add samples and stop reasons to ``found``."""
     if not timers:
         return
     rule = StoppingRule(**process.request["rule"])
@@ -273,7 +273,7 @@ def _check_again(
     process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]], judge: Judge,
     inputs: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Run once more what was timed, with its earlier results overwritten, and hold the new ones against the oracle."""
+    """Run what was timed once more, with its earlier results overwritten, and check the new results."""
     spared = {tensor.untyped_storage().data_ptr() for tensor in inputs.values()}
     for name, timer in timers.items():
         if found[name]["status"] != "ok":
@@ -281,16 +281,16 @@ def _check_again(
         process.at(number, name, "check after timing")
         try:
             found[name] |= judge.columns_again(timer.rerun(spared))
-        except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
+        except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
             found[name] |= failure(error)
             _leave_if_lost(process, error)
 
 
-def _remember_memory(process: Process, columns: dict[str, Any], prepare: Any) -> None:
-    """Measure the peak; it stays null where that is not possible, with the reason in place of the method."""
+def _measure_memory(process: Process, columns: dict[str, Any], prepare: Any) -> None:
+    """Measure the peak memory; if that fails, it is null, and the method gives the reason."""
     try:
         columns["peak_memory_bytes"], columns["memory_method"] = peak_above_inputs(prepare, process.device)
-    except Exception as error:  # noqa: BLE001 - the timing stands; the reason is told
+    except Exception as error:  # noqa: BLE001 - the timing is still valid
         columns |= {"peak_memory_bytes": None, "memory_method": f"not measured: {type(error).__name__}: {error}"}
 
 

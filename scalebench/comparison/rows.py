@@ -1,4 +1,4 @@
-"""From what processes measured to the table: one row per provider and case, with its verdict."""
+"""From the measurements of all processes to the table: one row per provider and case, with its verdict."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from scalebench.store import read_json
 from scalebench.store.comparisons import ROW_COLUMNS
 
 ABSENT = "absent"
-SLACK = 1.05  # a rate this far above the ceiling measured beside it cannot be
-Measured = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
+SLACK = 1.05  # a rate this far above the ceiling measured in the same run is impossible
+ProviderRun = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
 
 
 def collect(
@@ -31,7 +31,7 @@ def collect(
 ) -> list[dict[str, Any]]:
     """Return the rows of a run, finished or not; ``costs`` has for each case the columns of each provider's cost.
 
-    A case that some processes finished and others did not has rows of those that did: see ``processes`` in a row.
+    A case that only some processes finished has rows from those; the column ``processes`` says how many.
     """
     request = read_json(run / "request.json")
     measured = measured_cases(run)
@@ -40,7 +40,7 @@ def collect(
     environment = read_json(run / "environment.json")
     ceilings = best_ceilings([read_json(path) for path in sorted(run.glob("process-*/ceilings.json"))])
     head = {name: environment[name] for name in ROW_COLUMNS if name in environment}
-    head["load_average"] = environment["load_average"][0]  # of the last minute, before anything was measured
+    head["load_average"] = environment["load_average"][0]  # over the minute before anything was measured
     head |= {name: request[name] for name in ("operation", "source", "backward", "started_at", "command")}
     rows: list[dict[str, Any]] = []
     for number, found in measured.items():
@@ -56,7 +56,7 @@ def collect(
 
 
 def measured_cases(run: Path) -> dict[int, list[dict[str, Any]]]:
-    """Return what was measured of each case that at least one process finished, in the order of the processes."""
+    """Return the measurements of each case that at least one process finished, in the order of the processes."""
     count = len(read_json(run / "request.json")["cases"])
     files = {number: sorted(run.glob(f"process-*/case-{number}.json"), key=_process_of) for number in range(count)}
     return {number: [read_json(path) for path in paths] for number, paths in files.items() if paths}
@@ -67,7 +67,7 @@ def _process_of(path: Path) -> int:
 
 
 def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each dtype's ceilings as columns, and ``cache_bytes``: the best that any process saw."""
+    """Return the ceilings of each dtype as columns, the best over processes, and ``cache_bytes``."""
     return {
         dtype: {
             "copy_ceiling_bytes_per_s": max(one[dtype]["copy_bytes_per_s"] for one in found),
@@ -82,7 +82,7 @@ def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any
 
 def case_rows(
     head: Mapping[str, Any],
-    group: Mapping[str, Sequence[Measured]],
+    group: Mapping[str, Sequence[ProviderRun]],
     costs: Mapping[str, Mapping[str, Any]],
     baseline: str,
     margin: float,
@@ -90,7 +90,7 @@ def case_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one case: ``group`` maps each provider to what every process measured, ``costs`` to its cost.
 
-    A process that did not measure a provider has the status "absent" there and counts for nothing.
+    A process that did not measure a provider has the status "absent" there and is left out.
     """
     against = group.get(baseline)
     for name, every in group.items():
@@ -106,8 +106,8 @@ def case_rows(
         yield row
 
 
-def provider_columns(processes: Sequence[Measured]) -> dict[str, Any]:
-    """Summarise a provider over processes. It is ok where it was in all of them; otherwise the first failure shows."""
+def provider_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
+    """Summarise a provider over processes: ok if it was in all of them, otherwise its first failure."""
     columns: dict[str, Any] = {"status": "ok"}
     for one in reversed(processes):
         if one["status"] != "ok":
@@ -121,7 +121,7 @@ def provider_columns(processes: Sequence[Measured]) -> dict[str, Any]:
     return columns
 
 
-def time_columns(processes: Sequence[Measured]) -> dict[str, Any]:
+def time_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
     """Return the columns of times, in seconds per call, from the samples of each process."""
     samples = [np.array(one["samples_s"]) for one in processes]
     typical, pooled = typical_time(samples), np.concatenate(samples)
@@ -151,13 +151,13 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _median_of(processes: Sequence[Measured], name: str) -> float | None:
+def _median_of(processes: Sequence[ProviderRun], name: str) -> float | None:
     found = [one[name] for one in processes if one.get(name) is not None]
     return float(np.median(found)) if found else None
 
 
 def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the achieved rates; null where there is no time or no cost."""
+    """Return the achieved rates; null without a time or a cost."""
     time, flops, moved = (row.get(name) for name in ("time_median_s", "flops", "bytes_moved"))
     return {
         "achieved_flops_per_s": flops / time if time and flops else None,
@@ -166,9 +166,9 @@ def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def impossible_columns(row: Mapping[str, Any], cache_bytes: int | None) -> dict[str, Any]:
-    """Return why a row's rate cannot be, and no verdict; nothing where it can, or where the cache is not known.
+    """Return why a row's rate is impossible, without a verdict; nothing if it is possible or the cache is unknown.
 
-    The last writes of a call may still be in the cache when its time is taken, so that as much is not counted.
+    The last writes of a call may still be in the cache when its time is taken, so the cache size is subtracted.
     """
     time, columns = row.get("time_median_s"), ("matmul_ceiling_flops_per_s", "copy_ceiling_bytes_per_s")
     if cache_bytes is None or not time or any(row.get(column) is None for column in columns):
@@ -181,19 +181,19 @@ def impossible_columns(row: Mapping[str, Any], cache_bytes: int | None) -> dict[
     ]
     if not above:
         return {}
-    reason = f"faster than the device can be: {', '.join(above)} measured beside it"
+    reason = f"faster than the device can be: {', '.join(above)} measured in the same run"
     return {"invalid_reason": reason, "verdict": None, "verdict_reason": reason}
 
 
 def verdict_columns(
     name: str,
     status: str,
-    processes: Sequence[Measured],
+    processes: Sequence[ProviderRun],
     baseline: str,
-    against: Sequence[Measured] | None,
+    against: Sequence[ProviderRun] | None,
     margin: float,
 ) -> dict[str, Any]:
-    """Return ratio of times to the baseline with its interval, and the verdict with its reason."""
+    """Return the ratio of times to the baseline with its interval, and the verdict with its reason."""
     if name == baseline:
         return {"verdict_reason": "the baseline"}
     if status != "ok":
@@ -208,7 +208,7 @@ def verdict_columns(
     return _ratio_columns(ratio) | {"verdict": judged.word, "verdict_reason": judged.reason}
 
 
-def _timed(one: Measured) -> bool:
+def _timed(one: ProviderRun) -> bool:
     return one["status"] == "ok" and bool(one.get("samples_s"))
 
 

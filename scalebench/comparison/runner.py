@@ -1,4 +1,4 @@
-"""Runs a comparison's processes one after another, and starts one again without the provider that killed it."""
+"""Runs the processes of a comparison in turn; one that dies is started again without the provider that killed it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from scalebench.running import processes
 from scalebench.store import StoreError, read_json, write_json
 
 POLL_S = 0.1
-AGAIN = "again"  # a process ended in order to be started again: it noted what to do otherwise
+AGAIN = "again"  # the process ended in order to be started again, having written down what to do differently
 Tick = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop (of ``time.monotonic``), how long a step may take, in seconds, and who hears of waiting."""
+    """When to stop (in ``time.monotonic``), how long a step may take in seconds, and what to call while waiting."""
 
     deadline: float
     patience_s: float
@@ -36,23 +36,24 @@ class Limits:
 
 
 class DeadlineReached(Exception):  # noqa: N818 - a state, not an error
-    """The time given to a comparison is over."""
+    """The comparison has used up its time."""
 
 
 class ProcessLost(RuntimeError):  # noqa: N818 - it says what happened
-    """A process that ended although no provider can be blamed; the message says how, and where its log is."""
+    """A process ended, and no provider can be blamed; the message says how it ended and where its log is."""
 
 
 def run_processes(
     run: Path, tick: Tick = lambda _: None, *, deadline: float = math.inf, patience_s: float = math.inf,
     waiting: Callable[[], None] = lambda: None,
 ) -> str:  # fmt: skip
-    """Measure every case in every process; return why that ended early: "", "deadline" or "interrupted".
+    """Measure every case in every process; return why it ended early: "deadline", "interrupted", or "" if it did not.
 
-    ``tick`` hears the share that is done, many times a second, and ``waiting`` is called just as often while another
-    measurement has the GPU; that time counts towards the deadline alone. At ``deadline`` (of ``time.monotonic``), at an
-    interrupt and at SIGTERM the process that runs is ended, and what it had finished stays. A step that takes
-    ``patience_s`` is taken for hung. Raises ``ProcessLost`` when a process ends without word of a provider to blame.
+    ``tick`` is called several times a second with the fraction done; ``waiting`` is called as often while another
+    measurement uses the GPU, which counts towards the deadline but not as a hang. At ``deadline`` (in
+    ``time.monotonic``), on an interrupt and on SIGTERM, the running process is stopped; the cases it finished are kept.
+    A step longer than ``patience_s`` counts as hung. Raises ``ProcessLost`` when a process ends and it is not known
+    which provider was running.
     """
     request = read_json(run / "request.json")
     try:
@@ -73,7 +74,7 @@ def run_processes(
 
 @contextlib.contextmanager
 def _terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM do what an interrupt from the keyboard does, where this is the main thread."""
+    """Treat SIGTERM like Ctrl-C; without effect outside the main thread, where signals cannot be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,7 +92,7 @@ def _terminated_as_interrupt() -> Iterator[None]:
 def _run_once(
     run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick, limits: Limits
 ) -> dict[str, Any] | None:
-    """Run one process to its end; None when it measured everything, otherwise how it died."""
+    """Run one process to its end; return None if it measured everything, otherwise how it died."""
     # Threads that spin while waiting would take the cores that the next provider is timed on.
     environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
     command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
@@ -106,8 +107,8 @@ def _run_once(
             if _waits(folder):
                 limits.waiting()
             elif _silent_s(folder, begun) > limits.patience_s:
-                told = f"no progress for {limits.patience_s:.0f} s"
-                return {"status": "killed", "error_class": "Hung", "error_message": told}
+                message = f"no progress for {limits.patience_s:.0f} s"
+                return {"status": "killed", "error_class": "Hung", "error_message": message}
             time.sleep(POLL_S)
     finally:
         processes.stop(process)
@@ -115,19 +116,19 @@ def _run_once(
 
 
 def _roots() -> list[str]:
-    """Return where the child finds the very packages that run here, also where they are not installed."""
+    """Return the import paths of these packages, so that the child uses the same ones, installed or not."""
     own = (Path(__file__).resolve().parents[2], Path(str(scalekernels.__file__)).resolve().parents[1])
     return [*dict.fromkeys(map(str, own)), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def _silent_s(folder: Path, begun: float) -> float:
-    """Return the seconds since the last word of the process that began at ``begun`` (of ``time.time``)."""
+    """Return the seconds since the last progress of the process started at ``begun`` (in ``time.time``)."""
     at = folder / "at.json"
     return time.time() - max(begun, at.stat().st_mtime) if at.exists() else 0.0
 
 
 def _waits(folder: Path) -> bool:
-    """Say whether another measurement has the GPU."""
+    """Whether the process waits while another measurement uses the GPU."""
     try:
         return bool(read_json(folder / "at.json")["phase"] == WAITING)
     except StoreError:
@@ -147,7 +148,7 @@ def _cause(folder: Path, code: int) -> dict[str, Any]:
 
 
 def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None:
-    """Note which provider a process died of, so that it is left out of that case when the process starts again."""
+    """Record which provider killed the process, so that the next start leaves it out of that case."""
     try:
         at = read_json(folder / "at.json")
     except StoreError:
@@ -160,8 +161,8 @@ def _blame(folder: Path, request: dict[str, Any], cause: dict[str, Any]) -> None
     path = folder / "crashed.json"
     crashed = read_json(path)["providers"] if path.exists() else []
     if not names or any(crash["case"] == at["case"] and crash["provider"] in names for crash in crashed):
-        told = f"{cause['error_class']}: {cause['error_message']}"
-        raise ProcessLost(f"a process ended during {at['phase']}: {told}; see {folder / 'stderr.log'}")
+        reason = f"{cause['error_class']}: {cause['error_message']}"
+        raise ProcessLost(f"a process ended during {at['phase']}: {reason}; see {folder / 'stderr.log'}")
     during = {"case": at["case"], "error_message": f"{cause['error_message']} during {at['phase']}"}
     crashed += [cause | during | {"provider": name} for name in names]
     (folder / "at.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Timing functions beside each other: a clock for the device, warm-up, and samples in random order."""
+"""Time several functions interleaved: a clock for the device, warm-up, and samples in random order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalebench.measure.statistics import FEWEST, TIMEOUT, StoppingRule
 
 Work = Callable[[], Mapping[str, Any]]
 
-# A sample lasts at least this long, by repeating the call: some hundred ticks of the clock and of its own overhead.
+# A sample repeats the call until it lasts this long, about a hundred times the clock's resolution and overhead.
 SHORTEST_CPU_S = 100e-6
 WARM_UP_S, WARM_UP_CALLS = 0.5, 50
 PATIENCE = 5
@@ -26,8 +26,8 @@ PATIENCE = 5
 class Timer:
     """How one function is timed: ``take`` measures one sample of ``calls`` calls, in seconds per call.
 
-    ``method`` says how. ``rerun`` overwrites earlier results with NaN, runs once more exactly what was timed and
-    returns its results; memory at the storage addresses that it is given is not overwritten.
+    ``method`` describes how. ``rerun`` overwrites earlier results with NaN, runs exactly what was timed once more and
+    returns the results; it takes the storage addresses that must not be overwritten.
     """
 
     calls: int
@@ -39,8 +39,8 @@ class Timer:
 class Clock(Protocol):
     """Times functions on its device.
 
-    Samples shorter than ``shortest_s`` are too noisy. Calls that move at least ``cold_bytes`` leave nothing of their
-    inputs in the cache, so that ``long_s`` of them may follow each other in one sample.
+    Samples shorter than ``shortest_s`` are too noisy. Calls that move at least ``cold_bytes`` evict their own inputs
+    from the cache, so that a sample may repeat them for ``long_s``.
     """
 
     shortest_s: float
@@ -48,13 +48,13 @@ class Clock(Protocol):
     long_s: float
 
     def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
-        """Make the timer of a function; ``refusal`` is why it must not be captured as a CUDA graph, if so."""
+        """Return the timer of a function. A non-empty ``refusal`` is why it must not be captured as a CUDA graph."""
         ...
 
 
 @dataclass
 class CpuClock:
-    """The monotonic clock. Work on a CPU is over when the call returns; caches stay as the calls before left them."""
+    """The monotonic clock. Work on a CPU is done when the call returns; caches are left as they are."""
 
     shortest_s: float = SHORTEST_CPU_S
     cold_bytes: float = math.inf
@@ -77,7 +77,7 @@ class CpuClock:
 
 
 def rerunning(work: Work) -> Callable[[Collection[int]], Mapping[str, Any]]:
-    """Return the ``rerun`` of work that is called anew: an output that it keeps to hand out again is NaN by then."""
+    """Return a ``rerun`` that calls the work again, after filling an output buffer that it may reuse with NaN."""
 
     def rerun(spared: Collection[int]) -> Mapping[str, Any]:
         poison(work(), spared)
@@ -87,9 +87,9 @@ def rerunning(work: Work) -> Callable[[Collection[int]], Mapping[str, Any]]:
 
 
 def poison(results: Mapping[str, Any], spared: Collection[int]) -> None:
-    """Fill floating-point results with NaN, except where their storage is at one of the addresses ``spared``.
+    """Fill floating-point results with NaN, except those whose storage address is in ``spared``.
 
-    Tensors whose elements share memory (expanded ones) are left alone.
+    Expanded tensors, whose elements share memory, are left unchanged.
     """
     for tensor in results.values():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
@@ -100,13 +100,13 @@ def poison(results: Mapping[str, Any], spared: Collection[int]) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; a CPU has nothing to wait for."""
+    """Wait until the device has finished; nothing to do on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """Call once and return the result and the seconds until the device was done."""
+    """Call once and return the result and the time until the device had finished, in seconds."""
     synchronize(device)
     begun = time.perf_counter_ns()
     result = work()
@@ -115,7 +115,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
 
 
 def warm_up(work: Work, device: torch.device) -> float:
-    """Call until three calls in a row are no better than the best before them by 5 %; return the best, in seconds."""
+    """Call until three calls in a row improve the best time by less than 5 %; return the best time in seconds."""
     best, stale, begun = math.inf, 0, time.perf_counter()
     for _ in range(WARM_UP_CALLS):
         _, seconds = timed(work, device)
@@ -127,14 +127,14 @@ def warm_up(work: Work, device: torch.device) -> float:
 
 
 def calls_per_sample(seconds: float, clock: Clock, bytes_moved: int = 0) -> int:
-    """Return how many calls make a sample long enough for the clock: more where they cannot find data in the cache."""
+    """Return the calls per sample that the clock needs; more if the calls evict their own data from the cache."""
     wanted = clock.long_s if bytes_moved >= clock.cold_bytes else clock.shortest_s
     return max(1, math.ceil(wanted / max(seconds, 1e-9)))
 
 
 @dataclass
 class Sampled:
-    """The samples of one provider in one process, in the order taken, seconds per call; and why they ended."""
+    """Samples of one provider in one process, in the order taken, seconds per call, and why sampling stopped."""
 
     calls: int
     times_s: list[float] = field(default_factory=list)
@@ -145,12 +145,12 @@ class Sampled:
 def sample_interleaved(
     timers: Mapping[str, Timer], rule: StoppingRule, rng: random.Random, turn: Callable[[str], None] = lambda _: None
 ) -> dict[str, Sampled]:
-    """Sample functions in rounds, each once a round in random order, until each has a reason to stop.
+    """Sample functions in rounds, each once per round in random order, until each has a reason to stop.
 
-    Rounds go on for all while one is not done, so that what disturbs the machine meets all alike; the rule's timeout
-    holds for each of them, that is ``len(timers)`` times as long in all, and five times that where it would end before
-    the six samples that can bound a median. A function that raises leaves the rotation. ``turn`` hears who
-    is next.
+    All continue until the last one may stop, so that disturbances of the machine affect all alike. The rule's timeout
+    applies per function, so the total is ``len(timers)`` times as long, and up to ``PATIENCE`` times that if there are
+    not yet the six samples that bound a median. A function that raises is not sampled again. ``turn`` is called with
+    the name of the next one.
     """
     sampled = {name: Sampled(timer.calls) for name, timer in timers.items()}
     rule.reason([1.0] * rule.least, 0.0)  # the first call imports SciPy, which takes seconds

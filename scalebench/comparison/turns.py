@@ -1,4 +1,4 @@
-"""Whose turn it is while providers are sampled: written through memory, so that it costs next to no time."""
+"""Which provider is being sampled, written to a memory-mapped file, so that it costs next to no time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = 256
 
 @contextlib.contextmanager
 def turns(path: Path) -> Iterator[Callable[[str], None]]:
-    """Give a function that writes a name into the file at ``path``, where it stays when the process dies."""
+    """Yield a function that writes a name into the file at ``path``, where it survives the process."""
     path.write_bytes(bytes(SIZE))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as memory:
 
@@ -23,5 +23,5 @@ def turns(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def last_turn(path: Path) -> str:
-    """Return the name written last; "" where there is none."""
+    """Return the name written last, "" if there is none."""
     return path.read_bytes().rstrip(b"\0").decode(errors="replace") if path.exists() else ""

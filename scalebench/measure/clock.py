@@ -1,4 +1,4 @@
-"""Step times: CUDA events on a GPU, the monotonic clock on a CPU; every sample kept."""
+"""Step times: CUDA events on a GPU, the monotonic clock on a CPU; every sample is kept."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ COLUMNS = (
 
 @dataclass
 class StepClock:
-    """Times consecutive steps without waiting for the device inside the loop.
+    """Time consecutive steps without waiting for the device inside the loop.
 
-    A step reaches from one ``lap`` to the next and so includes its data; ``data_ready`` marks when the data had come.
-    On CUDA the laps are events on the stream, read after the run, so that a stream starved of work shows as step time.
+    A step lasts from one ``lap`` to the next, so it includes loading its data; ``data_ready`` marks when that was done.
+    On CUDA the laps are events on the stream, read after the run, so an idle stream counts as step time.
     """
 
     device: torch.device
@@ -37,7 +37,7 @@ class StepClock:
 
     @property
     def method(self) -> str:
-        """How the times were taken, for the record."""
+        """Name of the method, for the record."""
         return "cuda_event" if self.device.type == "cuda" else "perf_counter_ns"
 
     def lap(self) -> None:
@@ -51,7 +51,7 @@ class StepClock:
             self._laps.append(self._lap_ns)
 
     def data_ready(self) -> None:
-        """Note that the step's batch is at hand."""
+        """Mark that the step's batch has been loaded."""
         self._data_ns.append(time.perf_counter_ns() - self._lap_ns)
 
     def step_times_s(self) -> NDArray[np.float64]:
@@ -68,12 +68,12 @@ class StepClock:
 
 
 def warm_mask(steps: int) -> NDArray[np.bool_]:
-    """Flag the steps that count towards the summary: not the first tenth, nor more than ten, nor ever the first."""
+    """Flag the steps that count in summaries: all but the first tenth, at least one and at most ten steps."""
     return np.arange(steps) >= min(10, max(1, steps // 10))
 
 
 def time_columns(clock: StepClock) -> dict[str, float | str | None]:
-    """Return the record's time columns; null where no step after the warm-up was finished."""
+    """Return the record's time columns; null if no step after the warm-up was finished."""
     times, data = clock.step_times_s(), clock.data_times_s()
     columns: dict[str, float | str | None] = {"timing_method": clock.method}
     if times.size:

@@ -1,8 +1,8 @@
-"""One measurement at a time on a GPU, whoever starts it: an advisory lock that ends with the process that holds it.
+"""Advisory file locks, released when their process ends; one per GPU, so that only one process measures on it.
 
-The lock is a ``flock`` on an empty file named by the GPU's UUID, in a folder that all users of the machine share. The
-file is never deleted: a lock is gone when its process is, so nothing can be left behind. Only what runs on the GPU has
-to hold it; imports, data and a CUDA context may come before.
+A lock is a ``flock`` on an empty file. A GPU's is named by its UUID, in a folder that all users of the machine share.
+The file is never deleted; the lock is gone as soon as its process is, so a crash leaves nothing behind. Only work on
+the GPU has to hold the GPU's lock; imports, data and a CUDA context may come before.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-FOLDER = Path("/tmp")  # noqa: S108 - TMPDIR may be another one for every user
-WAITING = "waiting"  # the file in an attempt's folder that says that its worker waits for the GPU
-TRIES, PAUSE_S = 20, 0.05  # a file just made by another user is readable a moment later
+FOLDER = Path("/tmp")  # noqa: S108 - TMPDIR may differ between users
+WAITING = "waiting"  # file in an attempt's folder while its worker waits for the GPU
+TRIES, PAUSE_S = 20, 0.05  # a file just created by another user becomes readable a moment later
 
 
 def gpu_uuid(device: torch.device) -> str:
-    """Return what tells this GPU (or part of one) from every other; "" for a CPU, which has no lock."""
+    """Return the UUID of a GPU (or of a part of one); "" for a CPU, which has no lock."""
     if device.type != "cuda":
         return ""
     import torch
@@ -33,10 +33,9 @@ def gpu_uuid(device: torch.device) -> str:
 
 
 class FileLock:
-    """An advisory lock on a file, free until ``take``; it ends with the process that holds it.
+    """An advisory lock on a file, not held until ``take``; released when the process ends.
 
-    ``waited_s`` is how long taking it took, in seconds. Without a path there is nothing to take and nothing to wait
-    for.
+    ``waited_s`` is how long ``take`` waited, in seconds. Without a path, nothing is locked.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -45,10 +44,10 @@ class FileLock:
         self._file: int | None = None
 
     def take(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> None:
-        """Wait until nobody else has it and take it; with ``shared`` beside others that share it.
+        """Wait until the lock is free and take it; a ``shared`` lock can be held by several processes.
 
-        ``waiting`` is called once if it is not free at once. Raises ``OSError`` when the file cannot be locked,
-        ``PermissionError`` among them when it cannot be read.
+        ``waiting`` is called once if the lock is not free at once. Raises ``OSError`` if the file cannot be locked,
+        such as ``PermissionError`` if it cannot be read.
         """
         begun = time.monotonic()
         if not self.try_take(shared=shared):
@@ -57,7 +56,7 @@ class FileLock:
         self.waited_s = time.monotonic() - begun
 
     def try_take(self, *, shared: bool = False) -> bool:
-        """Take it if it is free; return whether this process has it now."""
+        """Take the lock if it is free; return whether this process holds it now."""
         try:
             self._lock(shared=shared, wait=False)
         except BlockingIOError:
@@ -77,18 +76,18 @@ class FileLock:
 
     @staticmethod
     def open(path: Path) -> int:
-        """Open the file that is locked, making it if it is not there; for writing, as network file systems want it."""
+        """Open or create the file; for writing, since an exclusive lock over NFS needs that."""
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     @contextlib.contextmanager
     def held(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold it for the length of a ``with``; see ``take``."""
+        """Hold the lock during a ``with`` block; see ``take``."""
         self.take(shared=shared, waiting=waiting)
         try:
             yield
@@ -97,7 +96,7 @@ class FileLock:
 
 
 class DeviceLock(FileLock):
-    """The lock of one GPU, by its UUID; "" stands for a CPU, which has none."""
+    """The lock of a GPU with this UUID; none for "", a CPU."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         super().__init__((folder or FOLDER) / f"scalebench-{name}.lock" if name else None)
@@ -109,9 +108,9 @@ class DeviceLock(FileLock):
 
 
 def _open(path: Path) -> int:
-    """Open the file for reading, which is all that ``flock`` needs, making it readable by all if it is not there.
+    """Open the file for reading, which is all a local ``flock`` needs; create it, readable by all, if it is missing.
 
-    It is not opened to be created where it exists: Linux forbids that in a shared folder for another user's file.
+    An existing file is not opened with O_CREAT: Linux forbids that for another user's file in a shared folder.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -125,4 +124,4 @@ def _open(path: Path) -> int:
             if not left:
                 raise
             time.sleep(PAUSE_S)
-    raise FileNotFoundError(f"{path} is deleted as often as it is made")
+    raise FileNotFoundError(f"{path}: deleted again after every attempt to create it")

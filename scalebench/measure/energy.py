@@ -1,4 +1,4 @@
-"""Energy of the device over the training window, from the driver's own counter."""
+"""Energy of the GPU over a window of time, from the driver's counter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from scalebench.store import Column
 
-# The counter moves every 20 to 100 ms: below two seconds its steps are too coarse to mean anything.
+# The counter is updated every 20 to 100 ms: too coarse for windows below two seconds.
 MINIMUM_WINDOW_S = 2.0
 
 COLUMNS = (
@@ -20,7 +20,7 @@ COLUMNS = (
 
 @dataclass
 class EnergyMeter:
-    """Reads NVML's total-energy counter at both ends of a window; a CPU has none that an ordinary user can read."""
+    """Read NVML's total-energy counter at both ends of a window. On a CPU, counters need root."""
 
     device: torch.device
     _start_mj: int | None = None
@@ -31,7 +31,7 @@ class EnergyMeter:
         self._start_mj, self._start_s = self._counter_mj(), time.monotonic()
 
     def columns(self) -> dict[str, float | str | None]:
-        """End the window and return energy_j and energy_method; null with the reason where it was not measured."""
+        """End the window and return energy_j and energy_method; null with the reason if it was not measured."""
         window_s = time.monotonic() - self._start_s
         end_mj = self._counter_mj()
         if self.device.type != "cuda":

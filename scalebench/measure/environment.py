@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, device, threads, code and command line."""
+"""The environment of a measurement: versions, device, threads, code and command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import psutil
 from scalebench.store import Column
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# What decides a trial's numbers; the report, the fits and the command line do not.
+# Source that can change a trial's results; reports, fits and the command line cannot.
 DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
 
 COLUMNS = (
@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 def command_line() -> str:
-    """Return the command as one would type it again."""
+    """Return the command line, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -55,7 +55,7 @@ def package_version(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """Return 12 hex digits of SHA-256 over the source that decides a trial's numbers, kernels included."""
+    """Return the first 12 hex digits of the SHA-256 of the source that can change a trial's results."""
     roots = [PACKAGE / name for name in DECISIVE]
     if (kernels := _kernels_root()) is not None:
         roots.append(kernels)
@@ -82,7 +82,7 @@ def _git(*arguments: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
-    """Return commit and dirty flag of the checkout this package runs from; null where it is not one of its own."""
+    """Return commit and dirty flag of this package's checkout; null if it is not run from one."""
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"git_commit": None, "git_dirty": None}
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain", "."))}
@@ -90,7 +90,7 @@ def git_state() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def cpu_model() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as reported by the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -101,7 +101,7 @@ def cpu_model() -> str:
 
 @lru_cache(maxsize=1)
 def machine_id() -> str:
-    """Return 12 hex digits that tell machines apart without naming them."""
+    """Return 12 hex digits that distinguish machines without naming them."""
     identity = Path("/etc/machine-id")
     name = identity.read_text(encoding="utf-8").strip() if identity.exists() else ""
     parts = [name or platform.node(), cpu_model(), str(psutil.cpu_count()), str(psutil.virtual_memory().total >> 30)]
@@ -109,7 +109,7 @@ def machine_id() -> str:
 
 
 def ptxas_version() -> str | None:
-    """Return the version of the assembler that makes this GPU's machine code, or None without triton."""
+    """Return the version of the assembler of this GPU's machine code, None without triton."""
     import torch
     from scalekernels.device import assembler
 
@@ -148,7 +148,7 @@ def environment(device_kind: str) -> dict[str, Any]:
 
 
 def environment_file(device_kind: str) -> dict[str, Any]:
-    """Return what environment.json holds: the columns, and what is too long for a row."""
+    """Return the content of environment.json: the columns, and what is too long for a row."""
     import torch
 
     kept = ("OMP_", "MKL_", "CUDA_", "TORCH", "TRITON_", "PYTORCH_", "NCCL_", "SCALEBENCH_")

@@ -1,7 +1,7 @@
-"""What the device can do: peak rates with their source, and null where nobody knows.
+"""Peak rates of the device with their source; null if not known.
 
-A datasheet's figure is dense, without sparsity. On a CPU there is no such figure to trust, so the ceiling of a large
-matrix product is measured and called that.
+A datasheet's rate is the dense one, without sparsity. For CPUs there is no reliable figure, so the rate of a large
+matrix product is measured, and named as such.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peak:
-    """The highest rate a device can reach, FLOP/s, or None with the reason in ``source``."""
+    """Peak rate of a device in FLOP/s, or None with the reason in ``source``."""
 
     flops_per_s: float | None
     source: str
@@ -38,7 +38,7 @@ class Datasheet:
 # What a plan assumes where no rate is known: a few desktop cores, and a datacenter GPU in 16 bits.
 NOMINAL_FLOPS_PER_S = {"cpu": 5e10, "cuda": 1e14}
 
-# By the name that the driver gives. float32 is the plain rate: torch leaves TF32 off for matrix products unless asked.
+# By the name reported by the driver. float32 is the plain rate: torch leaves TF32 off for matrix products unless asked.
 # Vendors print 16-bit rates with sparsity; these are the dense ones, half of that.
 PEAKS: dict[str, Datasheet] = {
     "NVIDIA B200": Datasheet(75e12, 2250e12, "NVIDIA Blackwell architecture technical brief, HGX B200 per GPU"),
@@ -56,8 +56,8 @@ _RATES = {"float32": "float32", "bfloat16": "half", "float16": "half"}
 
 
 def datasheet_peak(device_name: str, precision: str) -> Peak:
-    """Return a GPU's peak. An unknown device or precision has none: never another device's."""
-    # "NVIDIA L4" must not answer for an "NVIDIA L40": a match ends at the end of a word.
+    """Return a GPU's peak; None for an unknown device or precision, never another device's."""
+    # "NVIDIA L4" must not match "NVIDIA L40": a match ends at the end of a word.
     matches = [name for name in PEAKS if f"{device_name} ".startswith((f"{name} ", f"{name}-"))]
     if not matches:
         return Peak(None, f"unknown device {device_name!r}: no peak on file")
@@ -108,7 +108,7 @@ def best_product(
     """
     import torch
 
-    # Its own generator: a trial that measures first must not draw other numbers than one that does not.
+    # A separate generator: the trial that measures must draw the same random numbers as the others.
     random = torch.Generator(device).manual_seed(0)
     best, best_side = 0.0, sides[0]
     for side in sides:
@@ -116,7 +116,7 @@ def best_product(
             break
         left, right = (torch.randn(side, side, device=device, generator=random).to(dtype) for _ in range(2))
         product = partial(torch.mm, left, right)
-        product()  # allocates, and chooses an algorithm
+        product()  # the first call allocates and chooses an algorithm
         rate = 2 * side**3 / shortest(make_timer(product), seconds)
         best, best_side = max((best, best_side), (rate, side))
     return best, best_side
@@ -147,7 +147,7 @@ def cpu_peak(precision: str, threads: int) -> Peak:
 
 
 def gpu_peak(precision: str) -> Peak:
-    """Return the datasheet's peak of this machine's first GPU."""
+    """Return the peak of this machine's first GPU from its datasheet."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Memory: what the allocator and the process held during training, and the split by category from a pass of its own."""
+"""Peak memory of the allocator and the process, and memory by category from a separate pass."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ CALL_COLUMNS = tuple(
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Start the allocator's high-water marks anew (CUDA only; a process' own cannot be reset)."""
+    """Reset the allocator's peak statistics (CUDA only; a process' peak cannot be reset)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_columns(device: torch.device) -> dict[str, int | None]:
-    """Return the high-water marks: CUDA allocator (null on a CPU) and resident set of the process."""
+    """Return peak memory: of the CUDA allocator (null on a CPU) and the process' resident set."""
     cuda = device.type == "cuda"
     kilo = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
     return {
@@ -95,7 +95,7 @@ def split_columns(
     with tracker:
         for step in range(2):
             backward(step)
-            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # gradients stand here
+            seen.append(_by_category(tracker.get_tracker_snapshot("current")))  # here the gradients exist
             optimizer.step()
             seen.append(_by_category(tracker.get_tracker_snapshot("current")))
             optimizer.zero_grad()
@@ -116,7 +116,7 @@ def held_columns(
 
     Parameters (with ``copies_bytes`` in another dtype), gradients (``gradient_bytes``, or as many as the parameters')
     and the optimizer's state are what their tensors take. Activations are what else the allocator held at its peak of
-    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator does not tell.
+    ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator has no statistics.
     """
     parameters = _tensor_bytes(model.parameters())
     state = _tensor_bytes(value for tensors in optimizer.state.values() for value in tensors.values())

@@ -27,7 +27,7 @@ class Summary:
 
 
 def outlier_mask(samples: ArrayLike) -> NDArray[np.bool_]:
-    """Flag samples more than 14.8 median absolute deviations from the median; shape as given."""
+    """Flag samples more than 14.8 median absolute deviations from the median; same shape."""
     x = np.asarray(samples, dtype=np.float64)
     deviation = np.abs(x - np.median(x))
     return np.asarray(deviation > OUTLIER_MADS * np.median(deviation)) & (deviation > 0)
@@ -65,7 +65,7 @@ def summarize(samples: ArrayLike) -> Summary:
 
 
 def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> tuple[float, float]:
-    """Return the mean of ``values`` (n,) and its standard error when values of one cluster (n,) move together.
+    """Return the mean of ``values`` (n,) and its standard error when values of one cluster (n,) are correlated.
 
     The cluster-robust variance of a mean, G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2 / n^2
     (Cameron & Miller 2015, eq. 11 with an intercept only). The error is NaN for a single cluster.
@@ -109,10 +109,9 @@ def median_noise(samples: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """When samples of one thing in one process suffice: at ``target_noise``, at noise that no longer falls, or in time.
+    """When to stop sampling: at ``target_noise``, when the noise no longer falls, or at the timeout.
 
-    Noise is that of the median (``median_noise``). ``timeout_s`` bounds the sampling, ``least`` is the number of
-    samples below which only the timeout stops it.
+    Noise is that of the median (``median_noise``). Below ``least`` samples only the timeout stops sampling.
     """
 
     target_noise: float = 0.005
@@ -120,7 +119,7 @@ class StoppingRule:
     timeout_s: float = 1.0
 
     def reason(self, samples: ArrayLike, elapsed_s: float) -> str | None:
-        """Return why to stop: one of "target noise", "stable noise" and "timeout", or None to go on."""
+        """Return why to stop: "target noise", "stable noise" or "timeout", or None to continue."""
         x = np.asarray(samples, dtype=np.float64)
         if x.size >= self.least and median_noise(x) <= self.target_noise:
             return TARGET_NOISE
@@ -130,11 +129,11 @@ class StoppingRule:
 
 
 def noise_is_stable(samples: ArrayLike) -> bool:
-    """Say that doubling the samples (n,), from at least 100 on, has not brought the median's noise down at all.
+    """Whether doubling the samples (n,), at least 100, has not reduced the noise of the median at all.
 
-    Independent samples bring it down by 1 - 1/sqrt(2), or 29 %; where drift or slow waves dominate, more of the same
-    does not help. The best of several prefixes is compared, for a single estimate of noise is noisy itself: in
-    simulation one run in ten of independent samples is stopped here that would have come to a target of 0.5 %.
+    Independent samples reduce it by 1 - 1/sqrt(2), or 29 %; under drift or slow oscillation, more samples do not help.
+    The best of several prefixes is compared, since an estimate of noise is itself noisy: in simulation, one run in ten
+    of independent samples stops here although it would have reached a target of 0.5 %.
     """
     x = np.asarray(samples, dtype=np.float64)
     if x.size < 100:
@@ -149,7 +148,7 @@ def noise_is_stable(samples: ArrayLike) -> bool:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval at 95 %, and over how many processes it was replicated."""
+    """An estimate, its 95 % interval, and the number of processes it was replicated over."""
 
     value: float
     low: float
@@ -161,7 +160,7 @@ def _log_medians(samples: ArrayLike, shape: tuple[int, int], rng: np.random.Gene
     """Draw logarithms of medians of resamples, without the resampling.
 
     The median of n uniform numbers has the distribution Beta((n+1)/2, (n+1)/2) (exact for odd n), and a resample's
-    value is the sorted sample at the place that a uniform number points to.
+    value is the sorted sample at the position given by a uniform number.
     """
     x = np.sort(np.asarray(samples, dtype=np.float64))
     half = (x.size + 1) / 2
@@ -173,9 +172,9 @@ def _interval(
 ) -> Interval:
     """Bound the mean of ``logs`` (processes,) from bootstrap ``draws`` (processes, resamples, processes) of each.
 
-    Two levels: processes are drawn with replacement, and for each of them a resample of its samples. With the three to
-    five processes that one can afford, percentiles are far too narrow: the bootstrap's standard error, freed of its
-    bias sqrt((P-1)/P), is multiplied with Student's t of P - 1 degrees of freedom (Hesterberg 2015, section 5).
+    Two levels: processes are drawn with replacement, and for each of them a resample of its samples. With the usual
+    three to five processes, percentile intervals are far too narrow. Instead the bootstrap's standard error, corrected
+    for its bias sqrt((P-1)/P), is multiplied by Student's t with P - 1 degrees of freedom (Hesterberg 2015, section 5).
     """
     from scipy.special import ndtri, stdtrit
 
@@ -211,12 +210,12 @@ def ratio_of_medians(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return how many times as long as the baseline something takes, with an interval that respects processes.
+    """Return the ratio of times to the baseline's, with an interval that includes the variance between processes.
 
-    ``ours`` and ``baseline`` hold one array of positive samples per process, the same processes in the same order; the
-    ratio is the geometric mean over processes of the ratio of medians within each, so that what slows a whole process
-    cancels. One process with fewer than six samples has no interval (NaN). Raises ``ValueError`` when the two have no,
-    or not the same number of, processes.
+    ``ours`` and ``baseline`` hold one array of positive samples per process, the same processes in the same order. The
+    ratio is the geometric mean over processes of the ratio of medians within each, so that anything that slows down a
+    whole process cancels. With one process and fewer than six samples the interval is NaN. Raises ``ValueError`` if
+    there are no processes, or different numbers of them.
     """
     if len(ours) != len(baseline) or not ours:
         raise ValueError(f"samples of {len(ours)} processes against {len(baseline)}: they go in pairs, at least one")
@@ -228,7 +227,7 @@ def ratio_of_medians(
 
 
 def _known(interval: Interval, samples: Sequence[ArrayLike]) -> Interval:
-    """Withdraw the interval of one process with too few samples to bound its median: it would have no width."""
+    """Replace the interval of one process with too few samples by NaN; it would have no width."""
     if interval.processes > 1 or min(np.asarray(x).size for x in samples) >= FEWEST:
         return interval
     return Interval(interval.value, float("nan"), float("nan"), interval.processes)
@@ -240,30 +239,30 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of FASTER, SLOWER, SAME and INCONCLUSIVE, or None where none may be given; ``reason`` says why."""
+    """FASTER, SLOWER, SAME or INCONCLUSIVE, or None if a comparison is not allowed; ``reason`` says why."""
 
     word: str | None
     reason: str
 
 
 def verdict(ratio: Interval, margin: float = MARGIN, machines: tuple[str, str] | None = None) -> Verdict:
-    """Judge a ratio of times against an equivalence margin: the whole interval has to lie on one side, or within.
+    """Compare the interval of a ratio of times with an equivalence margin.
 
-    FASTER below 1/(1 + margin), SLOWER above 1 + margin, SAME between the two (two one-sided tests), INCONCLUSIVE
-    across. One process alone tells nothing of the differences between processes, so that its word is INCONCLUSIVE;
-    ``machines`` that differ give no verdict at all.
+    FASTER if all of it is below 1/(1 + margin), SLOWER if above 1 + margin, SAME if between the two (two one-sided
+    tests), otherwise INCONCLUSIVE. INCONCLUSIVE also for a single process, which says nothing about the variance
+    between processes. No verdict if the ``machines`` differ.
     """
     if machines and machines[0] != machines[1]:
         return Verdict(None, f"measured on different machines ({machines[0]} and {machines[1]})")
     if ratio.processes < 2:
-        return Verdict(INCONCLUSIVE, "one process: how much processes differ is not known")
+        return Verdict(INCONCLUSIVE, "a single process: the variance between processes is unknown")
     least, most = 1 / (1 + margin), 1 + margin
-    told = f"the 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
+    interval = f"the 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
     if ratio.high < least:
-        return Verdict(FASTER, f"{told} lies below {least:.3f}")
+        return Verdict(FASTER, f"{interval} is below {least:.3f}")
     if ratio.low > most:
-        return Verdict(SLOWER, f"{told} lies above {most:.3f}")
+        return Verdict(SLOWER, f"{interval} is above {most:.3f}")
     if least <= ratio.low and ratio.high <= most:
-        return Verdict(SAME, f"{told} lies within {least:.3f} to {most:.3f}")
+        return Verdict(SAME, f"{interval} is within {least:.3f} to {most:.3f}")
     edges = " and ".join(f"{edge:.3f}" for edge in (least, most) if ratio.low <= edge <= ratio.high)
-    return Verdict(INCONCLUSIVE, f"{told} reaches over {edges}: more processes or time would tell")
+    return Verdict(INCONCLUSIVE, f"{interval} includes {edges}: run more processes, or longer")

@@ -1,4 +1,4 @@
-"""Torch's tracker of memory by category, in a file of its own: importing it takes seconds, and few trials need it."""
+"""torch's memory tracker by category, in a separate file: importing it takes seconds, and few trials need it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 
 class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, untyped
-    """MemTracker that lets one step or call run the model several times: a micro-batch, or a token, at a time."""
+    """MemTracker that allows a step or call to run the model several times, once per micro-batch or token."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -23,5 +23,5 @@ class Tracker(MemTracker):  # type: ignore[misc]  # a private module of torch, u
         super()._pre_fw_hook(module, inputs)
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> Any:
-        """Hook gradients only where there will be some: frozen weights refuse the hook."""
+        """Hook gradients only if they are computed: frozen weights refuse the hook."""
         return super()._track_module_params_and_buffers(module, install_grad_hooks and torch.is_grad_enabled())

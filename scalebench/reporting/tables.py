@@ -1,4 +1,4 @@
-"""Tables of the report: what was run, how it ended, what was fitted, and where it ran."""
+"""Tables of the report: cells, captions, and the environment."""
 
 from __future__ import annotations
 
@@ -73,4 +73,4 @@ def environment_table(frame: pd.DataFrame) -> Table:
         text = "; ".join(f"{value} ({n} trials)" if len(values) > 1 else str(value) for value, n in values.items())
         differs = "differs between trials" if len(values) > 1 else ""
         rows.append((word(name), word(text or None), word(differs)))
-    return Table("Environment of the trials.", ("what", "value", "note"), tuple(rows))
+    return Table("Environment of the trials.", ("property", "value", "note"), tuple(rows))

@@ -1,4 +1,4 @@
-"""Run a study: find what is missing, place it, say how it goes."""
+"""Run a study: find the trials without a result, run them with an engine, collect the records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scalebench.workloads import WORKLOADS, columns_of
 
 @dataclass
 class Sweep:
-    """What a run found and did. ``rows`` maps each planned trial's id to its latest record, as far as there is one."""
+    """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any."""
 
     study_dir: Path
     planned: list[PlannedTrial]
@@ -41,7 +41,10 @@ class Sweep:
 
 
 def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code: bool = False) -> Sweep:
-    """Plan the study and look up what is already there; ``retry`` statuses, and other code's rows, count as missing."""
+    """Plan the study and read the existing records.
+
+    Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
+    """
     sweep = Sweep(results / study.name, plan(study, results))
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
@@ -58,7 +61,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
 
 
 def _unsaved(row: Mapping[str, Any]) -> bool:
-    """Say whether a trial that could have kept its weights did not."""
+    """Whether a trial that can keep its weights did not."""
     name = "weights_file_bytes"
     keeps = any(column.name == name for column in columns_of(str(row["workload"])))
     return keeps and row["status"] == "ok" and row.get(name) is None
@@ -103,7 +106,7 @@ def resources_of(planned: PlannedTrial, study: Study) -> Resources:
 
 
 def run(study: Study, results: str | Path = "results", *, jobs: int | None = None, engine: str = "local") -> Sweep:
-    """Run what is missing of a study under ``results`` and return what is there: ``rows`` by trial id.
+    """Run the missing trials of a study and return all of them: ``rows`` by trial id.
 
     ``jobs`` limits the workers that run at a time. ``engine`` is a name in ``running.engines.ENGINES``. Raises
     ``InputError`` for an unknown engine, ``StoreError`` when the folder cannot be written.
@@ -117,9 +120,9 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
 
 
 def _save_study(sweep: Sweep, study: Study) -> None:
-    """Keep with the results what a report needs of the study: axes, plan, fit, command.
+    """Save with the results what a report needs from the study: axes, plan, fit, command.
 
-    A run that finds the same study finished leaves the command that made its results.
+    A run without missing trials keeps the command that made the results.
     """
     axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
     content = {

@@ -1,4 +1,4 @@
-"""The commands `run`, `plan` and `demo`: what a study would run, and running it."""
+"""The commands run, plan and demo."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
         print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
         return
-    said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {said}")
+    shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = sorted(set(counts) - {"ok", "missing"})
     if wrong:
         say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
