@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_predict_command import SIZES, planted, write_study
+from command_support import SIZES, planted, write_study
 
 from scalebench.analysis import trends
 from scalebench.analysis.predictions import predict_loss_at, predict_size

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
-from command_support import surface
+from command_support import planted, surface, write_study
 from support import REPOSITORY, child_environment
 
 from scalebench.cli.app import app
@@ -123,7 +123,10 @@ def test_functions_are_short() -> None:
 
 
 # Modules that import neither torch nor what draws; the page itself draws.
-LIGHT = ("scalebench", "analysis.sources", "cli.app", "laws", "measure.environment", "points.table", "store", "study")
+LIGHT = (
+    *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
+    *("points.table", "store", "study"),
+)
 
 
 def loaded_after(script: str, folder: Path) -> set[str]:
@@ -172,5 +175,7 @@ def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
     columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]
     fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--json", "f.json"]
     predict = ["predict", "f.json", "--params", "7e9", "--tokens", "1e12"]
-    loaded = loaded_after(command_lines(fit, predict), tmp_path)
-    assert not loaded & {"torch", "matplotlib", "seaborn"}
+    write_study(tmp_path / "planted", planted())
+    predict_trials = ["predict", "planted", "--params", "3e6"]
+    loaded = loaded_after(command_lines(fit, predict, predict_trials), tmp_path)
+    assert not loaded & {"torch", "matplotlib", "seaborn", "jinja2", "scalebench.reporting.page"}

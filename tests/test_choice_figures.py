@@ -61,7 +61,7 @@ def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> 
     first, near, *_ = verdict(analyse(results, "o"))
     assert first.startswith("Of 3 choices at 12.0\u00a0k parameters the lowest validation loss is that of muon (2.50")
     assert "the highest that of sgd (3.31" in first
-    assert near == "Within the noise of the lowest: adamw."
+    assert near == "Within noise of the lowest: adamw."
     titles = re.findall(r"<h3>(.*?)</h3>", render(results))
     assert titles[0] == "Validation loss of each choice"
     assert not [title for title in titles if "against size" in title]
@@ -79,7 +79,7 @@ def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     assert low < losses.min()
     assert losses.max() < high
     assert high - low <= 3.01 * (losses.max() - losses.min())
-    assert "leaves the figure" in words.text
+    assert "cut off" in words.text
 
 
 def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     results = Results(more_data(), (), {"o": {}})
     first, law, *_ = verdict(analyse(results, "o"))
     assert "as the data grew from 65.5\u00a0k to 2.10\u00a0M tokens or samples seen" in first
-    assert law.startswith("The law L = E + B·D^−β")
+    assert law.startswith("The fitted law is L = E + B·D^−β")
     exponent = float(re.search(r"β = ([\d.]+)", law).group(1))
     assert exponent == pytest.approx(0.4, abs=0.05)
     page = render(results)

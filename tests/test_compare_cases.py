@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def test_every_case_of_every_operation_survives_being_written_and_typed(name: st
         assert decode(operation, written) == case
         assert parse_case(operation, ",".join(f"{field}={spell(value)}" for field, value in written.items())) == case
         assert case.label
+
+
+@pytest.mark.parametrize("name", scalekernels.OPERATIONS)
+def test_every_operation_has_the_parts_of_a_kernel_folder(name: str) -> None:
+    module = importlib.import_module(f"scalekernels.{name}")
+    parts = ("reference", "cost", "providers", "Case", "CASES", "LADDER", "LARGER", "GOALS", "inputs", "results")
+    assert [part for part in (*parts, "compilations") if not hasattr(module, part)] == []
+    assert "eager" in module.providers()
+    assert any(provider.startswith("triton") for provider in module.providers())
+    assert len(module.__doc__.splitlines()) > 5
 
 
 def test_help_and_errors_name_every_operation(command) -> None:

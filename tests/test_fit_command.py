@@ -173,7 +173,7 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as further runs"),
+        (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as separate runs"),
         (
             lambda t: t.rename(columns={"N": "D", "D": "N"}),
             "22 of 25 rows have fewer tokens than parameters: are these",
@@ -200,7 +200,7 @@ def test_a_column_of_tokens_that_the_law_does_not_take_is_said(command) -> None:
     code, _, err = command("fit", "p.csv", "--bootstrap", "50")
     assert code == 0
     assert err == (
-        "p.csv: column 'tokens' is not used by a law of params alone; --law chinchilla takes it, --law auto chooses\n"
+        "p.csv: column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses\n"
     )
 
 
@@ -209,7 +209,7 @@ def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None
     asked = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
     assert command(*asked)[2] == ""
     monkeypatch.setattr("scalebench.cli.commands.fit.SLOW", 25 * 60 - 1)
-    assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 makes fewer\n"
+    assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 is faster\n"
 
 
 def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
@@ -219,7 +219,7 @@ def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
     code, out, _ = command("fit", "p.csv", "--bootstrap", "50")
     assert code == 0
     assert "status      degenerate" in out
-    assert ": A = 0, the points do not fall as the law says, and what goes with A means nothing" in out
+    assert ": A = 0, the points do not fall as the law does" in out
 
 
 def test_three_sizes_have_parameters_and_the_reason_for_no_interval(command) -> None:
@@ -235,7 +235,7 @@ def test_three_sizes_have_parameters_and_the_reason_for_no_interval(command) -> 
     code, _, err = command("fit", "p.csv", "--law", "auto")
     assert code == 2
     assert err.startswith("p.csv: --law auto: none of 2 laws can be fitted; power: ")
-    assert err.endswith("a law by its name needs no hold-out\n")
+    assert err.endswith("a single named law needs no hold-out\n")
 
 
 def test_default_columns() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 
 import machine_code
+import ptx_code
 import pytest
 import sass
 
@@ -37,8 +38,8 @@ def test_the_innermost_loop_with_wide_loads_is_counted() -> None:
 
 def test_loads_with_hints_for_the_caches_are_seen() -> None:
     for hints in ("", ".L1::evict_last.L2::cache_hint", ".nc.L1::no_allocate"):
-        assert machine_code.widest_load(f"ld.global{hints}.v4.b32 {{ %r1, %r2, %r3, %r4 }}, [ %rd1 + 0 ];") == 16
-        assert machine_code.widest_load(f"ld.global{hints}.b16 {{ %rs1 }}, [ %rd1 + 0 ];") == 2
+        assert ptx_code.widest_load(f"ld.global{hints}.v4.b32 {{ %r1, %r2, %r3, %r4 }}, [ %rd1 + 0 ];") == 16
+        assert ptx_code.widest_load(f"ld.global{hints}.b16 {{ %rs1 }}, [ %rd1 + 0 ];") == 2
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")

@@ -70,7 +70,7 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loa
         for name, k, v in (("k", other, dense), ("v", dense, other)):
             found = attention(dense, k, v, descriptors=True)
             torch.testing.assert_close(found, attention(dense, k, v), rtol=0, atol=0)
-            with pytest.raises(Unsupported, match=f"of {name} is no multiple of 16 bytes"):
+            with pytest.raises(Unsupported, match=f"of {name} is not a positive multiple of 16 bytes"):
                 PROVIDERS["triton-descriptors"].prepare(case, {"q": dense, "k": k, "v": v}, False)
     assert not any(loads)
 
@@ -98,6 +98,6 @@ def test_on_blackwell_a_tensor_with_gaps_is_not_described(monkeypatch):
 def test_descriptors_serve_what_was_compiled_without_spills(monkeypatch, arch, dtype, size):
     monkeypatch.setattr(attention_descriptors, "INTERPRETED", False)
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
-    assert "serve compute capability" in undescribed(k=torch.zeros(1, 1, 8, size, dtype=dtype))
+    assert "descriptors need compute capability" in undescribed(k=torch.zeros(1, 1, 8, size, dtype=dtype))
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: 90)
     assert undescribed(k=torch.zeros(1, 1, 8, 64, dtype=torch.float16)) is None

@@ -71,6 +71,26 @@ def test_every_cut_that_carries_the_law_is_used_and_the_last_size_is_never_fitte
     assert only == pytest.approx(SIZES[2])
 
 
+def test_sizes_within_one_percent_are_never_predicted_from_each_other():
+    exact = power_points(np.random.default_rng(0), noise=0.01)
+    read_off = {**exact, "params": exact["params"] * np.tile([1.0, 1.004], 10)}
+    far, near = (beyond(points, intervals=False).forecasts for points in (exact, read_off))
+    assert min(f.distance for f in near) > 2
+    assert sorted({round(f.cut) for f in near}) == pytest.approx(sorted({f.cut for f in far}), rel=0.005)
+
+
+def test_rows_of_one_configuration_are_predicted_at_their_own_inputs():
+    params, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
+    curves = {**surface_points(noise=0.005), "config": [f"run {size:.0f}" for size in params]}  # one run per size
+    (largest,) = fit(curves, "chinchilla").backtest("largest").forecasts
+    rows = params == params.max()
+    smaller = fit({name: np.asarray(values)[~rows] for name, values in curves.items()}, "chinchilla")
+    at = {"params": params[rows], "tokens": tokens[rows]}
+    assert largest.predicted == pytest.approx(smaller.predict(at).mean(), rel=1e-9)
+    assert largest.measured == pytest.approx(curves["loss"][rows].mean())
+    assert largest.naive == pytest.approx(curves["loss"][params == np.unique(params)[-2]].mean())
+
+
 @pytest.mark.parametrize("by", ["params", "tokens", "flops"])
 def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     points = surface_points()

@@ -117,7 +117,7 @@ def test_a_load_that_is_not_known_to_be_aligned_is_flagged() -> None:
     aligned = Compilation("scaled", "1024", scaled, signature, {"BK": 1024}, 4, 1, 1, ("A", "C", "K"), vector_bytes=16)
     assert found(aligned, 90) == []
     views = dataclasses.replace(aligned, aligned=("C", "K"))
-    assert found(views, 90) == ["loads: 2 bytes at most where 16 are asked for"]
+    assert found(views, 90) == ["loads: 2 bytes at most, 16 required"]
 
 
 def test_the_assembler_that_is_named_is_the_one_that_is_used_and_reported(tmp_path: Path) -> None:

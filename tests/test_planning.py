@@ -66,7 +66,7 @@ def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:
     assert written_out.trial_id == by_default.trial_id
 
 
-def test_points_that_come_to_the_same_trial_are_planned_once(load) -> None:
+def test_points_that_give_the_same_trial_are_planned_once(load) -> None:
     assert len(plan(load(GPT + "params = [1e4, 1.0001e4]"))) == 1
 
 
@@ -80,7 +80,7 @@ def test_points_that_come_to_the_same_trial_are_planned_once(load) -> None:
         ("tokens = 5", 1),
     ],
 )
-def test_every_budget_comes_to_steps(load, budget: str, steps: int | None) -> None:
+def test_every_budget_gives_steps(load, budget: str, steps: int | None) -> None:
     (planned,) = plan(load(GPT + f"params = 1e5\n[train]\n{budget}"))
     counts, train = planned.counts, planned.trial.spec
     if budget.startswith("tokens_per_param"):
@@ -97,7 +97,7 @@ def test_an_isoflop_study_trades_size_against_steps(load) -> None:
     assert trials[0].trial.spec.steps > trials[2].trial.spec.steps
 
 
-def test_all_kinds_of_mistakes_are_told_at_once(load) -> None:
+def test_all_kinds_of_errors_are_reported_at_once(load) -> None:
     lines = refused(
         load,
         GPT + "params = [10, 1e5]\n"
@@ -119,7 +119,7 @@ def test_all_kinds_of_mistakes_are_told_at_once(load) -> None:
     assert all(line.count("study.toml: ") == 1 and "\n" not in line for line in lines)
 
 
-def test_a_size_out_of_reach_is_told_beside_a_wrong_type_and_a_wrong_name(load) -> None:
+def test_an_impossible_size_is_reported_beside_a_wrong_type_and_a_wrong_name(load) -> None:
     lines = refused(load, GPT + 'params = [10, 1e5]\n[train]\nbatch_size = "many"\noptimizer = "adamww"')
     assert [line.partition("study.toml: ")[2].partition(":")[0] for line in lines] == [
         "train.batch_size", "train.optimizer", "model",
@@ -190,7 +190,7 @@ def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
         ({"implementation": "fused", "graph": "step", "precision": "bfloat16"}, "step"),
     ],
 )
-def test_what_runs_as_one_is_decided_by_the_implementation(load, settings: dict[str, str], graph: str) -> None:
+def test_the_implementation_decides_the_graph(load, settings: dict[str, str], graph: str) -> None:
     (planned,) = plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
     assert planned.trial.spec.graph == graph
 
@@ -204,7 +204,7 @@ def test_what_runs_as_one_is_decided_by_the_implementation(load, settings: dict[
         ({"implementation": "fused", "graph": "step", "precision": "bfloat16", "accumulation": "3"}, "of one size"),
     ],
 )
-def test_what_cannot_run_as_one_is_refused_by_name(load, settings: dict[str, str], message: str) -> None:
+def test_impossible_graphs_are_refused_with_the_field(load, settings: dict[str, str], message: str) -> None:
     with pytest.raises(StudyError, match=r"train\.graph: ") as caught:
         plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
     assert message in str(caught.value)

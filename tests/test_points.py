@@ -185,6 +185,7 @@ def test_values_that_where_leaves_out_may_be_wrong(tmp_path: Path) -> None:
         ("N,L,N\n1,2,3\n", "p.csv, line 1: column 'N' appears 2 times, at positions 1, 3"),
         ("N,L\n1,2\n3\n", "p.csv, line 3: 1 columns, but the header has 2: '3'"),
         ("N,L\n1,2\n3,4,5\n", "p.csv, line 3: 3 columns, but the header has 2"),
+        ('N,L,k\n1,2,"a\nb"\n\n3\n', "p.csv, line 5: 1 columns, but the header has 3: '3'"),
         ("N,L\n5,2\n5,4\n", "p.csv: column 'N' is 5 in all 2 rows; it has to vary"),
         (b"\xff\xfeN\x00,L\n1,2\n", "p.csv: not a text file in UTF-8"),
         ("x" * 2_000_000, "p.csv: its first line has over 1,048,576 characters"),
@@ -242,7 +243,8 @@ def column(name: str, kind: str) -> np.ndarray:
         ("N in [1, 7]", [1, 0, 0]), ("N not in (1, -2)", [0, 1, 1]), ("kind == 'x'", [1, 0, 0]),
         ("kind in ['x', '']", [1, 0, 1]), ("'y`' == kind", [0, 1, 0]), ("N == True", [1, 0, 0]),
         ("N % 2 == 0", [0, 1, 0]), ("N == true or N == `a b`", [1, 1, 0]), ("1 < 2 and 0 < N < 2 < 3", [1, 0, 0]),
-        ("kind > 'x'", [0, 1, 0]), ("N / 0 > 1", [1, 1, 0]), ("10 ** 10 ** 10 > N", [1, 1, 0]),
+        ("kind > 'x'", [0, 1, 0]),
+        ("(kind == 'x') + (N > 1) >= 1", [1, 1, 0]), ("N / 0 > 1", [1, 1, 0]), ("10 ** 10 ** 10 > N", [1, 1, 0]),
     ],
 )  # fmt: skip
 def test_where_means_what_python_would(text: str, expected: list[int]) -> None:

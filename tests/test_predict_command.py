@@ -11,6 +11,7 @@ import pytest
 from command_support import ALPHA, BATCH_TOKENS, SIZES, STEPS, VOCABULARY_BYTES, A, E, planted, write_study
 
 from scalebench.laws import fit
+from scalebench.store import write_json
 
 
 def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -> None:
@@ -107,6 +108,22 @@ def test_a_fit_of_a_mixture_says_so(command, tmp_path: Path) -> None:
     assert "these trials differ in implementation: choose with --where" in err
     assert "points      28 in 7 configurations" in out
     assert command("fit", "planted", "--where", "implementation == 'sdpa'")[2] == ""
+
+
+def test_a_fit_of_tuned_trials_warns_that_predict_uses_the_best(command, tmp_path: Path) -> None:
+    """At rate 2 every loss is higher: predict leaves those trials out, a fit mixes them and warns."""
+    worse = [
+        row | {"learning_rate": 2.0, "trial_id": f"w{row['trial_id']}", "validation_loss_nats": 9.0}
+        for row in planted(learning_rate=1.0)
+    ]
+    folder = write_study(tmp_path / "planted", planted(learning_rate=1.0) + worse, {"learning_rate": [1.0, 2.0]})
+    definition = json.loads((folder / "study.json").read_text())
+    write_json(folder / "study.json", definition | {"fit": {"law": "power", "best_over": ["learning_rate"]}})
+    answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
+    assert answers["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    warning = command("fit", "planted", "--law", "power", "--bootstrap", "20")[2]
+    assert "tuned over learning_rate" in warning
+    assert command("fit", "planted", "--where", "learning_rate == 1", "--bootstrap", "20")[2] == ""
 
 
 def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> None:

@@ -35,14 +35,14 @@ def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None
     for part in ("OutOfMemoryError: tried 3 GiB", "invalid: MFU 130 % is above 100 %", "record.json: not readable",
                  lost,
                  "12 trials planned: 10 ok, 1 oom, 1 of the ok ones invalid, 1 missing.",
-                 "2 of 11 trials recorded ended otherwise than ok, or are invalid"):  # fmt: skip
+                 "2 of 11 recorded trials did not end ok or are invalid"):  # fmt: skip
         assert part in text
     assert "9 of 11" not in text
 
 
 def test_all_failed_draws_no_conclusion(results: Results) -> None:
     text = render(broken(results)["all failed"])
-    assert "No conclusion: none of the 12 trials recorded ended ok" in text
+    assert "No conclusion: none of the 12 recorded trials ended ok" in text
     assert "boom" in text
 
 
@@ -91,7 +91,7 @@ def test_another_workload_at_one_size_or_without_columns_still_has_a_page(tmp_pa
     assert "Audit time is 4.00\u00a0ms at 1,000 parameters, the only size" in render(one)
     assert "<figure>" not in render(one)
     bare = Results(one.frame, (), {})
-    assert "All 2 trials recorded ended ok." in render(bare)
+    assert "All 2 recorded trials ended ok." in render(bare)
     assert picture(analyse(bare, "audit"), tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -117,7 +117,7 @@ def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(sections, "SECTIONS", (section, *sections.SECTIONS))
     study = analyse(audit(), "audit")
     assert sections.section_for(study) is section
-    assert verdict(study) == ["6 audits.", "All 6 trials recorded ended ok."]
+    assert verdict(study) == ["6 audits.", "All 6 recorded trials ended ok."]
     text = render(audit())
     assert re.findall(r"<h3>(.*?)</h3>", text) == ["The canaries"]
     assert "<p>audit's birds</p>" in text

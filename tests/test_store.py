@@ -1,4 +1,4 @@
-"""Trial folders: atomic, mergeable, and damage is told rather than believed."""
+"""Trial folders: atomic, mergeable, and damage is reported."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_attempt_without_a_record_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["record.json", "steps.parquet"])
-def test_a_file_cut_in_half_is_told_and_the_earlier_attempt_is_used(tmp_path: Path, name: str) -> None:
+def test_a_file_cut_in_half_is_reported_and_the_earlier_attempt_is_used(tmp_path: Path, name: str) -> None:
     attempt(tmp_path, "a", params=1)
     broken = attempt(tmp_path, "a", params=2)
     attempt(tmp_path, "b", params=3)
@@ -101,6 +101,26 @@ def test_a_record_that_is_not_one_is_damage(tmp_path: Path, content: str) -> Non
     results = store.read_results(tmp_path)
     assert results.frame.empty
     assert "record.json" in results.damaged[0]
+
+
+def test_records_that_call_the_workload_mode_are_read(tmp_path: Path) -> None:
+    folder = attempt(tmp_path, workload="inference", latency_median_s=0.5)
+    record = json.loads((folder / "record.json").read_text())
+    record["mode"] = record.pop("workload")
+    store.write_json(folder / "record.json", record)
+    frame = store.load_results(tmp_path)
+    assert frame["workload"].tolist() == ["inference"]
+    assert frame["latency_median_s"].tolist() == [0.5]
+    assert "mode" not in frame
+
+
+def test_the_table_has_the_columns_of_every_record_with_null_where_one_lacks_it(tmp_path: Path) -> None:
+    attempt(tmp_path, "a", loss=1.5)
+    attempt(tmp_path, "b", study="other", latency=0.5)
+    frame = store.load_results(tmp_path)
+    assert frame["loss"].isna().tolist() != frame["latency"].isna().tolist()
+    assert frame["loss"].dropna().tolist() == [1.5]
+    assert frame["latency"].dropna().tolist() == [0.5]
 
 
 def test_copying_folders_merges_results(tmp_path: Path) -> None:

@@ -66,21 +66,21 @@ def test_zipped_axes_advance_together_and_excluded_points_are_gone() -> None:
     assert sorted(rows) == [(8, 4, 0), (8, 4, 1), (16, 2, 0)]
 
 
-def test_every_error_is_told_at_once_with_its_key_value_and_what_is_allowed() -> None:
+def test_all_errors_are_reported_at_once_with_key_value_and_allowed_values() -> None:
     _, lines = parse(
         HEAD + "params = [1e4, -1]\n"
         '[train]\nstepz = 3\nbatch_size = [16, 0, "a"]\nlearning_rate = "fast"\nschedule = "cosin"\nseed = []\n'
         "[data]\nvalidation_fraction = 2.0\n[fit]\nholdout = 3\n[oven]\nheat = 1"
     )
-    said = {line.partition(":")[0]: line for line in lines}
-    assert set(said) == {
+    by_key = {line.partition(":")[0]: line for line in lines}
+    assert set(by_key) == {
         "model.params[1]", "train.stepz", "train.batch_size[1]", "train.batch_size[2]", "train.learning_rate",
         "train.schedule", "train.seed", "data.validation_fraction", "fit.holdout", "oven",
     }  # fmt: skip
-    assert "did you mean 'steps'?" in said["train.stepz"]
-    assert "did you mean 'cosine'? (known: constant, linear, cosine, wsd)" in said["train.schedule"]
-    assert said["train.batch_size[1]"].endswith("(given 0)")
-    assert "'largest' or 'none'" in said["fit.holdout"]
+    assert "did you mean 'steps'?" in by_key["train.stepz"]
+    assert "did you mean 'cosine'? (known: constant, linear, cosine, wsd)" in by_key["train.schedule"]
+    assert by_key["train.batch_size[1]"].endswith("(given 0)")
+    assert "'largest' or 'none'" in by_key["fit.holdout"]
     assert all("\n" not in line for line in lines)
 
 
@@ -105,7 +105,7 @@ def test_every_error_is_told_at_once_with_its_key_value_and_what_is_allowed() ->
         (HEAD + "[[zip]]\ntrain.sed = [1, 2]", "zip[0].train.sed", "did you mean 'seed'"),
     ],
 )
-def test_one_mistake_is_one_line_that_names_the_key(text: str, key: str, word: str) -> None:
+def test_each_mistake_is_one_line_with_its_key(text: str, key: str, word: str) -> None:
     _, lines = parse(text)
     assert len([line for line in lines if line.startswith(f"{key}:")]) == 1
     assert any(word in line for line in lines)
@@ -122,7 +122,7 @@ def test_settings_override_fields_and_bad_ones_are_refused() -> None:
             override(raw, [bad])
 
 
-def test_files_that_are_no_toml_are_refused_by_name(tmp_path) -> None:
+def test_files_that_are_not_toml_are_refused_by_name(tmp_path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("a = = 3")
     binary = tmp_path / "binary.toml"

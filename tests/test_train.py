@@ -64,7 +64,7 @@ def gpt_and_task(spec: TrainSpec, **fields: object):
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_what_training_makes_small_is_the_mean_of_the_losses_of_samples(name: str) -> None:
+def test_the_training_loss_is_the_mean_of_the_sample_losses(name: str) -> None:
     """To the bit, for every family's task, in training and in validation."""
     family = FAMILIES[name]
     spec = train_spec(batch_size=3, sequence_length=16 if family.SEQUENCES else None)
@@ -130,7 +130,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
     assert norm == pytest.approx(0.25, rel=1e-4)
 
 
-def test_the_first_loss_that_is_no_number_is_named() -> None:
+def test_the_first_loss_that_is_not_finite_is_reported() -> None:
     losses = torch.tensor([1.0, 2.0, torch.inf, torch.nan])
     check_finite(losses, 2)
     with pytest.raises(Diverged, match="from step 2 on"):
@@ -224,7 +224,7 @@ def test_bfloat16_trains_close_to_float32() -> None:
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
 
-def test_the_clock_keeps_every_step_and_tells_data_from_the_rest(monkeypatch) -> None:
+def test_the_clock_keeps_every_step_and_separates_data_time(monkeypatch) -> None:
     ticks = iter([0, 10, 100, 130, 300, 305, 400])  # nanoseconds: lap, data, lap, data, lap, data, lap
     monkeypatch.setattr("scalebench.measure.clock.time.perf_counter_ns", lambda: next(ticks))
     clock = StepClock(CPU)

@@ -49,7 +49,7 @@ def test_verdict_numbers(page: str, results: Results) -> None:
     for i in (0, -1):
         assert f"{mean[i]:.4f} ± {error[i]:.4f}" in lead.replace("\u00a0", " ")
     assert f"{(mean[0] - mean[-1]) / np.hypot(error[0], error[-1]):.0f} combined standard errors" in lead
-    assert "falling at every step of size" in lead
+    assert "It fell at every size" in lead
     assert f"errs by {100 * (mean[-2] / mean[-1] - 1):+.1f}\u00a0%" in page
 
 
@@ -87,7 +87,7 @@ def test_outliers_are_counted(page: str) -> None:
 def test_invalid_trials_are_in_no_fit(results: Results) -> None:
     wild = changed(results, 0, validation_loss_nats=0.001, step_time_median_s=100.0, invalid_reason="negative time")
     clean = Results(results.frame.drop(index=0), (), results.studies)
-    sentence = re.compile(r"<li>(The law|From the smaller|A training step)(.*?)</li>")
+    sentence = re.compile(r"<li>(The fitted law|Fitted to the smaller|A training step)(.*?)</li>")
     assert sentence.findall(render(wild)) == sentence.findall(render(clean))
 
 
@@ -109,11 +109,11 @@ def test_bound_is_said(results: Results) -> None:
 
 def test_a_rise_is_said(results: Results) -> None:
     risen = changed(changed(results, 6, validation_loss_nats=2.5), 7, validation_loss_nats=2.5)
-    assert "without falling on the step to 24.6\u00a0k" in render(risen)
+    assert "It did not fall at 24.6\u00a0k" in render(risen)
 
 
 def test_refusal_stands_in_place_of_the_number(results: Results) -> None:
-    assert "No law is fitted: " in render(broken(results)["two sizes"])
+    assert "No law could be fitted: " in render(broken(results)["two sizes"])
 
 
 def test_series_differ_in_colour_and_marker(results: Results) -> None:

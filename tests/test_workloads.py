@@ -247,6 +247,9 @@ def test_a_workload_of_one_file_and_one_line_goes_all_the_way(with_toy, tmp_path
     ok("report", "results", "-o", "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "doubling" in page
+    assert "time to multiply all weights" in page
+    assert "Toy ratio against size" in page
+    assert "Training loss over the steps" not in page
     refused = with_toy("plan", "doubling.toml", "--set", "train.steps=3", "--set", "toy.factr=1")
     assert refused.returncode == 2
     assert "train.steps: the workload 'toy' reads no [train]" in refused.stderr

@@ -1,18 +1,18 @@
-"""The acceptance rule of kernels: errors against a float64 oracle, held against those of PyTorch in the same precision.
+"""The acceptance rule of kernels: errors against a float64 oracle, compared with PyTorch's in the same precision.
 
 A result is accepted when, for every tensor t of it,
 
     max |t − oracle|  ≤  max(2 · min(max |eager − oracle|, 0.05 · S), 8 · 2⁻²³ · s)
 
-with ``eager`` what the plain PyTorch path returns in the same precision, s the largest magnitude of t's oracle and S
-that of all tensors. The floor is 8 float32 units in the last place: what another order of summation may cost where the
-eager path happens to be exact. An operation whose results may be small differences of large terms says how large: s is
-then the largest sum of their magnitudes, max Σ|terms|, to which the error of a sum in any order is proportional. The
-cap keeps an eager path that is itself wrong from excusing anything. Where the eager path is not finite (AdamW in
-float16, whose second moment underflows), the rounding of t's dtype, ε/2 · s, stands in for its error. NaN, and an
-infinity that the oracle does not have, is an infinite error; names and shapes must be those of the oracle.
+where ``eager`` is the result of plain PyTorch in the same precision, s the largest magnitude in t's oracle and S that
+in all tensors. The floor of 8 float32 units in the last place allows another order of summation where the eager path
+happens to be exact. If results can be small differences of large terms, the operation provides their magnitude
+(``terms``): s is then the largest sum of magnitudes, max Σ|terms|, to which the error of a sum in any order is
+proportional. The cap keeps a wrong eager path from excusing large errors. If the eager result is not finite (AdamW in
+float16, whose second moment underflows), the rounding of t's dtype, ε/2 · s, replaces its error. NaN, or an infinity
+that the oracle does not have, is an infinite error; names and shapes must be those of the oracle.
 
-Tests, ``scalebench compare`` and the check on a GPU all use this module.
+Tests, ``scalebench compare`` and the GPU checks all use this module.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FACTOR = 2.0  # times the eager error is accepted: another order of the same roundings
+FACTOR = 2.0  # accepted multiple of the eager error: another order of the same roundings
 ULPS = 8.0  # float32 units in the last place of the oracle's magnitude, accepted whatever the eager error
-FURTHEST = 0.1  # of the largest magnitude of all tensors: never accepted on the eager path's account
+FURTHEST = 0.1  # cap on FACTOR times the eager error, as a share of the largest magnitude in all tensors
 Terms = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest absolute error of each named tensor and the largest magnitude of its oracle; or why it has none.
+    """Largest absolute error of each named tensor and largest magnitude of its oracle; or the ``problem``.
 
     ``roundings`` are the errors of rounding that magnitude to each tensor's dtype.
     """
@@ -46,7 +46,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class TensorError:
-    """Largest absolute errors of one tensor: ours, the eager path's (None where there is none), and what is allowed."""
+    """Largest absolute errors of one tensor: ours, the eager path's (None if not measured), and the allowed one."""
 
     error: float
     eager_error: float | None
@@ -54,25 +54,25 @@ class TensorError:
 
     @property
     def accepted(self) -> bool:
-        """Whether the error is within what is allowed."""
+        """Whether the error is at most the allowed one."""
         return self.error <= self.allowed
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The errors by tensor, and in words why a result is refused ("" where it is accepted)."""
+    """The errors by tensor, and why the result is rejected ("" if it is accepted)."""
 
     tensors: Mapping[str, TensorError] = field(default_factory=dict)
     problem: str = ""
 
     @property
     def accepted(self) -> bool:
-        """Whether every tensor is within what is allowed."""
+        """Whether every tensor is accepted."""
         return not self.problem
 
     @property
     def worst(self) -> str:
-        """The tensor whose error is the largest multiple of what is allowed; "" where none was compared."""
+        """The tensor whose error is the largest multiple of the allowed one; "" if none was compared."""
         return max(self.tensors, key=lambda name: _multiple(self.tensors[name]), default="")
 
 
@@ -98,12 +98,11 @@ def judge(
     terms: Terms = 0.0,
     furthest: float = FURTHEST,
 ) -> Judgement:
-    """Hold errors against the eager path's; a tensor that ``eager`` lacks is held to the floor alone.
+    """Apply the rule to errors; a tensor that ``eager`` lacks is compared with the floor alone.
 
-    ``terms`` is the magnitude of what is summed, of each tensor by name or one number for all: floors are ``ulps`` of
-    it where it exceeds the oracle's own magnitude. ``furthest`` is the share of the largest magnitude that is never
-    accepted on the eager path's account; infinity where only both paths' equal quality is asked for, as after
-    many steps in which rounding decides which updates are lost.
+    ``terms`` is the magnitude of the summed terms, by tensor or one number for all; floors are ``ulps`` of it where it
+    exceeds the oracle's magnitude. ``furthest`` is the cap, as a share of the largest magnitude; infinity if only equal
+    quality of both paths matters, as after many optimizer steps in bfloat16.
     """
     if own.problem:
         return Judgement(problem=own.problem)
@@ -113,12 +112,11 @@ def judge(
     for name, error in own.by_name.items():
         summed = terms if isinstance(terms, float) else terms.get(name, 0.0)
         floor = ulps * torch.finfo(torch.float32).eps * max(own.scales[name], summed)
-        known = theirs.get(name)
-        yardstick = 0.0 if known is None else known if isfinite(known) else own.roundings.get(name, 0.0)
-        lenient = min(FACTOR * yardstick, limit)
-        tensors[name] = TensorError(error, known, max(lenient, floor))
-    refused = [_complaint(name, row) for name, row in tensors.items() if not row.accepted]
-    return Judgement(tensors, "; ".join(refused))
+        eager_error = theirs.get(name)
+        finite = eager_error if eager_error is None or isfinite(eager_error) else own.roundings.get(name, 0.0)
+        tensors[name] = TensorError(error, eager_error, max(min(FACTOR * (finite or 0.0), limit), floor))
+    rejected = [_complaint(name, row) for name, row in tensors.items() if not row.accepted]
+    return Judgement(tensors, "; ".join(rejected))
 
 
 def judge_results(
@@ -130,16 +128,16 @@ def judge_results(
     terms: Terms = 0.0,
     furthest: float = FURTHEST,
 ) -> Judgement:
-    """Judge named tensors by the rule; tensors of the oracle that ``eager`` lacks are held to the floor alone."""
+    """Apply the rule to named tensors; tensors that ``eager`` lacks are compared with the floor alone."""
     known = {name: exact for name, exact in oracle.items() if name in eager}
     theirs = errors_of({name: eager[name] for name in known}, known)
     return judge(errors_of(ours, oracle), theirs, ulps=ulps, terms=terms, furthest=furthest)
 
 
 def terms_of(module: Any, case: Any, inputs: Mapping[str, Tensor], backward: bool) -> Terms:
-    """Return what an operation's module says of the terms that its results are sums of; 0 where it says nothing."""
-    known = getattr(module, "terms", None)
-    return 0.0 if known is None else dict(known(case, inputs, backward))
+    """Return the magnitudes of the terms of an operation's results from its module's ``terms``, 0 if it has none."""
+    terms = getattr(module, "terms", None)
+    return 0.0 if terms is None else dict(terms(case, inputs, backward))
 
 
 def _largest(values: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""One shipped configuration of a kernel, described well enough to compile it for a GPU that is not there."""
+"""One shipped configuration of a kernel, with everything needed to compile it without a GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ ARCHITECTURES = (80, 90, 100)  # compute capability times ten: A100, H100 and H2
 
 @dataclass(frozen=True)
 class Compilation:
-    """A kernel with everything that decides its machine code.
+    """A kernel with everything that determines its machine code.
 
     ``signature`` types every argument by name in the order of the function ("*bf16", "i32", "fp32", "constexpr"),
     ``constants`` holds the values of the constexpr ones, ``aligned`` names the pointers and integers that a launch
     guarantees to be divisible by 16. ``work`` orders configurations of one kernel by tile size, largest last.
-    ``tensor_core`` says that matrix products must run on tensor cores (``wgmma`` on sm_90), ``vector_bytes`` the width
-    that global loads must have at least once. ``most_instructions`` limits the machine instructions per element of the
-    main loop on sm_90, an iteration of which handles ``elements`` per thread. ``spills_allowed`` excuses register
-    spills, with the reason. ``overlapped`` says that exponentials must run while a matrix product is in flight.
-    ``options`` are launch options beside warps and stages.
+    ``options`` are launch options other than warps and stages.
+
+    Requirements: with ``tensor_core`` matrix products must run on tensor cores (``wgmma`` on sm_90); at least one
+    global load must have ``vector_bytes``; on sm_90 the main loop may have ``most_instructions`` per element, with
+    ``elements`` per thread and iteration; with ``overlapped`` exponentials must run while a matrix product is in
+    flight. ``spills_allowed`` is the reason for allowing register spills.
     """
 
     kernel: str

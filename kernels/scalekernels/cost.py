@@ -1,4 +1,4 @@
-"""What an operation costs, to hold its time against a device's ceilings."""
+"""The cost of an operation, for comparing its time with a device's ceilings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs (a multiply-add as two) and the bytes that must cross the memory bus at least once each way."""
+    """FLOPs (a multiply-add is two), and the bytes that have to be read from and written to memory."""
 
     flops: int
     bytes_read: int

@@ -1,9 +1,9 @@
-"""A witness for the toolchain: a product whose first operand is in registers, with an exact integer answer.
+"""A canary for the toolchain: a matrix product with its first operand in registers and an exact integer result.
 
-Some releases of ptxas before 13.3 let an asynchronous wgmma read registers that have already been written again
-(NVIDIA, CUDA 13.3 release notes; triton pull request 11781 has a witness of the same kind), so that the same PTX gives
-right numbers with one assembler and wrong ones with another. All values here are small integers: the answer is exact
-in float32, and a single unit of difference is a fault.
+Some releases of ptxas before 13.3 let an asynchronous wgmma read registers that have already been overwritten (NVIDIA,
+CUDA 13.3 release notes; triton pull request 11781 has a similar test), so that the same PTX gives correct results with
+one assembler and wrong ones with another. All values here are small integers: the result is exact in float32, and any
+difference is a fault.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -22,7 +22,7 @@ NUM_STAGES = 3
 
 @triton.jit
 def shifted_product(A, B, C, DEPTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """C (M, N) = (A + 1) B for A (M, DEPTH), B (DEPTH, N); the sum A + 1 never leaves the registers."""
+    """C (M, N) = (A + 1) B for A (M, DEPTH), B (DEPTH, N); the sum A + 1 stays in registers."""
     rows, cols, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     total = tl.zeros([M, N], tl.float32)
     for start in range(0, DEPTH, K):
@@ -33,19 +33,19 @@ def shifted_product(A, B, C, DEPTH: tl.constexpr, M: tl.constexpr, N: tl.constex
 
 
 def wrong_entries(device: str, rows: int, columns: int, depth: int, num_warps: int, seed: int = 0) -> int:
-    """Return how many entries of the product are not the exact integers; 0 on a sound toolchain."""
+    """Return the number of wrong entries of the product; 0 with a correct toolchain."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randint(-4, 5, (rows, DEPTH), generator=generator).to(device, torch.float16)
     b = torch.randint(-4, 5, (DEPTH, columns), generator=generator).to(device, torch.float16)
     require_device(a=a, b=b)
-    found = torch.full((rows, columns), torch.nan, device=device)
-    shifted_product[(1,)](a, b, found, DEPTH, rows, columns, depth, num_warps=num_warps, num_stages=NUM_STAGES)
+    product = torch.full((rows, columns), torch.nan, device=device)
+    shifted_product[(1,)](a, b, product, DEPTH, rows, columns, depth, num_warps=num_warps, num_stages=NUM_STAGES)
     exact = (a.double() + 1) @ b.double()  # below 20 * 512: far inside float32's integers
-    return int((found.double() != exact).sum())
+    return int((product.double() != exact).sum())
 
 
 def compilation(rows: int, columns: int, depth: int, num_warps: int) -> Compilation:
-    """Return the witness of a tile as ahead-of-time compilation takes it."""
+    """Return the canary of a tile for ahead-of-time compilation."""
     types = {"A": "*fp16", "B": "*fp16", "C": "*fp32"}
     signature = types | dict.fromkeys(("DEPTH", "M", "N", "K"), "constexpr")
     constants = {"DEPTH": DEPTH, "M": rows, "N": columns, "K": depth}

@@ -1,4 +1,4 @@
-"""Which shipped configurations the checks of a run launched, and whether they launched any that is not shipped."""
+"""Which shipped configurations the checks of a run have launched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scalekernels.compilation import ARCHITECTURES, Compilation
 
 
 def record_launches(launched: list[dict[str, Any]]) -> None:
-    """Have triton note every configuration that this process compiles or loads; nothing under the interpreter."""
+    """Append to ``launched`` every configuration that triton compiles or loads in this process (not if interpreted)."""
 
     def note(*, fn: Any, compile: Mapping[str, Any], **_: Any) -> None:  # noqa: A002 - triton's name
         function = fn.jit_function
@@ -27,12 +27,12 @@ def record_launches(launched: list[dict[str, Any]]) -> None:
 
 
 def pointers_of(signature: Mapping[str, str]) -> dict[str, str]:
-    """Return the types of the arguments that lead to tensors: pointers and tensor descriptors."""
+    """Return the types of the tensor arguments: pointers and tensor descriptors."""
     return {name: kind for name, kind in signature.items() if kind.startswith(("*", "tensordesc"))}
 
 
 def is_launch_of(entry: Mapping[str, Any], compilation: Compilation) -> bool:
-    """Tell whether a noted launch is of a shipped configuration: function, constants, pointer types, warps, stages."""
+    """Return whether a recorded launch matches a configuration: function, constants, pointer types, warps, stages."""
     function = compilation.function.fn
     if entry["function"] != f"{function.__module__}.{function.__qualname__}":
         return False
@@ -45,7 +45,7 @@ def is_launch_of(entry: Mapping[str, Any], compilation: Compilation) -> bool:
 
 
 def check_coverage(modules: Sequence[Any], folder: Path, device: str) -> dict[str, Any]:
-    """Hold the launches noted in a folder of findings against what the modules ship for this device."""
+    """Check that the launches recorded in a folder of results include every configuration shipped for this device."""
     if device != "cuda":
         return {"coverage": {"problem": None, "unavailable": "the interpreter compiles nothing"}}
     major, minor = torch.cuda.get_device_capability()

@@ -1,9 +1,9 @@
-"""The stochastic rounding of the fused optimizers: what one step writes, held against the exact result.
+"""Check the stochastic rounding of the fused optimizers: the results of one step against the exact ones.
 
-Rounded at random, a value x between the neighbours a < x < b of bfloat16, u = b - a apart, becomes b with the
-probability f = (x - a)/u. So every result is one of the two neighbours, and the error in units of u has the mean 0 and
-the variance f (1 - f). Over n results the mean error is within 5 standard errors, √Σ f (1 - f) / n, of 0: upwards and
-away from zero, where cutting bits off would show, and towards the nearer neighbour, where rounding to nearest would.
+Stochastic rounding turns a value x between the bfloat16 neighbours a < x < b, u = b - a apart, into b with probability
+f = (x - a)/u. So every result is one of the two neighbours, and the error in units of u has mean 0 and variance
+f (1 - f). Over n results the mean error must be within 5 standard errors, √Σ f (1 - f) / n, of 0 in three directions:
+upwards and away from zero, which detect truncation, and to the nearer neighbour, which detects rounding to nearest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from scalekernels.optimizer.reference import reference
 from torch import Tensor
 
 STANDARD_ERRORS = 5.0
-# What the float32 arithmetic of the step may be off by, in ulps of the largest magnitude it handles: that moves the
-# point where the neighbours change, and a probability by at most this over u, 2⁻¹³.
+# Allowed error of the step's float32 arithmetic, in ulps of the largest magnitude: it shifts the point where the
+# neighbours change, and probabilities by at most this over u, 2⁻¹³.
 ULPS = 8.0
 SHAPES = ((1000, 1000), (8193,))
 SMALL_SHAPES = ((40, 100), (8193,))  # for the interpreter
@@ -28,7 +28,7 @@ STATES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def neighbours(exact: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bfloat16 numbers, as float64, that lie next to an exact result known up to ``slack``: below, above."""
+    """Return the bfloat16 neighbours, as float64, below and above an exact result that is known up to ``slack``."""
     low, high = exact - slack, exact + slack
     below, above = low.float().bfloat16(), high.float().bfloat16()
     below = torch.where(below.double() > low, _next(below, -1), below)
@@ -41,20 +41,20 @@ def _next(value: Tensor, direction: int) -> Tensor:
 
 
 def wrong_rounding(result: Tensor, exact: Tensor, scale: float) -> str:
-    """Say what is wrong with stochastically rounded results, "" if nothing.
+    """Return what is wrong with stochastically rounded results, "" if nothing.
 
-    ``scale`` is what the step may handle on the way to a result that is smaller.
+    ``scale`` is the largest magnitude of intermediate values, which may exceed that of the result.
     """
-    found, slack = result.double(), ULPS * torch.finfo(torch.float32).eps * exact.abs().clamp(min=scale)
+    rounded, slack = result.double(), ULPS * torch.finfo(torch.float32).eps * exact.abs().clamp(min=scale)
     below, above = neighbours(exact, slack)
-    outside = int(((found < below) | (found > above) | found.isnan()).sum())
+    outside = int(((rounded < below) | (rounded > above) | rounded.isnan()).sum())
     if outside:
-        return f"{outside} of {found.numel()} are no neighbours of the exact result"
+        return f"{outside} of {rounded.numel()} are no neighbours of the exact result"
     below, above = neighbours(exact, torch.zeros_like(exact))
     unit = torch.where(above > below, above - below, 1.0)
     share = (exact - below) / unit
-    standard_error = sqrt(float((share * (1 - share)).sum())) / found.numel()
-    error = (found - exact) / unit
+    standard_error = sqrt(float((share * (1 - share)).sum())) / rounded.numel()
+    error = (rounded - exact) / unit
     ways = {"upwards": torch.ones_like(share), "away from zero": exact.sign(), "to the nearer": (share - 0.5).sign()}
     for way, sign in ways.items():
         mean = float((error * sign).mean())
@@ -64,7 +64,7 @@ def wrong_rounding(result: Tensor, exact: Tensor, scale: float) -> str:
 
 
 def one_step(algorithm: str, state_dtype: torch.dtype, device: str, stochastic: bool) -> Mapping[str, str]:
-    """Take a step from random bfloat16 parameters and return what is wrong with each tensor, by name."""
+    """Take one step from random bfloat16 parameters and return what is wrong with each tensor, by name."""
     generator = torch.Generator(device).manual_seed(3)
     shapes = SHAPES if device == "cuda" else SMALL_SHAPES
     drawn = [torch.randn(shape, generator=generator, device=device).bfloat16() for shape in shapes * 2]
@@ -79,12 +79,11 @@ def one_step(algorithm: str, state_dtype: torch.dtype, device: str, stochastic: 
     for place, (param, old, grad) in enumerate(zip(params, before, grads, strict=True)):
         exact = reference(algorithm, old.double(), grad.double(), {}, **options)
         scale = 0.01 * float(old.abs().max())
-        said = wrong_rounding(param.detach(), exact["param"], scale)
-        problems[f"parameter {place}"] = said
-        for name, kept in optimizer.state[param].items():
-            if isinstance(kept, Tensor) and kept.dtype == torch.bfloat16:
-                problems[f"{name} {place}"] = wrong_rounding(kept, exact[name], 0.0)
-    return {name: said for name, said in problems.items() if said}
+        problems[f"parameter {place}"] = wrong_rounding(param.detach(), exact["param"], scale)
+        for name, state in optimizer.state[param].items():
+            if isinstance(state, Tensor) and state.dtype == torch.bfloat16:
+                problems[f"{name} {place}"] = wrong_rounding(state, exact[name], 0.0)
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def check_rounding(algorithm: str, device: str, stochastic: bool = True) -> dict[str, Any]:
@@ -93,5 +92,5 @@ def check_rounding(algorithm: str, device: str, stochastic: bool = True) -> dict
     for state_dtype in STATES:
         problems = one_step(algorithm, state_dtype, device, stochastic)
         name = f"{algorithm}, stochastic rounding, state {str(state_dtype).removeprefix('torch.')}"
-        checks[name] = {"problem": "; ".join(f"{key}: {said}" for key, said in problems.items()) or None}
+        checks[name] = {"problem": "; ".join(f"{key}: {problem}" for key, problem in problems.items()) or None}
     return checks

@@ -1,8 +1,8 @@
-"""Compile every shipped configuration of every kernel for sm_80, sm_90 and sm_100, and hold it to its requirements.
+"""Compile every shipped configuration of every kernel for sm_80, sm_90 and sm_100 and check its requirements.
 
-``make kernels`` runs it; no GPU is needed. The table goes to ``kernels/compiled.md`` and ``compiled.json``,
-with the hash of the sources it was made from; the exit status is 1 when a configuration misses a requirement. It stands
-beside the package and not in it because ``scalekernels`` itself imports torch and triton only.
+``make kernels`` runs it; no GPU is needed. The table is written to ``kernels/compiled.md`` and ``compiled.json``, with
+the hash of its sources; the exit status is 1 if a configuration misses a requirement. It is not part of the package,
+since ``scalekernels`` imports torch and triton only.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import machine_code
+import ptx_code
+import sass
 import triton
 from machine_code import MachineCode
 from scalekernels import OPERATIONS
@@ -35,13 +37,14 @@ from scalekernels.device import INTERPRETED
 KERNELS = Path(__file__).resolve().parents[1]
 CACHE = KERNELS.parent / "results" / "compiled"
 REPORT = KERNELS / "compiled.json"
-# The figures depend on how they are read; taken when the code is loaded, for the file may change while this runs.
-READER = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()
+# Part of the cache key, since figures depend on how they are extracted. Read now: the file may change during the run.
+_READERS = (machine_code, ptx_code, sass)
+READER = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in _READERS)).hexdigest()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One configuration for one architecture, by its place in its module's ``compilations(arch)``."""
+    """One configuration for one architecture, by its index in its module's ``compilations(arch)``."""
 
     operation: str
     arch: int
@@ -52,27 +55,27 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What tells it apart from every other."""
+        """The unique name of the job."""
         return f"{self.operation}/{self.kernel}/{self.label}/sm_{self.arch}"
 
 
 @lru_cache(maxsize=64)
 def configurations(operation: str, arch: int) -> tuple[Compilation, ...]:
-    """Return what a kernel module ships for an architecture. Raises ``ValueError`` when two share kernel and label."""
-    found = tuple(import_module(f"scalekernels.{operation}").compilations(arch))
-    twice = [name for name, count in Counter((c.kernel, c.label) for c in found).items() if count > 1]
+    """Return a module's configurations for an architecture. Raises ``ValueError`` if two have the same name."""
+    shipped = tuple(import_module(f"scalekernels.{operation}").compilations(arch))
+    twice = [name for name, count in Counter((c.kernel, c.label) for c in shipped).items() if count > 1]
     if twice:
         raise ValueError(f"{operation}, sm_{arch}: several configurations are called {twice}")
-    return found
+    return shipped
 
 
 def all_jobs(operations: Sequence[str] = OPERATIONS) -> list[Job]:
     """Return every shipped configuration of the operations, for every architecture."""
     return [
-        Job(operation, arch, index, found.kernel, found.label, found.work)
+        Job(operation, arch, index, shipped.kernel, shipped.label, shipped.work)
         for operation in operations
         for arch in ARCHITECTURES
-        for index, found in enumerate(configurations(operation, arch))
+        for index, shipped in enumerate(configurations(operation, arch))
     ]
 
 
@@ -95,9 +98,9 @@ def largest(jobs: Sequence[Job]) -> list[Job]:
 
 
 def cache_key(compilation: Compilation, arch: int) -> str:
-    """Return a hash of all that decides the figures: source, configuration, compiler, assembler, and how they are read.
+    """Return a hash of everything that determines the figures: source, configuration, compiler, assembler, reader.
 
-    The source's part is triton's own key, which covers every function that the kernel reaches.
+    For the source it uses triton's cache key, which covers every function that the kernel calls.
     """
     options = sorted(machine_code.options_of(compilation).items())
     parts = (machine_code.source_of(compilation).hash(), compilation.kernel, repr(options), arch)
@@ -106,7 +109,7 @@ def cache_key(compilation: Compilation, arch: int) -> str:
 
 
 def figures(compilation: Compilation, arch: int, cache: Path) -> MachineCode:
-    """Return a configuration's figures, from the cache where the very same thing was compiled before."""
+    """Return a configuration's figures, from the cache if it was compiled before."""
     stored = cache / f"{cache_key(compilation, arch)}.json"
     if stored.exists():
         values = json.loads(stored.read_text(encoding="utf-8"))
@@ -120,15 +123,14 @@ def figures(compilation: Compilation, arch: int, cache: Path) -> MachineCode:
 
 
 def row_of(job: Job, cache: Path = CACHE) -> dict[str, Any]:
-    """Compile a job and return its row of the table; a compiler that raises is a row with that failure."""
+    """Compile a job and return its row of the table; an exception of the compiler is the row's failure."""
     compilation = compilation_of(job)
     row = {"operation": job.operation, "kernel": job.kernel, "label": job.label, "arch": job.arch, "work": job.work}
     row |= {"source": machine_code.source_sha256(compilation), "num_warps": compilation.num_warps}
     row |= {"num_stages": compilation.num_stages, "spills_allowed": compilation.spills_allowed}
     try:
         code = figures(compilation, job.arch, cache)
-    # The boundary of a compilation: whatever the compiler raises is told in the table, beside all the others.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever the compiler raises goes into the table
         return row | {"failures": [f"{type(error).__name__}: {str(error).strip()[:500]}"]}
     return row | asdict(code) | {"failures": machine_code.failures(compilation, job.arch, code)}
 
@@ -139,14 +141,14 @@ def row_of(job: Job, cache: Path = CACHE) -> dict[str, Any]:
 def compile_all(
     jobs: Sequence[Job], processes: int, cache: Path = CACHE, tick: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """Compile jobs on ``processes`` cores, the largest first; return rows in the jobs' order, ``tick`` after each."""
+    """Compile jobs on ``processes`` cores, the largest first; return rows in the jobs' order. ``tick`` counts them."""
     rows: dict[str, dict[str, Any]] = {}
     waiting = sorted(jobs, key=lambda job: -job.work)
     try:
         for job, row in _pool(waiting, processes, cache):
             rows[job.name] = row
             tick()
-    except BrokenProcessPool:  # the compiler took its process down: find out which job did, one process each
+    except BrokenProcessPool:  # the compiler crashed its process: run the rest in one process each to find the job
         for job in [job for job in waiting if job.name not in rows]:
             rows[job.name] = _alone(job, cache)
             tick()
@@ -154,7 +156,7 @@ def compile_all(
 
 
 def _pool(jobs: Sequence[Job], processes: int, cache: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
-    fresh = multiprocessing.get_context("spawn")  # torch has threads: a forked child could hang
+    fresh = multiprocessing.get_context("spawn")  # torch has threads, with which a forked process could hang
     with ProcessPoolExecutor(processes, mp_context=fresh) as pool:
         started: dict[Future[dict[str, Any]], Job] = {pool.submit(row_of, job, cache): job for job in jobs}
         for done in as_completed(started):
@@ -176,25 +178,27 @@ def _alone(job: Job, cache: Path) -> dict[str, Any]:
 
 
 def sources(jobs: Sequence[Job]) -> dict[str, str]:
-    """Return the hash of the sources of every job, by its name; nothing is compiled."""
+    """Return the hash of the sources of every job, by name, without compiling."""
     return {job.name: machine_code.source_sha256(compilation_of(job)) for job in jobs}
 
 
 def sources_sha256(by_name: dict[str, str]) -> str:
-    """Return one hash for all sources."""
+    """Return one hash over all sources."""
     return hashlib.sha256(json.dumps(by_name, sort_keys=True).encode()).hexdigest()
 
 
 def out_of_date(report: dict[str, Any], jobs: Sequence[Job]) -> list[str]:
-    """Return what a written table lacks, has too much, or shows from other sources than today's; empty when fresh."""
-    today = sources(jobs)
+    """Return which rows of a table are missing, not shipped any more or from other sources; empty if up to date."""
+    current = sources(jobs)
     written = {f"{r['operation']}/{r['kernel']}/{r['label']}/sm_{r['arch']}": r["source"] for r in report["rows"]}
-    found = [f"{name} is missing" for name in today if name not in written]
-    found += [f"{name} is not shipped any more" for name in written if name not in today]
-    found += [f"{name} was made from other sources" for name in today if written.get(name, today[name]) != today[name]]
-    if not found and report["sources_sha256"] != sources_sha256(today):
-        found = ["the hash of all sources differs"]
-    return found
+    problems = [f"{name} is missing" for name in current if name not in written]
+    problems += [f"{name} is not shipped any more" for name in written if name not in current]
+    problems += [
+        f"{name} was made from other sources" for name, sha256 in current.items() if written.get(name, sha256) != sha256
+    ]
+    if not problems and report["sources_sha256"] != sources_sha256(current):
+        problems = ["the hash of all sources differs"]
+    return problems
 
 
 def report_of(rows: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def report_of(rows: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> dict[str, 
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Return "ok", "ok" with what was excused, or every failure."""
+    """Return "ok", "ok" with excused spills, or every failure."""
     if row["failures"]:
         return "**" + "; ".join(row["failures"]).replace("|", "/") + "**"
     spilled = row["spill_store_bytes"] + row["spill_load_bytes"] + row["stack_bytes"]
@@ -226,8 +230,8 @@ def table(report: dict[str, Any]) -> str:
         f"Written by `make kernels`: triton {report['triton_version']}, ptxas {versions}; {len(report['rows'])} "
         f"configurations, {failed} of which miss a requirement; sources `{report['sources_sha256'][:16]}`.",
         "Registers, spills (bytes stored + loaded, as ptxas reports) and stack (bytes, as cuobjdump reports) are per "
-        "thread, shared memory per block. Nothing here was run on a GPU: these figures say what would be launched, "
-        "not that it is right or fast.",
+        "thread, shared memory per block. Nothing here was run on a GPU: these figures show what would be launched, "
+        "not whether it is correct or fast.",
         "",
         "| kernel | configuration | arch | regs | spills, stack | shared | matrix instructions | load B | verdict |",
         "|---|---|---|---:|---:|---:|---|---:|---|",
@@ -248,24 +252,24 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print and write the table; exit status 1 when a requirement is missed."""
+    """Compile, print and write the table; return 1 if a requirement is missed."""
     from rich.console import Console
     from rich.progress import Progress
 
     parser = argparse.ArgumentParser(description="compile every shipped kernel configuration without a GPU")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, default=REPORT, help="a .json; the .md goes beside it")
+    parser.add_argument("--output", type=Path, default=REPORT, help="path of the .json; the .md is written next to it")
     parser.add_argument("--cache", type=Path, default=CACHE)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if INTERPRETED:
-        parser.error("kernels are interpreted here, which cannot be compiled: unset TRITON_INTERPRET")
+        parser.error("interpreted kernels cannot be compiled: unset TRITON_INTERPRET")
     begun, jobs = time.monotonic(), all_jobs()
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"compiling {len(jobs)} configurations", total=len(jobs))
-        rows = compile_all(jobs, asked.processes, asked.cache, lambda: progress.advance(bar))
+        rows = compile_all(jobs, options.processes, options.cache, lambda: progress.advance(bar))
     report = report_of(rows, jobs)
-    asked.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    asked.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
     print(table(report))
     failed = [row for row in rows if row["failures"]]
     print(f"{len(rows)} configurations in {time.monotonic() - begun:.0f} s, {len(failed)} miss a requirement")

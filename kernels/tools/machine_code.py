@@ -1,8 +1,8 @@
-"""What the compiler made of one shipped configuration: registers, spills, shared memory, matrix instructions, loads.
+"""Compile one shipped configuration and extract registers, spills, shared memory, matrix instructions and loads.
 
 No GPU is needed: ``triton.compile`` takes an explicit target, and ptxas and cuobjdump come with triton. The figures are
-of the very cubin that a launch would load: registers and spills from what ptxas said while making it, the stack from
-``cuobjdump --dump-resource-usage`` of the result, instructions from the PTX it was made of.
+those of the cubin that a launch would load: registers and spills from ptxas' log, the stack from
+``cuobjdump --dump-resource-usage``, instructions from the PTX.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ptx_code
 import sass
 import triton
 from scalekernels.compilation import Compilation
@@ -29,25 +30,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-# Shared memory that one block may use, and tensor memory columns (CUDA C++ programming guide, technical specifications
-# per compute capability).
+# Limits of one block (CUDA C++ programming guide, technical specifications per compute capability).
 SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
-OVERLAP_AT_LEAST = 0.9  # the share of exponentials beside a product; all but those of the row corrections, seen: 1.0
-LIMITED_ARCH = 90  # the one whose instructions per element are limited: limits come from its rates
+OVERLAP_AT_LEAST = 0.9  # share of exponentials beside a product: all but the row corrections; seen: 1.0
+LIMITED_ARCH = 90  # the architecture for which instructions per element are limited
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 
 _ENTRY = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _STACK = re.compile(r"REG:(\d+) STACK:(\d+)")
-_VECTOR_LOAD = re.compile(r"ld\.global(?:\.\w+(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\b")
-_ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global\s*\[[^\]]*\],\s*\[[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
-_WGMMA = re.compile(r"wgmma\.mma_async\.sync\.aligned[^;]*;")
-_EVENTS = re.compile(
-    r"^(?P<label>\$L\w+):|\bbra(?:\.uni)?\s+(?P<target>\$L\w+);|(?P<mma>wgmma\.mma_async)"
-    r"|(?P<commit>wgmma\.commit_group)|wgmma\.wait_group\.sync\.aligned\s+(?P<wait>\d+)",
-    re.MULTILINE,
-)
 
 
 @dataclass(frozen=True)
@@ -57,9 +49,9 @@ class MachineCode:
     Registers are per thread; spills and stack are bytes per thread; shared memory is bytes per block.
     ``matrix`` counts matrix instructions in the PTX by kind ("wgmma SS" with both operands in shared memory, "wgmma RS"
     with the first in registers). ``products`` counts groups of wgmma inside innermost loops, ``drained`` those of them
-    that are waited for, with nothing left in flight, before the next is issued. ``losses`` are ptxas' own words.
+    that are awaited, with nothing left in flight, before the next is issued. ``losses`` are ptxas' warnings.
     ``overlap`` is the share of the exponentials in main loops that run while a product is in flight, ``overwritten``
-    the number of instructions that write a register which a product in flight reads (None: not asked for).
+    the number of instructions that write a register which a product in flight reads (None: not requested).
     """
 
     registers: int
@@ -77,18 +69,18 @@ class MachineCode:
     stores: int
     overlap: float | None = None
     overwritten: int | None = None
-    loop_instructions: int = 0  # of the longest innermost loop with 16-byte loads; counted where a limit is given
+    loop_instructions: int = 0  # of the longest innermost loop with 16-byte loads; 0 without a limit
 
 
 def ptxas_version(arch: int) -> str:
-    """Return the version of the assembler that triton uses for an architecture, such as "12.8.93"."""
+    """Return the version of triton's assembler for an architecture, such as "12.8.93"."""
     return assembler(arch)[1]
 
 
 def source_of(compilation: Compilation) -> ASTSource:
-    """Return what triton compiles.
+    """Return the source object for triton's compiler.
 
-    Raises ``TypeError`` for an interpreted function, ``ValueError`` where the signature is not the function's.
+    Raises ``TypeError`` for an interpreted function, ``ValueError`` if the signature does not match the function.
     """
     function = compilation.function
     if not hasattr(function, "cache_key"):
@@ -103,16 +95,16 @@ def source_of(compilation: Compilation) -> ASTSource:
 
 
 def options_of(compilation: Compilation) -> dict[str, Any]:
-    """Return the launch options that decide the machine code."""
+    """Return the launch options that affect the machine code."""
     launch = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
     return launch | dict(compilation.options)
 
 
 def source_sha256(compilation: Compilation) -> str:
-    """Return SHA-256 over all that this configuration's code is made from, except the compiler: 16 hex digits.
+    """Return 16 hex digits of a SHA-256 over the sources of a configuration's code, without the compiler.
 
-    The text of the function and of every jit function and constant of the kernels it reaches, but not its place in the
-    file, so that an edit elsewhere leaves it as it is.
+    It covers the text of the function, of every jit function it calls and the constants they read, but not line
+    numbers, so that an edit elsewhere in the file does not change it.
     """
     parts = [repr(sorted(jit_sources(compilation.function).items()))]
     parts += [repr(list(compilation.signature.items())), repr(sorted(compilation.constants.items(), key=str))]
@@ -121,23 +113,23 @@ def source_sha256(compilation: Compilation) -> str:
 
 
 def jit_sources(function: Any) -> dict[str, str]:
-    """Return the source text of a jit function, of those it reaches, and the constants they read, by name."""
-    found: dict[str, str] = {}
+    """Return the source text of a jit function, of those it calls, and the constants they read, by name."""
+    sources: dict[str, str] = {}
     waiting = [(function.fn.__qualname__, function)]
     while waiting:
         name, value = waiting.pop()
-        if name in found:
+        if name in sources:
             continue
         if not hasattr(value, "fn"):
-            found[name] = repr(value)
+            sources[name] = repr(value)
             continue
-        found[name] = value.src
-        waiting.extend(_reached(value.fn))
-    return found
+        sources[name] = value.src
+        waiting.extend(_referenced(value.fn))
+    return sources
 
 
-def _reached(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the jit functions and constants that a function names, its own modules' attributes included."""
+def _referenced(function: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the jit functions and constants that a function refers to, attributes of scalekernels modules included."""
     spaces = [function.__globals__]
     names = function.__code__.co_names
     modules = (spaces[0].get(name) for name in names)
@@ -150,7 +142,7 @@ def _reached(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def compile_for(compilation: Compilation, arch: int) -> tuple[Any, str]:
-    """Compile afresh for sm_``arch``; return triton's result and what ptxas said while assembling it."""
+    """Compile for sm_``arch`` without caches; return triton's result and ptxas' log."""
     log = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(knobs.cache.scope())
@@ -165,15 +157,15 @@ def compile_for(compilation: Compilation, arch: int) -> tuple[Any, str]:
 
 
 def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
-    """Compile one configuration for sm_``arch`` and read off what came out."""
+    """Compile one configuration for sm_``arch`` and return its figures."""
     compiled, log = compile_for(compilation, arch)
     ptx = compiled.asm["ptx"]
-    spills = [tuple(map(int, found)) for found in _SPILLS.findall(log)]
+    spills = [tuple(map(int, sizes)) for sizes in _SPILLS.findall(log)]
     registers, stack = resource_usage(compiled.asm["cubin"])
-    said = [int(found) for found in _ENTRY.findall(log)]
-    if registers not in said:
-        raise RuntimeError(f"{compilation.label}: ptxas said {said} registers and cuobjdump {registers}")
-    products, drained = pipelining(ptx)
+    logged = [int(count) for count in _ENTRY.findall(log)]
+    if registers not in logged:
+        raise RuntimeError(f"{compilation.label}: ptxas reports {logged} registers and cuobjdump {registers}")
+    products, drained = ptx_code.pipelining(ptx)
     return MachineCode(
         registers=registers,
         spill_store_bytes=sum(stores for _, stores, _ in spills),
@@ -181,15 +173,13 @@ def inspect_code(compilation: Compilation, arch: int) -> MachineCode:
         stack_bytes=stack,
         shared_bytes=compiled.metadata.shared,
         tensor_memory_columns=getattr(compiled.metadata, "tmem_size", None) or 0,
-        matrix=matrix_instructions(ptx),
-        plain_products=plain_products(compiled.asm["ttgir"]),
+        matrix=ptx_code.matrix_instructions(ptx),
+        plain_products=ptx_code.plain_products(compiled.asm["ttgir"]),
         products=products,
         drained=drained,
         losses=tuple(line.strip() for line in log.splitlines() if "Performance Loss" in line),
-        widest_load_bytes=widest_load(ptx),
-        stores=len(
-            re.findall(r"\b(?:st\.global|atom\.|red\.|cp\.async\.bulk\.tensor\S*\.global\.shared|st\.async)", ptx)
-        ),
+        widest_load_bytes=ptx_code.widest_load(ptx),
+        stores=ptx_code.stores(ptx),
         **_asynchronous(compiled.asm["cubin"]) if compilation.overlapped else {},
         loop_instructions=loop_instructions(compilation, compiled.asm["cubin"]),
     )
@@ -201,7 +191,7 @@ def _asynchronous(cubin: bytes) -> dict[str, Any]:
 
 
 def loop_instructions(compilation: Compilation, cubin: bytes) -> int:
-    """Return the instructions of the kernel's main loop, or 0 where no limit asks for them."""
+    """Return the number of instructions of the main loop, or 0 for a configuration without a limit."""
     return sass.wide_loop_instructions(*sass.disassembled(cubin)) if compilation.most_instructions else 0
 
 
@@ -216,70 +206,26 @@ def resource_usage(cubin: bytes) -> tuple[int, int]:
     return max(registers for registers, _ in usage), max(stack for _, stack in usage)
 
 
-def matrix_instructions(ptx: str) -> dict[str, int]:
-    """Count matrix instructions by kind; wgmma's first operand is a second list of registers (RS) or none (SS)."""
-    wgmma = [statement.count("{") for statement in _WGMMA.findall(ptx)]
-    counts = {
-        "wgmma SS": sum(lists == 1 for lists in wgmma),
-        "wgmma RS": sum(lists > 1 for lists in wgmma),
-        "mma.sync": ptx.count("mma.sync.aligned"),
-        "tcgen05": len(re.findall(r"tcgen05\.mma\b", ptx)),
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def plain_products(ttgir: str) -> int:
-    """Count products that run as scalar multiply-adds: those whose result has no matrix layout."""
-    layouts = re.findall(r"= tt\.dot .*->\s*tensor<[^>#]*#(\w+)", ttgir)
-    return sum(not layout.startswith("mma") for layout in layouts)
-
-
-def widest_load(ptx: str) -> int:
-    """Return the bytes of the widest load from global memory by one instruction of one thread; TMA counts as 16."""
-    loads = [int(count or 1) * int(bits) // 8 for count, bits in _VECTOR_LOAD.findall(ptx)]
-    copies = [int(size, 0) for size in _ASYNC_COPY.findall(ptx)]
-    bulk = [16] if "cp.async.bulk.tensor" in ptx else []
-    return max([*loads, *copies, *bulk], default=0)
-
-
-def pipelining(ptx: str) -> tuple[int, int]:
-    """Return how many groups of wgmma innermost loops issue, and how many are drained before the next is issued."""
-    events = list(_EVENTS.finditer(ptx))
-    labels = {event["label"]: index for index, event in enumerate(events) if event["label"]}
-    jumps = [(labels.get(event["target"], index), index) for index, event in enumerate(events) if event["target"]]
-    loops = [(start, stop) for start, stop in jumps if start < stop and any(e["commit"] for e in events[start:stop])]
-    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
-    products = drained = 0
-    for start, stop in innermost:
-        body = [event for event in events[start:stop] if event["mma"] or event["commit"] or event["wait"]]
-        for index, event in enumerate(body):
-            if event["commit"]:
-                products += 1
-                after = next((e for e in body[index + 1 :] + body if e["mma"] or e["wait"]), None)
-                drained += after is not None and after["wait"] == "0"
-    return products, drained
-
-
 def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str]:
-    """Return every requirement that the machine code does not meet, in words; empty when it meets all."""
-    found = []
+    """Return a message for every requirement that the machine code misses."""
+    missed = []
     if (code.spill_store_bytes or code.spill_load_bytes or code.stack_bytes) and not compilation.spills_allowed:
         spills = f"{code.spill_store_bytes} bytes stored, {code.spill_load_bytes} loaded, stack {code.stack_bytes}"
-        found.append(f"spills: {spills}")
+        missed.append(f"spills: {spills}")
     if code.shared_bytes > SHARED_LIMIT_BYTES[arch]:
-        found.append(f"shared memory: {code.shared_bytes} of at most {SHARED_LIMIT_BYTES[arch]} bytes")
+        missed.append(f"shared memory: {code.shared_bytes} of at most {SHARED_LIMIT_BYTES[arch]} bytes")
     if code.tensor_memory_columns > TENSOR_MEMORY_COLUMNS:
-        found.append(f"tensor memory: {code.tensor_memory_columns} of {TENSOR_MEMORY_COLUMNS} columns")
+        missed.append(f"tensor memory: {code.tensor_memory_columns} of {TENSOR_MEMORY_COLUMNS} columns")
     if not code.stores:
-        found.append("writes nothing to global memory: the compiler gave up on the kernel")
+        missed.append("writes nothing to global memory: the compiler gave up on the kernel")
     if compilation.tensor_core:
-        found += _matrix_failures(arch, code)
-    found += _listing_failures(compilation, arch, code)
+        missed += _matrix_failures(arch, code)
+    missed += _listing_failures(compilation, arch, code)
     if code.losses:
-        found.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
+        missed.append(f"ptxas: {'; '.join(sorted(set(code.losses)))}")
     if compilation.vector_bytes and code.widest_load_bytes < compilation.vector_bytes:
-        found.append(f"loads: {code.widest_load_bytes} bytes at most where {compilation.vector_bytes} are asked for")
-    return found
+        missed.append(f"loads: {code.widest_load_bytes} bytes at most, {compilation.vector_bytes} required")
+    return missed
 
 
 def _matrix_failures(arch: int, code: MachineCode) -> Iterator[str]:
@@ -289,11 +235,11 @@ def _matrix_failures(arch: int, code: MachineCode) -> Iterator[str]:
     if code.plain_products:
         yield f"{code.plain_products} matrix products without tensor cores"
     if code.products and code.drained == code.products:
-        yield f"serialised: each of {code.products} wgmma products in loops is waited for before anything else runs"
+        yield f"serialised: each of {code.products} wgmma products in loops is awaited before anything else runs"
 
 
 def _listing_failures(compilation: Compilation, arch: int, code: MachineCode) -> Iterator[str]:
-    """Yield what the disassembled machine code misses."""
+    """Yield a message for every requirement that the disassembled machine code misses."""
     if compilation.overlapped and (code.overlap or 0.0) < OVERLAP_AT_LEAST:
         yield f"overlap: {code.overlap:.0%} of the exponentials run while a product is in flight"
     if code.overwritten:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns
+from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
 from scalebench.errors import InputError
 from scalebench.points.table import select_rows
 from scalebench.store import Results, read_results
@@ -50,9 +50,17 @@ def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {**definition, "axes": axes}
 
 
-def mixed_columns(path: Path, where: str | None) -> list[str]:
-    """Return the columns, sizes and lengths aside, in which the selected trials of results folders differ."""
+def trial_warnings(path: Path, where: str | None) -> list[str]:
+    """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length."""
     results = read_results(path)
-    trials = select_trials(path, results, where)
-    split = [name for study in results.studies.values() for name in split_columns(trials, of_any_length(study))]
-    return list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + split))
+    trials, studies = select_trials(path, results, where), results.studies.values()
+    split = [name for definition in studies for name in split_columns(trials, of_any_length(definition))]
+    mixed = list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + split))
+    tuned = dict.fromkeys(axis for definition in studies for axis in tuned_axes(definition) if axis in trials)
+    varied = [axis for axis in tuned if trials[axis].nunique() > 1]
+    lines = {
+        f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them": mixed,
+        f"these trials are tuned over {', '.join(varied)}: the fit uses all of them, report and predict only the best "
+        "at each size; choose with --where": varied,
+    }
+    return [line for line, columns in lines.items() if columns]

@@ -156,11 +156,11 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
 
 
 def of_one_size(series: Sequence[Series]) -> bool:
-    """Tell whether several series of one size are all there is to compare."""
-    sizes = pd.concat([one.trials[one.x.column] for one in series]) if series else pd.Series(dtype=float)
+    """Tell whether there are several series, all of the same single size."""
+    sizes = pd.concat([each.trials[each.x.column] for each in series]) if series else pd.Series(dtype=float)
     return len(series) > 1 and sizes.nunique() == 1
 
 
-def mean_loss(one: Series) -> float:
+def mean_loss(series: Series) -> float:
     """Return the mean loss of a series of one size."""
-    return float(one.sizes["mean"].iloc[0])
+    return float(series.sizes["mean"].iloc[0])

@@ -59,7 +59,7 @@ class StudyAnalysis:
 
     @property
     def of_one_size(self) -> bool:
-        """Whether several series of one size are all there is to compare."""
+        """Whether there are several series, all of the same single size."""
         return of_one_size(self.series)
 
     @cached_property
@@ -96,8 +96,8 @@ class StudyAnalysis:
     @property
     def by_status(self) -> dict[str, int]:
         """How many trials ended with each status, ok first."""
-        found = Counter(self.trials["status"].dropna().astype(str))
-        return {status: found[status] for status in sorted(found, key=lambda status: (status != "ok", status))}
+        counts = Counter(self.trials["status"].dropna().astype(str))
+        return {status: counts[status] for status in sorted(counts, key=lambda status: (status != "ok", status))}
 
     @property
     def invalid(self) -> int:

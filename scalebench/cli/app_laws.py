@@ -82,7 +82,7 @@ def fit(
     options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
     options["fixed"] = fitting.assigned("--fix", fix)
     given = columns.given() | fitting.assigned("--column", other_columns, text=True)
-    refits = fitting.asked_refits(bootstrap, method)
+    refits = fitting.bootstrap_refits(bootstrap, method)
     return fitting.run_fit(points, law, given, where, options, refits, backtest=backtest, output=output)
 
 

@@ -12,6 +12,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -97,6 +98,27 @@ def _has_suffix(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+@contextmanager
+def _named_errors(path: Path, file_format: str) -> Iterator[None]:
+    """Raise ``PointsError`` with the path for what pyarrow cannot read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise PointsError([f"{path}: not readable as {file_format} ({reason})"]) from error
+
+
+def _check_unique(place: str, names: Sequence[str]) -> None:
+    positions = {name: [str(i) for i, other in enumerate(names, 1) if other == name] for name in names}
+    lines = [
+        f"{place}: column {name!r} appears {len(at)} times, at positions {', '.join(at)}"
+        for name, at in positions.items()
+        if len(at) > 1
+    ]
+    if lines:
+        raise PointsError(lines)
+
+
 def _empty(path: Path) -> str:
     return f"{path}: the file is empty; it needs a line of column names and a line per point"
 
@@ -115,14 +137,7 @@ class _Header:
 
 def _open_csv(path: Path) -> Table:
     header = _header(path)
-    lines = [
-        f"{path}, line {header.lines}: column {name!r} appears {header.names.count(name)} times, at positions "
-        f"{', '.join(str(i) for i, other in enumerate(header.names, 1) if other == name)}"
-        for name in dict.fromkeys(header.names)
-        if header.names.count(name) > 1
-    ]
-    if lines:
-        raise PointsError(lines)
+    _check_unique(f"{path}, line {header.lines}", header.names)
     return Table(
         path,
         header.names,
@@ -161,67 +176,54 @@ def _header(path: Path) -> _Header:
 
 
 def _csv_batches(path: Path, header: _Header, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    ragged: list[pa_csv.InvalidRow] = []
-
-    def refuse(row: pa_csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "error"
-
-    try:
-        with pa_csv.open_csv(
-            path,
-            read_options=pa_csv.ReadOptions(
-                use_threads=False, block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines
-            ),  # with threads, pyarrow does not report the line of a ragged row
-            parse_options=pa_csv.ParseOptions(
-                delimiter=header.delimiter, newlines_in_values=True, invalid_row_handler=refuse
-            ),
-            # As texts: a wrong number is an error only in a row that --where selects.
-            convert_options=pa_csv.ConvertOptions(
-                include_columns=list(wanted),
-                column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=True,
-                null_values=MISSING,
-            ),
-        ) as reader:
-            yield from reader
-    except (pa.ArrowException, OSError) as error:
-        raise PointsError([_csv_failure(path, error, ragged)]) from error
+    read = pa_csv.ReadOptions(block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines)
+    parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(wanted),
+        column_types=dict.fromkeys(wanted, pa.string()),  # a wrong number is an error only if --where selects its row
+        strings_can_be_null=True,
+        null_values=MISSING,
+    )
+    with _named_errors(path, "CSV"):
+        try:
+            with pa_csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
+                yield from reader
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" not in str(error):  # a header alone is a table of no rows
+                _check_lengths(path, header)
+                raise
 
 
-def _csv_failure(path: Path, error: Exception, ragged: Sequence[pa_csv.InvalidRow]) -> str:
-    if ragged:
-        row = ragged[0]
-        line = "" if row.number is None else f", line {row.number}"
-        return (
-            f"{path}{line}: {row.actual_columns} columns, but the header has {row.expected_columns}: {row.text[:60]!r}"
-        )
-    if "Empty CSV" in str(error):
-        return f"{path}: column names but no rows; it needs a line per point"
-    return f"{path}: not readable as CSV ({str(error).splitlines()[0]})"
+def _csv_rows(path: Path, header: _Header) -> Iterator[tuple[int, list[str]]]:
+    """Yield rows with their last line, for error messages: pyarrow does not count empty lines and lines of one row."""
+    csv.field_size_limit(BLOCK_BYTES)  # as for pyarrow; the default is 128 KiB
+    with _open_text(path, errors="replace") as file:  # columns that are not read may be in another encoding
+        reader = csv.reader(file, delimiter=header.delimiter)
+        for cells in reader:
+            if cells and reader.line_num > header.lines:
+                yield reader.line_num, cells
+
+
+def _check_lengths(path: Path, header: _Header) -> None:
+    """Raise ``PointsError`` for the first row that is longer or shorter than the header."""
+    for line, cells in _csv_rows(path, header):
+        if len(cells) != len(header.names):
+            columns = f"{len(cells)} columns, but the header has {len(header.names)}"
+            raise PointsError([f"{path}, line {line}: {columns}: {header.delimiter.join(cells)[:60]!r}"])
 
 
 def _locate(path: Path, header: _Header, row: int, name: str) -> tuple[str, str]:
-    """Read up to a cell again to find its line: rows may hold newlines, and empty lines are not rows."""
-    csv.field_size_limit(BLOCK_BYTES)  # as long as those that pyarrow read; Python's default is 128 KiB
-    with _open_text(path, errors="replace") as file:  # columns that nobody asked for may be in another encoding
-        reader = csv.reader(file, delimiter=header.delimiter)
-        rows = (cells for cells in reader if cells and reader.line_num > header.lines)
-        cells = next(islice(rows, row, None))
-        return f"line {reader.line_num}", cells[header.names.index(name)]
+    line, cells = next(islice(_csv_rows(path, header), row, None))
+    return f"line {line}", cells[header.names.index(name)]
 
 
 # --- Parquet, results folders ----------------------------------------------------------------------------------------
 
 
 def _open_parquet(path: Path) -> Table:
-    try:
+    with _named_errors(path, "Parquet"):
         names = tuple(pq.read_schema(path).names)
-    except pa.ArrowException as error:
-        raise PointsError([f"{path}: not readable as Parquet ({str(error).splitlines()[0]})"]) from error
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if repeated:
-        raise PointsError([f"{path}: column {name!r} appears more than once" for name in repeated])
+    _check_unique(str(path), names)
 
     def locate(row: int, name: str) -> tuple[str, str]:
         for batch in _parquet_batches(path, [name]):
@@ -234,11 +236,8 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted))
-    except pa.ArrowException as error:
-        raise PointsError([f"{path}: not readable as Parquet ({str(error).splitlines()[0]})"]) from error
+    with _named_errors(path, "Parquet"), pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted))
 
 
 def open_results(path: Path, results: Results) -> Table:

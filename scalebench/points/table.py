@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -123,6 +124,7 @@ def _is_number(text: str) -> bool:
 def _mask(batch: pa.RecordBatch, condition: Where | None) -> Mask:
     """Return which rows of a batch match a condition; without one, all."""
 
+    @cache  # a condition may name a column more than once
     def column(name: str, kind: Kind) -> Any:
         return texts(batch.column(name)) if kind == "text" else numbers(batch.column(name), truth=True)
 

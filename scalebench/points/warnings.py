@@ -1,4 +1,4 @@
-"""What a reader of points would ask about before believing a fit to them: said, never acted upon."""
+"""Warnings about points that look wrong: units, swapped columns, copies, unused data. They change nothing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 COUNTS = {"params": "parameters", "tokens": "tokens"}
-SWAPPED = 0.75  # share of rows with fewer tokens than parameters, which studies have few of
-FEW, FEW_WHOLE = 1e5, 1e3  # counts below these are in another unit: all of them, and whole numbers
+SWAPPED = 0.75  # share of rows with fewer tokens than parameters, rare in real studies
+FEW, FEW_WHOLE = 1e5, 1e3  # largest counts below these are in another unit: fractions, and whole numbers
 
 
-def doubts(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each thing that looks like a slip in points by role, each (n,)."""
+def point_warnings(values: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each likely mistake in points by role, each (n,)."""
     lines = [f"{COUNTS[role]} are at most {np.max(values[role]):g}: is that a count, not millions or billions of them? "
-             "FLOPs (6ND) and predictions take counts"
+             "FLOPs (6ND) and predictions need counts"
              for role in COUNTS if role in values and _in_another_unit(np.asarray(values[role]))]  # fmt: skip
     if {"params", "tokens"} <= set(values) and not lines:
         fewer = int((values["tokens"] < values["params"]).sum())
@@ -26,7 +26,7 @@ def doubts(values: Mapping[str, Any]) -> list[str]:
     repeated = int(pd.DataFrame(dict(values)).duplicated().sum())
     if repeated:
         rows = f"{repeated:,} of {len(next(iter(values.values()))):,} rows"
-        lines.append(f"{rows} repeat an earlier one exactly and count as further runs: drop them if they are copies")
+        lines.append(f"{rows} repeat an earlier one exactly and count as separate runs: drop them if they are copies")
     return lines
 
 
@@ -36,7 +36,7 @@ def _in_another_unit(counts: Any) -> bool:
 
 
 def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """Return a line where a file has a column of tokens and the law takes none."""
+    """Return a warning if a file has a column of tokens that the law does not use."""
     if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
         return []
-    return ["column 'tokens' is not used by a law of params alone; --law chinchilla takes it, --law auto chooses"]
+    return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]

@@ -140,45 +140,46 @@ def _number(node: ast.expr, columns: Columns) -> Any:
 def _compare(node: ast.Compare, columns: Columns) -> Any:
     """Compare neighbours, as in ``a < b < c``; beside a text, columns are read as text."""
     sides = [node.left, *node.comparators]
-    texts = (part for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant))
-    kind: Kind = "text" if any(isinstance(part.value, str) for part in texts) else "number"
-    values = [_side(side, kind, columns) for side in sides]
-    links = zip(node.ops, pairwise(values), strict=True)
-    return reduce(np.logical_and, [_link(op, left, right, node) for op, (left, right) in links])
+    kind: Kind = "text" if any(map(_has_text, sides)) else "number"
+    links = zip(node.ops, pairwise(sides), strict=True)
+    return reduce(np.logical_and, [_link(op, left, right, kind, columns) for op, (left, right) in links])
+
+
+def _has_text(side: ast.expr) -> bool:
+    items = side.elts if isinstance(side, ast.List | ast.Tuple) else [side]
+    return any(isinstance(item, ast.Constant) and isinstance(item.value, str) for item in items)
+
+
+def _link(op: ast.cmpop, left: ast.expr, right: ast.expr, kind: Kind, columns: Columns) -> Mask:
+    if isinstance(op, ast.In | ast.NotIn):
+        within = pd.Series(_side(left, kind, columns)).isin(_list(right, kind))
+        return np.asarray(within, dtype=bool) ^ isinstance(op, ast.NotIn)
+    if type(op) not in COMPARISONS:
+        raise _refusal(ast.Compare(left, [op], [right]))
+    matches = COMPARISONS[type(op)](_side(left, kind, columns), _side(right, kind, columns))
+    return np.asarray(matches, dtype=bool)
 
 
 def _side(node: ast.expr, kind: Kind, columns: Columns) -> Any:
+    if kind == "number":
+        return _value(node, columns)
     match node:
-        case ast.List() | ast.Tuple():
-            return _list(node, kind)
-        case ast.Name(id=name) if kind == "text":
+        case ast.Name(id=name):
             return columns(name.strip("`"), "text")
         case ast.Constant(value=str() as text):
             return text
-    if kind == "text":
-        raise _refusal(node, "only a column or a text can be compared with a text")
-    return _value(node, columns)
+    raise _refusal(node, "only a column or a text can be compared with a text")
 
 
 def _list(node: ast.expr, kind: Kind) -> list[Any]:
-    allowed = (str,) if kind == "text" else (bool, int, float)
+    allowed = str if kind == "text" else int | float
     try:
-        values = list(ast.literal_eval(node))
-    except ValueError:  # not only constants
+        values = list(ast.literal_eval(node)) if isinstance(node, ast.List | ast.Tuple) else [None]
+    except ValueError:  # some item is not a constant
         values = [None]
     if not all(isinstance(value, allowed) for value in values):
-        raise _refusal(node, "a list holds either numbers or texts")
+        raise _refusal(node, "`in` needs a list of numbers or a list of texts")
     return values
-
-
-def _link(op: ast.cmpop, left: Any, right: Any, node: ast.expr) -> Mask:
-    if isinstance(op, ast.In | ast.NotIn):
-        if not isinstance(right, list) or isinstance(left, list):
-            raise _refusal(node, "`in` needs a column before it and a list after it")
-        return np.asarray(pd.Series(left).isin(right), dtype=bool) ^ isinstance(op, ast.NotIn)
-    if type(op) not in COMPARISONS or isinstance(left, list) or isinstance(right, list):
-        raise _refusal(node)
-    return np.asarray(COMPARISONS[type(op)](left, right), dtype=bool)
 
 
 def _refusal(node: ast.AST, reason: str = "") -> WhereError:

@@ -17,84 +17,86 @@ NEXT_FACTORS = (2, 4, 10)
 PREFIXED = ("s", "B")  # units of predicted quantities that take a prefix
 
 
-def _trends(one: Series) -> dict[str, tuple[Trend, str]]:
-    """Name the fits of a series: each trend with the unit of what it predicts."""
+def _trends(series: Series) -> dict[str, tuple[Trend, str]]:
+    """Return the fits of a series by name, each with the unit of what it predicts."""
     return {
-        "loss": (one.loss_all, ""),
-        "step time": (one.step_time, "s"),
-        "memory": (one.memory, "B"),
+        "loss": (series.loss_all, ""),
+        "step time": (series.step_time, "s"),
+        "memory": (series.memory, "B"),
     }
 
 
-def _named_trends(series: Sequence[Series], surfaces: Sequence[Surface]) -> Iterator[tuple[str, Trend, str]]:
+def _named_trends(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> Iterator[tuple[str, Trend, str]]:
     """Yield every fit by its name, with its unit: those of each series, and those of the ``surfaces``."""
-    for one in series:
-        for name, (trend, unit) in _trends(one).items():
-            yield ", ".join(filter(None, (one.label, name))), trend, unit
+    for series in all_series:
+        for name, (trend, unit) in _trends(series).items():
+            yield ", ".join(filter(None, (series.label, name))), trend, unit
     for surface in surfaces:
         yield ", ".join(filter(None, (surface.label, "loss, size and data"))), surface.trend, ""
 
 
-def parameters_table(series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
+def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
     """Return every fitted parameter with its interval and how its fit ended, or why there is no fit."""
     rows: list[tuple[Cell, ...]] = []
-    for name, trend, unit in _named_trends(series, surfaces):
+    for name, trend, unit in _named_trends(all_series, surfaces):
         if trend.fit is None:
             rows.append((word(name), word(None), word(None), word(None), word(f"no fit: {trend.reason}")))
             continue
         for parameter, value in trend.fit.parameters.items():
-            of_cost = parameter in trend.fit.law.coefficients  # exponents have no unit
-            text, interval = bounded(value, *trend.interval(parameter), unit=unit if of_cost else "")
-            held = parameter in trend.fit.bounds_hit
-            ended = "at its bound: one-sided interval" if held else str(trend.fit.status).replace("_", " ")
+            has_unit = parameter in trend.fit.law.coefficients  # exponents have none
+            text, interval = bounded(value, *trend.interval(parameter), unit=unit if has_unit else "")
+            at_bound = parameter in trend.fit.bounds_hit
+            ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
             rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
-    return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "how the fit ended"), tuple(rows))
+    return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows))
 
 
-def fits_table(series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
+def fits_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
     """Return how each fit was made: law, objective, agreement of its starts, and where its intervals come from."""
     rows = []
-    for name, trend, _ in _named_trends(series, surfaces):
+    for name, trend, _ in _named_trends(all_series, surfaces):
         if trend.fit is None:
             continue
-        told = trend.fit.to_dict()
-        objective = f"{told['loss']} (δ = {told['delta']:g}), {told['space']} space"
-        rows.append((word(name), word(formula(told["formula"])), word(objective), number(told["objective"]),
-                     word(told["status"].replace("_", " ")), word(f"{told['starts_agreeing']} of {told['starts']}"),
-                     number(told["n_points"]), number(told["n_configurations"]),
-                     word(told["interval_method"])))  # fmt: skip
-    columns = ("fit", "law", "objective", "its sum", "status", "starts that agree", "trials", "sizes", "intervals from")
+        fit = trend.fit.to_dict()
+        objective = f"{fit['loss']} (δ = {fit['delta']:g}), {fit['space']} space"
+        rows.append((word(name), word(formula(fit["formula"])), word(objective), number(fit["objective"]),
+                     word(fit["status"].replace("_", " ")), word(f"{fit['starts_agreeing']} of {fit['starts']}"),
+                     number(fit["n_points"]), number(fit["n_configurations"]),
+                     word(fit["interval_method"])))  # fmt: skip
+    columns = ("fit", "law", "objective", "value", "status", "starts that agree", "trials", "sizes", "intervals from")
     return Table("How each law was fitted.", columns, tuple(rows))
 
 
-def backtest_table(series: Sequence[Series]) -> Table:
+def backtest_table(all_series: Sequence[Series]) -> Table:
     """Return how each larger size was predicted from the sizes below it."""
     rows = [
-        (word(one.label or "all trials"), number(held.size), (f"{held.predicted:.3f}", held.predicted),
-         (f"{held.measured:.3f}", held.measured), (percent(held.error_percent / 100), held.error_percent),
-         (percent(held.naive_error_percent / 100), held.naive_error_percent),
-         word({None: "no interval", True: "yes", False: "no"}[held.inside_interval]))
-        for one in series for held in one.backtest
+        (word(series.label or "all trials"), number(forecast.size), (f"{forecast.predicted:.3f}", forecast.predicted),
+         (f"{forecast.measured:.3f}", forecast.measured),
+         (percent(forecast.error_percent / 100), forecast.error_percent),
+         (percent(forecast.naive_error_percent / 100), forecast.naive_error_percent),
+         word({None: "no interval", True: "yes", False: "no"}[forecast.inside_interval]))
+        for series in all_series for forecast in series.backtest
     ]  # fmt: skip
     columns = ("series", "held-out size", "predicted (nats)", "measured (nats)", "error",
-               "error of repeating the next-smaller size", "inside the 95 % interval")  # fmt: skip
-    return table("Each size predicted from the smaller ones only.", columns, rows, len(series))
+               "error of repeating the next-smaller loss", "inside the 95 % interval")  # fmt: skip
+    return table("Each size predicted from the smaller ones only.", columns, rows, len(all_series))
 
 
-def predictions_table(series: Sequence[Series]) -> Table:
+def predictions_table(all_series: Sequence[Series]) -> Table:
     """Return loss, step time and memory predicted for sizes beyond the data, with intervals of a new run."""
     rows = []
-    for one in (one for one in series if len(one.sizes)):
-        largest = float(one.sizes["size"].max())
+    for series in (series for series in all_series if len(series.sizes)):
+        largest = float(series.sizes["size"].max())
         for factor in NEXT_FACTORS:
             size = factor * largest
             cells = [
-                _predicted_cell(predict(one, size)) for predict in (predict_loss_at, predict_step_time, predict_memory)
+                _predicted_cell(predict(series, size))
+                for predict in (predict_loss_at, predict_step_time, predict_memory)
             ]
-            rows.append((word(one.label or "all trials"), number(size), word(f"×{factor}"), *cells))
-    columns = ("series", "size", "beyond the data", "loss in nats (95 %)", "step time (95 %)", "memory (95 %)")
-    caption = "Predictions for a new run; each reaches beyond the data as stated."
-    return table(caption, columns, rows, len(series))
+            rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
+    columns = ("series", "size", "largest size ×", "loss in nats", "step time", "memory")
+    caption = "Predictions for a new run beyond the data, with 95 % intervals."
+    return table(caption, columns, rows, len(all_series))
 
 
 def _predicted_cell(predicted: PredictedQuantity) -> Cell:
@@ -106,7 +108,7 @@ def _predicted_cell(predicted: PredictedQuantity) -> Cell:
     return f"{value} ({interval})", predicted.value
 
 
-def fit_tables(series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
-    """Return all that tells of fits; ``surfaces`` are those of size and data."""
-    parameters, made = parameters_table(series, surfaces), fits_table(series, surfaces)
-    return parameters, backtest_table(series), predictions_table(series), made
+def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
+    """Return every table of fits; ``surfaces`` are those of size and data."""
+    parameters, made = parameters_table(all_series, surfaces), fits_table(all_series, surfaces)
+    return parameters, backtest_table(all_series), predictions_table(all_series), made

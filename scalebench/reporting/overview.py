@@ -1,4 +1,4 @@
-"""One row per study and series: what was tried, what size bought in loss, and how costs grow with it."""
+"""One row per study and series: sizes, loss at both ends, and how loss, step time and memory grow with size."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.tables import Cell, Table, number, word
 
 COLUMNS = (
-    "study", "sizes", "from", "to", "trials ok", "loss, smallest", "loss, largest", "law's exponent",
-    "step time grows as N^", "memory grows as N^", "work",
+    "study", "sizes", "from", "to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
+    "step-time exponent", "memory exponent", "total run time",
 )  # fmt: skip
 
 
-def overview_rows(study: str, series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
+def overview_rows(study: str, all_series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
     """Yield the overview of a study: one row per series."""
-    for one in series:
-        if one.x is not PARAMETERS:  # more data costs neither time per step nor memory
-            yield _row(": ".join(filter(None, (study, one.label, one.x.noun))), one, None, None)
+    for series in all_series:
+        if series.x is not PARAMETERS:  # more data costs neither time per step nor memory
+            yield _row(": ".join(filter(None, (study, series.label, series.x.noun))), series, None, None)
             continue
-        timed = one.timed
-        peaks = one.usable[one.memory_column] if one.memory_column else None
-        memory = None if peaks is None else growth(one.usable[N], peaks)
-        yield _row(f"{study}: {one.label}" if one.label else study, one, growth(timed[N], timed[STEP_TIME]), memory)
+        timed = series.timed
+        peaks = series.usable[series.memory_column] if series.memory_column else None
+        memory = None if peaks is None else growth(series.usable[N], peaks)
+        yield _row(
+            f"{study}: {series.label}" if series.label else study, series, growth(timed[N], timed[STEP_TIME]), memory
+        )
 
 
 def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
     """Return the overview of several studies as a table."""
     caption = (
-        "Every study: sizes in non-embedding parameters (or data, where it is the data that grows), validation loss in "
-        "nats with its standard error, the exponent of its law, and how time per step and peak memory grew over the "
-        "sizes, each with its 95 % interval. Work adds up the trials."
+        "Every study. Sizes are non-embedding parameters (tokens or samples where the data grows); validation loss is "
+        "in nats with its standard error. Exponents have 95 % intervals: α of the fitted loss law, and b of cost ∝ N^b "
+        "for time per step and peak memory. Total run time is the sum over all trials."
     )
     return Table(caption, COLUMNS, tuple(rows))
 
@@ -61,7 +63,7 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
 
 
 def _exponent(series: Series) -> Cell:
-    """Return the exponent, or why there is none to speak of."""
+    """Return the exponent of the loss, or why it is not resolved."""
     fitted, means = series.loss_all.fit, series.sizes["mean"]
     if fitted is None or "alpha" not in fitted.parameters:
         return word(None)
@@ -74,12 +76,12 @@ def _exponent(series: Series) -> Cell:
     return _with_interval(fitted.parameters["alpha"], low, high), fitted.parameters["alpha"]
 
 
-def _growth_cell(found: Growth | None) -> Cell:
-    if found is None:
+def _growth_cell(growth: Growth | None) -> Cell:
+    if growth is None:
         return word(None)
-    return _with_interval(found.exponent, found.low, found.high), found.exponent
+    return _with_interval(growth.exponent, growth.low, growth.high), growth.exponent
 
 
 def _with_interval(value: float, low: float, high: float) -> str:
-    one, ends = bounded(value, low, high)
-    return f"{one} ({ends})"
+    text, interval = bounded(value, low, high)
+    return f"{text} ({interval})"

@@ -88,7 +88,7 @@ def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Su
 
 
 def _drawn(marks: Marks, name: str, title: str, caption: Caption) -> FigureView:
-    text = caption.text + (" Crowded groups of marks are thinned evenly." if marks.thinned else "")
+    text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
     # Safe: ElementTree has escaped every text and attribute of it.
     return FigureView(title, Markup(to_svg(marks, name, title, text)), text, caption.table)  # noqa: S704
 

@@ -96,17 +96,17 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
 
 
 def _parents(source: FromSection, path: Path) -> Iterator[ParentTrial]:
-    found = store.read_results(path)
-    if found.damaged:
-        raise store.StoreError(found.damaged[0])
-    frame = store.with_columns(found.frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
+    results = store.read_results(path)
+    if results.damaged:
+        raise store.StoreError(results.damaged[0])
+    frame = store.with_columns(results.frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
     frame = frame[frame["status"].eq("ok")]
     frame = select_rows(path, frame, source.where)
     chosen = "" if source.where is None else f" that match {source.where!r}"
-    kept = frame[frame["weights_file_bytes"].notna()]
-    if kept.empty:
+    with_weights = frame[frame["weights_file_bytes"].notna()]
+    if with_weights.empty:
         raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
-    for row in kept.sort_values("trial_id").to_dict("records"):
+    for row in with_weights.sort_values("trial_id").to_dict("records"):
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
 
 

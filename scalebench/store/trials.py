@@ -116,10 +116,10 @@ def study_dirs(path: Path) -> list[Path]:
     """
     if (path / "trials").is_dir():
         return [path]
-    found = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
-    if not found and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
+    folders = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
+    if not folders and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
         raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
-    return found
+    return folders
 
 
 def _rows(study_dir: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:

@@ -145,9 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", default="rotary", choices=("rotary", "learned"))
     known = ",".join(f"{implementation}:{graph}" for implementation, graph in WAYS)
     parser.add_argument("--ways", default=known, help="implementation:graph, joined by commas")
-    given = parser.parse_args(arguments)
-    ways = [(way.partition(":")[0], way.partition(":")[2]) for way in given.ways.split(",")]
-    results = compare_losses(ways, given.steps, device=given.device, precision=given.precision, form=given.form)
+    options = parser.parse_args(arguments)
+    ways = [(way.partition(":")[0], way.partition(":")[2]) for way in options.ways.split(",")]
+    results = compare_losses(ways, options.steps, device=options.device, precision=options.precision, form=options.form)
     for name, result in results.items():
         print(json.dumps({"way": name, **result}))
     return 0 if all(result["agrees"] for result in results.values()) else 1

@@ -30,10 +30,12 @@ class WorkingCopy:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        kept = {id(parameter) for norm in model.modules() if isinstance(norm, NORMS) for parameter in norm.parameters()}
+        norms = {
+            id(parameter) for norm in model.modules() if isinstance(norm, NORMS) for parameter in norm.parameters()
+        }
         self.masters = list(model.parameters())  # tied ones once
         self.copies: list[torch.Tensor] = [
-            nn.Parameter(master.detach().to(master.dtype if id(master) in kept else dtype, copy=True))
+            nn.Parameter(master.detach().to(master.dtype if id(master) in norms else dtype, copy=True))
             for master in self.masters
         ]
         self.by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}

@@ -1,4 +1,4 @@
-"""Exact attention that never holds the matrix of scores: out = softmax(scale · q kᵀ + mask) v.
+"""Exact attention without the matrix of scores in memory: out = softmax(scale · q kᵀ + mask) v.
 
 Symbols: B batch, Hq query heads, Hkv key heads (Hq a multiple; query head h reads key head h // (Hq / Hkv)), Tq and Tk
 lengths of at least 1, D the head dimension (16, 32, 64, 128 or 256).
@@ -12,7 +12,8 @@ FlashAttention-2, Dao 2023, arXiv 2307.08691), with scores s = scale · log2(e) 
 Backward, with the incoming gradient g:
     delta = Σ_d out g,  p = 2^(s - lse),  ds = p (g vᵀ - delta),  dv = pᵀ g,  dk = scale · dsᵀ q,  dq = scale · ds k.
 The deterministic form has one pass for dK and dV and one for dQ, each summing in a fixed order, so that the scores are
-computed twice (7 matrix products); the other adds dQ in float32 atomically in the first pass (5 products, order open).
+computed twice (7 matrix products); the other adds dQ atomically in float32 in the first pass (5 products, no fixed
+order).
 """
 
 from __future__ import annotations
@@ -62,15 +63,15 @@ def attention(
 ) -> Tensor:  # fmt: skip
     """Return softmax(scale · q kᵀ) v, of the shape, dtype and layout of ``q``; differentiable once.
 
-    ``scale`` is 1/sqrt(D) unless given, and must be above 0. ``deterministic=False`` allows a backward pass with atomic
-    additions, whose results differ in their last bits from run to run. Gradients have the layouts of the inputs; those
-    not asked for are not computed. ``descriptors=True`` allows the forward pass, and the one for dQ, to load keys and
-    values through tensor descriptors, where these serve (``descriptors.undescribed``): on compute capability 9.0 and
-    10.0, in 16 bits, from D 64 on, base and strides multiples of 16 bytes. It is not the default: right on
-    a GPU, but its speed was not measured. On compute capability 9.0 kernels written in Gluon are used instead, where
-    ``hopper.unsupported`` has no reason against it; ``gluon=False`` keeps to the others. Raises ``TypeError`` for
-    dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, and ``RuntimeError`` where the kernels cannot
-    run; a second derivative, or one in forward mode, raises ``RuntimeError``.
+    ``scale`` (above 0) defaults to 1/sqrt(D). ``deterministic=False`` allows a backward pass with atomic additions,
+    whose results differ in their last bits from run to run. Gradients have the layouts of the inputs; those not needed
+    are not computed. ``descriptors=True`` lets the forward pass and the one for dQ load keys and values through tensor
+    descriptors where possible (``descriptors.undescribed``): compute capability 9.0 and 10.0, 16-bit dtypes, D of 64
+    and more, base and strides multiples of 16 bytes. Off by default: correct on a GPU, but its speed is not measured.
+    On compute capability 9.0 the kernels are those written in Gluon unless ``hopper.unsupported`` returns a reason;
+    ``gluon=False`` disables them. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale`` and
+    devices, ``Unsupported`` if the kernels cannot run on this machine, and ``RuntimeError`` for second and forward-mode
+    derivatives.
     """
     refuse_tangents("attention", q=q, k=k, v=v)
     out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors, gluon)
@@ -80,10 +81,10 @@ def attention(
 def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
     """Return causal attention of queries that are the last of the keys: query i of Tq sees keys up to Tk - Tq + i.
 
-    A single query sees every key, which no mask has to say. Several, after keys of the past, attend to the past (all of
-    it) and to themselves (causally) apart, joined by the log-sum-exps: out = Σ 2^(lse_j - lse) out_j over the two
-    parts, lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; ``ValueError`` also for fewer keys
-    than queries, ``RuntimeError`` where the two parts would have to be differentiated.
+    A single query sees every key and needs no mask. Several queries attend to earlier keys (all of them) and to
+    themselves (causally) separately; the parts are combined by their log-sum-exps: out = Σ 2^(lse_j - lse) out_j,
+    lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; also raises ``ValueError`` for fewer keys
+    than queries, and ``RuntimeError`` if gradients of several queries over earlier keys are required.
     """
     scale, past = _checked_scale(q, k, v, scale), k.shape[2] - q.shape[2]
     if past < 0:
@@ -102,7 +103,7 @@ def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
 
 
 def _checked_scale(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
-    """Return the scale to use, after refusing what the kernels do not take."""
+    """Check dtypes and shapes and return the scale to use."""
     require_dtype(DTYPES, q=q, k=k, v=v)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
@@ -139,7 +140,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, deterministic: bool, descriptors: bool = False,
     gluon: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The output and its base-2 log-sum-exp; ``deterministic`` is for the backward pass, which finds it kept."""
+    """The output and its base-2 log-sum-exp; ``deterministic`` is saved for the backward pass."""
     from scalekernels.attention import launch
 
     del deterministic
@@ -212,12 +213,12 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
 
 
 def terms(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, float]:
-    """Return for each of the ``results`` the largest sum of its terms' magnitudes, for the acceptance rule's floor."""
+    """Return the largest sum of magnitudes of the terms of each result, for the acceptance rule's floor."""
     return oracle.largest_terms(case, inputs, backward)
 
 
 def eager_in_parts(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """Return what the eager provider does, one query head at a time, for shapes whose scores do not fit into memory."""
+    """Return the eager provider's results, one query head at a time, for shapes whose scores do not fit into memory."""
     return oracle.in_parts(case, inputs, backward, lambda q, k, v: _eager(case, q, k, v))
 
 
@@ -226,7 +227,7 @@ def _eager(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def providers() -> dict[str, Provider]:
-    """Return every way to compute a case, by name."""
+    """Return all implementations by name."""
     return {
         "eager": Provider("written out in PyTorch", prepared(_eager)),
         **alternatives(),
@@ -240,7 +241,7 @@ def providers() -> dict[str, Provider]:
 
 
 def _fused(**options: bool) -> Any:
-    """Attention with some of its options; these are ``deterministic``, ``descriptors`` and ``gluon``."""
+    """Return the ``prepare`` of attention with these options: ``deterministic``, ``descriptors``, ``gluon``."""
     deterministic, descriptors = options.get("deterministic", True), options.get("descriptors", False)
 
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ def _fused(**options: bool) -> Any:
 
 
 def compilations(arch: int) -> Any:
-    """Every configuration that a launch can reach on architecture 80, 90 or 100, forward and backward."""
+    """Return every configuration that a launch can reach on architecture 80, 90 or 100, forward and backward."""
     from scalekernels.attention import launch
 
     return launch.compilations(arch)

@@ -1,4 +1,4 @@
-"""Other ways to compute the attention of a case: written out, PyTorch's own kernels, FlexAttention, flash-attn."""
+"""Alternative implementations of attention: PyTorch's own kernels, FlexAttention, flash-attn."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Run = Callable[[], Mapping[str, Tensor]]
 
 
 def prepared(compute: Compute) -> Callable[[Case, Mapping[str, Tensor], bool], Run]:
-    """Make a provider's ``prepare`` of a differentiable function of (case, q, k, v).
+    """Return a provider's ``prepare`` for a differentiable function of (case, q, k, v).
 
-    The forward pass is timed without a graph. A timed backward keeps its graph and repeats the backward alone.
+    The forward pass is timed without an autograd graph. A timed backward repeats only the backward pass.
     """
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
@@ -46,20 +46,20 @@ def _without_graph(compute: Compute, case: Case, q: Tensor, k: Tensor, v: Tensor
 
 
 def _refusing(compute: Compute) -> Callable[[Case, Mapping[str, Tensor], bool], Run]:
-    """As :func:`prepared`; what the function cannot do, found by doing it once, is ``Unsupported`` in torch's words."""
+    """As :func:`prepared`, but a ``RuntimeError`` of a trial run becomes ``Unsupported`` with PyTorch's message."""
 
     def prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> Run:
-        with warnings.catch_warnings(record=True) as said:  # torch says why a backend was passed over in warnings
+        with warnings.catch_warnings(record=True) as raised:  # PyTorch warns why it does not use a backend
             warnings.simplefilter("always")
             try:
                 run = prepared(compute)(case, inputs, backward)
                 run()
             except torch.OutOfMemoryError:
-                raise  # too large for the device is not the same as not able to
+                raise  # out of memory is not unsupported
             except RuntimeError as error:
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise Unsupported(
-                    " ".join([first, *(str(one.message).split(" (Triggered")[0] for one in said)])
+                    " ".join([first, *(str(warning.message).split(" (Triggered")[0] for warning in raised)])
                 ) from error
         return run
 
@@ -67,7 +67,7 @@ def _refusing(compute: Compute) -> Callable[[Case, Mapping[str, Tensor], bool], 
 
 
 def sdpa(backend: SDPBackend) -> Provider:
-    """PyTorch's scaled dot-product attention, restricted to one of its backends."""
+    """Return PyTorch's scaled dot-product attention, restricted to one backend."""
 
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel([backend]):
@@ -88,7 +88,7 @@ def _flex_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> R
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return compiled(q, k, v, block_mask=mask, enable_gqa=case.query_heads != case.key_heads)
 
-    # The timed backward runs many times over one forward, so its saved tensors must not be reused as scratch space.
+    # The timed backward runs many times after one forward, so its saved tensors must not be donated as scratch space.
     with torch._functorch.config.patch(donated_buffer=False):
         return _refusing(compute)(case, inputs, backward)
 
@@ -97,7 +97,7 @@ def _flash_attn_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool
     if importlib.util.find_spec("flash_attn") is None:
         raise Unsupported("flash-attn is not installed")
     if case.causal and case.query_length != case.key_length:
-        raise Unsupported("flash-attn aligns the causal mask at the bottom right; this case has it at the top left")
+        raise Unsupported("flash-attn aligns the causal mask at the bottom right; this case needs it at the top left")
     flash_attn = importlib.import_module("flash_attn")
 
     def compute(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _flash_attn_prepare(case: Case, inputs: Mapping[str, Tensor], backward: bool
 
 
 def alternatives() -> dict[str, Provider]:
-    """Return the providers that are not ours and not the plain one, by name."""
+    """Return the providers other than ours and eager, by name."""
     return {
         "sdpa-math": sdpa(SDPBackend.MATH),
         "sdpa-flash": sdpa(SDPBackend.FLASH_ATTENTION),

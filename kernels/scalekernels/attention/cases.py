@@ -1,4 +1,4 @@
-"""Shapes at which attention is checked and compared, their inputs, and what they cost."""
+"""Cases of attention for checks and comparisons, their inputs and costs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Case:
 
     @property
     def label(self) -> str:
-        """For example ``B1 H8/2 T512 D64 bf16 causal``; lengths that differ read ``T512x300``."""
+        """For example ``B1 H8/2 T512 D64 bf16 causal``; with different lengths ``T512x300``."""
         heads = f"{self.query_heads}" + (f"/{self.key_heads}" if self.key_heads != self.query_heads else "")
         length = f"{self.query_length}" + (f"x{self.key_length}" if self.key_length != self.query_length else "")
         kind = "causal" if self.causal else "full"
         return f"B{self.batch} H{heads} T{length} D{self.head_dimension} {_DTYPE_LABELS[self.dtype]} {kind}"
 
 
-# Lengths that no tile divides, each longer than the other, one row, one key, groups of one, two and three.
+# Lengths that are no multiple of a tile, more queries than keys and fewer, one row, one key, groups of 1, 2 and 3.
 CASES = (
     Case(2, 1, 1, 37, 37, 64, True, torch.float32),
     Case(1, 2, 1, 64, 64, 32, False, torch.float32),
@@ -62,14 +62,14 @@ def _ladder() -> Iterator[Case]:
 
 LADDER = tuple(_ladder())
 
-# For the check on a GPU: odd lengths of the buckets of both tile tables, so that every tile is launched, and groups.
+# For the GPU check: odd lengths in every bucket of both tile tables, so that every tile is launched, and groups.
 LARGER = tuple(
     Case(1, 2, 1, length, length, head_dimension, causal, torch.bfloat16)
     for head_dimension in (16, 32, 64, 128, 256)
     for length in (193, 1153, *([2305] if head_dimension in (64, 128) else []))
     for causal in (False, True)
 )
-# Where speed is judged: long, with grouped heads, and as a small GPT trains.
+# Shapes where speed matters: long sequences, grouped heads, and those of a small GPT.
 GOALS = (
     *(
         Case(1, 16, 16, 8192, 8192, head_dimension, causal, torch.bfloat16)
@@ -84,7 +84,7 @@ GOALS = (
 def inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> dict[str, Tensor]:
     """``q``, ``k``, ``v`` and the incoming gradient ``grad_out``, normally distributed.
 
-    They are drawn on the device: the same for a seed on one kind of device.
+    They are drawn on the device, so they depend on the seed and the kind of device.
     """
     generator = torch.Generator(device).manual_seed(seed)
     queries = (case.batch, case.query_heads, case.query_length, case.head_dimension)
@@ -99,13 +99,13 @@ def inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> dic
 def flops(batch: int, heads: int, query_length: int, key_length: int, head_dimension: int, causal: bool) -> int:
     """FLOPs of the forward pass, 4·B·H·Tq·Tk·D, halved if causal: the convention of FlashAttention's authors.
 
-    The backward pass counts 2.5 times as much, whether the scores are computed again once or twice.
+    The backward pass counts 2.5 times as much, whether scores are recomputed once or twice.
     """
     return 4 * batch * heads * query_length * key_length * head_dimension // (2 if causal else 1)
 
 
 def cost(case: Case, backward: bool) -> Cost:
-    """FLOPs by the convention of :func:`flops`, and bytes with every tensor crossing the memory bus once."""
+    """FLOPs by the convention of :func:`flops`, and bytes with every tensor read or written once."""
     queries = case.batch * case.query_heads * case.query_length
     query_bytes = queries * case.head_dimension * case.dtype.itemsize
     key_bytes = case.batch * case.key_heads * case.key_length * case.head_dimension * case.dtype.itemsize

@@ -1,7 +1,7 @@
-"""Keys and values through tensor descriptors: tiles that the copy engine of Hopper and Blackwell (TMA) fetches.
+"""Loads of keys and values through tensor descriptors, by the copy engine of Hopper and Blackwell (TMA).
 
-A descriptor holds base, shape and strides of a whole (B, Hkv, Tk, D) tensor; the engine computes the addresses and
-reads rows beyond Tk as zero. It wants more of a tensor than pointers do, see :func:`undescribed`.
+A descriptor has base, shape and strides of a whole (B, Hkv, Tk, D) tensor; the engine computes the addresses and reads
+rows beyond Tk as zero. It has more requirements than pointers, see :func:`undescribed`.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ ALIGNMENT_BYTES = 16
 
 
 def undescribed(**tensors: Tensor) -> str | None:
-    """Return why tensors cannot be loaded through descriptors, naming the first that cannot; None where they can.
+    """Return why tensors cannot be loaded through descriptors, naming the first that cannot; None if they can.
 
-    Outside of the interpreter it takes a row of the tiles that they serve. Base and strides have to be multiples of 16
-    bytes, and the strides are taken above 0 alone (CUDA driver API, cuTensorMapEncodeTiled). On Blackwell a tensor with
-    gaps is left to pointers too: drivers encode small ones wrongly (known issues in the release notes of NVIDIA's
-    driver 595.71), and Triton 3.6, unlike 3.7, does not correct them.
+    Except in the interpreter, the tiles' row must support them. Base and strides must be multiples of 16 bytes, and
+    strides above 0 (CUDA driver API, cuTensorMapEncodeTiled). On Blackwell, tensors with gaps use pointers too: drivers
+    encode small ones wrongly (known issues in the release notes of NVIDIA's driver 595.71), and Triton 3.6, unlike 3.7,
+    does not correct that.
     """
     for name, tensor in tensors.items():
         row = tiles.row_for(tensor, tensor)
         if not (INTERPRETED or tiles.takes_descriptors(row)):
-            return "descriptors serve compute capability 9.0 and 10.0, 16-bit numbers and head dimensions from 64 on"
+            return "descriptors need compute capability 9.0 or 10.0, a 16-bit dtype and a head dimension of at least 64"
         strides = [stride * tensor.element_size() for stride in tensor.stride()[:3]]
         if tensor.data_ptr() % ALIGNMENT_BYTES or any(stride % ALIGNMENT_BYTES or not stride for stride in strides):
-            return f"the base or a stride of {name} is no multiple of {ALIGNMENT_BYTES} bytes above 0"
+            return f"the base or a stride of {name} is not a positive multiple of {ALIGNMENT_BYTES} bytes"
         if row.architecture >= 100 and not is_dense(tensor):
             return f"{name} has gaps in memory"
     return None
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Tell whether a tensor fills the memory from its first to its last element."""
+    """Return whether a tensor has no gaps between its first and last element in memory."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return last + 1 == tensor.numel()
 
 
 def described(tile: Tile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the descriptors of tensors (B, Hkv, Tk, D), which load the keys of one tile and head at a time."""
+    """Return descriptors of tensors (B, Hkv, Tk, D), whose loads fetch the keys of one tile and head."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return {
@@ -54,10 +54,10 @@ def described(tile: Tile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def block_of(tile: Tile, head_dimension: int) -> list[int]:
-    """Return what one load fetches of a (B, Hkv, Tk, D) tensor."""
+    """Return the block shape of one load from a (B, Hkv, Tk, D) tensor."""
     return [1, 1, tile.block_n, head_dimension]
 
 
 def type_of(dtype: str, tile: Tile, head_dimension: int) -> str:
-    """Return a descriptor's type as a launch names it."""
+    """Return a descriptor's type in a launch signature."""
     return f"tensordesc<{dtype}{block_of(tile, head_dimension)}>"

@@ -1,10 +1,10 @@
-"""Attention in Gluon for Hopper (compute capability 9.0): which tensors the kernels take, tiles and arguments.
+"""Attention in Gluon for Hopper (compute capability 9.0): supported tensors, tiles and arguments.
 
-The forward pass of 16-bit inputs with D of 64, 128 or 256 uses ``hopper_forward.py`` where :func:`unsupported` finds no
-reason against it, and the kernels of ``kernels.py`` elsewhere. ``FORWARD`` holds the tile of each head dimension, mask
-and bucket of lengths: those measured on a GPU (``tuned.json``), ``FALLBACK`` where none was. ``candidates`` lists what
-else meets the requirements of ``make kernels`` (no spills, no serialised wgmma, exponentials beside the product with
-the values), for measuring.
+The forward pass of 16-bit inputs with D of 64, 128 or 256 uses ``hopper_forward.py`` unless :func:`unsupported` returns
+a reason, and the kernels of ``kernels.py`` otherwise. ``FORWARD`` has the tile for each head dimension, mask and bucket
+of lengths: the fastest one measured on a GPU (``tuned.json``), or ``FALLBACK`` if none was measured. ``candidates``
+returns the other tiles that meet the requirements of ``make kernels`` (no spills, no serialised wgmma, exponentials
+beside the product with the values), for tuning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scalekernels.device import INTERPRETED
 HEAD_DIMENSIONS = (64, 128, 256)
 ALIGNMENT_BYTES = 16
 ROWS = hopper_forward.ROWS.value
-L2_BYTES = 32 << 20  # what keys and values read at the same time may take of the 50 MB, half of which is the far half
+L2_BYTES = 32 << 20  # for keys and values read at the same time; of the 50 MB, half is in the far partition
 SHARED_BYTES = 226 << 10  # of the 227 KiB of a program; the rest is for barriers
 LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -38,8 +38,8 @@ REGISTERS = {2: (168, 240, 24), 3: (128, 160, 32)}
 class GluonTile(NamedTuple):
     """Keys of one step, stages of the rings, warpgroups of 64 queries, and whether these take turns.
 
-    ``persistent`` starts one program for each multiprocessor, which works through many tiles of queries; otherwise each
-    tile is a program of its own.
+    ``persistent`` starts one program per multiprocessor, which processes many tiles of queries; otherwise each tile is
+    a separate program.
     """
 
     block_n: int
@@ -55,16 +55,16 @@ class GluonTile(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Warps of the first partition, which is what a launch names; the others are added by the compiler."""
+        """Warps of the first partition, as a launch specifies them; the compiler adds the others."""
         return 4
 
     @property
     def options(self) -> dict[str, int]:
-        """Launch options beside warps and stages."""
+        """Launch options other than warps and stages."""
         return {"maxnreg": REGISTERS[self.consumers][0]}
 
 
-# By head dimension and whether causal, where ``tuned.json`` has no row.
+# By head dimension and mask, for cases without a row in ``tuned.json``.
 FALLBACK = {
     (64, False): GluonTile(128, 3),
     (64, True): GluonTile(128, 3),
@@ -80,7 +80,7 @@ def _default(head_dimension: int, causal: bool, length_bucket: str) -> GluonTile
     return FALLBACK[head_dimension, causal] if measured is None else GluonTile(**measured)
 
 
-# The tile of a launch: by head dimension, whether causal, and bucket of lengths.
+# The tile of a launch, by head dimension, mask and bucket of lengths.
 FORWARD = {(*case, name): _default(*case, name) for case in FALLBACK for name in tuned.BUCKETS}
 
 
@@ -89,7 +89,7 @@ def forward_tile(q: Tensor, k: Tensor, causal: bool) -> GluonTile:
     return FORWARD[q.shape[3], causal, tuned.bucket(q.shape[2], k.shape[2])]
 
 
-# Keys of a step, stages and consumers worth measuring, by head dimension.
+# Keys of a step, stages and consumers of the candidates, by head dimension.
 SHAPES = {
     64: ((128, 3, 2), (128, 3, 3), (128, 2, 3), (128, 4, 2)),
     128: ((128, 2, 2), (64, 4, 2)),
@@ -98,7 +98,7 @@ SHAPES = {
 
 
 def candidates(head_dimension: int, causal: bool, length_bucket: str) -> tuple[GluonTile, ...]:
-    """Return the tiles worth measuring, the shipped one first; all meet the requirements ahead of time."""
+    """Return the candidate tiles, the shipped one first; all meet the requirements of ``make kernels``."""
     listed = [
         GluonTile(*shape, turns, persistent)
         for shape in SHAPES[head_dimension]
@@ -109,11 +109,11 @@ def candidates(head_dimension: int, causal: bool, length_bucket: str) -> tuple[G
 
 
 def unsupported(**tensors: Tensor) -> str | None:
-    """Return why these tensors (B, H, T, D) are left to the other kernels, naming the first; None where they are not.
+    """Return why these kernels do not support tensors (B, H, T, D), naming the first; None if they do.
 
-    TMA takes bases and strides that are multiples of 16 bytes, and strides above 0 (CUDA driver API,
-    cuTensorMapEncodeTiled); the stride of a dimension of size 1 does not matter. ``SCALEKERNELS_GLUON=0`` in the
-    environment switches these kernels off.
+    TMA needs bases and strides that are multiples of 16 bytes, and strides above 0 (CUDA driver API,
+    cuTensorMapEncodeTiled); the stride of a dimension of size 1 does not matter. The environment variable
+    ``SCALEKERNELS_GLUON=0`` disables these kernels.
     """
     if INTERPRETED:
         return "the interpreter does not run Gluon"

@@ -1,10 +1,10 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
-After a pass that writes the statistics of every row, dK with dV, and dQ, are computed by the two kernels of
-``hopper_backward.py``. ``tuned.json`` holds the tiles that were fastest on a GPU; where it has no row, ``KEYS`` and
-``QUERIES`` do. ``candidates`` lists what else compiles without spills and without serialised wgmma with Triton 3.6 and
-3.7, for measuring. A kernel that computed all three at once and added dQ atomically was at most 8 % faster on an H200
-and gave a wrong dQ there; it is not here.
+A first pass writes the statistics of every row; then the two kernels of ``hopper_backward.py`` compute dK with dV, and
+dQ. ``tuned.json`` has the fastest tiles measured on a GPU, ``KEYS`` and ``QUERIES`` those for cases without a row.
+``candidates`` returns the other tiles that compile without spills and without serialised wgmma with Triton 3.6 and 3.7,
+for tuning. A kernel that computed all three gradients at once and added dQ atomically was at most 8 % faster on an H200
+and gave a wrong dQ there; it was removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scalekernels.compilation import Compilation
 
 ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
 STATISTICS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-WARPS = 4  # of the first partition, which is what a launch names; the others are added by the compiler
+WARPS = 4  # of the first partition, as a launch specifies them; the compiler adds the others
 # Registers of a thread: at the start, as a consumer, as the producer (in the kernels). An SM has 65,536; the producer's
 # warp counts as a warpgroup.
 START_REGISTERS, REGISTERS = 168, 240
@@ -34,7 +34,7 @@ START_REGISTERS, REGISTERS = 168, 240
 class BackwardTile(NamedTuple):
     """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ.
 
-    ``in_registers`` keeps the rows that a consumer owns in registers, which D 64 leaves free.
+    ``in_registers`` keeps a consumer's own rows in registers, for which D 64 leaves room.
     """
 
     rows: int
@@ -42,20 +42,20 @@ class BackwardTile(NamedTuple):
     in_registers: bool = False
 
 
-# By head dimension; causal and full alike.
+# By head dimension, with and without a causal mask.
 KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
 QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES}
 
 
 def tile_of(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> BackwardTile:
-    """Return the tile of "keys" or "queries": the one measured, that of the tables where none was."""
+    """Return the tile of "keys" or "queries": the measured one, or that of the tables if none was measured."""
     measured = tuned.row(kind, head_dimension, causal, length_bucket)
     return SHIPPED[kind][head_dimension] if measured is None else BackwardTile(**measured)
 
 
 def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> tuple[BackwardTile, ...]:
-    """Return the tiles of "keys" or "queries" worth measuring, the shipped one first."""
+    """Return the candidate tiles of "keys" or "queries", the shipped one first."""
     listed: dict[tuple[str, int], tuple[tuple[Any, ...], ...]] = {
         ("keys", 64): ((64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True)),
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),

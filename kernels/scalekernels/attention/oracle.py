@@ -1,4 +1,4 @@
-"""Attention in float64 by blocks of heads and queries, for shapes whose scores do not fit into memory; and PyTorch's.
+"""Attention in float64 by blocks of heads and queries, for shapes whose scores do not fit into memory.
 
 With scores s = scale · q kᵀ, masked, p = softmax(s), out = p v, incoming gradient g and delta = Σ_d out g:
     ds = p (g vᵀ - delta),  dv = pᵀ g,  dk = scale · dsᵀ q,  dq = scale · ds k;
@@ -17,20 +17,20 @@ from torch import Tensor
 
 from scalekernels.attention.cases import Case
 
-BLOCK_BYTES = 512 << 20  # of the scores of a block; some five tensors of this size are held at a time
+BLOCK_BYTES = 512 << 20  # of the scores of a block; about five tensors of this size exist at a time
 
 
 @dataclass(frozen=True)
-class Block:
-    """Heads and queries that are computed at once, and how many keys the last of these queries sees."""
+class ScoreBlock:
+    """Heads and queries computed at once, and the number of keys that the last of these queries sees."""
 
     heads: slice
     queries: slice
     keys: int
 
 
-def blocks(case: Case, block_bytes: int) -> Iterator[Block]:
-    """Cut a case so that the scores of each block, in float64, take at most ``block_bytes``, or are one row a head."""
+def blocks(case: Case, block_bytes: int) -> Iterator[ScoreBlock]:
+    """Divide a case into blocks whose float64 scores take at most ``block_bytes``, or one row per head."""
     heads, group = case.batch * case.key_heads, case.query_heads // case.key_heads
     row_bytes = 8 * group * case.key_length
     rows = min(max(block_bytes // row_bytes, 1), case.query_length)
@@ -39,7 +39,7 @@ def blocks(case: Case, block_bytes: int) -> Iterator[Block]:
         for first in range(0, case.query_length, rows):
             last = min(first + rows, case.query_length)
             keys = min(last, case.key_length) if case.causal else case.key_length
-            yield Block(slice(head, head + together), slice(first, last), keys)
+            yield ScoreBlock(slice(head, head + together), slice(first, last), keys)
 
 
 def exact_results(
@@ -52,7 +52,7 @@ def exact_results(
 def largest_terms(
     case: Case, inputs: Mapping[str, Tensor], backward: bool, block_bytes: int = BLOCK_BYTES
 ) -> dict[str, float]:
-    """Return for each result the largest sum of the magnitudes of its terms, to which rounding errors are proportional.
+    """Return the largest sum of magnitudes of the terms of each result, to which rounding errors are proportional.
 
     Those of dv are p |g|, of dk scale · p (|g vᵀ| + |delta|) |q|, of dq the same with |k|, of out p |v|.
     """
@@ -67,7 +67,7 @@ Products = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], dict[str, T
 def _by_blocks(
     case: Case, inputs: Mapping[str, Tensor], backward: bool, block_bytes: int, products: Products
 ) -> dict[str, Tensor]:
-    """Return results by blocks: those of queries are put in their place, those of keys summed."""
+    """Compute results by blocks: those of queries are concatenated, those of keys summed."""
     queries = (case.batch * case.key_heads, -1, case.query_length, case.head_dimension)
     q, g = (inputs[name].detach().reshape(queries) for name in ("q", "grad_out"))
     k, v = (inputs[name].detach().flatten(0, 1) for name in ("k", "v"))
@@ -123,14 +123,14 @@ def _probabilities(case: Case, q: Tensor, k: Tensor, rows: slice) -> Tensor:
 def in_parts(
     case: Case, inputs: Mapping[str, Tensor], backward: bool, compute: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return a case's results by ``compute(q, k, v)``, differentiable, of one batch and query head at a time.
+    """Return a case's results from the differentiable ``compute(q, k, v)``, one batch and query head at a time.
 
-    The gradients of a key head are those of its query heads, rounded to the inputs' dtype and then summed, as autograd
-    does for the whole.
+    The gradient of a key head is the sum of those of its query heads, each rounded to the inputs' dtype first, as in
+    autograd.
     """
     group = case.query_heads // case.key_heads
     names = {"grad_q": "q", "grad_k": "k", "grad_v": "v"} if backward else {"out": "q"}
-    # Sums over a group's heads are taken in float32 at least, and rounded once.
+    # Sums over the heads of a group are in float32 or wider, and rounded once.
     dtype = torch.promote_types(case.dtype, torch.float32)
     sums = {name: torch.zeros_like(inputs[like], dtype=dtype) for name, like in names.items()}
     for batch in range(case.batch):

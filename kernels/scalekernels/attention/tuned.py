@@ -1,7 +1,8 @@
-"""Tiles that were measured on a GPU, from ``tuned.json``, which ``kernels/tools/tuning.py --adopt`` writes.
+"""Tiles measured on a GPU, from ``tuned.json``, which ``kernels/tools/tuning.py --adopt`` writes.
 
-A row tells the fastest tile of a kernel at one head dimension, mask and bucket of lengths, with its time. What the file
-has no row for comes from the tables in the code. Tiles decide speed, never results beyond rounding.
+A row has the fastest tile of a kernel for one head dimension, mask and bucket of lengths, with its time. Cases without
+a row use the tables in the code. Tiles affect speed, and results only by rounding. Tuning happens ahead of time and not
+at launch, so that every run on a machine uses the same tiles.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# ``SCALEKERNELS_TUNED`` names another table, as a session does with what it has just measured.
+# ``SCALEKERNELS_TUNED`` selects another file, for example the one that a GPU session has just measured.
 FILE = Path(os.environ.get("SCALEKERNELS_TUNED") or Path(__file__).with_name("tuned.json"))
-SHORT = 2048  # the longest sequences of the bucket "short"
+SHORT = 2048  # the maximum length in the bucket "short"
 BUCKETS = ("short", "long")
 
 
 def bucket(query_length: int, key_length: int) -> str:
-    """Return the bucket of a launch by its longer sequence: in "short", beginning and end of a program weigh most."""
+    """Return the bucket of a launch by its longer sequence; in "short", a program's prologue and epilogue dominate."""
     return "short" if max(query_length, key_length) <= SHORT else "long"
 
 
@@ -31,5 +32,5 @@ def _table() -> Mapping[tuple[str, int, bool, str], Any]:
 
 
 def row(kernel: str, head_dimension: int, causal: bool, length_bucket: str) -> Any:
-    """Return the fields of the tile measured for a kernel, or None where none was."""
+    """Return the fields of the tile measured for a kernel, or None."""
     return _table().get((kernel, head_dimension, causal, length_bucket))

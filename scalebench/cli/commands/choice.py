@@ -1,4 +1,4 @@
-"""The choice of a law for the command `fit`: several laws ranked by hold-out error, the best of them fitted."""
+"""The choice of a law for `fit --law auto`: laws ranked by hold-out error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def choose_law(
     path: Path, text: str, given: Mapping[str, str], where: str | None, options: Mapping[str, Any]
 ) -> tuple[str, Choice | None]:
-    """Return the law that ``text`` names, or the one of several (``auto`` or ``A,B``) of lowest hold-out error.
+    """Return the law that ``text`` names; for ``auto`` or ``A,B`` the one of lowest hold-out error, with the ranking.
 
     Raises ``InputError`` or ``StoreError``.
     """
@@ -34,15 +34,15 @@ def choose_law(
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
     try:
-        found = choose(points, laws, by="x" if len(form.inputs) == 1 else form.inputs[0], **options)
+        choice = choose(points, laws, by="x" if len(form.inputs) == 1 else form.inputs[0], **options)
     except FitRefused as refusal:
-        raise InputError([f"{path}: --law {text}: {refusal}; a law by its name needs no hold-out"]) from refusal
-    return found.best, found
+        raise InputError([f"{path}: --law {text}: {refusal}; a single named law needs no hold-out"]) from refusal
+    return choice.best, choice
 
 
-def print_choice(found: Choice) -> None:
+def print_choice(choice: Choice) -> None:
     """Print the laws by hold-out error, and those that were refused."""
-    rows = [(one.law, f"{one.error_percent:.3g} %", "tied" if one.tied else "", one.reason) for one in found.ranking]
-    say(f"laws by the error of {found.n_forecasts} forecasts of {found.n_configurations} held-out configurations", "")
-    table("", ("law", "hold-out error", "", "why"), rows)
-    say(*(f"{law}: refused: {reason}" for law, reason in found.refused.items()), "")
+    rows = [(law.law, f"{law.error_percent:.3g} %", "tied" if law.tied else "", law.reason) for law in choice.ranking]
+    say(f"laws by hold-out error: {choice.n_forecasts} forecasts of {choice.n_configurations} configurations", "")
+    table("", ("law", "hold-out error", "", "reason"), rows)
+    say(*(f"{law}: refused: {reason}" for law, reason in choice.refused.items()), "")

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.selected import mixed_columns
+from scalebench.analysis.selected import trial_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, table
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
 from scalebench.points.roles import column_names
-from scalebench.points.warnings import doubts, unused_data
+from scalebench.points.warnings import point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
@@ -28,20 +28,20 @@ SLOW = 2e7  # points times refits: about 20 s of one core
 
 def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[str, Any]:
     """Read ``NAME=VALUE`` options, the values as numbers unless ``text``. Raises ``InputError``."""
-    found: dict[str, Any] = {}
-    for given in texts:
-        name, equals, value = (part.strip() for part in given.partition("="))
+    values: dict[str, Any] = {}
+    for assignment in texts:
+        name, equals, value = (part.strip() for part in assignment.partition("="))
         try:
-            found[name] = value if text else float(value)
+            values[name] = value if text else float(value)
         except ValueError:
             equals = ""
         if not (name and equals and value):
-            raise InputError([f"{option} {given}: expected NAME={'COLUMN' if text else 'NUMBER'}"])
-    return found
+            raise InputError([f"{option} {assignment}: expected NAME={'COLUMN' if text else 'NUMBER'}"])
+    return values
 
 
-def asked_refits(number: int, method: str) -> Refits:
-    """Return how the refits behind intervals are to be drawn. Raises ``InputError``."""
+def bootstrap_refits(number: int, method: str) -> Refits:
+    """Return how the refits for intervals are drawn. Raises ``InputError``."""
     if number < 2:
         raise InputError([f"--bootstrap {number}: intervals need at least 2 refits, better 1000"])
     return Refits(method, number)
@@ -58,12 +58,12 @@ def run_fit(
     backtest: bool,
     output: Path | None,
 ) -> int:
-    """Fit, print what was found, and write it as JSON where asked; return the exit code."""
+    """Fit a law, print it, and write it as JSON if requested; return the exit code."""
     law, choice = choose_law(points, law, columns, where, options)
     fitted, read = fit_points(points, law, columns, where, options, refits)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
-    for line in _notes(points, fitted, read, where):
+    for line in _warnings(points, fitted, read, where):
         print(line, file=sys.stderr)
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
@@ -85,17 +85,14 @@ def run_fit(
     return 0
 
 
-def _notes(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
-    """What to ask about the points: of other trainers their units and copies, of trials what they differ in."""
+def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+    """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if path.is_dir():
-        mixed = mixed_columns(path, where)
-        return (
-            [f"these trials differ in {', '.join(mixed)}: choose with --where, or the fit mixes them"] if mixed else []
-        )
+        return trial_warnings(path, where)
     unused = unused_data(fit.law.inputs, read.columns, column_names(path))
     slow = fit.n_points * fit.refits.n > SLOW
-    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 makes fewer"
-    return [f"{path}: {line}" for line in (*unused, *doubts(fit_values(read)), *([wait] if slow else []))]
+    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
+    return [f"{path}: {line}" for line in (*unused, *point_warnings(fit_values(read)), *([wait] if slow else []))]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
@@ -107,23 +104,23 @@ def _write(output: Path, document: dict[str, Any]) -> None:
 
 
 def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
-    """Print parameters with their intervals, and how far to trust them."""
+    """Print parameters with their intervals, and diagnostics of the fit."""
     rows = []
     for name, value in fit.parameters.items():
         low, high = ends(document["intervals"][name])
         rows.append((name, *bounded(value, low, high), _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows)
-    reached = f"{fit.starts_agreeing} of {fit.starts} starts reached it"
-    because = f" ({document['interval_reason']})" if document["interval_reason"] else ""
-    kept = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
+    agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
+    reason = f" ({document['interval_reason']})" if document["interval_reason"] else ""
+    bounds = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
     say(
         "",
         f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
-        f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {reached}",
+        f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {agreeing}",
         f"status      {fit.status}, condition number {fit.condition_number:.3g}{_why_degenerate(fit)}",
-        f"bounds      {kept}",
-        f"intervals   {document['interval_method']}{because}",
+        f"bounds      {bounds}",
+        f"intervals   {document['interval_method']}{reason}",
     )
 
 
@@ -133,22 +130,22 @@ def _why_degenerate(fit: Fit) -> str:
     off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
     if off:
         named = " and ".join(off)
-        return f": {named} = 0, the points do not fall as the law says, and what goes with {named} means nothing"
-    return ": the points do not tell its parameters apart; only what it predicts among them means something"
+        return (
+            f": {named} = 0, the points do not fall as the law does, so the other parameters of that term mean nothing"
+        )
+    return ": the points do not separate its parameters; only predictions within their range are meaningful"
 
 
 def _at_bound(name: str, fit: Fit) -> str:
     if name in fit.unresolved:
-        return f"1 / {name} at its bound 0: these points do not resolve it"
+        return f"1 / {name} at its bound 0: the points do not resolve it"
     if name == "mix":  # of laws whose A and B are made of several coordinates
-        return "the ratio of its two terms at its bound: these points see one of them only"
+        return "the ratio of its two terms at its bound: the points constrain only one of them"
     return f"{name} at its bound"
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
-    return (
-        "pinned" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
-    )
+    return "fixed" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
@@ -160,17 +157,17 @@ def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
 
 
 def loss_name(document: Mapping[str, Any]) -> str:
-    """Say which loss of which residuals was summed."""
+    """Return the name of the loss and its residuals."""
     corner = f" (δ = {document['delta']:g})" if document["loss"] == "huber" else ""
     space = "log residuals" if document["space"] == "log" else "residuals"
     return f"{document['loss']}{corner} of {space}"
 
 
 def print_backtest(tested: Backtest) -> None:
-    """Print what the smaller sizes say of each larger one."""
+    """Print each larger size as predicted from the smaller ones."""
     say("")
     if not tested.forecasts:
-        say("backtest: refused, too few sizes below the largest ones to fit the law to")
+        say("backtest: refused, too few smaller sizes to fit the law to")
         return
     shown = [
         (

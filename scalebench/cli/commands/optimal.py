@@ -1,4 +1,4 @@
-"""The command `optimal`: how to spend a compute budget, by three approaches, and what each way of counting changes."""
+"""The command `optimal`: compute-optimal size and tokens by three approaches and each counting convention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.fit_file import json_safe, open_fit
 from scalebench.points.roles import RUN, read_roles
-from scalebench.points.warnings import doubts
+from scalebench.points.warnings import point_warnings
 from scalebench.reporting.quantities import bounded, quantity
 
 if TYPE_CHECKING:
@@ -42,23 +42,23 @@ def run_optimal(
     *,
     as_json: bool,
 ) -> int:
-    """Print N*(C) and D*(C) by each approach that the points carry; exit code 2 where none does."""
+    """Print N*(C) and D*(C) by each approach that the points allow; exit code 2 if none is."""
     wrong = [f"--budget {budget:g}: a positive number of FLOPs is needed" for budget in budgets if not budget > 0]
     if wrong:
         raise InputError(wrong)
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
-    found, refused = allocations(points, approaches, counting)
-    for line in [] if path.is_dir() else doubts(points):
+    allocated, refused = allocations(points, approaches, counting)
+    for line in [] if path.is_dir() else point_warnings(points):
         print(f"{path}: {line}", file=sys.stderr)
     at = list(budgets) or [_largest(path, points, counting)]
-    counted = conventions(points, at[-1])
+    by_convention = conventions(points, at[-1])
     if as_json:
-        print_json(json_safe(_document(found, refused, at, counted)))
+        print_json(json_safe(_document(allocated, refused, at, by_convention)))
     else:
-        _print(found, refused, at, counting)
-        _print_conventions(counted, at[-1])
-    return 0 if found else 2
+        _print(allocated, refused, at, counting)
+        _print_conventions(by_convention, at[-1])
+    return 0 if allocated else 2
 
 
 def run_repeated(
@@ -78,36 +78,36 @@ def run_repeated(
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
     if as_json:
-        print_json(json_safe({"optima": [one.to_dict() for one in best]}))
+        print_json(json_safe({"optima": [optimum.to_dict() for optimum in best]}))
         return 0
     say(
         f"compute-optimal sizes for {quantity(unique_tokens)} unique tokens, C = 6ND; loss in the unit of the points",
         "",
     )
-    rows = [(f"{one.flops:.3g}", *(_with_ends(one, name) for name in QUANTITIES)) for one in best]
+    rows = [(f"{optimum.flops:.3g}", *(_with_ends(optimum, name) for name in QUANTITIES)) for optimum in best]
     table("", ("C (FLOPs)", "N*", "D*", "epochs", "loss"), rows)
     say("", f"95 % intervals: {best[0].method}")
     return 0
 
 
-def _with_ends(one: DataConstrainedOptimum, name: str) -> str:
+def _with_ends(optimum: DataConstrainedOptimum, name: str) -> str:
     shown = quantity if name in ("params", "tokens") else "{:.4g}".format
-    ends = one.intervals.get(name)
-    value = shown(getattr(one, name))
+    ends = optimum.intervals.get(name)
+    value = shown(getattr(optimum, name))
     return value if ends is None else f"{value} ({shown(ends[0])} to {shown(ends[1])})"
 
 
 def allocations(
     points: Mapping[str, Any], approaches: Sequence[int], counting: Counting
 ) -> tuple[list[Allocation], dict[int, str]]:
-    """Return the allocation by each approach, and why an approach has none."""
-    found, refused = [], {}
+    """Return the allocation by each approach, and the reason where an approach has none."""
+    allocated, refused = [], {}
     for approach in approaches:
         try:
-            found.append(_allocation(points, approach, counting))
+            allocated.append(_allocation(points, approach, counting))
         except FitRefused as refusal:
             refused[approach] = str(refusal)
-    return found, refused
+    return allocated, refused
 
 
 def _allocation(points: Mapping[str, Any], approach: int, counting: Counting) -> Allocation:
@@ -124,57 +124,68 @@ def _largest(path: Path, points: Mapping[str, Any], counting: Counting) -> float
     try:
         return float(count(points, counting)["flops"].max())
     except FitRefused as refusal:
-        named = "--params-column, --tokens-column and --flops-column name columns, of which two are enough"
-        raise InputError([f"{path}: {refusal}; {named}"]) from refusal
+        options = "two of --params-column, --tokens-column and --flops-column are enough"
+        raise InputError([f"{path}: {refusal}; {options}"]) from refusal
 
 
-def _at(found: Allocation, budget: float) -> dict[str, Any]:
+def _at(allocation: Allocation, budget: float) -> dict[str, Any]:
     """N* and D* at a budget with their intervals."""
     row: dict[str, Any] = {"flops": budget}
     for name in ("params", "tokens"):
-        row[name] = float(getattr(found, name)(budget)[0])
-        ends = getattr(found, f"{name}_interval")(budget) if found.draws is not None else None
+        row[name] = float(getattr(allocation, name)(budget)[0])
+        ends = getattr(allocation, f"{name}_interval")(budget) if allocation.draws is not None else None
         row[f"{name}_interval"] = ends and [float(ends[0][0]), float(ends[1][0])]
     return row
 
 
 def _document(
-    found: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], counted: Sequence[Any]
+    allocated: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], by_convention: Sequence[Any]
 ) -> dict[str, Any]:
     return {
-        "allocations": [one.to_dict() | {"at": [_at(one, budget) for budget in budgets]} for one in found],
+        "allocations": [
+            allocation.to_dict() | {"at": [_at(allocation, budget) for budget in budgets]} for allocation in allocated
+        ],
         "refused": [{"approach": approach, "reason": reason} for approach, reason in refused.items()],
-        "conventions": {"flops": budgets[-1], "rows": list(counted)},
+        "conventions": {"flops": budgets[-1], "rows": list(by_convention)},
     }
 
 
 def _print(
-    found: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], counting: Counting
+    allocated: Sequence[Allocation], refused: Mapping[int, str], budgets: Sequence[float], counting: Counting
 ) -> None:
-    if found:
+    if allocated:
         say(f"compute-optimal sizes, N* = k C^a and D* = k' C^b: N {counting.params}, C {counting.flops}", "")
-        rows = [(f"{one.approach}", *(_exponent(one, name) for name in EXPONENTS), one.method) for one in found]
+        rows = [
+            (f"{allocation.approach}", *(_exponent(allocation, name) for name in EXPONENTS), allocation.method)
+            for allocation in allocated
+        ]
         table("", ("approach", *EXPONENTS, "interval from"), rows)
         say("")
-        shown = [_spent(one, _at(one, budget)) for budget in budgets for one in found]
+        shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
-        say("", *dict.fromkeys(f"approach {one.approach}: {note}" for one in found for note in one.notes))
-    for one in found:
-        say(*_left_out(one))
-        if one.bias is not None:
-            say(f"approach 2 without noise, at these very points: D* ×{one.bias.tokens_factor:.3g} of the true one")
+        say(
+            "",
+            *dict.fromkeys(
+                f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes
+            ),
+        )
+    for allocation in allocated:
+        say(*_left_out(allocation))
+        if allocation.bias is not None:
+            factor = f"×{allocation.bias.tokens_factor:.3g}"
+            say(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
     say(*(f"approach {approach}: refused: {reason}" for approach, reason in refused.items()))
 
 
-def _left_out(one: Allocation) -> list[str]:
-    """One line for each kind of reason, with how many more there are of it: `--json` has them all."""
+def _left_out(allocation: Allocation) -> list[str]:
+    """Return one line for each kind of reason, with the number of further groups; `--json` has all of them."""
     kinds: dict[str, list[tuple[dict[str, float], str]]] = {}
-    for group, reason in one.refused:
+    for group, reason in allocation.refused:
         kinds.setdefault(re.sub(r"[\d.e+-]+ ?(values?)?", "", reason), []).append((group, reason))
     lines = []
     for (group, reason), *more in kinds.values():
         others = f" and {len(more)} more" if more else ""
-        lines.append(f"approach {one.approach}, {_group(group)}{others}: left out: {reason}")
+        lines.append(f"approach {allocation.approach}, {_group(group)}{others}: left out: {reason}")
     return lines
 
 
@@ -182,14 +193,14 @@ def _group(group: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in group.items())
 
 
-def _exponent(one: Allocation, name: str) -> str:
-    low, high = one.interval(name) if one.draws is not None else (np.nan, np.nan)
-    value, interval = bounded(getattr(one, name), low, high)
+def _exponent(allocation: Allocation, name: str) -> str:
+    low, high = allocation.interval(name) if allocation.draws is not None else (np.nan, np.nan)
+    value, interval = bounded(getattr(allocation, name), low, high)
     return f"{value} ({interval})"
 
 
-def _spent(one: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
-    cells = [f"{row['flops']:.3g}", f"{one.approach}"]
+def _spent(allocation: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = [f"{row['flops']:.3g}", f"{allocation.approach}"]
     for name in ("params", "tokens"):
         ends = row[f"{name}_interval"]
         cells += [quantity(row[name]), "no interval" if ends is None else f"{quantity(ends[0])} to {quantity(ends[1])}"]
@@ -197,7 +208,7 @@ def _spent(one: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
-    """Print what the counting of N and C changes."""
+    """Print the optimum by each convention of counting N and C."""
     shown = []
     for row in rows:
         if row["refused"]:
@@ -205,15 +216,7 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
             continue
         low, high = row["a_interval"] or (np.nan, np.nan)
         a, interval = bounded(row["a"], low, high)
-        shown.append(
-            (
-                row["counting_params"],
-                row["counting_flops"],
-                f"{a} ({interval})",
-                quantity(row["N"]),
-                quantity(row["D"]),
-                "",
-            )
-        )
-    say("", f"what counting changes (approach 3, at {flops:.3g} FLOPs)", "")
+        cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]), "")
+        shown.append((row["counting_params"], row["counting_flops"], *cells))
+    say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
     table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2)

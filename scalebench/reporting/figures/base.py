@@ -14,15 +14,15 @@ from scalebench.analysis.trends import Trend
 from scalebench.reporting.quantities import quantity
 
 
-def trial_label(row: pd.Series[Any], one: Series) -> str:
-    """Name a trial in the title of its mark."""
+def trial_label(row: pd.Series[Any], series: Series) -> str:
+    """Return the name of a trial for the title of its mark and for tables."""
     seed = f", seed {row['seed']:g}" if pd.notna(row["seed"]) else ""
-    return ", ".join(filter(None, (one.label, f"{quantity(row[one.x.column])} {one.x.noun}{seed}")))
+    return ", ".join(filter(None, (series.label, f"{quantity(row[series.x.column])} {series.x.noun}{seed}")))
 
 
-def trial_titles(one: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
-    """Title each trial's mark with its value."""
-    return [f"{trial_label(row, one)}: {quantity(row[column], unit)}" for _, row in frame.iterrows()]
+def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
+    """Return the title of each trial's mark: name and value."""
+    return [f"{trial_label(row, series)}: {quantity(row[column], unit)}" for _, row in frame.iterrows()]
 
 
 def draw_curve(

@@ -1,4 +1,4 @@
-"""What size costs: time per step, memory, and the arithmetic rate achieved."""
+"""What size costs: time per step, memory, and the FLOP/s achieved."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pandas as pd
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
 from scalebench.reporting.figures.base import draw_curve, trial_label, trial_titles
-from scalebench.reporting.quantities import quantity, scale
+from scalebench.reporting.quantities import formula, quantity, scale
 from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, series_style
 from scalebench.reporting.tables import Cell, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
+ROOM = 1.25  # height of the axis over the highest mark: a wide band is cut, so that the marks stay apart
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
 
 
@@ -26,62 +28,72 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         return None
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
     rows: list[Sequence[Cell]] = []
-    for i, one in enumerate(study.series):
-        part, style = one.trials.loc[one.trials.index.intersection(frame.index)], series_style(i)
+    for i, series in enumerate(study.series):
+        part, style = series.trials.loc[series.trials.index.intersection(frame.index)], series_style(i)
         low, high = (numeric(part, f"step_time_{p}_s") for p in ("p20", "p80"))
         marks.axes.vlines(part[N], low / factor, high / factor, color=style["color"], linewidth=1.2)
         for good, face in ((part["timed"], style["color"]), (~part["timed"], PAPER)):
-            chosen = part[good]
-            marks.draw(chosen[N], chosen[STEP_TIME] / factor, trial_titles(one, chosen, STEP_TIME, "s"), **style,
-                       markerfacecolor=face, label=one.label if face != PAPER and one.label else None)  # fmt: skip
+            chosen, label = part[good], series.label if face != PAPER and series.label else None
+            titles = trial_titles(series, chosen, STEP_TIME, "s")
+            marks.draw(chosen[N], chosen[STEP_TIME] / factor, titles, **style, markerfacecolor=face, label=label)
         if len(part):
-            draw_curve(marks.axes, one.step_time, part[N].tolist(), factor=factor, color=style["color"])
-        rows += [(word(trial_label(row, one)), number(row[N]), number(row[STEP_TIME], "s"),
+            draw_curve(marks.axes, series.step_time, part[N].tolist(), factor=factor, color=style["color"])
+        rows += [(word(trial_label(row, series)), number(row[N]), number(row[STEP_TIME], "s"),
                   number(row.get("step_time_p20_s"), "s"), number(row.get("step_time_p80_s"), "s"),
                   word("yes" if row["timed"] else "no")) for _, row in part.iterrows()]  # fmt: skip
     finish(marks, f"time per training step ({unit})", log=True)
     columns = ("trial", "size", "median", "p20", "p80", "in the fit")
     return Caption(
-        "Median over the steps after warm-up; bars reach from the 20th to the 80th percentile. The line is the law of "
-        "the table of fits with the 95 % band of its mean. Hollow marks shared the machine and are out of the fit.",
+        "Median over the steps after warm-up; bars span the 20th to the 80th percentile. The line is the fitted trend "
+        f"{laws([series.step_time for series in study.series])}with the 95 % band of its mean. Hollow marks shared the "
+        "machine and are not in the fit.",
         table("Time per training step.", columns, rows),
     )
 
 
 def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Peak memory against size with its trend; one series also shows what the peak consists of."""
-    series = [one for one in study.series if one.memory_column]
-    if not series:
+    all_series = [series for series in study.series if series.memory_column]
+    if not all_series:
         return None
-    peaks = [one.usable[one.memory_column] for one in series]
+    peaks = [series.usable[series.memory_column] for series in all_series]
     factor, unit = scale(float(pd.concat(peaks).max()), "B")
     rows: list[Sequence[Cell]] = []
-    if len(series) == 1:
-        _memory_stack(marks, series[0], factor)
-    for i, one in enumerate(series):
-        column, style = str(one.memory_column), series_style(i) if len(series) > 1 else {"color": INK, "marker": "o"}
-        size = max(4, 11 - 4 * i) if len(series) > 1 else 6  # series that need the same memory stay visible
-        named = one.label or "peak"
-        titles = trial_titles(one, one.usable, column, "B")
-        marks.draw(one.usable[N], one.usable[column] / factor, titles, **style, markersize=size, label=named)
-        draw_curve(marks.axes, one.memory, one.usable[N].tolist(), factor=factor, color=style["color"])
-        for _, row in one.usable.drop_duplicates(N).iterrows():
+    if len(all_series) == 1:
+        _memory_stack(marks, all_series[0], factor)
+    for i, series in enumerate(all_series):
+        column = str(series.memory_column)
+        style = series_style(i) if len(all_series) > 1 else {"color": INK, "marker": "o"}
+        size = max(4, 11 - 4 * i) if len(all_series) > 1 else 6  # series that need the same memory stay visible
+        label = series.label or "peak"
+        titles = trial_titles(series, series.usable, column, "B")
+        marks.draw(series.usable[N], series.usable[column] / factor, titles, **style, markersize=size, label=label)
+        draw_curve(marks.axes, series.memory, series.usable[N].tolist(), factor=factor, color=style["color"])
+        for _, row in series.usable.drop_duplicates(N).iterrows():
             parts = [number(row.get(f"memory_{part}_bytes"), "B") for part in MEMORY_PARTS]
-            rows.append([word(one.label or "all trials"), number(row[N]), number(row[column], "B"), *parts])
-    marks.axes.set_ylim(bottom=0)
+            rows.append([word(series.label or "all trials"), number(row[N]), number(row[column], "B"), *parts])
+    marks.axes.set_ylim(0, ROOM * float(pd.concat(peaks).max()) / factor)
     finish(marks, f"memory ({unit})")
     columns = ("series", "size", "peak", *MEMORY_PARTS)
-    split = "Bars split the peak by what the memory holds at that instant. " if len(series) == 1 else ""
-    names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(one.memory_column)] for one in series))
+    split = "Bars split the peak by content. " if len(all_series) == 1 else ""
+    names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
     return Caption(
-        f"Marks are the {names}; the line is the law of the table of fits with the 95 % band of its mean. {split}"
-        "The table gives each part's own maximum, which may fall at another instant.",
-        table("Peak memory, and each part's own maximum.", columns, rows, series=len(series)),
+        f"Marks are the {names}; the line is the fitted trend {laws([series.memory for series in all_series])}with the "
+        f"95 % band of its mean. {split}The table gives the maximum of each part, which may occur at another time.",
+        table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
     )
 
 
-def _memory_stack(marks: Marks, one: Series, factor: float) -> None:
-    by_size = one.usable.drop_duplicates(N)
+def laws(trends: Sequence[Trend]) -> str:
+    """Return the formulas of fitted trends in brackets, each once; empty where none is fitted."""
+    formulas = dict.fromkeys(
+        formula(trend.fit.law.formula).partition("= ")[2].replace("x", "N") for trend in trends if trend.fit
+    )
+    return f"({', '.join(formulas)}) " if formulas else ""
+
+
+def _memory_stack(marks: Marks, series: Series, factor: float) -> None:
+    by_size = series.usable.drop_duplicates(N)
     bottom = np.zeros(len(by_size))
     width = by_size[N] * 0.22
     for i, part in enumerate(MEMORY_PARTS):
@@ -99,24 +111,24 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         return None
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
     factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
-    for i, one in enumerate(study.series):
-        part = known.loc[known.index.intersection(one.trials.index)]
-        titles = trial_titles(one, part, achieved, "FLOP/s")
-        marks.draw(part[N], numeric(part, achieved) / factor, titles, **series_style(i), label=one.label or None)
+    for i, series in enumerate(study.series):
+        part = known.loc[known.index.intersection(series.trials.index)]
+        titles = trial_titles(series, part, achieved, "FLOP/s")
+        marks.draw(part[N], numeric(part, achieved) / factor, titles, **series_style(i), label=series.label or None)
         for _, row in part.iterrows():
-            rows.append((word(trial_label(row, one)), number(row[achieved], "FLOP/s"), share(row.get("mfu"))))
+            rows.append((word(trial_label(row, series)), number(row[achieved], "FLOP/s"), share(row.get("mfu"))))
     for peak in peaks:
         label = f"peak {quantity(peak, 'FLOP/s')}"
         marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
     finish(marks, f"achieved {unit}", log=True)
     sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
-    against = f"The dashed line is the peak it is held against: {sources}." if peaks else "The peak is not known."
+    reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
     return Caption(
-        f"Arithmetic of the model per second of a training step. {against}",
+        f"FLOPs of the model over the time of a step or call. {reference}",
         table("Achieved FLOP/s and model FLOP/s utilisation (MFU).", ("trial", "achieved", "MFU"), rows),
     )
 
 
 STEP_TIMES = FigureSpec("step-time", "Time per training step against size", step_time_figure)
 MEMORY = FigureSpec("memory", "Memory against size", memory_figure)
-EFFICIENCY = FigureSpec("efficiency", "Achieved arithmetic rate against size", efficiency_figure)
+EFFICIENCY = FigureSpec("efficiency", "Achieved FLOP/s against size", efficiency_figure)

@@ -16,68 +16,68 @@ from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 CAPTION = (
-    "Lines are the closed form from the law L = E + A·N^−α + B·D^−β fitted to all sizes and lengths, with 95 % bands "
-    "where there are intervals. Marks are the minima of parabolas through the trials of one budget, where they lie "
-    "inside the sizes tried; they are biased even without noise unless α = β and the sizes are centred. N is counted "
-    "without embeddings, compute as 6ND."
+    "Lines: closed form of the law L = E + A·N^−α + B·D^−β fitted to all sizes and training lengths, with 95 % bands "
+    "where intervals exist. Marks: minima of parabolas through the trials of one compute budget, where they are inside "
+    "the sizes tried; they are biased even without noise unless α = β and the sizes are centred. N excludes "
+    "embeddings; compute is 6ND."
 )
-COLUMNS = ("series", "compute", "from", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
+COLUMNS = ("series", "compute", "source", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
 
 
 def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Compute-optimal parameters and tokens against compute; nothing where the trials do not vary both."""
-    found = [(surface.label, surface.frontier) for surface in study.surfaces]
-    refusals = [f"{label}: no frontier: {one}." if label else f"No frontier: {one}."
-                for label, one in found if isinstance(one, str)]  # fmt: skip
-    drawn = [(label, one) for label, one in found if not isinstance(one, str)]
+    frontiers = [(surface.label, surface.frontier) for surface in study.surfaces]
+    refusals = [f"{label}: no frontier: {reason}." if label else f"No frontier: {reason}."
+                for label, reason in frontiers if isinstance(reason, str)]  # fmt: skip
+    drawn = [(label, frontier) for label, frontier in frontiers if not isinstance(frontier, str)]
     if not drawn:
         return " ".join(refusals) or None
-    single = len(found) == 1
-    rows = [row for i, (label, one) in enumerate(drawn) for row in _draw(marks, label, one, i, single=single)]
+    single = len(frontiers) == 1
+    rows = [row for i, (label, frontier) in enumerate(drawn) for row in _draw(marks, label, frontier, i, single=single)]
     marks.axes.set(xscale="log", yscale="log", xlabel="training compute C = 6ND (FLOP)", ylabel="parameters or tokens")
     legend(marks)
-    said = (sentence for label, one in drawn for sentence in (_exponents(label, one), _parameters(one)))
-    caption = " ".join([*said, *refusals, CAPTION])
-    return Caption(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(found)))
+    sentences = (text for label, frontier in drawn for text in (_exponents(label, frontier), _parameters(frontier)))
+    caption = " ".join([*sentences, *refusals, CAPTION])
+    return Caption(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(frontiers)))
 
 
-def _exponents(label: str, one: Frontier) -> str:
-    """Say the exponents of the frontier, or why they have no interval."""
-    found, drawn = one.allocation, one.allocation.draws is not None
+def _exponents(label: str, frontier: Frontier) -> str:
+    """Return the exponents of the frontier in a sentence, or why they have no interval."""
+    allocation, has_intervals = frontier.allocation, frontier.allocation.draws is not None
     texts = [
         f"{what} grow as C^{value} ({interval})"
         for what, value, interval in (
-            (what, *bounded(getattr(found, k), *(found.interval(k) if drawn else (np.nan, np.nan))))
+            (what, *bounded(getattr(allocation, k), *(allocation.interval(k) if has_intervals else (np.nan, np.nan))))
             for what, k in (("parameters", "a"), ("tokens", "b"))
         )
     ]
-    why = "" if drawn else f" ({found.method})"
+    why = "" if has_intervals else f" ({allocation.method})"
     return f"{label + ': ' if label else ''}Compute-optimal {' and '.join(texts)}{why}."
 
 
-def _parameters(one: Frontier) -> str:
-    """Say the fitted surface's parameters with their intervals, its status, and any bound it lies at."""
-    drawn, fitted = one.allocation.draws is not None, one.fit
-    told = [
+def _parameters(frontier: Frontier) -> str:
+    """Return the parameters of the fitted surface with intervals, the status of the fit, and any bound it is at."""
+    has_intervals, fitted = frontier.allocation.draws is not None, frontier.fit
+    parameters = [
         f"{symbol(name)} = {text} ({interval})"
         for name, (text, interval) in (
-            (name, bounded(value, *(fitted.interval(name) if drawn else (np.nan, np.nan))))
+            (name, bounded(value, *(fitted.interval(name) if has_intervals else (np.nan, np.nan))))
             for name, value in fitted.parameters.items()
         )
     ]
     bounds = f", at the bound of {' and '.join(map(symbol, fitted.bounds_hit))}" if fitted.bounds_hit else ""
-    return f"The law has {', '.join(told)}; fit {fitted.status.replace('_', ' ')}{bounds}."
+    return f"The law has {', '.join(parameters)}; fit {fitted.status.replace('_', ' ')}{bounds}."
 
 
-def _draw(marks: Marks, label: str, one: Frontier, i: int, single: bool) -> Iterator[Sequence[Cell]]:
-    """Draw both lines of one series, full and dashed, with its minima, and yield its rows."""
-    ends = [_side(marks, "" if single else f"{label}: ", one, side, series_style(2 * i + side)) for side in (0, 1)]
-    named = word(label or "all trials")
-    for k, flops in enumerate(one.budgets):
+def _draw(marks: Marks, label: str, frontier: Frontier, i: int, single: bool) -> Iterator[Sequence[Cell]]:
+    """Draw both lines of a series, solid and dashed, with its minima, and yield its rows."""
+    ends = [_side(marks, "" if single else f"{label}: ", frontier, side, series_style(2 * i + side)) for side in (0, 1)]
+    name = word(label or "all trials")
+    for k, flops in enumerate(frontier.budgets):
         values = [c for mid, low, high in ends for c in (number(mid[k]), word(_range(low[k], high[k])))]
-        yield (named, number(flops, "FLOP"), word("the fitted law"), *values)
-    for flops, params, tokens in one.minima:
-        yield (named, number(flops, "FLOP"), word("minimum of the budget"), number(params), word(None),
+        yield (name, number(flops, "FLOP"), word("fitted law"), *values)
+    for flops, params, tokens in frontier.minima:
+        yield (name, number(flops, "FLOP"), word("parabola at this compute"), number(params), word(None),
                number(tokens), word(None))  # fmt: skip
 
 
@@ -85,18 +85,20 @@ def _range(low: float, high: float) -> str | None:
     return f"{quantity(low)} to {quantity(high)}" if np.isfinite(high - low) else None
 
 
-def _side(marks: Marks, prefix: str, one: Frontier, side: int, style: dict[str, Any]) -> tuple[Array, Array, Array]:
+def _side(
+    marks: Marks, prefix: str, frontier: Frontier, side: int, style: dict[str, Any]
+) -> tuple[Array, Array, Array]:
     """Draw N* (side 0) or D* (side 1) and return it with its interval, each (n,)."""
-    found, name = one.allocation, ("parameters N*", "tokens D*")[side]
+    allocation, name = frontier.allocation, ("parameters N*", "tokens D*")[side]
     label = f"{prefix}{name}"
-    value = (found.params, found.tokens)[side](one.budgets)
+    value = (allocation.params, allocation.tokens)[side](frontier.budgets)
     low = high = np.full(len(value), np.nan)
-    if found.draws is not None:
-        low, high = (found.params_interval, found.tokens_interval)[side](one.budgets)
-    marks.axes.plot(one.budgets, value, color=style["color"], linestyle=("-", "--")[side], label=label)
-    marks.axes.fill_between(one.budgets, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    titles = [f"{label} at {quantity(row[0], 'FLOP')}: {quantity(row[1 + side])}" for row in one.minima]
-    marks.draw([row[0] for row in one.minima], [row[1 + side] for row in one.minima], titles, **style)
+    if allocation.draws is not None:
+        low, high = (allocation.params_interval, allocation.tokens_interval)[side](frontier.budgets)
+    marks.axes.plot(frontier.budgets, value, color=style["color"], linestyle=("-", "--")[side], label=label)
+    marks.axes.fill_between(frontier.budgets, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    titles = [f"{label} at {quantity(row[0], 'FLOP')}: {quantity(row[1 + side])}" for row in frontier.minima]
+    marks.draw([row[0] for row in frontier.minima], [row[1 + side] for row in frontier.minima], titles, **style)
     return value, low, high
 
 

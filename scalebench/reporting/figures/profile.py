@@ -1,4 +1,4 @@
-"""The figure that says how well the irreducible loss is pinned down: the profile of the objective over it."""
+"""How well the data determine the irreducible loss E: the profile of the objective over it."""
 
 from __future__ import annotations
 
@@ -19,60 +19,61 @@ if TYPE_CHECKING:
 
 
 def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
-    """Objective above its optimum against the irreducible loss E held there; the reason where every profile is refused.
+    """Objective above its optimum against a fixed irreducible loss E; the reason where every profile is refused.
 
     The rise is drawn in percent of the optimum, so that all series share one axis; the 95 % interval of E is that of
     the table of parameters.
     """
-    found = [(one, one.profile) for one in study.series if one.loss_all.fit is not None]
-    if not found:
+    profiles = [(series, series.profile) for series in study.series if series.loss_all.fit is not None]
+    if not profiles:
         return why_no_fit(study)
-    refusals = [_named(one, f"no profile: {why}.") for one, why in found if isinstance(why, str)]
-    drawn = [(i, one, profile) for i, (one, profile) in enumerate(found) if not isinstance(profile, str)]
+    refusals = [_with_label(series, f"no profile: {why}.") for series, why in profiles if isinstance(why, str)]
+    drawn = [(i, series, profile) for i, (series, profile) in enumerate(profiles) if not isinstance(profile, str)]
     if not drawn:
         return " ".join(refusals)
     rows: list[Sequence[Cell]] = []
-    for i, one, profile in drawn:
-        rows += _draw(marks, one, profile, i)
+    for i, series, profile in drawn:
+        rows += _draw(marks, series, profile, i)
     for floor in numeric(study.trials, "floor_nats").dropna().unique()[:1]:
         marks.axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (%)")
     legend(marks)
-    ends = [_named(one, f"E = {_interval(one)}.") for _, one, _ in drawn]
-    return Caption(" ".join([*ends, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(found)))
+    values = [_with_label(series, f"E = {_interval(series)}.") for _, series, _ in drawn]
+    return Caption(" ".join([*values, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(profiles)))
 
 
 CAPTION = (
-    "The law is fitted again with E held at each value; the objective rises from its optimum (hollow mark). The band "
-    "is the 95 % interval of E. A flat curve means that the data cannot separate E from a smaller exponent."
+    "The law is refitted with E fixed at each value; the curve is the rise of the objective above its optimum (hollow "
+    "mark). The shaded band is the 95 % interval of E. A flat curve means that the data cannot separate E from a "
+    "smaller exponent."
 )
-TABLE = "Objective of the law at each held E."
+TABLE = "Objective of the law at each fixed E."
 COLUMNS = ("series", "E (nats)", "objective", "above the optimum", "rise")
 
 
-def _named(one: Series, text: str) -> str:
-    return f"{one.label}: {text}" if one.label else text[0].upper() + text[1:]
+def _with_label(series: Series, text: str) -> str:
+    return f"{series.label}: {text}" if series.label else text[0].upper() + text[1:]
 
 
-def _interval(one: Series) -> str:
-    assert one.loss_all.fit is not None
-    value, interval = bounded(one.loss_all.fit.parameters["E"], *one.loss_all.interval("E"))
+def _interval(series: Series) -> str:
+    assert series.loss_all.fit is not None
+    value, interval = bounded(series.loss_all.fit.parameters["E"], *series.loss_all.interval("E"))
     return f"{value} nats, 95 % interval {interval}"
 
 
-def _draw(marks: Marks, one: Series, profile: Profile, i: int) -> list[Sequence[Cell]]:
+def _draw(marks: Marks, series: Series, profile: Profile, i: int) -> list[Sequence[Cell]]:
     """Draw one series and return its rows."""
-    assert one.loss_all.fit is not None
-    style, prefix, best = series_style(i), f"{one.label}: " if one.label else "", one.loss_all.fit
+    assert series.loss_all.fit is not None
+    style, prefix, best = series_style(i), f"{series.label}: " if series.label else "", series.loss_all.fit
     above = profile.objective - min(profile.objective.min(), best.objective)
     share = above / best.objective
-    marks.axes.plot(profile.values, 100 * share, color=style["color"], label=one.label or "profile")
-    marks.axes.axvspan(*one.loss_all.interval("E"), color=style["color"], alpha=0.12, linewidth=0)
+    marks.axes.plot(profile.values, 100 * share, color=style["color"], label=series.label or "profile")
+    marks.axes.axvspan(*series.loss_all.interval("E"), color=style["color"], alpha=0.12, linewidth=0)
     hollow = style | {"color": PAPER, "markeredgecolor": style["color"]}
-    titles = [f"{prefix}optimum: {_interval(one)}"]
-    marks.draw([best.parameters["E"]], [0], titles, **hollow, label=None if one.label else "optimum")
+    titles = [f"{prefix}optimum: {_interval(series)}"]
+    marks.draw([best.parameters["E"]], [0], titles, **hollow, label=None if series.label else "optimum")
     return [
-        (word(one.label or "all trials"), number(value, digits=5), number(objective), number(rise),
+        (word(series.label or "all trials"), number(value, digits=5), number(objective), number(rise),
          (percent(part), float(part)))
         for value, objective, rise, part in zip(profile.values, profile.objective, above, share, strict=True)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures of what happened during the runs: loss curves, compute spent, and noise of the step times."""
+"""What happened during the runs: loss curves, compute spent, and spread of the step times."""
 
 from __future__ import annotations
 
@@ -26,42 +26,44 @@ DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
 
 
 def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
-    """Yield each trial whose steps are there, smallest first, with its series and its steps."""
-    series = {index: one for one in study.series for index in one.trials.index}
+    """Yield each trial whose steps were read, smallest first, with its series and its steps."""
+    by_index = {index: series for series in study.series for index in series.trials.index}
     for index, row in study.trials[study.trials[study.x.column].notna()].iterrows():
-        if row["trial_id"] in study.steps and index in series:
-            yield row, series[index], study.steps[row["trial_id"]]
+        if row["trial_id"] in study.steps and index in by_index:
+            yield row, by_index[index], study.steps[row["trial_id"]]
 
 
-def chosen(study: StudyAnalysis) -> str:
-    """Say that only some trials are shown, where that is so."""
-    shown, all_of_them = len(study.steps), len(study.trials)
-    return f" Shown: {shown} of {all_of_them} trials, spread evenly over the sizes." if shown == MAX_STEP_TABLES else ""
+def subset_note(study: StudyAnalysis) -> str:
+    """Return a sentence for the caption where only some of the trials are shown."""
+    shown = len(study.steps)
+    if shown < MAX_STEP_TABLES:
+        return ""
+    return f" Shown: {shown} of {len(study.trials)} trials, spread evenly over the sizes."
 
 
 def binned(steps: pd.DataFrame) -> pd.DataFrame:
-    """Average the training loss over equal stretches of steps, at most CURVE_POINTS of them."""
-    kept = steps.dropna(subset=["train_loss_nats"])
-    group = np.arange(len(kept)) * min(CURVE_POINTS, len(kept)) // max(len(kept), 1)
-    return kept.groupby(group)[["step", "train_loss_nats"]].mean()
+    """Average the training loss over equal intervals of steps, at most CURVE_POINTS of them."""
+    known = steps.dropna(subset=["train_loss_nats"])
+    group = np.arange(len(known)) * min(CURVE_POINTS, len(known)) // max(len(known), 1)
+    return known.groupby(group)[["step", "train_loss_nats"]].mean()
 
 
 def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Training loss over the steps, one line per trial, coloured by size, or by series where there is one size."""
-    trials = [(row, one, binned(steps)) for row, one, steps in with_steps(study)]
+    trials = [(row, series, binned(steps)) for row, series, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
     sizes = sorted({float(row[study.x.column]) for row, _, _ in trials})
     by_size = len(sizes) > 1 or len(study.series) == 1
-    # Dashes tell series apart; where colours do, only those that share a colour.
+    # Colours distinguish sizes and dashes series; with one size, colours distinguish series until they repeat.
     turn = 1 if by_size else len(SERIES_COLORS)
-    dashes = {one.label: DASHES[i // turn % len(DASHES)] for i, one in enumerate(study.series)}
+    dashes = {series.label: DASHES[i // turn % len(DASHES)] for i, series in enumerate(study.series)}
     hues: list[Any] = sizes if by_size else list(dashes)
     colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
     lines = [
-        line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=one.label)
-        for i, (row, one, line) in enumerate(trials)
+        line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=series.label)
+        for i, (row, series, line) in enumerate(trials)
     ]
     # One index over all lines: seaborn aligns by it where it drops the rows of an infinite loss.
     data = pd.concat(lines, ignore_index=True)
@@ -73,17 +75,22 @@ def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         marks.axes.plot([], [], color=color, dashes=dash or (None, None), label=quantity(value) if by_size else value)
     for label in filter(None, dashes if by_size else ()):
         marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
-    size_axis(marks.axes, "training step (mean of each stretch)")
+    size_axis(marks.axes, "training step")
     marks.axes.set_ylabel("training loss (nats)")
     what = "size N" if study.x is PARAMETERS else study.x.noun
     legend(marks, title=what if by_size else None)
     rows = []
-    for row, one, line in trials:
+    for row, series, line in trials:
         ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]
-        rows.append([word(trial_label(row, one)), word(row["trial_id"]), *ends])
+        rows.append([word(trial_label(row, series)), word(row["trial_id"]), *ends])
     return Caption(
-        f"Each line is one trial, averaged over at most {CURVE_POINTS} equal stretches of its steps.{chosen(study)}",
-        table("Training loss (nats) by stretch.", ("trial", "id", "first", "middle", "last"), rows),
+        f"Each line is one trial; the loss is averaged over at most {CURVE_POINTS} equal intervals of its steps."
+        f"{subset_note(study)}",
+        table(
+            "Training loss (nats), averaged over the first, middle and last interval.",
+            ("trial", "id", "first", "middle", "last"),
+            rows,
+        ),
     )
 
 
@@ -94,28 +101,34 @@ def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     if frame.empty:
         return None
     rows: list[Sequence[Cell]] = []
-    for i, one in enumerate(study.series):
-        part, style = frame.loc[frame.index.intersection(one.usable.index)], series_style(i)
-        marks.draw(part["compute"], part[LOSS], trial_titles(one, part, LOSS, "nats"), **style, label=one.label or None)
+    for i, series in enumerate(study.series):
+        part, style = frame.loc[frame.index.intersection(series.usable.index)], series_style(i)
+        marks.draw(
+            part["compute"], part[LOSS], trial_titles(series, part, LOSS, "nats"), **style, label=series.label or None
+        )
         means = part.groupby(study.x.column)[["compute", LOSS]].mean()
         marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1)
         for _, row in part.iterrows():
-            rows.append((word(trial_label(row, one)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
+            rows.append((word(trial_label(row, series)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
     finish(marks, "validation loss (nats)")
     marks.axes.set_xlabel("training compute (FLOP)")
     return Caption(
-        "FLOP per step times steps, against the loss reached; lines join the means of the sizes.",
+        "FLOPs per step times steps, against the loss reached; lines join the means of the sizes.",
         table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
     )
 
 
 def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Step times of each trial over that trial's median, and how many are outliers."""
-    trials = [(trial_label(row, one), row["trial_id"], warm_times(steps)) for row, one, steps in with_steps(study)]
+    """Step times of each trial relative to its median, and the number of outliers."""
+    trials = [
+        (trial_label(row, series), row["trial_id"], warm_times(steps)) for row, series, steps in with_steps(study)
+    ]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
-    data = pd.concat([pd.DataFrame({"ratio": x / np.median(x), "trial": i}) for i, (*_, x) in enumerate(trials)])
+    data = pd.concat(
+        [pd.DataFrame({"ratio": x / np.median(x), "trial": i}) for i, (*_, x) in enumerate(trials)], ignore_index=True
+    )
     for inside, width in ((90, 1.2), (50, 4)):
         bars: dict[str, Any] = {
             "errorbar": ("pi", inside),
@@ -125,7 +138,7 @@ def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         }
         sns.pointplot(data, x="ratio", y="trial", orient="y", estimator="median", color=SERIES_COLORS[0],
                       ax=marks.axes, **bars)  # fmt: skip
-    # A few slow steps would squeeze all the rest into one line: they are drawn at the edge.
+    # A few slow steps would compress all others into a line: they are drawn at the edge.
     low, high = data["ratio"].quantile([0.01, 0.99]) + np.array([-0.02, 0.03])
     rows = []
     for i, (name, trial_id, x) in enumerate(trials):
@@ -134,21 +147,21 @@ def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         rows.append((word(name), word(trial_id), number(len(x)), number(np.median(x), "s"), number(outliers)))
     marks.axes.set_yticks(range(len(trials)), [name.replace(" parameters", "") for name, *_ in trials])
     marks.figure.set_figheight(1.0 + 0.22 * len(trials))
-    marks.axes.set(xlabel="step time over the trial's median", ylabel="", xlim=(low, high))
+    marks.axes.set(xlabel="step time ÷ median of the trial", ylabel="", xlim=(low, high))
     columns = ("trial", "id", "timed steps", "median", "outliers")
     return Caption(
-        "Dots are medians, thick bars hold the middle half of a trial's timed steps, thin ones the middle 90 %. Arrows "
-        "are the slowest outliers, at most five a trial, at the edge where they lie beyond it. An outlier is more "
-        f"than {OUTLIER_MADS} median absolute deviations from the median; outliers are counted, none is dropped."
-        f"{chosen(study)}",
-        table("Noise of the step times.", columns, rows),
+        "Dots are medians; thick bars span the middle half of a trial's timed steps, thin bars the middle 90 %. Arrows "
+        "are the slowest outliers, at most five per trial, drawn at the edge if they are beyond it. An outlier is more "
+        f"than {OUTLIER_MADS} median absolute deviations from the median; outliers are counted, never dropped."
+        f"{subset_note(study)}",
+        table("Spread of the step times.", columns, rows),
     )
 
 
 def _slowest(marks: Marks, place: int, times: Times, edges: tuple[float, float]) -> None:
-    """Mark a trial's slowest outliers, those beyond the edges at the edge."""
-    found, median = np.flatnonzero(outlier_mask(times)), np.median(times)
-    worst = times[found[np.argsort(-times[found], kind="stable")[:5]]]
+    """Mark a trial's slowest outliers; those beyond the edges are drawn at the edge."""
+    outliers, median = np.flatnonzero(outlier_mask(times)), np.median(times)
+    worst = times[outliers[np.argsort(-times[outliers], kind="stable")[:5]]]
     titles = [f"a step of {quantity(time, 's')}, {significant(time / median)} times the median" for time in worst]
     marks.draw(np.clip(worst / median, *edges), np.full(len(worst), place), titles, color=SERIES_COLORS[1], marker=">",
                markersize=5, clip_on=False)  # fmt: skip
@@ -156,10 +169,10 @@ def _slowest(marks: Marks, place: int, times: Times, edges: tuple[float, float])
 
 def warm_times(steps: pd.DataFrame) -> Times:
     """Return the step times (n,) in seconds after warm-up."""
-    kept = steps[steps["warm"].astype(bool)] if "warm" in steps else steps
-    return np.asarray(numeric(kept, "step_time_s").dropna(), dtype=np.float64)
+    warm = steps[steps["warm"].astype(bool)] if "warm" in steps else steps
+    return np.asarray(numeric(warm, "step_time_s").dropna(), dtype=np.float64)
 
 
 CURVES = FigureSpec("curves", "Training loss over the steps", curves_figure)
 COMPUTE = FigureSpec("compute", "Validation loss against compute", compute_figure)
-NOISE = FigureSpec("noise", "Noise of the step times", noise_figure)
+NOISE = FigureSpec("noise", "Spread of the step times", noise_figure)

@@ -1,4 +1,4 @@
-"""Figures of a study that grows nothing: models of one size under several choices, such as optimizers."""
+"""Training models of one size under several choices, such as optimizers."""
 
 from __future__ import annotations
 
@@ -27,63 +27,63 @@ ROW_INCHES, REST_INCHES = 0.27, 1.3
 
 
 def choices_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Validation loss of each series, the lowest on top: trials, and their mean with its standard error."""
-    ranked = sorted((one for one in study.series if len(one.sizes)), key=mean_loss)
+    """Validation loss of each series, lowest at the top: trials, and their mean with its standard error."""
+    ranked = sorted((series for series in study.series if len(series.sizes)), key=mean_loss)
     if not ranked or not study.of_one_size:
         return None
     marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(ranked))
-    for place, one in enumerate(ranked):
-        _row(marks, place, one)
-    marks.axes.set_yticks(range(len(ranked)), [one.label for one in ranked])
+    for place, series in enumerate(ranked):
+        _row(marks, place, series)
+    marks.axes.set_yticks(range(len(ranked)), [series.label for series in ranked])
     marks.axes.set_ylim(len(ranked) - 0.5, -0.5)
     marks.axes.set_xlabel("validation loss (nats)")
     columns = ("series", "trials", "validation loss (nats)", "step time", "tracked peak")
     return Caption(
-        "Full marks are trials, hollow ones their mean with its standard error (seeds and validation sample); "
-        "the lowest stands on top. All models have one size.",
-        table("Loss, time and memory of each choice.", columns, [_cells(one) for one in ranked]),
+        "Filled marks are trials; hollow marks are their mean with its standard error (seeds and validation sample). "
+        "The lowest loss is at the top. All models have the same size.",
+        table("Loss, time and memory of each choice.", columns, [_cells(series) for series in ranked]),
     )
 
 
-def _row(marks: Marks, place: int, one: Series) -> None:
-    mean, style = one.sizes.iloc[0], series_style(0)
-    losses = one.usable[LOSS]
-    marks.draw(losses, [place] * len(losses), trial_titles(one, one.usable, LOSS, "nats"),
+def _row(marks: Marks, place: int, series: Series) -> None:
+    mean, style = series.sizes.iloc[0], series_style(0)
+    losses = series.usable[LOSS]
+    marks.draw(losses, [place] * len(losses), trial_titles(series, series.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4)  # fmt: skip
     marks.axes.errorbar([mean["mean"]], [place], xerr=[0 if pd.isna(mean["se"]) else mean["se"]],
                         fmt="none", ecolor=style["color"])  # fmt: skip
-    title = f"{one.label}: mean {uncertain(mean['mean'], mean['se'])} nats"
+    title = f"{series.label}: mean {uncertain(mean['mean'], mean['se'])} nats"
     marks.draw([mean["mean"]], [place], [title], color=PAPER, marker="o", markersize=9,
                markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3)  # fmt: skip
 
 
-def _cells(one: Series) -> tuple[Any, ...]:
-    mean = one.sizes.iloc[0]
-    memory = one.usable[one.memory_column].median() if one.memory_column else None
+def _cells(series: Series) -> tuple[Any, ...]:
+    mean = series.sizes.iloc[0]
+    memory = series.usable[series.memory_column].median() if series.memory_column else None
     return (
-        word(one.label),
-        number(len(one.usable)),
+        word(series.label),
+        number(len(series.usable)),
         (uncertain(mean["mean"], mean["se"]), float(mean["mean"])),
-        number(one.trials.loc[one.trials["timed"], STEP_TIME].median(), "s"),
+        number(series.trials.loc[series.trials["timed"], STEP_TIME].median(), "s"),
         number(memory, "B"),
     )
 
 
-def choice_sentences(series: Sequence[Series]) -> Iterator[str]:
-    """Say which choice reached the lowest loss and which the highest, and which came close to the lowest."""
-    ranked = sorted((one for one in series if len(one.sizes)), key=mean_loss)
+def choice_sentences(all_series: Sequence[Series]) -> Iterator[str]:
+    """Yield which choices have the lowest and the highest loss, and which are within noise of the lowest."""
+    ranked = sorted((series for series in all_series if len(series.sizes)), key=mean_loss)
     if not ranked:
         return
-    rows = [one.sizes.iloc[0] for one in ranked]
-    best, worst = (f"{one.label} ({uncertain(row['mean'], row['se'])} nats)"
-                   for one, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
+    rows = [series.sizes.iloc[0] for series in ranked]
+    best, worst = (f"{series.label} ({uncertain(row['mean'], row['se'])} nats)"
+                   for series, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
     size = quantity(rows[0]["size"])
     yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
            f"that of {worst}.")  # fmt: skip
-    near = [one.label for one, row in zip(ranked[1:], rows[1:], strict=True)
+    near = [series.label for series, row in zip(ranked[1:], rows[1:], strict=True)
             if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
     if near:
-        yield f"Within the noise of the lowest: {', '.join(near)}."
+        yield f"Within noise of the lowest: {', '.join(near)}."
 
 
 CHOICES = FigureSpec("choices", "Validation loss of each choice", choices_figure, optional=True)

@@ -1,4 +1,4 @@
-"""What the sections of all studies share: what was run, what failed, the trials, the environment, the command."""
+"""What all sections about a study share: trials, failures, environment, command and downloads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Column:
     digits: int = 3
 
 
-# What trials of any workload may have measured, after the columns of their own.
+# What trials of any workload may have measured, after their own columns.
 RESOURCES = (
     Column("tokens/s", "tokens_per_s"),
     Column("achieved", "achieved_flops_per_s", "FLOP/s"),
@@ -74,9 +74,9 @@ def nothing(_: StudyAnalysis) -> Iterator[Any]:
 class StudySection:
     """A kind of section about a study.
 
-    ``shows`` chooses its studies, ``sentences`` yields what one found, ``figures`` come in order, headline first.
-    ``columns`` are those of the table of trials, as far as a study measured them. ``tables`` and ``overview`` yield
-    further tables and the study's rows in the overview of several.
+    ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
+    are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
+    ``tables`` yields further tables for ``template``, and ``overview`` the rows in the overview of several studies.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -93,7 +93,7 @@ class StudySection:
         return isinstance(subject, StudyAnalysis) and self.shows(subject)
 
     def verdict(self, subject: Subject) -> tuple[str, ...]:
-        """Return what the study found, and last how many of its trials did not end well."""
+        """Return what the study found, and last how many of its trials failed."""
         assert isinstance(subject, StudyAnalysis)
         return tuple(_verdict(subject, self.sentences))
 
@@ -132,7 +132,7 @@ class StudySection:
 
 
 def workload_of(study: StudyAnalysis) -> str:
-    """Return what a study did with its models; records that do not say so come from training."""
+    """Return the workload of a study; records without that column come from training."""
     recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
     return str(recorded.pop()) if len(recorded) == 1 else "training"
 
@@ -140,14 +140,13 @@ def workload_of(study: StudyAnalysis) -> str:
 def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable[str]]) -> Iterator[str]:
     trials, usable = len(study.trials), int(study.trials["valid"].sum())
     if not usable:
-        yield f"No conclusion: none of the {trials} trials recorded ended ok with valid numbers."
+        yield f"No conclusion: none of the {trials} recorded trials ended ok with valid numbers."
         return
     yield from sentences(study)
     if usable < trials:
-        left_out = f"{trials - usable} of {trials} trials recorded"
-        yield f"{left_out} ended otherwise than ok, or are invalid, and are in no fit."
+        yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
     else:
-        yield f"All {trials} trials recorded ended ok."
+        yield f"All {trials} recorded trials ended ok."
 
 
 def counts(study: StudyAnalysis) -> str:
@@ -155,8 +154,8 @@ def counts(study: StudyAnalysis) -> str:
     ended = [f"{count} {status}" for status, count in study.by_status.items()]
     ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
-    head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} trials recorded"
-    return f"{head}: {', '.join(ended) or 'none has a record yet'}."
+    head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
+    return f"{head}: {', '.join(ended) or 'no records yet'}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -172,7 +171,9 @@ def axes_table(definition: Mapping[str, Any]) -> Table:
         (word(name), number(len(values)), word(", ".join(word(value)[0] for value in values)))
         for name, values in axes.items()
     ]
-    return Table("Axes of the study; their values multiply.", ("axis", "values", "which"), tuple(rows))
+    return Table(
+        "Axes of the study; every combination of their values is a trial.", ("axis", "number", "values"), tuple(rows)
+    )
 
 
 def problems_table(study: StudyAnalysis) -> Table:
@@ -190,7 +191,7 @@ def problems_table(study: StudyAnalysis) -> Table:
         for _, row in bad.iterrows()
     ]
     columns = ("trial", "size", "status", "last step", "reason")
-    return table("Trials that are out of every fit, and why.", columns, rows)
+    return table("Trials that are in no fit, with the reason.", columns, rows)
 
 
 def status_of(row: pd.Series[Any]) -> str:
@@ -202,7 +203,7 @@ def reason_of(row: pd.Series[Any]) -> str | None:
     """Return why a trial is not ok, from its record; None for a good one."""
     error = ": ".join(str(row[c]) for c in ("error_class", "error_message") if c in row and present(row[c]))
     invalid = f"invalid: {row['invalid_reason']}" if present(row["invalid_reason"]) else ""
-    return "; ".join(filter(None, (error, invalid))) or (None if row["status"] == "ok" else "no reason was recorded")
+    return "; ".join(filter(None, (error, invalid))) or (None if row["status"] == "ok" else "no reason recorded")
 
 
 def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:

@@ -1,4 +1,4 @@
-"""Comparisons on the page: what is faster than what, whether it is right, and how it was measured."""
+"""A compared operation: which provider is fastest, whether its result is correct, and how it was measured."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scalebench.reporting.sections.comparison_tables import (
     problems_table,
     providers_table,
     rows_environment_table,
+    runnable,
     verdicts_table,
 )
 from scalebench.reporting.sections.operations import Operation
@@ -28,18 +29,18 @@ from scalebench.reporting.views import Caption, FigureView, downloads, draw_figu
 
 DIRECTIONS = {False: "Results", True: "Gradients"}
 METHODS = (
-    "The providers of a case take turns in random order within a process, and the whole is repeated in fresh "
-    "processes. Sampling stops at the target noise of the median, when more samples no longer bring its noise down, or "
-    "at the time limit. Preparing and the first call, compilation included, are kept apart; the time is the geometric "
-    "mean over processes of their medians. Outliers are counted, none is dropped. Rows from pytest-benchmark were "
-    "measured one provider after the other, each file a process.",
-    "The speed is the baseline's time over the provider's, process by process. Its 95 % interval is a bootstrap over "
-    "processes and samples, widened by Student's t for their small number. FASTER, SLOWER and SAME are said only where "
-    "the whole interval lies beyond, or within, the equivalence margin of each row; everything else is INCONCLUSIVE, "
-    "and so is a single process. Wrong results, and different machines, are not judged.",
-    "Right is a result whose largest error against a float64 reference is at most twice that of the plain eager path "
-    "in the same precision, or a few float32 units in the last place. FLOPs and bytes are the least that the operation "
-    "needs, the same for every provider.",
+    "The providers of a case are interleaved in random order within a process, and everything is repeated in fresh "
+    "processes. Sampling stops when the median reaches the target noise, when more samples no longer reduce its noise, "
+    "or at the time limit. Preparation and the first call, including compilation, are reported separately; the time is "
+    "the geometric mean over processes of their medians. Outliers are counted, never dropped. Rows from "
+    "pytest-benchmark were measured one provider after the other, one process per file.",
+    "Speedup is the time of the baseline over that of the provider, per process. Its 95 % interval is a bootstrap over "
+    "processes and samples, widened by Student's t for their small number. The verdict is FASTER, SLOWER or SAME only "
+    "if the whole interval is outside, or inside, the equivalence margin of the row; otherwise, and with a single "
+    "process, it is INCONCLUSIVE. Wrong results and results from different machines get no verdict.",
+    "A result is correct if its largest error against a float64 reference is at most twice that of the plain eager "
+    "path in the same precision, or a few float32 units in the last place. FLOPs and bytes are the minimum that the "
+    "operation needs, the same for every provider.",
 )
 
 
@@ -75,10 +76,10 @@ class ComparisonSection:
         return isinstance(subject, Operation)
 
     def verdict(self, subject: Subject) -> tuple[str, ...]:
-        """Return for each direction and machine which provider was fastest, and each one against the baseline."""
+        """Return for each direction and machine which provider is fastest, and how each compares with the baseline."""
         assert isinstance(subject, Operation)
-        found = (sentence for _, part in parts_of(subject) for sentence in sentences(subject.name, part))
-        return tuple(sentence.replace(" %", f"{NBSP}%") for sentence in found)
+        texts = (text for _, part in parts_of(subject) for text in sentences(subject.name, part))
+        return tuple(text.replace(" %", f"{NBSP}%") for text in texts)
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the times of the first direction and machine."""
@@ -131,25 +132,29 @@ def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
 
 
 def sentences(name: str, part: Part) -> Iterator[str]:
-    """Say first which right provider is fastest how often, then how each stands to the baseline."""
+    """Yield which correct provider is fastest how often, then how each compares with the baseline."""
     frame = part.frame
     what = f"{name}, {DIRECTIONS[bool(frame['backward'].iloc[0])].lower()}"
     right = frame[(frame["status"] == "ok") & frame["accepted"].ne(False) & (numeric(frame, "time_median_s") > 0)]
     if right.empty:
-        yield f"No conclusion on {what}: no provider ran and was right."
+        yield f"No conclusion on {what}: no provider ran with a correct result."
         return
     fastest = right.loc[right.groupby("case")["time_median_s"].idxmin().astype(int)]["provider"].value_counts()
     best = sorted(fastest.items(), key=lambda item: (-item[1], str(item[0])))
     cases = frame["case"].nunique()
-    told = ", ".join(f"{provider} in {count}" for provider, count in best)
-    yield f"Shortest median time for {what}, of {cases} case{'s' * (cases > 1)}: {told}."
+    wins = ", ".join(f"{provider} in {count}" for provider, count in best)
+    yield f"Shortest median time for {what}, of {cases} case{'s' * (cases > 1)}: {wins}."
+    ran, recorded = runnable(frame), set(frame["provider"])
     for provider in part.providers:
-        rows = frame[frame["provider"] == provider]
-        if len(rows) and (rows["provider"] != rows["baseline"]).any():
-            yield _standing(provider, rows)
+        rows = ran[(ran["provider"] == provider) & (ran["provider"] != ran["baseline"])]
+        if len(rows):
+            yield _against_baseline(provider, rows)
+    absent = [provider for provider in part.providers if provider in recorded - set(ran["provider"])]
+    if absent:
+        yield f"Could not run in any case: {', '.join(absent)}."
 
 
-def _standing(provider: str, rows: pd.DataFrame) -> str:
+def _against_baseline(provider: str, rows: pd.DataFrame) -> str:
     baseline, judged = rows["baseline"].iloc[0], rows[rows["verdict"].notna()]
     states = rows.loc[rows["status"] != "ok", "status"].value_counts()
     wrong = int(rows["accepted"].eq(False).sum())
@@ -162,7 +167,7 @@ def _standing(provider: str, rows: pd.DataFrame) -> str:
     mean = significant(float(np.exp(-np.log(numeric(judged, "ratio")).mean())))
     return (
         f"{provider} against {baseline}: {', '.join([*words, *ends])} of {len(rows)} cases; "
-        f"×{mean} as fast in the geometric mean."
+        f"geometric mean speedup ×{mean}."
     )
 
 
@@ -171,7 +176,7 @@ def _counts(frame: pd.DataFrame) -> str:
     statuses = frame["status"].value_counts()
     ended = ", ".join(f"{statuses[name]} {name}" for name in sorted(statuses.index, key=lambda n: (n != "ok", n)))
     runs = frame["run"].nunique()
-    source = f"from {runs} run{'s' * (runs > 1)}; of each case the newest"
+    source = f"from {runs} run{'s' * (runs > 1)}; the newest of each case"
     load, cores = numeric(frame, "load_average").max(), numeric(frame, "cpu_count").max()
     busy = f" The machine was busy: load average {load:.1f} on {cores:.0f} cores." if load > 0.5 * cores else ""
     return f"{cases} cases and {providers} providers, {len(frame)} rows: {ended} ({source}).{busy}"

@@ -18,12 +18,12 @@ from scalebench.reporting.views import Caption, FigureSpec
 FLOPS, BYTES = "achieved_flops_per_s", "achieved_bytes_per_s"
 CEILINGS = {FLOPS: "matmul_ceiling_flops_per_s", BYTES: "copy_ceiling_bytes_per_s"}
 UNITS = {FLOPS: "FLOP/s", BYTES: "B/s"}
-NAMES = {FLOPS: "arithmetic rate", BYTES: "memory rate"}
+NAMES = {FLOPS: "FLOP/s", BYTES: "bandwidth"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one direction on one machine, with what its figures share.
+    """The rows of one direction on one machine, and what their figures share.
 
     ``providers`` fixes colours over all parts; ``x`` is the column of sizes and ``x_label`` its name; ``variants`` are
     the columns that keep cases from lying on one line.
@@ -39,15 +39,15 @@ class Part:
     @property
     def timed(self) -> pd.DataFrame:
         """The rows that have a time, smallest first."""
-        found = self.frame[(self.frame["status"] == "ok") & (numeric(self.frame, "time_median_s") > 0)]
-        return found[numeric(found, self.x) > 0].sort_values(self.x, kind="stable")
+        timed = self.frame[(self.frame["status"] == "ok") & (numeric(self.frame, "time_median_s") > 0)]
+        return timed[numeric(timed, self.x) > 0].sort_values(self.x, kind="stable")
 
 
 def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
-    """Choose the size axis: a whole number of the shape that grows while all else stays; otherwise the work of a call.
+    """Choose the size axis: a number of the shape that grows while the others stay equal; else FLOPs or bytes per call.
 
     What the size determines (a batch that shrinks as the length grows) may change with it. Cases that share no such
-    axis are not joined by lines: each is a variant of its own.
+    axis are not joined by lines: each is its own variant.
     """
     rate = rate_of(frame)
     shapes = [str(name) for name in frame if str(name).startswith("shape_")]
@@ -66,7 +66,7 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
         variants = _variants(cases, size, others, [name for name in sizes if name != size])
         if cases.groupby(variants, dropna=False)[size].nunique().median() >= 2:
             return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), tuple(variants), rate)
-    x, label = ("flops", "work of a call (FLOP)") if rate == FLOPS else ("bytes_moved", "bytes a call moves")
+    x, label = ("flops", "FLOPs per call") if rate == FLOPS else ("bytes_moved", "bytes per call")
     if not (numeric(frame, x) > 0).any():
         x, label = "case_index", "case"
         frame = frame.assign(case_index=numeric(frame, "case_index") + 1)
@@ -74,7 +74,7 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
 
 
 def _variants(cases: pd.DataFrame, size: str, others: Sequence[str], rest: Sequence[str]) -> list[str]:
-    """Return the columns that have to be equal for cases to differ in size alone, those of fewest values first."""
+    """Return the columns that must be equal for cases to differ only in size, those with fewest values first."""
     variants, waiting = list(others), sorted(rest, key=lambda name: cases[name].nunique())
     while True:
         groups = [group for _, group in cases.groupby(variants, dropna=False)]
@@ -86,28 +86,28 @@ def _variants(cases: pd.DataFrame, size: str, others: Sequence[str], rest: Seque
 
 
 def _follows(cases: pd.DataFrame, name: str, size: str) -> bool:
-    """Say whether a column is decided by the size, and rises or falls with it throughout."""
+    """Return whether the size determines a column that rises or falls monotonically with it."""
     by_size = cases.groupby(size)[name]
     first = by_size.first()
     return bool(by_size.nunique().max() == 1 and (first.is_monotonic_increasing or first.is_monotonic_decreasing))
 
 
 def rate_of(frame: pd.DataFrame) -> str:
-    """Choose the rate that the operation is bound by: arithmetic above the ridge of the roofline, memory below."""
+    """Return the rate that limits the operation: FLOP/s above the ridge of the roofline, bandwidth below."""
     intensity = (numeric(frame, "flops") / numeric(frame, "bytes_moved")).median()
     ridge = (numeric(frame, CEILINGS[FLOPS]) / numeric(frame, CEILINGS[BYTES])).median()
     return FLOPS if intensity > (ridge if np.isfinite(ridge) else 10.0) else BYTES
 
 
 def _lines(marks: Marks, part: Part, x: pd.Series[Any], y: pd.Series[Any], titles: Sequence[str]) -> None:
-    """Draw each provider's marks, joined along the cases that differ in size alone."""
-    timed, said = part.timed, dict(zip(part.timed.index, titles, strict=True))
+    """Draw each provider's marks, joined along the cases that differ only in size."""
+    timed, title_of = part.timed, dict(zip(part.timed.index, titles, strict=True))
     for i, name in enumerate(part.providers):
         rows = timed[timed["provider"] == name]
         if rows.empty:
             continue
         style = series_style(i)
-        marks.draw(x[rows.index], y[rows.index], [said[j] for j in rows.index], **style, label=name, markersize=5.5)
+        marks.draw(x[rows.index], y[rows.index], [title_of[j] for j in rows.index], **style, label=name, markersize=5.5)
         for _, line in rows.groupby(list(part.variants), dropna=False):
             marks.axes.plot(x[line.index], y[line.index], color=style["color"], linewidth=1, alpha=0.55)
 
@@ -119,21 +119,21 @@ def time_figure(marks: Marks, part: Part) -> Caption | None:
         return None
     times = numeric(timed, "time_median_s")
     factor, unit = scale(float(times.median()), "s")
-    edges = (times.min() / 4, times.max() * 4)  # an interval over ten decades would leave no room for the times
+    edges = (times.min() / 4, times.max() * 4)  # an interval over ten decades would compress the times
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
         low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
         marks.axes.vlines(own[part.x], low, high, color=series_style(i)["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
-    finish(marks, f"time of a call ({unit})", log=True)
+    finish(marks, f"time per call ({unit})", log=True)
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
     return Caption(
-        "Median time of a call; bars are its 95 % interval over processes, cut four times beyond the extremes."
-        + ("" if part.variants == ("case",) else " Lines join cases that differ in size alone."),
-        table("Time of a call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
+        "Median time per call; bars are its 95 % interval over processes, cut at four times the extremes."
+        + ("" if part.variants == ("case",) else " Lines join cases that differ only in size."),
+        table("Time per call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 
 
@@ -150,20 +150,21 @@ def rate_figure(marks: Marks, part: Part) -> Caption | None:
     for name, height in ceilings.items():
         label = f"{name} {quantity(height, UNITS[part.rate])}"
         marks.axes.axhline(height / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
-    finish(marks, f"{NAMES[part.rate]} ({unit})", log=True)
+    finish(marks, f"achieved {unit}", log=True)
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r[part.rate], UNITS[part.rate]),
              share_of_ceiling(r, part.rate)) for _, r in timed.iterrows()]  # fmt: skip
-    what = "FLOPs of the operation" if part.rate == FLOPS else "bytes that have to move at least"
+    what = "FLOPs of the operation" if part.rate == FLOPS else "minimum of bytes to move"
     return Caption(
-        f"The {what} over the median time. Dashed: what a {'matrix product' if part.rate == FLOPS else 'copy'} reached "
-        "in the same run. Small cases may lie above a copy's rate where caches serve them.",
-        table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of the ceiling"), rows),
+        f"The {what} over the median time. Dashed: ceiling measured in the same run by a "
+        f"{'matrix product' if part.rate == FLOPS else 'copy'}. Small cases that fit in a cache may exceed the rate of "
+        "a copy.",
+        table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of ceiling"), rows),
     )
 
 
 def _ceilings(frame: pd.DataFrame, rate: str) -> dict[str, float]:
-    """Name the measured ceilings: a copy's is one for all dtypes, a matrix product's differs."""
+    """Return the measured ceilings by name: one copy rate for all dtypes, one matrix product rate for each dtype."""
     if rate == BYTES:
         best = numeric(frame, CEILINGS[BYTES]).max()
         return {"copy": float(best)} if best > 0 else {}
@@ -209,13 +210,14 @@ def roofline_figure(marks: Marks, part: Part) -> Caption | None:
              number(min(x for x in (r["intensity"] * copy, r[CEILINGS[FLOPS]]) if present(x)), "FLOP/s"))
             for _, r in frame.iterrows()]  # fmt: skip
     return Caption(
-        "FLOPs over the bytes that have to move, against the rate achieved. The roof is the lower of a copy's rate "
-        "times the intensity and a matrix product's rate, both of the same run; what lies above it came from caches.",
+        "Rate achieved against arithmetic intensity (FLOPs over the minimum of bytes to move). The roof is the smaller "
+        "of a copy's rate times the intensity and a matrix product's rate, both measured in the same run; points above "
+        "it were served by caches.",
         table("Roofline.", ("case", "provider", "FLOP per byte", "achieved", "roof"), rows),
     )
 
 
-TIMES = FigureSpec("time", "Time of a call against size", time_figure, optional=True)
+TIMES = FigureSpec("time", "Time per call against size", time_figure, optional=True)
 RATES = FigureSpec("rate", "Achieved rate against size", rate_figure, optional=True)
 ROOFLINE = FigureSpec("roofline", "Roofline", roofline_figure, optional=True)
 FIGURES = (TIMES, RATES, ROOFLINE)

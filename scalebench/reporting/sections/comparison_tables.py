@@ -12,7 +12,7 @@ from scalebench.reporting.sections.comparison_figures import UNITS, Part, share_
 from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, table, word
 from scalebench.store.comparisons import went_wrong
 
-WIDEST = 1000.0
+WIDEST = 1000.0  # high over low of an interval that is still written out
 
 
 def providers_table(frame: pd.DataFrame) -> Table:
@@ -23,7 +23,7 @@ def providers_table(frame: pd.DataFrame) -> Table:
         gone = part.loc[part["status"].isin(["unavailable", "oom"]), "error_message"].dropna().value_counts()
         why = "; ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in gone.items())
         rows.append((word(name), word(summary.iloc[0] if len(summary) else None), word(why or None)))
-    return table("Providers, and where they could not run.", ("provider", "what it is", "could not run"), rows)
+    return table("Providers, and why they could not run.", ("provider", "description", "could not run"), rows)
 
 
 def problems_table(frame: pd.DataFrame) -> Table:
@@ -38,26 +38,26 @@ def problems_table(frame: pd.DataFrame) -> Table:
          word("; ".join(cases[:3]) + (f"; and {len(cases) - 3} more" if len(cases) > 3 else "")))
         for (provider, what, reason), cases in groups.items()
     ]  # fmt: skip
-    columns = ("provider", "what", "reason", "cases", "which")
-    return table("Results that were not accepted, and crashes.", columns, rows)
+    columns = ("provider", "problem", "reason", "cases", "which")
+    return table("Wrong results and crashes.", columns, rows)
 
 
 def verdicts_table(part: Part) -> Table:
     """Return time, rate, memory, error and verdict of every provider and case."""
     rate, rows = part.rate, []
-    for _, row in ran(part.frame).iterrows():
+    for _, row in runnable(part.frame).iterrows():
         rows.append((
-            word(row["case"]), word(row["provider"]), word(_word(row)), *_speed_cells(row), word(_rightness(row)),
+            word(row["case"]), word(row["provider"]), word(_verdict(row)), *_speed_cells(row), word(_correctness(row)),
             number(row["error_ratio"]), *_time_cells(row), number(row[rate], UNITS[rate]), share_of_ceiling(row, rate),
             number(row["peak_memory_bytes"], "B"),
         ))  # fmt: skip
-    columns = ("case", "provider", "verdict", "speed over baseline", "95 % interval", "right", "error over eager's",
-               "time", "95 % interval", "rate", "of the ceiling", "memory above inputs")  # fmt: skip
-    return table("Providers by case, but for those that ran in none.", columns, rows)
+    columns = ("case", "provider", "verdict", "speedup", "95 % interval", "correct", "error ÷ eager error",
+               "time", "95 % interval", "rate", "of ceiling", "memory above inputs")  # fmt: skip
+    return table("Providers by case. Providers that could not run in any case are left out.", columns, rows)
 
 
-def ran(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leave out providers that are unavailable in every case: they stand, with the reason, among the providers."""
+def runnable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out providers that are unavailable in every case: the table of providers has them, with the reason."""
     absent = frame["status"].eq("unavailable").groupby(frame["provider"]).transform("all")
     return frame[~absent]
 
@@ -78,29 +78,29 @@ def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
 
 
 def _bounded(value: float, low: float, high: float, unit: str = "") -> tuple[Cell, Cell]:
-    """Return the cells of a value and its interval; one over three orders of magnitude is not written out."""
+    """Return the cells of a value and its interval; one wider than three orders of magnitude is not written out."""
     if not high <= WIDEST * low:
-        return number(value, unit), word("no interval" if np.isnan(low) else f"over{NBSP}×{WIDEST:,.0f}{NBSP}wide")
+        return number(value, unit), word("no interval" if np.isnan(low) else f"wider than{NBSP}×{WIDEST:,.0f}")
     text, interval = bounded(value, low, high, unit)
     return (text, value), word(interval.replace(" ", NBSP))
 
 
-def _rightness(row: pd.Series[Any]) -> str | None:
+def _correctness(row: pd.Series[Any]) -> str | None:
     if row["status"] != "ok":
         return None
     return {True: "yes", False: "NO"}.get(row["accepted"], "not checked")
 
 
-def _word(row: pd.Series[Any]) -> str:
+def _verdict(row: pd.Series[Any]) -> str:
     if row["status"] != "ok":
         return str(row["status"])
     return str(row["verdict"]) if present(row["verdict"]) else str(row["verdict_reason"])
 
 
 def details_table(frame: pd.DataFrame) -> Table:
-    """Return how every number was measured: spread, samples, noise, why it stopped, first call, reasons."""
+    """Return how every number was measured: spread, samples, noise, stop reason, first call, reason of the verdict."""
     rows = []
-    for _, row in ran(frame).iterrows():
+    for _, row in runnable(frame).iterrows():
         noise = (percent(row["noise"], sign=False), float(row["noise"])) if present(row["noise"]) else word(None)
         why = row["verdict_reason"] if row["status"] == "ok" else row["error_message"]
         rows.append((
@@ -111,7 +111,8 @@ def details_table(frame: pd.DataFrame) -> Table:
             word(why),
         ))  # fmt: skip
     columns = ("case", "provider", "p20", "p80", "samples", "outliers", "processes", "noise in a process", "stopped by",
-               "preparing", "first call", "calls a sample", "largest error", "eager's", "why this verdict")  # fmt: skip
+               "preparation", "first call", "calls per sample", "largest error", "eager error",
+               "reason of the verdict")  # fmt: skip
     return table("How each number was measured.", columns, rows)
 
 
@@ -124,4 +125,4 @@ def rows_environment_table(frame: pd.DataFrame) -> Table:
             rows.append(
                 (word(name), word("; ".join(values)), word("differs between rows" if len(values) > 1 else None))
             )
-    return Table("Environment of the runs.", ("what", "value", "note"), tuple(rows))
+    return Table("Environment of the runs.", ("property", "value", "note"), tuple(rows))

@@ -1,4 +1,4 @@
-"""Figures of models at work: latency against size, throughput against batch size."""
+"""Inference: latency against size, throughput against batch size, memory and FLOP/s."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from scalebench.analysis.trials import N, numeric, split_columns
 from scalebench.reporting.figures.base import trial_label, trial_titles
 from scalebench.reporting.figures.costs import EFFICIENCY, MEMORY
 from scalebench.reporting.quantities import NBSP, quantity, scale
-from scalebench.reporting.sections.common import RESOURCES, Column, StudySection, workload_of
-from scalebench.reporting.sections.training import METHODS
+from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.svg import PAPER, Marks, finish, legend, series_style
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -28,31 +27,31 @@ def measured(study: StudyAnalysis) -> pd.DataFrame:
 
 
 def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Median latency against size, with a bar up to the 95th percentile; hollow where the machine was shared."""
+    """Median latency against size, with a bar to the 95th percentile; hollow where the machine was shared."""
     known = measured(study)
     if known.empty:
         return None
     factor, unit = scale(float(numeric(known, LATENCY).median()), "s")
     rows: list[Sequence[Cell]] = []
-    for i, one in enumerate(study.series):
-        part, style = known.loc[known.index.intersection(one.trials.index)], series_style(i)
+    for i, series in enumerate(study.series):
+        part, style = known.loc[known.index.intersection(series.trials.index)], series_style(i)
         median, high = numeric(part, LATENCY) / factor, numeric(part, P95) / factor
         marks.axes.vlines(part[N], median, high.fillna(median), color=style["color"], linewidth=1.2)
         marks.axes.plot(part[N], median, color=style["color"], linewidth=1)
         shared = part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
         for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
-            titles = trial_titles(one, chosen, LATENCY, "s")
+            titles = trial_titles(series, chosen, LATENCY, "s")
             marks.draw(chosen[N], numeric(chosen, LATENCY) / factor, titles, **style, markerfacecolor=face,
-                       label=one.label if face != PAPER and one.label else None)  # fmt: skip
+                       label=series.label if face != PAPER and series.label else None)  # fmt: skip
         times = (LATENCY, P95, "latency_p99_s", "prefill_time_s", "decode_time_per_token_s")
         for _, row in part.iterrows():
-            rows.append((word(trial_label(row, one)), *(number(row.get(name), "s") for name in times)))
-    finish(marks, f"latency of a call ({unit})", log=True)
-    columns = ("trial", "median", "p95", "p99", "first token", "each further token")
+            rows.append((word(trial_label(row, series)), *(number(row.get(name), "s") for name in times)))
+    finish(marks, f"latency per call ({unit})", log=True)
+    columns = ("trial", "median", "p95", "p99", "first token", "per further token")
     return Caption(
-        "Marks are the median over the calls after warm-up; bars reach up to the 95th percentile where enough calls "
-        "support it. A call that writes reads the prompt and adds every new token. Hollow marks shared the machine.",
-        table("Latency of a call.", columns, rows),
+        "Marks are medians over the calls after warm-up; bars extend to the 95th percentile where there were enough "
+        "calls. A call that generates processes the prompt and adds every new token. Hollow marks shared the machine.",
+        table("Latency per call.", columns, rows),
     )
 
 
@@ -73,23 +72,23 @@ def throughput_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             rows.append((word(label), number(batch), number(value)))
     _batch_axis(marks, sorted(numeric(known, BATCH).unique()), unit)
     return Caption(
-        f"New {unit.partition('/')[0]} per second at the median latency; lines join the batch sizes of a model.",
+        f"{unit.partition('/')[0].capitalize()} per second at the median latency; lines join batch sizes of one model.",
         table("Throughput by batch size.", ("model", "batch size", unit), rows),
     )
 
 
 def _by_batch(known: pd.DataFrame, study: StudyAnalysis) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield the trials that differ in batch size and seed alone, with a label."""
+    """Yield groups of trials that differ only in batch size and seed, each with a label."""
     others = [name for name in split_columns(known, study.definition) if name != BATCH]
     for values, group in known.groupby([N, *others], dropna=False, sort=True):
         size, *rest = values
-        named = zip(others, rest, strict=True)
-        parts = [str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in named]
+        pairs = zip(others, rest, strict=True)
+        parts = [str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in pairs]
         yield ", ".join(dict.fromkeys([quantity(size), *parts])), group.sort_values([BATCH, "seed"])
 
 
 def _batch_axis(marks: Marks, sizes: Sequence[float], unit: str) -> None:
-    """Label axes of which the lower one has a tick for each batch size."""
+    """Label the axes, with a tick for each batch size."""
     axes = marks.axes
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel=f"throughput ({unit})")
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -105,7 +104,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     if known.empty:
         return
     soonest = known.iloc[int(numeric(known, LATENCY).argmin())]
-    yield f"The lowest median latency of a call is {quantity(soonest[LATENCY], 's')}: {_which(soonest)}."
+    yield f"The lowest median latency per call is {quantity(soonest[LATENCY], 's')}: {_which(soonest)}."
     column, unit = ("tokens_per_s", "tokens/s") if numeric(known, "tokens_per_s").notna().any() else (
         "samples_per_s", "samples/s")  # fmt: skip
     most = known.iloc[int(numeric(known, column).fillna(0).argmax())]
@@ -113,21 +112,26 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
 
 
 def _rate(value: float, unit: str) -> str:
-    """Write a throughput: 3.11 k tokens/s."""
+    """Format a throughput: 3.11 k tokens/s."""
     return f"{quantity(value)}{NBSP}{unit}"
 
 
 def _which(row: pd.Series[Any]) -> str:
-    """Name a trial at work by its size, batch and weights."""
-    named = f"{quantity(row[N])} parameters, batch {quantity(row.get(BATCH))}"
-    return f"{named}, {row['weight_dtype']} weights" if pd.notna(row.get("weight_dtype")) else named
+    """Return size, batch and weights of a trial."""
+    name = f"{quantity(row[N])} parameters, batch {quantity(row.get(BATCH))}"
+    return f"{name}, {row['weight_dtype']} weights" if pd.notna(row.get("weight_dtype")) else name
 
 
+METHODS = (
+    "Latencies are medians over the calls after warm-up, percentiles where there are enough calls (p95 needs 20, p99 "
+    "100). Throughput is at the median latency. Sizes are non-embedding parameters.",
+    DRAWN_WITH,
+)
 COLUMNS = (
     Column("latency", LATENCY, "s"),
     Column("p95", P95, "s"),
     Column("first token", "prefill_time_s", "s"),
-    Column("each further token", "decode_time_per_token_s", "s"),
+    Column("per further token", "decode_time_per_token_s", "s"),
     Column("weights", "weight_bytes", "B"),
     Column("cache", "kv_cache_bytes", "B"),
     *RESOURCES,

@@ -26,11 +26,11 @@ COLUMNS = (
     *RESOURCES,
 )
 METHODS = (
-    "Every trial trains for the number of steps its row states. Step times are medians over the steps after "
-    "warm-up; the first step is kept apart. Losses are in nats, on a held-out validation sample, with a standard "
-    "error clustered by source unit. The error of a size's mean combines the spread over seeds, divided by their "
-    "number, with the validation error, which the seeds share; with one seed it is the validation error alone. "
-    "Intervals are at 95 %. Sizes are non-embedding parameters.",
+    "Every trial trains for the number of steps in its row. Step times are medians over the steps after warm-up; the "
+    "first step is reported separately. Losses are in nats on a held-out validation sample, with standard errors "
+    "clustered by document or chain. The standard error of a size's mean combines the spread over seeds, divided by "
+    "their number, with the validation error, which all seeds share; with one seed it is the validation error alone. "
+    "Intervals are 95 % intervals. Sizes are non-embedding parameters.",
     DRAWN_WITH,
 )
 

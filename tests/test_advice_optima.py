@@ -133,7 +133,7 @@ def test_too_few_optima_are_refused_with_the_reason_of_the_first():
 
 def test_sizes_tied_to_each_other_are_refused():
     points = sweeps(np.random.default_rng(0)).assign(tokens=lambda t: 20 * t["params"])
-    with pytest.raises(FitRefused, match="do not tell 2 exponents apart"):
+    with pytest.raises(FitRefused, match="7 optima do not determine 2 exponents"):
         optimum_law(points, against=("params", "tokens"))
 
 
