@@ -265,12 +265,8 @@ def _sample(process: Process, number: int, timers: Mapping[str, Timer], results:
         if samples.error is not None:
             columns |= failure(samples.error)
             _leave_if_lost(process, samples.error)
-        columns |= {
-            "calls_per_sample": samples.calls,
-            "timing_method": timers[name].method,
-            "samples_s": samples.times_s,
-        }
-        columns["stop_reason"] = samples.stop_reason
+        columns |= {"calls_per_sample": samples.calls, "timing_method": timers[name].method}
+        columns |= {"samples_s": samples.times_s, "stop_reason": samples.stop_reason}
 
 
 def _check_again(
