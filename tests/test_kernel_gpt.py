@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from kernel_support import Operations
 from scalekernels import device
-from support import SOURCE_PATH, train_spec
+from support import run_here, train_spec
 from torch import Tensor, nn
 
 from scalebench.families import gpt
 from scalebench.optim.fused import FUSED, clips
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.running.planning import load_study
 from scalebench.store import load_results
 from scalebench.tasks import NextToken
 from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
@@ -201,30 +200,24 @@ implementation = "triton"
 """
 
 
-def test_a_model_at_work_runs_under_the_interpreter(tmp_path: Path) -> None:
-    (tmp_path / "written.toml").write_text(INFERENCE)
-    command = [sys.executable, "-m", "scalebench.cli.app", "run", "written.toml", "--results", "results"]
-    environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
-    rows = load_results(tmp_path / "results")
+def run_study(text: str, folder: Path) -> pd.DataFrame:
+    """Run a study's trials in this process, whose kernels are interpreted, and return their records."""
+    (folder / "study.toml").write_text(text)
+    run_here(load_study(folder / "study.toml"), folder / "results")
+    return load_results(folder / "results")
+
+
+def test_inference_runs_under_the_interpreter(tmp_path: Path) -> None:
+    rows = run_study(INFERENCE, tmp_path)
     assert rows["status"].tolist() == ["ok", "ok"], rows["error_message"].tolist()
     assert (rows["decode_time_per_token_s"] > 0).all()
     assert set(rows["kv_cache_bytes"]) == {2 * 2 * 16 * 8 * 4}  # keys and values, layers, features, tokens, bytes
 
 
-def test_a_trial_runs_on_the_cpu_under_the_interpreter_and_is_unsupported_without(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY)
-    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    seen = {}
-    for results, environment in (("with", plain | {"TRITON_INTERPRET": "1"}), ("without", plain)):
-        command = [sys.executable, "-m", "scalebench.cli.app", "run", "tiny.toml", "--results", results]
-        command_environment = environment | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=tmp_path, env=command_environment, capture_output=True)
-        seen[results] = load_results(tmp_path / results).set_index("implementation")
-    assert seen["with"]["status"].to_dict() == {"eager": "ok", "triton": "ok"}
-    loss = seen["with"]["validation_loss_nats"]
+def test_training_runs_under_the_interpreter_with_the_eager_loss(tmp_path: Path) -> None:
+    """Without the interpreter it is unsupported on a CPU: test_engine.py."""
+    rows = run_study(STUDY, tmp_path).set_index("implementation")
+    assert rows["status"].to_dict() == {"eager": "ok", "triton": "ok"}, rows["error_message"].tolist()
+    loss = rows["validation_loss_nats"]
     assert loss["triton"] == pytest.approx(loss["eager"], rel=1e-5)
-    if not torch.cuda.is_available():
-        assert seen["without"]["status"].to_dict() == {"eager": "ok", "triton": "unsupported"}
-        assert "no CUDA device" in seen["without"]["error_message"]["triton"]
     assert device.unavailable_reason() is None  # here: interpreted
