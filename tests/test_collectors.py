@@ -68,6 +68,7 @@ def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
     assert found[1]["memory_activations_bytes"] > 50 * found[0]["memory_activations_bytes"]
 
 
+@pytest.mark.slow
 def test_the_resident_set_grows_by_what_is_held() -> None:
     before = memory.peak_columns(CPU)
     assert before["peak_memory_allocated_bytes"] is None

@@ -56,6 +56,7 @@ def record_of(study: Study, results: Path) -> Path:
     return record
 
 
+@pytest.mark.slow
 def test_a_study_runs_once_and_then_has_nothing_left(small_study: Path, tmp_path: Path) -> None:
     study = load_study(small_study)
     first = run(study, tmp_path / "r", jobs=2)
@@ -90,6 +91,7 @@ def test_a_study_runs_once_and_then_has_nothing_left(small_study: Path, tmp_path
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     row = one(tmp_path)
     steps = store.read_steps(str(row["attempt_dir"]))
@@ -102,12 +104,14 @@ def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     assert row["checkpoint_bytes"] == 3 * 4 * row["params"] + 4 * 4
 
 
+@pytest.mark.slow
 def test_the_same_trial_gives_the_same_loss_in_another_process(finished: Path, tmp_path: Path) -> None:
     first = one(tmp_path)
     frame = store.load_results(finished).set_index("trial_id")
     assert frame.loc[first["trial_id"], "validation_loss_nats"] == first["validation_loss_nats"]
 
 
+@pytest.mark.slow
 def test_every_implementation_on_a_cpu_reaches_the_same_loss(tmp_path: Path) -> None:
     text = SMALL.replace("mlp", "gpt").replace("depth = 1", "depth = 2")
     path = tmp_path / "three.toml"
@@ -166,6 +170,7 @@ def test_triton_on_gpt_is_unsupported_without_a_gpu_and_never_replaced(tmp_path:
     assert "no CUDA device: the fused kernels need one" in str(row["error_message"])
 
 
+@pytest.mark.slow
 def test_text_that_changes_under_a_planned_trial_fails_it(tmp_path: Path) -> None:
     story = tmp_path / "story.txt"
     story.write_text("".join(f"line {i} of a story that goes on\n" for i in range(3000)))
@@ -182,6 +187,7 @@ def test_text_that_changes_under_a_planned_trial_fails_it(tmp_path: Path) -> Non
     assert "Traceback" in (Path(row["attempt_dir"]) / "stderr.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_trial_past_its_time_is_stopped_with_its_last_step(tmp_path: Path) -> None:
     row = one(tmp_path, "train.steps=1e7", "run.timeout_s=8", in_a_worker=True)
     assert row["status"] == "timeout"
@@ -191,6 +197,7 @@ def test_a_trial_past_its_time_is_stopped_with_its_last_step(tmp_path: Path) -> 
     assert not [p for p in psutil.process_iter(["cmdline"]) if attempt in (p.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "k.toml"
     path.write_text(SMALL)
@@ -225,6 +232,7 @@ def test_retry_takes_up_the_statuses_asked_for(tmp_path: Path) -> None:
     assert len(survey(study, tmp_path / "results", ["failed", "unsupported"]).missing) == 1
 
 
+@pytest.mark.slow
 def test_rows_of_other_code_are_announced_and_run_again_when_asked(small_study: Path, copied: Path) -> None:
     study = load_study(small_study, ["model.params=200", "train.seed=0"])
     record = record_of(study, copied)
@@ -234,6 +242,7 @@ def test_rows_of_other_code_are_announced_and_run_again_when_asked(small_study: 
     assert len(survey(study, copied, fresh_code=True).missing) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_record_counts_as_missing_and_is_made_again(small_study: Path, copied: Path) -> None:
     study = load_study(small_study, ["model.params=200", "train.seed=0"])
     record = record_of(study, copied)
@@ -362,6 +371,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy"
 
 
+@pytest.mark.slow
 def test_another_engine_is_one_file_and_one_entry(toy: str, small_study: Path, tmp_path: Path) -> None:
     study = load_study(small_study, ["model.params=[200, 400, 800]", "train.seed=0"])
     sweep = run(study, tmp_path / "r", engine=toy)
@@ -378,6 +388,7 @@ def test_another_engine_is_one_file_and_one_entry(toy: str, small_study: Path, t
     assert losses == {row["trial_id"]: row["validation_loss_nats"] for row in sweep.rows.values()}
 
 
+@pytest.mark.slow
 def test_a_job_that_another_engine_loses_is_a_row(toy: str, small_study: Path, tmp_path: Path) -> None:
     study = load_study(small_study, ["model.params=200", "train.steps=1e7"])
 

@@ -46,6 +46,7 @@ def losses(built: nn.Module, seed: int = 0) -> Tensor:
     return NextToken.losses(NextToken.__new__(NextToken), built, batch(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_and_triton_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
     eager, fused = model("eager", **FORMS[form]), model("triton", **FORMS[form])
@@ -72,6 +73,7 @@ def step_gradients(built: nn.Module, spec: TrainSpec) -> tuple[Tensor, dict[str,
     return loss, {name: parameter.grad.double() for name, parameter in built.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(accumulation: int) -> None:
     spec = train_spec(accumulation=accumulation)
@@ -87,6 +89,7 @@ def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(ac
         assert ours <= max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()), name
 
 
+@pytest.mark.slow
 def test_the_mean_that_training_makes_small_is_that_of_the_losses() -> None:
     built, task = model("triton"), NextToken.__new__(NextToken)
     assert task.loss(built, batch()).item() == pytest.approx(task.losses(built, batch()).mean().item(), rel=1e-6)
@@ -108,6 +111,7 @@ def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: li
     assert (fused(tokens) - exact).abs().max().item() <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
@@ -124,6 +128,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))
@@ -131,6 +136,7 @@ def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None
     NextToken.__new__(NextToken).loss(built, batch()).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
 def test_training_agrees_step_by_step_and_gradients_are_clipped_once(optimizer: str) -> None:
     histories, norms = {}, {}
@@ -207,6 +213,7 @@ def run_study(text: str, folder: Path) -> pd.DataFrame:
     return load_results(folder / "results")
 
 
+@pytest.mark.slow
 def test_inference_runs_under_the_interpreter(tmp_path: Path) -> None:
     rows = run_study(INFERENCE, tmp_path)
     assert rows["status"].tolist() == ["ok", "ok"], rows["error_message"].tolist()
@@ -214,6 +221,7 @@ def test_inference_runs_under_the_interpreter(tmp_path: Path) -> None:
     assert set(rows["kv_cache_bytes"]) == {2 * 2 * 16 * 8 * 4}  # keys and values, layers, features, tokens, bytes
 
 
+@pytest.mark.slow
 def test_training_runs_under_the_interpreter_with_the_eager_loss(tmp_path: Path) -> None:
     """Without the interpreter it is unsupported on a CPU: test_engine.py."""
     rows = run_study(STUDY, tmp_path).set_index("implementation")

@@ -53,6 +53,7 @@ def test_opcheck(kind, residual):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "width"), [(300, 33), (24, 8200)])
 def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, rows, width):
     """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
@@ -131,6 +132,7 @@ def test_a_wrong_argument_is_named(call, raised, words):
         call()
 
 
+@pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     compiled = {(one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items(), key=str))
                 for one in norm.compilations(90)}  # fmt: skip
