@@ -80,6 +80,7 @@ def test_law_of_two_sizes_recovers_both_exponents():
     assert law.constant == pytest.approx(0.02, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_cover_exponent_constant_and_prediction():
     studies, covered = 300, dict.fromkeys(("params", "constant", "far"), 0)
     truth = {"params": -0.35, "constant": 3.0, "far": 3.0 * 1e10**-0.35}

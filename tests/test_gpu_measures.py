@@ -31,6 +31,7 @@ def make_session(tmp_path: Path, seconds: float = 100.0) -> Session:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     tmp_path: Path, small_study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,6 +303,7 @@ def test_each_mistake_is_one_line_that_names_its_key(tmp_path: Path, text: str, 
     assert line.startswith(f"{tmp_path / 's.toml'}: ")
 
 
+@pytest.mark.slow
 def test_an_inference_study_runs_and_is_reported(scalebench, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(GPT + "batch_size = [1, 2]\n")
     done = scalebench("run", "s.toml", "--json", timeout=300)

@@ -44,6 +44,7 @@ def test_every_case_is_as_accurate_as_torch(case: Case, backward: bool) -> None:
     assert failure(case, backward) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 3), length=st.integers(1, 70), heads=st.integers(1, 9),
