@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import SMALL, SOURCE_PATH
+from support import SMALL, SOURCE_PATH, run_here
 
 from scalebench import store
 from scalebench.data import open_source
 from scalebench.families import FAMILIES
 from scalebench.running.planning import load_study
-from scalebench.running.sweep import run, survey
+from scalebench.running.sweep import survey
 from scalebench.study import Trial
 from scalebench.workloads.loop import validate
 from scalebench.workloads.trained import load_trained
@@ -51,11 +51,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "scalebench.cli.app", "run", "story.toml"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", SOURCE_PATH)
-        for settings in ([], ["name=kept", "run.checkpoint=true"]):
-            study = load_study(folder / "small.toml", ["model.params=200", "train.seed=0", *settings])
-            assert run(study, folder / "results", jobs=1).statuses() == {"ok": 1}
+    for settings in ([], ["name=kept", "run.checkpoint=true"]):
+        study = load_study(folder / "small.toml", ["model.params=200", "train.seed=0", *settings])
+        assert [row["status"] for row in run_here(study, folder / "results").values()] == ["ok"]
     return folder / "results"
 
 
