@@ -1,8 +1,8 @@
 """Tables on disk as batches of Arrow columns: CSV, Parquet and results folders, only the columns asked for.
 
-pyarrow reads them; CSV in blocks of 4 MiB, so that a file larger than memory takes about 200 MB of it. What is added
-here is the place of a wrong cell (line or row), which no CSV reader gives for a column it has not been told to convert.
-experiments/bench_points.py compares it with duckdb and polars.
+pyarrow reads them, CSV in blocks of 4 MiB: a file larger than memory takes about 350 MB. What this file adds is the
+line of a wrong cell, which pyarrow does not know, and the header. experiments/bench_points.py compares duckdb and
+polars.
 """
 
 from __future__ import annotations
