@@ -13,6 +13,7 @@ from kernel_support import install_mutant
 from optimizer_support import FLAGS, SIZES, SMALL, accepted, copies, give_gradients, largest, parameters, trained
 from scalekernels import optimizer as ours
 from scalekernels.optimizer import kernels as optimizer_kernels
+from scalekernels.optimizer import preparation
 from scalekernels.providers import Unsupported
 
 
@@ -44,19 +45,21 @@ def test_any_mixture_of_sizes(sizes):
 
 
 MUTATIONS = {
-    "bias correction": ("1.0 / tl.sqrt(1.0 - power)", "1.0"),
-    "step not counted": ("other=0.0) + 1.0\n    tl.store(step_at", "other=0.0) + 2.0\n    tl.store(step_at"),
-    "mask off by one": ("value, mask=index < left)", "value, mask=index < left - 1)"),
-    "decay after the update": ("p = p * shrink", "p = p"),
-    "clip coefficient dropped": ("sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),
-    "chunks of the norm overwritten": ("tl.store(partials + done + program", "tl.store(partials + done"),
-    "second half of a chunk skipped": ("range(0, CHUNK, BLOCK):\n        if", "range(0, BLOCK, BLOCK):\n        if"),
+    "bias correction": (preparation, "1.0 / tl.sqrt(1.0 - power)", "1.0"),
+    "step not counted": (
+        preparation, "other=0.0) + 1.0\n    tl.store(step_at", "other=0.0) + 2.0\n    tl.store(step_at"),
+    "mask off by one": (optimizer_kernels, "value, mask=index < left)", "value, mask=index < left - 1)"),
+    "decay after the update": (optimizer_kernels, "p = p * shrink", "p = p"),
+    "clip coefficient dropped": (preparation, "sign.to(tl.float32) * coefficient", "sign.to(tl.float32)"),
+    "chunks of the norm overwritten": (preparation, "tl.store(partials + done + program", "tl.store(partials + done"),
+    "second half of a chunk skipped": (
+        optimizer_kernels, "range(0, CHUNK, BLOCK):\n        if", "range(0, BLOCK, BLOCK):\n        if"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_is_not_accepted(mutation, tmp_path: Path, monkeypatch):
-    install_mutant(monkeypatch, tmp_path, optimizer_kernels, *MUTATIONS[mutation])
+    install_mutant(monkeypatch, tmp_path, *MUTATIONS[mutation])
     assert not trained("AdamW", {"lr": 3e-3, "weight_decay": 0.1}, sizes=(1025, 9001), steps=3, clip=5.0)
 
 

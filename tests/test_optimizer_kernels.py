@@ -15,6 +15,7 @@ from scalekernels import optimizer as ours
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.optimizer import kernels as optimizer_kernels
 from scalekernels.optimizer import launch as optimizer_launch
+from scalekernels.optimizer import preparation
 from scalekernels.optimizer.cases import FLOPS, SIZES
 from scalekernels.optimizer.launch import POINTER_NAMES, VARIANTS, state_dtypes
 from scalekernels.optimizer.tables import TABLES, Tables, chunk_table
@@ -23,14 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 COMPILED = list(ours.compilations(90))
-KERNELS = ("update_kernel", "norm_kernel", "advance_kernel")
+KERNELS = {"update_kernel": optimizer_kernels, "norm_kernel": preparation, "advance_kernel": preparation}
 
 
 class Recorder:
     """Stands where a kernel stands and writes down its launches."""
 
     def __init__(self, name: str, launches: list[dict[str, Any]]) -> None:
-        self.function, self.launches = getattr(optimizer_kernels, name), launches
+        self.function, self.launches = getattr(KERNELS[name], name), launches
 
     def __getitem__(self, grid: tuple[int, ...]):
         def launch(*given: Any, **constants: Any) -> None:
@@ -44,10 +45,11 @@ class Recorder:
 def launches(monkeypatch) -> list[dict[str, Any]]:
     """Every launch, in order, instead of being launched."""
     recorded: list[dict[str, Any]] = []
-    stand_in = types.SimpleNamespace(**vars(optimizer_kernels))
-    for name in KERNELS:
-        setattr(stand_in, name, Recorder(name, recorded))
-    monkeypatch.setattr(optimizer_launch, "kernels", stand_in)
+    stand_ins = {module: types.SimpleNamespace(**vars(module)) for module in KERNELS.values()}
+    for name, module in KERNELS.items():
+        setattr(stand_ins[module], name, Recorder(name, recorded))
+    monkeypatch.setattr(optimizer_launch, "kernels", stand_ins[optimizer_kernels])
+    monkeypatch.setattr(optimizer_launch, "preparation", stand_ins[preparation])
     return recorded
 
 

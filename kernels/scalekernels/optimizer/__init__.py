@@ -12,9 +12,10 @@ Per element, with gradient g (times the clip coefficient c), parameter p, moment
 c = min(1, max_grad_norm / (‖g‖ + 1e-6)) over all gradients, computed on the device; gradients are not modified.
 
 Parameters are float32, bfloat16 (rounded stochastically) or float16, dense in any order of dimensions; arithmetic is
-float32, bias corrections float64, state float32, bfloat16 or 8-bit codes. Files: ``kernels`` device code, ``tables``
-the tables of tensor addresses for a launch, ``launch`` the custom operation, ``base`` and ``algorithms`` the classes,
-``state`` optimizer state, ``reference`` the algorithms in plain torch, ``cases`` and ``alternatives`` for comparisons.
+float32, bias corrections float64, state float32, bfloat16 or 8-bit codes. Files: ``kernels`` and ``preparation`` device
+code, ``tables`` the tables of tensor addresses for a launch, ``launch`` the custom operation, ``base`` and
+``algorithms`` the classes, ``state`` optimizer state, ``reference`` the algorithms in plain torch, ``cases`` and
+``alternatives`` for comparisons.
 """
 
 from __future__ import annotations

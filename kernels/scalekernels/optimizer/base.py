@@ -98,7 +98,7 @@ class FusedOptimizer(Optimizer):
         raise NotImplementedError
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """Return a, b, eps and the extra option of a group (see ``kernels.advance_kernel``)."""
+        """Return a, b, eps and the extra option of a group (see ``preparation.advance_kernel``)."""
         raise NotImplementedError
 
     def _prepare(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scalekernels.compilation import ARCHITECTURES, Compilation
 from scalekernels.device import INTERPRETED
-from scalekernels.optimizer import kernels
+from scalekernels.optimizer import kernels, preparation
 from scalekernels.optimizer.tables import TABLES, Tables
 
 POINTEES = {
@@ -167,7 +167,7 @@ def launch_step(
         if max_grad_norm is not None:
             launch_norm(tables, tables.tensors)
         low, high = _signed(seed & 0xFFFFFFFF), _signed(seed >> 32 & 0xFFFFFFFF)
-        kernels.advance_kernel[(-(-tables.tensors // kernels.ADVANCE_TENSORS),)](
+        preparation.advance_kernel[(-(-tables.tensors // kernels.ADVANCE_TENSORS),)](
             tables.pointers, options, tables.partials, norm, tables.scalars, tables.keys, tables.tensors, tables.count,
             float("inf") if max_grad_norm is None else max_grad_norm, low, high,
             **advance_constants(variant.algorithm, max_grad_norm is not None),
@@ -196,7 +196,7 @@ def launch_norm(tables: Tables, n: int) -> None:
     """Write the sum of squares of every chunk of every gradient to ``tables.partials``."""
     done = 0
     for dtype, chunks in tables.chunks.items():
-        kernels.norm_kernel[(len(chunks),)](
+        preparation.norm_kernel[(len(chunks),)](
             tables.pointers, chunks, tables.partials, n, done, **norm_constants(dtype),
             num_warps=kernels.NUM_WARPS, num_stages=1,
         )  # fmt: skip
@@ -256,7 +256,7 @@ TYPES = {
 
 def _compilation(kernel: str, label: str, constants: dict[str, object], vector_bytes: int | None) -> Compilation:
     function = {
-        "update": kernels.update_kernel, "norm": kernels.norm_kernel, "advance": kernels.advance_kernel,
+        "update": kernels.update_kernel, "norm": preparation.norm_kernel, "advance": preparation.advance_kernel,
     }[kernel]  # fmt: skip
     names = function.arg_names
     return Compilation(
