@@ -404,7 +404,8 @@ def test_a_job_that_another_engine_loses_is_a_row(toy: str, small_study: Path, t
     rows.close()
     assert len(survey(study, tmp_path / "r").missing) == 1  # cancelled with the iterator, so it has no record
     folder = str(tmp_path / "r")
-    assert not [p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or [])]
+    left = [p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or [])]
+    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_an_unknown_engine_is_refused_before_anything_is_made(small_study: Path, tmp_path: Path, command) -> None:

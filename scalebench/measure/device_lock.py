@@ -49,6 +49,8 @@ class FileLock:
         ``waiting`` is called once if the lock is not free at once. Raises ``OSError`` if the file cannot be locked,
         such as ``PermissionError`` if it cannot be read.
         """
+        if self._file is not None:
+            return
         begun = time.monotonic()
         if not self.try_take(shared=shared):
             waiting()
@@ -81,9 +83,9 @@ class FileLock:
 
     def release(self) -> None:
         """Release the lock."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        file, self._file = self._file, None  # first: whoever waits goes on as soon as it is closed
+        if file is not None:
+            os.close(file)
 
     @contextlib.contextmanager
     def held(self, *, shared: bool = False, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
