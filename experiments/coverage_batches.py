@@ -36,45 +36,45 @@ def split(values: Array, counts: Sequence[int]) -> list[Array]:
 def fits(law: str, studies: Sequence[dict[str, Array]]) -> list[Fit]:
     """The fits of studies of equal inputs, their least squares included. Raises FitRefused where the design does."""
     form = select_law(law)
-    points = [read_points(form, one) for one in studies]
+    points = [read_points(form, study) for study in studies]
     check_design(form, points[0], len(form.parameters))
-    problems = [pose(form, one, "log", np.ones(len(one.response)), {}, "huber") for one in points]
+    problems = [pose(form, read, "log", np.ones(len(read.response)), {}, "huber") for read in points]
     begun = [starts(problem) for problem in problems]
-    counts = [len(one) for one in begun]
+    counts = [len(theta) for theta in begun]
     whole = stacked(problems, [np.tile(p.target, (k, 1)) for p, k in zip(problems, counts, strict=True)])
     ends = [split(part, counts) for part in polish(whole, np.concatenate(begun), 1e-3)]
-    found = []
-    for problem, one, theta, values, done in zip(problems, points, *ends, strict=True):
+    fitted = []
+    for problem, read, theta, values, done in zip(problems, points, *ends, strict=True):
         best = int(values.argmin())
-        bounded = bound_offset(problem, one, theta[best])
-        found.append(Fit.at(bounded, one, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best])))
-    again = stacked([one.problem for one in found], [one.problem.target[None] for one in found])
-    squares = polish(again, np.stack([one.theta for one in found]), np.inf)[0]
-    for one, theta in zip(found, squares, strict=True):
-        vars(one)["least_squares"] = theta
-    return found
+        bounded = bound_offset(problem, read, theta[best])
+        fitted.append(Fit.at(bounded, read, dict(SETTINGS), theta=theta[best], values=values, done=bool(done[best])))
+    again = stacked([fit.problem for fit in fitted], [fit.problem.target[None] for fit in fitted])
+    squares = polish(again, np.stack([fit.theta for fit in fitted]), np.inf)[0]
+    for fit, theta in zip(fitted, squares, strict=True):
+        vars(fit)["least_squares"] = theta
+    return fitted
 
 
-def bootstraps(found: Sequence[Fit], n: int, seeds: Sequence[int], method: str) -> list[Bootstrap]:
-    """The bootstrap of each fit. Raises FitRefused where a fit alone would not carry one."""
-    drawn = [chosen(one) if method == "auto" else (method, "as asked") for one in found]
+def bootstraps(fitted: Sequence[Fit], n: int, seeds: Sequence[int], method: str) -> list[Bootstrap]:
+    """The bootstrap of each fit. Raises FitRefused where a fit alone would be refused one."""
+    drawn = [chosen(fit) if method == "auto" else (method, "as asked") for fit in fitted]
     targets, weights, inflations, noises = [], [], [], []
-    for one, seed, (how, _) in zip(found, seeds, drawn, strict=True):
-        rng, noise = np.random.default_rng(seed), estimate_noise(one)
-        freedom = one.degrees_of_freedom
+    for fit, seed, (how, _) in zip(fitted, seeds, drawn, strict=True):
+        rng, noise = np.random.default_rng(seed), estimate_noise(fit)
+        freedom = fit.degrees_of_freedom
         resampled = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if how == "resample" else None
-        target, weight, factor = replicates(one, noise, how, n, rng)
-        targets.append(np.broadcast_to(target, (n, one.n_points)))
-        weights.append(np.broadcast_to(weight, (n, one.n_points)))
+        target, weight, factor = replicates(fit, noise, how, n, rng)
+        targets.append(np.broadcast_to(target, (n, fit.n_points)))
+        weights.append(np.broadcast_to(weight, (n, fit.n_points)))
         inflations.append(factor if resampled is None else resampled)
         noises.append(noise)
-    whole = stacked([one.problem for one in found], targets, weights)
-    theta = polish(whole, np.repeat([one.theta for one in found], n, axis=0), 1e-3)[0]
-    samples = {name: values.reshape(len(found), n) for name, values in whole.parameters(theta).items()}
+    whole = stacked([fit.problem for fit in fitted], targets, weights)
+    theta = polish(whole, np.repeat([fit.theta for fit in fitted], n, axis=0), 1e-3)[0]
+    samples = {name: values.reshape(len(fitted), n) for name, values in whole.parameters(theta).items()}
     return [
         Bootstrap(
-            one,
-            description(one, how),
+            fit,
+            description(fit, how),
             how,
             why,
             {k: v[i] for k, v in samples.items()},
@@ -83,5 +83,5 @@ def bootstraps(found: Sequence[Fit], n: int, seeds: Sequence[int], method: str) 
             n,
             seeds[i],
         )
-        for i, (one, (how, why)) in enumerate(zip(found, drawn, strict=True))
+        for i, (fit, (how, why)) in enumerate(zip(fitted, drawn, strict=True))
     ]

@@ -96,7 +96,7 @@ MISFITS = (
 )
 
 
-def asked(scenario: Scenario) -> tuple[str, ...]:
+def counted_parameters(scenario: Scenario) -> tuple[str, ...]:
     """Parameters whose intervals are counted: the offset (or both coefficients of a line) and the exponents."""
     law = LAWS[scenario.law]
     return ("c0", "c1") if scenario.law == "offset_linear" else ("E", *law.exponents)
@@ -104,7 +104,7 @@ def asked(scenario: Scenario) -> tuple[str, ...]:
 
 def profiles(scenario: Scenario) -> tuple[str, ...]:
     """Parameters that can be profiled: the offset and the exponents."""
-    return ("c0",) if scenario.law == "offset_linear" else asked(scenario)
+    return ("c0",) if scenario.law == "offset_linear" else counted_parameters(scenario)
 
 
 def beyond(scenario: Scenario) -> dict[str, Array]:

@@ -24,7 +24,7 @@ from typing import Any
 import coverage_designs
 import numpy as np
 from coverage_batches import bootstraps, fits
-from coverage_designs import MISFITS, SCENARIOS, TRUTHS, Scenario, asked, beyond, draw, profiles
+from coverage_designs import MISFITS, SCENARIOS, TRUTHS, Scenario, beyond, counted_parameters, draw, profiles
 
 from scalebench.laws import LAWS, Bootstrap, FitRefused, fit
 
@@ -47,8 +47,8 @@ def compared(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
 def _studies(scenario: Scenario, seeds: Sequence[int], methods: Sequence[str]) -> list[Study]:
     drawn = [_drawn(scenario, seed) for seed in seeds]
     try:
-        found = fits(scenario.law, [points for points, _ in drawn])
-        boots = {how: bootstraps(found, REFITS, seeds, how) for how in methods}
+        fitted = fits(scenario.law, [points for points, _ in drawn])
+        boots = {how: bootstraps(fitted, REFITS, seeds, how) for how in methods}
     except FitRefused:  # for its design, which all of them share
         return [None for _ in seeds]
     return [
@@ -60,7 +60,7 @@ def _drawn(scenario: Scenario, seed: int) -> tuple[dict[str, Any], dict[str, flo
     """Points of a study, and what its intervals should hold."""
     rng = np.random.default_rng([zlib.crc32(scenario.name.encode()), seed, EDITION])
     points, mean = draw(scenario, rng), float(scenario.mean(beyond(scenario))[0])
-    truths = {name: TRUTHS[scenario.law][name] for name in asked(scenario)}
+    truths = {name: TRUTHS[scenario.law][name] for name in counted_parameters(scenario)}
     return points, truths | {"mean": mean, "new": mean * float(np.exp(scenario.noise * rng.standard_normal()))}
 
 
@@ -69,31 +69,33 @@ def _study(scenario: Scenario, truths: dict[str, float], boots: dict[str, Bootst
 
 
 def _intervals(scenario: Scenario, boot: Bootstrap, truths: dict[str, float]) -> Intervals:
-    found = {name: (*boot.interval(name), truths[name]) for name in asked(scenario)}
+    intervals = {name: (*boot.interval(name), truths[name]) for name in counted_parameters(scenario)}
     for kind in ("mean", "new"):
         (low,), (high,) = boot.prediction_interval(beyond(scenario), kind=kind)
-        found[kind] = (float(low), float(high), truths[kind])
-    return found
+        intervals[kind] = (float(low), float(high), truths[kind])
+    return intervals
 
 
 def profiled(scenario: Scenario, seeds: Sequence[int]) -> list[Study]:
     """The intervals of the profile of each study."""
     drawn = [_drawn(scenario, seed) for seed in seeds]
-    found = fits(scenario.law, [points for points, _ in drawn])
+    fitted = fits(scenario.law, [points for points, _ in drawn])
     return [
         {
             "profile": {
-                name: (*one.profile(name, n=REFITS, seed=seed).interval, truths[name]) for name in profiles(scenario)
+                name: (*estimate.profile(name, n=REFITS, seed=seed).interval, truths[name])
+                for name in profiles(scenario)
             }
         }
-        for one, (_, truths), seed in zip(found, drawn, seeds, strict=True)
+        for estimate, (_, truths), seed in zip(fitted, drawn, seeds, strict=True)
     ]
 
 
 def flagged(scenario: Scenario, seeds: Sequence[int]) -> list[bool]:
     """Whether the law is rejected for lack of fit at 1 % in each study of a design with replicates."""
-    found = fits(scenario.law, [_drawn(scenario, seed)[0] for seed in seeds])
-    return [one.lack_of_fit().flagged for one in found]
+    return [
+        fitted.lack_of_fit().flagged for fitted in fits(scenario.law, [_drawn(scenario, seed)[0] for seed in seeds])
+    ]
 
 
 def oracle_widths(scenario: Scenario) -> dict[str, float]:
@@ -102,10 +104,10 @@ def oracle_widths(scenario: Scenario) -> dict[str, float]:
     studies = [draw(scenario, rng)[LAWS[scenario.law].response] for _ in range(ORACLE_STUDIES)]
     inputs = scenario.inputs()
     exact = fit({**inputs, LAWS[scenario.law].response: scenario.mean(inputs)}, scenario.law)
-    found = replace_bound(exact).refit(np.log(studies), exact.problem.weights)
+    refitted = replace_bound(exact).refit(np.log(studies), exact.problem.weights)
     logs = {name: np.log(value) for name, value in beyond(scenario).items()}
-    mean = LAWS[scenario.law].predict(found, logs)[:, 0]
-    samples = {name: found[name] for name in asked(scenario)}
+    mean = LAWS[scenario.law].predict(refitted, logs)[:, 0]
+    samples = {name: refitted[name] for name in counted_parameters(scenario)}
     samples |= {"mean": mean, "new": mean * np.exp(scenario.noise * rng.standard_normal(len(mean)))}
     return {name: float(np.ptp(np.quantile(values, [0.025, 0.975]))) for name, values in samples.items()}
 
@@ -262,8 +264,8 @@ class Found:
         }
         missing = " ".join(f"Not run yet, {kind}: {'; '.join(names)}." for kind, names in open_.items() if names)
         note = "\n\n".join(filter(None, (coverage_designs.CHANGED, missing)))
-        told = {"edition": EDITION, "cpu_s": round(sum(self.cpu_s.values())), "not_run": open_, "scenarios": rows}
-        (folder / "coverage.json").write_text(json.dumps(told | {"flagged_percent": flags}, indent=1) + "\n")
+        document = {"edition": EDITION, "cpu_s": round(sum(self.cpu_s.values())), "not_run": open_, "scenarios": rows}
+        (folder / "coverage.json").write_text(json.dumps(document | {"flagged_percent": flags}, indent=1) + "\n")
         (folder / "table.md").write_text(table(rows, flags, note))
 
 

@@ -7,10 +7,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from scalebench import store
+from scalebench.running.planning import plan, trial_header
+from scalebench.running.worker import run_trial
+from scalebench.study import Study
 from scalebench.workloads.training_spec import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,6 +39,9 @@ validation_samples = 128
 
 # The arguments of `scalebench run` that made the results of the fixture `finished`, with SMALL as small.toml.
 FINISHED = ("small.toml", "--set", "train.seed=0", "--set", 'train.implementation=["eager", "triton"]')
+
+# What an engine tells a worker about its node.
+PLACEMENT = {"exclusive": True, "peaks": {"float32": {"flops_per_s": 1e12, "source": "a test"}}}
 
 # For child processes: find both packages when they run from source.
 SOURCE_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
@@ -74,6 +82,17 @@ _TRAIN = {
 def train_spec(**changes: object) -> TrainSpec:
     """One trial's training, short and plain, with some of its values changed."""
     return TrainSpec(**(_TRAIN | changes))
+
+
+def run_here(study: Study, results: Path) -> dict[str, dict[str, Any]]:
+    """Run a study's trials in this process, as a worker does in its own; return the records by trial id."""
+    rows = {}
+    for trial in plan(study, results):
+        attempt = store.new_attempt(results / study.name, trial.trial_id)
+        store.write_json(attempt / "trial.json", trial_header(study, trial, "a test"))
+        run_trial(attempt, store.read_json(attempt / "trial.json"), PLACEMENT)
+        rows[trial.trial_id] = store.read_record(attempt)
+    return rows
 
 
 def reference_data(name: str) -> Path:

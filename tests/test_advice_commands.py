@@ -110,6 +110,7 @@ def test_optimal_prints_tables_and_takes_a_convention(command) -> None:
     assert "refused" not in out.replace("refused\n", "")  # the head of a column aside
 
 
+@pytest.mark.slow
 def test_budgets_left_out_are_told_by_kind(command) -> None:
     edge = budgets()[:9].assign(D=lambda t: 0.01 * t["D"], L=lambda t: 3 + 0.1 * np.log(t["N"] / 1e6))
     table = pd.concat([budgets(), surface(0.001)[["N", "D", "L"]], edge])  # the grid has budgets of one to five sizes
@@ -149,6 +150,7 @@ def test_approach_1_reads_training_curves(command) -> None:
     assert first["intervals"]["a"] is not None
 
 
+@pytest.mark.slow
 def test_next_is_the_trial_of_the_package(command) -> None:
     table = surface(0.005)
     table.to_csv("p.csv", index=False)
@@ -179,6 +181,7 @@ def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     assert "expected interval afterwards: " in out
 
 
+@pytest.mark.slow
 def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
     surface(0.005).to_csv("p.csv", index=False)
     asked = (
@@ -203,6 +206,7 @@ def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
     assert many["narrowing"] <= narrowing * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_worth_is_the_multiplier_of_the_package(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
     points = {}
@@ -220,6 +224,7 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
     assert "no significant difference" in command("worth", "old.csv", "old.csv")[1]
 
 
+@pytest.mark.slow
 def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     rng, flops = np.random.default_rng(0), np.geomspace(1e15, 1e19, 8).repeat(2)
     fits = {}
@@ -267,6 +272,7 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     assert "learning_rate* = " in command("tune", "p.csv", "--against", "params")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["auto", "chinchilla,kaplan"])
 def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: str) -> None:
     surface(0.002).to_csv("p.csv", index=False)
@@ -297,6 +303,7 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     assert (code, err) == (2, "f.json: roofline predicts from flops and bytes; give --input bytes=NUMBER\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "resample"])
 def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, method: str) -> None:
     flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))

@@ -164,6 +164,7 @@ def test_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
     assert not loaded & {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}
 
 
+@pytest.mark.slow
 def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path) -> None:
     lines = (["status", finished], ["export", finished, "-o", "x.csv"], ["report", finished, "-o", "x.html"])
     assert "torch" not in loaded_after(command_lines(*lines), tmp_path)

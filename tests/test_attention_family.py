@@ -109,6 +109,7 @@ def pooling_bound(task: SetRegression) -> tuple[float, float]:
     return float(whole.mean()), float(whole.std()) / math.sqrt(len(whole))
 
 
+@pytest.mark.slow
 def test_a_model_that_attends_beats_what_pooling_can_reach_and_pooling_does_not() -> None:
     spec = train_spec(
         steps=250, sequence_length=16, batch_size=64, learning_rate=0.012, schedule="linear", warmup_steps=20,

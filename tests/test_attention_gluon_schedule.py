@@ -56,6 +56,7 @@ def test_every_tile_has_one_program(dealt):
         assert set(owners.tolist()) == set(range(case[3])), case
 
 
+@pytest.mark.slow
 def test_causal_attention_is_balanced():
     """Two sections of eight heads of 64 tiles on 132 programs: without a new round for each, a fifth more."""
     for dealt, most in ((True, 1.005), (False, None)):

@@ -65,6 +65,7 @@ def test_a_cpu_is_refused_before_any_launch():
         attention(**tensors())
 
 
+@pytest.mark.slow
 def test_the_package_without_triton_refuses_with_the_reason():
     """The reference and the other providers work where triton is missing, and ours says that it is."""
     code = (
@@ -184,6 +185,7 @@ def test_long_bfloat16_sequences_on_hopper_use_asynchronous_tensor_cores(kind):
     assert result.metadata.shared <= SHARED_BYTES[90]
 
 
+@pytest.mark.slow
 def test_descriptors_take_fewer_registers_than_pointers_on_the_same_tile():
     """What ``tiles.py`` says of the two, of whichever compiler is here."""
     for arch in (90, 100):

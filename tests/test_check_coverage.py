@@ -30,11 +30,13 @@ def launched() -> dict[str, dict[str, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_shipped_configuration_has_a_case(launched: dict[str, dict[str, int]], operation: str) -> None:
     assert not {name for name, count in launched[operation].items() if not count}
 
 
+@pytest.mark.slow
 def test_a_configuration_without_a_case_is_noticed(launched: dict[str, dict[str, int]]) -> None:
     missing = {name for name, count in launched["optimizer small"].items() if not count}
     assert len(missing) == 21

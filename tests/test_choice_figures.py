@@ -67,6 +67,7 @@ def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> 
     assert not [title for title in titles if "against size" in title]
 
 
+@pytest.mark.slow
 def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     rising = {"plain": (3.6, 3.61), "residual": (3.6, 3.62)}
     frame = trials(rising, (1000, 2000, 4000, 8000))
@@ -82,6 +83,7 @@ def test_a_wide_interval_leaves_the_losses_their_room() -> None:
     assert "cut off" in words.text
 
 
+@pytest.mark.slow
 def test_pictures_lie_beside_the_page_one_for_each_study(command, tmp_path: Path) -> None:
     for study, frame in (("o", trials(LOSSES)), ("grown", trials({"sgd": (3.0, 3.1)}, (1000, 2000, 4000)))):
         for row in frame.assign(study=study).to_dict("records"):
@@ -109,6 +111,7 @@ def more_data(seeds: int = 2) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     results = Results(more_data(), (), {"o": {}})
     first, law, *_ = verdict(analyse(results, "o"))
@@ -127,6 +130,7 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     assert row.count("—") == 2  # neither time per step nor memory grows with data
 
 
+@pytest.mark.slow
 def test_a_law_without_intervals_says_so_once() -> None:
     frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000))
     frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)

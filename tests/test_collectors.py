@@ -14,7 +14,7 @@ from scalebench.families import gpt, mlp
 from scalebench.measure import memory
 from scalebench.measure.energy import EnergyMeter
 from scalebench.measure.environment import code_fingerprint, environment, environment_file, machine_id
-from scalebench.measure.hardware import PEAKS, datasheet_peak, matmul_ceiling
+from scalebench.measure.hardware import PEAKS, best_product, datasheet_peak, matmul_ceiling
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
 
 CPU = torch.device("cpu")
@@ -68,6 +68,7 @@ def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
     assert found[1]["memory_activations_bytes"] > 50 * found[0]["memory_activations_bytes"]
 
 
+@pytest.mark.slow
 def test_the_resident_set_grows_by_what_is_held() -> None:
     before = memory.peak_columns(CPU)
     assert before["peak_memory_allocated_bytes"] is None
@@ -116,6 +117,23 @@ def test_the_measured_ceiling_is_above_an_elementwise_rate_and_is_called_what_it
     assert peak.flops_per_s > 1e9
     assert peak.source == "measured ceiling: float32 matrix product of 256, 1 thread"
     assert torch.get_num_threads() == threads
+
+
+def test_the_best_product_is_the_fastest_and_none_is_tried_that_would_take_too_long() -> None:
+    def best(call_s: float) -> tuple[float, int]:
+        make_timer = lambda work: lambda: work().numel() ** 0 * call_s  # noqa: E731 - what one call takes
+        return best_product((8, 16), torch.float32, torch.device("cpu"), 0.0, make_timer)
+
+    assert best(1e-3) == (pytest.approx(2 * 16**3 / 1e-3), 16)
+    assert best(1.0) == (2 * 8**3, 8)  # at that rate, a product of 16 would take 8 s
+
+
+def test_measuring_a_peak_leaves_the_random_numbers_of_a_trial_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    matmul_ceiling("float32", 1, sides=(8,), seconds=0.0)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_environment_names_versions_code_and_machine() -> None:

@@ -50,6 +50,7 @@ def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, obje
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_provider_and_case_with_every_column(compared: Comparison) -> None:
     assert len(compared.rows) == 7 * 2
     for one in compared.rows:
@@ -57,6 +58,7 @@ def test_there_is_a_row_for_every_provider_and_case_with_every_column(compared: 
         assert (one["shape_rows"], one["dtype"]) in ((7, "float32"), (65, "bfloat16"))
 
 
+@pytest.mark.slow
 def test_the_summary_is_that_of_the_samples_kept_beside(compared: Comparison) -> None:
     samples = pd.read_parquet(compared.run / "samples.parquet")
     for provider in ("eager", "slow"):
@@ -71,6 +73,7 @@ def test_the_summary_is_that_of_the_samples_kept_beside(compared: Comparison) ->
         assert one["achieved_flops_per_s"] == pytest.approx(2 * 7 * 33 / one["time_median_s"])
 
 
+@pytest.mark.slow
 def test_a_provider_that_sleeps_is_slower_and_takes_one_call_a_sample(compared: Comparison) -> None:
     slow, eager = row(compared, "slow"), row(compared, "eager")
     samples = pd.read_parquet(compared.run / "samples.parquet").query("case == @slow['case']")
@@ -91,12 +94,14 @@ def test_a_provider_that_sleeps_is_slower_and_takes_one_call_a_sample(compared: 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_provider_twice_is_not_called_faster_or_slower(compared: Comparison) -> None:
     for index in (0, 1):
         assert row(compared, "again", index)["verdict"] in ("SAME", "INCONCLUSIVE")
         assert row(compared, "again", index)["error_ratio"] in (1.0, None)
 
 
+@pytest.mark.slow
 def test_a_wrong_result_is_told_with_its_error_and_gets_no_verdict(compared: Comparison) -> None:
     wrong = row(compared, "wrong")
     assert wrong["status"] == "ok"
@@ -115,6 +120,7 @@ def decode_case(found: Comparison, index: int) -> object:
     return decode(load_operation(OPERATION), read_json(found.run / "request.json")["cases"][index])
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_a_row_with_its_reason(compared: Comparison) -> None:
     absent, crashing = row(compared, "absent"), row(compared, "crashing")
     assert (absent["status"], absent["error_message"]) == ("unavailable", "needs a device that is not here")
@@ -123,6 +129,7 @@ def test_what_cannot_run_is_a_row_with_its_reason(compared: Comparison) -> None:
     assert "unavailable" in absent["verdict_reason"]
 
 
+@pytest.mark.slow
 def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> None:
     for one in compared.rows:
         assert one["copy_ceiling_bytes_per_s"] > 1e8
@@ -131,6 +138,7 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert one["torch_version"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
@@ -163,10 +171,12 @@ def test_peak_memory_is_what_the_allocator_gave_out() -> None:
     assert "allocator" in method
 
 
+@pytest.mark.slow
 def test_eager_memory_is_the_product_and_the_sums(compared: Comparison) -> None:
     assert row(compared, "eager")["peak_memory_bytes"] == pytest.approx(7 * 33 * 4 + 7 * 4, abs=64)
 
 
+@pytest.mark.slow
 def test_gradients_are_compared_against_their_reference(tmp_path: Path) -> None:
     options = {"processes": 1, "seconds": 0.02, "device": "cpu", "shapes": "rows=3,columns=5", "backward": True}
     found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
@@ -176,6 +186,7 @@ def test_gradients_are_compared_against_their_reference(tmp_path: Path) -> None:
     assert row(found, "wrong")["verdict"] is None
 
 
+@pytest.mark.slow
 def test_a_provider_that_kills_its_process_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     options = QUICK | {"processes": 1, "shapes": "rows=2,columns=2"}
     found = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
@@ -185,6 +196,7 @@ def test_a_provider_that_kills_its_process_is_a_row_and_the_others_go_on(tmp_pat
     assert not found.good
 
 
+@pytest.mark.slow
 def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) -> None:
     results = compared.run.parent.parent.parent
     before = {path: path.read_bytes() for path in compared.run.rglob("*") if path.is_file()}
@@ -203,6 +215,7 @@ def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) ->
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(command, tmp_path: Path) -> None:
     quick = ("--processes", "1", "--seconds", "0.02", "--shapes", "rows=5,columns=7", "--device", "cpu")
     code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)
@@ -219,6 +232,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(c
     assert command("compare")[0] == 2
 
 
+@pytest.mark.slow
 def test_status_and_export_take_a_folder_of_comparisons(compared: Comparison, command, tmp_path: Path) -> None:
     results = compared.run.parent.parent.parent
     code, out, _ = command("status", results)
@@ -239,6 +253,7 @@ def page(compared: Comparison) -> str:
     return render(read_results(results), read_comparisons(results))
 
 
+@pytest.mark.slow
 def test_the_page_shows_verdicts_errors_reasons_and_figures(page: str) -> None:
     text = html.unescape(page)
     for words in ("comparison-operation: providers compared", "SLOWER", "needs a device that is not here", "Roofline",
@@ -247,6 +262,7 @@ def test_the_page_shows_verdicts_errors_reasons_and_figures(page: str) -> None:
     assert page.count("<svg") == 3
 
 
+@pytest.mark.slow
 def test_the_page_escapes_and_loads_nothing(page: str) -> None:
     assert "<b>boom</b>" not in page
     assert "&lt;b&gt;boom&lt;/b&gt;" in page
@@ -255,11 +271,13 @@ def test_the_page_escapes_and_loads_nothing(page: str) -> None:
     assert "https://" not in page
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_bytes(compared: Comparison, page: str) -> None:
     results = compared.run.parent.parent.parent
     assert render(read_results(results), read_comparisons(results)) == page
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path) -> None:
     run = tmp_path / "compare-x" / "runs" / "run-1"
     run.mkdir(parents=True)

@@ -22,6 +22,7 @@ OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
 QUICK = {"processes": 1, "seconds": 0.03, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repeated(tmp_path: Path) -> None:
     names = "eager,cached,first3,stepping,waiting"
     found = scalebench.compare(OPERATION, results=tmp_path, providers=names, shapes="length=500", **QUICK)
@@ -40,6 +41,7 @@ def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repe
     assert not (found.run / "process-0" / "crashed.json").exists()
 
 
+@pytest.mark.slow
 def test_a_provider_that_kills_its_process_while_it_is_sampled_is_blamed_alone(tmp_path: Path) -> None:
     found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,dying", shapes="length=500", **QUICK)
     (eager, dying) = found.rows
@@ -47,6 +49,7 @@ def test_a_provider_that_kills_its_process_while_it_is_sampled_is_blamed_alone(t
     assert (dying["status"], dying["error_message"]) == ("killed", "SIGKILL during samples")
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_keeps_the_cases_that_were_finished(tmp_path: Path) -> None:
     plan = plan_comparison(OPERATION, Options(providers=("eager", "stuck"), **QUICK | {"processes": 2}))
 
@@ -74,6 +77,7 @@ def test_at_the_deadline_nothing_more_is_measured(tmp_path: Path) -> None:
     assert (found.ended, found.rows, found.not_measured) == ("deadline", [], ("n3000", "n10"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_can_be_closed_later(tmp_path: Path) -> None:
     plan = plan_comparison(OPERATION, Options(providers=("eager",), shapes=("length=7",), **QUICK))
     run = new_run(tmp_path, plan.operation.name)
@@ -133,6 +137,7 @@ def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch
     assert found.matmul_flops_per_s > 1e6
 
 
+@pytest.mark.slow
 def test_the_command_starts_without_what_compiles_models() -> None:
     import subprocess
     import sys

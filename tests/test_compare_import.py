@@ -38,6 +38,7 @@ def bench_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_files_of_pytest_benchmark_are_imported_with_their_rounds(bench_files, command, tmp_path: Path) -> None:
     imports = [part for path in bench_files for part in ("--import", path)]
     code, out, _ = command("compare", "naps", *imports, "--results", tmp_path / "r", "--json")
@@ -54,6 +55,7 @@ def test_files_of_pytest_benchmark_are_imported_with_their_rounds(bench_files, c
     assert samples.loc[samples["provider"] == "long", "time_s"].tolist() == pytest.approx([*data[0], *data[1]])
 
 
+@pytest.mark.slow
 def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_path: Path) -> None:
     here, there = (read_json(path) for path in bench_files)
     here["benchmarks"], there["benchmarks"] = here["benchmarks"][:1], there["benchmarks"][1:]
@@ -67,6 +69,7 @@ def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_pa
     assert "another machine" in long["verdict_reason"]
 
 
+@pytest.mark.slow
 def test_a_file_without_samples_still_has_its_median(bench_files, command, tmp_path: Path) -> None:
     content = read_json(bench_files[0])
     for one in content["benchmarks"]:

@@ -28,6 +28,7 @@ def todays_jobs() -> list[compile_ahead.Job]:
     return always + random.Random(ROTATION).sample(rest, min(ROTATED, len(rest)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", todays_jobs(), ids=lambda job: job.name)
 def test_a_shipped_configuration_meets_its_requirements(job: compile_ahead.Job) -> None:
     row = compile_ahead.row_of(job)
@@ -62,6 +63,7 @@ def test_the_written_table_is_of_todays_sources_and_lacks_nothing() -> None:
     assert compile_ahead.REPORT.with_suffix(".md").read_text() == compile_ahead.table(written())
 
 
+@pytest.mark.slow
 def test_a_table_that_lacks_a_row_or_was_made_from_other_sources_is_out_of_date() -> None:
     jobs = compile_ahead.all_jobs()
     report = written()

@@ -16,6 +16,7 @@ STUDIES = 80
 SMALL = [replace(SCENARIOS[i], compared=(), profiled=False) for i in (2, 11, 16)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)
 def test_intervals_cover_the_truth_and_are_no_wider_than_they_need(scenario):
     summary = summarise(scenario, study(scenario, range(STUDIES)), oracle_widths(scenario))

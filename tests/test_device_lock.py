@@ -110,6 +110,7 @@ def test_waiting_is_measured_and_released_locks_can_be_taken_again(tmp_path: Pat
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_comparison_measures_nothing_while_another_has_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
     assert (folder / "case-0.json").exists()
 
 
+@pytest.mark.slow
 def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str
     assert found == pytest.approx(PLANTED, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     table = surface(0.01)
     table.to_csv("p.csv", index=False)
@@ -56,6 +57,7 @@ def test_a_fit_made_again_from_its_json_predicts_the_same(command, tmp_path: Pat
     assert again.parameters == document["parameters"]
 
 
+@pytest.mark.slow
 def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     arguments = (
@@ -95,6 +97,7 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
     assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "word"), [("parametric", "parametric bootstrap"), ("wild", "wild bootstrap")])
 def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method: str, word: str) -> None:
     surface(0.01).to_csv("p.csv", index=False)
@@ -148,6 +151,7 @@ def test_rows_of_one_run_are_one_configuration(command, tmp_path: Path) -> None:
     assert again.n_configurations == 5
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
     section = (REPOSITORY / "README.md").read_text().split("## Bring your own points")[1].split("\n## ")[0]
     table, commands = (part.split("```")[0] for part in section.split("```")[1::2][:2])
@@ -170,6 +174,7 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
     assert "not used by chinchilla: column 'C' for flops" in command("fit", "q.csv", *named)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -140,7 +140,7 @@ def test_the_readmes_example_plans(tmp_path: Path) -> None:
     trained(tmp_path, (REPOSITORY / "studies" / "gpt.toml").read_text(), "model.params=2000", "run.checkpoint=true",
             "train.steps=3", "data.validation_samples=8", "train.schedule=constant")  # fmt: skip
     blocks = (REPOSITORY / "README.md").read_text().split("```toml\n")
-    (example,) = (block.partition("```")[0] for block in blocks if "[from]" in block)
+    (example,) = (text for block in blocks if "[from]" in (text := block.partition("```")[0]))
     (trial,) = planned(tmp_path, example)
     assert trial.parent.identity.state_sha256 is not None
     assert (trial.trial.spec.implementation, trial.trial.spec.schedule, trial.steps) == ("sdpa", "wsd", 100)

@@ -71,6 +71,7 @@ def test_band_holds_the_planted_frontier() -> None:
     assert near.min() < planted(np.array(BUDGETS[1:2]))[0] < near.max()
 
 
+@pytest.mark.slow
 def test_lengths_join_one_series_and_families_split_it() -> None:
     found = results()
     other = found.frame.assign(family="mlp", trial_id=found.frame["trial_id"] + "m")
@@ -89,6 +90,7 @@ def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
     assert words.table.rows[0][3][0] == "—"
 
 
+@pytest.mark.slow
 def test_one_token_count_has_no_frontier_at_all() -> None:
     found = results(one_length=True)
     with canvas("x") as marks:
@@ -103,10 +105,12 @@ def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
     assert said.startswith("No frontier: ")
 
 
+@pytest.mark.slow
 def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
     assert "Compute-optimal frontier" in render(results())
 
 
+@pytest.mark.slow
 def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_fit_the_reason() -> None:
     """The caption's parameters are those of a fit made here, rounded; chinchilla cannot be fitted to size alone."""
     found = results()
@@ -123,6 +127,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
     assert "No fit of loss against size alone: the law chinchilla needs" in text
 
 
+@pytest.mark.slow
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"

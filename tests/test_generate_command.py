@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import SMALL, SOURCE_PATH
+from support import SMALL, SOURCE_PATH, run_here
 
 from scalebench import store
 from scalebench.data import open_source
 from scalebench.families import FAMILIES
 from scalebench.running.planning import load_study
-from scalebench.running.sweep import run, survey
+from scalebench.running.sweep import survey
 from scalebench.study import Trial
 from scalebench.workloads.loop import validate
 from scalebench.workloads.trained import load_trained
@@ -51,11 +51,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "scalebench.cli.app", "run", "story.toml"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", SOURCE_PATH)
-        for settings in ([], ["name=kept", "run.checkpoint=true"]):
-            study = load_study(folder / "small.toml", ["model.params=200", "train.seed=0", *settings])
-            assert run(study, folder / "results", jobs=1).statuses() == {"ok": 1}
+    for settings in ([], ["name=kept", "run.checkpoint=true"]):
+        study = load_study(folder / "small.toml", ["model.params=200", "train.seed=0", *settings])
+        assert [row["status"] for row in run_here(study, folder / "results").values()] == ["ok"]
     return folder / "results"
 
 
@@ -64,6 +62,7 @@ def row_of(results: Path, study: str) -> dict[str, object]:
     return frame.iloc[0].to_dict()
 
 
+@pytest.mark.slow
 def test_weights_are_kept_whole_and_vouched_for_by_the_record(results: Path) -> None:
     row = row_of(results, "story")
     weights = Path(str(row["attempt_dir"])) / WEIGHTS
@@ -74,6 +73,7 @@ def test_weights_are_kept_whole_and_vouched_for_by_the_record(results: Path) -> 
     assert row_of(results, "small")["weights_file_bytes"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["story", "kept"])
 def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: str) -> None:
     row = row_of(results, study)
@@ -85,6 +85,7 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
     assert found.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
     wanted = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
@@ -96,6 +97,7 @@ def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
     code, out, _ = command("generate", results, "--trial", name, "--prompt", "abc", "--top-k", "2")
@@ -103,6 +105,7 @@ def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command
     assert len(out.removesuffix("\n").encode(errors="replace")) >= 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -127,6 +130,7 @@ def test_what_cannot_be_written_is_one_line_and_exit_code_2(results: Path, comma
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, command) -> None:
     story, small, kept = (str(row_of(results, study)["trial_id"]) for study in ("story", "small", "kept"))
     assert small == kept  # the same trial, in two studies
@@ -140,6 +144,7 @@ def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, com
     assert f"did you mean {story!r}?" in err
 
 
+@pytest.mark.slow
 def test_damaged_weights_and_changed_data_are_told(results: Path, command, tmp_path: Path) -> None:
     import shutil
 
@@ -154,6 +159,7 @@ def test_damaged_weights_and_changed_data_are_told(results: Path, command, tmp_p
     assert "cut short or changed" in store.read_results(copy).damaged[0]
 
 
+@pytest.mark.slow
 def test_a_study_that_comes_to_want_weights_trains_again_what_has_none(results: Path) -> None:
     settings = ["model.params=200", "train.seed=0"]
     file = results.parent / "small.toml"

@@ -11,11 +11,10 @@ import pytest
 import session_measures
 import session_steps
 from session import Session
-from support import REPOSITORY, SOURCE_PATH
+from support import REPOSITORY, SOURCE_PATH, run_here
 
 import scalebench
 from scalebench.running.planning import load_study
-from scalebench.running.sweep import run
 
 FILES = {
     "summary.md", "check.json", "tune.json", "compare.parquet", "train.parquet", "results.tar.gz", "log.txt",
@@ -31,6 +30,7 @@ def make_session(tmp_path: Path, seconds: float = 100.0) -> Session:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     tmp_path: Path, small_study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +38,7 @@ def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     session = make_session(tmp_path, 300.0)
     results = session.work / "results"
     study = load_study(small_study, ["model.params=200", "train.seed=0"])
-    assert run(study, results, jobs=1).statuses() == {"ok": 1}
+    assert [row["status"] for row in run_here(study, results).values()] == ["ok"]
     operation = str(REPOSITORY / "tests" / "cheating_operation.py")
     scalebench.compare(
         operation, results=results, providers="eager", shapes="length=7", device="cpu", processes=1, seconds=0.03

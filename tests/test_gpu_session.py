@@ -252,6 +252,7 @@ def test_a_case_that_was_right_is_not_checked_again_by_the_same_source(tmp_path:
     assert name in {job.name for job in check_jobs("cpu", ("attention",))}
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_runs_on_a_cpu_and_leaves_at_most_eight_files(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(TOOLS / "gpu_session.py"), "first", "--device", "cpu", "--out", str(out)]

@@ -86,6 +86,7 @@ def test_every_provider_is_launched_forward_and_backward(stub: Path) -> None:
     assert "stub driver: descriptor: ok" in said
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_refused(stub: Path) -> None:
     found, said = launched(stub, "--broken", *BROKEN)
     for name, expected in BROKEN.items():

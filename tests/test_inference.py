@@ -303,7 +303,8 @@ def test_each_mistake_is_one_line_that_names_its_key(tmp_path: Path, text: str, 
     assert line.startswith(f"{tmp_path / 's.toml'}: ")
 
 
-def test_an_inference_study_runs_and_is_reported(scalebench, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_inference_study_runs_and_is_reported(scalebench, command, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(GPT + "batch_size = [1, 2]\n")
     done = scalebench("run", "s.toml", "--json", timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -312,10 +313,10 @@ def test_an_inference_study_runs_and_is_reported(scalebench, tmp_path: Path) -> 
     assert set(frame["workload"]) == {"inference"}
     assert "validation_loss_nats" not in frame  # a column of training
     assert frame["invalid_reason"].isna().all()
-    found = json.loads(scalebench("plan", "s.toml", "--json").stdout)
+    found = json.loads(command("plan", "s.toml", "--json")[1])
     assert found["total"]["missing"] == 0
     assert found["sizes"][0]["flops_per_trial"] == 6 * frame["flops_per_call"].max()
-    assert scalebench("report", "results", "-o", "r.html").returncode == 0
+    assert command("report", "results", "-o", "r.html")[0] == 0
     page = (tmp_path / "r.html").read_text()
     assert "Latency against size" in page
     assert "Throughput against batch size" in page

@@ -42,6 +42,7 @@ def test_loads_with_hints_for_the_caches_are_seen() -> None:
         assert ptx_code.widest_load(f"ld.global{hints}.b16 {{ %rs1 }}, [ %rd1 + 0 ];") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 def test_adam_with_eight_bit_state_keeps_its_limit_and_a_lower_one_is_missed() -> None:
     from scalekernels.optimizer import compilations

@@ -43,6 +43,7 @@ def test_backward(case, provider):
 
 
 # Shrinking would run the slow interpreter for minutes; the example found says enough.
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     query_length=st.integers(1, 45),
@@ -82,6 +83,7 @@ def test_scale_and_scores_far_from_zero(small_tiles, scale):
     assert_accurate({"out": attention(q, k, v, scale=scale)}, {"out": theirs}, {"out": exact})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_views_give_the_same_as_copies_and_gradients_in_their_layout(small_tiles, deterministic):
     generator = torch.Generator().manual_seed(2)

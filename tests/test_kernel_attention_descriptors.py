@@ -41,6 +41,7 @@ def loads(monkeypatch) -> list[bool]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads, causal):
     """Heads within rows, gaps between rows and heads, and NaN in the rows that lie beyond the end of a head."""
@@ -57,6 +58,7 @@ def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads,
     torch.testing.assert_close((found, found_lse), (expected, lse), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loads):
     memory = torch.randn(2 * 2 * 20 * 20 + 1, generator=torch.Generator().manual_seed(7), dtype=torch.float32).half()
     dense = memory[:1280].view(2, 2, 20, 16)

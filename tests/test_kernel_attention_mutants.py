@@ -47,6 +47,7 @@ def test_a_broken_kernel_fails(small_tiles, monkeypatch, tmp_path, mutation):
     assert failure(case, "triton", backward=":" in mutation) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

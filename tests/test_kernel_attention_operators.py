@@ -25,6 +25,7 @@ def small_tiles() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_operators_pass_opcheck(small_tiles):
     q = torch.randn(1, 2, 7, 16, requires_grad=True)
     k, v = (torch.randn(1, 1, 9, 16, requires_grad=True) for _ in range(2))
@@ -36,6 +37,7 @@ def test_operators_pass_opcheck(small_tiles):
         torch.library.opcheck(torch.ops.scalekernels.attention_backward.default, arguments)
 
 
+@pytest.mark.slow
 def test_compile_keeps_one_graph(small_tiles):
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q * 2, k, v, causal=True).square().sum()

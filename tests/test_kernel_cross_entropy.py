@@ -45,6 +45,7 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
     assert case_failure(case, backward) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     tokens=st.integers(1, 40),

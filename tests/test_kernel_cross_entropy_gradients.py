@@ -147,6 +147,7 @@ def test_one_weight_under_two_losses_of_one_graph():
         assert torch.allclose(leaf.grad, oracle, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", cross_entropy.DTYPES)
 @functorch.patch(donated_buffer=False)
 def test_a_compiled_graph_gives_the_same_gradients_each_time(dtype):
@@ -169,6 +170,7 @@ def test_a_compiled_graph_gives_the_same_gradients_each_time(dtype):
                 gradient.zero_()
 
 
+@pytest.mark.slow
 def test_opcheck():
     x, weight, target = tensors(2, 3, classes=10)
     for reduction in ("mean", "none"):

@@ -54,6 +54,7 @@ def eager(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(x, weight), target)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scaled_down")
 @pytest.mark.parametrize(
     ("dtype", "width"), [*((torch.bfloat16, width) for width in (768, 1024, 2048, 4096)), (torch.float32, 768)]
@@ -74,6 +75,7 @@ def test_peak_memory_is_a_sixth_of_the_full_logits_path(dtype, width):
     assert ours - returned <= (theirs - returned) / 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scaled_down")
 @pytest.mark.parametrize("width", [768, 4096])
 def test_bfloat16_gradients_are_as_accurate_as_eager_whatever_they_are_summed_in(width):

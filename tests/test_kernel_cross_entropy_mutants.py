@@ -45,6 +45,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # a column of nothing but poison
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutation):
@@ -63,6 +64,7 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutati
     assert not any(failures())
 
 
+@pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     kernels = cross_entropy.kernels
     compiled = {

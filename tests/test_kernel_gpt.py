@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from kernel_support import Operations
 from scalekernels import device
-from support import SOURCE_PATH, train_spec
+from support import run_here, train_spec
 from torch import Tensor, nn
 
 from scalebench.families import gpt
 from scalebench.optim.fused import FUSED, clips
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
+from scalebench.running.planning import load_study
 from scalebench.store import load_results
 from scalebench.tasks import NextToken
 from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
@@ -47,6 +46,7 @@ def losses(built: nn.Module, seed: int = 0) -> Tensor:
     return NextToken.losses(NextToken.__new__(NextToken), built, batch(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_and_triton_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
     eager, fused = model("eager", **FORMS[form]), model("triton", **FORMS[form])
@@ -73,6 +73,7 @@ def step_gradients(built: nn.Module, spec: TrainSpec) -> tuple[Tensor, dict[str,
     return loss, {name: parameter.grad.double() for name, parameter in built.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(accumulation: int) -> None:
     spec = train_spec(accumulation=accumulation)
@@ -88,6 +89,7 @@ def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(ac
         assert ours <= max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()), name
 
 
+@pytest.mark.slow
 def test_the_mean_that_training_makes_small_is_that_of_the_losses() -> None:
     built, task = model("triton"), NextToken.__new__(NextToken)
     assert task.loss(built, batch()).item() == pytest.approx(task.losses(built, batch()).mean().item(), rel=1e-6)
@@ -109,6 +111,7 @@ def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: li
     assert (fused(tokens) - exact).abs().max().item() <= allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
@@ -125,6 +128,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
     torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     built = model("triton")
     monkeypatch.setattr(built.head, "forward", lambda hidden: pytest.fail("the logits were asked for"))
@@ -132,6 +136,7 @@ def test_the_fused_loss_holds_no_logits(monkeypatch: pytest.MonkeyPatch) -> None
     NextToken.__new__(NextToken).loss(built, batch()).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
 def test_training_agrees_step_by_step_and_gradients_are_clipped_once(optimizer: str) -> None:
     histories, norms = {}, {}
@@ -201,30 +206,26 @@ implementation = "triton"
 """
 
 
-def test_a_model_at_work_runs_under_the_interpreter(tmp_path: Path) -> None:
-    (tmp_path / "written.toml").write_text(INFERENCE)
-    command = [sys.executable, "-m", "scalebench.cli.app", "run", "written.toml", "--results", "results"]
-    environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
-    rows = load_results(tmp_path / "results")
+def run_study(text: str, folder: Path) -> pd.DataFrame:
+    """Run a study's trials in this process, whose kernels are interpreted, and return their records."""
+    (folder / "study.toml").write_text(text)
+    run_here(load_study(folder / "study.toml"), folder / "results")
+    return load_results(folder / "results")
+
+
+@pytest.mark.slow
+def test_inference_runs_under_the_interpreter(tmp_path: Path) -> None:
+    rows = run_study(INFERENCE, tmp_path)
     assert rows["status"].tolist() == ["ok", "ok"], rows["error_message"].tolist()
     assert (rows["decode_time_per_token_s"] > 0).all()
     assert set(rows["kv_cache_bytes"]) == {2 * 2 * 16 * 8 * 4}  # keys and values, layers, features, tokens, bytes
 
 
-def test_a_trial_runs_on_the_cpu_under_the_interpreter_and_is_unsupported_without(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(STUDY)
-    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    seen = {}
-    for results, environment in (("with", plain | {"TRITON_INTERPRET": "1"}), ("without", plain)):
-        command = [sys.executable, "-m", "scalebench.cli.app", "run", "tiny.toml", "--results", results]
-        command_environment = environment | {"PYTHONPATH": SOURCE_PATH, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=tmp_path, env=command_environment, capture_output=True)
-        seen[results] = load_results(tmp_path / results).set_index("implementation")
-    assert seen["with"]["status"].to_dict() == {"eager": "ok", "triton": "ok"}
-    loss = seen["with"]["validation_loss_nats"]
+@pytest.mark.slow
+def test_training_runs_under_the_interpreter_with_the_eager_loss(tmp_path: Path) -> None:
+    """Without the interpreter it is unsupported on a CPU: test_engine.py."""
+    rows = run_study(STUDY, tmp_path).set_index("implementation")
+    assert rows["status"].to_dict() == {"eager": "ok", "triton": "ok"}, rows["error_message"].tolist()
+    loss = rows["validation_loss_nats"]
     assert loss["triton"] == pytest.approx(loss["eager"], rel=1e-5)
-    if not torch.cuda.is_available():
-        assert seen["without"]["status"].to_dict() == {"eager": "ok", "triton": "unsupported"}
-        assert "no CUDA device" in seen["without"]["error_message"]["triton"]
     assert device.unavailable_reason() is None  # here: interpreted

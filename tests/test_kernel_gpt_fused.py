@@ -45,6 +45,7 @@ def results_of(built: nn.Module) -> dict[str, Tensor]:
     return {"loss": loss.detach().double(), "logits": built(batch()[0]).detach().double()} | gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_and_fused_agree_in_parameters_loss_logits_and_gradients(form: str) -> None:
     eager, fused = model("eager", **FORMS[form]), model("fused", **FORMS[form])
@@ -64,6 +65,7 @@ def test_gelu_is_torchs_tanh_form_with_its_gradient() -> None:
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
@@ -74,6 +76,7 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
         assert torch.equal(found[:, 7:], built(found[:, :-1]).argmax(-1)[:, 6:])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks, and hides what it causes
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does, for its own use
 @pytest.mark.parametrize("form", FORMS)
@@ -121,6 +124,7 @@ def step_on(built: nn.Module, accumulation: int, dtype: torch.dtype | None) -> t
     ), copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "accumulation"), list(zip(FORMS, [1, 2], strict=True)))
 def test_a_working_copy_trains_like_float32_and_is_cast_once_a_step(form: str, accumulation: int) -> None:
     built = model("fused", **FORMS[form])
@@ -144,6 +148,7 @@ def test_a_working_copy_trains_like_float32_and_is_cast_once_a_step(form: str, a
     assert len(addresses) == 1
 
 
+@pytest.mark.slow
 def test_gradients_of_micro_batches_are_summed_in_float32_and_replaced_after_a_step() -> None:
     built = model("fused")
     copy = WorkingCopy(built, torch.float16)
@@ -159,6 +164,7 @@ def test_gradients_of_micro_batches_are_summed_in_float32_and_replaced_after_a_s
         torch.testing.assert_close(parameter.grad, first * 2.0**-4, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_checkpointing_recomputes_blocks_of_the_working_copy() -> None:
     plain, checkpointed = model("fused"), model("fused")
     recompute_blocks(checkpointed)
@@ -176,6 +182,7 @@ def test_checkpointing_recomputes_blocks_of_the_working_copy() -> None:
 SMALL = {"device": "cpu", "precision": "float32", "depth": 1, "width": 16, "head_dim": 16, "batch_size": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["rotary", "learned"])
 def test_every_implementation_trains_alike(form: str) -> None:
     ways = (("triton", "none"), ("fused", "none"))
@@ -184,6 +191,7 @@ def test_every_implementation_trains_alike(form: str) -> None:
     assert max(result["worst_nats"] for result in results.values()) < 5e-6
 
 
+@pytest.mark.slow
 def test_a_wrong_update_is_seen_in_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scalebench.families.gpt_fused.SQRT_8_OVER_PI", 1.5)
     result = compare_losses((("fused", "none"), ("fused", "step")), steps=3, length=16, **SMALL)

@@ -21,6 +21,7 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
     assert case_failure(case, backward) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["rms", "layer"]),
@@ -35,12 +36,14 @@ def test_any_shape_is_as_accurate_as_torch(kind, rows, width, residual, dtype, b
     assert case_failure(Case(kind, rows, width, residual, dtype), backward, seed) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_rows_of_65536_numbers(kind):
     for backward in (False, True):
         assert case_failure(Case(kind, 2, 65536, True, torch.float32), backward) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs", [1, 2, 5])
 def test_the_number_of_programs_changes_nothing_but_rounding(monkeypatch, programs):
     monkeypatch.setattr(norm, "_programs", lambda *_: programs)
@@ -148,6 +151,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutation):
     line, part, changed = MUTATIONS[mutation]

@@ -53,15 +53,16 @@ def test_opcheck(kind, residual):
     )
 
 
-@pytest.mark.parametrize("width", [33, 8200])
-def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, width):
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "width"), [(300, 33), (24, 8200)])
+def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, rows, width):
     """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
     launched = guarded_launches(monkeypatch, "scalekernels.norm.kernels", LAUNCHED)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        x, weight, bias = (torch.randn(shape).half().requires_grad_() for shape in ((300, width), (width,), (width,)))
+        x, weight, bias = (torch.randn(shape).half().requires_grad_() for shape in ((rows, width), (width,), (width,)))
         x, weight, bias = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias))
         launched.clear()
-        grad = torch.randn(300, width).to(dtype)
+        grad = torch.randn(rows, width).to(dtype)
         out = layer_norm(x, weight, bias)
         out.backward(grad)
         assert launched == (
@@ -131,6 +132,7 @@ def test_a_wrong_argument_is_named(call, raised, words):
         call()
 
 
+@pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     compiled = {(one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items(), key=str))
                 for one in norm.compilations(90)}  # fmt: skip

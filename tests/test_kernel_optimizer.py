@@ -16,6 +16,7 @@ from scalekernels.optimizer import kernels as optimizer_kernels
 from scalekernels.providers import Unsupported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS)
 def test_ten_steps_agree_with_torch(flags):
     plain = {
@@ -34,6 +35,7 @@ def test_clipping_agrees_with_torch(flags, clip):
     assert trained(*FLAGS[flags], sizes=(1025, 9001), steps=3, clip=clip)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 255, 256, 257, 1000, 8191, 8192, 8193]), min_size=1, max_size=4))
 def test_any_mixture_of_sizes(sizes):

@@ -26,6 +26,7 @@ def bfloat16_step(seed: int, steps: int = 1, move: float = 0.3, **options) -> Te
     return (1.0 - param.detach().float()) / unit
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_is_unbiased_repeatable_and_moves_on():
     move = float(torch.tensor(0.3 * 2**-8).bfloat16()) * 2**8
     down = bfloat16_step(1)
@@ -180,6 +181,7 @@ def regression_loss(state_dtype: torch.dtype, steps: int = 60) -> float:
     return float((features @ weight.detach() - target).square().mean() / target.square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8])
 def test_low_bit_state_trains_as_well(state_dtype):
     full, low = regression_loss(torch.float32), regression_loss(state_dtype)

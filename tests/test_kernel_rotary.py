@@ -44,6 +44,7 @@ def test_every_case_is_as_accurate_as_torch(case: Case, backward: bool) -> None:
     assert failure(case, backward) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 3), length=st.integers(1, 70), heads=st.integers(1, 9),
@@ -181,8 +182,8 @@ def test_a_second_and_a_forward_derivative_are_refused_by_name(turned: bool) -> 
         ({"sin": None}, ValueError, "both cos and sin"),
         ({"cos": torch.ones(7, 12)}, ValueError, "cos has shape"),
         ({"sin": torch.ones(8, 16)}, ValueError, "one shape and layout"),
-        ({"start": 3}, ValueError, "places 3 to 8 are asked for, and the tables hold 7"),
-        ({"start": -1}, ValueError, "places -1 to 4"),
+        ({"start": 3}, ValueError, "positions 3 to 8 exceed the tables' 7 positions"),
+        ({"start": -1}, ValueError, "positions -1 to 4"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(change: dict[str, object], error: type[Exception], said: str) -> None:

@@ -21,6 +21,7 @@ def chinchilla_points(*, E=1.8, A=480.0, alpha=0.35, B=2100.0, beta=0.37, noise=
     return {"params": params, "tokens": tokens, "loss": (E + A * params**-alpha + B * tokens**-beta) * np.exp(scatter)}
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(E=st.floats(0.1, 3.0), share=st.floats(0.5, 5.0), alpha=exponent)
 def test_power_recovers_planted_parameters(E, share, alpha):
@@ -30,6 +31,7 @@ def test_power_recovers_planted_parameters(E, share, alpha):
     assert found.parameters == pytest.approx({"E": E, "A": A, "alpha": alpha}, rel=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     E=st.floats(0.5, 3.0), of_params=st.floats(0.3, 2.0), of_tokens=st.floats(0.3, 2.0), alpha=exponent, beta=exponent

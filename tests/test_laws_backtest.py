@@ -91,6 +91,7 @@ def test_rows_of_one_configuration_are_predicted_at_their_own_inputs():
     assert largest.naive == pytest.approx(curves["loss"][params == np.unique(params)[-2]].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["params", "tokens", "flops"])
 def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     points = surface_points()
@@ -106,6 +107,7 @@ def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     )
 
 
+@pytest.mark.slow
 def test_table_by_distance_is_the_summary_of_the_forecasts():
     found = beyond(surface_points(noise=0.005), "chinchilla", "flops")
     frame = pd.DataFrame([f.to_dict() for f in found.forecasts])
@@ -120,6 +122,7 @@ def test_table_by_distance_is_the_summary_of_the_forecasts():
         assert row["coverage"] == pytest.approx(part["inside_interval"].dropna().astype(float).mean())
 
 
+@pytest.mark.slow
 def test_intervals_of_forecasts_cover_what_was_held_out():
     inside = []
     for seed in range(25):
@@ -150,6 +153,7 @@ def test_the_right_law_is_chosen_and_the_wrong_one_told_apart():
     assert "worse than the best" in worst.reason
 
 
+@pytest.mark.slow
 def test_the_law_that_fits_best_inside_the_data_is_not_the_one_chosen():
     chosen = []
     for seed in range(6):
@@ -160,6 +164,7 @@ def test_the_law_that_fits_best_inside_the_data_is_not_the_one_chosen():
     assert chosen.count("bare") >= 5
 
 
+@pytest.mark.slow
 def test_ranking_is_over_the_forecasts_that_all_laws_made():
     points = power_points(np.random.default_rng(1), noise=0.005)
     tests = {name: beyond(points, law) for name, law in (("power", "power"), ("bare", BARE))}
@@ -205,6 +210,7 @@ def test_one_configuration_held_out_tells_nothing_apart():
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
     forecasts = [f.to_dict() for f in beyond(points, "power").forecasts]

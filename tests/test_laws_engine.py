@@ -22,6 +22,7 @@ def many_points(n, scatter=0.005):
     return {"params": params, "tokens": tokens, "loss": loss}
 
 
+@pytest.mark.slow
 def test_outliers_below_the_floor_do_not_bound_it():
     points = many_points(100_000)
     assert points["loss"].min() < 1.0
@@ -141,6 +142,7 @@ def test_lack_of_fit_is_the_textbook_f_test():
     assert found.seed == pytest.approx(np.sqrt(pure / 10), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_another_law_is_flagged_and_the_right_one_seldom():
     sizes = np.repeat(np.geomspace(1e5, 1e9, 10), 3)
     flagged = []

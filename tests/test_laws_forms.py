@@ -116,6 +116,7 @@ def test_rates_of_a_roofline_can_be_pinned(fixed):
         fit(points, "roofline", fixed={"F": 0.0})
 
 
+@pytest.mark.slow
 def test_one_amount_of_unique_tokens_is_enough():
     points = {key: value[:36] for key, value in planted("data_constrained").items()}
     found = fit(points, "data_constrained")

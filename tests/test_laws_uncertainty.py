@@ -19,6 +19,7 @@ def study(rng, sizes=SIZES, seeds=2, noise=0.005, lack=0.0):
     return {"params": params, "loss": (1.7 + 30.0 * params**-0.35) * np.exp(scatter)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lack", "studies"), [(0.0, 200), (0.01, 60)])
 def test_intervals_cover_the_truth(lack, studies):
     far = {"params": [4 * SIZES[-1]]}
@@ -69,6 +70,7 @@ def test_lack_of_fit_widens_what_replicates_alone_would_hide():
     assert noise.lack > 5e-3
 
 
+@pytest.mark.slow
 def test_noise_scales_are_unbiased():
     squares = [
         [noise.seed**2, (noise.means**2).mean()]
@@ -109,6 +111,7 @@ def test_neither_rows_nor_labels_have_an_order(method):
         np.testing.assert_allclose(one.samples[name], two.samples[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [6, 14])
 def test_refits_reach_the_optimum_of_a_multi_start(count):
     found = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
@@ -190,6 +193,7 @@ def test_sizes_that_differ_by_rounding_are_held_out_together():
     assert [row.predicted for row in said] == pytest.approx([row.predicted for row in told], rel=0.02)
 
 
+@pytest.mark.slow
 def test_backtest_of_sizes_without_a_gap_holds_out_a_hundredth_at_a_time():
     sizes = np.geomspace(1e6, 2e7, 1500)
     points = {"params": sizes, "loss": 1.7 + 40 * sizes**-0.3}
@@ -271,6 +275,7 @@ def test_refits_of_a_line_spread_as_least_squares_does(method):
     assert boot.samples["c1"].mean() == pytest.approx(found.parameters["c1"], abs=0.06 * expected)
 
 
+@pytest.mark.slow
 def test_residuals_at_the_ends_are_not_taken_for_small_noise():
     """The pool has unit variance because each residual is divided by what its leverage left of it."""
     from scalebench.laws.intervals.noise import _split, group

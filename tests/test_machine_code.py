@@ -81,6 +81,7 @@ def test_a_sound_kernel_passes_on_every_architecture(arch: int) -> None:
         assert (code.products, code.drained) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_tile_that_hungers_for_registers_is_flagged() -> None:
     hungry = tile(products, 256, 256, 32, num_warps=4)
     problems = "; ".join(found(hungry, 90))
@@ -94,6 +95,7 @@ def test_products_that_wait_for_each_other_are_flagged() -> None:
     assert [problem.partition(":")[0] for problem in found(tile(serialised, 128, 128, 64), 90)] == ["serialised"]
 
 
+@pytest.mark.slow
 def test_a_product_without_the_architectures_instruction_is_flagged() -> None:
     two_warps = tile(products, 64, 64, 64, num_warps=2)  # wgmma takes groups of four warps
     assert found(two_warps, 90)[0].startswith("no wgmma instruction (found {'mma.sync'")
@@ -104,6 +106,7 @@ def test_a_product_without_the_architectures_instruction_is_flagged() -> None:
         assert f"no {machine_code.MATRIX_INSTRUCTION[arch]} instruction" in problems
 
 
+@pytest.mark.slow
 def test_too_much_shared_or_tensor_memory_is_flagged() -> None:
     deep = tile(products, 128, 128, 256, num_stages=4)
     assert [problem.partition(":")[0] for problem in found(deep, 80)] == ["shared memory"]
@@ -120,6 +123,7 @@ def test_a_load_that_is_not_known_to_be_aligned_is_flagged() -> None:
     assert found(views, 90) == ["loads: 2 bytes at most, 16 required"]
 
 
+@pytest.mark.slow
 def test_the_assembler_that_is_named_is_the_one_that_is_used_and_reported(tmp_path: Path) -> None:
     other = tmp_path / "ptxas"
     other.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 99.1, V99.1.7'\n")
@@ -144,6 +148,7 @@ def test_a_source_hash_follows_the_code_and_the_configuration_and_nothing_else()
     assert same not in {machine_code.source_sha256(other) for other in others}
 
 
+@pytest.mark.slow
 def test_the_cache_never_serves_another_kernels_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compilation = tile(products, 64, 64, 64, num_warps=4)
     code = compile_ahead.figures(compilation, 90, tmp_path)
@@ -156,6 +161,7 @@ def test_the_cache_never_serves_another_kernels_figures(tmp_path: Path, monkeypa
     assert compile_ahead.figures(compilation, 90, tmp_path).registers == code.registers
 
 
+@pytest.mark.slow
 def test_compiling_under_the_interpreter_is_refused(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH, "TRITON_INTERPRET": "1"}
     command = [

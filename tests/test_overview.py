@@ -28,6 +28,7 @@ def planted(study: str, exponent: float, seed: int) -> pd.DataFrame:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_growth_is_the_planted_exponent_and_its_interval_holds_it() -> None:
     x = pd.Series(SIZES)
     found = growth(x, 3e-6 * x**0.8)
@@ -48,6 +49,7 @@ def rows_of(study: str, frame: pd.DataFrame) -> list[tuple]:
     return list(overview_rows(study, StudyAnalysis(study, {}, frame).series))
 
 
+@pytest.mark.slow
 def test_every_study_has_a_row() -> None:
     frame = planted("a", 0.7, 1)
     frame.loc[3, "status"] = "failed"
@@ -67,6 +69,7 @@ def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
     assert len(row) == len(COLUMNS)
 
 
+@pytest.mark.slow
 def test_a_page_of_several_studies_begins_with_their_overview_and_of_one_does_not() -> None:
     two = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
     assert "Every study. Sizes" in render(Results(two, (), {"a": {}, "b": {}}))

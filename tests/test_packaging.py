@@ -59,6 +59,7 @@ def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
         scalebench.absent  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_python_example_of_the_readme_runs(small_study: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """As printed, but for the study: the one it names takes minutes."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")

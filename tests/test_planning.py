@@ -176,6 +176,7 @@ def test_the_estimate_of_memory_is_near_what_the_closed_form_says(load) -> None:
     assert planned.seconds(1e11) > planned.seconds(1e12)
 
 
+@pytest.mark.slow
 def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
     trials = plan(load(GPT + "params = { geom = [2e3, 1e9], points = 100 }\n[train]\nseed = " + str(list(range(100)))))
     assert len({trial.trial_id for trial in trials}) == 10_000

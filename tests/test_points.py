@@ -112,6 +112,7 @@ def test_a_gzipped_csv_is_read_and_its_errors_have_lines(tmp_path: Path) -> None
     assert refused(path)[0].startswith(f"{path}: cannot be read (Not a gzipped file")
 
 
+@pytest.mark.slow
 def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"N": rng.uniform(1, 9, 400_000), "L": rng.uniform(1, 9, 400_000), "more": "x" * 30})

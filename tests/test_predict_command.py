@@ -14,6 +14,7 @@ from scalebench.laws import fit
 from scalebench.store import write_json
 
 
+@pytest.mark.slow
 def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -> None:
     write_study(tmp_path / "results" / "planted", planted())
     code, out, _ = command("predict", "results", "--params", "3e6", "--json")
@@ -39,6 +40,7 @@ def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -
     assert [row["size"] for row in found["backtest"]] == pytest.approx(list(SIZES[-len(found["backtest"]) :]))
 
 
+@pytest.mark.slow
 def test_the_table_says_reach_and_the_hold_out_error(command, tmp_path: Path) -> None:
     write_study(tmp_path / "planted", planted())
     _, out, _ = command("predict", "planted", "--params", "1e8")
@@ -50,6 +52,7 @@ def test_the_table_says_reach_and_the_hold_out_error(command, tmp_path: Path) ->
     assert "hold only if" not in inside
 
 
+@pytest.mark.slow
 def test_other_data_scale_time_and_compute_and_refuse_the_loss(command, tmp_path: Path) -> None:
     write_study(tmp_path / "planted", planted())
     once = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
@@ -63,6 +66,7 @@ def test_other_data_scale_time_and_compute_and_refuse_the_loss(command, tmp_path
     assert "every trial saw 1.024e+06 tokens" in ten["validation_loss"]["reason"]
 
 
+@pytest.mark.slow
 def test_tokens_per_parameter_are_carried_on(command, tmp_path: Path) -> None:
     rows = [row | {"tokens_seen": 20 * row["params_non_embedding"], "steps": 5} for row in planted()]
     write_study(tmp_path / "planted", rows)
@@ -72,6 +76,7 @@ def test_tokens_per_parameter_are_carried_on(command, tmp_path: Path) -> None:
     assert "number of steps is open" in found["answers"]["compute"]["reason"]
 
 
+@pytest.mark.slow
 def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path: Path) -> None:
     beta, b, rows = 0.35, 300.0, []
     for i, steps in enumerate((200, 800, 3_200, 12_800)):
@@ -88,6 +93,7 @@ def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path:
     assert "validation loss, data: refused: the trials vary size and data: give --tokens" in out
 
 
+@pytest.mark.slow
 def test_a_mixture_is_refused_with_its_parts_and_where_chooses(command, tmp_path: Path) -> None:
     other = [row | {"implementation": "sdpa", "trial_id": f"s{row['trial_id']}"} for row in planted()]
     slow = [row | {"step_time_median_s": 3 * row["step_time_median_s"]} for row in other]
@@ -126,6 +132,7 @@ def test_a_fit_of_tuned_trials_warns_that_predict_uses_the_best(command, tmp_pat
     assert command("fit", "planted", "--where", "learning_rate == 1", "--bootstrap", "20")[2] == ""
 
 
+@pytest.mark.slow
 def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> None:
     rows = planted()
     rows[0] |= {"status": "diverged", "validation_loss_nats": 99.0}
@@ -137,6 +144,7 @@ def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> N
     assert answers["step_time"]["value"] == pytest.approx(2e-3 + 50e-9 * 3e6, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_refused_with_its_reason(command, tmp_path: Path) -> None:
     write_study(tmp_path / "planted", planted(checkpoint_bytes=None, memory_tracked_peak_bytes=None))
     answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]
@@ -148,6 +156,7 @@ def test_what_was_not_measured_is_refused_with_its_reason(command, tmp_path: Pat
     assert "validation loss: refused: 2 configurations for 3 free parameters of power" in out
 
 
+@pytest.mark.slow
 def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))

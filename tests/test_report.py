@@ -32,6 +32,7 @@ def page(results: Results) -> str:
     return render(results)
 
 
+@pytest.mark.slow
 def test_structure(page: str) -> None:
     outline = Outline(page)
     assert len(outline.all("h1")) == 1
@@ -75,6 +76,7 @@ def test_size_budget(page: str, results: Results) -> None:
     assert len(page.encode()) <= 300_000 + 4 / 3 * data
 
 
+@pytest.mark.slow
 def test_same_results_same_bytes(results: Results, page: str) -> None:
     assert render(results) == page
 
@@ -96,6 +98,7 @@ def test_rows_travel_in_the_page(page: str, results: Results) -> None:
     np.testing.assert_allclose([row["step_time_median_s"] for row in rows], expected["step_time_median_s"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_everything_is_escaped(results: Results) -> None:
     study = STUDY | {
         "name": HOSTILE, "title": HOSTILE, "command": HOSTILE, "study_toml": HOSTILE,
@@ -112,6 +115,7 @@ def test_everything_is_escaped(results: Results) -> None:
     assert html.escape(HOSTILE) in text or html.escape(HOSTILE).replace("&quot;", "&#34;") in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*broken(synthetic())])
 def test_renders_whatever_is_missing(case: str, results: Results) -> None:
     text = render(broken(results)[case])
@@ -131,6 +135,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
     assert "too large to embed as JSON" in text
 
 
+@pytest.mark.slow
 def test_several_studies_in_one_page(results: Results) -> None:
     other = results.frame.assign(study="other")
     studies = {**results.studies, "other": STUDY | {"title": "The other one"}}
@@ -142,6 +147,7 @@ def test_several_studies_in_one_page(results: Results) -> None:
     assert len(outline.all("h1")) == 1
 
 
+@pytest.mark.slow
 def test_report_from_folders(tmp_path: Path) -> None:
     rng, study_dir = np.random.default_rng(1), tmp_path / "results" / "synthetic"
     for size in SIZES:
@@ -162,6 +168,7 @@ def test_report_from_folders(tmp_path: Path) -> None:
     assert list(output.parent.iterdir()) == [output]
 
 
+@pytest.mark.slow
 def test_report_does_not_import_torch() -> None:
     code = "import sys, scalebench.reporting, scalebench.reporting.page as p; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -84,12 +84,14 @@ def probe(page: Path, expression: str, *flags: str, frame: str = "") -> Any:
     return json.loads(html.unescape(found.group(1)))
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_or_refused(page: Path) -> None:
     dom, console = open_page(page, "--dump-dom")
     assert console == []
     assert "<h1>A study</h1>" in dom
 
 
+@pytest.mark.slow
 def test_policy_refuses_the_network(page: Path) -> None:
     """The same page asked for an image elsewhere has it refused: the silence above is not a deaf test."""
     ask = "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/a.png'}))"
@@ -103,6 +105,7 @@ COLORS = """(() => {
 })()"""
 
 
+@pytest.mark.slow
 def test_dark_theme_reaches_the_drawings(page: Path) -> None:
     light = probe(page, COLORS, "--blink-settings=preferredColorScheme=1")
     dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
@@ -118,12 +121,14 @@ def brightness(color: str) -> int:
     return sum(map(int, re.findall(r"\d+", color)[:3]))
 
 
+@pytest.mark.slow
 def test_theme_button(page: Path) -> None:
     dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
     clicked = f"(document.getElementById('theme').click(), {COLORS})"
     assert probe(page, clicked, "--blink-settings=preferredColorScheme=1") == dark
 
 
+@pytest.mark.slow
 def test_no_overflow_and_legible_text_on_a_phone(page: Path) -> None:
     measured = probe(page, """{
       window: innerWidth, page: document.documentElement.scrollWidth,
@@ -136,6 +141,7 @@ def test_no_overflow_and_legible_text_on_a_phone(page: Path) -> None:
     assert measured["text"] >= 8
 
 
+@pytest.mark.slow
 def test_page_is_complete_without_scripts(page: Path) -> None:
     """The browser is told to run no script, says that it refused the page's, and shows all of it."""
     silent, picture = page.with_name("silent.html"), page.with_name("page.png")
@@ -159,6 +165,7 @@ SORT = """(() => {
 })()"""
 
 
+@pytest.mark.slow
 def test_columns_sort_by_number_and_keep_the_unmeasured_last(page: Path) -> None:
     found = probe(page, SORT)
     assert found["sort"] == "ascending"

@@ -117,6 +117,7 @@ def test_byte_pairs_are_the_same_each_time_and_from_the_cache() -> None:
     assert drawn.dtype == np.uint16
 
 
+@pytest.mark.slow
 def test_tokens_stand_for_as_many_bytes_as_the_text_has() -> None:
     text = story()
     pairs = BytePairs(text, 300, 0.2)

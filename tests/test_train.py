@@ -92,6 +92,7 @@ def gradients(model: torch.nn.Module, task: object, spec: TrainSpec) -> tuple[to
     return loss, [parameter.grad.clone() for parameter in model.parameters()]
 
 
+@pytest.mark.slow
 def test_linear_regression_reaches_what_its_inputs_allow() -> None:
     spec = train_spec(steps=600, batch_size=256, learning_rate=0.02, schedule="linear", weight_decay=0.0)
     model, task, _, _ = run("linear", {"inputs": 20}, spec, samples=8192)
@@ -110,6 +111,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_does_not() -> None
     assert not torch.equal(first, run("gpt", request, train_spec(steps=6, sequence_length=16, seed=1), 64)[2])
 
 
+@pytest.mark.slow
 def test_a_gpt_learns_text_beyond_its_letter_frequencies() -> None:
     spec = train_spec(steps=150, sequence_length=64, learning_rate=0.02, schedule="linear", warmup_steps=10)
     model, task, losses, _ = run("gpt", {"params": 2e4}, spec, 256)
@@ -155,6 +157,7 @@ def test_micro_batches_hold_every_sample_once_and_differ_by_one_at_most() -> Non
     assert torch.equal(torch.cat([part[1] for part in parts]), batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(implementation: str) -> None:
     spec = train_spec(batch_size=4, sequence_length=32, implementation=implementation)
@@ -174,6 +177,7 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(im
     assert held[1]["memory_parameters_bytes"] == held[0]["memory_parameters_bytes"]
 
 
+@pytest.mark.slow
 def test_micro_batches_divide_the_activations() -> None:
     held = []
     for accumulation in (1, 4):
@@ -212,6 +216,7 @@ def test_float16_trains_close_to_float32() -> None:
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_close_to_float32() -> None:
     settings = {"steps": 60, "sequence_length": 32, "learning_rate": 0.01}
     ends = []
@@ -269,6 +274,7 @@ def planned(tmp_path: Path, *settings: str):
     return planned_with_study(tmp_path, *settings)[1]
 
 
+@pytest.mark.slow
 def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> None:
     settings = ["train.optimizer=muon", "train.accumulation=4", "train.checkpointing=true", "train.precision=bfloat16"]
     study, trial = planned_with_study(tmp_path, *settings, "data.validation_samples=32", "run.checkpoint=true")

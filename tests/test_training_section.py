@@ -84,6 +84,7 @@ def test_outliers_are_counted(page: str) -> None:
     assert all(re.findall(r">([^<]*)</td>", row)[-1] == "1" for row in rows)
 
 
+@pytest.mark.slow
 def test_invalid_trials_are_in_no_fit(results: Results) -> None:
     wild = changed(results, 0, validation_loss_nats=0.001, step_time_median_s=100.0, invalid_reason="negative time")
     clean = Results(results.frame.drop(index=0), (), results.studies)
@@ -91,6 +92,7 @@ def test_invalid_trials_are_in_no_fit(results: Results) -> None:
     assert sentence.findall(render(wild)) == sentence.findall(render(clean))
 
 
+@pytest.mark.slow
 def test_shared_machine_stays_out_of_timing(results: Results) -> None:
     text = render(changed(results, 11, step_time_median_s=1.0, timing_exclusive=False))
     drawing = re.search(r"<svg[^>]*study1-step-time-title.*?</svg>", text, re.DOTALL)
@@ -100,6 +102,7 @@ def test_shared_machine_stays_out_of_timing(results: Results) -> None:
     assert sentence.findall(text) == sentence.findall(render(replace(results, frame=results.frame.drop(index=11))))
 
 
+@pytest.mark.slow
 def test_bound_is_said(results: Results) -> None:
     """A pure power law drives E to its lower bound."""
     frame = results.frame.assign(validation_loss_nats=4 * results.frame["params_non_embedding"] ** -0.05)
@@ -107,15 +110,18 @@ def test_bound_is_said(results: Results) -> None:
     assert "at its bound" in text
 
 
+@pytest.mark.slow
 def test_a_rise_is_said(results: Results) -> None:
     risen = changed(changed(results, 6, validation_loss_nats=2.5), 7, validation_loss_nats=2.5)
     assert "It did not fall at 24.6\u00a0k" in render(risen)
 
 
+@pytest.mark.slow
 def test_refusal_stands_in_place_of_the_number(results: Results) -> None:
     assert "No law could be fitted: " in render(broken(results)["two sizes"])
 
 
+@pytest.mark.slow
 def test_series_differ_in_colour_and_marker(results: Results) -> None:
     faster = results.frame.assign(
         implementation="sdpa", step_time_median_s=results.frame["step_time_median_s"] / 2, attempt_dir=None,

@@ -186,6 +186,7 @@ def len_(_done: int) -> None:
     """Nothing is to be checked."""
 
 
+@pytest.mark.slow
 def test_reversal_of_short_sequences_is_solved_and_greedy_decoding_agrees_with_teacher_forcing() -> None:
     spec = {"steps": 200, "batch_size": 64, "learning_rate": 0.02, "schedule": "linear", "warmup_steps": 20}
     model, task = trained("reversal", 5, 2e4, gradient_clip=1.0, weight_decay=0.0, **spec)
@@ -203,6 +204,7 @@ def _given(target: torch.Tensor) -> torch.Tensor:
     return torch.cat([target.new_full((len(target), 1), BEGIN), target[:, :-1]], dim=1)
 
 
+@pytest.mark.slow
 def test_greedy_and_teacher_forcing_agree_on_exact_match_of_a_model_that_errs() -> None:
     model, task = trained("reversal", 4, 1e4, steps=60, batch_size=64, learning_rate=0.01, warmup_steps=10)
     source, _, target = next(iter(task.validation()))[0]

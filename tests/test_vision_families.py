@@ -191,6 +191,7 @@ def learned(family, source: str, request: dict[str, object], steps: int, samples
     return dict(validate(model, task, spec, torch.device("cpu")).metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "source", "request_", "steps", "accuracy"),
     [

@@ -1,19 +1,19 @@
-"""Everything that needs a GPU, in two commands for a machine that is at hand for minutes and has no network.
+"""Everything that needs a GPU, in two commands for a machine that is available for minutes and has no network.
 
     python kernels/tools/gpu_session.py first  --out OUT --seconds 250 [--carried .gpu-session]
     python kernels/tools/gpu_session.py second --out OUT --seconds 420 [--carried .gpu-session]
 
-``first`` proves the kernels right: the assembler's witness with every ptxas at hand, every shipped configuration
-against float64, a short training run of every implementation, then the fastest tiles. ``second`` measures: operations
-at the shapes of the goals, training from 124M to 1.3B parameters, one profile.
+``first`` checks the kernels: the assembler canary with every ptxas, every shipped configuration against float64, and a
+short training run of every implementation; then it finds the fastest tiles. ``second`` measures: operations at the
+shapes of the goals, training from 124M to 1.3B parameters, profiles.
 
-After every step the results so far are in OUT, so that a kill at any second loses only the step it hits. OUT is flat
-and has at most eight files: summary.md, check.json, tune.json, compare.parquet, train.parquet, results.tar.gz (what
-``scalebench report`` reads), log.txt, cache.tar.xz (compiled kernels for the next session).
+After every step the results so far are in OUT, so that being killed loses only the current step. OUT has at most eight
+files and no folders: summary.md, check.json, tune.json, compare.parquet, train.parquet, results.tar.gz (for
+``scalebench report``), log.txt, cache.tar.xz (compiled kernels for the next session).
 
-``--carried`` is a folder brought along: ``wheels/`` of missing packages, ``ptxas.xz`` (a newer assembler), and
-``previous/`` with the files of an earlier session. Exit status 0: every step ended well, every shipped configuration
-was launched and is right; 1: not so; 3: interrupted.
+``--carried`` is a folder prepared by ``make gpu-carry``: ``wheels/`` of missing packages, ``ptxas.xz`` (a newer
+assembler), and ``previous/`` with the files of an earlier session. Exit status 0: every step succeeded, and every
+shipped configuration was launched and passed; 1: otherwise; 3: interrupted.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one phase until its deadline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=tuple(PHASES))
-    parser.add_argument("--out", type=Path, required=True, help="where the eight files go")
-    parser.add_argument("--seconds", type=float, default=280.0, help="from now until the last file is written")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seconds", type=float, default=280.0, help="time limit for the whole session")
     parser.add_argument("--carried", type=Path, help="wheels, ptxas.xz and an earlier session's files")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/scalebench-session"), help="scratch: caches, results")  # noqa: S108
-    parser.add_argument("--workers", type=int, default=14, help="processes that check at the same time")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses under the interpreter")
-    parser.add_argument("--operations", default=",".join(OPERATIONS), help="what is checked")
-    parser.add_argument("--only", default="", help="steps to run, joined by commas; all of the phase by default")
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/scalebench-session"), help="scratch folder")  # noqa: S108
+    parser.add_argument("--workers", type=int, default=14, help="number of check processes")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearsal in the interpreter")
+    parser.add_argument("--operations", default=",".join(OPERATIONS), help="operations to check, joined by commas")
+    parser.add_argument("--only", default="", help="steps to run, joined by commas (default: all)")
+    options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     session = Session.begin(
-        phase=asked.phase, out=asked.out, work=asked.work, carried=asked.carried, workers=asked.workers,
-        device=asked.device, operations=tuple(asked.operations.split(",")), deadline=time.monotonic() + asked.seconds,
+        phase=options.phase, out=options.out, work=options.work, carried=options.carried, workers=options.workers,
+        device=options.device, operations=tuple(options.operations.split(",")),
+        deadline=time.monotonic() + options.seconds,
     )  # fmt: skip
-    steps = [step for step in PHASES[asked.phase]() if not asked.only or step.name in asked.only.split(",")]
+    steps = [step for step in PHASES[options.phase]() if not options.only or step.name in options.only.split(",")]
     try:
         run_steps(session, steps)
     except KeyboardInterrupt:

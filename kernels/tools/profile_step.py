@@ -59,7 +59,7 @@ def trial_of(study: str, implementation: str, graph: str, width: int) -> Any:
 
 
 def steps_of(trial: Any, folder: Path) -> tuple[Step, Iterator[Any], Any]:
-    """Return what takes a step, its batches, and the context in which it runs."""
+    """Return the step function, its batches, and the context in which it runs."""
     device = torch.device("cuda", 0)
     recorder = Recorder(folder, {"identity": {}, "checkpoint": False}, {"exclusive": True})
     training = TrainingRun(trial, recorder)
@@ -74,13 +74,13 @@ def steps_of(trial: Any, folder: Path) -> tuple[Step, Iterator[Any], Any]:
 
 
 def kind_of(name: str) -> str:
-    """Return what a kernel is for, by its name."""
+    """Return the purpose of a kernel, from its name."""
     lower = name.lower()
     return next((kind for kind, words in KINDS.items() if any(word in lower for word in words)), "other")
 
 
 def device_times(trace: dict[str, Any]) -> tuple[dict[str, float], dict[str, int], float]:
-    """Return seconds and launches of every kernel in a trace, and the seconds from the first to the last."""
+    """Return time and launches of every kernel in a trace, and the time from the first to the last, in seconds."""
     seconds: dict[str, float] = defaultdict(float)
     launches: dict[str, int] = defaultdict(int)
     events = [e for e in trace["traceEvents"] if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]

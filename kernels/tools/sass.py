@@ -1,4 +1,4 @@
-"""Read disassembled machine code of Hopper (nvdisasm): its loops, and what runs beside its asynchronous products.
+"""Analyse disassembled machine code of Hopper (nvdisasm): loops, and what runs beside asynchronous products.
 
 How many instructions has a loop? Do exponentials run while a product is in flight? Are registers that a product in
 flight may still read written again, as some releases of ptxas before 13.3 do (triton pull request 11781)?
@@ -26,7 +26,7 @@ _LEAVES = re.compile(r"\b(EXIT|USETMAXREG)\b")
 
 
 def disassembled(cubin: bytes) -> tuple[list[str], dict[str, int]]:
-    """Return the instructions of a cubin and, by label, which of them it stands before."""
+    """Return the instructions of a cubin, and the index of the instruction after each label."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -67,7 +67,7 @@ def main_loops(instructions: Sequence[str], labels: dict[str, int]) -> Iterator[
 
 
 def overlap(instructions: Sequence[str], labels: dict[str, int]) -> float:
-    """Return the share of the exponentials of main loops that stand where a product is in flight; 0 without any."""
+    """Return the share of exponentials in main loops that execute while a product is in flight; 0 without any."""
     total = beside = 0
     for body in main_loops(instructions, labels):
         in_flight = 0
@@ -83,7 +83,7 @@ def overlap(instructions: Sequence[str], labels: dict[str, int]) -> float:
 
 
 def written(instruction: str) -> range:
-    """Return the registers that an instruction other than a product writes, as far as its text says."""
+    """Return the registers that an instruction other than a product writes, according to its text."""
     parts = _WRITTEN.match(instruction)
     if not parts or parts[1].startswith(_WRITES_NOTHING):
         return range(0)
@@ -118,7 +118,7 @@ def _overwriting(walk: Sequence[str]) -> Iterator[str]:
 
 
 def wide_loop_instructions(instructions: Sequence[str], labels: dict[str, int]) -> int:
-    """Return the instructions of the longest innermost loop that loads 16 bytes at once; 0 where there is none.
+    """Return the number of instructions of the longest innermost loop with 16-byte loads; 0 if there is none.
 
     Loops that load less at a time are those for tails and unaligned tensors.
     """

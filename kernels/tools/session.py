@@ -1,4 +1,4 @@
-"""The frame of the GPU session: steps with a deadline, and files that are complete after every step."""
+"""The GPU session: runs steps within a deadline and writes complete result files after every step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD = ("ok", "unavailable")
 
 
 class ProgramFailedError(RuntimeError):
-    """A program that failed or was stopped; ``said`` is all that it printed."""
+    """A program failed or was stopped; ``said`` is its output."""
 
     def __init__(self, message: str, said: str) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class ProgramFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it does (returning a line for the summary), and the least time that makes it worth starting."""
+    """One step: its function, which returns a line for the summary, and its minimum and maximum time."""
 
     name: str
     do: Callable[[Session], str]
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Session:
-    """Where the session is, what it has found, and how to write it down. Times are of ``clock``, in seconds."""
+    """State and results of the session. Times are readings of ``clock`` in seconds."""
 
     phase: str
     out: Path
@@ -54,7 +54,7 @@ class Session:
     operations: Sequence[str] = ()
     clock: Callable[[], float] = time.monotonic
     begun: float = 0.0
-    limit: float = 0.0  # of the step that runs
+    limit: float = 0.0  # of the current step
     steps: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Session:
 
     @classmethod
     def begin(cls, *, out: Path, work: Path, clock: Callable[[], float] = time.monotonic, **given: Any) -> Session:
-        """Make the folders and the environment of everything that the session starts."""
+        """Create the folders and the environment for the session's processes."""
         for folder in (out, work, work / "results"):
             folder.mkdir(parents=True, exist_ok=True)
         environment = environment_of(work.resolve(), given["device"])
@@ -72,17 +72,17 @@ class Session:
 
     @property
     def good(self) -> bool:
-        """Whether every step ended well, and everything that was checked is right and was launched."""
+        """Whether every step succeeded, every check passed, and every shipped configuration was launched."""
         steps = all(step["status"] == "ok" for step in self.steps)
         checks = all(check["status"] in GOOD for check in self.checks.values())
         return steps and checks and not self.coverage.get("missing")
 
     def left_s(self) -> float:
-        """Return the seconds until the running step has to end."""
+        """Return the seconds until the deadline of the current step."""
         return min(self.limit or self.deadline, self.deadline - RESERVE_S) - self.clock()
 
     def say(self, text: str) -> None:
-        """Print a line with the time since the start, and keep it in log.txt."""
+        """Print a line with the time since the start, and append it to log.txt."""
         line = f"[{self.clock() - self.begun:5.0f} s] {text}"
         print(line, flush=True)
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
@@ -129,7 +129,7 @@ class Session:
     # --- the files ---------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        """Write what was found so far: whole files, each renamed into place."""
+        """Write the results so far; each file is replaced atomically."""
         self._put("check.json", json.dumps(
             {"versions": self.versions, "coverage": self.coverage, "checks": self.checks}, indent=1, default=str
         ))  # fmt: skip
@@ -142,13 +142,13 @@ class Session:
         path.replace(self.out / name)
 
     def summary(self) -> str:
-        """Return what became of every step and every check that is not right."""
+        """Return the outcome of every step, and every check that failed."""
         lines = [f"# GPU session, {self.phase}", ""]
         lines += [f"- {name}: {value}" for name, value in self.versions.items() if not isinstance(value, dict | list)]
         lines += ["", "| step | status | seconds | result |", "|---|---|--:|---|"]
         lines += [f"| {s['name']} | {s['status']} | {s['seconds']:.0f} | {cell(s['result'])} |" for s in self.steps]
         wrong = {name: check for name, check in self.checks.items() if check["status"] not in GOOD}
-        lines += ["", f"{len(self.checks) - len(wrong)} of {len(self.checks)} checks are right.", ""]
+        lines += ["", f"{len(self.checks) - len(wrong)} of {len(self.checks)} checks passed.", ""]
         lines += [f"- **{name}**: {c['status']}: {cell(str(c.get('problem')))}" for name, c in wrong.items()]
         if self.coverage:
             lines += ["", f"{self.coverage['launched']} of {self.coverage['shipped']} shipped configurations launched."]
@@ -156,7 +156,7 @@ class Session:
 
 
 def cell(text: str) -> str:
-    """Return text as it fits into a cell of a table."""
+    """Return text for a cell of a table."""
     return text.replace("|", "/").replace("\n", "<br>")[:600]
 
 
@@ -179,7 +179,7 @@ def environment_of(work: Path, device: str) -> dict[str, str]:
 
 
 def run_steps(session: Session, steps: Sequence[Step]) -> None:
-    """Run the steps in order, whatever becomes of each, and write what there is after every one."""
+    """Run the steps in order, continuing after failures, and write the results after every one."""
     for step in steps:
         begun = session.clock()
         left = session.deadline - RESERVE_S - begun

@@ -1,4 +1,4 @@
-"""What the GPU session checks, most urgent first: the kernels of the goals, then everything else that ships."""
+"""The checks of the GPU session, most urgent first: the kernels of the goals, then everything else that ships."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from session_pool import Job
 
 SOURCES = Path(__file__).resolve().parents[1] / "scalekernels"
-OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those that torch has
+OPTIMIZERS = ("AdamW", "Adam", "SGD", "Adagrad", "RMSprop")  # those in torch.optim
 ALGORITHMS = ("adamw", "adam", "sgd", "adagrad", "rmsprop", "lion")
 DTYPES = ("bfloat16", "float16", "float32")
-STEPS = 1000  # of an optimizer
-LOSSES = 200  # of a training
-# Device memory that a check may take: the goals' shapes, a candidate at such a shape, all others.
+STEPS = 1000  # of an optimizer check
+LOSSES = 200  # steps of a training check
+# Device memory limits of a check: at the goals' shapes, of a candidate at such a shape, of all others.
 LARGE_BYTES, CANDIDATE_BYTES, SMALL_BYTES = 20e9, 3e9, 1.5e9
 
 
@@ -40,7 +40,7 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
 
 
 def case_jobs(operation: str, device: str) -> Iterator[Job]:
-    """Yield a job for every case of an operation: its small ones in every dtype, its larger ones as they are."""
+    """Yield a job for every case of an operation: the small ones in every dtype, the others in their own."""
     import check_case
 
     module = import_module(f"scalekernels.{operation}")
@@ -53,7 +53,7 @@ def case_jobs(operation: str, device: str) -> Iterator[Job]:
 
 
 def urgency(case: Any, goal: bool) -> int:
-    """Return how early a case is checked: bfloat16 first, and of attention the head dimensions of the goals."""
+    """Return the priority of a case: bfloat16 first, and for attention the head dimensions of the goals."""
     if goal:
         return 1
     if str(case.dtype) != "torch.bfloat16":
@@ -62,9 +62,9 @@ def urgency(case: Any, goal: bool) -> int:
 
 
 def source_sha256(operation: str) -> str:
-    """Return 16 hex digits over the source of an operation: what was right stays right while it does not change.
+    """Return 16 hex digits of a hash over the source of an operation; checks stay valid while it does not change.
 
-    What operations share, such as the rule of acceptance, counts too.
+    It includes the modules shared by all operations, such as the acceptance rule.
     """
     digest = hashlib.sha256()
     own = (path for path in (SOURCES / operation).rglob("*") if path.suffix in (".py", ".json"))
@@ -77,7 +77,7 @@ WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:st
 
 
 def training_jobs(device: str) -> list[Job]:
-    """Return a job for every way of training: a small GPT whose losses are held to those of float32."""
+    """Return a job per implementation: train a small GPT and compare its losses with those of float32."""
     agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
     return [
         Job(
@@ -89,7 +89,7 @@ def training_jobs(device: str) -> list[Job]:
 
 
 def candidate_jobs() -> list[Job]:
-    """Return the candidates of the tunable kernels, to be compiled before they are timed."""
+    """Return the jobs that compile the candidates of the tunable kernels before they are timed."""
     import tuning
 
     return [

@@ -1,6 +1,6 @@
-"""What the GPU session measures: operations at the shapes of the goals by ``scalebench compare``, training by studies.
+"""The measurements of the GPU session: ``scalebench compare`` at the shapes of the goals, and training by studies.
 
-Every step is a command of the product, so that what it measures is kept and shown as everywhere else.
+Every step runs a scalebench command, so that its results are stored and reported like all others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Shape = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """One ``scalebench compare``: an operation at some shapes, by some providers, against a baseline."""
+    """One ``scalebench compare``: an operation, shapes, providers and a baseline."""
 
     operation: str
     shapes: Sequence[Shape]
@@ -33,7 +33,7 @@ class Table:
 
     @property
     def name(self) -> str:
-        """What the step is called."""
+        """The name of the step."""
         return f"{self.operation} {'backward' if self.backward else 'forward'}"
 
 
@@ -46,7 +46,7 @@ def attention(batch: int, heads: int, length: int, head_dimension: int, causal: 
 
 
 def attention_shapes(lengths: Sequence[int]) -> list[Shape]:
-    """16k tokens and a width of 2048, as in FlashAttention's tables; and what a small GPT trains with."""
+    """Return 16k tokens and a width of 2048, as in FlashAttention's tables, and the shape of a small GPT."""
     wide = [
         attention(16384 // length, 2048 // dimension, length, dimension, causal)
         for length in lengths
@@ -57,7 +57,7 @@ def attention_shapes(lengths: Sequence[int]) -> list[Shape]:
 
 
 def loss(width: int) -> Shape:
-    """Return a shape of the loss: the vocabulary of GPT-2, rounded up to 64."""
+    """Return a shape of the loss: GPT-2's vocabulary, rounded up to a multiple of 64."""
     return {"tokens": 8192, "width": width, "classes": 50304, "dtype": "bfloat16"}
 
 
@@ -67,21 +67,21 @@ def norm(kind: str, width: int, residual: bool) -> Shape:
 
 
 def optimizer(size: str, dtype: str, state: str) -> Shape:
-    """Return a shape of AdamW: the parameters of a published size of GPT."""
+    """Return a shape of AdamW: the parameters of a published GPT size."""
     return {"name": size, "algorithm": "adamw", "dtype": dtype, "state_dtype": state}
 
 
 def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
-    """Return a shape of rotary positions: all of one training step's tokens."""
+    """Return a shape of rotary positions: the tokens of one training step."""
     sizes = {"batch": batch, "length": length, "heads": heads, "head_dimension": head_dimension}
     return {**sizes, "dtype": "bfloat16"}
 
 
 TRAINING_S, KEEP_EVERY_S = 150.0, 30.0
-APART_S = 0.4  # between the starts of programs that take turns
-CLOSING_S = 6.0  # what a comparison takes after its deadline: it imports pandas and writes its rows
+APART_S = 0.4  # between the starts of concurrent programs
+CLOSING_S = 6.0  # that a comparison needs after its deadline: it imports pandas and writes its rows
 EXPORT_S = 5.0
-PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width of what is profiled
+PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width
 SDPA = "sdpa-flash,sdpa-cudnn"
 OURS = "triton,triton-pointers"
 FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfloat16", "float32")]
@@ -117,7 +117,7 @@ TABLES: Mapping[str, Sequence[Table]] = {
 
 
 def measuring_steps(phase: str) -> list[Step]:
-    """Return the measuring steps of a phase. Training comes last: it can use all the time there is."""
+    """Return the measurement steps of a phase; training comes last, since it can use all remaining time."""
     tables = TABLES[phase]
     if phase == "first":
         return [Step("tables", tables_step(tables), least_s=20, most_s=120)]
@@ -133,10 +133,10 @@ def measuring_steps(phase: str) -> list[Step]:
 
 
 def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str:
-    """Run programs at the same time and return a line for each; what is finished is brought into OUT now and then.
+    """Run programs concurrently and return a line for each; results are copied to OUT at intervals.
 
-    All of them time, and take turns on the GPU by its lock: only what they do before they need it runs side by side.
-    They begin in order, so that the first comes first. Raises ``RuntimeError`` with all lines where one failed.
+    Programs take turns on the GPU by its lock, so only their preparations overlap. They start in order. Raises
+    ``RuntimeError`` with all lines if one failed.
     """
     ended, found = threading.Event(), {}
 
@@ -169,12 +169,12 @@ def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str
 
 
 def tables_step(tables: Sequence[Table]) -> Any:
-    """Return what measures several tables."""
+    """Return the function of a step that measures several tables."""
     return lambda session: together(session, {table.name: partial(compare, session, table) for table in tables})
 
 
 def compare(session: Session, table: Table) -> str:
-    """Measure a table and return what became of it in a few words. It ends itself before the time is over."""
+    """Measure a table and return a short summary; the comparison ends itself before the deadline."""
     shapes = [word for shape in table.shapes for word in ("--shapes", written(shape))]
     options = ["--providers", table.providers, "--baseline", table.baseline, "--processes", 1]
     options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
@@ -187,7 +187,7 @@ def compare(session: Session, table: Table) -> str:
 
 
 def verdict(said: str) -> str:
-    """Return in one line what ``scalebench compare`` found wrong; "" where it printed nothing of the kind."""
+    """Return the errors that ``scalebench compare`` printed in one line; "" if there are none."""
     lines = said.splitlines()
     wrong = [line.replace(" is WRONG in ", " in ", 1) for line in lines if " is WRONG in " in line]
     early = [line for line in lines if line.startswith("ended early")]
@@ -197,16 +197,16 @@ def verdict(said: str) -> str:
 
 
 def written(shape: Shape) -> str:
-    """Return a shape as the command line takes it."""
+    """Return a shape in command-line syntax."""
     return ",".join(
         f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in shape.items()
     )
 
 
 def training(session: Session) -> str:
-    """Train GPT from 124M to 1.3B parameters by several implementations, the most wanted first, until the time is over.
+    """Train GPT from 124M to 1.3B parameters by several implementations, the most important first, until the deadline.
 
-    Two workers: the next trial imports and opens its data while the one before has the GPU.
+    Two workers: the next trial imports and opens its data while the previous one has the GPU.
     """
     options = ("--jobs", 2, "--results", session.work / "results")
     run = partial(session.python, "-m", "scalebench.cli.app", "run", "gpu-speed", *options)
@@ -214,7 +214,7 @@ def training(session: Session) -> str:
 
 
 def profiles(session: Session) -> str:
-    """Profile training steps of some sizes by some implementations."""
+    """Profile training steps of some sizes and implementations."""
     return together(session, {f"{name} {width}": partial(profile, session, name, width) for name, width in PROFILES})
 
 
@@ -227,7 +227,7 @@ def profile(session: Session, implementation: str, width: int) -> str:
     return next((line for line in said.splitlines() if line.startswith("step ")), said[-200:])
 
 
-# Both tables of what is measured so far, by one process: importing pandas takes longer than writing.
+# Writes both tables of results in one process, since importing pandas takes longer than writing.
 EXPORT = """
 import sys, pathlib
 from scalebench.store.comparisons import read_comparisons
@@ -242,7 +242,7 @@ if len(compared):
 
 
 def keep(session: Session) -> None:
-    """Bring what was measured into OUT: both tables, and the folders that ``scalebench report`` reads."""
+    """Copy the results to OUT: both tables, and the folders that ``scalebench report`` reads."""
     results = session.work / "results"
     with tarfile.open(session.out / ".results.tar.gz", "w:gz", compresslevel=3) as packed:
         for path in sorted(results.rglob("*")):
@@ -250,7 +250,7 @@ def keep(session: Session) -> None:
                 packed.add(path, arcname=f"results/{path.relative_to(results)}")
     (session.out / ".results.tar.gz").replace(session.out / "results.tar.gz")
     try:
-        # Also when the step's time is over: what it measured is to be seen, and the last step has nothing after it.
+        # Even after the step's deadline: otherwise the last step's results would not be in the tables.
         session.python("-c", EXPORT, results, session.out, most_s=20, least_s=EXPORT_S)
     except RuntimeError as error:  # the folders are kept
         session.say(f"no table: {error}")

@@ -1,4 +1,4 @@
-"""The steps of the GPU session's two phases, in the order in which they run."""
+"""The steps of the two phases of the GPU session, in order."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from session_measures import measuring_steps
 from session_pool import Pool
 
 TOOLS = KERNELS / "tools"
-GPU_MEMORY_SHARE = 0.75  # of the device, for all checks that run together
+GPU_MEMORY_SHARE = 0.75  # of the device, for all concurrent checks
 
 
 def first() -> list[Step]:
-    """Prove the kernels right, then find the fastest tiles."""
+    """Check the kernels, then find the fastest tiles."""
     return [
         Step("setup", setup, most_s=30),
         Step("versions", versions, most_s=30),
@@ -36,7 +36,7 @@ def first() -> list[Step]:
 
 
 def second() -> list[Step]:
-    """Choose the fastest tiles, check what changed, measure at the shapes of the goals, train."""
+    """Find the fastest tiles, check what changed, measure at the shapes of the goals, train."""
     return [
         Step("setup", setup, most_s=30),
         Step("versions", versions, most_s=30),
@@ -48,11 +48,11 @@ def second() -> list[Step]:
     ]
 
 
-# --- what both begin with --------------------------------------------------------------------------------------------
+# --- common first steps --------------------------------------------------------------------------------------------
 
 
 def setup(session: Session) -> str:
-    """Install the carried wheels, unpack the carried assembler, and take over an earlier session's files."""
+    """Install the carried wheels, unpack the carried assembler, and load an earlier session's results."""
     carried, done = session.carried, []
     if carried is None:
         _open_data(session)
@@ -81,7 +81,7 @@ planned_data(trial).training_tokens(trial.data.validation_fraction)
 
 
 def _open_data(session: Session) -> None:
-    """Let the vocabulary of the training text be made, which takes some 15 s, while the next steps run."""
+    """Start a process that creates the vocabulary of the training text (about 15 s) while the next steps run."""
     if session.phase == "second" and session.device == "cuda":
         with (session.work / "data.log").open("ab") as log:
             subprocess.Popen(
@@ -91,13 +91,13 @@ def _open_data(session: Session) -> None:
 
 
 def _previous(session: Session, folder: Path) -> list[str]:
-    """Take over what an earlier session found and compiled."""
+    """Load the checks, tiles and compiled kernels of an earlier session."""
     done = []
     if (path := folder / "check.json").exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         session.versions_before, found = before.get("versions", {}), before["checks"]
         today = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
-        session.checks = {name: check for name, check in found.items() if _still_right(name, check, today)}
+        session.checks = {name: check for name, check in found.items() if _still_valid(name, check, today)}
         done.append(f"{len(session.checks)} checks")
     if (path := folder / "tune.json").exists():
         session.tuned = json.loads(path.read_text(encoding="utf-8"))["winners"]
@@ -107,8 +107,8 @@ def _previous(session: Session, folder: Path) -> list[str]:
     return done
 
 
-def _still_right(name: str, check: dict[str, Any], today: dict[str, str]) -> bool:
-    """Whether an earlier check was right and is of today's source; what names no operation is checked each time."""
+def _still_valid(name: str, check: dict[str, Any], today: dict[str, str]) -> bool:
+    """Return whether an earlier check passed with the current source; checks without an operation never count."""
     return check["status"] == "ok" and check.get("source") == today.get(_operation(name), "changed")
 
 
@@ -126,7 +126,7 @@ print(json.dumps(found))
 
 
 def versions(session: Session) -> str:
-    """Note versions, the device and its driver."""
+    """Record versions, the device and its driver."""
     said = session.python("-c", VERSIONS).strip().splitlines()[-1]
     session.versions |= json.loads(said)
     if session.device == "cuda":
@@ -137,9 +137,9 @@ def versions(session: Session) -> str:
 
 
 def assembler(session: Session) -> str:
-    """Run the witness with every ptxas at hand and use the newest sound one from here on.
+    """Run the canary with every ptxas and use the newest correct one from here on.
 
-    Raises ``RuntimeError`` when none is sound: nothing that is measured with it could be believed.
+    Raises ``RuntimeError`` if none is correct, since no result could be trusted.
     """
     if session.device == "cpu":
         return "the interpreter assembles nothing"
@@ -168,7 +168,7 @@ def assembler(session: Session) -> str:
 
 
 def _verdict_before(session: Session, candidates: dict[str, dict[str, str]]) -> bool:
-    """Say whether the session before found the very same assemblers sound, by the same versions on the same device."""
+    """Return whether the previous session passed the canary with the same assemblers, versions and device."""
     before, now = session.versions_before, session.versions
     driver = "driver, most SM clock, power limit, temperature"
     if any(not before.get(name) or before[name] != now.get(name) for name in ("torch", "triton", "device")):
@@ -177,7 +177,7 @@ def _verdict_before(session: Session, candidates: dict[str, dict[str, str]]) -> 
         return False
     if before.get("assemblers") != "; ".join(f"{name}: sound" for name in [*candidates, "bundled"]):
         return False
-    # The bundled one comes with triton; a carried one may be another than before.
+    # The bundled ptxas is that of the same triton; a carried one may have changed.
     used = next(iter(candidates.values()), {}).get("TRITON_PTXAS_PATH")
     if used is None:
         return str(before.get("ptxas", "")).startswith("bundled: ")
@@ -190,7 +190,7 @@ def _bundled(session: Session) -> str:
 
 
 def _witness(session: Session, name: str, settings: dict[str, str], index: int) -> str:
-    """Return what is wrong with the witness of one tile, nothing when it is exact."""
+    """Return what is wrong with the canary of one tile, "" if it is exact."""
     output = session.work / f"canary-{name}-{index}.json"
     try:
         session.python(
@@ -206,7 +206,7 @@ def _witness(session: Session, name: str, settings: dict[str, str], index: int) 
 
 
 def checks(session: Session) -> str:
-    """Check every shipped configuration that is not known to be right by the same source, most urgent first."""
+    """Check every case that has not passed with the same source before, most urgent first."""
     sources = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
@@ -237,7 +237,7 @@ def _operation(name: str) -> str:
 
 
 def coverage(session: Session) -> dict[str, Any]:
-    """Return how many shipped configurations the right checks launched, and the names of those they did not."""
+    """Return how many shipped configurations the checks launched, and the names of the others."""
     from importlib import import_module
 
     from check_coverage import is_launch_of
@@ -255,11 +255,11 @@ def coverage(session: Session) -> dict[str, Any]:
 
 
 def tuning(session: Session, quick: bool = False) -> str:
-    """Time the candidates of every tunable kernel, alone on the device; what comes later uses the fastest."""
+    """Time the candidates of every tunable kernel, alone on the device; later steps use the fastest."""
     output, table = session.work / "tuned-rows.json", session.work / "tuned.json"
     try:
         session.python(TOOLS / "tuning.py", "--output", output, *(["--quick"] if quick else []))
-    finally:  # it writes after every kernel
+    finally:  # the program writes after every kernel
         if output.exists():
             session.tuned = json.loads(output.read_text(encoding="utf-8"))
             session.write()
@@ -270,7 +270,7 @@ def tuning(session: Session, quick: bool = False) -> str:
 
 
 def racecheck(session: Session) -> str:
-    """Look for races in shared memory in one tiny case of the attention kernels."""
+    """Check one small case of the attention kernels for races in shared memory."""
     if session.device == "cpu":
         return "needs a GPU"
     label = "B1 H2/1 T193 D64 bf16 causal"
@@ -283,7 +283,7 @@ def racecheck(session: Session) -> str:
 
 
 def pack_cache(session: Session) -> str:
-    """Pack the compiled kernels, without the text that can be made again; leave them when they are too large."""
+    """Pack the compiled kernels without intermediate text, unless they are too large."""
     folder, path = session.work / "triton", session.out / "cache.tar.xz"
     if not folder.exists():
         return "nothing compiled"

@@ -1,15 +1,15 @@
-"""Times the candidates of tunable kernels on the device at hand: CUDA-graph replays, all candidates in turn.
+"""Time the candidates of tunable kernels on this device, by replaying CUDA graphs in random order.
 
     python kernels/tools/tuning.py --output rows.json   # on the device
-    python kernels/tools/tuning.py --quick --output rows.json   # what few compilations decide
-    python kernels/tools/tuning.py --adopt tune.json    # a session's: its winners become the default tiles
+    python kernels/tools/tuning.py --quick --output rows.json   # few candidates
+    python kernels/tools/tuning.py --adopt tune.json    # make the winners of a session the default tiles
 
-Candidates come from lists that meet the requirements ahead of time. One may only win if its results are those of the
-shipped one, to a few roundings. A candidate that fails in any way is a row with the reason. Compile them before, side
-by side, by the session's ``candidate`` jobs: this program runs alone on the device.
+All candidates meet the requirements of ``make kernels``. One can only win if its results equal the shipped tile's up
+to a few roundings. A candidate that fails in any way is a row with the reason. The session's ``candidate`` jobs compile
+them in parallel beforehand, since this program has to run alone on the device.
 
-``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile stays unless another is faster
-by ``MARGIN``, and rows that a session did not measure stay as they are.
+``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile is replaced only by one that
+is faster by ``MARGIN``; rows that the session did not measure are unchanged.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from torch import Tensor
 
 ROUNDS = 12  # samples of each candidate, in random order
 FLUSH_BYTES = 256 << 20
-MARGIN = 0.01  # by which a candidate has to be faster than the shipped one to replace it
-PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, kept with the tiles
+MARGIN = 0.01  # by which a candidate must be faster than the shipped tile to replace it
+PROVENANCE = ("device", "torch", "triton", "ptxas")  # of a session's versions, stored with the tiles
 Run = Callable[[Any], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Tunable:
-    """A kernel at a shape: the candidates, the shipped one first, and how to run one of them."""
+    """A kernel at a shape: the candidates, the shipped one first, and a function that runs one of them."""
 
     kernel: str
     head_dimension: int
@@ -52,19 +52,19 @@ class Tunable:
 
     @property
     def name(self) -> str:
-        """What tells it apart from every other."""
+        """The unique name."""
         mask = "causal" if self.causal else "full"
         return f"{self.kernel} D{self.head_dimension} T{self.length} {mask}"
 
     @property
     def case(self) -> dict[str, Any]:
-        """What a row of ``tuned.json`` is found by, and the length that was measured."""
+        """The key of a row of ``tuned.json``, and the length that is measured."""
         case = {"operation": self.kernel, "head_dimension": self.head_dimension, "causal": self.causal}
         return case | {"bucket": tuned.bucket(self.length, self.length), "length": self.length}
 
 
 def tunables() -> Iterator[Tunable]:
-    """Yield every tunable kernel at the shapes that decide: 16k tokens of width 2048 in sequences of 8192 and 1024."""
+    """Yield every tunable kernel at 16k tokens of width 2048, in sequences of 8192 and 1024."""
     for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
         for causal in (True, False):
             yield from _attention(head_dimension, length, causal)
@@ -106,15 +106,15 @@ def candidate_jobs() -> Iterator[dict[str, Any]]:
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Launch one candidate, which compiles it, and tell whether its results are the shipped one's."""
-    tunable = next(one for one in tunables() if one.name == job["tunable"])
+    """Compile and launch one candidate and compare its results with the shipped one's."""
+    tunable = next(tunable for tunable in tunables() if tunable.name == job["tunable"])
     run = tunable.make()
     expected = run(tunable.candidates[0])
     return {"problem": difference(run(tunable.candidates[job["place"]]), expected)}
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
-    """Return the first result that is further from the expected one than a few roundings, None where none is."""
+    """Return which result differs from the expected one by more than a few roundings, None if none does."""
     for place, (one, other) in enumerate(zip(found, expected, strict=True)):
         if not other.numel():
             continue
@@ -126,7 +126,7 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | Non
 
 
 def measure(tunable: Tunable) -> list[dict[str, Any]]:
-    """Return a row for each candidate: median time in seconds, TFLOP/s, or why it has none."""
+    """Return a row for each candidate: median time in seconds and TFLOP/s, or the problem."""
     run, graphs = tunable.make(), {}
     rows: list[dict[str, Any]] = []
     expected = run(tunable.candidates[0])
@@ -136,7 +136,7 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
         try:
             row["problem"] = difference(run(candidate), expected)
             graphs[len(rows)] = captured(run, candidate)
-        except Exception as error:  # noqa: BLE001 - a candidate that fails in any way is out, with the reason
+        except Exception as error:  # noqa: BLE001 - a candidate may fail in any way
             row["problem"] = f"{type(error).__name__}: {error}"[:500]
         rows.append(row)
     for place, samples in timed(graphs).items():
@@ -157,13 +157,13 @@ def captured(run: Run, candidate: Any) -> Any:
 
 
 def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
-    """Return the times of each graph in seconds, taken in random order with other data in the L2 cache before each."""
+    """Return the times of each graph in seconds, in random order, with the L2 cache flushed before each."""
     source, target = (torch.randn(FLUSH_BYTES // 4, device="cuda") for _ in range(2))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     samples: dict[int, list[float]] = {place: [] for place in graphs}
     order = [place for place in graphs for _ in range(ROUNDS)]
     random.Random(0).shuffle(order)
-    for place in [*graphs, *order]:  # each once to warm up
+    for place in [*graphs, *order]:  # once each to warm up
         torch.cuda._sleep(100_000)
         target.copy_(source)
         start.record()
@@ -175,7 +175,7 @@ def timed(graphs: Mapping[int, Any]) -> dict[int, list[float]]:
 
 
 def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table of default tiles with the winners of a session's ``tune.json`` in it."""
+    """Return the table of default tiles, updated with the winners of a session's ``tune.json``."""
     versions = session["versions"]
     date = str(versions["date"])
     sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
@@ -204,7 +204,7 @@ def _by_case(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Ma
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the fastest row, or the shipped one's where that is as fast."""
+    """Return the fastest row, or the shipped tile's if it is as fast within ``MARGIN``."""
     best = min(rows, key=lambda row: row["time_median_s"], default=None)
     shipped = next((row for row in rows if row["shipped"]), None)
     if best and shipped and best["time_median_s"] > (1 - MARGIN) * shipped["time_median_s"]:
@@ -213,7 +213,7 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
-    """Keep what few compilations decide: the schedule and the consumers of the forward pass."""
+    """Yield the forward passes with few candidates: other schedules and numbers of consumers."""
     for tunable in every:
         if tunable.kernel == "forward":
             shipped = tunable.candidates[0]
@@ -224,7 +224,7 @@ def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
 
 
 def adopt(path: Path, into: Path) -> int:
-    """Write the default tiles anew from a session's ``tune.json``; return how many rows there are."""
+    """Update the default tiles from a session's ``tune.json``; return the number of rows."""
     table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
     table = adopted(table, json.loads(path.read_text(encoding="utf-8")))
     lines = ",\n".join(f"  {json.dumps(row)}" for row in table["rows"])
@@ -234,19 +234,19 @@ def adopt(path: Path, into: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every tunable kernel, writing after each, or adopt what was measured."""
+    """Measure every tunable kernel, writing after each, or adopt a session's winners."""
     parser = argparse.ArgumentParser(description="time the candidates of tunable kernels, or adopt the fastest")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, help="measure, and write the rows there")
+    what.add_argument("--output", type=Path, help="measure and write the rows to this file")
     what.add_argument("--adopt", type=Path, help="a session's tune.json")
-    parser.add_argument("--table", type=Path, default=tuned.FILE, help="where the adopted rows go")
-    parser.add_argument("--quick", action="store_true", help="only the schedules of the forward pass")
-    asked = parser.parse_args(arguments)
-    if asked.adopt:
-        print(f"{asked.table}: {adopt(asked.adopt, asked.table)} rows")
+    parser.add_argument("--table", type=Path, default=tuned.FILE, help="file for the adopted rows")
+    parser.add_argument("--quick", action="store_true", help="few candidates of the forward pass only")
+    options = parser.parse_args(arguments)
+    if options.adopt:
+        print(f"{options.table}: {adopt(options.adopt, options.table)} rows")
         return 0
     rows: list[dict[str, Any]] = []
-    for tunable in quick(tunables()) if asked.quick else tunables():
+    for tunable in quick(tunables()) if options.quick else tunables():
         try:
             rows += measure(tunable)
         except RuntimeError as error:
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if row["kernel"] == tunable.name:
                 rate = f"{row['tflops']:6.1f} TFLOP/s" if "tflops" in row else row["problem"]
                 print(f"{row['kernel']:28} {row.get('candidate', ''):60} {rate}", flush=True)
-        asked.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        options.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0
 
 

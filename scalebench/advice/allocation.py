@@ -1,4 +1,4 @@
-"""How to count parameters and FLOPs, and the compute-optimal allocation that follows: N*(C), D*(C) with intervals."""
+"""Conventions for counting parameters and FLOPs, and the compute-optimal allocation N*(C), D*(C) with intervals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from numpy.typing import ArrayLike
 from scalebench.advice.optima import Optimum, Refused, refused_to_list
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.intervals.bootstrap import tails
 
 PARAMETER_COLUMNS = {"total": "params", "non_embedding": "params_non_embedding"}
 
 
 @dataclass(frozen=True)
 class Counting:
-    """What N and C mean. `params`: total (column params) or non_embedding (column params_non_embedding).
+    """How N and C are counted. `params`: total (column params) or non_embedding (column params_non_embedding).
 
-    `flops`: 6ND with that N, or exact (column flops: training FLOPs as the trainer counted them, attention included).
+    `flops`: 6ND with that N, or exact (column flops: training FLOPs as counted by the trainer, including attention).
     """
 
     params: str = "total"
@@ -38,16 +39,16 @@ class Counting:
 
 
 def count(points: Columns, counting: Counting) -> dict[str, Array]:
-    """Columns params, tokens, flops and loss, each [n], under a convention. Raises FitRefused for one that is missing.
+    """Columns params, tokens, flops and loss, each [n], under a convention. Raises FitRefused for a missing column.
 
-    With 6ND one of params and tokens may be missing where a column `flops` is there, as in published isoFLOP points:
-    it is then flops / 6 over the other.
+    With 6ND, params or tokens may be missing if there is a column `flops`, as in published isoFLOP points: it is then
+    flops / 6 over the other.
     """
     present = list(points.keys())
     size = PARAMETER_COLUMNS[counting.params]
     missing = [name for name in (size, "tokens") if name not in present]
     if size in missing and set(PARAMETER_COLUMNS.values()) & set(present):
-        positive_columns(points, (size,))  # refused: C / 6D are the parameters of the other column
+        positive_columns(points, (size,))  # raises: C / 6D would be the parameters of the other column
     if counting.flops == "exact" or (len(missing) == 1 and "flops" in present):
         wanted = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
         read = positive_columns(points, (*wanted, "flops", "loss"))
@@ -62,10 +63,10 @@ def count(points: Columns, counting: Counting) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Bias:
-    """What Approach 2 gets wrong without any noise: on a surface whose optimum is known, sampled at these very points.
+    """Systematic error of Approach 2: its result on a noise-free surface of known optimum, at the same points.
 
-    `a` and `b` are its exponents minus the true ones. `tokens_factor` is its D* over the true one at `flops`, the
-    largest budget, and `tokens_factor_beyond` at 1000 times that.
+    `a` and `b` are its exponents minus the true ones. `tokens_factor` is its D* over the true D* at `flops`, the
+    largest budget, `tokens_factor_beyond` at 1000 times that.
     """
 
     a: float
@@ -83,8 +84,9 @@ class Bias:
 class Allocation:
     """N*(C) = params_constant * C^a and D*(C) = tokens_constant * C^b, with C in FLOPs.
 
-    `draws` [n, 4] repeat (ln params_constant, a, ln tokens_constant, b) as `method` says; None where `method` gives the
-    reason why there is no interval. `optima` and `refused` list the compute budgets used and not used.
+    `coefficients` are (ln params_constant, a, ln tokens_constant, b); `draws` [n, 4] repeat them by `method`, and are
+    None if `method` is the reason why there is no interval. `optima` are the compute budgets used, `refused` those not
+    used, with reasons.
     """
 
     approach: int
@@ -143,7 +145,7 @@ class Allocation:
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe summary with 95 % intervals, None where there is none."""
+        """JSON-safe summary with 95 % intervals, None without draws."""
         names = ("a", "b", "params_constant", "tokens_constant")
         return {
             "approach": self.approach,
@@ -170,7 +172,5 @@ class Allocation:
 
     @staticmethod
     def _ends(values: Array, level: float) -> tuple[Array, Array]:
-        if not 0 < level < 1:
-            raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = np.quantile(values, tails(level), axis=0)
         return low, high

@@ -1,8 +1,8 @@
 """Compute-optimal allocation by the three approaches of Hoffmann et al. 2022 (arXiv 2203.15556).
 
-1 is in `envelope`: the best run at each compute, then a line. Here 2, `isoflop`: the vertex of a parabola for each
-budget, then a line; and 3, `parametric`: closed form from a fitted surface. `conventions` shows what the counting of N
-and C changes.
+Approach 1, in `envelope`: the best run at each compute, then a line. Here approach 2, `isoflop`: the vertex of a
+parabola for each budget, then a line; and approach 3, `parametric`: closed form from a fitted surface. `conventions`
+compares the conventions for counting N and C.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scalebench.laws.fit import Fit, fit
 from scalebench.laws.forms import Array, FitRefused
 
 DRAWS = 1000
-LINE_DRAWS = 20_000  # of a line they cost nothing, and the 2.5 % quantile of 1000 is off by 5 % of itself
+LINE_DRAWS = 20_000  # draws of a line are cheap; the 2.5 % quantile of 1000 has an error of 5 %
 BUDGET_TOLERANCE = 0.05  # points within 5 % of each other's compute share a budget
 SIX_N_D = (float(np.log(FLOPS_PER_PARAMETER_TOKEN)), 1.0, 1.0)  # (ln k, p, q) of C = k N^p D^q
 BIAS_NOTE = (
     "a parabola in ln N is exact only where alpha = beta and the grid is centred on the optimum: Approach 2 is biased "
-    "even without noise, the more so the wider and the further off centre its grid (`bias` holds it for this grid)"
+    "even without noise, more so the wider and the further off centre its grid (`bias` is its value for this grid)"
 )
 
 
@@ -39,39 +39,39 @@ def isoflop(
 ) -> Allocation:
     """Approach 2. Columns as `count` takes them; points within 5 % of each other's FLOPs are one budget.
 
-    `neighbours`: points on each side of the best that a parabola sees, None for all. `weighted=False` gives every
-    budget the same weight in the line, as published fits do. Budgets without an interior minimum are in `refused`.
+    `neighbours`: number of points used on each side of the best, None for all. `weighted=False` gives every budget the
+    same weight in the line, as in published fits. Budgets without an interior minimum are in `refused`.
     Raises FitRefused with fewer than three budgets left.
     """
     counting = counting or Counting()
     columns = count(points, counting)
     columns["flops"] = _budgets(columns["flops"])
-    found, refused = sweep_optima(columns, "params", ("flops",), neighbours)
-    if len(found) < 3:
+    sweeps, refused = sweep_optima(columns, "params", ("flops",), neighbours)
+    if len(sweeps) < 3:
         why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
-            f"{len(found)} of {len(found) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
+            f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"
         )
-    used = np.isin(columns["flops"], [group["flops"] for group, _ in found])
+    used = np.isin(columns["flops"], [group["flops"] for group, _ in sweeps])
     by_tokens, _ = sweep_optima({k: v[used] for k, v in columns.items()}, "tokens", ("flops",), neighbours)
-    lines = _line(found, weighted), _line(by_tokens, weighted)
+    lines = _line(sweeps, weighted), _line(by_tokens, weighted)
     freedom = lines[0].degrees_of_freedom
     return Allocation(
         approach=2,
         counting=counting,
         coefficients=np.concatenate([line.coefficients for line in lines]),
         draws=_opposed(*lines, seed),
-        method=f"parametric bootstrap of the line through {len(found)} minima, t with {freedom} degrees of freedom",
+        method=f"parametric bootstrap of the line through {len(sweeps)} minima, t with {freedom} degrees of freedom",
         notes=(BIAS_NOTE,),
-        optima=tuple((group["flops"], optimum) for group, optimum in found),
+        optima=tuple((group["flops"], optimum) for group, optimum in sweeps),
         refused=refused,
         bias=_bias_on_this_grid(columns, neighbours, weighted),
     )
 
 
 def _opposed(sizes: LinearFit, tokens: LinearFit, seed: int) -> Array:
-    """Draws of both lines, [n, 4]: at a fixed budget more parameters are fewer tokens, so their errors are opposed."""
+    """Draws of both lines, [n, 4], with opposite errors: at a fixed budget, more parameters mean fewer tokens."""
     return np.concatenate(
         [sizes.draws(LINE_DRAWS, seed), 2 * tokens.coefficients - tokens.draws(LINE_DRAWS, seed)], axis=1
     )
@@ -84,14 +84,14 @@ def _line(optima: list[tuple[dict[str, float], Any]], weighted: bool) -> LinearF
 
 
 def _budgets(flops: Array) -> Array:
-    """Each point's compute replaced by the geometric mean of its budget, which starts at its lowest point."""
+    """Each point's compute replaced by the geometric mean of its budget, [n]."""
     log = np.log(flops)
     budget = groups_within(log, BUDGET_TOLERANCE)
     return np.asarray(np.exp(np.bincount(budget, log) / np.bincount(budget))[budget])
 
 
 def _bias_on_this_grid(columns: dict[str, Array], neighbours: int | None, weighted: bool) -> Bias | None:
-    """Approach 2 against the truth on the surface fitted to these points; None where that fit or its optima fail."""
+    """Bias of Approach 2 on the surface fitted to these points; None if that fit or its optima are refused."""
     try:
         surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
         return approach_2_bias(surface, columns, neighbours, weighted)
@@ -109,8 +109,8 @@ def approach_2_bias(
     smooth = {**columns, "loss": surface.predict({name: columns[name] for name in ("params", "tokens")})}
     lines = []
     for side in ("params", "tokens"):
-        found, _ = sweep_optima(smooth, side, ("flops",), neighbours)
-        lines.append(_line(found, weighted))
+        sweeps, _ = sweep_optima(smooth, side, ("flops",), neighbours)
+        lines.append(_line(sweeps, weighted))
     true = closed_form(surface.parameters, flops_law(columns))[0]
     log = np.log(float(columns["flops"].max()))
     off = np.concatenate([line.coefficients for line in lines]) - true
@@ -121,7 +121,7 @@ def approach_2_bias(
 def flops_law(columns: Mapping[str, Array]) -> tuple[float, float, float]:
     """(ln k, p, q) of C = k N^p D^q through the points by least squares; (ln 6, 1, 1) where all are within 5 % of 6ND.
 
-    Exact counts are sums (matrices, attention, vocabulary), so this holds near the points and drifts far beyond them.
+    Exact counts are sums (matrices, attention, vocabulary), so the power law holds near the points only.
 
     Raises FitRefused where params and tokens do not vary independently and C is not 6ND.
     """
@@ -145,7 +145,7 @@ def closed_form(parameters: Mapping[str, ArrayLike], cost: tuple[float, float, f
     """
     log_k, p, q = cost or SIX_N_D
     A, alpha, B, beta = (np.atleast_1d(np.asarray(parameters[k], dtype=float)) for k in ("A", "alpha", "B", "beta"))
-    with np.errstate(divide="ignore"):  # a resample may switch a term off: its optimum is at infinity
+    with np.errstate(divide="ignore"):  # a refit may switch a term off: its optimum is infinite
         balance = np.log(alpha * A * q) - np.log(beta * B * p)
     total = alpha * q + beta * p
     log_params = (q * balance - beta * log_k) / total
@@ -163,9 +163,9 @@ def parametric(
 ) -> Allocation:
     """Approach 3: closed form from a fit with parameters A, alpha, B, beta; intervals from its bootstrap of `n` refits.
 
-    `n` and `seed` are those of `surface.refits` unless given. `counting` says what the N of the fit was; `cost` as in
-    `closed_form`, from `flops_law`, for exact FLOPs.
-    Raises FitRefused for another law, and where a term of the law is switched off.
+    `n` and `seed` default to those of `surface.refits`. `counting` is the convention of the fitted points; `cost` as in
+    `closed_form`, from `flops_law`, for exact FLOPs. Raises FitRefused for another law, and if a term of the law is
+    switched off.
     """
     if set(surface.law.inputs) != {"params", "tokens"} or not {"A", "alpha", "B", "beta"} <= set(surface.parameters):
         raise FitRefused(
@@ -187,10 +187,10 @@ def parametric(
 
 
 def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:
-    """What each counting convention changes, by Approach 3: a row for each with a, b and their intervals, N and D.
+    """Approach 3 under each counting convention: one row each with a, b and their intervals, N and D.
 
-    N and D are the optimum at `flops`, both counted by that row's convention. A row that lacks a column, or cannot be
-    fitted, has None for every number and the reason under `refused`.
+    N and D are the optimum at `flops`, counted by that row's convention. If a column is missing or the fit is refused,
+    numbers are None and the reason is under `refused`.
     """
     return [_convention(points, Counting(p, f), flops, n) for p in ("total", "non_embedding") for f in ("6ND", "exact")]
 
@@ -201,17 +201,17 @@ def _convention(points: Columns, counting: Counting, flops: float, n: int) -> di
         columns = count(points, counting)
         surface = fit({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
         cost = flops_law(columns) if counting.flops == "exact" else None
-        found = parametric(surface, counting, cost=cost, n=n)
+        allocation = parametric(surface, counting, cost=cost, n=n)
     except FitRefused as reason:
         return {**names, **dict.fromkeys(("a", "b", "N", "D", "a_interval", "b_interval")), "refused": str(reason)}
-    drawn = found.draws is not None
+    drawn = allocation.draws is not None
     return {
         **names,
-        "a": found.a,
-        "b": found.b,
-        "N": float(found.params(flops)[0]),
-        "D": float(found.tokens(flops)[0]),
-        "a_interval": found.interval("a") if drawn else None,
-        "b_interval": found.interval("b") if drawn else None,
+        "a": allocation.a,
+        "b": allocation.b,
+        "N": float(allocation.params(flops)[0]),
+        "D": float(allocation.tokens(flops)[0]),
+        "a_interval": allocation.interval("a") if drawn else None,
+        "b_interval": allocation.interval("b") if drawn else None,
         "refused": None,
     }

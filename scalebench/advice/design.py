@@ -1,9 +1,9 @@
 """What to run next: the trial, or the set of trials within a FLOP budget, that most narrows a chosen prediction.
 
 Delta method: with J the derivatives of the predictions at the points by the parameters and g those at the target, the
-variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on where
-the trial lies and not on its outcome, so it is known beforehand (Chaloner and Verdinelli 1995, Bayesian experimental
-design: c-optimality).
+variance of the prediction is sigma^2 g (J'J)^-1 g', and a trial with derivatives j adds j'j to J'J. It depends on the
+inputs of the trial and not on its outcome, so it is known beforehand (c-optimality: Chaloner and Verdinelli 1995,
+Bayesian experimental design).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from scalebench.laws.forms import Array, FitRefused
 
 STEP = 1e-5  # relative, for central differences: truncation 1e-10, rounding 1e-11
 PARAMETER_DRAWS = 200
-MOST = 5  # trials of a set unless told otherwise: information per FLOP alone asks for dozens of tiny ones
+MOST = 5  # default size of a set: information per FLOP alone favours dozens of tiny trials
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A trial that could be run: its row among the candidates, inputs, FLOPs (None if unknown).
 
-    `narrowing` is the expected width of the interval of the target after it alone, over the width now.
+    `narrowing` is the expected width of the interval of the target if it is run alone, over the width now.
     """
 
     row: int
@@ -40,12 +40,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Design:
-    """Trials to run and what they are expected to do to the 95 % interval of the mean at `target`.
+    """Trials to run and the expected 95 % interval of the mean at `target` afterwards.
 
     `interval_now` and `interval_after` are in units of the response; `narrowing` is the ratio of their widths in the
     space of the fit, `narrowing_interval` its 95 % interval over the uncertainty of the parameters (None without
-    degrees of freedom). `ranking` lists every candidate on its own, best first. `unlimited` is what the same budget
-    would buy in more trials than were asked for at most: how many, and at least how narrow (None where no more help).
+    degrees of freedom). `ranking` lists every candidate alone, best first. `unlimited` is the (number of
+    trials, narrowing) that the same budget reaches without a limit on their number; None if more do not help.
     """
 
     target: dict[str, float]
@@ -67,8 +67,8 @@ class Design:
 def next_trial(fit: Fit, candidates: Columns, target: Mapping[str, float], seed: int | None = None) -> Design:
     """The one candidate that most narrows the prediction of `fit` at `target` (its inputs, a number each).
 
-    `candidates` has the inputs of the law, [n], and may have `flops`; `seed` is that of the fit's own refits unless
-    given. Raises FitRefused without degrees of freedom.
+    `candidates` has the inputs of the law, [n], and may have `flops`; `seed` defaults to that of the fit's
+    refits. Raises FitRefused without degrees of freedom.
     """
     problem = _Problem.of(fit, candidates, target)
     best = int(problem.gains(problem.inverse()).argmax())
@@ -85,9 +85,8 @@ def best_set(
 ) -> Design:
     """The at most `most` candidates that together most narrow the prediction at `target` within a FLOP budget.
 
-    The best found by `selection`, each candidate at most once: list one twice to allow two seeds of it. FLOPs are the
-    column `flops`, or 6 * params * tokens. `most` is None for as many as help. Raises FitRefused without FLOPs, or
-    where no candidate is affordable.
+    Each candidate is used at most once: list it twice to allow two seeds. FLOPs are the column `flops`, or 6 * params *
+    tokens. `most=None` sets no limit. Raises FitRefused without FLOPs, and if no candidate is affordable.
     """
     if most is not None and most < 1:
         raise FitRefused(f"at most {most} trials; a set needs at least 1")
@@ -128,7 +127,7 @@ class _Problem:
                 "needs one more size before it can be narrowed"
             )
         if fit.status == "degenerate":
-            raise FitRefused(f"the fit of {fit.law.name} is degenerate; a design needs one that tells its terms apart")
+            raise FitRefused(f"the fit of {fit.law.name} is degenerate: the points do not determine its parameters")
         goal = read_inputs(fit.law, {name: np.atleast_1d(value) for name, value in target.items()})
         if len(next(iter(goal.values()))) != 1:
             raise FitRefused(f"{len(next(iter(goal.values())))} targets; a design narrows one prediction: choose one")
@@ -151,7 +150,7 @@ class _Problem:
         return float(self.at_target @ self.inverse(rows) @ self.at_target)
 
     def gains(self, inverse: Array) -> Array:
-        """Fall of the variance by each candidate alone, [n] (Sherman-Morrison)."""
+        """Decrease of the variance by each candidate alone, [n] (Sherman-Morrison)."""
         spread = self.at_candidates @ inverse
         return np.asarray((spread @ self.at_target) ** 2 / (1 + (spread * self.at_candidates).sum(axis=1)))
 
@@ -229,8 +228,8 @@ def candidate_grid(fit: Fit, values: int, reach: float) -> dict[str, Array]:
 
 def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, Array]) -> Array:
     """Derivatives of the predictions, in the space of the fit, by each free parameter's log, [n, free]."""
-    held = {*fit.settings["fixed"], *fit.bounds_hit}
-    free = [name for name in parameters if name not in held]
+    fixed = {*fit.settings["fixed"], *fit.bounds_hit}
+    free = [name for name in parameters if name not in fixed]
     nudge = 1 + STEP * np.concatenate([np.eye(len(free)), -np.eye(len(free))])
     moved = {name: np.full(2 * len(free), value) for name, value in parameters.items()}
     for i, name in enumerate(free):
@@ -241,7 +240,7 @@ def _derivatives(fit: Fit, parameters: Mapping[str, float], logs: Mapping[str, A
 
 
 def _cost(candidates: Columns) -> Array | None:
-    """FLOPs of every candidate, [n]; None where they do not say."""
+    """FLOPs of every candidate, [n]; None without the columns for it."""
     present = list(candidates.keys())
     if "flops" in present:
         return positive_columns(candidates, ("flops",))["flops"]

@@ -13,12 +13,12 @@ from scalebench.laws.columns import Columns
 from scalebench.laws.forms import Array, FitRefused
 
 DRAWS = 1000
-RUNS_NEEDED = 12  # fewer runs than this make a resampling bootstrap too narrow
+RUNS_NEEDED = 12  # with fewer runs, a resampling bootstrap is too narrow
 LEVELS = 200  # of compute along the envelope: far finer than any set of runs
 NOTES = (
-    "the curve of a run on a decaying schedule lies too high before its end: use only points after the decay",
-    "the lowest of several noisy curves is too low and often the wrong one, which the interval does not hold: smooth "
-    "the curves first",
+    "with a decaying learning rate, losses before the end of a run are too high: use only points after the decay",
+    "the minimum over noisy curves is biased low and may pick the wrong run, which the interval does not include: "
+    "smooth the curves first",
 )
 
 
@@ -26,7 +26,7 @@ def envelope(points: Columns, counting: Counting | None = None, *, n: int = DRAW
     """Approach 1: at each compute the run of lowest loss gives N and D; a line through them in log space.
 
     Columns as `count` takes them, and `run`: rows of one run are its training curve, interpolated in log compute.
-    A compute level where the best run is the smallest or the largest of those that reach it is an edge and is left out.
+    Compute levels whose best run is the smallest or the largest that reaches them are left out.
     Intervals resample runs, from 12 runs up. Raises FitRefused with fewer than three sizes on the envelope.
     """
     counting = counting or Counting()
@@ -44,7 +44,7 @@ def envelope(points: Columns, counting: Counting | None = None, *, n: int = DRAW
 
 @dataclass(frozen=True, eq=False)
 class _Curves:
-    """Loss and tokens of every run at common compute levels, [runs, levels]; NaN where a run does not reach."""
+    """Loss and tokens of every run at common compute levels, [runs, levels]; NaN outside a run's range."""
 
     log_flops: Array
     sizes: Array
@@ -65,9 +65,9 @@ class _Curves:
             tokens.append(np.interp(levels, log[order], np.log(columns["tokens"][order]), **seen))
         return _Curves(levels, np.array(sizes), np.array(losses), np.array(tokens))
 
-    def line(self, kept: Any) -> Array:
-        """Both lines through the envelope of the runs `kept`: (ln params_constant, a, ln tokens_constant, b)."""
-        rows = np.flatnonzero(kept)
+    def line(self, chosen: Any) -> Array:
+        """Both lines through the envelope of the runs `chosen`: (ln params_constant, a, ln tokens_constant, b)."""
+        rows = np.flatnonzero(chosen)
         loss = np.where(np.isnan(self.loss[rows]), np.inf, self.loss[rows])
         reach = np.isfinite(loss)
         sizes = self.sizes[rows]
@@ -86,7 +86,7 @@ class _Curves:
         return np.asarray(np.linalg.lstsq(design, targets, rcond=None)[0].T.reshape(-1))
 
     def resampled(self, n: int, seed: int) -> Array:
-        """Lines of `n` resamples of runs, [at most n, 4]; a resample without an envelope gives none."""
+        """Lines of `n` resamples of runs, [at most n, 4]; resamples without an envelope are skipped."""
         rng, size = np.random.default_rng(seed), len(self.sizes)
         drawn = []
         for _ in range(n):

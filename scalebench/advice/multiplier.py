@@ -1,4 +1,4 @@
-"""What a change was worth: how many times less compute the changed recipe needs to reach the same loss."""
+"""Compute multiplier: how many times less compute a changed recipe needs to reach the same loss."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from scalebench.advice.compute_optimal import closed_form
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.fit import Fit
 from scalebench.laws.forms import Array, FitRefused
+from scalebench.laws.intervals.bootstrap import tails
 
 SURFACE = ("A", "alpha", "B", "beta")
-LEVELS = 4000  # of ln C between REACH below and above the data: interpolation error below 1e-5
+LEVELS = 4000  # of ln C, from REACH below the data to REACH above: interpolation error below 1e-5
 REACH = np.log(1e6)
 
 
 @dataclass(frozen=True)
 class ComputeMultiplier:
-    """Compute of the baseline over compute of the changed study at equal `loss`: above 1, the change saves compute.
+    """Compute of the baseline over compute of the changed study at equal `loss`; above 1, the change saves compute.
 
-    `unreached` is the share of replicates in which one of the studies does not come down to the loss within 1e6 times
-    its data: they count as infinite, an end of `interval` among them is None, and those where neither does are left
-    out.
-    `beyond` is how many times the needed compute lies beyond the data, for the (baseline, changed) study.
+    `unreached` is the share of bootstrap replicates in which a study does not reach the loss within 1e6 times its
+    compute. Such replicates count as infinite, an infinite end of `interval` is None, and replicates in which neither
+    study reaches it are dropped. `beyond`: how many times outside the data the needed compute lies, for the
+    (baseline, changed) study.
     """
 
     loss: float
@@ -40,8 +41,7 @@ class ComputeMultiplier:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe fields by name."""
-        named = dict(vars(self))
-        return {**named, "interval": list(self.interval), "beyond": list(self.beyond)}
+        return {**vars(self), "interval": list(self.interval), "beyond": list(self.beyond)}
 
 
 def compute_multiplier(
@@ -53,28 +53,27 @@ def compute_multiplier(
     n: int | None = None,
     seed: int | None = None,
 ) -> ComputeMultiplier:
-    """Compute multiplier at `loss` (that of the fits), by default the lowest loss that both studies have measured.
+    """Compute multiplier at `loss`, in the unit of the fits; by default the lowest loss that both studies measured.
 
-    Each fit is a law of one input that is training FLOPs, or of params and tokens, which are then taken to be compute-
-    optimal under C = 6ND. Intervals: independent bootstraps of both, as the `refits` of each say, `n` and `seed` but
-    where given. Raises FitRefused where a fit has another input, no degrees of freedom, or never reaches the loss.
+    Each fit is a law of training FLOPs, or chinchilla, which is then evaluated at the compute-optimal N and D under
+    C = 6ND. Intervals come from independent bootstraps of both fits by their `refits`; `n` and `seed` override them.
+    Raises FitRefused for a fit of another law, without degrees of freedom, or that never reaches the loss.
     """
     fits = baseline, changed
     target = max(float(fit.points.response.min()) for fit in fits) if loss is None else float(loss)
     if not (np.isfinite(target) and target > 0):
         raise FitRefused(f"loss is {target}; it needs a positive finite number in the unit of the fits")
-    if not 0 < level < 1:
-        raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
+    ends = tails(level)
     needed = [_needed(fit, name, target) for fit, name in zip(fits, ("baseline", "changed"), strict=True)]
     seeds = [(fit.refits.seed if seed is None else seed) + i for i, fit in enumerate(fits)]
     draws = max(fit.refits.n for fit in fits) if n is None else n
-    boots = [fit.bootstrap(draws, one) for fit, one in zip(fits, seeds, strict=True)]
+    boots = [fit.bootstrap(draws, own_seed) for fit, own_seed in zip(fits, seeds, strict=True)]
     drawn = [_flops_at(fit, boot.samples, target) for fit, boot in zip(fits, boots, strict=True)]
     reached = np.isfinite(drawn[0]) | np.isfinite(drawn[1])
     if not reached.any():
         raise FitRefused(f"no replicate of either study comes down to loss {target:.6g}; choose a higher loss")
     logs = drawn[0][reached] - drawn[1][reached]
-    low, high = np.quantile(logs, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    low, high = np.quantile(logs, ends, method="inverted_cdf")
     return ComputeMultiplier(
         loss=target,
         multiplier=float(np.exp(needed[0] - needed[1])),
@@ -92,7 +91,7 @@ def _finite(log: float) -> float | None:
 
 
 def _needed(fit: Fit, name: str, loss: float) -> float:
-    """ln C at which the fitted law reaches the loss. Raises FitRefused where it does not."""
+    """ln C at which the fitted law reaches the loss. Raises FitRefused if it never does."""
     if len(fit.law.inputs) != 1 and set(fit.parameters) != {"E", *SURFACE}:
         raise FitRefused(
             f"the {name} fit is {fit.law.name} of {', '.join(fit.law.inputs)}; compute at equal loss needs a law of "
@@ -109,7 +108,7 @@ def _needed(fit: Fit, name: str, loss: float) -> float:
 
 
 def _flops_at(fit: Fit, parameters: Mapping[str, ArrayLike], loss: float) -> Array:
-    """ln C at which each replicate falls to `loss`, [batch]; inf where never, -inf where it starts below."""
+    """ln C at which each replicate falls to `loss`, [batch]; inf if never, -inf if it is below from the start."""
     seen = _log_flops(fit)
     levels = np.linspace(seen.min() - REACH, seen.max() + REACH, LEVELS)
     curves = _losses(fit, parameters, levels)
@@ -119,8 +118,8 @@ def _flops_at(fit: Fit, parameters: Mapping[str, ArrayLike], loss: float) -> Arr
     rows = np.arange(len(curves))
     above, below = np.log(curves[rows, inner - 1]), np.log(curves[rows, inner])
     share = (above - np.log(loss)) / np.where(above > below, above - below, 1.0)
-    found = levels[inner - 1] + share * (levels[1] - levels[0])
-    return np.asarray(np.where(after == 0, -np.inf, np.where(after == LEVELS, np.inf, found)))
+    crossing = levels[inner - 1] + share * (levels[1] - levels[0])
+    return np.asarray(np.where(after == 0, -np.inf, np.where(after == LEVELS, np.inf, crossing)))
 
 
 def _losses(fit: Fit, parameters: Mapping[str, ArrayLike], levels: Array) -> Array:
@@ -141,6 +140,6 @@ def _log_flops(fit: Fit) -> Array:
 
 
 def _beyond(fit: Fit, log: float) -> float:
-    """How many times beyond the compute of its points, 1 inside."""
+    """How many times outside the compute of its points, 1 inside."""
     seen = _log_flops(fit)
     return float(np.exp(max(log - seen.max(), seen.min() - log, 0.0)))

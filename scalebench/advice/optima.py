@@ -1,6 +1,6 @@
 """Optima along a swept axis, and laws for how they move with size: learning rate, batch size, isoFLOP minima.
 
-One group of runs (a size, a compute budget) gives one optimum: the vertex of a parabola of loss in ln x. A weighted
+Each group of runs (a size, a compute budget) gives an optimum: the vertex of a parabola of loss in ln x. A weighted
 log-log regression of the vertices on size gives the law x* = constant * size^exponent.
 """
 
@@ -21,8 +21,8 @@ from scalebench.laws.forms import Array, FitRefused
 class Optimum:
     """The vertex of loss = loss* + curvature / 2 * (ln x - ln x*)^2, fitted by least squares.
 
-    `gain`: standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over
-    `degrees_of_freedom` estimates the square of that noise.
+    `gain` is the standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over
+    `degrees_of_freedom` estimates the variance of that noise.
     """
 
     x: float
@@ -50,7 +50,7 @@ def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
 def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
     """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss.
 
-    `neighbours` values of x on each side of the best enter, all of them where it is None; repeats of one x count each.
+    Uses `neighbours` values of x on each side of the best, or all if None; repeats of an x count separately.
     Raises FitRefused with fewer than three values of x, the best at an edge, or a vertex outside the values swept.
     """
     log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
@@ -71,7 +71,7 @@ def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2)
 
 
 def _vertex(log: Array, loss: Array) -> Optimum:
-    """Least-squares parabola and its vertex, refused where that is no minimum inside the sampled range."""
+    """Least-squares parabola and its vertex. Raises FitRefused unless it is a minimum inside the sampled range."""
     centre = log.mean()
     design = np.vander(log - centre, 3)
     bend, slope, level = coefficients = np.linalg.lstsq(design, loss, rcond=None)[0]
@@ -99,11 +99,11 @@ def _vertex(log: Array, loss: Array) -> Optimum:
 
 
 def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
-    """Relative variance of each ln x*, [n]: noise pooled over the groups times each one's gain, and a common part.
+    """Relative variance of each ln x*, [n]: noise pooled over the groups times each squared gain, plus a common part.
 
-    The common part, what the vertices scatter about the line through `design` [n, k] beyond that noise, is the moment
-    estimate of DerSimonian and Laird 1986; with Student t on the scatter it makes the intervals those of Hartung and
-    Knapp 2001. Without spare points, where the noise is not known, the gains alone set the weights.
+    The common part is the scatter of the vertices about the line through `design` [n, k] beyond that noise (moment
+    estimate of DerSimonian and Laird 1986); with Student-t quantiles of the scatter the intervals are those of Hartung
+    and Knapp 2001. Without spare points the noise is unknown and the gains alone set the weights.
     """
     spare = sum(o.degrees_of_freedom for o in optima)
     noise = sum(o.residual_squares for o in optima) / spare if spare else 0.0
@@ -121,7 +121,7 @@ def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class LinearFit:
-    """Weighted least squares of a target on rows of a design; `scatter` is the mean weighted square about the line."""
+    """Weighted least squares of a target on rows of a design; `scatter` is the weighted residual mean square."""
 
     coefficients: Array
     inverse: Array  # of the weighted normal matrix
@@ -142,7 +142,7 @@ class LinearFit:
         return float(at @ self.coefficients - half), float(at @ self.coefficients + half)
 
     def draws(self, n: int, seed: int) -> Array:
-        """Coefficients of `n` simulated repeats, [n, k]: a multivariate t, the parametric bootstrap of a line."""
+        """Coefficients of `n` simulated studies, [n, k], multivariate t: the parametric bootstrap of a line."""
         rng = np.random.default_rng(seed)
         freedom = self.degrees_of_freedom
         inflation = np.sqrt(freedom / rng.chisquare(freedom, size=(n, 1)))
@@ -151,9 +151,9 @@ class LinearFit:
 
 
 def regress(design: Array, target: Array, variances: Array) -> LinearFit:
-    """Weighted line through target [n], rows [n, k]; the variances set relative weights, the scatter sets the scale.
+    """Weighted regression of target [n] on design [n, k]. `variances` [n] are relative, the scatter sets the scale.
 
-    Raises FitRefused without a row more than coefficients, or where the rows do not tell them apart.
+    Raises FitRefused unless there are more rows than coefficients and the rows determine them.
     """
     n, k = design.shape
     if n <= k:
@@ -161,7 +161,7 @@ def regress(design: Array, target: Array, variances: Array) -> LinearFit:
     root = 1 / np.sqrt(variances)
     centred = design[:, 1:] - np.average(design[:, 1:], axis=0, weights=root**2)
     if np.linalg.matrix_rank(centred, tol=1e-3 * max(1.0, np.abs(centred).max())) < k - 1:
-        raise FitRefused(f"the sizes of {n} optima do not tell {k - 1} exponents apart; vary each at a fixed other")
+        raise FitRefused(f"the sizes of {n} optima do not determine {k - 1} exponents; vary each at a fixed other")
     rows = design * root[:, None]
     coefficients = np.linalg.lstsq(rows, target * root, rcond=None)[0]
     scatter = ((rows @ coefficients - target * root) ** 2).sum() / (n - k)
@@ -173,7 +173,7 @@ def regress(design: Array, target: Array, variances: Array) -> LinearFit:
 class OptimumLaw:
     """optimised* = constant * product of size^exponent, with Student-t intervals from the scatter about the line.
 
-    `optima` holds one entry for each group used, `refused` one for each that gave no optimum, with the reason.
+    `optima` are the groups used with their optimum, `refused` those without one, with the reason.
     """
 
     optimised: str
@@ -184,11 +184,11 @@ class OptimumLaw:
     regression: LinearFit = field(repr=False, compare=False)
 
     def predict(self, **sizes: float) -> float:
-        """The optimum at sizes given by name, in the units of the swept column."""
+        """The optimum at sizes by name, in the unit of the swept column."""
         return float(np.exp(self._row(sizes) @ self.regression.coefficients))
 
     def prediction_interval(self, level: float = 0.95, **sizes: float) -> tuple[float, float]:
-        """Interval of `predict`, for the line, not for the vertex of one more sweep."""
+        """Interval of the line at sizes by name (not of the vertex of a new sweep)."""
         low, high = self.regression.interval(self._row(sizes), level)
         return float(np.exp(low)), float(np.exp(high))
 
@@ -224,39 +224,39 @@ def optimum_law(
     against: Sequence[str] = ("params",),
     neighbours: int | None = 2,
 ) -> OptimumLaw:
-    """Law of the best `optimised` (a column, such as learning_rate or batch_size) against the columns `against`.
+    """Law of the best `optimised` (a column such as learning_rate or batch_size) against the columns `against`.
 
-    Rows with equal `against` are one sweep; `loss` may be in any unit. A sweep whose optimum is at an edge is left out
-    and listed in `refused`. Raises FitRefused when the sweeps that are left cannot carry the line.
+    Rows with equal `against` are one sweep; `loss` may be in any unit. Sweeps whose optimum is at an edge are listed in
+    `refused`. Raises FitRefused if too few sweeps remain for the line and its interval.
     Form: Kaplan et al. 2020 (2001.08361), equation D.1; Porian et al. 2024 (2406.19146), section 4.
     """
     columns = positive_columns(points, (*against, optimised, "loss"))
-    found, refused = sweep_optima(columns, optimised, against, neighbours)
-    if len(found) <= len(against) + 1:
+    by_group, refused = sweep_optima(columns, optimised, against, neighbours)
+    if len(by_group) <= len(against) + 1:
         why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
-            f"{len(found)} of {len(found) + len(refused)} sweeps of {optimised} have an interior optimum; the line "
-            f"and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
+            f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {optimised} have an interior optimum; the "
+            f"line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
         )
-    optima = [optimum for _, optimum in found]
-    design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in found])
+    optima = [optimum for _, optimum in by_group]
+    design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in by_group])
     line = regress(design, np.log([o.x for o in optima]), vertex_variances(optima, design))
     exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
-    return OptimumLaw(optimised, float(np.exp(line.coefficients[0])), exponents, tuple(found), refused, line)
+    return OptimumLaw(optimised, float(np.exp(line.coefficients[0])), exponents, tuple(by_group), refused, line)
 
 
 def sweep_optima(
     columns: Mapping[str, Array], swept: str, against: Sequence[str], neighbours: int | None
 ) -> tuple[list[tuple[dict[str, float], Optimum]], Refused]:
-    """One optimum, or the reason for none, of each group of rows with equal `against`."""
-    found: list[tuple[dict[str, float], Optimum]] = []
+    """Optimum of each group of rows with equal `against`, and the groups without one with the reason."""
+    by_group: list[tuple[dict[str, float], Optimum]] = []
     refused: list[tuple[dict[str, float], str]] = []
     for group, rows in groups(columns, against):
         try:
-            found.append((group, quadratic_optimum(columns[swept][rows], columns["loss"][rows], neighbours)))
+            by_group.append((group, quadratic_optimum(columns[swept][rows], columns["loss"][rows], neighbours)))
         except FitRefused as reason:
             refused.append((group, str(reason)))
-    return found, tuple(refused)
+    return by_group, tuple(refused)
 
 
 def groups(columns: Mapping[str, Array], names: Sequence[str]) -> list[tuple[dict[str, float], NDArray[np.bool_]]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scalebench.comparison.operations import Operation
 
-__all__ = ["Comparison", "Options", "Plan", "close_run", "compare", "measure", "plan_comparison"]
+__all__ = ["Comparison", "ComparisonPlan", "Options", "close_run", "compare", "measure", "plan_comparison"]
 
 OPTIONS = tuple(field.name for field in fields(Options))
 DEVICES = ("cpu", "cuda")
@@ -55,7 +55,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What a comparison will measure: an operation, its cases and costs, and the request for its processes."""
 
     operation: Operation
@@ -71,30 +71,32 @@ class Plan:
         return float(cells * self.request["rule"]["timeout_s"])
 
 
-def plan_comparison(operation: str, options: Options) -> Plan:
+def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
     import torch
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation
 
-    found = load_operation(operation)
+    chosen = load_operation(operation)
     kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     wrong = _wrong_options(options, kind, cuda=torch.cuda.is_available())
-    known = list(found.module.providers())
+    known = list(chosen.module.providers())
     if options.baseline not in known:
         wrong.append(f"--baseline: {unknown(options.baseline, known)}")
     if wrong:
         raise InputError(wrong)
-    names = choose_providers(found, listed(options.providers))
-    cases = choose_cases(found, options.shapes, listed(options.dtype), kind)
+    names = choose_providers(chosen, listed(options.providers))
+    cases = choose_cases(chosen, options.shapes, listed(options.dtype), kind)
     request = {
-        "schema": 1, "operation": found.name, "origin": found.origin, "source": "measured", "device": kind,
+        "schema": 1, "operation": chosen.name, "origin": chosen.origin, "source": "measured", "device": kind,
         "backward": options.backward, "cases": [encode(case) for case in cases], "providers": names,
         "baseline": options.baseline, "processes": options.processes or PROCESSES[kind], "margin": options.margin,
         "seed": options.seed, "graphs": options.graphs,
         "rule": {"target_noise": options.noise, "timeout_s": options.seconds},
     }  # fmt: skip
-    return Plan(found, cases, [cost_columns(found, case, options.backward) for case in cases], request, options)
+    return ComparisonPlan(
+        chosen, cases, [cost_columns(chosen, case, options.backward) for case in cases], request, options
+    )
 
 
 def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
@@ -109,7 +111,7 @@ def _wrong_options(options: Options, device: str, *, cuda: bool) -> list[str]:
 
 
 def measure(
-    plan: Plan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None,
+    plan: ComparisonPlan, results: Path, command: str, tick: Callable[[float], None] = lambda _: None,
     waiting: Callable[[], None] = lambda: None,
 ) -> Comparison:  # fmt: skip
     """Run the processes of a plan, write the run under ``results`` and return it.
@@ -135,10 +137,10 @@ def measure(
 
 
 def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
-    """Write the rows of what the processes of a run have finished, and return them.
+    """Write the rows of what the processes of a run finished, and return them.
 
-    This is how a run ends, and how one is saved that was killed before it could: everything is read from the run's
-    folder. ``ended`` is why it ended early. Raises ``StoreError`` for a folder that is not a run.
+    Every run ends with this. It also saves a run that was killed, since everything is read from the run's folder.
+    ``ended`` is why it ended early. Raises ``StoreError`` for a folder that is not a run.
     """
     from scalebench.comparison.operations import decode, load_operation
     from scalebench.comparison.rows import collect, measured_cases, samples_table
@@ -156,7 +158,7 @@ def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
     summaries = {name: provider.summary for name, provider in providers.items()}
     measured = measured_cases(run)
     missing = [case.label for number, case in enumerate(cases) if number not in measured]
-    complete = not missing and all(len(found) == request["processes"] for found in measured.values())
+    complete = not missing and all(len(runs) == request["processes"] for runs in measured.values())
     write_run(run, collect(run, costs, summaries), samples_table(run), "" if complete else ended, missing)
     return Comparison(run, read_run(run)[0], "" if complete else ended, tuple(missing))
 
@@ -164,7 +166,7 @@ def close_run(run: Path, ended: str = "the processes ended") -> Comparison:
 def cost_columns(
     operation: Operation, case: Any, backward: bool, provider: Provider | None = None
 ) -> Mapping[str, Any]:
-    """Return what a case costs as columns, by a provider whose cost is its own if one is given.
+    """Return the cost of a case as columns: the provider's own cost if it has one, otherwise the operation's.
 
     Raises ``InputError`` where the operation has no such direction.
     """
@@ -188,11 +190,11 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
     mistake, ``StoreError`` when the folder cannot be written.
     """
-    wrong = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
-    if wrong:
-        raise InputError(wrong)
-    said = "".join(f", {name}={value!r}" for name, value in options.items())
+    unknown_options = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
+    if unknown_options:
+        raise InputError(unknown_options)
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
     if isinstance(options.get("shapes"), str):
         options["shapes"] = (options["shapes"],)
     plan = plan_comparison(operation, Options(**options))
-    return measure(plan, Path(results), f"scalebench.compare({operation!r}{said})")
+    return measure(plan, Path(results), f"scalebench.compare({operation!r}{arguments})")

@@ -79,13 +79,13 @@ def known_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, secon
     path, now = os.environ.get("SCALEBENCH_CEILINGS"), time.time()
     if not path or not (uuid := gpu_uuid(device)):
         return measure_ceilings(clock, device, dtype, seconds)
-    key, kept = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _stored(Path(path))
-    if key in kept and 0 <= now - kept[key]["at"] < LIFE_S:
-        found = Ceilings(**kept[key]["ceilings"])
-        return replace(found, source=f"{found.source}; {(now - kept[key]['at']) / 60:.0f} min before")
-    found = measure_ceilings(clock, device, dtype, seconds)
-    write_json(Path(path), _stored(Path(path)) | {key: {"at": now, "ceilings": asdict(found)}})
-    return found
+    key, stored = f"{uuid} {dtype} torch {torch.__version__} CUDA {torch.version.cuda}", _stored(Path(path))
+    if key in stored and 0 <= now - stored[key]["at"] < LIFE_S:
+        ceilings = Ceilings(**stored[key]["ceilings"])
+        return replace(ceilings, source=f"{ceilings.source}; {(now - stored[key]['at']) / 60:.0f} min before")
+    ceilings = measure_ceilings(clock, device, dtype, seconds)
+    write_json(Path(path), _stored(Path(path)) | {key: {"at": now, "ceilings": asdict(ceilings)}})
+    return ceilings
 
 
 def _stored(path: Path) -> dict[str, Any]:

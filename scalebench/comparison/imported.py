@@ -29,11 +29,13 @@ def import_files(
     otherwise they are ``operation``, the benchmark's group, and its parameter or name. Raises ``InputError`` for a file
     that is not pytest-benchmark's, and for a benchmark without an operation.
     """
-    found = [one for process, path in enumerate(paths) for one in _benchmarks(path, process, operation)]
+    benchmarks = [
+        benchmark for process, path in enumerate(paths) for benchmark in _benchmarks(path, process, operation)
+    ]
     check_writable(results)
     rows: list[dict[str, Any]] = []
-    for key in dict.fromkeys((one["operation"], one["backward"]) for one in found):
-        part = [one for one in found if (one["operation"], one["backward"]) == key]
+    for key in dict.fromkeys((benchmark["operation"], benchmark["backward"]) for benchmark in benchmarks):
+        part = [benchmark for benchmark in benchmarks if (benchmark["operation"], benchmark["backward"]) == key]
         rows.extend(_add_run(part, paths, baseline, margin, results, command))
     return rows
 
@@ -50,8 +52,9 @@ def _benchmarks(path: Path, process: int, operation: str | None) -> Iterator[dic
         raise InputError([f"{path}: holds no benchmarks"])
     commit = content.get("commit_info") or {}
     shared = _machine(machine) | {"git_commit": commit.get("id"), "git_dirty": commit.get("dirty")}
-    for one in benchmarks:
-        yield _columns(path, one, operation) | shared | {"process": process, "started_at": content.get("datetime")}
+    for benchmark in benchmarks:
+        columns = _columns(path, benchmark, operation) | shared
+        yield columns | {"process": process, "started_at": content.get("datetime")}
 
 
 def _machine(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,20 +68,21 @@ def _machine(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _columns(path: Path, one: Mapping[str, Any], operation: str | None) -> dict[str, Any]:
-    extra, params, stats = one.get("extra_info") or {}, one.get("params") or {}, one["stats"]
-    named = operation or extra.get("operation")
-    if not named:
+def _columns(path: Path, benchmark: Mapping[str, Any], operation: str | None) -> dict[str, Any]:
+    extra, params, stats = benchmark.get("extra_info") or {}, benchmark.get("params") or {}, benchmark["stats"]
+    operation = operation or extra.get("operation")
+    if not operation:
         raise InputError(
-            [f"{path}: {one['name']}: operation missing; pass it: scalebench compare OPERATION --import …"]
+            [f"{path}: {benchmark['name']}: operation missing; pass it: scalebench compare OPERATION --import …"]
         )
     others = {name: value for name, value in params.items() if name != "provider"}
-    provider = extra.get("provider") or params.get("provider") or one.get("param") or one["name"]
-    case = extra.get("case") or one.get("group") or ", ".join(f"{name} {value}" for name, value in others.items())
+    provider = extra.get("provider") or params.get("provider") or benchmark.get("param") or benchmark["name"]
+    case = extra.get("case") or benchmark.get("group") or ", ".join(f"{name} {value}" for name, value in others.items())
     calls, samples = int(stats.get("iterations") or 1), stats.get("data") or []
     columns = {name: value for name, value in extra.items() if name in ROW_COLUMNS or name.startswith("shape_")}
     return columns | {
-        "operation": str(named), "backward": bool(extra.get("backward", False)), "case": str(case or one["name"]),
+        "operation": str(operation), "backward": bool(extra.get("backward", False)),
+        "case": str(case or benchmark["name"]),
         "provider": str(provider), "status": "ok", "samples_s": samples, "median_s": stats["median"],
         "calls_per_sample": calls, "timing_method": METHOD.format(calls, "s" * (calls > 1)),
         "stop_reason": "pytest-benchmark's own rule",
@@ -96,10 +100,14 @@ def _add_run(
     }  # fmt: skip
     write_json(run / "request.json", request)
     rows: list[dict[str, Any]] = []
-    machines = {one["machine_id"] for one in part if one["provider"] == baseline}
-    for number, key in enumerate(dict.fromkeys((one["machine_id"], one["case"]) for one in part)):
-        rows.extend(_rows([one for one in part if (one["machine_id"], one["case"]) == key], number, request, machines))
-    samples = [sample_rows(one["case"], one["provider"], one["process"], one["samples_s"]) for one in part]
+    machines = {benchmark["machine_id"] for benchmark in part if benchmark["provider"] == baseline}
+    for number, key in enumerate(dict.fromkeys((benchmark["machine_id"], benchmark["case"]) for benchmark in part)):
+        same = [benchmark for benchmark in part if (benchmark["machine_id"], benchmark["case"]) == key]
+        rows.extend(_rows(same, number, request, machines))
+    samples = [
+        sample_rows(benchmark["case"], benchmark["provider"], benchmark["process"], benchmark["samples_s"])
+        for benchmark in part
+    ]
     write_run(run, rows, pd.concat(samples, ignore_index=True))
     return read_run(run)[0]
 
@@ -107,9 +115,9 @@ def _add_run(
 def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: set[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of one case on one machine; no verdict if the baseline was measured on another machine."""
     groups: dict[str, dict[int, dict[str, Any]]] = {}
-    for one in part:
-        groups.setdefault(one["provider"], {})[one["process"]] = one
-    processes = sorted({one["process"] for one in part})
+    for benchmark in part:
+        groups.setdefault(benchmark["provider"], {})[benchmark["process"]] = benchmark
+    processes = sorted({benchmark["process"] for benchmark in part})
     filled = {name: [group.get(process, {"status": ABSENT}) for process in processes] for name, group in groups.items()}
     own = ("status", "provider", "process", "samples_s", "median_s", "calls_per_sample", "stop_reason")
     head = {key: value for key, value in part[0].items() if key not in own}

@@ -100,7 +100,7 @@ def _refusal_of_all(request: Mapping[str, Any], uncaptured: list[dict[str, Any]]
     """Return why nothing may be captured as a CUDA graph, or ""."""
     if not request["graphs"]:
         return "graphs are switched off"
-    return next((str(one["reason"]) for one in uncaptured if one["case"] < 0), "")
+    return next((str(entry["reason"]) for entry in uncaptured if entry["case"] < 0), "")
 
 
 def _providers_in(path: Path) -> list[dict[str, Any]]:
@@ -128,13 +128,13 @@ def _describe(process: Process, run: Path) -> None:
         try:
             with process.alone(-1):
                 process.at(-1, "", "ceilings")
-                found = {
+                ceilings = {
                     name: asdict(known_ceilings(process.clock, process.device, dtype, seconds))
                     for name, dtype in dtypes.items()
                 }
         except CaptureBrokenError as error:  # not even a copy can be captured, so nothing will be
             _leave_uncaptured(process, -1, "", error)
-        write_json(process.folder / "ceilings.json", found)
+        write_json(process.folder / "ceilings.json", ceilings)
 
 
 # --- one case --------------------------------------------------------------------------------------------------------
@@ -145,41 +145,41 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     providers, backward = process.operation.module.providers(), process.request["backward"]
     process.at(number, "", "inputs")
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
     judge = _judge(process, number, case, inputs) if process.index == 0 else None
     for name in process.request["providers"]:
-        found[name] = _crash_of(process, number, name)
-        if found[name]["status"] == "ok":
+        results[name] = _crash_of(process, number, name)
+        if results[name]["status"] == "ok":
             process.at(number, name, "prepare")
             works |= _begin(
-                process, found[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
+                process, results[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
     if not any(providers[name].repeatable for name in works):
         judge = None  # nothing is checked again, so free the oracle's memory before timing
     cost = process.operation.module.cost(case, backward)
-    timers = _timers(process, number, works, found, cost.bytes_read + cost.bytes_written)
-    _sample(process, number, timers, found)
+    timers = _timers(process, number, works, results, cost.bytes_read + cost.bytes_written)
+    _sample(process, number, timers, results)
     if judge is not None:
         _check_again(
-            process, number, {n: t for n, t in timers.items() if providers[n].repeatable}, found, judge, inputs
+            process, number, {n: t for n, t in timers.items() if providers[n].repeatable}, results, judge, inputs
         )
     judge = None
     timers.clear()
     if process.index == 0:
         for name in list(works):
-            if found[name]["status"] == "ok":
+            if results[name]["status"] == "ok":
                 process.at(number, name, "memory")
                 works.pop(name)
-                _measure_memory(process, found[name], lambda n=name: providers[n].prepare(case, inputs, backward))
-    return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": found}
+                _measure_memory(process, results[name], lambda n=name: providers[n].prepare(case, inputs, backward))
+    return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": results}
 
 
 def _judge(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
     crash = _crash_of(process, number, "eager")
-    told = None if crash["status"] == "ok" else str(crash["error_message"])
+    reason = None if crash["status"] == "ok" else str(crash["error_message"])
     return Judge.of(
-        process.operation.module, case, inputs, process.request["backward"], told,
+        process.operation.module, case, inputs, process.request["backward"], reason,
         lambda provider: process.at(number, provider, "reference"),
     )  # fmt: skip
 
@@ -221,26 +221,26 @@ def _leave_if_lost(process: Process, error: Exception) -> None:
 
 
 def _timers(
-    process: Process, number: int, works: Mapping[str, Work], found: Mapping[str, dict[str, Any]], moved: int
+    process: Process, number: int, works: Mapping[str, Work], results: Mapping[str, dict[str, Any]], moved: int
 ) -> dict[str, Timer]:
     """Return the timers of the prepared providers; ``moved`` is the number of bytes that a call moves."""
     timers: dict[str, Timer] = {}
     for name, work in works.items():
         process.at(number, name, "capture")
-        calls = calls_per_sample(found[name]["warm_time_s"], process.clock, moved)
+        calls = calls_per_sample(results[name]["warm_time_s"], process.clock, moved)
         try:
             timers[name] = process.clock.timer(work, calls, _refusal(process, number, name))
         except CaptureBrokenError as error:
             _leave_uncaptured(process, number, name, error)
         except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
-            found[name] |= failure(error)
+            results[name] |= failure(error)
             _leave_if_lost(process, error)
     return timers
 
 
 def _refusal(process: Process, number: int, name: str) -> str:
     """Return why a provider must not be captured in a case, because that broke an earlier start of this process."""
-    reasons = [one["reason"] for one in process.uncaptured if (one["case"], one["provider"]) == (number, name)]
+    reasons = [entry["reason"] for entry in process.uncaptured if (entry["case"], entry["provider"]) == (number, name)]
     return str(reasons[0]) if reasons else ""
 
 
@@ -251,8 +251,8 @@ def _leave_uncaptured(process: Process, number: int, name: str, error: CaptureBr
     sys.exit(CAPTURE_BROKEN)
 
 
-def _sample(process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]]) -> None:
-    """Sample the timers, interleaved, and add samples and stop reasons to ``found``."""
+def _sample(process: Process, number: int, timers: Mapping[str, Timer], results: Mapping[str, dict[str, Any]]) -> None:
+    """Sample the timers, interleaved, and add samples and stop reasons to ``results``."""
     if not timers:
         return
     rule = StoppingRule(**process.request["rule"])
@@ -260,29 +260,29 @@ def _sample(process: Process, number: int, timers: Mapping[str, Timer], found: M
     process.at(number, ", ".join(timers), "samples")
     with turns(process.folder / "turn.txt") as turn:
         sampled = sample_interleaved(timers, rule, rng, turn)
-    for name, one in sampled.items():
-        columns = found[name]
-        if one.error is not None:
-            columns |= failure(one.error)
-            _leave_if_lost(process, one.error)
-        columns |= {"calls_per_sample": one.calls, "timing_method": timers[name].method, "samples_s": one.times_s}
-        columns["stop_reason"] = one.stop_reason
+    for name, samples in sampled.items():
+        columns = results[name]
+        if samples.error is not None:
+            columns |= failure(samples.error)
+            _leave_if_lost(process, samples.error)
+        columns |= {"calls_per_sample": samples.calls, "timing_method": timers[name].method}
+        columns |= {"samples_s": samples.times_s, "stop_reason": samples.stop_reason}
 
 
 def _check_again(
-    process: Process, number: int, timers: Mapping[str, Timer], found: Mapping[str, dict[str, Any]], judge: Judge,
+    process: Process, number: int, timers: Mapping[str, Timer], results: Mapping[str, dict[str, Any]], judge: Judge,
     inputs: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Run what was timed once more, with its earlier results overwritten, and check the new results."""
     spared = {tensor.untyped_storage().data_ptr() for tensor in inputs.values()}
     for name, timer in timers.items():
-        if found[name]["status"] != "ok":
+        if results[name]["status"] != "ok":
             continue
         process.at(number, name, "check after timing")
         try:
-            found[name] |= judge.columns_again(timer.rerun(spared))
+            results[name] |= judge.columns_again(timer.rerun(spared))
         except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
-            found[name] |= failure(error)
+            results[name] |= failure(error)
             _leave_if_lost(process, error)
 
 

@@ -43,13 +43,13 @@ def collect(
     head["load_average"] = environment["load_average"][0]  # over the minute before anything was measured
     head |= {name: request[name] for name in ("operation", "source", "backward", "started_at", "command")}
     rows: list[dict[str, Any]] = []
-    for number, found in measured.items():
-        case = {"case": found[0]["label"], "case_index": number, "dtype": found[0]["dtype"]}
+    for number, runs in measured.items():
+        case = {"case": runs[0]["label"], "case_index": number, "dtype": runs[0]["dtype"]}
         case |= {f"shape_{name}": value for name, value in request["cases"][number].items() if name != "dtype"}
-        limits = dict(ceilings[found[0]["dtype"]])
+        limits = dict(ceilings[runs[0]["dtype"]])
         cache = limits.pop("cache_bytes")
         case |= limits
-        group = {name: [one["providers"][name] for one in found] for name in request["providers"]}
+        group = {name: [run_of_case["providers"][name] for run_of_case in runs] for name in request["providers"]}
         of_case = case_rows(head | case, group, costs[number], request["baseline"], request["margin"], summaries)
         rows.extend(row | impossible_columns(row, cache) for row in of_case)
     return rows
@@ -66,17 +66,17 @@ def _process_of(path: Path) -> int:
     return int(path.parent.name.rpartition("-")[2])
 
 
-def best_ceilings(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def best_ceilings(processes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the ceilings of each dtype as columns, the best over processes, and ``cache_bytes``."""
     return {
         dtype: {
-            "copy_ceiling_bytes_per_s": max(one[dtype]["copy_bytes_per_s"] for one in found),
-            "matmul_ceiling_flops_per_s": max(one[dtype]["matmul_flops_per_s"] for one in found),
-            "ceiling_source": found[0][dtype]["source"],
-            "cache_bytes": found[0][dtype]["cache_bytes"],
-            "timing_floor_s": min(one[dtype]["floor_s"] for one in found),
+            "copy_ceiling_bytes_per_s": max(ceilings[dtype]["copy_bytes_per_s"] for ceilings in processes),
+            "matmul_ceiling_flops_per_s": max(ceilings[dtype]["matmul_flops_per_s"] for ceilings in processes),
+            "ceiling_source": processes[0][dtype]["source"],
+            "cache_bytes": processes[0][dtype]["cache_bytes"],
+            "timing_floor_s": min(ceilings[dtype]["floor_s"] for ceilings in processes),
         }
-        for dtype in found[0]
+        for dtype in processes[0]
     }
 
 
@@ -88,19 +88,19 @@ def case_rows(
     margin: float,
     summaries: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one case: ``group`` maps each provider to what every process measured, ``costs`` to its cost.
+    """Yield the rows of a case: ``group`` maps each provider to its results in all processes, ``costs`` to its cost.
 
     A process that did not measure a provider has the status "absent" there and is left out.
     """
     against = group.get(baseline)
-    for name, every in group.items():
-        processes = [one for one in every if one["status"] != ABSENT]
+    for name, runs in group.items():
+        processes = [process for process in runs if process["status"] != ABSENT]
         row = dict(head) | dict(costs.get(name, {})) | {"provider": name, "summary": summaries.get(name)}
         row |= provider_columns(processes)
         if row["status"] == "ok":
             row |= rate_columns(row)
         row |= {"baseline": baseline, "margin": margin}
-        row |= verdict_columns(name, row["status"], every, baseline, against, margin)
+        row |= verdict_columns(name, row["status"], runs, baseline, against, margin)
         if row.get("verdict") and row.get("accepted") is False:
             row |= {"verdict": None, "verdict_reason": "no verdict on a wrong result"}
         yield row
@@ -109,13 +109,15 @@ def case_rows(
 def provider_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
     """Summarise a provider over processes: ok if it was in all of them, otherwise its first failure."""
     columns: dict[str, Any] = {"status": "ok"}
-    for one in reversed(processes):
-        if one["status"] != "ok":
-            columns |= {name: one[name] for name in ("status", "error_class", "error_message")}
-    kept = ("peak_memory_bytes", "memory_method", "max_abs_error", "eager_max_abs_error", "error_ratio", "error_result",
-            "accepted", "error_note")  # fmt: skip
-    columns |= {name: one[name] for one in reversed(processes) for name in kept if name in one}
-    timed = [one for one in processes if one.get("samples_s")]
+    for process in reversed(processes):
+        if process["status"] != "ok":
+            columns |= {name: process[name] for name in ("status", "error_class", "error_message")}
+    names = (
+        "peak_memory_bytes", "memory_method", "max_abs_error", "eager_max_abs_error", "error_ratio", "error_result",
+        "accepted", "error_note",
+    )  # fmt: skip
+    columns |= {name: process[name] for process in reversed(processes) for name in names if name in process}
+    timed = [process for process in processes if process.get("samples_s")]
     if columns["status"] == "ok" and timed:
         columns |= time_columns(timed)
     return columns
@@ -123,9 +125,9 @@ def provider_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
 
 def time_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
     """Return the columns of times, in seconds per call, from the samples of each process."""
-    samples = [np.array(one["samples_s"]) for one in processes]
+    samples = [np.array(process["samples_s"]) for process in processes]
     typical, pooled = typical_time(samples), np.concatenate(samples)
-    reasons = Counter(one["stop_reason"] for one in processes)
+    reasons = Counter(process["stop_reason"] for process in processes)
     noise = max(median_noise(x) for x in samples)
     p20, p80 = (float(q) for q in np.quantile(pooled, (0.2, 0.8)))
     return {
@@ -141,7 +143,9 @@ def time_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
         "stop_reason": min(reasons, key=lambda reason: (-reasons[reason], reason)),
         "stop_reasons": ", ".join(f"{reason} ×{count}" for reason, count in sorted(reasons.items())),
         "calls_per_sample": processes[0].get("calls_per_sample"),
-        "timing_method": " | ".join(dict.fromkeys(filter(None, (one.get("timing_method") for one in processes))))
+        "timing_method": " | ".join(
+            dict.fromkeys(filter(None, (process.get("timing_method") for process in processes)))
+        )
         or None,
         **{name: _median_of(processes, name) for name in ("prepare_time_s", "first_call_time_s")},
     }
@@ -152,8 +156,8 @@ def _finite(value: float) -> float | None:
 
 
 def _median_of(processes: Sequence[ProviderRun], name: str) -> float | None:
-    found = [one[name] for one in processes if one.get(name) is not None]
-    return float(np.median(found)) if found else None
+    values = [process[name] for process in processes if process.get(name) is not None]
+    return float(np.median(values)) if values else None
 
 
 def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,8 +212,8 @@ def verdict_columns(
     return _ratio_columns(ratio) | {"verdict": judged.word, "verdict_reason": judged.reason}
 
 
-def _timed(one: ProviderRun) -> bool:
-    return one["status"] == "ok" and bool(one.get("samples_s"))
+def _timed(process: ProviderRun) -> bool:
+    return process["status"] == "ok" and bool(process.get("samples_s"))
 
 
 def _ratio_columns(ratio: Interval) -> dict[str, float | None]:
@@ -222,8 +226,8 @@ def samples_table(run: Path) -> pd.DataFrame:
     for folder in sorted(run.glob("process-*")):
         for path in sorted(folder.glob("case-*.json")):
             measured, process = read_json(path), int(folder.name.rpartition("-")[2])
-            for name, one in measured["providers"].items():
-                frames.append(sample_rows(measured["label"], name, process, one.get("samples_s") or []))
+            for name, columns in measured["providers"].items():
+                frames.append(sample_rows(measured["label"], name, process, columns.get("samples_s") or []))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -147,10 +147,10 @@ def sample_interleaved(
 ) -> dict[str, Sampled]:
     """Sample functions in rounds, each once per round in random order, until each has a reason to stop.
 
-    All continue until the last one may stop, so that disturbances of the machine affect all alike. The rule's timeout
-    applies per function, so the total is ``len(timers)`` times as long, and up to ``PATIENCE`` times that if there are
-    not yet the six samples that bound a median. A function that raises is not sampled again. ``turn`` is called with
-    the name of the next one.
+    All continue until the last function may stop, so that disturbances of the machine affect all alike. The rule's
+    timeout applies per function, so the total is ``len(timers)`` times as long, and up to ``PATIENCE`` times that if
+    there are not yet the six samples that bound a median. A function that raises is not sampled again. ``turn`` is
+    called with the name of the next function.
     """
     sampled = {name: Sampled(timer.calls) for name, timer in timers.items()}
     rule.reason([1.0] * rule.least, 0.0)  # the first call imports SciPy, which takes seconds
@@ -159,11 +159,11 @@ def sample_interleaved(
     gc.disable()
     begun = time.perf_counter()
     try:
-        while live := [name for name, one in sampled.items() if one.error is None]:
+        while live := [name for name, samples in sampled.items() if samples.error is None]:
             for name in rng.sample(live, len(live)):
                 turn(name)
                 _take(sampled[name], timers[name])
-            rounds, elapsed = max(len(one.times_s) for one in sampled.values()), time.perf_counter() - begun
+            rounds, elapsed = max(len(samples.times_s) for samples in sampled.values()), time.perf_counter() - begun
             if elapsed < limit and rounds < max(rule.least, 1.1 * checked):
                 continue
             if rounds < FEWEST and elapsed < PATIENCE * limit:
@@ -179,8 +179,8 @@ def sample_interleaved(
     return sampled
 
 
-def _take(one: Sampled, timer: Timer) -> None:
+def _take(samples: Sampled, timer: Timer) -> None:
     try:
-        one.times_s.append(timer.take())
+        samples.times_s.append(timer.take())
     except Exception as error:  # noqa: BLE001 - whatever a provider raises is its row's reason
-        one.error = error
+        samples.error = error

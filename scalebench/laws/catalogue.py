@@ -12,7 +12,7 @@ from scalebench.laws.forms import FitRefused, Law, Naming
 
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
-MIX = (-12.0, 12.0)  # log ratio of two terms at the centre of the points: beyond e^12 one of them is not seen
+MIX = (-12.0, 12.0)  # log ratio of two terms at the centre of the points: beyond e^12 one of them is negligible
 
 
 def power(log: Values, shape: Values) -> Sequence[Any]:
@@ -115,8 +115,8 @@ def _worth(excess: Any, half_life: Any) -> Any:
 def _constrained_usual(c: Values, centre: Mapping[str, float]) -> dict[str, Any]:
     A = c["scale"] * np.exp(c["alpha"] * centre["params"])
     B = c["scale"] * np.exp(c["mix"] + c["beta"] * centre["tokens"])
-    kept = {name: c[name] for name in ("R_N", "R_D")}
-    return {"E": c["E"], "A": A, "alpha": c["alpha"], "B": B, "beta": c["beta"], **kept}
+    decays = {name: c[name] for name in ("R_N", "R_D")}
+    return {"E": c["E"], "A": A, "alpha": c["alpha"], "B": B, "beta": c["beta"], **decays}
 
 
 def _constrained_coordinates(p: Values) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Choose among laws by hold-out error: the mean error of the forecasts that all of them could make."""
+"""Choose among laws by hold-out error, averaged over the forecasts that all of them can make."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TIE = 2.0  # standard errors within which two laws forecast equally well
 class Ranked:
     """A law and its hold-out error: the mean of |ln(predicted / measured)| over the shared forecasts, in percent.
 
-    `behind_percent` is how much worse than the best law, `behind_se_percent` the standard error of that difference,
-    paired by configuration (None with one configuration); `tied` with the best where it is within two of them.
+    `behind_percent` is the difference from the best law, `behind_se_percent` its standard error, paired by
+    configuration (None with one configuration). `tied`: the difference is within two standard errors.
     """
 
     law: str
@@ -63,8 +63,8 @@ def choose(
 ) -> Choice:
     """Rank `laws` by the error of their forecasts, at the cuts that each of them could be fitted to.
 
-    Forecasts are those of `Fit.backtest("beyond", by)`, `options` those of `fit`. A law that no cut can carry is in
-    `refused`, with the reason. Raises FitRefused where none is left.
+    Forecasts are those of `Fit.backtest("beyond", by)`, `options` those of `fit`. Laws that could not be fitted
+    at any cut are in `refused`, with the reason. Raises FitRefused if none is left.
     """
     errors: dict[str, dict[tuple[float, int], float]] = {}
     refused: dict[str, str] = {}
@@ -79,18 +79,18 @@ def choose(
         raise FitRefused(
             f"none of {len(laws)} laws can be fitted; {'; '.join(f'{k}: {v}' for k, v in refused.items())}"
         )
-    shared = sorted(set.intersection(*(set(found) for found in errors.values())))
+    shared = sorted(set.intersection(*(set(by_forecast) for by_forecast in errors.values())))
     if not shared:
         raise FitRefused(f"laws {', '.join(errors)} share no cut by {by!r}; add sizes or compare fewer laws")
     row = np.unique([key[1] for key in shared], return_inverse=True)[1]
-    by_row = {name: _means([found[key] for key in shared], row) for name, found in errors.items()}
+    by_row = {name: _means([by_forecast[key] for key in shared], row) for name, by_forecast in errors.items()}
     return Choice(by, _rank(by_row, np.bincount(row)), refused, len(shared), int(row.max()) + 1)
 
 
 def _log_errors(test: Backtest) -> dict[tuple[float, int], float]:
-    """|ln(predicted / measured)| in percent by cut and row. Raises FitRefused where every cut was refused."""
+    """|ln(predicted / measured)| in percent by cut and row. Raises FitRefused if every cut was refused."""
     if not test.forecasts:
-        raise FitRefused(f"no cut by {test.by!r} carries it; the last one: {test.refused[-1][1]}")
+        raise FitRefused(f"no cut by {test.by!r} leaves enough points to fit it; the last: {test.refused[-1][1]}")
     return {(f.cut, f.row): 100 * abs(float(np.log(f.predicted / f.measured))) for f in test.forecasts}
 
 
@@ -118,6 +118,6 @@ def _reason(best: bool, tied: bool, behind: float, spread: float | None) -> str:
     if best:
         return "lowest error on points held out"
     if spread is None:
-        return f"error higher by {behind:.3g} percent on the one configuration held out: too few to tell apart"
-    told = "not told apart from the best" if tied else "worse than the best"
-    return f"{told}: error higher by {behind:.3g} +- {spread:.2g} percent"
+        return f"error higher by {behind:.3g} percent, with one configuration held out: no standard error"
+    verdict = "not significantly different from the best" if tied else "worse than the best"
+    return f"{verdict}: error higher by {behind:.3g} +- {spread:.2g} percent"

@@ -1,4 +1,4 @@
-"""Columns of numbers: the one rule for what a law can be computed from, a positive finite number in every row."""
+"""Reading columns of numbers: laws take positive finite numbers in every row."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _column(columns: Columns, name: str, alias: str | None) -> Array:
 
 
 def _number(value: Any) -> float:
-    """A float; NaN for what is not a number, so that its row is reported like any other bad one."""
+    """A float, or NaN for anything else, so that its row is reported like any other wrong value."""
     try:
         return float(value)
     except (TypeError, ValueError):

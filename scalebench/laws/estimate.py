@@ -1,4 +1,4 @@
-"""The value of a fit: a law's parameters at the best of many starts, and how well the points determine them."""
+"""A fitted law without intervals: parameters from the best of many starts, status and residuals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEGENERATE = 1e7  # condition number above which the digits of the parameters ca
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A fitted law without intervals: `parameters` and `objective` of the best start.
+    """A fitted law without intervals. `parameters` and `objective` are those of the best start.
 
     `objective` is the sum of losses. `status` is converged; at_bound (`bounds_hit` names the parameters; an infinite
     one is a rate whose reciprocal is at its bound 0); max_iterations; or degenerate (a term is switched off, or
@@ -120,7 +120,7 @@ class Estimate:
         return np.asarray(self.law.predict(self.parameters, logs)[0])
 
     def refit(self, target: Array, weights: Array) -> dict[str, Array]:
-        """Parameters, each [batch], refitted from this optimum to targets or weights [batch, n]; one may be [n]."""
+        """Parameters, each [batch], refitted from this optimum; `target` or `weights` or both are [batch, n]."""
         problem = replace(self.problem, target=target, weights=weights)
         batch = max(len(value) for value in (target, weights) if value.ndim == 2)
         theta, _, _ = polish(problem, np.tile(self.theta, (batch, 1)), self.settings["width"])
@@ -128,12 +128,12 @@ class Estimate:
 
     @cached_property
     def least_squares(self) -> Array:
-        """Coordinates [P] of the least-squares fit reached from this one."""
+        """Coordinates [P] of the least-squares fit, started from this one."""
         problem = replace(self.problem, overestimate=1.0)
         return np.asarray(polish(problem, self.theta[None], math.inf)[0][0])
 
     def least_squares_residuals(self) -> Array:
-        """Measured minus fitted, [n], of the least-squares fit reached from this one."""
+        """Measured minus fitted, [n], of the least-squares fit."""
         return np.asarray(-self.problem.residuals(self.least_squares[None])[0])
 
     def subset(self, rows: NDArray[np.bool_]) -> Self:
@@ -146,7 +146,7 @@ class Estimate:
 
 
 def _check_pinned(problem: Problem, points: Points, value: float, width: float) -> None:
-    """Refuse an offset pinned too high; only one above the lowest measurement needs a free fit to decide."""
+    """Refuse an offset pinned too high. Deciding needs a free fit only above the lowest measurement."""
     free = None
     if not points.replicated and value > points.response.min():
         index = problem.law.coordinates.index(problem.law.offset or "")
@@ -158,7 +158,7 @@ def _check_pinned(problem: Problem, points: Points, value: float, width: float) 
 
 
 def _snapped(problem: Problem, points: Points, theta: Array) -> Array:
-    """Coordinates [P] with those within rounding of a bound put on it: a minimiser ends that close on exact points."""
+    """Coordinates [P], moved onto a bound if within rounding of it, which is how a fit of exact points ends."""
     m = len(problem.law.coefficients)
     sizes = np.where(np.arange(len(theta)) < m, np.median(points.response), 1.0)
     theta = np.where(theta - problem.lower <= ROUNDING * sizes, problem.lower, theta)

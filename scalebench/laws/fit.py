@@ -1,4 +1,4 @@
-"""Fit a scaling law to points: an `Estimate` together with everything that says how far to trust it."""
+"""Fit a scaling law to points: an `Estimate` plus intervals, profiles, lack of fit and hold-out forecasts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Fit(Estimate):
 
     @property
     def unresolved(self) -> dict[str, str]:
-        """Rates that the points do not resolve, by name, each with the reason: their term is at its bound 0."""
+        """Rates that the points do not determine, by name, with the reason: their term is at its bound 0."""
         rates = self.law.naming.rates if self.law.naming else {}
         infinite = [name for name in rates if math.isinf(self.parameters[name])]
         return {name: f"1 / {name} is at its bound 0: its interval has a lower end only" for name in infinite}
 
     def beyond(self, points: Columns) -> Array:
-        """How many times outside the fitted range the inputs lie, [n]: 1 inside it, the worst input counts."""
+        """How many times outside the range of the fitted points each row lies, [n], by its worst input; 1 inside."""
         logs = read_inputs(self.law, points)
         out = [np.maximum(logs[k] - seen.max(), seen.min() - logs[k]) for k, seen in self.points.logs.items()]
         return np.asarray(np.exp(np.maximum(np.max(out, axis=0), 0.0)))
@@ -97,7 +97,7 @@ class Fit(Estimate):
         return {"statistic": _finite(test.statistic), "p_value": test.p_value, "flagged": test.flagged}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe summary with 95 % intervals; what is not finite or was refused is None."""
+        """JSON-safe summary with 95 % intervals; None for values that are not finite and for refused intervals."""
         intervals: dict[str, list[float | None] | None]
         try:
             boot = self._default_bootstrap
@@ -140,12 +140,13 @@ def fit(
     weights: ArrayLike | None = None,
     fixed: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Fit `law` to `points`: columns of the law's inputs and response (`x`, `y` for laws of one input), each [n].
+    """Fit `law` (a name in `LAWS` or a `Law`) to `points`, columns [n] of its inputs and response.
 
-    An optional column `config` names the independent configuration of each row; without it, rows with equal inputs are
-    one. `loss` is huber (corner at `delta`), squares, absolute or envelope (huber with predictions above their points
-    counted ten times: the lower envelope), of log residuals or, with `space="raw"`, of plain ones, summed with
-    `weights`; equal rows that come with weights are one measurement. `fixed` pins parameters by name. Raises
-    FitRefused, with the reason, where the points cannot carry the fit.
+    A law of one input also takes columns `x` and `y`. An optional column `config` names the independent configuration
+    of each row; without it, rows with equal inputs are one configuration. The objective is the sum over rows of
+    `weights` times `loss` of the residuals, which are differences of logs or, with `space="raw"`, of values. `loss` is
+    huber (quadratic up to `delta`), squares, absolute, or envelope (huber with predictions above their point counted
+    ten times, which fits the lower envelope). Equal rows given with weights are one measurement. `fixed` pins
+    parameters by name. Raises FitRefused with the reason if the points do not determine the law.
     """
     return Fit.of(points, law, loss=loss, delta=delta, space=space, weights=weights, fixed=fixed)

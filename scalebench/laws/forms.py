@@ -1,8 +1,8 @@
-"""What a scaling law is: a plain value that the fitter can read without knowing the law.
+"""The data structure of a scaling law, which the fitter reads without knowing the law.
 
-A law is a sum of positive terms, `prediction = sum_j c_j * b_j(x; exponents)` with every coefficient `c_j >= 0`. A form
-is one function that returns `log b_j`, so that terms spanning many orders of magnitude stay finite and the fitter gets
-exact gradients by the complex step. To add a law, write that function and an entry in `catalogue.LAWS`, or pass a `Law`
+A law is a sum of positive terms, `prediction = sum_j c_j * b_j(x; exponents)` with every coefficient `c_j >= 0`. A law
+is one function that returns `log b_j`, so that terms spanning many orders of magnitude stay finite, and exact gradients
+come from the complex step. To add a law, write that function and an entry in `catalogue.LAWS`, or pass a `Law`
 to `fit`.
 """
 
@@ -19,19 +19,18 @@ Array = NDArray[np.float64]
 LogTerms = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[Any]]
 
 
-class FitRefused(ValueError):  # noqa: N818 - not an error of the program: an answer
-    """The points cannot carry the fit or the interval asked for; the message says what was given, needed and to do."""
+class FitRefused(ValueError):  # noqa: N818 - expected input, not a bug
+    """The points do not support the requested fit, interval or advice; the message has what was given and needed."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Usual parameters of a law whose coefficients and exponents, the coordinates of its fit, are others.
+    """The published parameters (`names`) of a law that is fitted in other coordinates.
 
-    `usual(coordinates, centre)` turns coordinates into the usual parameters, `names`, in natural units; they belong to
-    inputs divided by exp(centre), by input. `coordinates(usual)` is its inverse at centre 0. Values are numbers or
-    [batch]. `rates` are the usual parameters that are 1 / a coordinate, each with that coordinate and its input;
-    infinite where that is 0. `same` are usual parameters that are coefficients; `logs` names the usual parameter whose
-    log a coordinate is.
+    `usual(coordinates, centre)` converts coordinates, fitted to inputs divided by exp(centre), into the published
+    parameters in natural units; `coordinates(usual)` is its inverse at centre 0. Values are numbers or [batch]. `rates`
+    are parameters that are 1 / a coordinate, each with that coordinate and its input; infinite where that is 0. `same`
+    are parameters that are also coefficients; `logs` maps a coordinate to the parameter whose log it is.
     """
 
     names: tuple[str, ...]
@@ -49,11 +48,11 @@ class Law:
     `log_terms(logs, exponents)` takes the natural logs of the inputs, shape [n], and the exponents, shape [batch, 1],
     both by name, and returns one array (or number) per coefficient. It may use any analytic NumPy function, since it is
     also called with complex exponents, but no `abs`, `max` or comparison of exponents.
-    `offset` names the coefficient that is an irreducible loss: it is bounded by the lowest measured loss.
+    `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
-    `same_unit` names the inputs measured in the unit of another, whose spread of their own is not needed.
-    `naming` is for laws whose usual parameters are not
-    their coefficients and exponents; such laws see inputs divided by their geometric means while they are fitted.
+    `same_unit` maps an input to another with the same unit; it need not vary on its own. `naming` is for laws whose
+    published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
+    geometric means.
     """
 
     name: str
@@ -82,20 +81,20 @@ class Law:
 
     @property
     def pinnable(self) -> tuple[str, ...]:
-        """Parameters that a fit can hold at a value: all, or where `naming` mixes them, those that it does not."""
+        """Parameters that can be fixed: all, or with `naming` those that are a single coordinate."""
         naming = self.naming
-        kept = (*self.exponents, self.offset, *naming.rates, *naming.same) if naming else self.coordinates
-        return tuple(name for name in self.parameters if name in kept)
+        names = (*self.exponents, self.offset, *naming.rates, *naming.same) if naming else self.coordinates
+        return tuple(name for name in self.parameters if name in names)
 
     def pinned(self, name: str, value: float, centre: Mapping[str, float]) -> tuple[int, float]:
-        """The coordinate that a pinned parameter is, by index, and its value for inputs divided by exp(centre)."""
+        """Index of the coordinate of a pinned parameter, and its value for inputs divided by exp(centre)."""
         if self.naming and name in self.naming.rates:
             coordinate, source = self.naming.rates[name]
             return self.coordinates.index(coordinate), float(np.exp(centre[source]) / value)
         return self.coordinates.index(name), value
 
     def usual_name(self, coordinate: str) -> str:
-        """The usual parameter whose value, reciprocal or log a coordinate is; its own name, where it makes several."""
+        """The parameter whose value, reciprocal or log a coordinate is; otherwise the coordinate's own name."""
         if not self.naming:
             return coordinate
         rates = {other: name for name, (other, _) in self.naming.rates.items()}

@@ -1,4 +1,4 @@
-"""The points a law is fitted to: columns read, checked, and refused with the row that is wrong."""
+"""The points a law is fitted to: columns read and checked."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused, Law
 
-# Below this ratio of largest to smallest size an exponent cannot be told from an offset.
+# Below this ratio of largest to smallest size an exponent and an offset cannot be separated.
 MINIMUM_SPREAD = 3.0
 
 
 @dataclass(frozen=True)
 class Points:
-    """Validated points: log inputs by name and the response, each [n]; three groupings of the rows as ids 0, 1, …
+    """Validated points: logs of the inputs by name, the response, and three groupings of the rows as ids, each [n].
 
-    Ids count in the order of what was measured, not of rows or labels, so that seeded draws do not depend on either.
+    Ids are ordered by the measured values, so that seeded draws depend neither on the order of rows nor on labels.
     """
 
     logs: dict[str, Array]
     response: Array
     configuration: NDArray[np.intp]  # clusters for the bootstrap
     place: NDArray[np.intp]  # rows with equal inputs: replicates
-    run: NDArray[np.intp]  # independent measurements: every row, or equal rows as one where their weights say so
+    run: NDArray[np.intp]  # independent measurements: every row, or equal rows as one if points come with weights
 
     @property
     def n_configurations(self) -> int:
@@ -39,14 +39,14 @@ class Points:
         return int(self.run.max()) > int(self.place.max())
 
     def merged(self) -> Points:
-        """The same rows, equal ones of one configuration counted as one measurement."""
+        """The same points, with equal rows of one configuration counted as one measurement."""
         return replace(self, run=_ids(np.stack([self.place, self.configuration, self.response], axis=1)))
 
     def highest_offset(self) -> tuple[float, float]:
-        """Highest believable irreducible loss: (for a free one, for a pinned one).
+        """Highest plausible irreducible loss: (if free, if pinned).
 
-        Lowest mean over replicates plus 3 standard errors, and the lowest value of mean plus 3 standard errors. The
-        standard error pools the relative spread of replicates; it is 0 without replicates.
+        These are the lowest mean over replicates plus 3 of its standard errors, and the minimum of mean plus 3 standard
+        errors. Standard errors pool the relative spread of replicates; without replicates they are 0.
         """
         first = np.unique(self.run, return_index=True)[1]
         place, response = self.place[first], self.response[first]
@@ -73,7 +73,7 @@ def read_points(law: Law, columns: Columns) -> Points:
         raise FitRefused(f"no points given; {law.name} needs at least {len(law.parameters)} configurations")
     place = _ids(inputs)
     rank = _ids(np.stack([place, response], axis=1))
-    run = _ids(np.stack([rank, np.arange(len(rank))], axis=1))  # equal rows are interchangeable
+    run = _ids(np.stack([rank, np.arange(len(rank))], axis=1))  # the order of equal rows does not matter
     if "config" not in list(columns.keys()):
         return Points(logs, response, place, place, run)
     config = np.asarray(columns["config"]).astype(str)
@@ -85,7 +85,7 @@ def read_points(law: Law, columns: Columns) -> Points:
 
 
 def check_design(law: Law, points: Points, free: int) -> None:
-    """Refuse designs that cannot tell `free` parameters apart."""
+    """Raise FitRefused for designs that do not determine `free` parameters."""
     sizes = min(points.n_configurations, int(points.place.max()) + 1)
     if sizes < free:
         raise FitRefused(
@@ -100,13 +100,13 @@ def check_design(law: Law, points: Points, free: int) -> None:
                 f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {MINIMUM_SPREAD:g}: widen it"
             )
     logs = np.stack([log - log.mean() for log in own.values()], axis=1)
-    # Inputs tied by one power of each other, as in tokens = 20 * params, leave their exponents free to trade places.
+    # If one input is a power of another, as in tokens = 20 * params, their exponents are not identified separately.
     if np.linalg.svd(logs / np.linalg.norm(logs, axis=0), compute_uv=False)[-1] < 1e-3 and logs.shape[1] > 1:
         raise FitRefused(f"columns {', '.join(own)} lie on one line in log space; vary one at a fixed other")
 
 
 def _ordered(configuration: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Ids [n] in the order of each configuration's lowest rank, ties by its number of rows and its other ranks."""
+    """Ids [n] ordered by each configuration's lowest rank, then by its number of rows and other ranks."""
     rows, lowest = np.bincount(configuration), np.full(configuration.max() + 1, len(rank))
     np.minimum.at(lowest, configuration, rank)
     order = np.lexsort((np.bincount(configuration, rank.astype(np.float64) ** 2), rows, lowest))
@@ -114,6 +114,6 @@ def _ordered(configuration: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray
 
 
 def _ids(keys: NDArray[Any]) -> NDArray[np.intp]:
-    """Dense ids 0, 1, … of equal rows."""
+    """Ids 0, 1, … [n] of equal rows of keys [n, k]."""
     inverse: NDArray[np.intp] = np.unique(keys, axis=0, return_inverse=True)[1]
     return inverse.reshape(-1)

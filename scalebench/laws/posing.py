@@ -1,4 +1,4 @@
-"""From points and options to the problem that is minimised: what is allowed, and the box it is minimised in."""
+"""From points and options to the minimisation problem: checks of the options, and bounds of the coordinates."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from scalebench.laws.forms import Array, FitRefused, Law
 from scalebench.laws.points import Points
 from scalebench.laws.problem import Problem
 
-# Huber widths of the losses without a `delta`: no outliers, and a corner far below any residual that matters.
+# Huber widths of losses without `delta`: quadratic everywhere, or with a corner below any residual that matters.
 WIDTHS = {"squares": math.inf, "absolute": 1e-9}
-# Loss of a prediction above its measurement over that of one as far below: draws the lower envelope of the points.
+# Loss of a prediction above its measurement, relative to one equally far below: fits the lower envelope.
 OVERESTIMATE = {"envelope": 10.0}
 LOSSES = ("huber", *WIDTHS, *OVERESTIMATE)
 
 
 def check_options(law: Law, loss: str, delta: float, space: str, pinned: Mapping[str, float]) -> None:
-    """Refuse an unknown loss, space or parameter, and values that cannot be."""
-    for name, given, known in (("loss", loss, LOSSES), ("space", space, ("log", "raw"))):
-        if given not in known:
-            raise FitRefused(f"{name} {given!r} is not known; choose one of {', '.join(known)}")
+    """Raise FitRefused for an unknown loss, space or parameter, and for values out of range."""
+    for name, value, known in (("loss", loss, LOSSES), ("space", space, ("log", "raw"))):
+        if value not in known:
+            raise FitRefused(f"{name} {value!r} is not known; choose one of {', '.join(known)}")
     if not (math.isfinite(delta) and delta > 0):
         raise FitRefused(f"delta is {delta}; it needs a positive number")
-    for name, value in pinned.items():
+    for name, number in pinned.items():
         if name not in law.parameters:
             raise FitRefused(f"fixed names {name!r}; parameters of {law.name} are {', '.join(law.parameters)}")
         if name not in law.pinnable:
             raise FitRefused(
-                f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}: {name} is made "
-                "of several coordinates of the fit, all of which would have to move together to hold it"
+                f"{name} of {law.name} cannot be fixed; those that can are {', '.join(law.pinnable)}: {name} depends "
+                "on several coordinates of the fit"
             )
-        if not (math.isfinite(value) and (value >= 0 or name in law.exponents)):
-            raise FitRefused(f"fixed {name} is {value}; it needs a finite number, not negative for a coefficient")
-        if law.naming and name in law.naming.rates and not value > 0:
-            raise FitRefused(f"fixed {name} is {value}; a rate needs a positive number")
+        if not (math.isfinite(number) and (number >= 0 or name in law.exponents)):
+            raise FitRefused(f"fixed {name} is {number}; it needs a finite number, not negative for a coefficient")
+        if law.naming and name in law.naming.rates and not number > 0:
+            raise FitRefused(f"fixed {name} is {number}; a rate needs a positive number")
 
 
 def read_weights(weights: ArrayLike | None, n: int) -> Array:
-    """Weights [n], 1 where none are given."""
+    """Weights [n], by default 1. Raises FitRefused unless they are positive and finite."""
     if weights is None:
         return np.ones(n)
     values = np.asarray(weights, dtype=np.float64)
@@ -53,7 +53,7 @@ def read_weights(weights: ArrayLike | None, n: int) -> Array:
 
 
 def pose(law: Law, points: Points, space: str, weights: Array, pinned: Mapping[str, float], loss: str) -> Problem:
-    """The problem with its box. Without replicates the offset is bounded only once residuals are known."""
+    """The problem with its bounds. Without replicates, `bound_offset` tightens that of the offset after a first fit."""
     centre = _centre(law, points.logs)
     logs = {name: log - centre[name] for name, log in points.logs.items()}
     ranges = dict(law.exponents)
@@ -65,27 +65,27 @@ def pose(law: Law, points: Points, space: str, weights: Array, pinned: Mapping[s
         highest = points.highest_offset()[0] if points.replicated else points.response.max()
         upper[law.coordinates.index(law.offset)] = highest
     for name, value in pinned.items():
-        index, held = law.pinned(name, value, centre)
-        lower[index] = upper[index] = held
+        index, coordinate = law.pinned(name, value, centre)
+        lower[index] = upper[index] = coordinate
     target = np.log(points.response) if space == "log" else points.response
     return Problem(law, logs, target, weights, lower, upper, space == "log", centre, OVERESTIMATE.get(loss, 1.0))
 
 
 def _centre(law: Law, logs: Mapping[str, Array]) -> dict[str, float]:
-    """Mean log of each input, of inputs in one unit the same; 0 for laws that need no centring."""
+    """Mean log of each input, the same for inputs of one unit; 0 for laws that need no centring."""
     if not law.naming:
         return dict.fromkeys(logs, 0.0)
     return {name: float(logs[law.same_unit.get(name, name)].mean()) for name in logs}
 
 
 def bound_offset(problem: Problem, points: Points, theta: Array) -> Problem:
-    """The problem with its offset bounded by the points, given the best theta [P] under a loose bound.
+    """The problem with the offset bounded by the points, given the best theta [P] under a loose bound.
 
-    Without replicates the standard error of a configuration is the scale of the residuals, that which holds 68 % of
-    them. Points more than 3 of these below the fit are outliers: the lowest of 100,000 heavy-tailed losses says nothing
-    about the floor.
+    Without replicates, the standard error of a configuration is the 68 % quantile of the absolute residuals. Points
+    more than 3 of these below the fit are ignored as outliers: the minimum of 100,000 heavy-tailed losses is far below
+    the irreducible loss.
     """
-    ceiling = _believable(problem, points, theta)
+    ceiling = _plausible_ceiling(problem, points, theta)
     if ceiling is None:
         return problem
     index = problem.law.coordinates.index(problem.law.offset or "")
@@ -95,8 +95,8 @@ def bound_offset(problem: Problem, points: Points, theta: Array) -> Problem:
     return replace(problem, upper=upper)
 
 
-def _believable(problem: Problem, points: Points, theta: Array) -> float | None:
-    """Lowest measured value that is no outlier, plus 3 residual scales; None where replicates set the bound."""
+def _plausible_ceiling(problem: Problem, points: Points, theta: Array) -> float | None:
+    """Lowest measured value that is not an outlier, plus 3 residual scales; None if replicates set the bound."""
     if not problem.law.offset or points.replicated:
         return None
     residuals = -problem.residuals(theta[None])[0]  # measured minus fitted
@@ -105,16 +105,16 @@ def _believable(problem: Problem, points: Points, theta: Array) -> float | None:
     runs = int(points.run.max()) + 1
     freedom = max(runs - int(problem.free.sum()), 1)
     scale = float(np.quantile(np.abs(residuals), 0.683)) * math.sqrt(runs / freedom)
-    believed = points.response[residuals >= -3 * scale - 1e-9]
-    return float(believed.min() * (1 + 3 * scale))
+    inliers = points.response[residuals >= -3 * scale - 1e-9]
+    return float(inliers.min() * (1 + 3 * scale))
 
 
 def check_pinned_offset(problem: Problem, points: Points, value: float, free: Array | None) -> None:
-    """Refuse an offset pinned more than 3 standard errors above a configuration mean.
+    """Raise FitRefused for an offset pinned more than 3 standard errors above a configuration mean.
 
-    `free` is the best theta [P] with the offset left free, which gives the standard error without replicates.
+    `free` is the best theta [P] with a free offset, from which the standard error comes without replicates.
     """
-    ceiling = None if free is None else _believable(problem, points, free)
+    ceiling = None if free is None else _plausible_ceiling(problem, points, free)
     ceiling = points.highest_offset()[1] if ceiling is None else ceiling
     if value > ceiling:
         raise FitRefused(

@@ -1,9 +1,9 @@
 """The loss of a law as a function of its coordinates, with exact derivatives, batched over starts or replicates.
 
 Objective: the SUM over points of w * rho(r), with r = log(prediction / measured) (prediction - measured in raw space)
-and rho(r) = r^2/2 for |r| <= delta, else delta * (|r| - delta/2). A mean instead of a sum meets default tolerances long
-before the optimum. Terms are centred (scaled to geometric mean 1 over the points), which takes the correlation between
-a coefficient and its exponent out of the problem.
+and rho(r) = r^2/2 for |r| <= delta, else delta * (|r| - delta/2). With a mean instead of a sum, default tolerances
+stop far from the optimum. Terms are centred (scaled to geometric mean 1 over the points), which removes the correlation
+between a coefficient and its exponent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REAL_STEP = 1e-5  # of central differences of the complex step: second derivativ
 class Affine:
     """Centred log terms that are linear in the exponents: `base` [m, n] + exponents @ `slopes` [k, m, n].
 
-    `active` [m] are the terms that any exponent moves, `moves` [k, m] which of them each one does.
+    `active` [m]: terms that depend on any exponent; `moves` [k, m]: on which exponent.
     """
 
     base: Array
@@ -35,11 +35,11 @@ class Affine:
 
     def basis(self, exponents: Array) -> Array:
         """The terms, [batch, m, n]."""
-        found = np.empty((len(exponents), *self.base.shape))
-        found[:, ~self.active] = np.exp(self.base[~self.active])
+        terms = np.empty((len(exponents), *self.base.shape))
+        terms[:, ~self.active] = np.exp(self.base[~self.active])
         logs = np.tensordot(exponents, self.slopes[:, self.active], axes=1) + self.base[self.active]
-        found[:, self.active] = np.exp(logs, out=logs)
-        return found
+        terms[:, self.active] = np.exp(logs, out=logs)
+        return terms
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Problem:
     """Targets and bounds for the inner coordinates theta = (centred coefficients, exponents), P in all.
 
     `target` and `weights` are [n] or, one row per replicate, [batch, n]; `lower` and `upper` are [P] or [batch, P],
-    equal where pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target count
-    `overestimate` times. The coordinate of index `held` stays where each row of theta has it.
+    equal where pinned. Inputs are divided by exp(`centre`). Losses of predictions above their target are
+    multiplied by `overestimate`. The coordinate of index `held` keeps its value in each row of theta.
     """
 
     law: Law
@@ -76,7 +76,7 @@ class Problem:
         return theta[:, :m], theta[:, m:]
 
     def centres(self, exponents: NDArray[Any]) -> NDArray[Any]:
-        """Mean log of each term over the points, [batch, m]; 0 for pinned coefficients, which keep their own scale."""
+        """Mean log of each term over the points, [batch, m]; 0 for pinned coefficients, which keep their units."""
         m = len(self.law.coefficients)
         return np.where(self.free[:m], self.law.terms(self.logs, exponents).mean(axis=2), 0.0)
 
@@ -88,7 +88,7 @@ class Problem:
 
     @cached_property
     def affine(self) -> Affine | None:
-        """Log terms as linear functions of the exponents, where they are: that saves most of the work."""
+        """Log terms as linear functions of the exponents, None if they are not linear. This saves most of the work."""
         k = len(self.law.exponents)
         low, high = (np.atleast_2d(bound)[0, bound.shape[-1] - k :] for bound in (self.lower, self.upper))
         probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
@@ -108,7 +108,7 @@ class Problem:
         """Prediction minus target in the space of the fit, [batch, n]."""
         coefficients, exponents = self.split(theta)
         prediction = (coefficients[:, None] @ self.basis(exponents))[:, 0]
-        # All coefficients at zero is a corner of the box, not a prediction.
+        # With all coefficients at zero the prediction is 0, whose log is not finite.
         return np.asarray((np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction) - self.target)
 
     def value(self, theta: Array, width: float) -> Array:
@@ -195,7 +195,7 @@ class Problem:
         batched = ("target", "weights", "lower", "upper")
         pick = {name: value[index] for name in batched if (value := getattr(self, name)).ndim == 2}
         part = replace(self, **pick) if pick else self
-        vars(part)["affine"] = self.affine  # the same inputs: nothing to find out again
+        vars(part)["affine"] = self.affine  # the inputs are the same
         return part
 
     def parameters(self, theta: Array) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Minimise the loss of a law: variable projection for starts, then a damped Newton polish of all starts at once."""
+"""Minimise the loss of a law: starts from variable projection, then damped Newton steps of all starts at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from scalebench.laws.forms import Array
 from scalebench.laws.problem import Problem
 
-# By number of exponents: grid points per exponent, starts that are polished, rows that the grid needs.
+# By number of exponents: grid points per exponent.
 GRID_POINTS = {0: 1, 1: 64, 2: 32, 3: 12, 4: 7, 5: 5}
 STARTS = 8
-STARTS_MANY = 24  # three exponents and more: several valleys
-BLOCK = 60_000  # residuals minimised at a time
-ROWS = 4000  # more than these, and starts compete on a sample
+STARTS_MANY = 24  # with three exponents or more there are several local minima
+BLOCK = 60_000  # residuals per block, to stay in the processor's cache
+ROWS = 4000  # with more rows, starts are compared on a sample
 GRID_ROWS = 1000
 GRID_ROWS_MANY = 250
 
@@ -24,7 +24,7 @@ GRID_ROWS_MANY = 250
 def starts(problem: Problem) -> Array:
     """Variable projection: non-negative least squares for the coefficients on a grid of exponents, [starts, P].
 
-    The best grid point of each block of the grid, best blocks first, so that starts differ.
+    Takes the best grid point of each block of the grid, best blocks first, so that starts differ.
     """
     m, law = len(problem.law.coefficients), problem.law
     points, blocks = GRID_POINTS.get(len(law.exponents), 4), 8 if len(law.exponents) == 1 else 4
@@ -41,7 +41,7 @@ def starts(problem: Problem) -> Array:
 
 
 def _axis(low: float, high: float, points: int) -> Array:
-    """Grid of one exponent: even in its log where it is positive, one point where it is pinned."""
+    """Grid of one exponent: even in its log if positive, a single point if pinned."""
     if low >= high:
         return np.array([low])
     return np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
@@ -52,11 +52,11 @@ def thinned(problem: Problem, rows: int) -> Problem:
     n = len(problem.target)
     if n <= rows:
         return problem
-    # Ties broken by the target, so that the order in which points are given does not matter.
+    # Ties are broken by the target, so that the order of the points does not matter.
     order = np.lexsort((problem.target, *problem.logs.values()))
-    kept = order[np.linspace(0, n - 1, rows).astype(np.intp)]
-    logs = {name: log[kept] for name, log in problem.logs.items()}
-    return replace(problem, logs=logs, target=problem.target[kept], weights=problem.weights[kept])
+    sample = order[np.linspace(0, n - 1, rows).astype(np.intp)]
+    logs = {name: log[sample] for name, log in problem.logs.items()}
+    return replace(problem, logs=logs, target=problem.target[sample], weights=problem.weights[sample])
 
 
 def move(theta: Array, source: Problem, target: Problem) -> Array:
@@ -89,7 +89,7 @@ def _project(problem: Problem, grid: Array) -> tuple[Array, Array]:
             filled = np.tile(pinned, (len(grid), 1))
             filled[:, support] = solved
             best = np.where(better[:, None], filled, best)
-    # Off the corners of the box: an exponent whose coefficient is 0 has no slope to follow.
+    # Keep coefficients off 0, where the exponent of the term has no gradient.
     inside = np.maximum(best, 1e-3 * np.median(measured))
     return np.where(free, np.clip(inside, problem.lower[:m], problem.upper[:m]), pinned), squares
 
@@ -98,7 +98,7 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
     """Minimise from each row of theta [batch, P] inside the box: theta, objective [batch], converged [batch].
 
     Newton steps, damped in the metric of reweighted least squares: damping 1 is about one reweighting, 0 is Newton.
-    Converged when the decrease still promised is below `tolerance` times the objective.
+    Converged when the predicted decrease is below `tolerance` times the objective.
     """
     theta, value = theta.copy(), problem.value(theta, width)
     damping, done = np.full(len(theta), 1e-2), np.zeros(len(theta), dtype=bool)
@@ -112,11 +112,11 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
         if not live.size:
             break
         part = problem.rows(live)
-        step, promise = _step(part, theta[live], width, damping[live])
+        step, predicted = _step(part, theta[live], width, damping[live])
         trial = np.clip(theta[live] + step, part.lower, part.upper)
         trial_value = part.value(trial, width)
         better = trial_value < value[live]
-        done[live] = promise <= tolerance * value[live] + rounding[live]
+        done[live] = predicted <= tolerance * value[live] + rounding[live]
         stalled[live] = (damping[live] > 1e10) & ~better
         theta[live] = np.where(better[:, None], trial, theta[live])
         value[live] = np.where(better, trial_value, value[live])
@@ -125,7 +125,7 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
 
 
 def _step(problem: Problem, theta: Array, width: float, damping: Array) -> tuple[Array, Array]:
-    """Damped Newton step [batch, P] and the decrease that it promises [batch]."""
+    """Damped Newton step [batch, P] and its predicted decrease [batch]."""
     gradient, newton, majorant = problem.derivatives(theta, width)
     blocked = (
         ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
@@ -150,19 +150,19 @@ def _step(problem: Problem, theta: Array, width: float, damping: Array) -> tuple
 def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:
     """Minimise from every row of theta [batch, P]: theta, objective [batch], converged [batch].
 
-    In blocks whose arrays stay in the processor's cache: that halves the time of a bootstrap.
+    Works in blocks whose arrays stay in the processor's cache, which halves the time of a bootstrap.
     """
     rows = max(BLOCK // problem.target.shape[-1], 8)
     if len(theta) <= rows:
         return _polish(problem, theta, width)
     blocks = [np.arange(first, min(first + rows, len(theta))) for first in range(0, len(theta), rows)]
-    found = [_polish(problem.rows(block), theta[block], width) for block in blocks]
-    best, value, done = (np.concatenate(part) for part in zip(*found, strict=True))
+    parts = [_polish(problem.rows(block), theta[block], width) for block in blocks]
+    best, value, done = (np.concatenate(part) for part in zip(*parts, strict=True))
     return best, value, done
 
 
 def _polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:
-    """First with wide Huber corners, then ever narrower ones down to `width`."""
+    """Start with wide Huber corners and narrow them down to `width`."""
     corner = float(np.quantile(np.abs(problem.residuals(theta)), 0.9))
     while corner > width:
         theta = descend(problem, theta, corner, 1e-3, 12)[0]
@@ -173,7 +173,7 @@ def _polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array,
 def minimise(problem: Problem, width: float) -> tuple[Array, Array, bool]:
     """Best theta [P], the objective of every start, and whether the best one converged.
 
-    Many rows are first thinned: starts compete on a sample, and only the best goes on to all rows.
+    With many rows, starts are compared on a sample, and only the best continues on all rows.
     """
     sample = thinned(problem, ROWS)
     theta, value, done = polish(sample, starts(sample), width)

@@ -151,14 +151,14 @@ def environment_file(device_kind: str) -> dict[str, Any]:
     """Return the content of environment.json: the columns, and what is too long for a row."""
     import torch
 
-    kept = ("OMP_", "MKL_", "CUDA_", "TORCH", "TRITON_", "PYTORCH_", "NCCL_", "SCALEBENCH_")
+    prefixes = ("OMP_", "MKL_", "CUDA_", "TORCH", "TRITON_", "PYTORCH_", "NCCL_", "SCALEBENCH_")
     return environment(device_kind) | {
         "argv": sys.argv,
         "cpu_count": psutil.cpu_count(),
         "cpu_affinity": psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None,
         "memory_total_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
-        "environment_variables": {name: value for name, value in os.environ.items() if name.startswith(kept)},
+        "environment_variables": {name: value for name, value in os.environ.items() if name.startswith(prefixes)},
         "torch_build": torch.__config__.show(),
         "packages": {name: package_version(name) for name in ("numpy", "pandas", "pyarrow", "scipy", "triton")},
     }

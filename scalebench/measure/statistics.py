@@ -255,7 +255,7 @@ def verdict(ratio: Interval, margin: float = MARGIN, machines: tuple[str, str] |
     if machines and machines[0] != machines[1]:
         return Verdict(None, f"measured on different machines ({machines[0]} and {machines[1]})")
     if ratio.processes < 2:
-        return Verdict(INCONCLUSIVE, "a single process: the variance between processes is unknown")
+        return Verdict(INCONCLUSIVE, "only one process: the variance between processes is unknown")
     least, most = 1 / (1 + margin), 1 + margin
     interval = f"the 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
     if ratio.high < least:

@@ -34,7 +34,7 @@ def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
     """Return the overview of several studies as a table."""
     caption = (
         "Every study. Sizes are non-embedding parameters (tokens or samples where the data grows); validation loss is "
-        "in nats with its standard error. Exponents have 95 % intervals: α of the fitted loss law, and b of y ~ N^b "
+        "in nats with its standard error. Exponents have 95 % intervals: α of the fitted loss law, and b of cost ∝ N^b "
         "for time per step and peak memory. Total run time is the sum over all trials."
     )
     return Table(caption, COLUMNS, tuple(rows))

@@ -1,4 +1,4 @@
-"""Numbers written for people: SI stays in storage; prefixes, units and digits are chosen here."""
+"""Numbers for readers, on the page and in the terminal: stored in SI units, printed with prefix, unit and digits."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def scale(value: float, unit: str) -> tuple[float, str]:
     prefixes = BINARY_PREFIXES if unit == "B" else SI_PREFIXES
     size = abs(value)
     fitting = [item for item in prefixes.items() if size >= item[1] * 0.9995]
-    # Counts, bytes and rates have no thousandths; a time below a nanosecond keeps the nano.
+    # Only times have prefixes below one; a time below a nanosecond is still in nanoseconds.
     usable = fitting or ([("n", 1e-9)] if unit == "s" and size > 0 else [("", 1.0)])
     prefix, factor = usable[0] if unit == "s" or usable[0][1] >= 1 else ("", 1.0)
     return factor, f"{prefix}{unit}"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits, without an exponent between 1e-4 and 1e6."""
+    """Format a number with ``digits`` significant digits, without an exponent between 1e-4 and 1e6."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else ("∞" if value > 0 else "−∞")
     if not 1e-4 <= abs(value) < 1e6:
@@ -50,7 +50,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def quantity(value: Any, unit: str = "", digits: int = 3) -> str:
-    """Write a value with its unit: 98.3 k, 4.21 ms, 12.5 MiB; an em dash for what was not measured."""
+    """Format a value with its unit: 98.3 k, 4.21 ms, 12.5 MiB; an em dash for what was not measured."""
     if not present(value):
         return NOT_MEASURED
     if not unit and float(value).is_integer() and abs(value) < 10_000:
@@ -60,7 +60,7 @@ def quantity(value: Any, unit: str = "", digits: int = 3) -> str:
 
 
 def present(value: Any) -> bool:
-    """Tell whether a cell of the results holds a number or text at all."""
+    """Return whether a cell of the results has a value: not None, NaN or pandas' NA."""
     if value is None or isinstance(value, str | int | float):
         return value is not None and value == value  # noqa: PLR0124 - NaN differs from itself
     import pandas as pd  # for its own kinds of a missing value, which only a table holds
@@ -69,23 +69,23 @@ def present(value: Any) -> bool:
 
 
 def decimals_of(width: float) -> int:
-    """Return the decimals that leave two digits of an uncertainty of this width."""
+    """Return the number of decimals that shows two digits of an uncertainty of this width."""
     if not (width > 0 and math.isfinite(width)):
         return 3
     return min(9, max(0, 1 - math.floor(math.log10(float(f"{width:.1e}")))))
 
 
 def uncertain(value: float, error: float) -> str:
-    """Write ``value ± error`` with two digits of the error, or the value alone where the error is unknown."""
+    """Format ``value ± error`` with two digits of the error, or the value alone where the error is unknown."""
     if not math.isfinite(error) or error <= 0:
         return f"{value:.3f}"
     return f"{value:.{decimals_of(error)}f}{NBSP}±{NBSP}{error:.{decimals_of(error)}f}"
 
 
 def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str, str]:
-    """Write a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns").
+    """Format a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns").
 
-    An infinite value is a rate that was not resolved: its interval has a lower end only.
+    An infinite value is a rate that the data do not resolve: its interval has only a lower bound.
     """
     if math.isinf(value):
         factor, prefixed = scale(low, unit) if unit else (1.0, "")
@@ -96,16 +96,16 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     if math.isnan(low) or math.isnan(high):
         return significant(value / factor) + suffix, NO_INTERVAL
     width = max((abs(end - value) for end in (low, high) if math.isfinite(end)), default=0.0) / factor
-    # Two digits of the value at least, and four at most: an interval may be wide, or have no width at all.
+    # At least two digits of the value and at most four: an interval may be wide, or have no width at all.
     least = decimals_of(abs(value / factor))
     decimals = min(max(decimals_of(width), least), least + 2)
-    # So many digits of a large number, or a tiny one, that two of the width are seen, from two up to four.
-    shown = [x / factor for x in (value, low, high)]
-    largest = max(abs(x) for x in shown if math.isfinite(x))
+    # Large and tiny numbers: enough significant digits, two to four, to show two digits of the width.
+    scaled = [x / factor for x in (value, low, high)]
+    largest = max(abs(x) for x in scaled if math.isfinite(x))
     digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)
     plain = largest == 0 or largest >= TINY
-    one, *ends = (f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits) for x in shown)
-    return (one + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
+    text, *ends = (f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits) for x in scaled)
+    return (text + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
 
 
 def _magnitude(value: float) -> int:
@@ -113,18 +113,18 @@ def _magnitude(value: float) -> int:
 
 
 def percent(fraction: float, sign: bool = True) -> str:
-    """Write a fraction as a percentage with one decimal, two below one percent."""
+    """Format a fraction as a percentage with one decimal, or two below one percent."""
     digits = 1 if abs(fraction) >= 0.01 else 2
     return f"{100 * fraction:{'+' if sign else ''}.{digits}f}{NBSP}%".replace("-", "−")
 
 
 def symbol(name: str) -> str:
-    """Write a parameter's name as its letter."""
+    """Return a parameter's Greek letter, or its name."""
     return GREEK.get(name, name)
 
 
 def formula(text: str) -> str:
-    """Write a law's formula with its letters and signs: L = E + A·N^−α."""
+    """Format the formula of a law: L = E + A·N^−α."""
     for name, letter in GREEK.items():
         text = text.replace(name, letter)
     return text.replace(" * ", "·").replace("^-", "^−")

@@ -29,7 +29,7 @@ function sortBy(table, column, header) {
   const sign = descending ? -1 : 1;
   const missing = (row) => row.cells[column].textContent === "—";
   const rows = [...body.rows].sort((a, b) =>
-    // What was not measured stays at the end in either direction.
+    // Missing values stay at the end in either direction.
     missing(a) - missing(b) || sign * compare(a.cells[column], b.cells[column]));
   body.append(...rows);
   for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");

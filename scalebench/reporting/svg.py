@@ -33,7 +33,7 @@ RC = {
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
-MAX_MARKS = 400  # of one group: more would be one blot, and megabytes
+MAX_MARKS = 400  # of one group: more would overlap and take megabytes
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Marks:
     thinned: bool = False
 
     def draw(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
-        """Draw marks at x, y (n,) with a title each; those without a coordinate are left out, crowds thinned evenly."""
+        """Draw marks at x, y (n,) with a title each; non-finite ones are left out, above MAX_MARKS thinned evenly."""
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         good = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         if good.size > MAX_MARKS:
@@ -59,7 +59,7 @@ class Marks:
 
 
 def series_style(i: int) -> dict[str, Any]:
-    """Return colour and marker of series ``i``: they differ together, so that neither alone carries the meaning."""
+    """Return colour and marker of series ``i``; both differ, so that series are distinct without colour vision."""
     return {"color": SERIES_COLORS[i % len(SERIES_COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -83,7 +83,7 @@ def legend_width(labels: Sequence[str], columns: int) -> int:
 
 
 def legend(marks: Marks, title: str | None = None) -> None:
-    """Put the legend above the axes, where it hides no data, in as many columns as its labels leave room for."""
+    """Put the legend above the axes, where it hides no data, in as many columns as fit."""
     labels = marks.axes.get_legend_handles_labels()[1]
     if not labels:
         return
@@ -94,7 +94,7 @@ def legend(marks: Marks, title: str | None = None) -> None:
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
-    """Label the y axis, logarithmic where asked for, the size axis, and the series."""
+    """Label both axes and add the legend; x is the size, y logarithmic if ``log``."""
     axes = marks.axes
     if log:
         axes.set_yscale("log")
@@ -118,7 +118,7 @@ REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
 
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
-    """Give empty axes in the report's style; what is drawn and converted inside depends on no global setting."""
+    """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, height), layout="constrained")

@@ -18,7 +18,7 @@ Cell = tuple[str, float | str | None]  # what is printed, and what the column so
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: every cell printed as its text; a number as sort key also aligns it to the right."""
+    """A table of the page. Each cell is a text and a sort key; columns with numeric keys are aligned to the right."""
 
     caption: str
     columns: tuple[str, ...]
@@ -26,7 +26,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Whether a column holds numbers, the gaps among them apart."""
+        """Whether each column contains numbers."""
         return tuple(any(isinstance(row[i][1], int | float) for row in self.rows) for i in range(len(self.columns)))
 
 
@@ -36,7 +36,7 @@ def number(value: Any, unit: str = "", digits: int = 3) -> Cell:
 
 
 def word(value: Any) -> Cell:
-    """Return the cell of any other value, an em dash for a missing one; true and false as a study file has them."""
+    """Return the cell of any other value; an em dash if missing, true and false as in a study file."""
     if isinstance(value, bool | np.bool_):
         return str(value).lower(), str(value).lower()
     if isinstance(value, float) and present(value):
@@ -50,11 +50,11 @@ def share(fraction: Any) -> Cell:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], series: int = 0) -> Table:
-    """Make a table; one whose first column names the series loses it where there is but one series."""
+    """Make a table of at most MAX_ROWS rows; with one series, the first column (its name) is left out."""
     first = 1 if series == 1 else 0
-    shown = [tuple(row[first:]) for row in rows]
-    cut = f" The first {MAX_ROWS:,} of {len(shown):,} rows." if len(shown) > MAX_ROWS else ""
-    return Table(caption + cut, tuple(columns[first:]), tuple(shown[:MAX_ROWS]))
+    cells = [tuple(row[first:]) for row in rows]
+    cut = f" The first {MAX_ROWS:,} of {len(cells):,} rows." if len(cells) > MAX_ROWS else ""
+    return Table(caption + cut, tuple(columns[first:]), tuple(cells[:MAX_ROWS]))
 
 
 ENVIRONMENT = (

@@ -131,12 +131,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def peaks_on_file(path: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak] | None:
     """Return the peaks measured earlier with this torch and number of threads, or None if one is missing."""
     version = package_version("torch")
-    found = {
+    peaks = {
         row["precision"]: Peak(row["flops_per_s"], row["source"])
         for row in _rows(path)
         if (row["torch"], row["threads"]) == (version, threads)
     }
-    return {name: found[name] for name in precisions} if set(precisions) <= set(found) else None
+    return {name: peaks[name] for name in precisions} if set(precisions) <= set(peaks) else None
 
 
 def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:

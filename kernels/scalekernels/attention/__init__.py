@@ -67,7 +67,7 @@ def attention(
     whose results differ in their last bits from run to run. Gradients have the layouts of the inputs; those not needed
     are not computed. ``descriptors=True`` lets the forward pass and the one for dQ load keys and values through tensor
     descriptors where possible (``descriptors.undescribed``): compute capability 9.0 and 10.0, 16-bit dtypes, D of 64
-    and more, base and strides multiples of 16 bytes. It is off by default: correct on a GPU, but its speed is not measured.
+    and more, base and strides multiples of 16 bytes. Off by default: correct on a GPU, but its speed is not measured.
     On compute capability 9.0 the kernels are those written in Gluon unless ``hopper.unsupported`` returns a reason;
     ``gluon=False`` disables them. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale`` and
     devices, ``Unsupported`` if the kernels cannot run on this machine, and ``RuntimeError`` for second and forward-mode

@@ -1,25 +1,24 @@
-"""Linear layer and cross entropy in one, without the logits of all tokens at once.
+"""Linear layer and cross entropy in one, with the logits of one chunk of tokens at a time.
 
     a = x · weightᵀ;  z = softcap · tanh(a / softcap), or a;  ℓ = ln Σ_v exp(z_v)
     loss = ℓ − z[target] + z_loss · ℓ²            for each token; 0 where target = ignore_index
     ∂loss/∂a_v = (softmax(z)_v · (1 + 2 · z_loss · ℓ) − [v = target]) · (1 − (z_v / softcap)²)
 
-Class weights w and label smoothing s are those of ``F.cross_entropy``; they leave the term of z_loss as it is:
+Class weights w and label smoothing s are those of ``F.cross_entropy``; they do not apply to the z_loss term:
 
     loss = (1 − s) · w[target] · (ℓ − z[target]) + s/V · Σ_v w_v · (ℓ − z_v) + z_loss · ℓ²
 
-x is (…, C), weight (V, C) in the same dtype (float16, bfloat16, float32), target (…) int64. Tokens go in chunks: a
-library product fills one workspace with the chunk's logits in that dtype, a kernel turns them into losses and, in
-place, into their gradients, and two more products add these to the gradients of weight and x. This happens in the
-forward pass; the backward pass multiplies by the gradient that comes in. What divides the sum for the mean is in the
-gradients of logits already, but for float16, whose small numbers it would leave: there it comes last. For
-``reduction="none"`` each row has an incoming gradient of its own, which the forward pass cannot know: there the
-backward pass computes the logits again.
+x is (…, C), weight (V, C) in the same dtype (float16, bfloat16, float32), target (…) int64. For each
+chunk of tokens, a matrix product of PyTorch writes the logits in that dtype to a workspace, a kernel computes losses
+and replaces the logits by their gradients, and two more products add these to the gradients of weight and x. This
+happens in the forward pass; the backward pass multiplies by the incoming gradient. The division for the mean is part of
+the logits' gradients, except in float16, where it could underflow and comes last. With ``reduction="none"`` every row
+has a different incoming gradient, unknown in the forward pass, so the backward pass recomputes the logits.
 
-Above inputs and returned gradients this holds the workspace and, where ``memory.plan`` has weight's gradient summed in
-float32, that sum. The first backward pass scales the gradients in place and gives them away; another one through the
-same graph (``retain_graph=True``) computes them again. Under ``torch.compile`` the backward pass scales a copy: what a
-compiled forward pass hands to its backward pass must stay as it is.
+Memory beyond inputs and returned gradients: the workspace and, if ``memory.plan`` sums weight's gradient in float32,
+that sum. The first backward pass scales the gradients in place and returns them; another one through the same graph
+(``retain_graph=True``) recomputes them. Under ``torch.compile`` the backward pass scales a copy, since it must not
+modify tensors that a compiled forward pass has saved.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def _walk(
     class_weight: Tensor | None, label_smoothing: float, *,
     loss: Tensor | None, row_gradient: Tensor | None, dx: Tensor, dweight: Tensor,
 ) -> None:  # fmt: skip
-    """Fill ``loss`` (…), ``dx`` (…, C) and ``dweight`` (V, C), those that are given and not empty, chunk by chunk."""
+    """Fill ``loss`` (…), ``dx`` (…, C) and ``dweight`` (V, C) chunk by chunk, except those that are None or empty."""
     x, target = x.reshape(-1, x.shape[-1]), target.reshape(-1)
     classes, rows = weight.shape[0], dx.view(-1, x.shape[-1])
     tokens = _plan(x, weight).tokens if dweight.numel() else memory.chunk_tokens(x.shape[0], classes, x.dtype)
@@ -132,9 +131,9 @@ def _require(x: Tensor, weight: Tensor, target: Tensor, ignore_index: int) -> No
     if target.device.type == "cpu":
         outside = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
         if outside.any():
-            found = int(target[outside][0])
+            invalid = int(target[outside][0])
             raise IndexError(
-                f"target {found} is out of bounds: classes are 0 to {weight.shape[0] - 1}, or {ignore_index}"
+                f"target {invalid} is out of bounds: classes are 0 to {weight.shape[0] - 1}, or {ignore_index}"
             )
 
 
@@ -143,11 +142,11 @@ def _loss(
     x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, reduction: str, softcap: float, z_loss: float,
     x_gradient: bool, weight_gradient: bool, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, share of a token in it, gradient for x in its dtype, gradient for weight in the plan's dtype).
+    """Return (loss, a token's share of it, gradient for x in its dtype, gradient for weight in the plan's dtype).
 
-    The last three are empty where they are not asked for, and for ``reduction="none"``. ``softcap`` 0 means none. The
-    gradients are those of the loss, but for float16 those of the sum, still to be multiplied by the share.
-    ``class_weight`` is float32 (V + 1,), contiguous, with the sum at its end; there where ``label_smoothing`` is not 0.
+    The last three are empty if not requested, and for ``reduction="none"``. ``softcap`` 0 means none. The gradients are
+    those of the loss, but in float16 those of the sum, still to be multiplied by the share. ``class_weight`` is float32
+    (V + 1,), contiguous, with its sum as the last element; required if ``label_smoothing`` is not 0.
     """
     _require(x, weight, target, ignore_index)
     dx, dweight = _gradients(x, weight, x_gradient and reduction != "none", weight_gradient and reduction != "none")
@@ -167,20 +166,20 @@ def _loss(
 
 
 def _counted(target: Tensor, ignore_index: int, class_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return what a mean divides by, the number or the weight of targets, and its inverse; 0 for a weight of 0."""
+    """Return the divisor of the mean (number or weight of targets) and its inverse, which is 0 for a weight of 0."""
     counted = target != ignore_index
     if class_weight is None:
         number = counted.sum()
         return number, 1 / number.clamp(min=1).float()
-    # A target out of range has a loss of nan, whatever weight it takes part with.
+    # A target out of range makes the loss nan, whatever its weight.
     total = class_weight[target.clamp(0, class_weight.shape[0] - 2)].where(counted, 0).sum()
     return total, (1 / total).where(total > 0, 0)
 
 
 def _gradients(x: Tensor, weight: Tensor, x_gradient: bool, weight_gradient: bool) -> tuple[Tensor, Tensor]:
-    make = torch.empty if x.numel() else torch.zeros  # without a token nothing is written into weight's
+    make = torch.empty if x.numel() else torch.zeros  # without tokens nothing is written to weight's gradient
     dx = torch.empty(x.shape if x_gradient else 0, dtype=x.dtype, device=x.device)
-    # Asked only where it matters: under torch.compile with shapes left open, each comparison of the plan's is a guard.
+    # Plan only where needed: under torch.compile with dynamic shapes, each comparison in it is a guard.
     dtype = _plan(x, weight).accumulator if weight_gradient and x.dtype == torch.bfloat16 else torch.float32
     return dx, make(weight.shape if weight_gradient else 0, dtype=dtype, device=x.device)
 
@@ -201,7 +200,7 @@ def _recomputed(
     row_gradient: Tensor, x: Tensor, weight: Tensor, target: Tensor, ignore_index: int, softcap: float, z_loss: float,
     x_gradient: bool, weight_gradient: bool, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of Σ row_gradient · loss, from scratch: for x in its dtype, for weight in the plan's; empty unasked."""
+    """Return the gradients of Σ row_gradient · loss: for x in its dtype, for weight in the plan's; empty if unused."""
     dx, dweight = _gradients(x, weight, x_gradient, weight_gradient)
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         _walk(
@@ -258,17 +257,17 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     x, weight, target, ignore_index, ctx.reduction, softcap, z_loss, *ready, class_weight, smoothing = inputs
     _, share, dx, dweight = output
     ctx.mark_non_differentiable(share, dx, dweight)
-    ctx.set_materialize_grads(False)  # else zeros as large as dweight would be made for it
+    ctx.set_materialize_grads(False)  # otherwise autograd would allocate zeros of the size of dweight
     ctx.numbers, ctx.smoothing = (ignore_index, softcap, z_loss), smoothing
     missing = any(need and not have for need, have in zip(ctx.needs_input_grad[:2], ready, strict=True))
-    # Not among the saved tensors: the backward pass changes them and gives them away, so that nothing may hold them.
-    # Missing: the operation was called without its flags.
+    # Not saved by autograd: the backward pass modifies and returns them, so nothing else may refer to them.
+    # missing: the operation was called without its flags.
     ctx.gradients = None if ctx.reduction == "none" or missing else (dx, dweight)
     ctx.save_for_backward(share, x, weight, target, class_weight)
 
 
 class _OnceOnly(torch.autograd.Function):
-    """A gradient that depends on tensors in a way that cannot be differentiated again: saying so beats a wrong zero."""
+    """Identity that raises if its result is differentiated: without it a second derivative would be silently zero."""
 
     @staticmethod
     def forward(gradient: Tensor, *_: Tensor) -> Tensor:
@@ -298,7 +297,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
 def _first_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = tuple(ctx.needs_input_grad[:2])
     share, x, weight, target, class_weight = ctx.saved_tensors
-    late = x.dtype == torch.float16  # the share is still to come
+    late = x.dtype == torch.float16  # not yet multiplied by the share
     made, ctx.gradients = ctx.gradients, None
     if made is None:
         rows = grad if ctx.reduction == "none" else (torch.ones_like(share) if late else share).expand(target.shape)
@@ -314,9 +313,9 @@ def _first_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return gradient · factor in ``dtype``: in place, unless the dtype is another or a graph is being traced.
+    """Return gradient · factor in ``dtype``: in place, unless the dtype differs or a graph is being traced.
 
-    Traced tensors are of a class of their own. The graph keeps what the forward pass made, for a second backward pass.
+    Traced tensors are not of class ``Tensor``. A traced graph keeps the gradients for a second backward pass.
     """
     if gradient.dtype != dtype or type(gradient) is not Tensor:
         return torch.ops.scalekernels.scaled_gradient(gradient, factor, dtype)
@@ -331,14 +330,14 @@ def linear_cross_entropy(
     x: Tensor, weight: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean",
     softcap: float | None = None, z_loss: float = 0.0, class_weight: Tensor | None = None, label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Return the cross entropy of ``x @ weight.T`` against ``target`` in nats, float32: a number, or (…) for "none".
+    """Return the cross entropy of ``x @ weight.T`` against ``target`` in nats, float32: a scalar, or (…) for "none".
 
     x (…, C) and weight (V, C) share a dtype; under ``torch.autocast`` both are cast as ``F.linear`` would. As in
     ``F.cross_entropy``, the mean is over targets other than ``ignore_index`` and nan (with gradients of 0) when there
     are none, and a target out of range raises ``IndexError`` on a CPU; on a GPU, where checking would wait for the
     device, its loss and gradients are nan. ``class_weight`` (V,) and ``label_smoothing`` are its ``weight`` and
-    ``label_smoothing``. ``softcap`` caps the logits by tanh, infinity as None not at all; ``z_loss`` weighs the squared
-    log of the normaliser, the same for every class. Raises ``ValueError`` for a wrong shape, device or option,
+    ``label_smoothing``. ``softcap`` caps the logits by tanh (None or infinity: no cap); ``z_loss`` is the weight of
+    the squared log of the normaliser. Raises ``ValueError`` for a wrong shape, device or option,
     ``TypeError`` for a wrong dtype, and ``RuntimeError`` for a second derivative or one in forward mode.
     """
     if reduction not in REDUCTIONS:
@@ -361,7 +360,7 @@ def linear_cross_entropy(
 
 
 def _classes_weighed(weight: Tensor, class_weight: Tensor | None, label_smoothing: float) -> Tensor | None:
-    """Return what the kernels take: float32 weights, ones where only labels are smoothed, and their sum; or None."""
+    """Return the kernels' weights: float32, ones if only labels are smoothed, with their sum appended; or None."""
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be between 0 and 1")
     if class_weight is None:
@@ -374,14 +373,14 @@ def _classes_weighed(weight: Tensor, class_weight: Tensor | None, label_smoothin
     if not class_weight.is_floating_point():
         raise TypeError(f"class_weight is {class_weight.dtype}; it must be floating point")
     if class_weight.requires_grad:
-        raise ValueError("class_weight requires a gradient, which linear_cross_entropy does not give: detach it")
+        raise ValueError("class_weight requires a gradient, which linear_cross_entropy does not compute: detach it")
     require_device(weight=weight, class_weight=class_weight)
     each = class_weight.float()
     return torch.cat([each, each.sum().view(1)])
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """The oracle by ``reference`` in float64: {"loss"}, or with ``backward`` {"x", "weight"}, their gradients."""
+    """Return the float64 oracle: {"loss"}, or with ``backward`` the gradients {"x", "weight"}."""
 
     def losses(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         weights = class_weight(case, x.device, x.dtype)
@@ -392,7 +391,7 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
 
 
 def providers() -> dict[str, Provider]:
-    """Every way to compute a ``Case``; a timed backward is forward and backward for all of them."""
+    """Return all implementations by name; a timed backward is forward and backward for all of them."""
     return {**alternatives(), "triton": Provider("this module", prepared(_triton))}
 
 

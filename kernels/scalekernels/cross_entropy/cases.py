@@ -1,4 +1,4 @@
-"""Cases of linear cross entropy: shapes, inputs, what they cost, and every other way to compute them."""
+"""Cases of linear cross entropy, their inputs and costs, and alternative implementations."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Run = Callable[[], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """``tokens`` vectors of ``width`` against ``classes``; ``ignored`` says whether some targets are ignore_index.
+    """``tokens`` vectors of ``width`` against ``classes``; with ``ignored`` some targets are ignore_index.
 
-    ``weighed`` gives classes the weights of :func:`class_weight`, with ``smoothing`` of labels.
+    With ``weighed`` classes have the weights of :func:`class_weight`; ``smoothing`` is the label smoothing.
     """
 
     tokens: int
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """What tells this case from the others."""
+        """The unique label of the case."""
         dtype = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
         extras = f"{f' cap{self.softcap:g}' if self.softcap else ''}{f' z{self.z_loss:g}' if self.z_loss else ''}"
         extras += " weighed" * self.weighed + (f" smoothed {self.smoothing:g}" if self.smoothing else "")
@@ -45,17 +45,17 @@ class Case:
 
 
 def class_weight(case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor | None:
-    """Return the weights of a case's classes, (V,), eighths from 1/2 to 11/8, which every dtype holds exactly."""
+    """Return the weights of a case's classes, (V,), eighths from 1/2 to 11/8, exact in every dtype."""
     if not case.weighed:
         return None
     return 0.5 + (torch.arange(case.classes, device=device) % 8).to(dtype) / 8
 
 
 def cost(case: Case, backward: bool) -> Cost:
-    """The products' FLOPs, 2·N·C·V forward and 6·N·C·V for forward and backward, which a timed backward holds both.
+    """Return FLOPs of the products, 2·N·C·V forward and 6·N·C·V for a timed backward, which includes the forward.
 
-    What ``reduction="none"`` computes a second time is not counted, as it is not needed. Bytes are those of inputs,
-    losses and gradients: logits need never leave the chip. What is held at the peak is ``memory.plan``'s.
+    The recomputation of ``reduction="none"`` is not counted. Bytes are those of inputs, losses and gradients, since
+    logits could stay on the chip.
     """
     size, tokens = case.dtype.itemsize, case.tokens
     product = 2 * tokens * case.width * case.classes
@@ -65,7 +65,7 @@ def cost(case: Case, backward: bool) -> Cost:
 
 
 def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """x, weight (logits of deviation 2), target and grad_loss; every fifth target is ignored where the case says so."""
+    """x, weight (logits of deviation 2), target and grad_loss; every fifth target ignored if requested."""
     generator = torch.Generator(device).manual_seed(seed)
     made = {
         name: torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
@@ -80,7 +80,7 @@ def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
 
 
 def evaluation(function: Loss, inputs: Mapping[str, Tensor], backward: bool) -> Run:
-    """Return a call of ``function``; with ``backward`` a call and its gradients, since some compute both at once."""
+    """Return a call of ``function``, with ``backward`` including its gradients, since some compute both at once."""
     x, weight, target = inputs["x"].detach(), inputs["weight"].detach(), inputs["target"]
     if not backward:
         return lambda: {"loss": function(x, weight, target)}
@@ -141,7 +141,7 @@ def _liger(case: Case) -> Loss:
 
 
 def alternatives() -> dict[str, Provider]:
-    """Return what else computes a ``Case``; a timed backward is forward and backward for all of them."""
+    """Return the providers other than ours by name; a timed backward is forward and backward for all of them."""
     return {
         "eager": Provider("F.linear and F.cross_entropy", prepared(_torch)),
         "compiled": Provider("torch.compile of the same", _prepare_compiled),

@@ -1,16 +1,16 @@
-"""How linear cross entropy spends memory: tokens to a chunk, and the dtype in which weight's gradient is summed.
+"""The memory plan of linear cross entropy: tokens per chunk, and the dtype in which weight's gradient is summed.
 
-With N tokens, width C, V classes and numbers of s bytes, one call holds above its inputs and the gradients it returns
-    float32 sums:    max(w + (4 − s)·V·C, 4·V·C) for s = 2, w for s = 4,      w = s · (tokens to a chunk) · (V, padded)
-    bfloat16 sums:   w, for they are made in the tensor that is returned,
-against 3·s·N·V − s·C·(N + V) of the eager path: logits, their log-softmax and its gradient, and the gradient of the
-logits, at a time when what is returned has not been made.
+With N tokens, width C, V classes and elements of s bytes, a call needs, beyond its inputs and returned gradients,
+    float32 sums:    max(w + (4 − s)·V·C, 4·V·C) for s = 2, w for s = 4,      w = s · (tokens per chunk) · (V, padded)
+    bfloat16 sums:   w, since they are summed in the returned tensor,
+compared with 3·s·N·V − s·C·(N + V) for the eager path: logits, their log-softmax and its gradient, and the gradient of
+the logits, before the returned gradients are allocated.
 
-A sum over chunks that is kept in bfloat16 is rounded once a chunk, each product having been summed in float32. Where
-the chunks' terms are independent, the sum after k of n chunks has √(k/n) of the final size, so that the roundings' mean
-square is (1 + 2 + … + n)/n = (n + 1)/2 of that of one rounding: √2.5 ≈ 1.6 times its error with 4 chunks, less where
-the terms have one sign. That is why there are never more than 4. A gradient coming in that is no power of two costs
-one rounding more: √3.5 ≈ 1.9.
+A bfloat16 sum over chunks is rounded once per chunk; each product is summed in float32. If the chunks' terms are
+independent, the sum after k of n chunks has √(k/n) of the final size, so that the mean square of all roundings is
+(1 + 2 + … + n)/n = (n + 1)/2 times that of one: √2.5 ≈ 1.6 times its error with 4 chunks, less if the terms have the
+same sign. Hence there are never more than 4. An incoming gradient that is not a power of two costs one more rounding:
+√3.5 ≈ 1.9.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dataclasses import dataclass
 
 import torch
 
-# A workspace of 272 MiB, but chunks of no fewer tokens than keep matrix products large, nor of more than help them.
-# Each chunk reads and writes the whole sum of weight's gradient: 8192 tokens of 50,304 classes take three chunks.
+# A workspace of 272 MiB, within limits: chunks large enough for efficient matrix products, but not larger than useful.
+# Every chunk reads and writes the whole sum of weight's gradient: 8192 tokens of 50,304 classes take three chunks.
 WORKSPACE_BYTES = 272 * 2**20
 FEWEST_TOKENS, MOST_TOKENS = 2048, 8192
-TOKEN_MULTIPLE = 128  # a chunk's size, so that the products have whole tiles
-COLUMN_MULTIPLE = 64  # numbers in a row of the workspace: aligned to 128 bytes for any V
-MOST_ROUNDINGS = 4  # of weight's gradient, where it is summed in bfloat16
-EAGER_SHARE = 6  # float32 sums where one call holds at most a sixth of what the eager path holds
+TOKEN_MULTIPLE = 128  # of the size of a chunk, so that the products have whole tiles
+COLUMN_MULTIPLE = 64  # of the elements in a row of the workspace: aligned to 128 bytes for any V
+MOST_ROUNDINGS = 4  # of weight's gradient, if summed in bfloat16
+EAGER_SHARE = 6  # float32 sums if they need at most a sixth of the eager path's memory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``tokens`` to a chunk, the dtype of the sum that is weight's gradient, and what that holds at its peak.
+    """``tokens`` per chunk, the dtype in which weight's gradient is summed, and the peak memory.
 
-    ``peak_bytes`` is above inputs and returned gradients, but for losses and single numbers.
+    ``peak_bytes`` excludes inputs, returned gradients, losses and scalars.
     """
 
     tokens: int
@@ -42,29 +42,29 @@ class Plan:
 
 
 def row_length(classes: int) -> int:
-    """Return the length of the workspace's rows, in numbers."""
+    """Return the length of the workspace's rows in elements."""
     return -(-classes // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
 
 def chunk_tokens(tokens: int, classes: int, dtype: torch.dtype) -> int:
-    """Return how many tokens' logits the workspace holds: chunks of about one size within the memory rule above."""
+    """Return the tokens per chunk: chunks of about equal size within the limits above."""
     limit = WORKSPACE_BYTES // (row_length(classes) * dtype.itemsize)
     limit = min(max(limit // TOKEN_MULTIPLE * TOKEN_MULTIPLE, FEWEST_TOKENS), MOST_TOKENS)
     return min(_chunk(tokens, -(-max(tokens, 1) // limit)), limit)
 
 
 def _chunk(tokens: int, chunks: int) -> int:
-    """Return the size of ``chunks`` chunks of about one size: a multiple of TOKEN_MULTIPLE, or all tokens."""
+    """Return the size of ``chunks`` chunks of about equal size: a multiple of TOKEN_MULTIPLE, or all tokens."""
     even = -(-max(tokens, 1) // chunks)
     return min(-(-even // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, max(tokens, 1))
 
 
 def plan(tokens: int, width: int, classes: int, dtype: torch.dtype) -> Plan:
-    """Return how gradients of x (tokens, width) and weight (classes, width) of ``dtype`` are made.
+    """Return the plan for gradients of x (tokens, width) and weight (classes, width) of ``dtype``.
 
-    Sums are float32 wherever that stays within a sixth of the eager path's memory, always for float16, whose range
-    they would leave, and for float32, where they are what is returned. Else they are what holds less. Chunks become
-    smaller than the workspace allows, down to FEWEST_TOKENS, where float32 sums fit with them alone.
+    Sums are float32 for float16, whose range they could exceed, for float32, and for bfloat16 if that needs at most a
+    sixth of the eager path's memory, with smaller chunks if necessary (down to FEWEST_TOKENS). Otherwise they have the
+    dtype that needs less memory.
     """
     weight, row = width * classes, row_length(classes) * dtype.itemsize
     more = 0 if dtype == torch.float32 else weight

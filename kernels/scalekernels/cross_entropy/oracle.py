@@ -9,15 +9,15 @@ from torch import Tensor
 
 from scalekernels.cross_entropy.cases import Case, Loss, class_weight
 
-BLOCK_BYTES = 512 << 20  # of a block's logits in float64; autograd holds a few tensors of this size
+BLOCK_BYTES = 512 << 20  # of a block's float64 logits; autograd needs a few tensors of this size
 
 
 def exact_results(
     case: Case, inputs: Mapping[str, Tensor], backward: bool, losses: Loss, block_bytes: int = BLOCK_BYTES
 ) -> dict[str, Tensor]:
-    """Return {"loss"}, or with ``backward`` {"x", "weight"}, their gradients, in float64.
+    """Return {"loss"}, or with ``backward`` the gradients {"x", "weight"}, in float64.
 
-    ``losses(x, weight, target)`` gives the loss of each token, differentiably; the reduction is taken here.
+    ``losses(x, weight, target)`` returns the differentiable loss of each token; the reduction is applied here.
     """
     x, weight = (inputs[name].detach().double().requires_grad_(backward) for name in ("x", "weight"))
     target = inputs["target"]

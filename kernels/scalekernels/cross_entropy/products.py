@@ -1,14 +1,14 @@
-"""How weight's gradient is summed in float32 over products of 16-bit matrices: decided once per device, by trying.
+"""Sums in float32 of products of 16-bit matrices, for weight's gradient; the method is chosen once per device by trial.
 
-``total += left · right`` with float32 sums and a float32 result is what tensor cores do, but torch offers it under
-calls that not every build has for every device. The first of these that gives the right numbers is used:
+Tensor cores compute ``total += left · right`` with float32 sums and a float32 result, but not every build of PyTorch
+has the same call for it on every device. The first of these that gives correct results is used:
 
 - ``"addmm"``: ``torch.addmm(total, left, right, out_dtype=torch.float32, out=total)``, in place, no temporary;
 - ``"mm"``: ``torch.mm(left, right, out_dtype=torch.float32)`` of some classes at a time, added to the sum;
-- ``"float32 copies"``: float32 copies of some classes at a time, multiplied without tensor cores. Always right, slow on
-  a GPU; what a CPU takes, which has neither of the others.
+- ``"float32 copies"``: float32 copies of some classes at a time, multiplied without tensor cores. Always correct, slow
+  on a GPU; used on CPUs, which have neither of the others.
 
-All three round nothing to 16 bits, so accuracy does not depend on the choice. ``weight_gradient_path`` returns it.
+None of them rounds to 16 bits, so accuracy does not depend on the choice, which ``weight_gradient_path`` returns.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 TEMPORARY_BYTES = 32 * 2**20  # of the product of some classes, on a GPU
-CPU_CLASSES = 32  # whose float32 copies a product on a CPU makes at a time
-TRIED = 64  # rows and columns of the matrices that a path is tried with
+CPU_CLASSES = 32  # per product on a CPU, limiting float32 copies
+TRIED = 64  # rows and columns of the trial matrices
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
-    """Total = left · right, summed in float32, added to what it holds with ``keep``, and rounded to its dtype."""
+    """Set total to left · right, or with ``keep`` add it; summed in float32 and rounded to the dtype of total."""
     if total.dtype == right.dtype:
         total.addmm_(left, right, beta=float(keep))
     else:
@@ -33,9 +33,9 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> Non
 
 
 def weight_gradient_path(device: torch.device | str, dtype: torch.dtype) -> str:
-    """Return the name of the path for factors of a 16-bit dtype; the first call on a device tries and waits for it.
+    """Return the name of the path for factors of a 16-bit dtype; the first call on a device runs the trial.
 
-    Raises ``RuntimeError`` where that would happen while a CUDA graph is being captured.
+    Raises ``RuntimeError`` if that happens during capture of a CUDA graph.
     """
     device = torch.device(device)
     if str(device) == "cuda":
@@ -80,7 +80,7 @@ PATHS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], None]] = {
 
 
 def _is_right(path: Callable[[Tensor, Tensor, Tensor, bool], None], device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether a path sums integers exactly that 16 bits do not hold, over what was there and over NaN."""
+    """Return whether a path sums integers exactly that need more than 16 bits, adding to a sum and overwriting NaN."""
     numbers = torch.arange(TRIED * TRIED, device=device).view(TRIED, TRIED)
     left, right = (numbers * 7 % 31).to(dtype), (numbers * 11 % 29).to(dtype)
     exact = left.t().double().cpu() @ right.double().cpu()

@@ -1,13 +1,13 @@
-"""RMS norm and layer norm over the last dimension, with an optional residual sum in front, forward and backward.
+"""RMS norm and layer norm over the last dimension, with an optional residual sum before it, forward and backward.
 
     s = x + residual                      rounded to the inputs' precision; s = x without a residual
     RMS norm:    r = 1/√(mean(s²) + eps),             y = s·r·weight              (arXiv:1910.07467)
     layer norm:  μ = mean(s), r = 1/√(mean((s−μ)²) + eps),  y = (s−μ)·r·weight + bias   (arXiv:1607.06450)
 
-``x`` and ``residual`` are (…, C) in float16, bfloat16 or float32 with any distance between rows (a last dimension that
-is not contiguous is copied first); ``weight`` and ``bias`` are (C,) in the dtype of ``x`` or in float32. Statistics
+``x`` and ``residual`` are (…, C) in float16, bfloat16 or float32 with any stride between rows (a last dimension that is
+not contiguous is copied first); ``weight`` and ``bias`` are (C,) in the dtype of ``x`` or in float32. Statistics
 are float32 and y is rounded once. The gradients with respect to x and residual are the same tensor; those of weight
-and bias are summed in float32 in a fixed order, so that results repeat to the bit.
+and bias are summed in float32 in a fixed order, so that results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def reference(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, residual: Tensor | None = None,
     *, kind: str = "rms", eps: float | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Return {"normed", "summed"} ("summed" with a residual alone) in plain torch, any dtype."""
+    """Return {"normed"}, and "summed" if there is a residual, in plain torch, any dtype."""
     eps = (RMS_EPS if kind == "rms" else LAYER_EPS) if eps is None else eps
     summed = x if residual is None else x + residual
     centred = summed if kind == "rms" else summed - summed.mean(-1, keepdim=True)
@@ -61,7 +61,7 @@ def reference(
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """(…, C) as (rows, C) with a contiguous last dimension: a view where the strides allow it."""
+    """Return (…, C) as (rows, C) with a contiguous last dimension: a view if possible."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
@@ -84,7 +84,7 @@ def _require(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Te
 def _norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(normed, summed, mean, 1/deviation); summed is empty without a residual, mean for RMS norm."""
+    """Return (normed, summed, mean, 1/deviation); summed is empty without a residual, mean for RMS norm."""
     _require(x, weight, bias, residual)
     out, summed, mean, rstd = _outputs(x, residual is not None, layer)
     source, rows, width = _rows(x), rstd.shape[0], x.shape[-1]
@@ -126,7 +126,7 @@ def _norm_gradients(
     grad: Tensor, grad_summed: Tensor | None, summed: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
     layer: bool, weight_dtype: torch.dtype | None, bias_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, dweight, dbias) with the parameters' in the given dtypes, empty where none is given."""
+    """Return (dx, dweight, dbias), the latter two in the given dtypes, empty for None."""
     width, rows = summed.shape[-1], rstd.shape[0]
     dx, dweight, dbias = _gradients(summed, weight_dtype, bias_dtype)
     if not rows:
@@ -168,7 +168,7 @@ def _gradients(
 
 
 def _finish(parts: Sequence[Tensor | None], dweight: Tensor, dbias: Tensor) -> None:
-    """Sum the programs' parts into the gradients of the parameters, of both in one launch."""
+    """Sum the programs' partial gradients of weight and bias, in one launch."""
     tile = kernels.FINISH_TILE
     programs, width = next(part.shape for part in parts if part is not None)
     kernels.finish[((width + tile.block - 1) // tile.block,)](
@@ -188,7 +188,7 @@ def _wide_parameters(
 
 
 def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
-    """How many programs share the rows: enough to fill the device once, never more than there are tiles."""
+    """Return the number of programs: enough to fill the device once, at most one per tile."""
     multiprocessors = INTERPRETED_MULTIPROCESSORS
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -238,8 +238,8 @@ def rms_norm(
     """Return the RMS norm of ``x`` (…, C) over its last dimension; with ``residual``, (norm of the sum, the sum).
 
     The result has the dtype of ``x``, under autocast too. Raises ``ValueError`` for a wrong shape or device,
-    ``TypeError`` for a wrong dtype and ``RuntimeError`` where no kernel can run, for a second derivative and in forward
-    mode.
+    ``TypeError`` for a wrong dtype, ``Unsupported`` if the kernels cannot run on this machine, and ``RuntimeError`` for
+    second and forward-mode derivatives.
     """
     refuse_tangents("rms_norm", x=x, weight=weight, residual=residual)
     normed, summed, _, _ = torch.ops.scalekernels.norm(x, weight, None, residual, eps, False)
@@ -260,7 +260,7 @@ def layer_norm(
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Every tile of the table for every dtype, kind and residual; the same for each of the three architectures."""
+    """Yield every tile of the table for every dtype, kind and residual; the same for all architectures."""
     del arch
     for dtype in DTYPES:
         for kind in ("rms", "layer"):
@@ -310,13 +310,13 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """The oracle: ``reference`` on float64 copies; with ``backward`` its gradients, named as the inputs."""
+    """Return the float64 oracle; with ``backward`` its gradients, by the names of the inputs."""
     copies = {name: tensor.double() for name, tensor in inputs.items()}
     return evaluation(lambda **tensors: reference(**tensors, kind=case.kind), copies, backward)()
 
 
 def providers() -> dict[str, Provider]:
-    """Every way to compute a ``Case``; forward returns normed (and summed), backward the inputs' gradients."""
+    """Return all implementations by name; forward returns normed (and summed), backward the inputs' gradients."""
     return {**alternatives(), "triton": Provider("this module", _prepare_triton)}
 
 

@@ -1,4 +1,4 @@
-"""The fused optimizers themselves: torch's arguments and state names, and how they map onto the kernels' scalars."""
+"""The fused optimizers: torch's arguments and state names, mapped to the kernels' scalars."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Adam(FusedOptimizer, torch.optim.Adam):
     first_name, second_name = "exp_avg", "exp_avg_sq"
 
     def variant(self) -> Variant:
-        """One kernel for all groups."""
+        """Return the one kernel for all groups."""
         return Variant("adam", first=True, second=True)
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """beta1, beta2, eps."""
+        """Return beta1, beta2, eps."""
         return [group["betas"][0], group["betas"][1], group["eps"]]
 
 
@@ -37,11 +37,11 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     first_name = "momentum_buffer"
 
     def variant(self) -> Variant:
-        """With a buffer for all groups as soon as one has momentum."""
+        """Return the kernel with a momentum buffer if any group has momentum."""
         return Variant("sgd", first=any(group["momentum"] != 0 for group in self.param_groups))
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """Momentum, the flag of Nesterov, nothing, dampening."""
+        """Return momentum, the Nesterov flag, unused, dampening."""
         return [group["momentum"], group["nesterov"], 0.0, group["dampening"]]
 
 
@@ -51,11 +51,11 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     second_name = "sum"
 
     def variant(self) -> Variant:
-        """One kernel for all groups."""
+        """Return the one kernel for all groups."""
         return Variant("adagrad", second=True)
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """Nothing, nothing, eps, lr_decay."""
+        """Return unused, unused, eps, lr_decay."""
         return [0.0, 0.0, group["eps"], group["lr_decay"]]
 
     def __init__(self, params: Any, *arguments: Any, **options: Any) -> None:
@@ -77,13 +77,13 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     first_name, second_name, third_name = "momentum_buffer", "square_avg", "grad_avg"
 
     def variant(self) -> Variant:
-        """With a buffer, or a mean gradient, for all groups as soon as one needs it."""
+        """Return the kernel with a momentum buffer or a mean gradient if any group needs it."""
         momentum = any(group["momentum"] > 0 for group in self.param_groups)
         centered = any(group["centered"] for group in self.param_groups)
         return Variant("rmsprop", first=momentum, second=True, third=centered)
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """Momentum, alpha, eps, weight of a gradient in the mean gradient."""
+        """Return momentum, alpha, eps, and the weight of a gradient in the mean gradient."""
         return [group["momentum"], group["alpha"], group["eps"], (1 - group["alpha"]) * bool(group["centered"])]
 
 
@@ -113,9 +113,9 @@ class Lion(FusedOptimizer, Optimizer):
         super().__init__(params, defaults, **options)
 
     def variant(self) -> Variant:
-        """One kernel for all groups."""
+        """Return the one kernel for all groups."""
         return Variant("lion", first=True)
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
-        """beta1, beta2."""
+        """Return beta1, beta2."""
         return [group["betas"][0], group["betas"][1]]

@@ -1,4 +1,4 @@
-"""The ways to take an optimizer step that are compared: torch's, those of other packages, and ours."""
+"""Providers of an optimizer step: torch's, those of other packages, and ours."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _prepare(
 def _step(
     summary: str, make: Make, state: torch.dtype | None = None, own_clipping: bool = False, compiled: bool = False
 ) -> Provider:
-    """Return a provider of steps, each from where the one before ended; its state has the parameters' dtype if None."""
+    """Return a provider of successive steps; ``state_dtype`` None means the parameters' dtype."""
 
     def own_cost(case: Case, backward: bool) -> Cost:
         return cost(dataclasses.replace(case, state_dtype=case.dtype if state is None else state), backward)
@@ -137,7 +137,7 @@ def _loop(case: Case, params: list[Tensor]) -> Optimizer:
 
 
 class _LionLoop(Optimizer):
-    """Lion in plain torch, tensor by tensor: what stands beside the kernel, as torch has none."""
+    """Lion in plain torch, tensor by tensor, since torch has none."""
 
     def __init__(self, params: Iterable[Tensor], options: dict[str, Any]) -> None:
         super().__init__(params, options)
@@ -155,7 +155,7 @@ class _LionLoop(Optimizer):
 
 
 def providers() -> dict[str, Provider]:
-    """Return every way to take the step; torch's keep their state in the dtype of the parameters."""
+    """Return all implementations by name; torch's keep their state in the dtype of the parameters."""
     return {
         "eager": _step("torch.optim, a loop over tensors", _loop),
         "foreach": _step("torch.optim with foreach=True", _torch(foreach=True)),

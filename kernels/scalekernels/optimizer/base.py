@@ -1,4 +1,4 @@
-"""What the fused optimizers share: a torch optimizer whose step is a handful of launches."""
+"""Base of the fused optimizers: a torch optimizer whose step is a few launches."""
 
 from __future__ import annotations
 
@@ -28,45 +28,44 @@ from scalekernels.optimizer.state import (
 from scalekernels.optimizer.tables import TABLES, Tables, to_device
 
 NEXT_ID = count(1)
-REFUSED = {  # option of torch -> the values that ask for something else than these kernels do
-    "amsgrad": (True, "the largest second moment is not kept"),
+REFUSED = {  # option of torch -> the value that these kernels do not support, and why
+    "amsgrad": (True, "the largest second moment is not stored"),
     "foreach": (True, "one launch updates all tensors; leave it out"),
-    "fused": (True, "this optimizer is fused without being told; leave it out"),
+    "fused": (True, "this optimizer is always fused; leave it out"),
     "differentiable": (True, "the update happens in place"),
 }
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """State on its way through torch's ``load_state_dict``, which would cast bare tensors to the parameter's dtype."""
+    """Wraps state for torch's ``load_state_dict``, which would cast bare tensors to the parameter's dtype."""
 
     state: Mapping[str, Any]
 
 
 class FusedOptimizer(Optimizer):
-    """Mixed in before one of torch's optimizers, whose arguments, checks and state names it keeps.
+    """Mixin before one of torch's optimizers, with the same arguments, checks and state names.
 
-    A subclass gives ``variant()``, ``options(group)`` and the names under which torch keeps the three states.
+    A subclass defines ``variant()``, ``options(group)`` and torch's names of the three states.
 
     Arguments beyond torch's, by name:
 
     - ``max_grad_norm`` clips the gradients' norm over all parameters as ``torch.nn.utils.clip_grad_norm_`` does, except
       that the gradients keep their values; ``grad_norm`` is the last step's norm, float32, shape [], on the device;
-    - ``state_dtype`` is what the moments are kept in: float32, bfloat16, or int8 (8-bit codes in blocks of 256);
-    - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random but repeatably by ``seed``, so that
+    - ``state_dtype`` is the dtype of the moments: float32, bfloat16, or int8 (8-bit codes in blocks of 256);
+    - ``stochastic_rounding`` rounds bfloat16 parameters and low-bit state at random, reproducibly by ``seed``, so that
       updates smaller than half a unit are not lost.
 
-    ``step`` makes no lists and sends nothing to the device while parameters, state and gradients are the same
-    tensors at the same addresses; where gradients alone are others, it sends their addresses. A step can be
-    captured in a CUDA graph after one has been taken outside of it, with gradients kept
-    (``zero_grad(set_to_none=False)``) and ``lr`` a tensor on the device, which every replay reads again. Steps on
-    different streams have to be ordered by the caller, as for anything that writes the same parameters
-    (``tables``).
+    ``step`` builds no lists and copies nothing to the device while parameters, state and gradients are the same tensors
+    at the same addresses; if only gradients differ, it copies their addresses. A step can be captured in a CUDA graph
+    after an uncaptured one, with gradient tensors kept (``zero_grad(set_to_none=False)``) and ``lr`` a tensor on the
+    device, which every replay reads. The caller has to order steps on different streams, as for anything that writes
+    the same parameters (``tables``).
 
-    ``step`` raises for a gradient that is sparse, of another dtype or laid out otherwise than its parameter, for a
-    parameter whose dtype, layout or size is no longer one that its state fits, and for options switched on later; the
-    constructor for parameters that are complex, on a device the kernels cannot reach, full of gaps, sharing memory, or
-    of a tensor subclass, and for options of torch's that the kernels do not have.
+    ``step`` raises for a gradient that is sparse or has another dtype or layout than its parameter, for a parameter
+    whose dtype, layout or size no longer matches its state, and for unsupported options switched on later. The
+    constructor raises for parameters that are complex, on an unsupported device, with gaps in memory, sharing memory,
+    or of a tensor subclass, and for unsupported options of torch.
     """
 
     first_name = second_name = third_name = ""
@@ -95,7 +94,7 @@ class FusedOptimizer(Optimizer):
         super().__init__(params, *arguments, **options)
 
     def variant(self) -> Variant:
-        """Return which kernel serves the groups as they are."""
+        """Return the kernel variant for the groups."""
         raise NotImplementedError
 
     def options(self, group: Mapping[str, Any]) -> list[float]:
@@ -112,7 +111,7 @@ class FusedOptimizer(Optimizer):
         self._bound: Bound | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does; refuse parameters that the kernels cannot update. A parameter counts once."""
+        """Add a group as torch does, without duplicates; raise for parameters that the kernels cannot update."""
         given = param_group["params"]
         listed = [given] if isinstance(given, Tensor) else list(given)
         if listed and isinstance(listed[0], Tensor):
@@ -133,7 +132,7 @@ class FusedOptimizer(Optimizer):
             require_device(**{"parameter 0 of group 0": first[0] if first else param, name: param})
 
     def _check_options(self) -> None:
-        """Refuse what the kernels do not do, also where it was switched on after construction."""
+        """Raise for options that the kernels do not support, including those switched on after construction."""
         for group in self.param_groups:
             for name in REFUSED:
                 refuse_option(type(self).__name__, name, group.get(name))
@@ -141,7 +140,7 @@ class FusedOptimizer(Optimizer):
                 raise ValueError("centered=True takes the difference of two means: it needs state_dtype=torch.float32")
 
     def _check_memory(self) -> None:
-        """Refuse parameters that share memory: two programs would write it at the same time."""
+        """Raise for parameters that share memory, which two programs would write at the same time."""
         spans = sorted(
             (
                 param.data_ptr(),
@@ -175,7 +174,7 @@ class FusedOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state saved by this class or by torch's optimizer of the same name, whatever dtype it was kept in."""
+        """Load state saved by this class or by torch's optimizer of the same name, in any dtype."""
         wrapped = {key: _Loaded(kept) for key, kept in state_dict["state"].items()}
         super().load_state_dict({**state_dict, "state": wrapped})
 
@@ -201,7 +200,7 @@ class FusedOptimizer(Optimizer):
         store(value, state[name], state.get(f"{name}_scale"))
 
     def float_state_dict(self) -> dict[str, Any]:
-        """Return a copy of ``state_dict()`` with every moment as float32 and nothing that torch does not know."""
+        """Return a copy of ``state_dict()`` with every moment as float32 and only torch's entries."""
         saved = self.state_dict()
         saved["state"] = {key: _as_float(state) for key, state in saved["state"].items()}
         return saved
@@ -223,7 +222,7 @@ class FusedOptimizer(Optimizer):
         return [name for name, used in kept if used]
 
     def _ready(self, param: Tensor, names: list[str]) -> dict[str, Any]:
-        """Return the state of a parameter, made at its first gradient."""
+        """Return the state of a parameter, created at its first gradient."""
         state = self.state[param]
         if not state:
             state |= self._fresh(param, names)
@@ -264,7 +263,7 @@ class FusedOptimizer(Optimizer):
         return params, grads, states, groups, members
 
     def _option_table(self, device: torch.device) -> Tensor:
-        """Return the float64 table of the groups' options on the device, sent anew only if a number changed."""
+        """Return the float64 table of the groups' options on the device, copied again only if a number changed."""
         rows = [self._option_row(group) for group in self.param_groups]
         if self._options_table is None or len(self._options_table) != len(rows) or self._options_table.device != device:
             self._options_table = torch.zeros(len(rows), OPTIONS, dtype=torch.float64, device=device)
@@ -300,7 +299,7 @@ class FusedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update what has a gradient; return what ``closure`` returned. Nothing waits for the device."""
+        """Update parameters with gradients without waiting for the device; return the result of ``closure``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -320,7 +319,7 @@ class FusedOptimizer(Optimizer):
         return loss
 
     def _bind(self, variant: Variant) -> bool:
-        """Make the tables describe the tensors as they are; return whether there is anything to update."""
+        """Update the tables for the current tensors; return whether there is anything to update."""
         bound = self._bound
         if bound is not None and bound.holds(variant, self.param_groups, self.state):
             grads = [param.grad for param in bound.params]
@@ -339,7 +338,7 @@ class FusedOptimizer(Optimizer):
         return True
 
     def _step_as_operation(self, variant: Variant) -> None:
-        """Take the step as one custom operation, which a graph can hold: the dispatcher sees every tensor."""
+        """Take the step as one custom operation, so that a traced graph contains every tensor."""
         params, grads, states, groups, _ = self._members(variant)
         if not params:
             return
@@ -368,7 +367,7 @@ def _as_float(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_option(optimizer: str, name: str, value: Any) -> None:
-    """Raise ``ValueError`` for an option of torch's that these kernels do not have."""
+    """Raise ``ValueError`` for an option of torch that these kernels do not support."""
     refused, reason = REFUSED.get(name, (None, ""))
     if refused is not None and value is refused:
         raise ValueError(f"{optimizer}({name}={value}) is not supported: {reason}; torch.optim has it")

@@ -1,8 +1,8 @@
-"""What a step found the tensors to be, so that the next one can tell at once that nothing has changed.
+"""A snapshot of the tensors of a step, by which the next step detects whether anything has changed.
 
-Looking at a tensor costs about 0.1 microseconds for each thing one asks it, making the lists of a step several times
-that; with 148 tensors the lists cost more than the step's time on a GPU. So the tensors are asked what they are, in a
-few list comprehensions, and the lists are made again only where an answer differs.
+Reading an attribute of a tensor costs about 0.1 microseconds, building the lists of a step several times that; with 148
+tensors the lists cost more than the step's time on a GPU. So the attributes are compared in a few list comprehensions,
+and the lists are rebuilt only if one differs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scalekernels.optimizer.launch import Variant
 
 
 def same(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
-    """Return whether two sequences hold the same objects."""
+    """Return whether two sequences have identical objects."""
     return len(ours) == len(theirs) and all(map(is_, ours, theirs))
 
 
 def forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
-    """Return addresses, shapes, strides and dtypes: what a kernel relies on."""
+    """Return addresses, shapes, strides and dtypes, which a kernel relies on."""
     return (
         list(map(Tensor.data_ptr, tensors)),
         [tensor.shape for tensor in tensors],
@@ -35,16 +35,16 @@ def forms(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
 
 
 def state_tensors(state: Mapping[Tensor, Mapping[str, Any]]) -> list[Any]:
-    """Return everything that is kept for all parameters."""
+    """Return the state of all parameters as one list."""
     return list(chain.from_iterable(kept.values() for kept in state.values()))
 
 
 @dataclass
 class Bound:
-    """Tensors as the tables describe them.
+    """The tensors that the tables describe.
 
-    ``params`` are all of the optimizer's in the order of its groups, of sizes ``sizes``; ``grads`` theirs, None where
-    there is none; ``members`` the places of those that the tables hold.
+    ``params`` are all parameters in the order of the groups, which have ``sizes``; ``grads`` their gradients or None;
+    ``members`` the indices of those in the tables.
     """
 
     variant: Variant
@@ -65,7 +65,7 @@ class Bound:
         state: Mapping[Tensor, Mapping[str, Any]],
         members: list[int],
     ) -> Bound:
-        """Note what everything is now."""
+        """Return a snapshot of the current tensors."""
         params = [param for group in groups for param in group["params"]]
         grads = [param.grad for param in params]
         kept = state_tensors(state)
@@ -77,7 +77,7 @@ class Bound:
     def holds(
         self, variant: Variant, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]
     ) -> bool:
-        """Return whether parameters and state are what they were, whatever the gradients are."""
+        """Return whether parameters and state are unchanged; gradients are not compared."""
         params = [param for group in groups for param in group["params"]]
         kept = state_tensors(state)
         return (
@@ -90,13 +90,13 @@ class Bound:
         )
 
     def gradients_hold(self, grads: list[Tensor | None]) -> bool:
-        """Return whether the gradients are what they were."""
+        """Return whether the gradients are unchanged."""
         return same(grads, self.grads) and forms([grad for grad in grads if grad is not None]) == self.grad_forms
 
     def take_gradients(self, grads: list[Tensor | None]) -> bool:
-        """Note other gradients of the same parameters; False where they cannot simply take their predecessors' place.
+        """Replace the gradients if possible and return whether it was.
 
-        They can where the same parameters have one, laid out in memory like the parameter in every respect.
+        It is if the same parameters have gradients, with the dtype, shape and layout of the parameters.
         """
         places = [place for place, grad in enumerate(grads) if grad is not None]
         present = [grad for grad in grads if grad is not None]

@@ -1,4 +1,4 @@
-"""What a comparison of optimizer steps needs: cases, inputs and exact results, and cost."""
+"""Cases of optimizer steps for comparisons, their inputs, exact results and costs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the optimizer is given, in torch's names."""
+        """The optimizer's arguments, by torch's names."""
         return OPTIONS[self.algorithm] | VARIANTS[self.variant][0]
 
 
@@ -164,7 +164,7 @@ def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str
 
 
 def cost(case: Case, backward: bool = False) -> Cost:
-    """Return what a step must do: parameters and state read and written, gradients read, twice if they are clipped."""
+    """Return the cost of a step: parameters and state read and written, gradients read, twice if clipped."""
     forward_only(backward)
     n, states = case.params, STATES[case.algorithm] + VARIANTS[case.variant][1]
     state = states * n * case.state_dtype.itemsize

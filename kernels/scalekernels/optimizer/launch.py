@@ -1,4 +1,4 @@
-"""The launches of the fused optimizers, as one custom operation, and what they would launch on a GPU.
+"""The launches of the fused optimizers, as one custom operation, and every configuration they can launch.
 
 A step is three kinds of launch, none of which waits for the device: with clipping, one per dtype that sums the squares
 of the gradients; one of a single program that finishes the norm, counts steps and forms every tensor's scalars; one per
@@ -41,7 +41,7 @@ TABLE_NAMES = ("pointers", "chunks", "scalars", "keys", "settings", "partials", 
 
 @dataclass(frozen=True)
 class Variant:
-    """What decides the machine code of an update: the algorithm, and which of the three states it keeps.
+    """What determines the machine code of an update: the algorithm, and which of the three states it has.
 
     ``first`` is a moment with a sign (exp_avg, momentum_buffer), ``second`` one without (exp_avg_sq, sum, square_avg),
     ``third`` the mean gradient of centred RMSprop.
@@ -54,7 +54,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """The algorithm and the states that are optional in it."""
+        """The algorithm and its optional states."""
         parts = [self.algorithm]
         if self.first and self.algorithm in ("sgd", "rmsprop"):
             parts.append("momentum")
@@ -78,7 +78,7 @@ ALGORITHMS = tuple(dict.fromkeys(variant.algorithm for variant in VARIANTS))
 
 
 def block_size(block: int) -> int:
-    """Return the elements of one iteration. The interpreter's time goes by calls: it takes half a chunk at once."""
+    """Return the elements of one iteration; half a chunk in the interpreter, whose time depends on calls."""
     return kernels.CHUNK // 2 if INTERPRETED else block
 
 
@@ -112,7 +112,7 @@ def norm_constants(param: torch.dtype) -> dict[str, object]:
 
 
 def advance_constants(algorithm: str, clip: bool) -> dict[str, object]:
-    """Return the constants of the kernel that counts steps and forms scalars."""
+    """Return the constants of the kernel that counts steps and computes scalars."""
     return {"ALGORITHM": algorithm, "CLIP": clip, "BLOCK": kernels.ADVANCE_BLOCK, "TENSORS": kernels.ADVANCE_TENSORS}
 
 
@@ -138,7 +138,7 @@ def take_step(
     stochastic_rounding: bool,
     seed: int,
 ) -> None:
-    """Update parameters and state in place; ``grads`` may hold None, and is only read.
+    """Update parameters and state in place; ``grads`` may have None, and is not modified.
 
     ``steps`` are float32 of shape [], ``options`` float64 [groups, OPTIONS], ``norm`` float32 [] (written if
     ``max_grad_norm`` is given). ``tables_id`` names the tables to keep between calls (``tables.TABLES``);
@@ -204,7 +204,7 @@ def launch_norm(tables: Tables, n: int) -> None:
 
 
 def most_instructions(variant: Variant, param: torch.dtype, state: torch.dtype) -> float | None:
-    """Return how many instructions per element Adam may take on sm_90 and still be limited by memory, not by them.
+    """Return the number of instructions per element up to which Adam is memory-bound on sm_90.
 
     132 multiprocessors issue 128 a cycle, 2.9e13 a second at 1.7 GHz; an H200 moves 4.3e12 B/s, 10.06 B an element of
     bfloat16 with 8-bit state: 68 instructions per element, 98 on an H100 with 3.0e12 B/s. Float32 moves 28 B.
@@ -215,7 +215,7 @@ def most_instructions(variant: Variant, param: torch.dtype, state: torch.dtype) 
 
 
 def state_dtypes(variant: Variant) -> tuple[torch.dtype, ...]:
-    """Return what the state of a variant can be kept in: a variance as difference of two means needs float32."""
+    """Return the possible state dtypes of a variant: a variance as a difference of two means needs float32."""
     if variant.third or not (variant.first or variant.second):
         return (torch.float32,)
     return STATE_DTYPES

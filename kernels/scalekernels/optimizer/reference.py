@@ -1,4 +1,4 @@
-"""One step of every algorithm in plain torch, in whatever precision its tensors have."""
+"""One step of every algorithm in plain torch, in the precision of its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Mapping[str, Tensor]
 
 
 def reference(algorithm: str, param: Tensor, grad: Tensor, state: State, **options: Any) -> dict[str, Tensor]:
-    """Return ``param`` and the new state after one step; nothing is changed in place.
+    """Return ``param`` and the new state after one step, without changing the inputs.
 
     ``state`` is empty at the first step and what this function returned, without ``param``, at later ones. ``options``
     are torch's arguments of the algorithm (``adam``, ``adamw``, ``sgd``, ``adagrad``, ``rmsprop``), or Lion's.

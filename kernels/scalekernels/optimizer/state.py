@@ -1,7 +1,7 @@
-"""What the fused optimizers keep per parameter: allocation, the 8-bit map in plain torch, and what they refuse.
+"""State of the fused optimizers: allocation, the 8-bit map in plain torch, and checks.
 
-8-bit codes lie in the memory order of the parameter, in blocks of 256; the map, that of ``kernels``, is written here as
-a table of its levels, from its definition and not as the kernels compute it.
+8-bit codes are in the memory order of the parameter, in blocks of 256. The map of ``kernels`` is implemented here
+independently, as a table of its levels from the definition.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from scalekernels.optimizer.launch import PARAM_DTYPES
 QUANTUM = int(QUANTUM_CONSTANT.value)
 EXPONENT_BITS = {torch.int8: 4, torch.uint8: 5}
 MANTISSA_BITS = 3
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a block whose magnitudes are all below is a block of zeros
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # blocks with smaller magnitudes only are stored as zeros
 
 
 def levels(dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Return the magnitudes of all levels for int8 (128) or uint8 (256) codes, float32, as parts of the scale."""
+    """Return the magnitudes of all levels for int8 (128) or uint8 (256) codes, float32, relative to the scale."""
     count = 2 ** (EXPONENT_BITS[dtype] + MANTISSA_BITS)
     level = torch.arange(count, device=device)
     exponent, mantissa = level >> MANTISSA_BITS, level % 2**MANTISSA_BITS
@@ -32,17 +32,17 @@ def levels(dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
-    """Return a flat view of a dense tensor as its elements lie in memory."""
+    """Return a flat view of a dense tensor in memory order."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def layout(tensor: Tensor) -> tuple[int, ...]:
-    """Return the strides that matter: those of dimensions longer than one."""
+    """Return the strides of dimensions longer than one, the only ones that matter."""
     return tuple(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Return whether the elements fill a piece of memory without gaps or overlap, in whatever order."""
+    """Return whether the elements fill memory without gaps or overlap, in any order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and tensor.numel():
@@ -53,7 +53,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def refuse_param(param: Tensor, name: str) -> None:
-    """Raise for a parameter that the kernels cannot update, naming it, what it is and what is allowed."""
+    """Raise for a parameter that the kernels cannot update, with its name, what it is and what is allowed."""
     if type(param) is not Tensor and (type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__):
         raise TypeError(f"{name} is a {type(param).__name__}; the fused optimizers take plain tensors and parameters")
     if param.layout != torch.strided:
@@ -69,7 +69,7 @@ def refuse_param(param: Tensor, name: str) -> None:
 
 
 def refuse_grad(param: Tensor, grad: Tensor, name: str) -> None:
-    """Raise for a gradient that does not lie in memory as its parameter does."""
+    """Raise for a gradient whose dtype, device or memory layout differs from its parameter's."""
     if grad.is_sparse or grad.layout != torch.strided:
         raise RuntimeError(f"the gradient of {name} is sparse; the fused optimizers take dense gradients")
     if type(grad) is not Tensor:
@@ -86,7 +86,7 @@ def refuse_grad(param: Tensor, grad: Tensor, name: str) -> None:
 
 
 def refuse_state(param: Tensor, state: Mapping[str, Any], names: Sequence[str], name: str) -> None:
-    """Raise for a parameter that was given another shape or layout after its state was made for the former one."""
+    """Raise for a parameter whose shape, layout or device has changed since its state was created."""
     for key in names:
         kept = state[key]
         if kept.shape != param.shape or layout(kept) != layout(param):
@@ -106,12 +106,12 @@ def empty_state(param: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def empty_scale(param: Tensor) -> Tensor:
-    """Return a scale of zero for every 256 elements of a parameter."""
+    """Return zero scales, one per 256 elements of a parameter."""
     return torch.zeros(-(-param.numel() // QUANTUM), dtype=torch.float32, device=param.device)
 
 
 def dequantised(code: Tensor, scale: Tensor) -> Tensor:
-    """Return the float32 values of 8-bit codes (int8: signed, uint8: positive), shaped and laid out like the codes."""
+    """Return the float32 values of 8-bit codes (int8: signed, uint8: positive), shaped like the codes."""
     flat = in_memory_order(code).to(torch.int64)
     factor = levels(code.dtype, code.device)[flat.abs()] * flat.sign()
     out = torch.empty_like(code, dtype=torch.float32)
@@ -120,7 +120,7 @@ def dequantised(code: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantise(value: Tensor, code: Tensor, scale: Tensor) -> None:
-    """Write float values as 8-bit codes and scales, rounding to the nearest level; no finite block, no finite scale."""
+    """Write float values as 8-bit codes and scales, rounding to nearest; a non-finite block gets scale nan."""
     ordered = torch.empty_like(code, dtype=torch.float32).copy_(value)
     flat = in_memory_order(ordered)
     blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % QUANTUM)).view(-1, QUANTUM)
@@ -135,9 +135,9 @@ def quantise(value: Tensor, code: Tensor, scale: Tensor) -> None:
     in_memory_order(code).copy_((level * blocks.sign().nan_to_num(0.0)).flatten()[: flat.numel()])
 
 
-def store(value: Tensor, kept: Tensor, scale: Tensor | None) -> None:
-    """Write float values into state, as codes where it has a scale."""
+def store(value: Tensor, target: Tensor, scale: Tensor | None) -> None:
+    """Write float values into state, as 8-bit codes if it has a scale."""
     if scale is None:
-        kept.copy_(value)
+        target.copy_(value)
     else:
-        quantise(value.to(kept.device), kept, scale)
+        quantise(value.to(target.device), target, scale)

@@ -48,7 +48,7 @@ def chunk_table(lengths: Sequence[int], members: Sequence[int]) -> Tensor:
 
 
 class Tables:
-    """The device tables of one set of tensors; ``uploads`` counts by row what travelled to the device."""
+    """The device tables of one set of tensors; ``uploads`` counts copies to the device by row."""
 
     def __init__(self) -> None:
         self.uploads: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class Tables:
         groups: Sequence[int],
         state: Sequence[Sequence[Tensor]],
     ) -> None:
-        """Make the tables describe these tensors; ``state``: steps, three states, two scales, each maybe empty."""
+        """Update the tables for these tensors; ``state``: steps, three states, two scales, each maybe empty."""
         layout = [(param.numel(), param.dtype, param.device) for param in params]
         if layout != self._layout:
             self._lay_out(layout)
@@ -75,7 +75,7 @@ class Tables:
             self._send(row, values)
 
     def bind_grads(self, grads: Sequence[Tensor | None]) -> None:
-        """Make the tables describe these gradients of the same tensors as before."""
+        """Update the tables for other gradients of the same tensors."""
         self._send(GRAD, [address_of(grad) for grad in grads])
 
     def _send(self, row: int, values: list[int]) -> None:

@@ -1,19 +1,19 @@
-"""Rotary positions of a packed projection, in one pass forward, and one pass backward into one packed gradient.
+"""Rotary positions on a packed projection, in one pass forward, and one pass backward into one packed gradient.
 
-Symbols: B batch, T tokens of a sequence, H heads, D head dimension (16, 32, 64, 128 or 256), P places in the tables.
-Features j and j + D/2 of a head are a pair, which is turned by the angle a = angle[start + t, j] (Su et al. 2021, arXiv
-2104.09864, in the form with halves), in q and in k; v stays:
+Symbols: B batch, T tokens of a sequence, H heads, D head dimension (16, 32, 64, 128 or 256), P positions in the tables.
+Features j and j + D/2 of a head are a pair, which is rotated by the angle a = angle[start + t, j] in q and k, but not
+in v (Su et al. 2021, arXiv 2104.09864, in the form with halves):
     y[j] = x[j] cos a - x[j + D/2] sin a,    y[j + D/2] = x[j + D/2] cos a + x[j] sin a.
-Backward turns by -a, the transpose:
+Backward rotates by -a, the transpose:
     dx[j] = dy[j] cos a + dy[j + D/2] sin a,    dx[j + D/2] = dy[j + D/2] cos a - dy[j] sin a.
 
-``qkv`` is (B, T, 3, H, D) in float16, bfloat16 or float32, any strides with a contiguous last dimension: what a linear
-layer of 3·H·D outputs gives, seen with five dimensions. ``cos`` and ``sin`` are float32 (P, D/2), or (P, D) with both
-halves alike, of which the first is read. q and k come out as views (B, T, H, D) of one buffer (B, T, 2, H, D), v as a
-view of ``qkv``: q and k cross the memory bus once each way, v not at all, and every row that attention reads starts at
-a multiple of 16 bytes. The gradient is one contiguous tensor (B, T, 3, H, D), written in one pass from dq, dk and dv,
-which would otherwise be turned apart and stacked. Everything is computed in float32 and rounded once; dv is copied to
-the bit. Without tables nothing is turned, and the pass that joins the gradients is what is left.
+``qkv`` is (B, T, 3, H, D) in float16, bfloat16 or float32, any strides with a contiguous last dimension: the output of
+a linear layer with 3·H·D features, viewed in five dimensions. ``cos`` and ``sin`` are float32 (P, D/2), or (P, D) with
+two equal halves, of which the first is read. q and k are returned as views (B, T, H, D) of one buffer (B, T, 2, H, D),
+v as a view of ``qkv``: q and k are read and written once, v not at all, and every row that attention reads is aligned
+to 16 bytes. The gradient is one contiguous tensor (B, T, 3, H, D), written in one pass from dq, dk and dv, which would
+otherwise be rotated separately and stacked. Everything is computed in float32 and rounded once; dv is copied exactly.
+Without tables nothing is rotated, and only the pass that joins the gradients remains.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEAD_DIMENSIONS = tuple(kernels.TILES)
 
 
 def reference(qkv: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, start: int = 0) -> dict[str, Tensor]:
-    """Return {"q", "k", "v"}, each (B, T, H, D), in plain torch, any dtype; without tables nothing is turned."""
+    """Return {"q", "k", "v"}, each (B, T, H, D), in plain torch, any dtype; without tables nothing is rotated."""
     q, k, v = qkv.unbind(2)
     if cos is None or sin is None:
         return {"q": q, "k": k, "v": v}
@@ -57,11 +57,12 @@ def reference(qkv: Tensor, cos: Tensor | None = None, sin: Tensor | None = None,
 def rotary(
     qkv: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, *, start: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v (B, T, H, D) of ``qkv`` (B, T, 3, H, D), q and k turned by the places ``start``, ``start`` + 1, ….
+    """Return q, k, v (B, T, H, D) of ``qkv`` (B, T, 3, H, D), with q and k rotated by positions from ``start`` on.
 
     v is a view of ``qkv``, and so are q and k without tables. Differentiable once with respect to ``qkv``; the tables
-    get no gradient. Raises ``ValueError`` for shapes, strides, ``start`` and devices, ``TypeError`` for dtypes and
-    ``RuntimeError`` where no kernel can run and for a second or a forward-mode derivative.
+    get no gradient. Raises ``ValueError`` for shapes, strides, ``start`` and devices, ``TypeError`` for dtypes,
+    ``Unsupported`` if the kernels cannot run on this machine, and ``RuntimeError`` for second and forward-mode
+    derivatives.
     """
     _require(qkv, cos, sin, start)
     refuse_tangents("rotary", qkv=qkv)
@@ -86,11 +87,11 @@ def _require(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, start: int) ->
     if sin.shape != cos.shape or sin.stride() != cos.stride() or cos.stride(1) != 1:
         raise ValueError("cos and sin must have one shape and layout, with a contiguous last dimension")
     if start < 0 or start + qkv.shape[1] > cos.shape[0]:
-        raise ValueError(f"places {start} to {start + qkv.shape[1]} are asked for, and the tables hold {cos.shape[0]}")
+        raise ValueError(f"positions {start} to {start + qkv.shape[1]} exceed the tables' {cos.shape[0]} positions")
 
 
 class _Split(torch.autograd.Function):
-    """What no custom operation can be: its third output is a view of its input, and its gradient one tensor for all."""
+    """Autograd function rather than custom operation, because v is a view of the input and all gradients one tensor."""
 
     @staticmethod
     def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, start: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +113,7 @@ class _Split(torch.autograd.Function):
 
 @torch.library.custom_op("scalekernels::rotary", mutates_args=())
 def _rotary(qkv: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
-    """q and k turned, (B, T, 2, H, D)."""
+    """Return q and k, rotated, (B, T, 2, H, D)."""
     require_device(qkv=qkv, cos=cos, sin=sin)
     out = _turned_buffer(qkv)
     batch, length, _, heads, dimension = qkv.shape
@@ -143,7 +144,7 @@ def _(qkv: Tensor, _cos: Tensor, _sin: Tensor, _start: int) -> Tensor:
 
 @torch.library.custom_op("scalekernels::rotary_gradients", mutates_args=())
 def _rotary_gradients(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor | None, sin: Tensor | None, start: int) -> Tensor:
-    """The gradient of qkv, (B, T, 3, H, D), of gradients (B, T, H, D) of any strides."""
+    """Return the gradient of qkv (B, T, 3, H, D) from dq, dk and dv (B, T, H, D) of any strides."""
     require_device(dq=dq, dk=dk, dv=dv, cos=cos, sin=sin)
     out = _gradient_buffer(dq)
     batch, length, heads, dimension = dq.shape
@@ -183,7 +184,7 @@ _SCALARS = ("start", "length", "heads")
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
-    """Every head dimension in every dtype, turned and plain; the same for each of the three architectures."""
+    """Yield every head dimension in every dtype, rotated and not; the same for all architectures."""
     del arch
     for dtype in DTYPES:
         for dimension, tile in kernels.TILES.items():
@@ -214,12 +215,12 @@ def _compilation(function: Any, tile: kernels.Tile, dimension: int, dtype: torch
 
 
 def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
-    """The oracle: ``reference`` on float64 copies; with ``backward`` the gradient of qkv."""
+    """Return the float64 oracle; with ``backward`` the gradient of qkv."""
     return evaluation(reference, case, {name: tensor.double() for name, tensor in inputs.items()}, backward)()
 
 
 def providers() -> dict[str, Provider]:
-    """Every way to compute a ``Case``; forward returns q, k and v, backward the gradient of qkv."""
+    """Return all implementations by name; forward returns q, k and v, backward the gradient of qkv."""
     return {**alternatives(), "triton": Provider("this module", _prepare_triton)}
 
 

@@ -12,20 +12,20 @@ import psutil
 
 from scalebench.cli.output import duration, print_json, quantity, say, table
 from scalebench.cli.progress import ComparisonProgress, Progress
-from scalebench.comparison import Comparison, Options, Plan, measure, plan_comparison
+from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
 
 COMPLAINTS = 3
-WIDEST = 1000.0  # an interval over three orders of magnitude says that there is none: two processes may disagree so
+WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
 HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
 
 
 def run_compare(
     operation: str | None, options: Options, imports: Sequence[Path], results: Path, *, as_json: bool
 ) -> int:
-    """Measure, or import, and print the table; exit code 1 when a result is wrong or a provider crashed."""
+    """Measure or import, print the table and return the exit code: 1 if a result is wrong or a provider crashed."""
     if imports:
         from scalebench.comparison.imported import import_files
 
@@ -39,43 +39,43 @@ def run_compare(
         _announce(plan)
     with Progress(quiet=as_json) as display:
         progress = ComparisonProgress(display)
-        found = measure(plan, results, command_line(), progress.tick, progress.waiting)
-    return _print(found, as_json=as_json)
+        comparison = measure(plan, results, command_line(), progress.tick, progress.waiting)
+    return _print(comparison, as_json=as_json)
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: ComparisonPlan) -> None:
     request = plan.request
     direction = "gradients" if request["backward"] else "results"
-    counted = (
+    counts = (
         _count(plan.cases, "case"),
         _count(request["providers"], "provider"),
         f"{_count(range(request['processes']), 'process')} on {request['device']}",
     )
     say(
-        f"{request['operation']}, {direction}: {', '.join(counted)}; at most {duration(plan.sampling_s)} of sampling, "
-        "compilation and checks apart"
+        f"{request['operation']}, {direction}: {', '.join(counts)}; at most {duration(plan.sampling_s)} of sampling, "
+        "plus compilation and checks"
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
         print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
 
 
-def _print(found: Comparison, *, as_json: bool) -> int:
-    code = 3 if found.ended == "interrupted" else 0 if found.good else 1
-    if found.ended:
-        left = f"; not measured: {', '.join(found.not_measured)}" if found.not_measured else ""
-        print(f"ended early, what was measured is kept: {found.ended}{left}", file=sys.stderr)
+def _print(comparison: Comparison, *, as_json: bool) -> int:
+    code = 3 if comparison.ended == "interrupted" else 0 if comparison.good else 1
+    if comparison.ended:
+        left = f"; not measured: {', '.join(comparison.not_measured)}" if comparison.not_measured else ""
+        print(f"ended early, what was measured is kept: {comparison.ended}{left}", file=sys.stderr)
     if as_json:
-        end = {"ended": found.ended, "not_measured": found.not_measured} if found.ended else {}
-        print_json({"run": str(found.run), "rows": found.rows, **end})
+        end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
+        print_json({"run": str(comparison.run), "rows": comparison.rows, **end})
         return code
     last = None
     lines = []
-    for row in found.rows:
+    for row in comparison.rows:
         lines.append((row["case"] if row["case"] != last else "", *_cells(row)))
         last = row["case"]
     table("", HEADER, lines, text_columns=2)
-    say(*_remarks(found.rows), *_ceilings(found.rows), f"rows and samples: {found.run}")
+    say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
 
 
@@ -115,7 +115,7 @@ def speedup(row: Mapping[str, Any]) -> str:
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say once what did not run, and every wrong result."""
+    """Return a line for each reason why providers did not run, and for each wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     lines = [
@@ -129,9 +129,11 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shortened(note: str | None) -> str:
-    """Return the first complaints of a result; one of many tensors may have a hundred, all of them in its row."""
-    told = (note or "").split("; ")
-    return "; ".join(told[:COMPLAINTS]) + (f"; and {len(told) - COMPLAINTS} more" if len(told) > COMPLAINTS else "")
+    """Return the first complaints about a result; a result of many tensors may have a hundred, all in its row."""
+    complaints = (note or "").split("; ")
+    return "; ".join(complaints[:COMPLAINTS]) + (
+        f"; and {len(complaints) - COMPLAINTS} more" if len(complaints) > COMPLAINTS else ""
+    )
 
 
 def _count(things: Sized, noun: str) -> str:

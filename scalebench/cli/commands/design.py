@@ -90,7 +90,7 @@ def print_design(fit: Fit, design: Design) -> None:
     """Print the trials to run, and what they do to the prediction."""
     at = ", ".join(f"{name} {quantity(value)}" for name, value in design.target.items())
     now, after = (bounded(design.predicted, *ends)[1] for ends in (design.interval_now, design.interval_after))
-    say(f"{fit.law.name} at {at}: {significant(design.predicted, 4)}, 95 % interval {now}", "")
+    say(f"{fit.law.name} at {at}: {significant(design.predicted, 4)}, 95 % interval of the mean {now}", "")
     total = "" if design.flops is None else f", {quantity(design.flops)}FLOP in total"
     say(f"run {len(design.chosen)} trial{'s' * (len(design.chosen) > 1)}{total}:")
     header = (*design.target, "FLOPs", "interval width if run alone")

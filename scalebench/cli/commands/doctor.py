@@ -1,4 +1,4 @@
-"""What this machine is, and what will not work on it."""
+"""Describe this machine, and what will not work on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalebench.measure.environment import cpu_model, git_state, package_version
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: ``note`` is a fact, ``limit`` something that will not work, ``warn`` a cause of noise."""
+    """One finding: ``note`` is a fact, ``limit`` something that will not work, ``warn`` a cause of noise."""
 
     level: Literal["note", "limit", "warn"]
     subject: str
@@ -27,10 +27,10 @@ class Finding:
 def _software() -> Iterator[Finding]:
     yield Finding("note", "python", f"{platform.python_version()} on {platform.platform()}")
     for name in ("torch", "triton", "pandas", "scipy", "seaborn"):
-        found = package_version(name)
-        yield Finding("note" if found else "limit", name, found or "not installed")
+        installed = package_version(name)
+        yield Finding("note" if installed else "limit", name, installed or "not installed")
     commit = git_state()["git_commit"]
-    text = commit if commit else "not running from a checkout of its own: records carry no commit"
+    text = commit if commit else "not running from a git checkout: records have no commit"
     yield Finding("note", "git commit", text)
 
 
@@ -78,12 +78,12 @@ def _accelerator() -> Iterator[Finding]:
 
 
 def examine(results: Path) -> list[Finding]:
-    """Look at software, processor, memory, disk and accelerator."""
+    """Examine software, processor, memory, disk and accelerator."""
     return [*_software(), *_processor(), *_memory_and_disk(results), *_accelerator()]
 
 
 def show(results: Path, *, as_json: bool) -> int:
-    """Print the findings; the exit code is 0 whatever they are, for a limit is not an error."""
+    """Print the findings; the exit code is always 0, since a limit is not an error."""
     from scalebench.cli.output import print_json
 
     findings = examine(results)

@@ -1,4 +1,4 @@
-"""The commands `status`, `report` and `export`: what lies in a results folder."""
+"""The commands `status`, `report` and `export`: reading a results folder."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from scalebench.store.comparisons import Comparisons, latest, read_comparisons, 
 
 
 def show_status(results: Path, *, as_json: bool) -> int:
-    """Print how far each study is; exit code 1 when a trial is missing or did not end well."""
-    found = store.read_results(results)
-    counts = {name: _study_counts(found, name) for name in found.studies}
+    """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
+    stored = store.read_results(results)
+    counts = {name: _study_counts(stored, name) for name in stored.studies}
     compared = read_comparisons(results)
-    bad = found.frame[found.frame["status"] != "ok"]
-    shown = bad[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
+    failed = stored.frame[stored.frame["status"] != "ok"]
+    failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
     if as_json:
-        unwell = json.loads(shown.to_json(orient="records"))
-        damaged = [*found.damaged, *compared.damaged]
-        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": unwell, "damaged": damaged})
+        not_ok = json.loads(failed.to_json(orient="records"))
+        damaged = [*stored.damaged, *compared.damaged]
+        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged})
     else:
         names = [*store.STATUSES, "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
         rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
         if rows:
             table(str(results), ("study", *used), rows)
-        for row in shown.itertuples(index=False):
+        for row in failed.itertuples(index=False):
             say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}")
         say(*_comparison_lines(compared))
-        say(*(f"damaged, counts as missing: {line}" for line in [*found.damaged, *compared.damaged]))
-    well = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
-    return 0 if well and not found.damaged and not compared.damaged else 1
+        say(*(f"damaged, counts as missing: {line}" for line in [*stored.damaged, *compared.damaged]))
+    complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
+    return 0 if complete and not stored.damaged and not compared.damaged else 1
 
 
 def _counts(compared: Comparisons) -> dict[str, dict[str, int]]:
@@ -57,9 +57,9 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     return lines
 
 
-def _study_counts(found: store.Results, name: str) -> dict[str, int]:
-    rows = found.frame[found.frame["study"] == name]
-    planned = {trial["trial_id"] for trial in found.studies[name].get("planned", [])}
+def _study_counts(stored: store.Results, name: str) -> dict[str, int]:
+    rows = stored.frame[stored.frame["study"] == name]
+    planned = {trial["trial_id"] for trial in stored.studies[name].get("planned", [])}
     counts = Counter(str(status) for status in rows["status"])
     missing = len(planned - set(rows["trial_id"]))
     return dict(counts) | ({"missing": missing} if missing else {})
@@ -70,26 +70,26 @@ def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> in
     from scalebench.analysis.study import analyse_all, damaged_elsewhere
     from scalebench.reporting import picture, write
 
-    found = store.read_results(*results)
-    studies = analyse_all(found)
-    say(str(write(studies, output, damaged_elsewhere(found), read_comparisons(*results))))
+    stored = store.read_results(*results)
+    studies = analyse_all(stored)
+    say(str(write(studies, output, damaged_elsewhere(stored), read_comparisons(*results))))
     for study in studies if pictures else ():
         say(str(picture(study, output.with_name(f"{study.name}.png"))))
     return 0
 
 
 def export_table(results: Path, output: Path) -> int:
-    """Write the table of every trial; damaged attempts are told and left out.
+    """Write the table of all trials; damaged attempts are reported on stderr and left out.
 
-    Rows of comparisons have columns of their own and get a file of their own beside it, or the file where no trial is.
+    Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
-    found = store.read_results(results)
-    for line in found.damaged:
+    stored = store.read_results(results)
+    for line in stored.damaged:
         print(f"damaged, left out: {line}", file=sys.stderr)
     compared = read_comparisons(results).frame
-    if len(found.frame) or compared.empty:
-        store.export(found, output)
-        say(f"{output}: {trials(len(found.frame))}")
+    if len(stored.frame) or compared.empty:
+        store.export(stored, output)
+        say(f"{output}: {trials(len(stored.frame))}")
         output = output.with_name(f"{output.stem}-comparisons{output.suffix}")
     if len(compared):
         store.write_table(compared, output)

@@ -1,4 +1,4 @@
-"""Does the law hold? Replicates say how far runs scatter on their own; what the fit leaves beyond is lack of fit."""
+"""Lack of fit: residuals larger than replicates explain mean that the law has the wrong shape."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scalebench.laws.intervals.noise import group
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """F test of the law against pure error: `statistic` = mean square of lack over that of replicates.
+    """F test of the law against replicates: `statistic` is the mean square of lack of fit over that of replicates.
 
-    `degrees_of_freedom` are those of lack and of pure error. `lack` and `seed` are standard deviations in the space of
-    the fit; `lack` is what a configuration's mean is off beyond its seeds, 0 where the test sees none.
+    `degrees_of_freedom` are those of lack of fit and of replicates. `lack` and `seed` are standard deviations in the
+    space of the fit: of configuration means about the law beyond what seeds explain (at least 0), and between seeds.
     """
 
     statistic: float
@@ -32,10 +32,10 @@ class LackOfFit:
 
 
 def lack_of_fit(fit: Estimate) -> LackOfFit:
-    """Split the squares of the least-squares fit into those between and within places (rows of equal inputs).
+    """Split the sum of squares of the least-squares fit into parts between and within groups of equal inputs.
 
-    Draper and Smith, Applied Regression Analysis, section 2.1. Raises FitRefused without replicates or without more
-    places than parameters.
+    Draper and Smith, Applied Regression Analysis, section 2.1. Raises FitRefused without replicates and where
+    there are no more distinct inputs than parameters.
     """
     from scipy.special import fdtrc
 
@@ -45,7 +45,7 @@ def lack_of_fit(fit: Estimate) -> LackOfFit:
     if n == places:
         raise FitRefused("no replicates: lack of fit needs at least one configuration run with two or more seeds")
     if places <= free:
-        raise FitRefused(f"{places} places for {free} parameters leave nothing to test; add at least one")
+        raise FitRefused(f"{places} distinct inputs for {free} parameters: lack of fit needs at least {free + 1}")
     residuals, weights = groups.by_run(fit.least_squares_residuals()), groups.weights
     total = np.bincount(place, weights)
     mean = np.bincount(place, weights * residuals) / total

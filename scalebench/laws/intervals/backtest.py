@@ -1,8 +1,8 @@
 """Hold-out forecasts: fit the smaller points, predict larger ones that were measured.
 
-Extrapolation is judged by extrapolating, not by R^2 inside the data. This one routine serves `fit --backtest`,
-`--law auto`, `predict` and the report. A forecast never sees a value of the column that is cut above its `cut`; what
-is measured is the mean over the runs held out, so its interval is that of the mean of as many new runs.
+This is the error of an extrapolation, which R^2 inside the data does not give. `fit --backtest`, `--law auto`,
+`predict` and the report all use `backtest`. What is measured is the mean over the runs held out, so the interval of a
+forecast is that of the mean of as many new runs.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from scalebench.laws.points import Points
 HOLDOUTS = ("largest", "rolling", "beyond")
 CUTS = 8
 REFITS = 400  # per cut: their 2.5 % quantiles are off by about 5 % of the width, which is enough to count misses
-SAME_SIZE = 0.01  # values closer than this are one size: read off a figure, or rounded to whole heads
+SAME_SIZE = 0.01  # values closer than this count as one size: read off a figure, or rounded to whole heads
 DISTANCES = (2.0, 4.0, 8.0, 16.0, 64.0)  # upper ends of the bins of `Backtest.by_distance`, then everything beyond
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Points held out and predicted from those with the column of the cut at most `cut`.
+    """Points held out, predicted by a fit to the points whose value of the cut column is at most `cut`.
 
-    `size` is their value of that column (geometric mean), `row` the first of them among the points. `predicted` and
-    `measured` are means over them, `naive` the mean response at the cut: what repeating the largest fitted size would
-    predict; all three in the unit of the response. `interval` is the 95 % one for the mean of as many new runs, None
-    without degrees of freedom or where no intervals were asked for.
+    `size` is the geometric mean of that column over the held-out points, `row` the index of the first of them.
+    `predicted` and `measured` are means over them, `naive` the mean response of the largest size fitted, all in the
+    unit of the response. `interval` is the 95 % interval of the mean of as many new runs; None without degrees of
+    freedom or if no intervals were requested.
     """
 
     row: int
@@ -48,17 +48,17 @@ class Forecast:
 
     @property
     def distance(self) -> float:
-        """How many times beyond the cut."""
+        """`size` over `cut`."""
         return self.size / self.cut
 
     @property
     def error_percent(self) -> float:
-        """Predicted over measured, minus one."""
+        """Predicted over measured minus one, in percent."""
         return 100 * (self.predicted / self.measured - 1)
 
     @property
     def naive_error_percent(self) -> float:
-        """The same for repeating the response at the cut."""
+        """`naive` over measured minus one, in percent."""
         return 100 * (self.naive / self.measured - 1)
 
     @property
@@ -68,20 +68,20 @@ class Forecast:
 
     @property
     def error_in_widths(self) -> float | None:
-        """Error over half the width of the interval, in log space: beyond 1 it missed."""
+        """Error over half the width of the interval, in log space; None without an interval."""
         if self.interval is None or not self.interval[1] > self.interval[0] > 0:
             return None
         return float(2 * np.log(self.predicted / self.measured) / np.log(self.interval[1] / self.interval[0]))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and what follows from them, by name."""
+        """JSON-safe: the fields and the derived quantities by name."""
         derived = ("distance", "error_percent", "naive_error_percent", "inside_interval", "error_in_widths")
         return {**vars(self), **{name: getattr(self, name) for name in derived}}
 
 
 @dataclass(frozen=True)
 class Backtest:
-    """Forecasts of a law, smallest cut first, and the cuts that it could not be fitted to, with reasons."""
+    """Forecasts of a law, smallest cut first; `refused` lists the cuts it could not be fitted to, with reasons."""
 
     law: str
     by: str
@@ -89,7 +89,7 @@ class Backtest:
     refused: tuple[tuple[float, str], ...]
 
     def by_distance(self) -> list[dict[str, Any]]:
-        """A row for each range of distance: error in percent and in interval widths, bias and coverage."""
+        """One row per range of distance: number, median error and bias in percent, error in widths, coverage."""
         bins = list(itertools.pairwise([1.0, *DISTANCES, np.inf]))
         parts = [[f for f in self.forecasts if low < f.distance <= high] for low, high in bins]
         return [_summary(part, *ends) for part, ends in zip(parts, bins, strict=True) if part]
@@ -119,16 +119,16 @@ def backtest(
     cuts: int = CUTS,
     refits: Refits | None = None,
 ) -> Backtest:
-    """Predict larger values of the column `by` from fits to smaller ones; values within 1 % of each other are one.
+    """Predict larger values of the column `by` from fits to smaller ones. Values within 1 % count as one size.
 
-    `holdout`: "largest" predicts the largest value from all below it, "rolling" each of the `cuts` largest from all
-    below it, both as one mean; "beyond" cuts at `cuts` values spread evenly from the first that carries the law, and
-    predicts every configuration above. `by` is an input of the law (its first by default) or a column of `points`,
-    which then has a row for each point of the fit; flops are 6 * params * tokens where there is no such column.
-    Intervals are drawn by the method and seed of `refits`; None saves their bootstraps.
+    `holdout` is "largest": predict the mean response at the largest size from all smaller ones; "rolling": the same for
+    each of the `cuts` largest sizes; or "beyond": cut at `cuts` sizes, evenly spread from the first with enough points,
+    and predict every configuration above each cut. `by` is an input of the law (by default its first) or a column of
+    `points`, which then has one row per point of the fit; "flops" is 6 * params * tokens if there is no such column.
+    Intervals use the method and seed of `refits`; with None there are none, which is faster.
 
-    A cut whose points cannot carry the law is in `refused`. Raises FitRefused for an unknown `holdout`, where `by` has
-    one value, and where "largest" cannot be fitted.
+    Cuts with too few points for the law are listed in `refused`. Raises FitRefused for an unknown `holdout`, if `by`
+    has a single value, and if "largest" cannot be fitted.
     """
     if holdout not in HOLDOUTS:
         raise FitRefused(f"holdout {holdout!r} is not known; choose one of {', '.join(HOLDOUTS)}")
@@ -165,7 +165,7 @@ def _logs(fit: Estimate, by: str, points: Columns | None) -> Array:
 
 
 def _cuts(holdout: str, level: NDArray[np.intp], needed: int, cuts: int) -> list[int]:
-    """Levels to cut at; of "beyond" spread evenly from the first with as many points as `needed`."""
+    """Levels to cut at; for "beyond" evenly spread from the first with at least `needed` points."""
     last = int(level.max()) - 1
     if holdout == "largest":
         return [last]
@@ -178,7 +178,7 @@ def _cuts(holdout: str, level: NDArray[np.intp], needed: int, cuts: int) -> list
 def _forecasts(
     fit: Estimate, logs: Array, level: NDArray[np.intp], cut: int, held_out: NDArray[np.intp], refits: Refits | None
 ) -> list[Forecast]:
-    """The groups of rows with equal ids `held_out` [n] (-1: not held out), predicted from the levels up to `cut`."""
+    """Forecasts of the groups of rows with equal id `held_out` [n] (-1: none) from a fit to levels up to `cut`."""
     smaller = fit.subset(level <= cut)
     new = _NewRuns.of(fit.points, np.flatnonzero(held_out >= 0))
     drawn = None
@@ -206,7 +206,7 @@ def _forecasts(
 
 @dataclass(frozen=True)
 class _NewRuns:
-    """Independent configurations among rows held out: first row, runs, each [units], and inputs by name [units]."""
+    """Independent configurations among held-out rows: first row, number of runs and inputs by name, each [units]."""
 
     first: NDArray[np.intp]
     runs: NDArray[np.intp]

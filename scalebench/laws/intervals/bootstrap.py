@@ -1,11 +1,11 @@
-"""Intervals that mean what they say: bootstrap, prediction intervals and backtests of a fitted law.
+"""Bootstrap confidence and prediction intervals of a fitted law.
 
-From 12 configurations up, configurations are resampled. From 20 for each parameter, and 40, up they themselves, inputs
-and all; below that their residuals, at the inputs that were measured, since a resample without the smallest or the
-largest size says little and makes intervals too wide. Below 12 the noise is drawn from a normal distribution. Refits to
-residuals and to normal noise see residuals as large as those measured (see `noise`): for a linear model this gives
-Student-t intervals, and it keeps the skewness and the bounds of a non-linear one. The residual scale is that of
-configuration means, so it holds lack of fit as well as seeds.
+The default method depends on the number of configurations. Below 12, simulated studies with normal noise (parametric
+bootstrap). From 12, the residuals of configurations are resampled at the measured inputs; from 20 per parameter and at
+least 40, configurations with their inputs (a resample of fewer often lacks the smallest or largest size, which makes
+intervals too wide). Simulated residuals have the measured size (see `noise`): for a linear model this gives Student-t
+intervals, and for other laws it keeps skewness and bounds. The residual scale is that of configuration means, so it
+includes lack of fit as well as the scatter between seeds. Measured coverage: `reports/coverage/table.md`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.intervals.noise import Noise, estimate_noise, simulate, simulate_wild
 
 METHODS = ("auto", "resample", "residuals", "wild", "parametric")
-CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to draw from
-# Fewer than this for each parameter, and resamples lose corners of the design: `make coverage` has the numbers.
+CLUSTERS_NEEDED = 12  # fewer configurations than this are too few to resample
+# With fewer than this per parameter, resamples lose corners of the design: `make coverage` measures it.
 CLUSTERS_EACH, CLUSTERS_AT_LEAST = 20, 40
-MOST_VALUES = 4_000_000  # weights or targets held at once
+MOST_VALUES = 4_000_000  # weights or targets in memory at once
 
 
 @dataclass(frozen=True)
 class Refits:
-    """How the refits behind intervals are drawn: `method`, one of `METHODS`, `n` of them, from `seed`.
+    """How refits are drawn: `n` of them from `seed` by a method of `METHODS`.
 
-    Raises FitRefused for what can be no such thing.
+    Raises FitRefused for an unknown method, fewer than 2 refits and a negative seed.
     """
 
     method: str = "auto"
@@ -45,7 +45,7 @@ class Refits:
         if not self.n >= 2:
             raise FitRefused(f"a bootstrap of {self.n} refits has no spread; ask for at least 2, better 1000")
         if not self.seed >= 0:
-            raise FitRefused(f"seed {self.seed}: a number from 0 up is needed")
+            raise FitRefused(f"seed {self.seed}: a seed of at least 0 is needed")
 
 
 DEFAULT_REFITS = Refits()
@@ -53,9 +53,9 @@ DEFAULT_REFITS = Refits()
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Refitted parameters by name, each [n]; intervals are their percentiles.
+    """Refitted parameters by name, `samples` each [n]; intervals are their percentiles.
 
-    `method` says how they were drawn, `reason` why so, and `drawn` it in one word of `METHODS`.
+    `drawn` is the method (one of `METHODS`), `method` describes it in words, `reason` is why it was chosen.
     """
 
     fit: Estimate = field(repr=False)
@@ -71,19 +71,19 @@ class Bootstrap:
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval of a parameter at `level`, from percentiles of its refits.
 
-        At an active bound it is one-sided: it starts at the bound and reaches as far as the noise does. That of a rate
-        may have no upper end: refits in which its term is 0 have an infinite rate.
+        For a parameter at a bound it is one-sided and starts at the bound. A rate may have an infinite upper end: that
+        of refits in which its term is 0. Raises FitRefused for an unknown name or level.
         """
         if name not in self.samples:
             raise FitRefused(f"{name!r} is not a parameter; those of {self.fit.law.name} are {', '.join(self.samples)}")
         if self.drawn == "resample" and name in self.fit.bounds_hit:
             return self._at_bound.interval(name, level)
-        low, high = _quantiles(self.samples[name], _tails(level))
+        low, high = _quantiles(self.samples[name], tails(level))
         return float(low), float(high)
 
     @cached_property
     def _at_bound(self) -> Bootstrap:
-        """Refits that may leave the bound; all those to resampled points may lie on it, and say nothing."""
+        """Refits of simulated noise, which can leave the bound; those of resampled points may all stay on it."""
         return bootstrap(self.fit, Refits("parametric", self.n, self.seed))
 
     def prediction_interval(self, points: Columns, level: float = 0.95, kind: str = "mean") -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ class Bootstrap:
         return self.ends(self.draws(points, runs=1 if kind == "new" else None), level)
 
     def draws(self, points: Columns, runs: int | NDArray[np.intp] | None = None) -> Array:
-        """Predictions of every replicate, [replicates, n]; with `runs` (a number or [n]) of means of new runs."""
+        """Predictions of every replicate, [replicates, n]; given `runs` (int or [n]), of the mean of new runs."""
         mean = self.fit.law.predict(self.samples, read_inputs(self.fit.law, points))
         if runs is None:
             return mean
@@ -103,19 +103,20 @@ class Bootstrap:
 
     def ends(self, draws: Array, level: float) -> tuple[Array, Array]:
         """Lower and upper ends, each [n], of draws [replicates, n]."""
-        low, high = np.quantile(draws, _tails(level), axis=0)
+        low, high = np.quantile(draws, tails(level), axis=0)
         return low, high
 
 
 def _quantiles(samples: Array, at: Array) -> Array:
-    """Quantiles, each shaped as `at`, of samples [n]; of rates, which may be infinite, by their reciprocals."""
+    """Quantiles `at` of samples [n]; for rates, which may be infinite, of their reciprocals."""
     if np.isinf(samples).any():
         with np.errstate(divide="ignore"):
             return np.asarray(1 / np.quantile(1 / samples, 1 - at))
     return np.asarray(np.quantile(samples, at))
 
 
-def _tails(level: float) -> Array:
+def tails(level: float) -> Array:
+    """Probabilities of the two ends of a central interval. Raises FitRefused unless 0 < level < 1."""
     if not 0 < level < 1:
         raise FitRefused(f"level is {level}; it needs a number between 0 and 1, such as 0.95")
     return np.array([(1 - level) / 2, (1 + level) / 2])
@@ -142,11 +143,11 @@ def bootstrap(fit: Estimate, refits: Refits) -> Bootstrap:
 
 
 def chosen(fit: Estimate) -> tuple[str, str]:
-    """How to draw, and why so."""
+    """The default method for `fit`, and the reason for it."""
     n, needed = fit.n_configurations, clusters_needed(fit)
     if n < CLUSTERS_NEEDED:
         return "parametric", f"{n} configurations, and resampling needs {CLUSTERS_NEEDED}"
-    if fit.bounds_hit:  # Andrews 2000, Econometrica 68; residuals lie to one side there, too
+    if fit.bounds_hit:  # Andrews 2000, Econometrica 68; residuals are one-sided there, too
         return "parametric", f"{' and '.join(fit.bounds_hit)} at a bound, where resampling fails"
     if n < needed:
         return "residuals", f"{n} configurations; resamples of fewer than {needed} lose ends of the design"
@@ -156,7 +157,7 @@ def chosen(fit: Estimate) -> tuple[str, str]:
 def replicates(
     fit: Estimate, noise: Noise, drawn: str, n: int, rng: np.random.Generator
 ) -> tuple[Array, Array, Array | None]:
-    """Targets, weights, one of them [n, rows], the other [rows], and the factor [n] on the noise, None of resamples."""
+    """Targets and weights, one [n, rows] and the other [rows], and the noise factor [n] (None for resamples)."""
     if drawn == "resample":
         return fit.problem.target, resample(fit, n, rng), None
     targets, factor = (
@@ -184,7 +185,7 @@ def _blocks(fit: Estimate, n: int) -> list[int]:
 
 
 def clusters_needed(fit: Estimate) -> int:
-    """Configurations from which resampling them, inputs and all, covers what it says."""
+    """Number of configurations from which resampling them with their inputs reaches its nominal coverage."""
     return max(CLUSTERS_AT_LEAST, CLUSTERS_EACH * int(fit.problem.free.sum()))
 
 

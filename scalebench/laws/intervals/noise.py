@@ -1,8 +1,8 @@
-"""Noise of a fitted law: its scales, and studies simulated with it, from normal noise or from its own residuals.
+"""Noise about a fitted law: its standard deviations, and studies simulated from normal noise or from residuals.
 
-Simulated noise is scaled so that its residuals about the law's tangent plane are as large as those measured. For a
-linear model and any equivariant estimator this makes the refits Student-t about the fit, exactly; drawing the scale on
-its own instead, from chi-squared, covers too much where estimator and residuals go together, as with Huber.
+Simulated noise is scaled so that its residuals about the law's tangent plane have the measured size. For a linear model
+and any equivariant estimator the refits are then exactly Student-t about the fit. Drawing the scale independently from
+chi-squared gives intervals that are too wide where estimator and residuals are correlated, as with Huber.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from scalebench.laws.forms import Array
 class Noise:
     """Standard deviations in the space of the fit.
 
-    `lack` between configurations beyond seeds, `seed` between replicates, `means` [configurations] that of each
-    configuration's mean, from both; `runs` of a configuration, on average (harmonic), and `spare` runs beyond the
-    first of each; `freedom` are the degrees of freedom of `means`.
+    `lack` is between configurations beyond what seeds explain, `seed` between replicates, `means` [configurations] of
+    each configuration's mean, from both. `runs` is the harmonic mean number of runs per configuration, `spare` the
+    number of runs beyond the first of each, `freedom` the degrees of freedom of `means`.
     """
 
     lack: float
@@ -33,11 +33,11 @@ class Noise:
     freedom: int
 
     def of_new_runs(self, runs: float | NDArray[np.intp], inflation: Array, rng: np.random.Generator) -> Array:
-        """Standard deviation of the mean of new runs at a place, [replicates, 1 or n], drawn for each replicate.
+        """Standard deviation of the mean of `runs` new runs, [replicates, 1 or n], drawn for each replicate.
 
-        From the variance of configuration means, which holds lack of fit without splitting it off: a split that is cut
-        at zero adds variance on average. With replicates two estimates are added, with the degrees of freedom of
-        Satterthwaite 1946; drawing each on its own covers too much. Without, it is the scale of the refits itself.
+        It is based on the variance of configuration means, which includes lack of fit; a separate estimate cut at zero
+        would be biased upwards. With replicates, two variances are added with the degrees of freedom of Satterthwaite
+        1946, since drawing each separately gives too wide intervals. Without, it is the scale of the refits.
         """
         of_means = float((self.means**2).mean())
         each = np.atleast_1d(1 / np.asarray(runs, dtype=np.float64))
@@ -70,7 +70,7 @@ class Grouped:
 
 
 def group(fit: Estimate) -> Grouped:
-    """The runs of the points of `fit`."""
+    """Group the points of `fit` by run and configuration."""
     points = fit.points
     _, run = np.unique(points.run, return_inverse=True)
     first = np.unique(run, return_index=True)[1]
@@ -79,13 +79,12 @@ def group(fit: Estimate) -> Grouped:
 
 
 def estimate_noise(fit: Estimate) -> Noise:
-    """Noise scales from least-squares residuals, split by configuration.
+    """Standard deviations of the noise from least-squares residuals.
 
-    Of least squares whatever the loss of the fit: only there do the degrees of freedom make the scale unbiased, and no
-    fit has a smaller sum of squares. With the residuals of a Huber fit, intervals from six sizes cover 99 %.
-
-    Variance of configuration means: sum of squares over configurations - parameters. Variance between replicates:
-    pooled within configurations. Lack of fit: what the first has beyond the second over the number of replicates.
+    Least squares whatever the loss of the fit, since only then dividing by the degrees of freedom is unbiased; with
+    residuals of a Huber fit, 95 % intervals from six sizes cover 99 %. The variance of configuration means is their sum
+    of squares over configurations - parameters; that of replicates is pooled within configurations; lack of fit is the
+    first minus the second over the number of replicates, at least 0.
     """
     groups = group(fit)
     runs = np.bincount(groups.config)
@@ -106,10 +105,11 @@ def estimate_noise(fit: Estimate) -> Noise:
 def simulate(
     fit: Estimate, noise: Noise, n: int, rng: np.random.Generator, residuals: bool = False
 ) -> tuple[Array, Array]:
-    """Targets [n, rows], the fitted ones plus noise, and the factor [n] by which the noise of each was scaled.
+    """Targets [n, rows] (fitted values plus noise) and the factor [n] by which each study's noise was scaled.
 
-    Normal noise, or `residuals` of configurations and of runs within them, drawn with replacement and each divided by
-    its standard deviation at its leverage: the ends of a design pull the fit to themselves, so theirs are too small.
+    The noise is normal or, with `residuals`, residuals of configurations and of runs within them drawn with
+    replacement, each divided by its standard deviation at its leverage: residuals at the ends of a design are small
+    because the fit follows those points.
     """
     groups = group(fit)
     of_means, of_runs = _standardised(fit, noise, groups) if residuals else (None, None)
@@ -126,10 +126,10 @@ def simulate(
 
 
 def simulate_wild(fit: Estimate, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Targets [n, rows] and the factor [n], as `simulate`, with each configuration's own residuals at a random sign.
+    """Targets [n, rows] and factor [n] as in `simulate`: each configuration's own residuals with a random sign.
 
-    Every configuration keeps a scale of its own (Wu 1986; clusters: Cameron, Gelbach and Miller 2008). Residuals over
-    1 - leverage are HC3 of MacKinnon and White 1985; t quantiles come from the factor, drawn from chi-squared.
+    The noise may then differ between configurations (Wu 1986; clusters: Cameron, Gelbach and Miller 2008). Residuals
+    are divided by 1 - leverage (HC3, MacKinnon and White 1985); the factor, from chi-squared, gives t quantiles.
     """
     groups, freedom = group(fit), fit.degrees_of_freedom
     mean, within, share = _split(fit, groups)
@@ -141,12 +141,12 @@ def simulate_wild(fit: Estimate, n: int, rng: np.random.Generator) -> tuple[Arra
 
 
 def _drawn(pool: Array | None, size: tuple[int, int], rng: np.random.Generator) -> Array:
-    """Noise of unit variance: from the pool with replacement, normal without one."""
+    """Noise of unit variance: drawn from the pool with replacement, or normal if there is no pool."""
     return rng.standard_normal(size) if pool is None else np.asarray(pool[rng.integers(len(pool), size=size)])
 
 
 def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:
-    """Residuals: means [configurations], the rest [runs], and 1 - leverage [configurations]."""
+    """Residuals as means [configurations] and deviations from them [runs]; 1 - leverage [configurations]."""
     residuals = groups.by_run(fit.least_squares_residuals())
     mean = groups.by_config(residuals)
     leverage = np.bincount(groups.config, (_tangent(fit, groups) ** 2).sum(axis=1))
@@ -156,9 +156,9 @@ def _split(fit: Estimate, groups: Grouped) -> tuple[Array, Array, Array]:
 def _standardised(fit: Estimate, noise: Noise, groups: Grouped) -> tuple[Array, Array]:
     """Pools of residuals of configuration means and of runs within them, centred, of unit variance."""
     mean, within, share = _split(fit, groups)
-    told = (share > 1e-6) & (noise.means > 0)  # at leverage 1 there is no residual to learn from
+    informative = (share > 1e-6) & (noise.means > 0)  # a point of leverage 1 has no residual
     several = np.bincount(groups.config)[groups.config] > 1
-    return _unit(mean[told] / (noise.means * np.sqrt(share))[told]), _unit(within[several])
+    return _unit(mean[informative] / (noise.means * np.sqrt(share))[informative]), _unit(within[several])
 
 
 def _unit(pool: Array) -> Array:
@@ -176,7 +176,7 @@ def _tangent(fit: Estimate, groups: Grouped) -> Array:
 
 
 def _residual_mean_square(fit: Estimate, groups: Grouped, between: Array) -> Array:
-    """Mean square, over degrees of freedom, that a least-squares fit would leave of noise [n, configurations]."""
+    """Residual mean square [n] that a least-squares fit would leave of noise [n, configurations]."""
     basis, root = _tangent(fit, groups), np.sqrt(groups.weights)
     noise = between[:, groups.config] * root
     left = (noise - (noise @ basis) @ basis.T) / root

@@ -1,4 +1,4 @@
-"""Profile of the objective over one parameter, and the interval where it stays below what noise explains."""
+"""Profile of the objective over one parameter, and a confidence interval with a simulated threshold."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from scalebench.laws.intervals.bootstrap import chosen, replicates
 from scalebench.laws.intervals.noise import estimate_noise
 from scalebench.laws.solver import polish
 
-LEAST = 1e-3  # a parameter at 0 has no size to step by
-FARTHEST = 40.0  # times its size, in search of an end
-STEPS = 8  # of three stretches of that search
-ROUNDS = 2  # of finer search, each 15 times finer
+LEAST = 1e-3  # step scale of a parameter near 0
+FARTHEST = 40.0  # times its absolute value: how far to search for an end
+STEPS = 8  # in each of three stretches of that search
+ROUNDS = 2  # of refinement, each 15 times finer
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
     """The objective minimised over all other parameters, `objective` [m], at `values` [m] of parameter `name`.
 
-    `interval` is where it rises above its minimum by no more than `rise`, the quantile of that rise at the true value
-    among `n` studies, resampled or simulated as for the bootstrap; an end that the objective never reaches is the
-    parameter's bound, 0 or infinite.
+    `interval` is where it exceeds its minimum by at most `rise`: the `level` quantile, over `n` studies drawn as for
+    the bootstrap, of that excess at the true value. An end that the objective never reaches is the parameter's bound.
     """
 
     name: str
@@ -51,7 +50,7 @@ def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profil
 
 
 def _profiled(fit: Estimate) -> list[str]:
-    """Free exponents, and coefficients of constant terms: others trade places with their exponent."""
+    """Free exponents, and coefficients of constant terms; other coefficients are determined by their exponent."""
     problem, law = fit.problem, fit.law
     constant = problem.centres(fit.theta[None, len(law.coefficients) :])[0] == 0.0
     names = [name for name, same in zip(law.coefficients, constant, strict=True) if same] + [*law.exponents]
@@ -59,37 +58,37 @@ def _profiled(fit: Estimate) -> list[str]:
 
 
 def _rises(fit: Estimate, index: int, n: int, rng: np.random.Generator) -> Array:
-    """Objective with the parameter at its true value less the free one, [n], drawn as the bootstrap draws."""
+    """Objective with the parameter at its true value minus the free minimum, [n], over bootstrap studies."""
     target, weights, _ = replicates(fit, estimate_noise(fit), chosen(fit)[0], n, rng)
     problem = replace(fit.problem, target=target, weights=weights)
     theta, width = np.tile(fit.theta, (n, 1)), fit.settings["width"]
-    held = polish(replace(problem, held=index), theta, width)
-    # From where the held fit ended: the free one can then only be lower.
-    return np.asarray(held[1] - polish(problem, held[0], width)[1])
+    constrained = polish(replace(problem, held=index), theta, width)
+    # Starting at the constrained optimum, the free fit can only be lower.
+    return np.asarray(constrained[1] - polish(problem, constrained[0], width)[1])
 
 
 def _pinned(fit: Estimate, index: int, values: Array, neighbours: tuple[int, ...]) -> Array:
-    """Objective with the parameter at each value, [m]: all at once, then each from where its neighbours ended."""
+    """Objective with the parameter held at each value, [m]: fitted together, then again from neighbours' optima."""
     problem, width = replace(fit.problem, held=index), fit.settings["width"]
     theta = np.tile(fit.theta, (len(values), 1))
     theta[:, index] = values
-    theta, found, _ = polish(problem, theta, width)
+    theta, objective, _ = polish(problem, theta, width)
     for step in neighbours:
         start = np.roll(theta, step, axis=0)
         start[:, index] = values
-        found = np.minimum(found, polish(problem, start, width)[1])
-    return np.asarray(found)
+        objective = np.minimum(objective, polish(problem, start, width)[1])
+    return np.asarray(objective)
 
 
 def _end(fit: Estimate, index: int, side: int, rise: float) -> float:
-    """Where the profile has risen by `rise` on one side: ever longer steps, then ever finer ones about the crossing."""
+    """Where the profile has risen by `rise` on one side: growing steps, then finer ones around the crossing."""
     best, bound = float(fit.theta[index]), float((fit.problem.lower if side < 0 else fit.problem.upper)[index])
     ceiling = polish(fit.problem, fit.theta[None], fit.settings["width"])[1][0] + rise
     away = max(abs(best), LEAST) * np.geomspace(0.002, FARTHEST, 3 * STEPS)
     room = side * (bound - best)
     away = away if np.isinf(room) else np.append(away[away < room], room)
     crossing, inside = None, best
-    for reach in np.array_split(away, 3):  # the farther only where the nearer do not cross: they are slow to fit
+    for reach in np.array_split(away, 3):  # far values are slow to fit: only where near ones do not cross
         if crossing is None and reach.size:
             values = np.array([inside, *(best + side * reach)])
             crossing, inside = _crossing(fit, index, values, ceiling), values[-1]
@@ -101,7 +100,7 @@ def _end(fit: Estimate, index: int, side: int, rise: float) -> float:
 
 
 def _crossing(fit: Estimate, index: int, values: Array, ceiling: float) -> tuple[float, float, float] | None:
-    """The first two neighbours among `values` between which the profile crosses, and where along their chord."""
+    """The first two neighbouring `values` between which the profile crosses, and the linear interpolate."""
     above = _pinned(fit, index, values, (1,)) - ceiling
     if not (above > 0).any():
         return None

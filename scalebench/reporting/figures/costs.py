@@ -86,7 +86,9 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 def laws(trends: Sequence[Trend]) -> str:
     """Return the formulas of fitted trends in brackets, each once; empty where none is fitted."""
-    formulas = dict.fromkeys(formula(trend.fit.law.formula).partition("= ")[2] for trend in trends if trend.fit)
+    formulas = dict.fromkeys(
+        formula(trend.fit.law.formula).partition("= ")[2].replace("x", "N") for trend in trends if trend.fit
+    )
     return f"({', '.join(formulas)}) " if formulas else ""
 
 

@@ -19,6 +19,7 @@ from scalebench.reporting.sections.comparison_tables import (
     problems_table,
     providers_table,
     rows_environment_table,
+    runnable,
     verdicts_table,
 )
 from scalebench.reporting.sections.operations import Operation
@@ -143,10 +144,14 @@ def sentences(name: str, part: Part) -> Iterator[str]:
     cases = frame["case"].nunique()
     wins = ", ".join(f"{provider} in {count}" for provider, count in best)
     yield f"Shortest median time for {what}, of {cases} case{'s' * (cases > 1)}: {wins}."
+    ran, recorded = runnable(frame), set(frame["provider"])
     for provider in part.providers:
-        rows = frame[frame["provider"] == provider]
-        if len(rows) and (rows["provider"] != rows["baseline"]).any():
+        rows = ran[(ran["provider"] == provider) & (ran["provider"] != ran["baseline"])]
+        if len(rows):
             yield _against_baseline(provider, rows)
+    absent = [provider for provider in part.providers if provider in recorded - set(ran["provider"])]
+    if absent:
+        yield f"Could not run in any case: {', '.join(absent)}."
 
 
 def _against_baseline(provider: str, rows: pd.DataFrame) -> str:

@@ -23,7 +23,7 @@ NAMES = {FLOPS: "FLOP/s", BYTES: "bandwidth"}
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one direction on one machine, with what its figures share.
+    """The rows of one direction on one machine, and what their figures share.
 
     ``providers`` fixes colours over all parts; ``x`` is the column of sizes and ``x_label`` its name; ``variants`` are
     the columns that keep cases from lying on one line.
@@ -44,10 +44,10 @@ class Part:
 
 
 def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
-    """Choose the size axis: a whole number of the shape that grows while all else stays; otherwise the work of a call.
+    """Choose the size axis: a number of the shape that grows while the others stay equal; else FLOPs or bytes per call.
 
     What the size determines (a batch that shrinks as the length grows) may change with it. Cases that share no such
-    axis are not joined by lines: each is a variant of its own.
+    axis are not joined by lines: each is its own variant.
     """
     rate = rate_of(frame)
     shapes = [str(name) for name in frame if str(name).startswith("shape_")]
@@ -74,7 +74,7 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
 
 
 def _variants(cases: pd.DataFrame, size: str, others: Sequence[str], rest: Sequence[str]) -> list[str]:
-    """Return the columns that have to be equal for cases to differ in size alone, those of fewest values first."""
+    """Return the columns that must be equal for cases to differ only in size, those with fewest values first."""
     variants, waiting = list(others), sorted(rest, key=lambda name: cases[name].nunique())
     while True:
         groups = [group for _, group in cases.groupby(variants, dropna=False)]
@@ -86,14 +86,14 @@ def _variants(cases: pd.DataFrame, size: str, others: Sequence[str], rest: Seque
 
 
 def _follows(cases: pd.DataFrame, name: str, size: str) -> bool:
-    """Say whether a column is decided by the size, and rises or falls with it throughout."""
+    """Return whether the size determines a column that rises or falls monotonically with it."""
     by_size = cases.groupby(size)[name]
     first = by_size.first()
     return bool(by_size.nunique().max() == 1 and (first.is_monotonic_increasing or first.is_monotonic_decreasing))
 
 
 def rate_of(frame: pd.DataFrame) -> str:
-    """Choose the rate that the operation is bound by: arithmetic above the ridge of the roofline, memory below."""
+    """Return the rate that limits the operation: FLOP/s above the ridge of the roofline, bandwidth below."""
     intensity = (numeric(frame, "flops") / numeric(frame, "bytes_moved")).median()
     ridge = (numeric(frame, CEILINGS[FLOPS]) / numeric(frame, CEILINGS[BYTES])).median()
     return FLOPS if intensity > (ridge if np.isfinite(ridge) else 10.0) else BYTES
@@ -119,7 +119,7 @@ def time_figure(marks: Marks, part: Part) -> Caption | None:
         return None
     times = numeric(timed, "time_median_s")
     factor, unit = scale(float(times.median()), "s")
-    edges = (times.min() / 4, times.max() * 4)  # an interval over ten decades would leave no room for the times
+    edges = (times.min() / 4, times.max() * 4)  # an interval over ten decades would compress the times
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
         low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
@@ -150,7 +150,7 @@ def rate_figure(marks: Marks, part: Part) -> Caption | None:
     for name, height in ceilings.items():
         label = f"{name} {quantity(height, UNITS[part.rate])}"
         marks.axes.axhline(height / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
-    finish(marks, f"{NAMES[part.rate]} ({unit})", log=True)
+    finish(marks, f"achieved {unit}", log=True)
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r[part.rate], UNITS[part.rate]),
              share_of_ceiling(r, part.rate)) for _, r in timed.iterrows()]  # fmt: skip
@@ -164,7 +164,7 @@ def rate_figure(marks: Marks, part: Part) -> Caption | None:
 
 
 def _ceilings(frame: pd.DataFrame, rate: str) -> dict[str, float]:
-    """Name the measured ceilings: a copy's is one for all dtypes, a matrix product's differs."""
+    """Return the measured ceilings by name: one copy rate for all dtypes, one matrix product rate for each dtype."""
     if rate == BYTES:
         best = numeric(frame, CEILINGS[BYTES]).max()
         return {"copy": float(best)} if best > 0 else {}

@@ -82,8 +82,8 @@ def _by_batch(known: pd.DataFrame, study: StudyAnalysis) -> Iterator[tuple[str, 
     others = [name for name in split_columns(known, study.definition) if name != BATCH]
     for values, group in known.groupby([N, *others], dropna=False, sort=True):
         size, *rest = values
-        named = zip(others, rest, strict=True)
-        parts = [str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in named]
+        pairs = zip(others, rest, strict=True)
+        parts = [str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in pairs]
         yield ", ".join(dict.fromkeys([quantity(size), *parts])), group.sort_values([BATCH, "seed"])
 
 

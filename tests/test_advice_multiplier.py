@@ -52,6 +52,7 @@ def test_default_loss_is_the_lowest_that_both_have_measured():
     )
 
 
+@pytest.mark.slow
 def test_interval_covers_a_planted_saving():
     studies, covered, widths = 40, 0, []
     for seed in range(studies):

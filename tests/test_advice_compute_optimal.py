@@ -130,6 +130,7 @@ def test_approach_2_draws_keep_6nd_and_intervals_hold_the_noise():
     assert "t with 5 degrees of freedom" in found.method
 
 
+@pytest.mark.slow
 def test_approach_2_intervals_cover_where_it_has_no_bias():
     surface = SURFACE | {"beta": SURFACE["alpha"]}
     a, constant = truth(surface)
