@@ -1,4 +1,4 @@
-"""Points of any trainer: what is read, and that every mistake is told with file, row and column."""
+"""Points of any trainer: what is read, and that errors name file, line and column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str,
 
 
 @pytest.mark.parametrize(
-    ("cell", "told"),
+    ("cell", "message"),
     [
         ("4,608", "'4,608' has a comma, a space or the like in it; write numbers as 1234567.8"),
         ("1.000.000,5", "'1.000.000,5' is not a number; a positive number is needed"),
@@ -45,9 +45,9 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str,
         ("-1", "-1 is negative; a positive number is needed"),
     ],
 )
-def test_a_wrong_cell_is_told_with_what_to_do(tmp_path: Path, cell: str, told: str) -> None:
+def test_a_wrong_cell_is_reported_with_a_remedy(tmp_path: Path, cell: str, message: str) -> None:
     path = written(tmp_path, GOOD.replace(",", ";").replace("3.2", cell))
-    assert refused(path) == (f"{path}, line 3, column 'L': {told}",)
+    assert refused(path) == (f"{path}, line 3, column 'L': {message}",)
 
 
 def test_rows_without_a_value_can_be_left_out(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_rows_without_a_value_can_be_left_out(tmp_path: Path) -> None:
         assert table.values["loss"].tolist() == [3.5, 3.0]
 
 
-def test_the_option_that_names_a_column_is_told(tmp_path: Path) -> None:
+def test_a_missing_column_names_its_option(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     with pytest.raises(PointsError) as caught:
         read_columns(
@@ -158,14 +158,14 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
         ('"1,5"', "'1,5' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:
+def test_a_wrong_value_is_reported_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:
     path = written(tmp_path, GOOD.replace("2e6", cell))
     (line,) = refused(path)
     at = 4 if "\n" in cell else 3  # the row ends on the line after the one it starts on
     assert line.startswith(f"{path}, line {at}, column 'N': {fault}")
 
 
-def test_wrong_values_count_and_every_column_has_its_line(tmp_path: Path) -> None:
+def test_wrong_values_are_counted_with_a_line_per_column(tmp_path: Path) -> None:
     first, second = refused(written(tmp_path, "N,L\n1,0\n-1,2\n-2,-3\n"))
     assert "line 3, column 'N'" in first
     assert first.endswith("(and 1 more)")
@@ -192,7 +192,7 @@ def test_values_that_where_leaves_out_may_be_wrong(tmp_path: Path) -> None:
         ("x" * 2_000_000, "p.csv: its first line has over 1,048,576 characters"),
     ],
 )
-def test_a_wrong_file_is_told_in_a_line(tmp_path: Path, content: str | bytes, expected: str) -> None:
+def test_an_unreadable_file_is_one_line(tmp_path: Path, content: str | bytes, expected: str) -> None:
     (line,) = refused(written(tmp_path, content))
     assert expected in line
 
@@ -204,7 +204,7 @@ def test_missing_columns_are_listed_with_a_suggestion(tmp_path: Path) -> None:
     assert refused(written(tmp_path, "1,2\n3,4\n"))[-1].endswith("it must name the columns")
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "p.xlsx").touch()
     assert "suffix '.xlsx' is not one of .csv" in refused(tmp_path / "p.xlsx")[0]
     assert "cannot be read (No such file" in refused(tmp_path / "absent.csv")[0]
@@ -221,7 +221,7 @@ def test_too_few_points_and_none_selected(tmp_path: Path) -> None:
     assert "did you mean 'kind'" in refused(path, "knd == 'a'")[0]
 
 
-def test_a_wrong_value_in_parquet_is_told_by_row(tmp_path: Path) -> None:
+def test_a_wrong_value_in_parquet_is_reported_by_row(tmp_path: Path) -> None:
     pd.DataFrame({"N": [1.0, 2.0, np.nan], "L": [1, 2, 3]}).to_parquet(tmp_path / "p.parquet")
     assert "p.parquet, row 3, column 'N': empty" in refused(tmp_path / "p.parquet")[0]
 
@@ -264,7 +264,7 @@ def test_where_means_what_python_would(text: str, expected: list[int]) -> None:
         "N > 1 or " * 300 + "N > 2", "{N} == 1", "{1: N} == 1", "print(N) == 1", "N @ N > 1", "N << 2 > 1",
     ],
 )  # fmt: skip
-def test_where_refuses_all_else_and_runs_nothing(tmp_path: Path, monkeypatch, text: str) -> None:
+def test_where_refuses_everything_else_and_runs_no_code(tmp_path: Path, monkeypatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WhereError, match=r"^--where[^\n]*$"):
         parse(text)
