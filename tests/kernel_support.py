@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -150,8 +150,8 @@ def _first_line(node: ast.stmt) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-def guarded_launches(monkeypatch: pytest.MonkeyPatch, module: str, names: tuple[str, ...]) -> list[str]:
-    """Note the launches of a module's kernels by name; one outside ``torch.cuda.device_of`` fails the test."""
+def guarded_launches(monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Sequence[str]]) -> list[str]:
+    """Note the launches of ``kernels`` (module: names) by name; one outside ``torch.cuda.device_of`` fails the test."""
     launched: list[str] = []
     depth = [0]
 
@@ -172,7 +172,8 @@ def guarded_launches(monkeypatch: pytest.MonkeyPatch, module: str, names: tuple[
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    home = importlib.import_module(module)
-    for name in names:
-        monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
+    for module, names in kernels.items():
+        home = importlib.import_module(module)
+        for name in names:
+            monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
     return launched

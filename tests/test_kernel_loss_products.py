@@ -144,7 +144,7 @@ def test_forward_mode_is_an_error_by_name():
 
 def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch):
     launched = guarded_launches(
-        monkeypatch, linear_cross_entropy.__module__ + ".kernels", ("losses", "scaled", "scale")
+        monkeypatch, {linear_cross_entropy.__module__ + ".kernels": ("losses", "scaled", "scale")}
     )
     for dtype in (torch.float32, torch.float16):
         for reduction in ("mean", "none"):

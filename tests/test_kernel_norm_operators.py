@@ -57,7 +57,7 @@ def test_opcheck(kind, residual):
 @pytest.mark.parametrize(("rows", "width"), [(300, 33), (24, 8200)])
 def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, rows, width):
     """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
-    launched = guarded_launches(monkeypatch, "scalekernels.norm.kernels", LAUNCHED)
+    launched = guarded_launches(monkeypatch, {"scalekernels.norm.kernels": LAUNCHED})
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         x, weight, bias = (torch.randn(shape).half().requires_grad_() for shape in ((rows, width), (width,), (width,)))
         x, weight, bias = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias))

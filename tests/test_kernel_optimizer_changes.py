@@ -177,8 +177,11 @@ def test_other_changes_are_refused_by_name():
 def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch):
     from kernel_support import guarded_launches
 
-    names = ("advance_kernel", "norm_kernel", "update_kernel")
-    launched = guarded_launches(monkeypatch, launch.kernels.__name__, names)
+    kernels = {
+        launch.kernels.__name__: ("update_kernel",),
+        launch.preparation.__name__: ("norm_kernel", "advance_kernel"),
+    }
+    launched = guarded_launches(monkeypatch, kernels)
     params = parameters((63,))
     optimizer = ours.AdamW(params, max_grad_norm=1.0)
     for step in range(2):

@@ -193,7 +193,7 @@ def test_wrong_arguments_are_refused_by_name(change: dict[str, object], error: t
 
 
 def test_launches_are_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = guarded_launches(monkeypatch, "scalekernels.rotary.kernels", ("forward", "gradients"))
+    launched = guarded_launches(monkeypatch, {"scalekernels.rotary.kernels": ("forward", "gradients")})
     qkv, cos, sin, start = prepared()
     torch.cat(rotary.rotary(qkv, cos, sin, start=start)).sum().backward()
     assert launched == ["forward", "gradients"]
