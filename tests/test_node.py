@@ -121,6 +121,21 @@ def test_a_peak_is_measured_once_for_all_precisions_of_the_study(tmp_path: Path,
     assert peaks_on_file(path, both, 1) is None  # and so is another torch
 
 
+def test_a_peak_is_measured_again_after_an_hour_and_the_highest_counts(
+    tmp_path: Path, measured: list[Any], monkeypatch
+) -> None:
+    path = tmp_path / "nodes" / f"{machine_id()}.json"
+    begun = time.time()
+    assert [peaks(tmp_path / "nodes", "float32"), peaks(tmp_path / "nodes", "float32")] == [{"float32": 1e9}] * 2
+    monkeypatch.setattr(node.FileLock, "try_take", lambda *_, **__: True)  # in a worker of its own it would be free
+    monkeypatch.setattr(node.time, "time", lambda: begun + 2 * node.FRESH_S)
+    assert peaks(tmp_path / "nodes", "float32") == {"float32": 2e9}
+    monkeypatch.setattr(node.time, "time", lambda: begun + 4 * node.FRESH_S)
+    monkeypatch.setattr(node, "cpu_peak", lambda *_: Peak(5e8, "on a busy machine"))
+    assert peaks(tmp_path / "nodes", "float32") == {"float32": 2e9}
+    assert len(read_json(path)["peaks"]) == 3
+
+
 def test_nothing_is_measured_beside_a_trial_that_trains(tmp_path: Path, measured: list[Any]) -> None:
     folder = tmp_path / "nodes"
     folder.mkdir()

@@ -99,20 +99,19 @@ class Session:
         """
         command = [str(argument) for argument in arguments]
         settings = self.environment | dict(environment or {})
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=settings,
-            cwd=ROOT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        process = processes.start(command, settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
-            said, _ = process.communicate(timeout=max(least_s, min(most_s, self.left_s())))
+            printed, _ = process.communicate(timeout=max(least_s, min(most_s, self.left_s())))
         except subprocess.TimeoutExpired:
             processes.stop(process)
-            said, _ = process.communicate()
+            printed, _ = process.communicate()
+            said = printed.decode(errors="replace")
             self._log(command, said)
             raise ProgramFailedError(f"stopped after its time: {last_words(said)}", said) from None
         except BaseException:
             processes.stop(process)
             raise
+        said = printed.decode(errors="replace")
         self._log(command, said)
         if process.returncode:
             raise ProgramFailedError(f"exit status {process.returncode}: {last_words(said)}", said)

@@ -17,6 +17,8 @@ from session import KERNELS, RESERVE_S, ROOT, Session, Step
 from session_measures import measuring_steps
 from session_pool import Pool
 
+from scalebench.running import processes
+
 TOOLS = KERNELS / "tools"
 GPU_MEMORY_SHARE = 0.75  # of the device, for all concurrent checks
 
@@ -84,10 +86,7 @@ def _open_data(session: Session) -> None:
     """Start a process that creates the vocabulary of the training text (about 15 s) while the next steps run."""
     if session.phase == "second" and session.device == "cuda":
         with (session.work / "data.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-c", DATA], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-                env=session.environment,
-            )  # fmt: skip
+            processes.start([sys.executable, "-c", DATA], session.environment, stdout=log, stderr=log, cwd=ROOT)
 
 
 def _previous(session: Session, folder: Path) -> list[str]:

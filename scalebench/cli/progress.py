@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scalebench.running.engines.base import last_step, waits_for_gpu
+from scalebench.running.engines.base import is_waiting, last_step
 
 LINE_EVERY_S = 30.0
 UPDATE_EVERY_S = 0.5
@@ -81,8 +81,8 @@ class SweepProgress:
 
     def _note(self, running: Sequence[Path]) -> str:
         steps = [
-            "waiting for the GPU"
-            if waits_for_gpu(attempt)
+            "waiting for its turn"
+            if is_waiting(attempt)
             else f"{last_step(attempt) or 0}/{self.expected[attempt.parent.name][1]}"
             for attempt in running
         ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = Path("/tmp")  # noqa: S108 - TMPDIR may differ between users
-WAITING = "waiting"  # file in an attempt's folder while its worker waits for the GPU
+WAITING = "waiting"  # file in an attempt's folder while its worker waits for the GPU, or for the peak of the node
 TRIES, PAUSE_S = 20, 0.05  # a file just created by another user becomes readable a moment later
 
 

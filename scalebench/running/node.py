@@ -1,13 +1,15 @@
 """What a node is, found out by the worker that runs on it: its cores and threads, peak rates, and exclusivity.
 
 The engine's ``placement.json`` says what was assigned; the worker checks what it can and adds the rest. A CPU's peak is
-a measured matrix product. It is measured once per node, precision and number of threads, and kept in
+a measured matrix product. It is measured per node, precision and number of threads, at most once an hour, and kept in
 ``RESULTS/<study>/nodes/<machine_id>.json``: the first worker measures for all precisions of the study while the others
-wait, and never while another trial of the study trains on the node.
+wait, and never while another trial of the study trains on the node. The peak is the highest rate on file, so that one
+measured while the machine was busy is corrected by the next.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scalebench.measure.device_lock import FileLock
+from scalebench.measure.device_lock import WAITING, FileLock
 from scalebench.measure.environment import machine_id, package_version
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, cpu_peak, gpu_peak, usable_cpus
 from scalebench.store import StoreError, read_json, write_json
 
 POLL_S = 0.05
+FRESH_S = 3600.0  # after this the peak is measured again
 BUSY = "not measured: other trials were training on this node"
 
 
@@ -39,8 +42,12 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
     threads = min(len(assigned) or resources["cpus"], len(cpus))
     limit_threads(threads)
-    begun = time.monotonic()
-    peaks = node_peaks(attempt.parents[2] / "nodes", header["trial"]["device_kind"], header["precisions"], threads)
+    begun, mark = time.monotonic(), attempt / WAITING
+    mark.touch()  # a trial's time limit does not count this
+    try:
+        peaks = node_peaks(attempt.parents[2] / "nodes", header["trial"]["device_kind"], header["precisions"], threads)
+    finally:
+        mark.unlink(missing_ok=True)
     # A trial has a GPU to itself by the GPU's lock, whatever cores it has.
     alone = not resources["share_device"] if resources["gpus"] else placement.get("exclusive", False) and confirmed
     placement |= {
@@ -95,9 +102,9 @@ def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[st
     """
     folder.mkdir(exist_ok=True)
     path, lock = folder / f"{machine_id()}.json", FileLock(folder / f"{machine_id()}.lock")
-    while (peaks := peaks_on_file(path, precisions, threads)) is None:
+    while (peaks := peaks_on_file(path, precisions, threads, within_s=FRESH_S)) is None:
         if lock.try_take():
-            if peaks_on_file(path, precisions, threads) is None:
+            if peaks_on_file(path, precisions, threads, within_s=FRESH_S) is None:
                 _measure(path, precisions, threads)
             lock.release()
         elif lock.try_take(shared=True):  # another trial trains; it may have measured since the file was read
@@ -110,17 +117,18 @@ def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[st
 
 def _measure(path: Path, precisions: Sequence[str], threads: int) -> None:
     rows = [
-        {"precision": name, "threads": threads, "torch": package_version("torch")} | asdict(cpu_peak(name, threads))
+        {"precision": name, "threads": threads, "torch": package_version("torch"), "measured_at": time.time()}
+        | asdict(cpu_peak(name, threads))
         for name in precisions
     ]
     write_json(path, {"peaks": [*_rows(path), *rows]})
 
 
-ROW = {"precision", "threads", "torch", "flops_per_s", "source"}
+ROW = {"precision", "threads", "torch", "measured_at", "flops_per_s", "source"}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the peaks on file: {precision, threads, torch, flops_per_s, source}; none from a damaged file."""
+    """Return the peaks on file, each with the keys of ``ROW``; none from a damaged file."""
     try:
         rows = read_json(path).get("peaks") if path.exists() else []
     except StoreError:
@@ -128,15 +136,21 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and set(row) >= ROW] if isinstance(rows, list) else []
 
 
-def peaks_on_file(path: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak] | None:
-    """Return the peaks measured earlier with this torch and number of threads, or None if one is missing."""
-    version = package_version("torch")
-    peaks = {
-        row["precision"]: Peak(row["flops_per_s"], row["source"])
-        for row in _rows(path)
-        if (row["torch"], row["threads"]) == (version, threads)
-    }
-    return {name: peaks[name] for name in precisions} if set(precisions) <= set(peaks) else None
+def peaks_on_file(
+    path: Path, precisions: Sequence[str], threads: int, *, within_s: float = math.inf
+) -> dict[str, Peak] | None:
+    """Return the highest peaks measured with this torch and number of threads.
+
+    None if a precision has none that was measured in the last ``within_s`` seconds.
+    """
+    version, now = package_version("torch"), time.time()
+    rows = [row for row in _rows(path) if (row["torch"], row["threads"]) == (version, threads)]
+    recent = {row["precision"] for row in rows if now - row["measured_at"] <= within_s}
+    if not set(precisions) <= recent:
+        return None
+    by_rate = sorted(rows, key=lambda row: row["flops_per_s"] or 0.0)
+    peaks = {row["precision"]: Peak(row["flops_per_s"], row["source"]) for row in by_rate}
+    return {name: peaks[name] for name in precisions}
 
 
 def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:
@@ -146,7 +160,8 @@ def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:
     peak of this machine's. Where that is not known: a nominal rate.
     """
     known = gpu_peak(precision) if device_kind == "cuda" else _measured_rate(study_dir, precision)
-    nominal = Peak(NOMINAL_FLOPS_PER_S[device_kind], f"nominal for {device_kind}: not measured here yet")
+    source = f"nominal for {device_kind}: this machine has not been measured yet"
+    nominal = Peak(NOMINAL_FLOPS_PER_S[device_kind], source)
     return known if known.flops_per_s else nominal
 
 

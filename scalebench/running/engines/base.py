@@ -99,6 +99,6 @@ def last_step(attempt: Path) -> int | None:
         return None
 
 
-def waits_for_gpu(attempt: Path) -> bool:
-    """Whether the worker waits for a GPU that another process uses."""
+def is_waiting(attempt: Path) -> bool:
+    """Whether the worker waits for a GPU that another process uses, or for the measured peak of its node."""
     return (attempt / WAITING).exists()

@@ -15,8 +15,8 @@ from scalebench.running.engines.base import (
     Resources,
     Tick,
     close_attempt,
+    is_waiting,
     no_tick,
-    waits_for_gpu,
     worker_command,
     write_placement,
 )
@@ -121,6 +121,6 @@ def _late(worker: _Worker) -> bool:
     """Whether a running worker is past its time limit, which does not count while it waits for a GPU."""
     if worker.timeout_s is None or worker.deadline is None:
         return False
-    if waits_for_gpu(worker.attempt):
+    if is_waiting(worker.attempt):
         worker.deadline = time.monotonic() + worker.timeout_s
     return time.monotonic() >= worker.deadline
