@@ -252,8 +252,8 @@ def test_why_the_method_was_chosen_is_said():
     assert (few.drawn, some.drawn, many.drawn) == ("parametric", "residuals", "resample")
     assert some.method == "bootstrap of the residuals of 12 configurations, t with 9 degrees of freedom"
     assert few.reason == "6 configurations, and resampling needs 12"
-    assert some.reason == "12 configurations; resamples of fewer than 60 lose ends of the design"
-    assert few.fit.bootstrap(20, method="wild").reason == "as asked"
+    assert some.reason == "12 configurations; resampling fewer than 60 often drops the extreme sizes"
+    assert few.fit.bootstrap(20, method="wild").reason == "as requested"
 
 
 @pytest.mark.parametrize("method", ["residuals", "wild"])

@@ -194,7 +194,7 @@ def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
     ("arguments", "expected"),
     [
         (("nowhere", "--params", "1e6"), "nowhere: no results here"),
-        (("absent.json", "--params", "1e6"), "absent.json: not readable as JSON"),
+        (("absent.json", "--params", "1e6"), "absent.json: no such file"),
         (("no.json", "--params", "1e6"), "no.json: no law, points"),
         (("bad.json", "--params", "1e6"), "bad.json: the fit in it cannot be made again (column 'params' is missing"),
         (("results", "--params", "-3"), "--params -3: a number from 1e-30 to 1e+30 is needed"),

@@ -17,7 +17,7 @@ from scalebench.comparison.options import OPERATION_MODULES, Options
 app = App(
     name="scalebench",
     version=__version__,
-    help="Scaling studies by measurement: what a growing model costs, and what it buys.",
+    help="Measure how training time, memory, compute and loss scale with model size, and fit scaling laws.",
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # an interrupted run has its own exit code and can be continued
 )
@@ -27,7 +27,7 @@ OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
 Settings = Annotated[
     list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
 ]
-Json = Annotated[bool, Parameter("--json", help="Print JSON for machines.", negative=())]
+Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 RESULTS = Path("results")
 _OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
@@ -224,7 +224,7 @@ def compare(
 
 @app.command(name="list")
 def list_(*, columns: bool = False, as_json: Json = False) -> int:
-    """List workloads, families, studies, laws, optimizers and data sources; with --columns what a record holds.
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def demo(
         Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
     ] = None,
 ) -> int:
-    """Run the demo study and write its report, with a picture beside it."""
+    """Run the demo study, and write its report and a PNG of its first figure."""
     from scalebench.cli.commands.sweeps import run_demo
 
     return run_demo(results, output)

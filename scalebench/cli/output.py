@@ -26,7 +26,9 @@ def print_json(value: Any) -> None:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
     """Print a table; the first ``text_columns`` columns to the left, numbers to the right."""
-    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    if title:
+        print(title)  # rich would wrap it to the width of the table
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(header):
         grid.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
     for row in rows:

@@ -24,9 +24,10 @@ class Options:
     ----------
     shapes:
         cases (small and odd sizes, the default on a CPU), ladder (sizes for a GPU), or one case, such as
-        batch=1,heads=8,length=1024; may be repeated.
+        batch=1,query_heads=8,key_heads=8,query_length=512,key_length=512,head_dimension=64,causal=true; repeatable.
     dtype:
-        Data types to use instead of the cases' own: float32, bfloat16, float16; may be repeated or comma-separated.
+        Data types to use instead of the cases' own: float32, bfloat16, float16, float64; repeatable or
+        comma-separated.
     providers:
         Measure only these providers; may be repeated or comma-separated.
     backward:

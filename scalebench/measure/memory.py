@@ -25,19 +25,19 @@ CATEGORIES = {
 }
 
 PEAK_COLUMNS = (
-    Column("peak_memory_allocated_bytes", "B", "most that the CUDA allocator had given out"),
-    Column("peak_memory_reserved_bytes", "B", "most that the CUDA allocator had reserved"),
-    Column("peak_rss_bytes", "B", "largest resident set of the process"),
+    Column("peak_memory_allocated_bytes", "B", "peak memory allocated by the CUDA allocator"),
+    Column("peak_memory_reserved_bytes", "B", "peak memory reserved by the CUDA allocator"),
+    Column("peak_rss_bytes", "B", "peak resident set size of the process"),
 )
 METHOD = Column("memory_split_method", "", "how the memory by category was measured")
-TRACKED = Column("memory_tracked_peak_bytes", "B", "most that all tracked tensors took at one time")
+TRACKED = Column("memory_tracked_peak_bytes", "B", "peak memory of all tracked tensors together")
 SPLIT_COLUMNS = (
     *(
-        Column(f"memory_{name}_bytes", "B", f"most that {name} took in a step")
+        Column(f"memory_{name}_bytes", "B", f"peak memory of {name} within a step")
         for name in dict.fromkeys(CATEGORIES.values())
     ),
     *(
-        Column(f"memory_at_peak_{name}_bytes", "B", f"what {name} took when the total was highest")
+        Column(f"memory_at_peak_{name}_bytes", "B", f"memory of {name} at the peak of the total")
         for name in dict.fromkeys(CATEGORIES.values())
     ),
     TRACKED,

@@ -103,7 +103,7 @@ def _check_names(
 ) -> None:
     """Raise ``PointsError`` with a line for each unknown column, and the option that would name it."""
     lines = [
-        f"{path}: column {unknown(name, known)}" + (f"; name it with {options[name]}" if name in options else "")
+        f"{path}: column {unknown(name, known)}" + (f"; set it with {options[name]}" if name in options else "")
         for name in names
         if name not in known
     ]

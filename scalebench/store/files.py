@@ -51,6 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``StoreError`` naming the file and what is wrong with it."""
     try:
         value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):

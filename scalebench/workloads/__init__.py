@@ -24,10 +24,10 @@ WORKLOADS: dict[str, Workload] = {
 TRIAL_COLUMNS = (
     Column("command", "", "command that ran the study"),
     Column("family", "", "model family"),
-    Column("requested_params", "1", "size that the study asked for (model.params)"),
-    Column("size", "", "published size that the study asked for (model.size)"),
+    Column("requested_params", "1", "requested size (model.params)"),
+    Column("size", "", "requested published size (model.size)"),
     Column("source", "", "data source"),
-    Column("data_vocab_size", "1", "vocabulary that the study asked for (data.vocab_size)"),
+    Column("data_vocab_size", "1", "requested vocabulary size (data.vocab_size)"),
     Column("data_sha256", "", "SHA-256 of the data"),
     Column("validation_fraction", "1", "share of the data held out"),
     Column("noise_std", "1", "standard deviation of the noise of generated targets"),

@@ -17,7 +17,7 @@ from scalebench.study import Trial
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
 SIZE_COLUMNS = (
     Column("params", "1", "parameters, tied ones once"),
-    Column("params_non_embedding", "1", "parameters without the tables that are looked up"),
+    Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
     Column("params_active", "1", "parameters that one token passes through"),
 )
 

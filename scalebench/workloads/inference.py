@@ -25,7 +25,7 @@ from scalebench.workloads.inference_spec import InferenceSection, InferenceSpec,
 
 __all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
-SUMMARY = "call a model again and again: latency, throughput, memory"
+SUMMARY = "run inference calls repeatedly: latency, throughput, memory"
 TABLE = "inference"
 Section = InferenceSection
 Spec = InferenceSpec

@@ -17,7 +17,10 @@ def catalogue() -> dict[str, Any]:
     from scalebench.study.file import read_toml
     from scalebench.workloads import WORKLOADS
 
-    studies = {path.stem: read_toml(path).get("title", "") for path in sorted(studies_dir().glob("*.toml"))}
+    studies = {
+        path.stem: read_toml(path).get("title", "")
+        for path in sorted(studies_dir().glob("*.toml"), key=lambda path: path.stem)
+    }
     return {
         "workloads": {name: f"{workload.SUMMARY} (table [{workload.TABLE}])" for name, workload in WORKLOADS.items()},
         "families": {
@@ -78,5 +81,5 @@ def show_columns(*, as_json: bool) -> int:
     header = ("column", "unit", "meaning", "workloads")
     cells = [(row["name"], row["unit"], row["meaning"], ", ".join(row["workloads"])) for row in rows]
     table("", header, cells, text_columns=4)
-    say("besides: the fields of the model, by the names that `scalebench list` shows for its family")
+    say("plus one column per field of the model (`scalebench list` shows them by family)")
     return 0

@@ -1,4 +1,4 @@
-"""``scalebench generate``: find a trained model among the results and let it write."""
+"""``scalebench generate``: find a trained model among the results and generate text with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_TRIALS = 10
 
 
 def run_generate(results: Path, trial: str, request: Request) -> int:
-    """Print what the trial's model writes; return the exit code. Raises ``InputError`` or ``StoreError``."""
+    """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``."""
     request.check()
     attempt = find_weights(results, trial)
     trained, model = load_trained(attempt)
@@ -28,12 +28,11 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
-        raise InputError(
-            [f"--trial: {trial} is of family {trained.family}, which writes no text ({', '.join(able)} do)"]
-        )
+        line = f"which cannot generate text (families that can: {', '.join(able)})"
+        raise InputError([f"--trial: {trial} is of family {trained.family}, {line}"])
     if data.sha256 != trained.data.sha256:
         raise InputError(
-            [f"--trial: {trained.data.source} is not what {trial} was trained on; it is needed to read it"]
+            [f"--trial: {trained.data.source} has changed since {trial} was trained; its tokenizer is needed to decode"]
         )
     say(WRITERS[ability](model, data, configuration(trained), request))
     return 0
@@ -47,7 +46,10 @@ def find_weights(results: Path, trial: str) -> Path:
         raise InputError([f"--trial: {trial} begins {len(found)} ids: {', '.join(found[:SHOWN_TRIALS])}"])
     if not found:
         kept = [name for name, folder in folders.items() if _kept(folder)]
-        raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; of {len(kept)} with weights"])
+        if not kept:
+            line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
+            raise InputError([f"--trial: no such trial {trial!r}; {line}"])
+        raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; {len(kept)} trials have weights"])
     attempts = _kept(folders[found[0]])
     if not attempts:
         raise InputError([f"--trial: {found[0]} kept no weights; run its study with --set run.checkpoint=true"])

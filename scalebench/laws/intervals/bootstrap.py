@@ -130,7 +130,7 @@ def bootstrap(fit: Estimate, refits: Refits) -> Bootstrap:
             f"{fit.n_configurations} configurations leave zero degrees of freedom for {fit.law.name}; "
             "an interval needs at least one more size, or a pinned parameter"
         )
-    drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as asked")
+    drawn, reason = chosen(fit) if refits.method == "auto" else (refits.method, "as requested")
     rng, noise = np.random.default_rng(seed), estimate_noise(fit)
     inflation = np.sqrt(freedom / rng.chisquare(freedom, size=n)) if drawn == "resample" else np.empty(0)
     parts = []
@@ -150,7 +150,7 @@ def chosen(fit: Estimate) -> tuple[str, str]:
     if fit.bounds_hit:  # Andrews 2000, Econometrica 68; residuals are one-sided there, too
         return "parametric", f"{' and '.join(fit.bounds_hit)} at a bound, where resampling fails"
     if n < needed:
-        return "residuals", f"{n} configurations; resamples of fewer than {needed} lose ends of the design"
+        return "residuals", f"{n} configurations; resampling fewer than {needed} often drops the extreme sizes"
     return "resample", f"{n} configurations, from {needed} up"
 
 
