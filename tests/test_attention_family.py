@@ -205,7 +205,9 @@ def test_requests_that_make_no_model_name_the_field(request_: dict[str, object],
         configure(attention, request_, Retrieval(), 16)
 
 
-@pytest.mark.parametrize(("length", "inputs", "word"), [(1, FEATURES, "sequence_length = 1"), (16, 5, "inputs: 5 features")])
+@pytest.mark.parametrize(
+    ("length", "inputs", "word"), [(1, FEATURES, "sequence_length = 1"), (16, 5, "inputs: 5 features")]
+)
 def test_tasks_that_do_not_fit_the_model_are_refused(length: int, inputs: int, word: str) -> None:
     side = DataSpec(source="retrieval", validation_fraction=0.2, validation_samples=8, noise_std=0.5, sha256="")
     with pytest.raises(InputError, match=word):

@@ -15,6 +15,7 @@ from support import REPOSITORY
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.sweep import survey
 from scalebench.running.worker import run_trial
 
 PARENT = """
@@ -166,6 +167,44 @@ def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     }
 
 
+def test_a_study_does_not_start_from_its_own_trials(copied: Path) -> None:
+    results = copied / "results"
+    by_path = CHILD.replace('study = "parent"', f'results = "{results}"')
+    (row,) = trained(copied, by_path, "train.steps=2")
+    (again,) = planned(copied, by_path, "train.steps=2")
+    assert again.trial_id == row["trial_id"]
+    (Path(row["attempt_dir"]) / "record.json").write_text("{}")  # its own damaged attempt is to be run again
+    assert [trial.trial_id for trial in planned(copied, by_path, "train.steps=2")] == [row["trial_id"]]
+    line = refused(copied, by_path.replace(str(results), str(results / "child")))
+    assert "no trials except those of 'child' itself" in line
+
+
+def test_parents_without_state_are_left_out_where_the_run_is_continued(copied: Path) -> None:
+    trained(copied, PARENT, "train.seed=1", "train.steps=2")
+    _, stateless = (store.read_record(path) for path in sorted((copied / "results").glob("parent/trials/*/*")))
+    record = Path(stateless["attempt_dir"]) / "record.json"
+    store.write_json(record, json.loads(record.read_text()) | {"state_sha256": None})
+    assert len(planned(copied, CHILD)) == 2
+    (trial,) = planned(copied, CONTINUED)
+    assert trial.parent.trial_id != stateless["trial_id"]
+
+
+def test_a_trial_without_state_is_run_again_where_its_study_keeps_what_children_need(copied: Path) -> None:
+    path = copied / "study.toml"
+    path.write_text(PARENT)
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    record = attempt / "record.json"
+    row = json.loads(record.read_text())
+
+    def missing(*settings: str) -> int:
+        return len(survey(load_study(path, settings), copied / "results").missing)
+
+    assert missing() == 0
+    for column in ("state_sha256", "weights_sha256"):
+        store.write_json(record, row | {column: None})
+        assert (missing(), missing("run.checkpoint=false")) == (1, 0)
+
+
 def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied: Path) -> None:
     (before,) = planned(copied, CHILD)
     (continued,) = planned(copied, CONTINUED, "train.batch_size=16", "train.warmup_steps=20", "train.schedule=wsd")
@@ -185,7 +224,8 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
     [
         ("no results", [], "no results here"),
         ("no weights", [], "none of which kept its weights"),
-        ("no state", ["from.optimizer_state=true"], "kept no state.safetensors"),
+        ("no state", ["from.optimizer_state=true"], "from.optimizer_state: "),
+        ("no file", [], "has no weights.safetensors"),
         ("another weight", [], "the file changed"),
         ("cut short", [], "cut short or changed"),
         ("", ['from.where="seed == 7"'], "none of which kept its weights"),
@@ -203,8 +243,10 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
     if change == "no weights":
         store.write_json(record, row | {"weights_file_bytes": None})
     if change == "no state":
-        (attempt / "state.safetensors").unlink()
-        del row["files"]["state.safetensors"]
+        store.write_json(record, row | {"state_sha256": None})
+    if change == "no file":
+        weights.unlink()
+        del row["files"][weights.name]
         store.write_json(record, row)
     if change == "another weight":
         tensors = load_file(weights)

@@ -61,10 +61,9 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
 
 
 def _unsaved(row: Mapping[str, Any]) -> bool:
-    """Whether a trial that can keep its weights did not."""
-    name = "weights_file_bytes"
-    keeps = any(column.name == name for column in columns_of(str(row["workload"])))
-    return keeps and row["status"] == "ok" and row.get(name) is None
+    """Whether an ok trial lacks something that ``run.checkpoint`` saves: it ran without, or before that was saved."""
+    saves = WORKLOADS[str(row["workload"])].KEEPS
+    return row["status"] == "ok" and any(row.get(name) is None for name in saves)
 
 
 def execute(

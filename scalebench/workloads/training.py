@@ -17,13 +17,14 @@ from scalebench.workloads.graphs import decided_graph
 from scalebench.workloads.training_run import run
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
-__all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
+__all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
 SUMMARY = "train a model for a number of steps and validate it"
 TABLE = "train"
 Section = TrainSection
 Spec = TrainSpec
 TAKES_WEIGHTS = True
+KEEPS = ("weights_sha256", "state_sha256")
 DEFAULT_STEPS = 400
 
 COLUMNS = (
