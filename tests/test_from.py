@@ -137,6 +137,77 @@ def test_a_continued_run_takes_the_other_fields_of_train_from_its_parent(copied:
     assert (spec.schedule, spec.steps) == ("linear", 50)
 
 
+@pytest.mark.parametrize(
+    ("settings", "graph"),
+    [
+        ([], "none"),
+        (["train.implementation=compile"], "model"),
+        (["train.implementation=fused"], "blocks"),
+        (["train.implementation=compile", "train.graph=blocks"], "blocks"),
+    ],
+)
+def test_a_continued_run_in_another_implementation_gets_the_graph_of_that(
+    copied: Path, settings: list[str], graph: str
+) -> None:
+    (trial,) = planned(copied, CONTINUED, *settings)
+    assert trial.trial.spec.graph == graph
+
+
+def test_a_continued_run_keeps_the_graph_that_its_parent_asked_for_unless_the_precision_changes(copied: Path) -> None:
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    header = store.read_json(attempt / "trial.json")
+    header["trial"]["spec"] |= {"implementation": "fused", "graph": "step", "precision": "bfloat16"}
+    store.write_json(attempt / "trial.json", header)
+    graphs = [
+        planned(copied, CONTINUED, *settings)[0].trial.spec.graph
+        for settings in ([], ["train.implementation=fused"], ["train.precision=float32"])
+    ]
+    assert graphs == ["step", "step", "blocks"]
+
+
+DIGITS = """
+schema = 1
+name = "parent"
+[model]
+family = "cnn"
+params = 1000
+[train]
+steps = 1
+batch_size = 4
+seed = 2
+[data]
+source = "digits"
+validation_samples = 8
+[run]
+checkpoint = true
+"""
+
+
+@pytest.mark.slow
+def test_a_child_does_not_validate_on_images_that_its_parent_was_trained_on(tmp_path: Path) -> None:
+    trained(tmp_path, DIGITS)
+    (trial,) = planned(tmp_path, CHILD)
+    assert (trial.trial.spec.seed, trial.trial.data.validation_fraction) == (2, 0.2)
+    (same_fold,) = planned(tmp_path, CHILD, "train.seed=7")  # of five
+    assert same_fold.trial.spec.seed == 7
+    for text in (CHILD, CONTINUED):
+        assert "train.seed: 3: " in refused(tmp_path, text, "train.seed=3")
+        assert "data.validation_fraction: 0.5: " in refused(tmp_path, text, "data.validation_fraction=0.5")
+
+
+def test_a_text_is_split_by_the_fraction_alone(copied: Path) -> None:
+    (trial,) = planned(copied, CHILD, "train.seed=1")
+    assert trial.trial.spec.seed == 1
+    assert "data.validation_fraction: 0.3: " in refused(copied, CHILD, "data.validation_fraction=0.3")
+    text = copied / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"document {number} " * 20)
+    other = ["data.validation_fraction=0.3", f"data.source=text:{text}"]
+    (elsewhere,) = planned(copied, CHILD, *other)
+    assert elsewhere.trial.data.validation_fraction == 0.3
+
+
 def test_the_readmes_example_plans(tmp_path: Path) -> None:
     trained(tmp_path, (REPOSITORY / "studies" / "gpt.toml").read_text(), "model.params=2000", "run.checkpoint=true",
             "train.steps=3", "data.validation_samples=8", "train.schedule=constant")  # fmt: skip
@@ -214,7 +285,7 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
     assert before.trial_id != continued.trial_id
     shutil.rmtree(copied / "results")
     trained(copied, PARENT, "train.seed=1")
-    (after,) = planned(copied, CHILD)
+    (after,) = planned(copied, CHILD, "train.seed=0")
     assert before.trial.spec == after.trial.spec
     assert before.trial_id != after.trial_id
 

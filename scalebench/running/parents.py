@@ -12,6 +12,8 @@ import safetensors
 import torch
 
 from scalebench import store
+from scalebench.data import Data
+from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
 from scalebench.points.table import select_rows
@@ -49,6 +51,20 @@ class ParentTrial:
         if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
             changed = ", ".join(key for key, value in model.items() if value != self.trial.model.get(key))
             raise InputError(f"model: the weights of {self.trial_id} do not fit another {changed}; leave it out")
+
+    def check_held_out(self, child: Trial, data: Data) -> None:
+        """Raise ``InputError`` when a child would be validated on what this trial was trained on."""
+        own, new = self.trial.data, child.data
+        if new.source != own.source and new.sha256 != own.sha256:
+            return
+        reason = f"{self.trial_id} was trained on this source, and {{}} may hold out what it saw; leave it out"
+        if new.validation_fraction != own.validation_fraction:
+            what = f"another fraction than {own.validation_fraction}"
+            raise InputError(f"data.validation_fraction: {new.validation_fraction}: {reason.format(what)}")
+        seeds = (self.trial.spec.seed, child.spec.seed)
+        if isinstance(data, Images) and len({data.fold(own.validation_fraction, seed) for seed in seeds}) > 1:
+            what = f"another seed than {seeds[0]}"
+            raise InputError(f"{WORKLOADS[child.workload].TABLE}.seed: {seeds[1]}: {reason.format(what)}")
 
 
 def _numbers(module: torch.nn.Module) -> int:
