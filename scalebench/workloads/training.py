@@ -83,7 +83,7 @@ def _filled(request: Request) -> dict[str, Any]:
     """
     defaults = {name: values[0] for name, values in TrainSection().given().items()}
     defaults.pop("device")
-    parent = request.parent and request.parent.spec
+    parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
     if isinstance(parent, TrainSpec):
