@@ -189,6 +189,13 @@ def test_progress_is_plain_lines_where_nobody_looks(small_study: Path, tmp_path:
     assert sum("another measurement" in line for line in lines) == 1
 
 
+def test_the_progress_of_a_trial_without_steps_is_its_beginning(tmp_path: Path) -> None:
+    from scalebench.cli.progress import Progress, SweepProgress
+
+    sweep = SweepProgress({"t1": (10.0, 0)}, Progress(quiet=True))
+    assert sweep._fraction([tmp_path / "t1" / "attempt-1"]) == 0
+
+
 def test_json_output_has_no_progress_in_it() -> None:
     from io import StringIO
 

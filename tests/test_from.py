@@ -15,6 +15,7 @@ from support import REPOSITORY
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.sweep import survey
 from scalebench.running.worker import run_trial
 
 PARENT = """
@@ -136,6 +137,77 @@ def test_a_continued_run_takes_the_other_fields_of_train_from_its_parent(copied:
     assert (spec.schedule, spec.steps) == ("linear", 50)
 
 
+@pytest.mark.parametrize(
+    ("settings", "graph"),
+    [
+        ([], "none"),
+        (["train.implementation=compile"], "model"),
+        (["train.implementation=fused"], "blocks"),
+        (["train.implementation=compile", "train.graph=blocks"], "blocks"),
+    ],
+)
+def test_a_continued_run_in_another_implementation_gets_the_graph_of_that(
+    copied: Path, settings: list[str], graph: str
+) -> None:
+    (trial,) = planned(copied, CONTINUED, *settings)
+    assert trial.trial.spec.graph == graph
+
+
+def test_a_continued_run_keeps_the_graph_that_its_parent_asked_for_unless_the_precision_changes(copied: Path) -> None:
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    header = store.read_json(attempt / "trial.json")
+    header["trial"]["spec"] |= {"implementation": "fused", "graph": "step", "precision": "bfloat16"}
+    store.write_json(attempt / "trial.json", header)
+    graphs = [
+        planned(copied, CONTINUED, *settings)[0].trial.spec.graph
+        for settings in ([], ["train.implementation=fused"], ["train.precision=float32"])
+    ]
+    assert graphs == ["step", "step", "blocks"]
+
+
+DIGITS = """
+schema = 1
+name = "parent"
+[model]
+family = "cnn"
+params = 1000
+[train]
+steps = 1
+batch_size = 4
+seed = 2
+[data]
+source = "digits"
+validation_samples = 8
+[run]
+checkpoint = true
+"""
+
+
+@pytest.mark.slow
+def test_a_child_does_not_validate_on_images_that_its_parent_was_trained_on(tmp_path: Path) -> None:
+    trained(tmp_path, DIGITS)
+    (trial,) = planned(tmp_path, CHILD)
+    assert (trial.trial.spec.seed, trial.trial.data.validation_fraction) == (2, 0.2)
+    (same_fold,) = planned(tmp_path, CHILD, "train.seed=7")  # of five
+    assert same_fold.trial.spec.seed == 7
+    for text in (CHILD, CONTINUED):
+        assert "train.seed: 3: " in refused(tmp_path, text, "train.seed=3")
+        assert "data.validation_fraction: 0.5: " in refused(tmp_path, text, "data.validation_fraction=0.5")
+
+
+def test_a_text_is_split_by_the_fraction_alone(copied: Path) -> None:
+    (trial,) = planned(copied, CHILD, "train.seed=1")
+    assert trial.trial.spec.seed == 1
+    assert "data.validation_fraction: 0.3: " in refused(copied, CHILD, "data.validation_fraction=0.3")
+    text = copied / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"document {number} " * 20)
+    other = ["data.validation_fraction=0.3", f"data.source=text:{text}"]
+    (elsewhere,) = planned(copied, CHILD, *other)
+    assert elsewhere.trial.data.validation_fraction == 0.3
+
+
 def test_the_readmes_example_plans(tmp_path: Path) -> None:
     trained(tmp_path, (REPOSITORY / "studies" / "gpt.toml").read_text(), "model.params=2000", "run.checkpoint=true",
             "train.steps=3", "data.validation_samples=8", "train.schedule=constant")  # fmt: skip
@@ -166,6 +238,44 @@ def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     }
 
 
+def test_a_study_does_not_start_from_its_own_trials(copied: Path) -> None:
+    results = copied / "results"
+    by_path = CHILD.replace('study = "parent"', f'results = "{results}"')
+    (row,) = trained(copied, by_path, "train.steps=2")
+    (again,) = planned(copied, by_path, "train.steps=2")
+    assert again.trial_id == row["trial_id"]
+    (Path(row["attempt_dir"]) / "record.json").write_text("{}")  # its own damaged attempt is to be run again
+    assert [trial.trial_id for trial in planned(copied, by_path, "train.steps=2")] == [row["trial_id"]]
+    line = refused(copied, by_path.replace(str(results), str(results / "child")))
+    assert "no trials except those of 'child' itself" in line
+
+
+def test_parents_without_state_are_left_out_where_the_run_is_continued(copied: Path) -> None:
+    trained(copied, PARENT, "train.seed=1", "train.steps=2")
+    _, stateless = (store.read_record(path) for path in sorted((copied / "results").glob("parent/trials/*/*")))
+    record = Path(stateless["attempt_dir"]) / "record.json"
+    store.write_json(record, json.loads(record.read_text()) | {"state_sha256": None})
+    assert len(planned(copied, CHILD)) == 2
+    (trial,) = planned(copied, CONTINUED)
+    assert trial.parent.trial_id != stateless["trial_id"]
+
+
+def test_a_trial_without_state_is_run_again_where_its_study_keeps_what_children_need(copied: Path) -> None:
+    path = copied / "study.toml"
+    path.write_text(PARENT)
+    (attempt,) = (copied / "results").glob("parent/trials/*/*")
+    record = attempt / "record.json"
+    row = json.loads(record.read_text())
+
+    def missing(*settings: str) -> int:
+        return len(survey(load_study(path, settings), copied / "results").missing)
+
+    assert missing() == 0
+    for column in ("state_sha256", "weights_sha256"):
+        store.write_json(record, row | {column: None})
+        assert (missing(), missing("run.checkpoint=false")) == (1, 0)
+
+
 def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied: Path) -> None:
     (before,) = planned(copied, CHILD)
     (continued,) = planned(copied, CONTINUED, "train.batch_size=16", "train.warmup_steps=20", "train.schedule=wsd")
@@ -175,7 +285,7 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
     assert before.trial_id != continued.trial_id
     shutil.rmtree(copied / "results")
     trained(copied, PARENT, "train.seed=1")
-    (after,) = planned(copied, CHILD)
+    (after,) = planned(copied, CHILD, "train.seed=0")
     assert before.trial.spec == after.trial.spec
     assert before.trial_id != after.trial_id
 
@@ -185,7 +295,8 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
     [
         ("no results", [], "no results here"),
         ("no weights", [], "none of which kept its weights"),
-        ("no state", ["from.optimizer_state=true"], "kept no state.safetensors"),
+        ("no state", ["from.optimizer_state=true"], "from.optimizer_state: "),
+        ("no file", [], "has no weights.safetensors"),
         ("another weight", [], "the file changed"),
         ("cut short", [], "cut short or changed"),
         ("", ['from.where="seed == 7"'], "none of which kept its weights"),
@@ -203,8 +314,10 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
     if change == "no weights":
         store.write_json(record, row | {"weights_file_bytes": None})
     if change == "no state":
-        (attempt / "state.safetensors").unlink()
-        del row["files"]["state.safetensors"]
+        store.write_json(record, row | {"state_sha256": None})
+    if change == "no file":
+        weights.unlink()
+        del row["files"][weights.name]
         store.write_json(record, row)
     if change == "another weight":
         tensors = load_file(weights)

@@ -297,3 +297,5 @@ def test_where_on_a_data_frame_refuses_unknown_columns(tmp_path: Path) -> None:
     with pytest.raises(PointsError, match=r"column unknown 'familly'; did you mean 'family'"):
         select_rows(tmp_path, frame, "familly == 'gpt'")
     assert select_rows(tmp_path, frame, None) is frame
+    with pytest.raises(PointsError, match=r"column unknown 'mode'.*now called 'workload'"):
+        select_rows(tmp_path, frame.assign(workload="training"), "mode == 'training'")

@@ -66,6 +66,25 @@ def test_zipped_axes_advance_together_and_excluded_points_are_gone() -> None:
     assert sorted(rows) == [(8, 4, 0), (8, 4, 1), (16, 2, 0)]
 
 
+@pytest.mark.parametrize("table", ["model", "data", "train", "inference", "from", "fit", "run"])
+def test_a_value_in_place_of_a_table_is_one_error(table: str) -> None:
+    raw = tomllib.loads(HEAD)
+    override(raw, [f"{table}=3"])
+    _, lines = parse_study(raw, WORKLOADS)
+    assert [line for line in lines if not line.startswith("model.family: missing")] == [
+        f"{table}: expected a table (given 3)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("parents", "from"), ("zipped", "zip"), ("excluded", "exclude"), ("schema_version", "schema")]
+)
+def test_a_field_has_one_name_in_a_file(key: str, meant: str) -> None:
+    _, (line,) = parse_study(tomllib.loads(HEAD) | {key: {"study": "parent"}}, WORKLOADS)
+    assert line.startswith(f"{key}: unknown key {key!r}")
+    assert f"{meant}," in line or f"mean {meant!r}" in line
+
+
 def test_all_errors_are_reported_at_once_with_key_value_and_allowed_values() -> None:
     _, lines = parse(
         HEAD + "params = [1e4, -1]\n"

@@ -114,6 +114,7 @@ from scalebench.workloads.building import SIZE_COLUMNS, build_model, count_colum
 SUMMARY = "multiply the weights of a model by a factor"
 TABLE = "toy"
 TAKES_WEIGHTS = False
+KEEPS = ()
 COLUMNS = (
     *SIZE_COLUMNS,
     Column("toy_time_s", "s", "time to multiply all weights"),

@@ -76,7 +76,7 @@ class SweepProgress:
         partial_s = 0.0
         for attempt in running:
             seconds, steps = self.expected[attempt.parent.name]
-            partial_s += seconds * (last_step(attempt) or 0) / steps
+            partial_s += seconds * (last_step(attempt) or 0) / max(1, steps)
         return (self._finished_s + partial_s) / max(1e-9, self._total_s)
 
     def _note(self, running: Sequence[Path]) -> str:

@@ -37,6 +37,10 @@ class Images(ABC):
     def training_images(self, validation_fraction: float) -> int | None:
         """Return the number of training images; None if they never repeat."""
 
+    def fold(self, validation_fraction: float, seed: int) -> int:  # noqa: ARG002
+        """Return which part is held out, of those that the seeds of a source may differ in; 0 where they do not."""
+        return 0
+
     @abstractmethod
     def draw(
         self, rng: np.random.Generator, validation_fraction: float, count: int, seed: int
@@ -79,11 +83,15 @@ class Folds(Images):
         """SHA-256 of pixels and labels."""
         return digest(self.pixels, self.labels)
 
+    def fold(self, validation_fraction: float, seed: int) -> int:
+        """Return the fold that a seed holds out: ``seed`` modulo the folds."""
+        return seed % _folds(validation_fraction)
+
     def _sides(self, validation_fraction: float, seed: int) -> tuple[Labels, Labels]:
-        """Return training and validation rows: fold ``seed`` (modulo the folds) of a fixed shuffle is held out."""
+        """Return training and validation rows: one fold of a fixed shuffle is held out."""
         rows = generator(_FOLD_SEED).permutation(len(self.labels))
-        folds = max(2, round(1 / validation_fraction))
-        held_out = np.array_split(rows, folds)[seed % folds]
+        parts = np.array_split(rows, _folds(validation_fraction))
+        held_out = parts[self.fold(validation_fraction, seed)]
         return np.setdiff1d(rows, held_out), held_out
 
     def training_images(self, validation_fraction: float) -> int:
@@ -101,6 +109,10 @@ class Folds(Images):
         """Return the seed's fold."""
         rows = self._sides(validation_fraction, seed)[1][:samples]
         return self.pixels[rows], self.labels[rows]
+
+
+def _folds(validation_fraction: float) -> int:
+    return max(2, round(1 / validation_fraction))
 
 
 def open_digits(_argument: str = "") -> Folds:

@@ -25,6 +25,7 @@ from scalebench.errors import unknown
 from scalebench.laws.columns import usable
 from scalebench.points.files import MISSING, PointsError, Table, frame_batch, numbers, open_table, texts
 from scalebench.points.where import Kind, Mask, Where, WhereError, parse
+from scalebench.store import RENAMED
 
 MAX_POINTS = 1_000_000  # a fit takes about two kilobytes per point
 # Decimal commas and thousands separators: "4,608" may be either.
@@ -101,9 +102,11 @@ def _parse(where: str | None) -> Where | None:
 def _check_names(
     path: Path, names: Sequence[str], known: Collection[str], options: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Raise ``PointsError`` with a line for each unknown column, and the option that would name it."""
+    """Raise ``PointsError`` with a line for each unknown column: its name now, or the option that would name it."""
     lines = [
-        f"{path}: column {unknown(name, known)}" + (f"; set it with {options[name]}" if name in options else "")
+        f"{path}: column {unknown(name, known)}"
+        + (f"; it is now called {RENAMED[name]!r}" if RENAMED.get(name) in known else "")
+        + (f"; set it with {options[name]}" if name in options else "")
         for name in names
         if name not in known
     ]

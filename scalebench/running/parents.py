@@ -12,6 +12,8 @@ import safetensors
 import torch
 
 from scalebench import store
+from scalebench.data import Data
+from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
 from scalebench.points.table import select_rows
@@ -49,6 +51,20 @@ class ParentTrial:
         if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
             changed = ", ".join(key for key, value in model.items() if value != self.trial.model.get(key))
             raise InputError(f"model: the weights of {self.trial_id} do not fit another {changed}; leave it out")
+
+    def check_held_out(self, child: Trial, data: Data) -> None:
+        """Raise ``InputError`` when a child would be validated on what this trial was trained on."""
+        own, new = self.trial.data, child.data
+        if new.source != own.source and new.sha256 != own.sha256:
+            return
+        reason = f"{self.trial_id} was trained on this source, and {{}} may hold out what it saw; leave it out"
+        if new.validation_fraction != own.validation_fraction:
+            what = f"another fraction than {own.validation_fraction}"
+            raise InputError(f"data.validation_fraction: {new.validation_fraction}: {reason.format(what)}")
+        seeds = (self.trial.spec.seed, child.spec.seed)
+        if isinstance(data, Images) and len({data.fold(own.validation_fraction, seed) for seed in seeds}) > 1:
+            what = f"another seed than {seeds[0]}"
+            raise InputError(f"{WORKLOADS[child.workload].TABLE}.seed: {seeds[1]}: {reason.format(what)}")
 
 
 def _numbers(module: torch.nn.Module) -> int:
@@ -90,24 +106,37 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     place = path.parent if source.study is not None else path
     again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
     try:
-        return [*_parents(source, path)]
+        return [*_parents(source, path, study.name)]
     except (InputError, store.StoreError) as error:
-        raise StudyError([f"{study.origin}: from: {error}; to make its parents: {again}"]) from error
+        key = "from." if str(error).startswith("optimizer_state:") else "from: "
+        raise StudyError([f"{study.origin}: {key}{error}; to make its parents: {again}"]) from error
 
 
-def _parents(source: FromSection, path: Path) -> Iterator[ParentTrial]:
-    results = store.read_results(path)
+def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTrial]:
+    frame = select_rows(path, _finished(path, child), source.where)
+    chosen = "" if source.where is None else f" that match {source.where!r}"
+    saved = frame[frame["weights_file_bytes"].notna()]
+    if saved.empty:
+        raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
+    if source.optimizer_state:
+        trials, saved = len(saved), saved[saved["state_sha256"].notna()]
+        if saved.empty:
+            what = f"{path} has {trials} ok trials with weights{chosen}"
+            raise InputError(f"optimizer_state: {what}, none of which kept the state of its run")
+    for row in saved.sort_values("trial_id").to_dict("records"):
+        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
+
+
+def _finished(path: Path, child: str) -> pd.DataFrame:
+    """Return the ok trials in a results folder, except those of the study ``child`` itself."""
+    results = store.read_results(*(folder for folder in store.study_dirs(path) if folder.name != child))
     if results.damaged:
         raise store.StoreError(results.damaged[0])
-    frame = store.with_columns(results.frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
-    frame = frame[frame["status"].eq("ok")]
-    frame = select_rows(path, frame, source.where)
-    chosen = "" if source.where is None else f" that match {source.where!r}"
-    with_weights = frame[frame["weights_file_bytes"].notna()]
-    if with_weights.empty:
-        raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
-    for row in with_weights.sort_values("trial_id").to_dict("records"):
-        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
+    frame = results.frame[results.frame["study"].ne(child)]
+    if frame.empty:
+        raise InputError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
+    frame = store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
+    return frame[frame["status"].eq("ok")]
 
 
 def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
@@ -117,7 +146,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
     for kind, name in (("weights", WEIGHTS), ("state", STATE))[: 1 + needs_state]:
         recorded = row[f"{kind}_sha256"]
         if not (attempt / name).exists():
-            raise InputError(f"optimizer_state: {row['trial_id']} kept no {name} (run it again with --retry ok)")
+            raise InputError(f"{row['trial_id']} has no {name} (run it again with --retry ok)")
         if isinstance(recorded, str):
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)

@@ -188,6 +188,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     )
     _check_task(trial, decided.config, opened)
     if parent is not None:
+        parent.check_held_out(trial, opened)
         parent.check_fits(trial.model, decided.config)
     return PlannedTrial(trial_id(trial), trial, requested, decided.counts, workload.cost(trial, decided.counts), parent)
 

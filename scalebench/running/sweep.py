@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench import store
+from scalebench.errors import InputError
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.engines import find_engine
@@ -61,10 +62,9 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
 
 
 def _unsaved(row: Mapping[str, Any]) -> bool:
-    """Whether a trial that can keep its weights did not."""
-    name = "weights_file_bytes"
-    keeps = any(column.name == name for column in columns_of(str(row["workload"])))
-    return keeps and row["status"] == "ok" and row.get(name) is None
+    """Whether an ok trial lacks something that ``run.checkpoint`` saves: it ran without, or before that was saved."""
+    saves = WORKLOADS[str(row["workload"])].KEEPS
+    return row["status"] == "ok" and any(row.get(name) is None for name in saves)
 
 
 def execute(
@@ -109,8 +109,10 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
     """Run the missing trials of a study and return all of them: ``rows`` by trial id.
 
     ``jobs`` limits the workers that run at a time. ``engine`` is a name in ``running.engines.ENGINES``. Raises
-    ``InputError`` for an unknown engine, ``StoreError`` when the folder cannot be written.
+    ``InputError`` for an unknown engine or no workers, ``StoreError`` when the folder cannot be written.
     """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs: at least one worker is needed (given {jobs})")
     find_engine(engine)
     store.check_writable(Path(results))
     sweep = survey(study, Path(results))

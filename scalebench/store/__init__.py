@@ -1,6 +1,6 @@
 """Trial folders and comparison runs on disk: reading and writing, nothing else."""
 
-from scalebench.store.columns import STORE_COLUMNS, STORE_NAMES, Column, with_columns
+from scalebench.store.columns import RENAMED, STORE_COLUMNS, STORE_NAMES, Column, with_columns
 from scalebench.store.files import (
     StoreError,
     check_writable,
@@ -26,6 +26,7 @@ from scalebench.store.trials import (
 )
 
 __all__ = [
+    "RENAMED",
     "SCHEMA",
     "STATUSES",
     "STORE_COLUMNS",

@@ -32,6 +32,8 @@ STORE_COLUMNS = (
     Column("invalid_reason", "", "why the numbers cannot be true (such a row stays out of the fits)"),
 )
 STORE_NAMES = tuple(column.name for column in STORE_COLUMNS)
+# What older records call a column, and its name now.
+RENAMED = {"mode": "workload"}
 
 
 def with_columns(frame: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.store.columns import STORE_NAMES
+from scalebench.store.columns import RENAMED, STORE_NAMES
 from scalebench.store.files import StoreError, read_json, write_json, write_table
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def read_record(attempt: Path) -> dict[str, Any]:
         actual = (attempt / name).stat().st_size if (attempt / name).exists() else 0
         if actual != size:
             raise StoreError(f"{attempt / name}: {actual} bytes, {size} in the record: cut short or changed")
-    if "mode" in row:  # what older records call the workload
-        row["workload"] = row.pop("mode")
+    for old, new in RENAMED.items():
+        if old in row:
+            row[new] = row.pop(old)
     return row | {"attempt_dir": str(attempt)}
 
 

@@ -46,7 +46,8 @@ def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
 
 def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
     tables = ("model", "data", *study.TABLES.values())
-    fixed = {f"{table}.{key}" for table in tables for key in raw.get(table, {})}
+    contents = {table: content for table in tables if isinstance(content := raw.get(table), dict)}
+    fixed = {f"{table}.{key}" for table, content in contents.items() for key in content}
     seen: set[str] = set()
     for index, entry in enumerate(study.zipped):
         axes = entry.axes()
@@ -124,6 +125,8 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
         return f"{key}: {unknown(str(path[-1]), _fields_at(kind, path[:-1])).replace('unknown', 'unknown key', 1)}"
     if error["type"] == "missing":
         return f"{key}: missing"
+    if error["type"] == "model_type":
+        return f"{key}: expected a table (given {error['input']!r})"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if message.startswith("unknown") else f" (given {error['input']!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}"

@@ -23,7 +23,7 @@ MEMORY = ("tracked", "allocator")
 class Section(BaseModel):
     """A table of the study file: strict types, unknown keys refused, frozen."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
 
     def given(self) -> dict[str, tuple[Any, ...]]:
@@ -89,8 +89,8 @@ class RunSection(Section):
 class FromSection(Section):
     """Where the weights come from that every trial starts with: the ok trials of another study that kept theirs.
 
-    Each of these parents is a point of an axis. A child has its parent's family, model and data unless the file names
-    others. With ``optimizer_state`` it continues the parent's run: the other [train] fields are the parent's, too.
+    Each of these parents is a point of an axis. A child has its parent's family, model, data and seed unless the file
+    names others. With ``optimizer_state`` it continues the parent's run: all else in [train] is the parent's, too.
     """
 
     study: Name | None = None  # in the same results folder

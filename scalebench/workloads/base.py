@@ -109,6 +109,10 @@ class Workload(Protocol):
     def TAKES_WEIGHTS(self) -> bool:  # noqa: N802
         """Whether its trials can start from another trial's weights ([from])."""
 
+    @property
+    def KEEPS(self) -> Sequence[str]:  # noqa: N802
+        """The columns that name what an ok trial saves with ``run.checkpoint``: a null one was not saved."""
+
     def decide(self, request: Request, /) -> Decided:
         """Fill in defaults and decide every value of one trial.
 

@@ -23,13 +23,14 @@ from scalebench.workloads.building import SIZE_COLUMNS
 from scalebench.workloads.inference_run import run
 from scalebench.workloads.inference_spec import InferenceSection, InferenceSpec, call_flops, held_bytes
 
-__all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
+__all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
 SUMMARY = "run inference calls repeatedly: latency, throughput, memory"
 TABLE = "inference"
 Section = InferenceSection
 Spec = InferenceSpec
 TAKES_WEIGHTS = False
+KEEPS = ()
 DEFAULT_NEW_TOKENS = 32
 
 COLUMNS = (

@@ -17,13 +17,14 @@ from scalebench.workloads.graphs import decided_graph
 from scalebench.workloads.training_run import run
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
-__all__ = ["COLUMNS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
+__all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
 SUMMARY = "train a model for a number of steps and validate it"
 TABLE = "train"
 Section = TrainSection
 Spec = TrainSpec
 TAKES_WEIGHTS = True
+KEEPS = ("weights_sha256", "state_sha256")
 DEFAULT_STEPS = 400
 
 COLUMNS = (
@@ -76,10 +77,15 @@ def decide(request: Request) -> Decided:
 
 
 def _filled(request: Request) -> dict[str, Any]:
-    """Return the table's values: what the file names, else the parent's where its run is continued, else defaults."""
+    """Return the table's values: what the file names, else defaults.
+
+    A trial with a parent takes the parent's seed and sequence length, and where its run is continued all else, too.
+    """
     defaults = {name: values[0] for name, values in TrainSection().given().items()}
     defaults.pop("device")
-    parent = request.parent and request.parent.spec
+    parent = None if request.parent is None else request.parent.spec
+    if parent is not None:
+        defaults["seed"] = parent.seed  # it can decide what is held out
     if isinstance(parent, TrainSpec):
         defaults["sequence_length"] = parent.sequence_length
     if request.continues:
@@ -87,6 +93,8 @@ def _filled(request: Request) -> dict[str, Any]:
             raise InputError("from.optimizer_state: only a training run can be continued, and the parent is none")
         defaults |= dict(parent)
         del defaults["steps"]
+        if any(request.values.get(key, defaults[key]) != defaults[key] for key in ("implementation", "precision")):
+            defaults["graph"] = "auto"  # the parent's was decided for its own implementation and precision
         if (asked := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
             raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {asked}")
     return defaults | dict(request.values)
