@@ -12,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_support import SIZES, planted, write_study
+from command_support import BATCH_TOKENS, SIZES, STEPS, planted, write_study
 
 from scalebench.analysis import trends
 from scalebench.analysis.predictions import predict_loss_at, predict_size
+from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import COST_LAWS, choose_cost_law
+from scalebench.analysis.trials import training_flops
 from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
+from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
 from scalebench.reporting.quantities import bounded, quantity
+from scalebench.reporting.svg import canvas
 from scalebench.store import read_results
 
 FACTORS = (2, 4, 10)
@@ -151,6 +155,35 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
     assert set(calls.values()) == {1}
     assert (fits.total(), calls.total()) == after_page
+
+
+def test_compute_of_a_continued_run_is_that_of_the_whole_chain() -> None:
+    """100 steps, 50 continued after 100, 50 fine-tuned: 10 FLOP and 4 tokens a step; a record without the columns."""
+    rows = pd.DataFrame(
+        {"steps": [100, 50, 50], "first_step": [0, 100, 0], "parent_flops": [None, 1000, 1000],
+         "flops_per_step": 10, "tokens_seen": [400, 600, 200], "params_non_embedding": 7}
+    )  # fmt: skip
+    assert training_flops(rows).tolist() == [1000, 1500, 500]
+    assert Recipe.of(rows).per_step == 4
+    old = rows.drop(columns=["first_step", "parent_flops"])
+    assert training_flops(old).tolist() == [1000, 500, 500]
+    unknown = training_flops(rows.drop(columns="parent_flops"))
+    assert unknown.isna().tolist() == [False, True, False]
+
+
+def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
+    rows = [row | {"first_step": 500, "parent_flops": 1e15} for row in planted()]
+    with canvas("x") as marks:
+        compute_figure(marks, StudyAnalysis("continued", {}, pd.DataFrame(rows)))
+        (line,) = marks.axes.lines[-1:]
+    own = [STEPS * (1e6 + 6 * size * BATCH_TOKENS) for size in SIZES]
+    assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
+
+
+@pytest.mark.parametrize(("fit", "held"), [({"holdout": "none"}, False), ({"holdout": "largest"}, True), ({}, True)])
+def test_a_study_without_hold_out_fits_all_sizes(fit: dict[str, str], held: bool) -> None:
+    (series,) = StudyAnalysis("s", {"fit": fit}, pd.DataFrame(planted())).series
+    assert series.holds_out is held
 
 
 def test_an_analysis_keeps_the_columns_of_its_trials() -> None:
