@@ -25,8 +25,9 @@ from scalebench.reporting import picture, verdict, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
 from scalebench.reporting.quantities import bounded, quantity
+from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import canvas
-from scalebench.store import read_results
+from scalebench.store import read_results, write_json
 
 FACTORS = (2, 4, 10)
 UNITS = {"validation_loss": "", "step_time": "s", "memory": "B"}
@@ -178,6 +179,56 @@ def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
         (line,) = marks.axes.lines[-1:]
     own = [STEPS * (1e6 + 6 * size * BATCH_TOKENS) for size in SIZES]
     assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
+
+
+@pytest.mark.parametrize("old_file", [False, True])
+def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(
+    command, tmp_path: Path, *, old_file: bool
+) -> None:
+    """Leftovers of another setting have a third seed and a loss of 9 at every size."""
+    other = [row | {"trial_id": f"o{row['trial_id']}", "validation_loss_nats": 9.0} for row in planted()[::2]]
+    clean, mixed = write_study(tmp_path / "clean", planted()), write_study(tmp_path / "planted", planted() + other)
+    ids = [row["trial_id"] for row in planted()]
+    definition = json.loads((mixed / "study.json").read_text())
+    write_json(mixed / "study.json", definition | {"planned": ids if old_file else [{"trial_id": i} for i in ids]})
+
+    study = analyse(read_results(mixed), "planted")
+    assert (len(study.trials), study.planned, study.missing, study.left_out) == (14, 14, (), 7)
+    assert counts(study).startswith("14 trials planned: 14 ok. 7 more trials of other settings are")
+    asked = ("--params", "3e6", "--json")
+    code, out, err = command("predict", mixed, *asked)
+    assert (code, out) == command("predict", clean, *asked)[:2]
+    assert err.startswith("7 more trials of other settings are in this folder and left out")
+    fitted = command("fit", mixed, "--law", "power", "--json", "-", "--bootstrap", "20")
+    assert json.loads(fitted[1])["n_points"] == 14
+    assert "7 more trials of other settings" in fitted[2]
+    assert len(read_results(mixed).frame) == 21  # export and status read all
+
+
+def test_a_folder_of_unplanned_trials_alone_says_so(command, tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "planted", planted())
+    write_json(folder / "study.json", {"planned": [{"trial_id": "absent"}]})
+    code, _, err = command("predict", folder, "--params", "3e6")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "14 more trials of other settings" in err
+    assert analyse(read_results(folder), "planted").missing == ("absent",)
+
+
+def test_two_folders_of_one_study_plan_together(tmp_path: Path) -> None:
+    """The parts of a study that ran on two machines are read as one study."""
+    parts = planted()[:6], planted()[6:]
+    for part, rows in enumerate(parts):
+        folder = write_study(tmp_path / str(part) / "planted", rows)
+        write_json(folder / "study.json", {"planned": [{"trial_id": row["trial_id"]} for row in rows]})
+    study = analyse(read_results(tmp_path / "0", tmp_path / "1"), "planted")
+    assert (len(study.trials), study.planned, study.left_out) == (14, 14, 0)
+
+
+def test_predict_from_comparisons_alone_is_one_line(command, tmp_path: Path) -> None:
+    (tmp_path / "results" / "compare-norm" / "runs").mkdir(parents=True)
+    code, _, err = command("predict", "results", "--params", "3e6")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "results: there are no trials here" in err
 
 
 @pytest.mark.parametrize(("fit", "held"), [({"holdout": "none"}, False), ({"holdout": "largest"}, True), ({}, True)])

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import StoreError, read_json, write_json, write_table
+from scalebench.store.plans import joined_plans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +151,8 @@ def read_results(*paths: str | Path) -> Results:
     rows: list[dict[str, Any]] = []
     studies: dict[str, dict[str, Any]] = {}
     for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
-        studies[study_dir.name] = read_study(study_dir, damaged)
+        study = read_study(study_dir, damaged)
+        studies[study_dir.name] = joined_plans(studies.get(study_dir.name, {}), study)
         rows.extend(_rows(study_dir, damaged))
     names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
     frame = pd.DataFrame(rows, columns=list(names))
