@@ -133,7 +133,9 @@ class StudySection:
 
 
 def workload_of(study: StudyAnalysis) -> str:
-    """Return the workload of a study; records without that column come from training."""
+    """Return the workload that a study names, else that of its records; records without that column are of training."""
+    if named := study.definition.get("workload"):
+        return str(named)
     recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
     return str(recorded.pop()) if len(recorded) == 1 else "training"
 
