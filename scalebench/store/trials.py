@@ -40,7 +40,7 @@ class Results:
     ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
     every column of any record.
     ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
-    its ``study.json`` (``{}`` where that is absent).
+    its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
     """
 
     frame: pd.DataFrame
