@@ -102,7 +102,7 @@ def test_rows_travel_in_the_page(page: str, results: Results) -> None:
 def test_everything_is_escaped(results: Results) -> None:
     study = STUDY | {
         "name": HOSTILE, "title": HOSTILE, "command": HOSTILE, "study_toml": HOSTILE,
-        "planned": [{"trial_id": HOSTILE}],
+        "planned": [HOSTILE, *results.frame["trial_id"]],
         "axes": {HOSTILE: [HOSTILE, "b"], "implementation": ["eager", HOSTILE]},
     }  # fmt: skip
     hostile = changed(results, 0, status="failed", error_class=HOSTILE, error_message=HOSTILE)
