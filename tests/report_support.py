@@ -65,8 +65,13 @@ def synthetic(folder: Path | None = None, **changes: object) -> Results:
     for row in rows if folder else ():
         row["attempt_dir"] = str(folder / str(row["trial_id"]))  # type: ignore[operator]
         write_steps(Path(str(row["attempt_dir"])), row, rng)
-    planned = [{"trial_id": row["trial_id"]} for row in rows]
-    return Results(pd.DataFrame(rows), (), {"synthetic": STUDY | {"planned": planned}})
+    return all_planned(pd.DataFrame(rows))
+
+
+def all_planned(frame: pd.DataFrame) -> Results:
+    """Make results of these trials, every one of them planned."""
+    planned = [{"trial_id": trial_id} for trial_id in frame["trial_id"]]
+    return Results(frame, (), {"synthetic": STUDY | {"planned": planned}})
 
 
 def changed(results: Results, trial_index: int, **values: object) -> Results:

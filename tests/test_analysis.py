@@ -12,17 +12,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_support import SIZES, planted, write_study
+from command_support import BATCH_TOKENS, SIZES, STEPS, planted, write_study
 
 from scalebench.analysis import trends
 from scalebench.analysis.predictions import predict_loss_at, predict_size
+from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trends import COST_LAWS, choose_cost_law
+from scalebench.analysis.trials import training_flops
 from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
+from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
 from scalebench.reporting.quantities import bounded, quantity
-from scalebench.store import read_results
+from scalebench.reporting.sections.common import counts
+from scalebench.reporting.svg import canvas
+from scalebench.store import read_results, write_json
 
 FACTORS = (2, 4, 10)
 UNITS = {"validation_loss": "", "step_time": "s", "memory": "B"}
@@ -151,6 +156,85 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
     assert set(calls.values()) == {1}
     assert (fits.total(), calls.total()) == after_page
+
+
+def test_compute_of_a_continued_run_is_that_of_the_whole_chain() -> None:
+    """100 steps, 50 continued after 100, 50 fine-tuned: 10 FLOP and 4 tokens a step; a record without the columns."""
+    rows = pd.DataFrame(
+        {"steps": [100, 50, 50], "first_step": [0, 100, 0], "parent_flops": [None, 1000, 1000],
+         "flops_per_step": 10, "tokens_seen": [400, 600, 200], "params_non_embedding": 7}
+    )  # fmt: skip
+    assert training_flops(rows).tolist() == [1000, 1500, 500]
+    assert Recipe.of(rows).per_step == 4
+    old = rows.drop(columns=["first_step", "parent_flops"])
+    assert training_flops(old).tolist() == [1000, 500, 500]
+    unknown = training_flops(rows.drop(columns="parent_flops"))
+    assert unknown.isna().tolist() == [False, True, False]
+
+
+def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
+    rows = [row | {"first_step": 500, "parent_flops": 1e15} for row in planted()]
+    with canvas("x") as marks:
+        compute_figure(marks, StudyAnalysis("continued", {}, pd.DataFrame(rows)))
+        (line,) = marks.axes.lines[-1:]
+    own = [STEPS * (1e6 + 6 * size * BATCH_TOKENS) for size in SIZES]
+    assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
+
+
+@pytest.mark.parametrize("old_file", [False, True])
+def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(
+    command, tmp_path: Path, *, old_file: bool
+) -> None:
+    """Leftovers of another setting have a third seed and a loss of 9 at every size."""
+    other = [row | {"trial_id": f"o{row['trial_id']}", "validation_loss_nats": 9.0} for row in planted()[::2]]
+    clean, mixed = write_study(tmp_path / "clean", planted()), write_study(tmp_path / "planted", planted() + other)
+    ids = [row["trial_id"] for row in planted()]
+    definition = json.loads((mixed / "study.json").read_text())
+    write_json(mixed / "study.json", definition | {"planned": ids if old_file else [{"trial_id": i} for i in ids]})
+
+    study = analyse(read_results(mixed), "planted")
+    assert (len(study.trials), study.planned, study.missing, study.left_out) == (14, 14, (), 7)
+    assert counts(study).startswith("14 trials planned: 14 ok. 7 more trials of other settings are")
+    asked = ("--params", "3e6", "--json")
+    code, out, err = command("predict", mixed, *asked)
+    assert (code, out) == command("predict", clean, *asked)[:2]
+    assert err.startswith("7 more trials of other settings are in this folder and left out")
+    fitted = command("fit", mixed, "--law", "power", "--json", "-", "--bootstrap", "20")
+    assert json.loads(fitted[1])["n_points"] == 14
+    assert "7 more trials of other settings" in fitted[2]
+    assert len(read_results(mixed).frame) == 21  # export and status read all
+
+
+def test_a_folder_of_unplanned_trials_alone_says_so(command, tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "planted", planted())
+    write_json(folder / "study.json", {"planned": [{"trial_id": "absent"}]})
+    code, _, err = command("predict", folder, "--params", "3e6")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "14 more trials of other settings" in err
+    assert analyse(read_results(folder), "planted").missing == ("absent",)
+
+
+def test_two_folders_of_one_study_plan_together(tmp_path: Path) -> None:
+    """The parts of a study that ran on two machines are read as one study."""
+    parts = planted()[:6], planted()[6:]
+    for part, rows in enumerate(parts):
+        folder = write_study(tmp_path / str(part) / "planted", rows)
+        write_json(folder / "study.json", {"planned": [{"trial_id": row["trial_id"]} for row in rows]})
+    study = analyse(read_results(tmp_path / "0", tmp_path / "1"), "planted")
+    assert (len(study.trials), study.planned, study.left_out) == (14, 14, 0)
+
+
+def test_predict_from_comparisons_alone_is_one_line(command, tmp_path: Path) -> None:
+    (tmp_path / "results" / "compare-norm" / "runs").mkdir(parents=True)
+    code, _, err = command("predict", "results", "--params", "3e6")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "results: there are no trials here" in err
+
+
+@pytest.mark.parametrize(("fit", "held"), [({"holdout": "none"}, False), ({"holdout": "largest"}, True), ({}, True)])
+def test_a_study_without_hold_out_fits_all_sizes(fit: dict[str, str], held: bool) -> None:
+    (series,) = StudyAnalysis("s", {"fit": fit}, pd.DataFrame(planted())).series
+    assert series.holds_out is held
 
 
 def test_an_analysis_keeps_the_columns_of_its_trials() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import HOSTILE, SIZES, STUDY, Outline, broken, changed, synthetic, trial, write_steps
+from report_support import HOSTILE, SIZES, STUDY, Outline, all_planned, broken, changed, synthetic, trial, write_steps
 
 from scalebench.analysis.study import analyse
 from scalebench.reporting import render, report, verdict
@@ -102,7 +102,7 @@ def test_rows_travel_in_the_page(page: str, results: Results) -> None:
 def test_everything_is_escaped(results: Results) -> None:
     study = STUDY | {
         "name": HOSTILE, "title": HOSTILE, "command": HOSTILE, "study_toml": HOSTILE,
-        "planned": [{"trial_id": HOSTILE}],
+        "planned": [HOSTILE, *results.frame["trial_id"]],
         "axes": {HOSTILE: [HOSTILE, "b"], "implementation": ["eager", HOSTILE]},
     }  # fmt: skip
     hostile = changed(results, 0, status="failed", error_class=HOSTILE, error_message=HOSTILE)
@@ -128,7 +128,7 @@ def test_renders_whatever_is_missing(case: str, results: Results) -> None:
 def test_many_trials_stay_below_the_cap(results: Results) -> None:
     """With 1,320 trials the page thins marks, cuts tables and leaves a download out, and says each of these."""
     copies = [results.frame.assign(trial_id=f"{i:04x}" + results.frame["trial_id"], seed=i) for i in range(110)]
-    text = render(Results(pd.concat(copies, ignore_index=True).assign(attempt_dir=None), (), results.studies))
+    text = render(all_planned(pd.concat(copies, ignore_index=True).assign(attempt_dir=None)))
     assert len(text.encode()) < 5_000_000
     assert "The first 1,000 of 1,320 rows." in text
     assert "marks are thinned evenly" in text

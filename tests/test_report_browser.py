@@ -40,7 +40,7 @@ def study() -> Results:
         for size in (1_536, 4_096, 10_240, 24_576, 49_152, 98_304) for seed in (0, 1)
     ]  # fmt: skip
     rows[3] |= {"status": "failed", "error_message": LONG, "validation_loss_nats": None, "step_time_median_s": None}
-    planned = [{"trial_id": LONG}]
+    planned = [{"trial_id": trial_id} for trial_id in (*(row["trial_id"] for row in rows), LONG)]
     return Results(pd.DataFrame(rows), (LONG,), {"s": {"title": "A study", "command": LONG, "planned": planned}})
 
 

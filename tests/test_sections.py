@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +14,14 @@ from report_support import broken, changed, synthetic
 from scalebench.analysis.study import StudyAnalysis, analyse, analyse_all
 from scalebench.reporting import picture, render, sections, verdict
 from scalebench.reporting.figures import costs
+from scalebench.reporting.sections import inference, training
 from scalebench.reporting.sections.common import Column, StudySection, workload_of
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Table
 from scalebench.reporting.views import Caption, FigureSpec, draw_figure
-from scalebench.store import Results
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import Sweep, execute
+from scalebench.store import Results, read_results
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,8 @@ def canary_figure(marks: Marks, study: StudyAnalysis) -> Caption:
     return Caption("Canaries.", Table("Canaries.", ("n",), ((("3", 3.0),),)))
 
 
-def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, first: bool) -> None:
     template = tmp_path / "audit.html.j2"
     template.write_text("{% extends 'study.html.j2' %}{% block findings %}<p>{{ s.name }}'s birds</p>{% endblock %}")
     section = StudySection(
@@ -116,7 +121,8 @@ def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
         methods=("Counted by hand.",),
         template=template,
     )
-    monkeypatch.setattr(sections, "SECTIONS", (section, *sections.SECTIONS))
+    entries = (section, *sections.SECTIONS) if first else (*sections.SECTIONS, section)
+    monkeypatch.setattr(sections, "SECTIONS", entries)
     study = analyse(audit(), "audit")
     assert sections.section_for(study) is section
     assert verdict(study) == ["6 audits.", "All 6 recorded trials ended ok."]
@@ -126,6 +132,24 @@ def test_a_kind_of_section_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "Counted by hand." in text
     assert re.search(r"<th[^>]*>birds</th>", text)
     assert picture(study, tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("recorded", [None, "training"])
+def test_the_section_is_that_of_the_workload_that_the_study_names(recorded: str | None) -> None:
+    """With no record, and with records that name another workload."""
+    rows = pd.DataFrame({"study": "s", "trial_id": "0", "status": "failed", "workload": recorded}, index=[0])
+    results = Results(rows if recorded else rows.iloc[:0], (), {"s": {"workload": "inference", "planned": ["0"]}})
+    study = analyse(results, "s")
+    assert sections.section_for(study) is inference.SECTION
+    assert "No conclusion" in render(results)
+    assert sections.section_for(analyse(replace(results, studies={"s": {}}), "s")) is training.SECTION
+
+
+def test_the_results_of_a_run_name_the_workload(tmp_path: Path) -> None:
+    study = load_study("inference")
+    (tmp_path / study.name / "trials").mkdir(parents=True)
+    assert list(execute(Sweep(tmp_path / study.name, []), study)) == []
+    assert sections.section_for(analyse(read_results(tmp_path), study.name)) is inference.SECTION
 
 
 def test_every_study_has_a_kind_of_section(results: Results) -> None:

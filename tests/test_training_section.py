@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import ALPHA, SIZES, E, broken, changed, synthetic
+from report_support import ALPHA, SIZES, E, all_planned, broken, changed, synthetic
 
 from scalebench.analysis.study import analyse
 from scalebench.analysis.trials import PARAMETERS, best_over, prepare
@@ -127,7 +127,7 @@ def test_series_differ_in_colour_and_marker(results: Results) -> None:
         implementation="sdpa", step_time_median_s=results.frame["step_time_median_s"] / 2, attempt_dir=None,
         trial_id="b" + results.frame["trial_id"].str[1:],
     )  # fmt: skip
-    text = render(Results(pd.concat([results.frame, faster], ignore_index=True), (), results.studies))
+    text = render(all_planned(pd.concat([results.frame, faster], ignore_index=True)))
     assert "eager: Validation loss" in text
     assert "sdpa: Validation loss" in text
     drawing = re.search(r"<svg[^>]*study1-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scalebench.analysis.trials import N, numeric
+from scalebench.analysis.trials import N, first_step, numeric, own_steps
 
 SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by about this much
 
@@ -30,7 +30,7 @@ class Recipe:
         """Read the recipe off the trials."""
         unit = "tokens" if numeric(usable, "tokens_seen").notna().any() else "samples"
         seen = numeric(usable, f"{unit}_seen")
-        steps = numeric(usable, "steps").fillna(numeric(usable, "stop_step"))
+        steps = first_step(usable) + own_steps(usable)  # the data of a continued run include its parents'
         fixed = _constant(seen)
         per_parameter = None if fixed else _constant(seen / usable[N])
         return cls(unit, bool(seen.notna().any()), fixed, per_parameter, _constant(seen / steps))

@@ -12,31 +12,40 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, STEP_TIME, prepare, split_columns, tuned_axes
 from scalebench.errors import InputError
 from scalebench.points.table import select_rows
-from scalebench.store import Results, read_results
+from scalebench.store import Results, left_out_line, of_plans, read_results
 
 
 def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFrame:
-    """Return the valid training trials that match an expression, prepared. Raises ``InputError`` when none does."""
-    trials = prepare(select_rows(path, results.frame, where))
+    """Return the valid training trials that match an expression, prepared, of those that their study planned.
+
+    Raises ``InputError`` when there is none.
+    """
+    planned = of_plans(results).frame
+    trials = prepare(select_rows(path, planned, where))
     trained = trials["valid"] & trials[[LOSS, STEP_TIME]].notna().any(axis=1)
     if not trained.any():
         selected = f" that --where {where!r} selects" if where else ""
         what = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
-        raise InputError([f"{path}: no trial{selected} {what}"])
+        left_out = left_out_line(len(results.frame) - len(planned))
+        raise InputError([f"{path}: no trial{selected} {what}" + (f"; {left_out}" if left_out else "")])
     return trials[trained]
 
 
 def select_study(path: Path, where: str | None) -> StudyAnalysis:
     """Return the analysis of the selected trials, whose lengths of training may differ.
 
-    Raises ``InputError`` for a mixture of studies, devices, implementations and the like.
+    Raises ``InputError`` for a folder without trials, and for a mixture of studies, devices, implementations and the
+    like.
     """
     results = read_results(path)
     if len(results.studies) > 1:
         names = ", ".join(str(path / name) for name in results.studies)
         raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {names}"])
-    (name, definition), *_ = results.studies.items()
-    study = StudyAnalysis(name, of_any_length(definition), select_trials(path, results, where))
+    if not results.studies:
+        raise InputError([f"{path}: there are no trials here, only comparisons of operations; name a study's folder"])
+    ((name, definition),) = results.studies.items()
+    left_out = len(results.frame) - len(of_plans(results).frame)
+    study = StudyAnalysis(name, of_any_length(definition), select_trials(path, results, where), left_out=left_out)
     if len(study.series) > 1:
         labels = "; ".join(series.label for series in study.series)
         example = "--where \"implementation == 'sdpa'\""
@@ -51,7 +60,10 @@ def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_warnings(path: Path, where: str | None) -> list[str]:
-    """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length."""
+    """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length.
+
+    The last is on trials that no study planned, which the fit leaves out.
+    """
     results = read_results(path)
     trials, studies = select_trials(path, results, where), results.studies.values()
     split = [name for definition in studies for name in split_columns(trials, of_any_length(definition))]
@@ -63,4 +75,5 @@ def trial_warnings(path: Path, where: str | None) -> list[str]:
         f"these trials are tuned over {', '.join(varied)}: the fit uses all of them, report and predict only the best "
         "at each size; choose with --where": varied,
     }
-    return [line for line, columns in lines.items() if columns]
+    left_out = left_out_line(len(results.frame) - len(of_plans(results).frame))
+    return [line for line, columns in lines.items() if columns] + [left_out] * bool(left_out)

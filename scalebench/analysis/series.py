@@ -138,7 +138,7 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     """Make a series of prepared trials by the ``[fit]`` table of a study."""
     options = definition.get("fit") or {}
     usable, notes = best_over(trials[trials["valid"]], tuned_axes(definition), x)
-    law, holds_out = str(options.get("law") or "power"), bool(options.get("holdout", "largest"))
+    law, holds_out = str(options.get("law") or "power"), options.get("holdout", "largest") != "none"
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 

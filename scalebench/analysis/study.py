@@ -15,7 +15,7 @@ import pandas as pd
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import PARAMETERS, SizeAxis, by_size, prepare, size_axis_of, split_columns, tuned_axes
-from scalebench.store import Results, StoreError, read_steps
+from scalebench.store import Results, StoreError, of_plans, planned_ids, read_steps
 
 MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
 
@@ -24,14 +24,16 @@ MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
 class StudyAnalysis:
     """A study, analysed.
 
-    ``definition`` is its ``study.json`` (axes, fit, planned, command, study_toml), ``rows`` its records as stored, and
-    ``damaged`` has a line for each attempt that cannot be read.
+    ``definition`` is its ``study.json`` (axes, fit, planned, command, study_toml), ``rows`` its records as stored,
+    ``damaged`` has a line for each attempt that cannot be read, and ``left_out`` is the number of trials in its folder
+    that it did not plan (of earlier settings, or of more than a narrower ``--set``), which are in no row.
     """
 
     name: str
     definition: Mapping[str, Any]
     rows: pd.DataFrame = field(repr=False)
     damaged: tuple[str, ...] = ()
+    left_out: int = 0
 
     @cached_property
     def _prepared(self) -> pd.DataFrame:
@@ -83,15 +85,13 @@ class StudyAnalysis:
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """The ids of planned trials without a readable record."""
-        planned = self.definition.get("planned") or []
-        ids = [str(trial["trial_id"] if isinstance(trial, dict) else trial) for trial in planned]
         recorded = set(self.trials["trial_id"])
-        return tuple(trial_id for trial_id in ids if trial_id not in recorded)
+        return tuple(trial_id for trial_id in planned_ids(self.definition) if trial_id not in recorded)
 
     @property
     def planned(self) -> int:
         """How many trials were planned; 0 where the study does not say."""
-        return len(self.definition.get("planned") or [])
+        return len(planned_ids(self.definition))
 
     @property
     def by_status(self) -> dict[str, int]:
@@ -115,9 +115,11 @@ def _read_steps(attempt: Any) -> pd.DataFrame | None:
 
 
 def analyse(results: Results, name: str) -> StudyAnalysis:
-    """Analyse one study of results folders."""
-    rows, damaged = _named(results.frame), _damaged_by_study(results).get(name, ())
-    return StudyAnalysis(name, results.studies.get(name) or {}, rows[rows["study"] == name], damaged)
+    """Analyse one study of results folders: the trials that it planned, all of them where it does not list them."""
+    recorded, planned = _named(results.frame), _named(of_plans(results).frame)
+    rows, damaged = planned[planned["study"] == name], _damaged_by_study(results).get(name, ())
+    left_out = int((recorded["study"] == name).sum()) - len(rows)
+    return StudyAnalysis(name, results.studies.get(name) or {}, rows, damaged, left_out)
 
 
 def analyse_all(results: Results) -> tuple[StudyAnalysis, ...]:

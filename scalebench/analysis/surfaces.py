@@ -15,6 +15,7 @@ from scalebench.advice.allocation import count
 from scalebench.analysis.trends import Array, Trend, trend_by
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, PARAMETERS, N, best_over, numeric, split_columns, tuned_axes
 from scalebench.laws import LAWS, Fit, FitRefused, fit
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 
 COUNTING = Counting("non_embedding", "6ND")
 BUDGETS = 21  # at which lines and bands of a frontier are drawn
@@ -78,7 +79,7 @@ def _minima(points: pd.DataFrame) -> tuple[tuple[float, float, float], ...]:
         optima = isoflop(points, COUNTING).optima
     except FitRefused:
         return ()
-    return tuple((flops, optimum.x, flops / (6 * optimum.x)) for flops, optimum in optima)
+    return tuple((flops, optimum.x, flops / (FLOPS_PER_PARAMETER_TOKEN * optimum.x)) for flops, optimum in optima)
 
 
 def surfaces_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> Iterator[Surface]:

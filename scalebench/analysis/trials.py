@@ -93,8 +93,23 @@ def total_params(trials: pd.DataFrame) -> pd.Series[float]:
 
 
 def training_flops(trials: pd.DataFrame) -> pd.Series[float]:
-    """Return the FLOPs of the whole training of each trial, NaN where they are not known."""
-    return numeric(trials, "flops_per_step") * numeric(trials, "steps").fillna(numeric(trials, "stop_step"))
+    """Return the FLOPs of the training that each trial's loss and data come from, NaN where they are not known.
+
+    A continued run (``first_step`` above 0) adds the FLOPs of its parents, as its data include theirs. A run that
+    starts from a parent's weights only (fine-tuning, ``first_step`` 0) counts its own steps, as its data do.
+    """
+    own = numeric(trials, "flops_per_step") * own_steps(trials)
+    return own + numeric(trials, "parent_flops").where(first_step(trials) > 0, 0.0)
+
+
+def own_steps(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the steps that each trial itself took, without those of its parents."""
+    return numeric(trials, "steps").fillna(numeric(trials, "stop_step"))
+
+
+def first_step(trials: pd.DataFrame) -> pd.Series[float]:
+    """Return the steps that a continued run had behind it when it began; 0 for others and for older records."""
+    return numeric(trials, "first_step").fillna(0.0)
 
 
 def tuned_axes(definition: Mapping[str, Any]) -> list[str]:

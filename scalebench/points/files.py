@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalebench.errors import InputError
-from scalebench.store import Results, read_results
+from scalebench.store import Results, of_plans, read_results
 
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 DELIMITERS = ",;\t"
@@ -241,11 +241,11 @@ def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBat
 
 
 def open_results(path: Path, results: Results) -> Table:
-    """Open the valid trials of results folders that ended ok.
+    """Open the valid trials of results folders that ended ok, of those that their study planned.
 
     Trials without a validation loss (as of inference) are read only if none has one.
     """
-    frame = results.frame
+    frame = of_plans(results).frame
     ok = frame[(frame["status"] == "ok") & frame["invalid_reason"].isna()]
     trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
     valid = (ok if trained.empty else trained).reset_index(drop=True)

@@ -9,6 +9,7 @@ from scalebench.store.files import (
     write_json,
     write_table,
 )
+from scalebench.store.plans import left_out_line, of_plans, planned_ids
 from scalebench.store.trials import (
     SCHEMA,
     STATUSES,
@@ -37,8 +38,11 @@ __all__ = [
     "check_writable",
     "export",
     "latest_record",
+    "left_out_line",
     "load_results",
     "new_attempt",
+    "of_plans",
+    "planned_ids",
     "read_json",
     "read_record",
     "read_results",

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.store.columns import RENAMED, STORE_NAMES
 from scalebench.store.files import StoreError, read_json, write_json, write_table
+from scalebench.store.plans import joined_plans
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Results:
     ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
     every column of any record.
     ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
-    its ``study.json`` (``{}`` where that is absent).
+    its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
     """
 
     frame: pd.DataFrame
@@ -151,7 +152,8 @@ def read_results(*paths: str | Path) -> Results:
     rows: list[dict[str, Any]] = []
     studies: dict[str, dict[str, Any]] = {}
     for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
-        studies[study_dir.name] = read_study(study_dir, damaged)
+        study = read_study(study_dir, damaged)
+        studies[study_dir.name] = joined_plans(studies.get(study_dir.name, {}), study)
         rows.extend(_rows(study_dir, damaged))
     names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
     frame = pd.DataFrame(rows, columns=list(names))

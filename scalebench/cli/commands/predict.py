@@ -15,6 +15,7 @@ from scalebench.errors import InputError
 from scalebench.points.files import is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
+from scalebench.store import left_out_line
 
 if TYPE_CHECKING:
     from scalebench.laws import Forecast
@@ -82,6 +83,8 @@ def _predict(
 
 def _predict_trials(path: Path, params: float, tokens: float | None, where: str | None) -> SizePrediction:
     study = select_study(path, where)
+    if study.left_out:
+        print(left_out_line(study.left_out), file=sys.stderr)
     (series,), surface = study.series, next(iter(study.surfaces), None)
     if tokens is not None and series.recipe.unit != "tokens":
         raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])

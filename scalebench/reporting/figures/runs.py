@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
-from scalebench.analysis.trials import LOSS, PARAMETERS, numeric
+from scalebench.analysis.trials import LOSS, PARAMETERS, numeric, training_flops
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
 from scalebench.reporting.figures.base import trial_label, trial_titles
 from scalebench.reporting.quantities import quantity, significant
@@ -96,7 +96,7 @@ def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Validation loss against the training compute spent."""
-    frame = study.trials.assign(compute=numeric(study.trials, "flops_per_step") * numeric(study.trials, "steps"))
+    frame = study.trials.assign(compute=training_flops(study.trials))
     frame = frame[frame["valid"] & (frame["compute"] > 0) & frame[LOSS].notna()]
     if frame.empty:
         return None
@@ -113,7 +113,8 @@ def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     finish(marks, "validation loss (nats)")
     marks.axes.set_xlabel("training compute (FLOP)")
     return Caption(
-        "FLOPs per step times steps, against the loss reached; lines join the means of the sizes.",
+        "FLOPs per step times steps, against the loss reached; lines join the means of the sizes. A continued run "
+        "includes the FLOPs of its parents, a fine-tuned one does not.",
         table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
     )
 

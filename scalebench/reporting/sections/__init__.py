@@ -8,17 +8,17 @@ from __future__ import annotations
 from scalebench.reporting.sections import choices, comparison, data, generic, inference, training
 from scalebench.reporting.sections.base import Section, Subject
 
-# The first that applies to a study or an operation shows it.
+# The first that applies to a study or an operation shows it; FALLBACK shows a study for which none does.
 SECTIONS: tuple[Section, ...] = (
     inference.SECTION,
     data.SECTION,
     choices.SECTION,
     training.SECTION,
-    generic.SECTION,
     comparison.SECTION,
 )
+FALLBACK: Section = generic.SECTION
 
 
 def section_for(subject: Subject) -> Section:
     """Return the kind of section that shows a study or an operation."""
-    return next(section for section in SECTIONS if section.applies(subject))
+    return next((section for section in SECTIONS if section.applies(subject)), FALLBACK)

@@ -17,6 +17,7 @@ from scalebench.reporting.sections.base import SectionView, Subject
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
+from scalebench.store import left_out_line
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
 DRAWN_WITH = (
@@ -132,7 +133,9 @@ class StudySection:
 
 
 def workload_of(study: StudyAnalysis) -> str:
-    """Return the workload of a study; records without that column come from training."""
+    """Return the workload that a study names, else that of its records; records without that column are of training."""
+    if named := study.definition.get("workload"):
+        return str(named)
     recorded = set(study.trials["workload"].dropna()) if "workload" in study.trials else set()
     return str(recorded.pop()) if len(recorded) == 1 else "training"
 
@@ -150,12 +153,13 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
 
 
 def counts(study: StudyAnalysis) -> str:
-    """Return how many trials were planned, and how they ended."""
+    """Return how many trials were planned, how they ended, and how many others the folder holds."""
     ended = [f"{count} {status}" for status, count in study.by_status.items()]
     ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
-    return f"{head}: {', '.join(ended) or 'no records yet'}."
+    left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
