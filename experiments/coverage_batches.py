@@ -57,7 +57,7 @@ def fits(law: str, studies: Sequence[dict[str, Array]]) -> list[Fit]:
 
 def bootstraps(fitted: Sequence[Fit], n: int, seeds: Sequence[int], method: str) -> list[Bootstrap]:
     """The bootstrap of each fit. Raises FitRefused where a fit alone would be refused one."""
-    drawn = [chosen(fit) if method == "auto" else (method, "as asked") for fit in fitted]
+    drawn = [chosen(fit) if method == "auto" else (method, "as requested") for fit in fitted]
     targets, weights, inflations, noises = [], [], [], []
     for fit, seed, (how, _) in zip(fitted, seeds, drawn, strict=True):
         rng, noise = np.random.default_rng(seed), estimate_noise(fit)

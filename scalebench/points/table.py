@@ -106,7 +106,7 @@ def _check_names(
     lines = [
         f"{path}: column {unknown(name, known)}"
         + (f"; it is now called {RENAMED[name]!r}" if RENAMED.get(name) in known else "")
-        + (f"; set it with {options[name]}" if name in options else "")
+        + (f"; name it with {options[name]}" if name in options else "")
         for name in names
         if name not in known
     ]
