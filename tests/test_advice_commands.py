@@ -65,6 +65,7 @@ def repeated() -> pd.DataFrame:
     return pd.DataFrame({"N": n, "D": epochs * U, "U": U, "L": loss})
 
 
+@pytest.mark.slow
 def test_optimal_for_limited_data(command) -> None:
     table = repeated()
     table.to_csv("p.csv", index=False)

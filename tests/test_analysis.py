@@ -64,6 +64,7 @@ def shown(answer: dict[str, float], unit: str) -> str:
     return f"{value} ({interval})".replace("\u00a0", " ")
 
 
+@pytest.mark.slow
 def test_every_prediction_of_the_report_is_that_of_predict(command, study: StudyAnalysis, tmp_path: Path) -> None:
     page = text_of(write([study], tmp_path / "page.html").read_text())
     cells = table(page, "Predictions for a new run")
@@ -107,6 +108,7 @@ def test_the_simpler_law_is_chosen_unless_the_other_predicts_better(bend: float,
     assert "%" in reason
 
 
+@pytest.mark.slow
 def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tmp_path: Path) -> None:
     page = text_of(write([study], tmp_path / "page.html").read_text())
     document = json.loads(command("fit", "bent", "--law", "power", "--json", "-")[1])
@@ -122,6 +124,7 @@ def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tm
     assert set(stated.findall(page)) == {(value, interval)}
 
 
+@pytest.mark.slow
 def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     study: StudyAnalysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
     assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_file", [False, True])
 def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(
     command, tmp_path: Path, *, old_file: bool

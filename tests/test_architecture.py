@@ -171,6 +171,7 @@ def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path
     assert (tmp_path / "x.html").exists()
 
 
+@pytest.mark.slow
 def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
     columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]

@@ -90,6 +90,7 @@ def test_time_and_memory_were_measured_and_the_workers_were_alone(trials: pd.Dat
 # --- where it is written ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "folder", "page"),
     [

@@ -253,6 +253,7 @@ def test_a_damaged_record_counts_as_missing_and_is_made_again(small_study: Path,
     assert run(study, copied, jobs=1).statuses() == {"ok": 1}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_loses_nothing_finished_and_goes_on(small_study: Path, tmp_path: Path) -> None:
     settings = ["model.params=[200, 400, 800]", "train.seed=0", "train.steps=200"]
     command = [sys.executable, "-m", "scalebench.cli.app", "run", str(small_study), "--jobs", "1"]

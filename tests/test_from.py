@@ -83,6 +83,7 @@ def copied(base: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "optimizer"),
     [("gpt", "adamw"), ("gpt", "muon"), ("bert", "lion"), ("mlp", "momentum")],

@@ -80,6 +80,7 @@ def job(name: str, do: str, priority: int = 1, memory: float = 1.0, timeout: flo
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_is_started_again_after_every_kind_of_fault_and_the_others_go_on(tmp_path: Path) -> None:
     pool, _ = make_pool(tmp_path)
     jobs = [
@@ -97,6 +98,7 @@ def test_a_worker_is_started_again_after_every_kind_of_fault_and_the_others_go_o
     assert len({results[name]["pid"] for name in ("one", "after", "last")}) == 3
 
 
+@pytest.mark.slow
 def test_urgent_jobs_come_first_and_what_does_not_fit_is_not_run(tmp_path: Path) -> None:
     pool, results = make_pool(tmp_path, seconds=2.0)
     pool.run([job("later", "work", priority=3), job("long", "sleep", priority=2, seconds=60), job("first", "work", 0)])
@@ -104,6 +106,7 @@ def test_urgent_jobs_come_first_and_what_does_not_fit_is_not_run(tmp_path: Path)
     assert [row["status"] for row in results] == ["ok", "not run", "not run"]
 
 
+@pytest.mark.slow
 def test_jobs_that_need_much_memory_do_not_run_together(tmp_path: Path) -> None:
     pool, _ = make_pool(tmp_path, workers=2, budget=10.0)
     begun = time.monotonic()
@@ -155,6 +158,7 @@ def test_a_session_is_good_when_everything_ended_well_was_right_and_was_launched
     assert "y: error 1 > 0.1" in session.summary()
 
 
+@pytest.mark.slow
 def test_a_program_is_stopped_with_its_children_when_the_time_of_its_step_is_over(tmp_path: Path) -> None:
     session = make_session(tmp_path)
     mark = tmp_path / "mark"
@@ -205,6 +209,7 @@ def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) ->
 # --- what the phases do ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_measurement_is_a_command_that_the_product_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[str, ...]] = []
     monkeypatch.setattr(Session, "python", lambda self, *words, **_: taken.append(tuple(map(str, words))) or "")

@@ -18,6 +18,7 @@ from support import REPOSITORY, SOURCE_PATH
 
 PROGRAM, SOURCE = (Path(__file__).with_name(f"stub_driver.{suffix}") for suffix in ("py", "c"))
 PATHS = os.pathsep.join([SOURCE_PATH, str(REPOSITORY / "kernels" / "tools"), str(PROGRAM.parent)])
+CACHE = REPOSITORY / "results" / "triton"  # Triton's own, by content: compiling every kernel takes most of the time
 HEADERS = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
 PROVIDERS = {
     "attention": {"triton", "triton-pointers", "triton-atomic", "triton-descriptors"},
@@ -61,7 +62,7 @@ def launched(stub: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """What the program printed, and what the driver said."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": PATHS, "LD_LIBRARY_PATH": str(stub), "TRITON_LIBCUDA_PATH": str(stub)}
-    environment["TRITON_CACHE_DIR"] = str(stub / "cache")
+    environment["TRITON_CACHE_DIR"] = str(CACHE)
     command = [sys.executable, str(PROGRAM), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

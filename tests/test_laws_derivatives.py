@@ -115,6 +115,7 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
                                    rtol=1e-9 if problem.affine else 1e-7, atol=1e-9)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     problem, theta = posed(name, "log")

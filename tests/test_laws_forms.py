@@ -17,6 +17,7 @@ def planted(name, noise=0.0, **units):
     return {**{key: value / units.get(key, 1.0) for key, value in inputs.items()}, LAWS[name].response: y}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_parameters_are_recovered(name):
     found = fit(planted(name), name)
@@ -24,6 +25,7 @@ def test_planted_parameters_are_recovered(name):
     assert found.parameters == pytest.approx(PLANTED[name][1], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_gradient_and_newton_matrix_match_finite_differences(name):
     found = fit(planted(name, 0.01), name)
@@ -65,6 +67,7 @@ def test_overtraining_is_chinchilla_with_tied_exponents():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "units", "rescaled"),
     [

@@ -54,6 +54,7 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
     core = usable_cpus()[-1]
@@ -64,6 +65,7 @@ def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
     assert (tmp_path / "study" / "nodes" / f"{machine_id()}.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
     found = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
@@ -72,6 +74,7 @@ def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
     assert found["threads"] == 1
 
 
+@pytest.mark.slow
 def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(tmp_path: Path) -> None:
     found = settle(tmp_path, None, cpus=1)
     assert (found["cpus"], found["threads"], found["exclusive"]) == (usable_cpus(), 1, False)
@@ -79,6 +82,7 @@ def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_
     assert found["threads"] == found["torch_threads"] == len(usable_cpus())
 
 
+@pytest.mark.slow
 def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path) -> None:
     found = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
     assert found["exclusive"] is True

@@ -116,6 +116,7 @@ def test_a_fit_of_a_mixture_says_so(command, tmp_path: Path) -> None:
     assert command("fit", "planted", "--where", "implementation == 'sdpa'")[2] == ""
 
 
+@pytest.mark.slow
 def test_a_fit_of_tuned_trials_warns_that_predict_uses_the_best(command, tmp_path: Path) -> None:
     """At rate 2 every loss is higher: predict leaves those trials out, a fit mixes them and warns."""
     worse = [

@@ -152,6 +152,7 @@ def test_the_results_of_a_run_name_the_workload(tmp_path: Path) -> None:
     assert sections.section_for(analyse(read_results(tmp_path), study.name)) is inference.SECTION
 
 
+@pytest.mark.slow
 def test_every_study_has_a_kind_of_section(results: Results) -> None:
     for found in [results, audit(), *broken(results).values()]:
         for study in analyse_all(found):
@@ -174,6 +175,7 @@ def test_a_figure_that_fails_is_replaced_by_its_reason(error: type[Exception]) -
     assert "no such axis" in view.caption
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_leaves_the_page_standing(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "_memory_stack", lambda *_: {}["activations"])
     page = render(results)
