@@ -23,7 +23,7 @@ from scalebench.measure.device_lock import WAITING
 from scalebench.running import processes
 from scalebench.running.engines import ENGINES, Resources, local
 from scalebench.running.planning import load_study, plan
-from scalebench.running.sweep import execute, resources_of, run, survey
+from scalebench.running.sweep import execute, resources_of, run, save_study, survey
 from scalebench.study import Study
 
 
@@ -421,3 +421,21 @@ def test_an_unknown_engine_and_no_workers_are_refused_before_anything_is_made(
     assert "did you mean 'local'" in err
     assert not (tmp_path / "r").exists()
     assert not (tmp_path / "results").exists()
+
+
+def test_runs_of_one_file_with_other_settings_add_to_the_plan_and_an_edited_file_replaces_it(
+    small_study: Path, tmp_path: Path
+) -> None:
+    def saved(*settings: str) -> dict[str, Any]:
+        study = load_study(small_study, settings)
+        save_study(survey(study, tmp_path / "results"), study)
+        return store.read_json(tmp_path / "results" / study.name / "study.json")
+
+    first = saved("train.seed=0")
+    both = saved("train.seed=5")
+    assert len(first["planned"]) == 2
+    assert len(both["planned"]) == 4
+    assert (first["axes"].get("seed"), both["axes"]["seed"]) == (None, [0, 5])
+    assert saved("train.seed=0")["planned"] == both["planned"]
+    small_study.write_text(small_study.read_text() + "\n# another version\n")
+    assert len(saved("train.seed=7")["planned"]) == 2

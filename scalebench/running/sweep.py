@@ -15,6 +15,7 @@ from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.planning import PlannedTrial, plan, trial_header
+from scalebench.store.plans import joined_plans
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
 
@@ -77,7 +78,7 @@ def execute(
     """
     placing = find_engine(engine)
     missing = sweep.missing
-    _save_study(sweep, study)
+    save_study(sweep, study)
     if not missing:
         return
     precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
@@ -121,17 +122,17 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
     return sweep
 
 
-def _save_study(sweep: Sweep, study: Study) -> None:
+def save_study(sweep: Sweep, study: Study) -> None:
     """Save with the results what a report needs from the study: axes, plan, fit, command.
 
-    A run without missing trials keeps the command that made the results.
+    A run without missing trials keeps the command that made the results. Runs of one file with other ``--set`` values
+    add to the plan; an edited file replaces it.
     """
-    axes = {name.partition(".")[2]: list(values) for name, values in study.axes().items() if len(values) > 1}
-    content = {
+    content: dict[str, Any] = {
         "schema": store.SCHEMA,
         "name": study.name,
         "title": study.title or study.name,
-        "axes": axes,
+        "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
         "study_toml": study.text,
@@ -139,9 +140,19 @@ def _save_study(sweep: Sweep, study: Study) -> None:
         "columns": [asdict(column) for column in columns_of(study.workload)],
         "measured": [column.name for column in WORKLOADS[study.workload].COLUMNS],
     }
-    before = {} if sweep.missing else store.read_study(sweep.study_dir, sweep.damaged)
+    before = store.read_study(sweep.study_dir, sweep.damaged)
+    if same_file(before.get("study_toml", ""), study.text):
+        content = joined_plans(before, content)
+    axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
+    command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep.study_dir / "study.json", content | {"command": before.get("command", command_line())})
+    store.write_json(sweep.study_dir / "study.json", content | {"axes": axes, "command": command})
+
+
+def same_file(earlier: str, text: str) -> bool:
+    """Whether two texts of a study come from the same file, whatever ``--set`` changed (see ``Study.text``)."""
+    texts = [[line for line in content.splitlines() if not line.startswith("# --set ")] for content in (earlier, text)]
+    return bool(text) and texts[0] == texts[1]
 
 
 def _prepare(

@@ -19,11 +19,17 @@ def planned_ids(study: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str, Any]:
-    """Return a study's ``study.json`` with the planned trials of both, where two folders hold parts of one study."""
+    """Return a study's ``study.json`` with the planned trials and field values of both.
+
+    Two folders may hold parts of one study, and so may two runs with other ``--set`` values.
+    """
     if not (planned_ids(earlier) and planned_ids(study)):
         return study
     ids = dict.fromkeys([*planned_ids(earlier), *planned_ids(study)])
-    return study | {"planned": [{"trial_id": trial_id} for trial_id in ids]}
+    fields = {name: list(values) for name, values in (earlier.get("fields") or {}).items()}
+    for name, values in (study.get("fields") or {}).items():
+        fields[name] = list(dict.fromkeys([*fields.get(name, []), *values]))
+    return study | {"planned": [{"trial_id": trial_id} for trial_id in ids], "fields": fields}
 
 
 def of_plans(results: Results) -> Results:
@@ -43,4 +49,4 @@ def left_out_line(number: int) -> str:
     if not number:
         return ""
     trials = "1 more trial of other settings is" if number == 1 else f"{number:,} more trials of other settings are"
-    return f"{trials} in this folder and left out: the latest `scalebench run` of the study did not plan them"
+    return f"{trials} in this folder and left out: the study file of the latest run does not plan them"
