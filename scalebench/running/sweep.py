@@ -141,7 +141,8 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "measured": [column.name for column in WORKLOADS[study.workload].COLUMNS],
     }
     before = store.read_study(sweep.study_dir, sweep.damaged)
-    if same_file(before.get("study_toml", ""), study.text):
+    # Without "fields" it was written when trials had other ids: its plan would count the same trials twice.
+    if "fields" in before and same_file(before.get("study_toml", ""), study.text):
         content = joined_plans(before, content)
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
