@@ -15,7 +15,7 @@ from scalebench.analysis.study import StudyAnalysis, analyse, analyse_all
 from scalebench.reporting import picture, render, sections, verdict
 from scalebench.reporting.figures import costs
 from scalebench.reporting.sections import inference, training
-from scalebench.reporting.sections.common import Column, StudySection, workload_of
+from scalebench.reporting.sections.common import Column, StudySection, axes_table, workload_of
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Table
 from scalebench.reporting.views import Caption, FigureSpec, draw_figure
@@ -183,3 +183,10 @@ def test_a_figure_that_fails_leaves_the_page_standing(results: Results, monkeypa
     assert "KeyError" in reason
     assert len(re.findall("<figure>", page)) == 10
     assert len(re.findall(r"<figcaption>", page)) == 9
+
+
+def test_only_a_full_grid_is_called_every_combination_of_its_axes() -> None:
+    axes = {"params": [1e3, 1e4], "seed": [0, 1]}
+    grid, zipped = ({"axes": axes, "planned": [{"trial_id": str(i)} for i in range(count)]} for count in (4, 2))
+    assert "every combination" in axes_table(grid).caption
+    assert "every combination" not in axes_table(zipped).caption

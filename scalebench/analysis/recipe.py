@@ -13,7 +13,7 @@ SAME_RECIPE = 0.05  # rounding to whole steps moves tokens per parameter by abou
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much data trials of a size see: a fixed amount, an amount per parameter, or neither (an axis of its own).
+    """How much data trials of a size see: a fixed amount, an amount per parameter, or neither (a separate axis).
 
     ``unit`` is tokens or samples, ``known`` whether the trials record either; ``per_step`` is the data of a step,
     None where it differs between trials.

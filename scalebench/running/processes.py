@@ -1,6 +1,6 @@
 """Process groups: start a program with everything it may start, stop all of it, and say how it ended.
 
-A program runs in a session of its own, whose process group it leads: what it starts belongs to the same group and is
+A program runs in its own session, whose process group it leads: what it starts belongs to the same group and is
 stopped with it, and a Ctrl-C at the terminal reaches only the program that started it. Standard library only, as the
 GPU tools use this before anything else is installed.
 """

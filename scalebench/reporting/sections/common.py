@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from scalebench.reporting.sections.base import SectionView, Subject
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
-from scalebench.store import left_out_line
+from scalebench.store import left_out_line, planned_ids
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
 DRAWN_WITH = (
@@ -175,9 +176,9 @@ def axes_table(definition: Mapping[str, Any]) -> Table:
         (word(name), number(len(values)), word(", ".join(word(value)[0] for value in values)))
         for name, values in axes.items()
     ]
-    return Table(
-        "Axes of the study; every combination of their values is a trial.", ("axis", "number", "values"), tuple(rows)
-    )
+    planned, combinations = len(planned_ids(definition)), math.prod(len(values) for values in axes.values())
+    every = "; every combination of their values is a trial" if planned == combinations else ""
+    return Table(f"Axes of the study{every}.", ("axis", "number", "values"), tuple(rows))
 
 
 def problems_table(study: StudyAnalysis) -> Table:
