@@ -81,17 +81,22 @@ def execute(
     save_study(sweep, study)
     if not missing:
         return
-    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
-    needs = [resources_of(planned, study) for planned in missing]
-    attempts = [
-        _prepare(sweep.study_dir, study, planned, resources, precisions)
-        for planned, resources in zip(missing, needs, strict=True)
-    ]
+    attempts, needs = zip(*prepare_attempts(sweep, study, missing), strict=True)
     for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row
         sweep.executed += 1
         yield row
+
+
+def prepare_attempts(sweep: Sweep, study: Study, trials: Sequence[PlannedTrial]) -> list[tuple[Path, Resources]]:
+    """Make an attempt folder for each trial, and return it with what the trial needs."""
+    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
+    needs = [resources_of(planned, study) for planned in trials]
+    return [
+        (_prepare(sweep.study_dir, study, planned, resources, precisions), resources)
+        for planned, resources in zip(trials, needs, strict=True)
+    ]
 
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
