@@ -23,7 +23,7 @@ from scalebench.running.engines.local import start_worker
 from scalebench.running.planning import load_study
 from scalebench.running.sweep import prepare_attempts, survey
 
-ROUNDS = 8
+ROUNDS = 5
 
 
 def fresh(attempt: Path, environment: dict[str, str]) -> processes.Process:
