@@ -71,6 +71,8 @@ class Engine(Protocol):
         ``jobs`` where that is given; it may submit everything at once and yields in the order of completion.
         A worker that ends without a record, is lost or exceeds its time limit still yields its folder, with a record
         by ``close_attempt``. ``tick`` is called at least once a second with the attempts believed to be running.
+        Before it starts or submits a worker an engine calls ``claims.take(attempt)``. Where that returns False another
+        driver runs the trial: this attempt is neither started nor yielded.
         Closing the iterator stops running workers and withdraws submitted ones; their attempts get no record, so that
         a later run executes those trials.
         """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
+from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Resources,
     Tick,
@@ -48,6 +49,8 @@ def place(
         while waiting or running:
             while waiting and free:
                 attempt, needs = waiting.pop(0)
+                if not take(attempt):  # another driver runs this trial
+                    continue
                 running.append(_start(attempt, needs, free.pop(0), exclusive=_exclusive(needs, own_cores=own_cores)))
             for worker in [worker for worker in running if _finished(worker)]:
                 running.remove(worker)
