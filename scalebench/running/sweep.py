@@ -6,8 +6,8 @@ import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -84,11 +84,18 @@ def _unsaved(row: Mapping[str, Any]) -> bool:
 
 
 def execute(
-    sweep: Sweep, study: Study, *, jobs: int | None = None, engine: str = "local", tick: Tick = no_tick
-) -> Iterator[dict[str, Any]]:
+    sweep: Sweep,
+    study: Study,
+    *,
+    jobs: int | None = None,
+    engine: str = "local",
+    order: str = "auto",
+    tick: Tick = no_tick,
+) -> Generator[dict[str, Any]]:
     """Run what is missing with an engine, yielding each trial's record as it comes.
 
-    ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
+    ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
+    driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
     count as missing again. Raises ``InputError`` for an unknown engine.
     """
     placing = find_engine(engine)
@@ -100,7 +107,8 @@ def execute(
         observer = Observer(sweep.study_dir)
         while pending:
             rows, free = _look(sweep, pending, observer)
-            for row in chain(rows, _run_here(sweep, study, free, driver, partial(placing.place, jobs=jobs, tick=tick))):
+            prepared = prepare_attempts(sweep, study, in_order(free, order), driver, keep_order=order != "auto")
+            for row in chain(rows, _run_here(sweep, prepared, partial(placing.place, jobs=jobs, tick=tick))):
                 del pending[row["trial_id"]]
                 yield row
             if pending and not free:  # other drivers run them
@@ -129,15 +137,17 @@ def _look(
     return rows, free
 
 
+def in_order(free: Sequence[tuple[PlannedTrial, int]], order: str) -> list[tuple[PlannedTrial, int]]:
+    """Return trials in the order to start them."""
+    if order in ("auto", "given"):
+        return list(free)
+    return sorted(free, key=lambda pair: pair[0].seconds(NOMINAL_FLOPS_PER_S["cpu"]), reverse=order == "largest")
+
+
 def _run_here(
-    sweep: Sweep,
-    study: Study,
-    trials: Sequence[tuple[PlannedTrial, int]],
-    driver: str,
-    place: Callable[..., Iterator[Path]],
+    sweep: Sweep, prepared: Sequence[tuple[Path, Resources]], place: Callable[..., Iterator[Path]]
 ) -> Iterator[dict[str, Any]]:
-    """Run trials with these numbers of claims, and yield the records of those that no other driver claimed first."""
-    prepared = prepare_attempts(sweep, study, trials, driver)
+    """Run attempts, and yield the records of those whose trial no other driver claimed first."""
     attempts, needs = [attempt for attempt, _ in prepared], [resources for _, resources in prepared]
     try:
         for attempt in place(attempts, needs):
@@ -148,17 +158,22 @@ def _run_here(
     finally:
         for attempt in attempts:
             if [path.name for path in attempt.glob("*")] == ["trial.json"]:  # not begun
-                shutil.rmtree(attempt)
+                shutil.rmtree(attempt, ignore_errors=True)
 
 
 def prepare_attempts(
-    sweep: Sweep, study: Study, trials: Sequence[tuple[PlannedTrial, int]], driver: str = ""
+    sweep: Sweep,
+    study: Study,
+    trials: Sequence[tuple[PlannedTrial, int]],
+    driver: str = "",
+    *,
+    keep_order: bool = False,
 ) -> list[tuple[Path, Resources]]:
     """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs."""
     precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
     prepared = []
     for planned, number in trials:
-        resources = resources_of(planned, study)
+        resources = replace(resources_of(planned, study), keep_order=keep_order)
         placing = {"precisions": precisions, "resources": asdict(resources), "driver": driver, "claim": number}
         prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
     return prepared
@@ -204,7 +219,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "title": study.title or study.name,
         "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
         "fit": study.fit.model_dump(mode="json"),
-        "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
+        "planned": [{"trial_id": trial.trial_id, "flops": trial.flops} for trial in sweep.planned],
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,10 @@ class Recorder:
             (self.attempt / "heartbeat.json").write_text(json.dumps({"step": done, "steps": total}), encoding="utf-8")
 
     def save_samples(self, name: str, frame: Any) -> None:
-        """Write a table of samples as Parquet, atomically."""
+        """Write a table of samples as Parquet, atomically. Where that fails the trial keeps its result without them."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
-        write_atomically(self.attempt / name, buffer.getvalue())
+        try:
+            write_atomically(self.attempt / name, buffer.getvalue())
+        except OSError as error:
+            print(f"{self.attempt / name}: not written ({error.strerror}): samples are lost", file=sys.stderr)

@@ -28,7 +28,8 @@ class Resources:
 
     ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
     are the plan's estimates. ``timeout_s`` limits the run, the wait for a GPU not counted. A trial that may
-    ``share_device`` runs beside others on one GPU, and its times are then not exclusive.
+    ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user has
+    chosen the order in which trials start.
     """
 
     cpus: int = 1
@@ -38,6 +39,7 @@ class Resources:
     timeout_s: float | None = None
     expected_s: float = 0.0
     share_device: bool = False
+    keep_order: bool = False
 
 
 # What a worker's environment consists of; everything else, secrets among it, stays with the driver. HF_TOKEN is for
