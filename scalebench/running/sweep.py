@@ -95,8 +95,8 @@ def execute(
     """Run what is missing with an engine, yielding each trial's record as it comes.
 
     ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
-    driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
-    count as missing again. Raises ``InputError`` for an unknown engine.
+    driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
+    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine.
     """
     placing = find_engine(engine)
     save_study(sweep, study)

@@ -67,11 +67,9 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
     _announce(sweep, as_json=as_json)
     try:
         _execute(sweep, study, options, as_json=as_json)
-    except OSError as error:  # a full disk, or a folder that was removed or made read-only
-        place = error.filename or sweep.study_dir
-        print(
-            f"stopped: {place}: {error.strerror}; finished trials are kept, the same command goes on", file=sys.stderr
-        )
+    except (OSError, store.StoreError) as error:  # a full disk, or a folder that was removed or made read-only
+        reason = f"{error.filename or results}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"stopped: {reason}; finished trials are kept, the same command goes on", file=sys.stderr)
         return STOPPED
     _conclude(sweep, name, settings, results, time.monotonic() - begun, as_json=as_json)
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
