@@ -150,7 +150,7 @@ def test_a_folder_that_is_removed_midway_stops_the_run_with_one_line(
     scripted(before=lambda attempt: shutil.rmtree(tmp_path / "results"))
     code, _, err = command(*RUN)
     assert code == 3, err
-    (line,) = err.splitlines()
+    (line,) = filter(str.strip, err.splitlines())
     assert "no such file" in line.lower()
     assert "the same command goes on" in line
 
