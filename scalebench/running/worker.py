@@ -54,6 +54,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
     write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
     return str(outcome["status"])
