@@ -175,6 +175,7 @@ def prepare_attempts(
     for planned, number in trials:
         resources = replace(resources_of(planned, study), keep_order=keep_order)
         placing = {"precisions": precisions, "resources": asdict(resources), "driver": driver, "claim": number}
+        placing |= {"memory_limit_bytes": study.run.memory_limit_bytes, "on_oom": study.run.on_oom}
         prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
     return prepared
 

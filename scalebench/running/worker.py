@@ -11,10 +11,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from scalebench.running.limits import limit_memory, with_smaller_micro_batches
 from scalebench.running.node import settle
 from scalebench.store import read_json, write_json, write_record
+
+if TYPE_CHECKING:
+    from scalebench.study import Trial
+    from scalebench.workloads.recorder import Recorder
 
 
 def run_and_exit(folder: str) -> NoReturn:
@@ -40,11 +45,35 @@ def main(folder: str) -> int:
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
     from scalebench.measure.environment import environment, environment_file
-    from scalebench.workloads import WORKLOADS, read_trial
+    from scalebench.workloads import read_trial
     from scalebench.workloads.recorder import Recorder
 
     trial, recorder = read_trial(header["trial"]), Recorder(attempt, header, placement)
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
+    limit_memory(header.get("memory_limit_bytes"))
+    outcome = attempt_trial(trial, recorder)
+    while outcome["status"] == "oom" and header.get("on_oom") == "accumulate":
+        smaller = with_smaller_micro_batches(trial)
+        if smaller is None:
+            break
+        trial = smaller
+        print(f"out of memory: again with {trial.spec.accumulation} micro-batches", file=sys.stderr)
+        outcome = attempt_trial(trial, recorder)
+        recorder.columns["accumulation"] = trial.spec.accumulation
+    recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
+    row = recorder.columns | environment(trial.device_kind) | outcome
+    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
+    return str(outcome["status"])
+
+
+def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
+    """Run a trial and return the columns of its outcome; one that ran out of memory has the peak so far."""
+    import torch
+
+    from scalebench.measure.memory import peak_columns
+    from scalebench.workloads import WORKLOADS
+
     outcome: dict[str, Any] = {"status": "ok"}
     try:
         WORKLOADS[trial.workload].run(trial, recorder)
@@ -53,11 +82,9 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         traceback.print_exception(error)
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
-    recorder.columns["wall_time_s"] = recorder.age_s()
-    recorder.columns |= recorder.exclusivity()
-    row = recorder.columns | environment(trial.device_kind) | outcome
-    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
-    return str(outcome["status"])
+    if outcome["status"] == "oom":
+        recorder.columns |= peak_columns(torch.device(trial.device_kind))
+    return outcome
 
 
 def status_of(error: Exception) -> str:
