@@ -114,6 +114,37 @@ def test_one_of_the_two_outputs_alone(used):
     assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(found, oracle, strict=True))
 
 
+@pytest.mark.parametrize("wanted", ["weight", "bias", "both"])
+def test_partial_sums_of_more_programs_than_one_pass_adds(monkeypatch, wanted):
+    monkeypatch.setattr(norm, "INTERPRETED_MULTIPROCESSORS", 5)
+    monkeypatch.setattr(norm.kernels, "FINISH_TILE", norm.kernels.Tile(2, 32, 4))
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(19, 2000, generator=generator) for _ in range(2))
+    weight, bias = (torch.randn(2000, generator=generator).requires_grad_(wanted in (name, "both"))
+                    for name in ("weight", "bias"))  # fmt: skip
+    leaves = [leaf for leaf in (weight, bias) if leaf.requires_grad]
+    exact = torch.layer_norm(x.double(), (2000,), weight.double(), bias.double())
+    found = torch.autograd.grad(layer_norm(x, weight, bias), leaves, grad)
+    oracle = torch.autograd.grad(exact, leaves, grad.double())
+    assert all(error(mine, theirs) < 1e-5 for mine, theirs in zip(found, oracle, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "programs"), [(16384, 512), (16385, 513), (3, 3), (528, 528), (529, 265)])
+def test_programs_of_the_backward_have_equal_numbers_of_tiles(monkeypatch, rows, programs):
+    monkeypatch.setattr(norm, "INTERPRETED_MULTIPROCESSORS", 132)
+    tile = norm.kernels.Tile(1, 2048, 4, 4)
+    assert norm._programs(torch.device("cpu"), rows, tile) == programs
+
+
+def test_buffers_of_the_backward_fit_every_device():
+    for tile in norm.kernels.BACKWARD_TILES.values():
+        for itemsize, tensors in ((2, 2), (2, 3), (4, 2), (4, 3)):
+            buffers = norm.kernels.stages(tile, itemsize, tensors) - 1
+            total = buffers * tile.programs * tile.rows * tile.block * itemsize * tensors
+            assert buffers == 1 or total <= 96 << 10
+            assert total >= 32 << 10 or buffers == 3
+
+
 def test_no_rows():
     x, weight = torch.empty(0, 3, 8, requires_grad=True), torch.ones(8, requires_grad=True)
     out, summed = rms_norm(x, weight, residual=torch.empty(0, 3, 8))
@@ -137,15 +168,21 @@ MUTATIONS = {
     "wrong eps": ("/ width + eps)\n    tl.store(rstd + row, scale, mask=present)", "eps", "2 * eps"),
     "blocks not weighed": ("centre += difference * share", "share", "0.5"),
     "spread between blocks lost": ("squares += difference * difference * share * start", "start", "0"),
-    "projection lost": ("result = incoming - value * (tl.sum(incoming * value, axis=1) / width)", " / ", " * 0 / "),
-    "mean of the gradient lost": ("result -= (tl.sum(incoming, axis=1) / width)[:, None]", " / ", " * 0 / "),
+    "projection lost": ("result -= value * (product * share * scale)[:, None]", "share", "0"),
+    "mean of the gradient lost": ("- (total * share * scale)[:, None]", "share", "0"),
+    "sums of a row mixed": ("return first + other_first, second + other_second", "other_second", "other_first"),
     "gradient of the sum lost": (
         "            result += more.to(tl.float32)\n        tl.store(dx + row[:, None] * width",
         "+= more",
         "+= 0 * more",
     ),
     "last tile lost": ("in tl.range(program, tl.cdiv(rows, ROWS), programs", "ROWS),", "ROWS) - 1,"),
-    "last partial sums lost": ("for start in range(0, parts, ROWS)", "parts, ROWS", "parts - 1, ROWS"),
+    "last partial sums lost": ("inside = (row < parts)[:, None] & (column", "parts", "parts - 1"),
+    "sums of the wrong parameter": (
+        "add_parts(dbias_parts, dbias, parts, width, column, ROWS)\n    elif tl.program_id(1) == 0",
+        "== 0",
+        ">= 0",
+    ),
     "wide products of raw values": ("products += tl.sum(incoming * (value - centre) * scale)", "- centre", "- 0"),
     "wide deviation lost": ("weight_sum += incoming * value * tl.load(rstd + row", "tl.load", "0.5 + 0 * tl.load"),
 }

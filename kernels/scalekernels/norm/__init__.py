@@ -141,12 +141,12 @@ def _norm_gradients(
     incoming, value = _rows(grad), _rows(summed)
     more = None if grad_summed is None else _rows(grad_summed)
     kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
-    centre = mean if layer else None
+    centre, stages = mean if layer else None, _stages(tile, summed.dtype, more is not None)
     with torch.cuda.device_of(summed):
         kernel[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
-            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+            ROWS=tile.rows, BLOCK=tile.block, STAGES=stages, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
         )  # fmt: skip
         if weight_dtype is not None or bias_dtype is not None:
             if wide:
@@ -171,7 +171,8 @@ def _finish(parts: Sequence[Tensor | None], dweight: Tensor, dbias: Tensor) -> N
     """Sum the programs' partial gradients of weight and bias, in one launch."""
     tile = kernels.FINISH_TILE
     programs, width = next(part.shape for part in parts if part is not None)
-    kernels.finish[((width + tile.block - 1) // tile.block,)](
+    wanted = sum(part is not None for part in parts)
+    kernels.finish[((width + tile.block - 1) // tile.block, wanted)](
         *parts, *(None if part is None else out for part, out in zip(parts, (dweight, dbias), strict=True)),
         programs, width, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip
@@ -188,11 +189,20 @@ def _wide_parameters(
 
 
 def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
-    """Return the number of programs: enough to fill the device once, at most one per tile."""
+    """Return the number of programs: enough to fill the device once, and of equal numbers of tiles.
+
+    With 528 programs for 16,384 tiles 16 would have a 32nd tile, which the others wait for; 512 have 32 each.
+    """
     multiprocessors = INTERPRETED_MULTIPROCESSORS
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(multiprocessors * tile.programs, (rows + tile.rows - 1) // tile.rows)
+    tiles = -(-rows // tile.rows)
+    rounds = -(-tiles // (multiprocessors * tile.programs))
+    return -(-tiles // rounds)
+
+
+def _stages(tile: kernels.Tile, dtype: torch.dtype, residual: bool) -> int:
+    return kernels.stages(tile, dtype.itemsize, 2 + residual)
 
 
 @_norm_gradients.register_fake
@@ -282,6 +292,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         given["summed"] = case.residual
     if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
         given |= {"dweight": False, "dbias": False}
+    constants = {"ROWS": tile.rows, "BLOCK": tile.block, "STAGES": _stages(tile, case.dtype, case.residual)}
     sums = ("mean", "rstd", *(("dweight_parts", "dbias_parts") if finishing else ("dweight", "dbias")))
     rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
     scalars = {
@@ -290,7 +301,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
     pointers = {
         name: "*fp32" if name in sums else rows
         for name in function.arg_names
-        if name not in (*scalars, "eps", "ROWS", "BLOCK") and given.get(name, True)
+        if name not in (*scalars, *constants, "eps") and given.get(name, True)
     }
     types = {**scalars, **pointers, "eps": "fp32"}
     return Compilation(
@@ -298,9 +309,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         label=f"{case.kind} {rows[1:]} {tile.rows}x{tile.block}{' residual' * case.residual}",
         function=function,
         signature={name: types.get(name, "constexpr") for name in function.arg_names},
-        constants={
-            name: {"ROWS": tile.rows, "BLOCK": tile.block}.get(name) for name in function.arg_names if name not in types
-        },
+        constants={name: constants.get(name) for name in function.arg_names if name not in types},
         num_warps=tile.num_warps,
         num_stages=kernels.NUM_STAGES,
         work=tile.rows * tile.block,
