@@ -136,13 +136,16 @@ def test_programs_of_the_backward_have_equal_numbers_of_tiles(monkeypatch, rows,
     assert norm._programs(torch.device("cpu"), rows, tile) == programs
 
 
-def test_buffers_of_the_backward_fit_every_device():
+@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_buffers_of_the_backward_fit_every_device(itemsize, residual, layer):
     for tile in norm.kernels.BACKWARD_TILES.values():
-        for itemsize, tensors in ((2, 2), (2, 3), (4, 2), (4, 3)):
-            buffers = norm.kernels.stages(tile, itemsize, tensors) - 1
-            total = buffers * tile.programs * tile.rows * tile.block * itemsize * tensors
-            assert buffers == 1 or total <= 96 << 10
-            assert total >= 32 << 10 or buffers == 3
+        buffers = norm.kernels.stages(tile, itemsize, layer, residual) - 1
+        weight = 0 if norm.kernels.keeps_weight(tile, itemsize, layer) else tile.block * itemsize
+        rows = tile.rows * tile.block * itemsize * (2 + residual)
+        assert buffers == 1 or buffers * tile.programs * (rows + weight) <= 96 << 10
+        assert buffers == 3 or buffers * tile.programs * rows >= 48 << 10
 
 
 def test_no_rows():

@@ -141,12 +141,13 @@ def _norm_gradients(
     incoming, value = _rows(grad), _rows(summed)
     more = None if grad_summed is None else _rows(grad_summed)
     kernel, grid = (kernels.backward_wide, (rows,)) if wide else (kernels.backward, (programs,))
-    centre, stages = mean if layer else None, _stages(tile, summed.dtype, more is not None)
+    centre = mean if layer else None
     with torch.cuda.device_of(summed):
         kernel[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
-            ROWS=tile.rows, BLOCK=tile.block, STAGES=stages, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+            num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+            **_constants(tile, summed.dtype, layer, more is not None),
         )  # fmt: skip
         if weight_dtype is not None or bias_dtype is not None:
             if wide:
@@ -201,8 +202,11 @@ def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
     return -(-tiles // rounds)
 
 
-def _stages(tile: kernels.Tile, dtype: torch.dtype, residual: bool) -> int:
-    return kernels.stages(tile, dtype.itemsize, 2 + residual)
+def _constants(tile: kernels.Tile, dtype: torch.dtype, layer: bool, residual: bool) -> dict[str, int | bool]:
+    """Return the constants of the backward's machine code."""
+    keep = kernels.keeps_weight(tile, dtype.itemsize, layer)
+    stages = kernels.stages(tile, dtype.itemsize, layer, residual)
+    return {"ROWS": tile.rows, "BLOCK": tile.block, "KEEP": keep, "STAGES": stages}
 
 
 @_norm_gradients.register_fake
@@ -292,7 +296,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         given["summed"] = case.residual
     if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
         given |= {"dweight": False, "dbias": False}
-    constants = {"ROWS": tile.rows, "BLOCK": tile.block, "STAGES": _stages(tile, case.dtype, case.residual)}
+    constants = _constants(tile, case.dtype, layer, case.residual)
     sums = ("mean", "rstd", *(("dweight_parts", "dbias_parts") if finishing else ("dweight", "dbias")))
     rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
     scalars = {

@@ -50,8 +50,6 @@ WIDEST = 8192
 WIDE_TILE = Tile(1, 4096, 8)  # a row in blocks
 WIDE_PARAMETERS_TILE = Tile(4, 1024, 4, 4)  # a band of columns, rows in blocks
 NUM_STAGES = 1  # of loops that do not say otherwise
-# Up to these blocks the backward keeps weight in registers; beyond, fewer programs are resident, or it spills.
-KEPT_RMS, KEPT_LAYER = tl.constexpr(4096), tl.constexpr(1024)
 # Bytes of the next tiles that the programs of one multiprocessor copy while they compute on the present ones. At
 # 4.2 TB/s (H200), two thirds of it reads, and about 1 us of latency under load, 132 multiprocessors need 21 KB each in
 # flight at every moment; several times that keeps copies going while programs wait for sums over a row. All programs of
@@ -62,10 +60,19 @@ WIDE_STAGES = tl.constexpr(3)
 FINISH_TILE = Tile(512, 32, 16)  # of partial sums: a program adds those of 32 columns, of up to 512 programs at once
 
 
-def stages(tile: Tile, itemsize: int, tensors: int) -> int:
-    """Return the stages of the backward's loop over tiles of ``tensors`` tensors: one more than it has buffers."""
+def keeps_weight(tile: Tile, itemsize: int, layer: bool) -> bool:
+    """Return whether the backward keeps weight in registers; beyond, fewer programs are resident, or it spills."""
+    return tile.block <= (WIDEST if not layer else 4096 if itemsize == 2 else 1024)
+
+
+def stages(tile: Tile, itemsize: int, layer: bool, residual: bool) -> int:
+    """Return the stages of the backward's loop over tiles: one more than it has buffers.
+
+    They hold tiles of the gradient, the rows, a residual's gradient, and of weight where registers do not.
+    """
+    tensors = 2 + residual + (not keeps_weight(tile, itemsize, layer)) / tile.rows
     tile_bytes = tile.programs * tile.rows * tile.block * itemsize * tensors
-    return 1 + max(1, min(MOST_BUFFERS, IN_FLIGHT_BYTES // tile_bytes))
+    return 1 + max(1, min(MOST_BUFFERS, int(IN_FLIGHT_BYTES / tile_bytes)))
 
 
 def tile_for(tiles: dict[int, Tile], width: int) -> Tile:
@@ -173,7 +180,7 @@ def add_pairs(first, second, other_first, other_second):
 @triton.jit
 def backward(  # noqa: C901 - each branch is one optional pointer
     grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width, grad_stride, grad_summed_stride,
-    summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows, every programs-th tile of them; of the parameters, this program's part of the sums.
 
@@ -187,7 +194,6 @@ def backward(  # noqa: C901 - each branch is one optional pointer
     valid = column < width
     weight_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    KEEP: tl.constexpr = BLOCK <= KEPT_RMS if mean is None else BLOCK <= KEPT_LAYER
     share = 1.0 / width
     if weight is not None and KEEP:
         factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
@@ -233,7 +239,7 @@ def backward(  # noqa: C901 - each branch is one optional pointer
 def backward_wide(
     grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width,  # noqa: ARG001
     grad_stride, grad_summed_stride, summed_stride,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,  # noqa: ARG001 - the signature is that of backward
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,  # noqa: ARG001 - as backward
 ):  # fmt: skip
     """The rows' gradients as in ``backward``, one row in blocks; the parameters' are ``parameters_wide``'s."""
     row = tl.program_id(0).to(tl.int64)
