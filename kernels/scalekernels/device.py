@@ -78,6 +78,21 @@ def require_dtype(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) ->
             raise TypeError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
 
 
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors, under ``torch.autocast`` in its dtype, as PyTorch casts for ``linear`` and attention.
+
+    Like there, float64 stays float64, and gradients come back in the tensors' own dtypes.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+        for tensor in tensors
+    )
+
+
 def refuse_tangents(operation: str, **tensors: Tensor | None) -> None:
     """Raise ``RuntimeError`` for a tensor with a forward-mode tangent, which a custom operation would drop silently."""
     if forward_ad._current_level < 0:  # nothing is being differentiated forward, the usual case
