@@ -181,6 +181,8 @@ LARGER = (
         for reduction in ("mean", "sum", "none")
         for softcap in (None, 15.0)
     ),
+    Case(150, 96, 5000, torch.bfloat16, weighed=True),
+    Case(150, 96, 5000, torch.bfloat16, smoothing=0.1),
 )
 # Where speed is judged: the vocabulary of GPT-2 rounded up to 64, as models are trained.
 GOALS = tuple(Case(8192, width, 50304, torch.bfloat16) for width in (768, 2048))
