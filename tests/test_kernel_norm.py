@@ -21,6 +21,21 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
     assert case_failure(case, backward) is None
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_terms_bound_the_gradients_and_show_where_they_cancel(kind, residual):
+    for width in (1, 30):
+        case = Case(kind, 4, width, residual, torch.float32)
+        given = norm.inputs(case)
+        terms, exact = norm.terms(case, given, True), norm.results(case, given, True)
+        assert terms.keys() == exact.keys()
+        assert all(terms[name] >= exact[name].abs().max() for name in exact)
+    # One number is its own mean: everything cancels, a residual's gradient aside.
+    one = Case(kind, 4, 1, False, torch.float32)
+    values = norm.inputs(one)
+    assert norm.results(one, values, True)["x"].abs().max() < 1e-4 * norm.terms(one, values, True)["x"]
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(

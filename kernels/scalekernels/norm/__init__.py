@@ -39,7 +39,7 @@ from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "LAYER_EPS", "RMS_EPS", "Case", "compilations", "cost", "inputs",
-    "layer_norm", "providers", "reference", "results", "rms_norm",
+    "layer_norm", "providers", "reference", "results", "rms_norm", "terms",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -326,6 +326,28 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
     """Return the float64 oracle; with ``backward`` its gradients, by the names of the inputs."""
     copies = {name: tensor.double() for name, tensor in inputs.items()}
     return evaluation(lambda **tensors: reference(**tensors, kind=case.kind), copies, backward)()
+
+
+def terms(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, float]:
+    """Return the largest sum of magnitudes of the terms of each result, for the acceptance rule's floor.
+
+    With g = gradient · weight and x̂ the normalised row, those of dx are r (|g| + |x̂| mean |g x̂| + mean |g|) plus a
+    residual's gradient, of dweight Σ |gradient x̂|, of dbias Σ |gradient|. Forward, none cancel after the sum.
+    """
+    if not backward:
+        return {}
+    tensors = {name: tensor.double() for name, tensor in inputs.items()}
+    plain = {name: tensors[name] for name in ("x", "residual") if name in tensors}
+    summed = sum(plain.values(), torch.zeros(()))
+    rows = reference(summed, kind=case.kind)["normed"].abs()
+    centred = summed if case.kind == "rms" else summed - summed.mean(-1, keepdim=True)
+    scale = 1 / (centred.square().mean(-1, keepdim=True) + (RMS_EPS if case.kind == "rms" else LAYER_EPS)).sqrt()
+    grad, incoming = tensors["grad_normed"].abs(), (tensors["grad_normed"] * tensors["weight"]).abs()
+    means = (incoming * rows).mean(-1, keepdim=True) * rows
+    means = means if case.kind == "rms" else means + incoming.mean(-1, keepdim=True)
+    dx = scale * (incoming + means) + tensors.get("grad_summed", torch.zeros(())).abs()
+    sums = {**dict.fromkeys(plain, dx), "weight": (grad * rows).sum(0), "bias": grad.sum(0)}
+    return {name: float(value.max()) for name, value in sums.items() if name in inputs and value.numel()}
 
 
 def providers() -> dict[str, Provider]:
