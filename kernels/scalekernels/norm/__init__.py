@@ -346,7 +346,7 @@ def terms(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str,
     means = (incoming * rows).mean(-1, keepdim=True) * rows
     means = means if case.kind == "rms" else means + incoming.mean(-1, keepdim=True)
     dx = scale * (incoming + means) + tensors.get("grad_summed", torch.zeros(())).abs()
-    sums = {**dict.fromkeys(plain, dx), "weight": (grad * rows).sum(0), "bias": grad.sum(0)}
+    sums = dict.fromkeys(plain, dx) | {"weight": (grad * rows).sum(0), "bias": grad.sum(0)}
     return {name: float(value.max()) for name, value in sums.items() if name in inputs and value.numel()}
 
 
