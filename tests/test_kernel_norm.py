@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kernel_support import (
     install_mutant,
     poisoned_memory,  # noqa: F401 - a fixture
+    rounded_to_nearest,
 )
 from norm_support import case_failure, error, gradients
 from scalekernels import norm
@@ -64,6 +65,19 @@ def test_the_number_of_programs_changes_nothing_but_rounding(monkeypatch, progra
     monkeypatch.setattr(norm, "_programs", lambda *_: programs)
     for width in (3, 8200):
         assert case_failure(Case("layer", 45 if width == 3 else 6, width, False, torch.float32), True) is None
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_bfloat16_with_the_rounding_of_a_device(kind, backward):
+    """The interpreter's own conversion cuts bits off: a bias that the rule does not accept."""
+    case = Case(kind, 40, 100, True, torch.bfloat16)
+    with rounded_to_nearest():
+        assert case_failure(case, backward) is None
+    if not backward:
+        ours = norm.providers()["triton"].prepare(case, norm.inputs(case), False)()["normed"].double()
+        exact = norm.results(case, norm.inputs(case), False)["normed"]
+        assert ours.abs().sum() < 0.998 * exact.abs().sum()
 
 
 def test_gradients_repeat_to_the_bit():
