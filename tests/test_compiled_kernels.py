@@ -95,7 +95,7 @@ def program(path: Path, says: str) -> Path:
 
 
 def test_another_assembler_is_used_within_its_block_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, named = assembler(90), program(tmp_path / "named", "V1.2.3")
+    own, named = assembler(90), program(tmp_path / "named", "release 1.2, V1.2.3")
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(named))
     packed = tmp_path / "other.xz"
     packed.write_bytes(lzma.compress(program(tmp_path / "other", "release 99.1, V99.1.7").read_bytes()))

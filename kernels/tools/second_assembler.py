@@ -49,6 +49,6 @@ def unpacked(path: Path) -> Iterator[Path]:
             said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
             raise ValueError(f"{path} is no ptxas that runs here: {error}") from error
-        if not re.search(r"V\d+\.\d+\.\d+", said):  # triton would use its own instead
+        if not re.search(r"release \d+\.\d+, V\d+\.\d+\.\d+", said):  # triton would use its own instead
             raise ValueError(f"{path} is no ptxas: --version prints {said[:100]!r}")
         yield program
