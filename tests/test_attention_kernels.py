@@ -15,6 +15,7 @@ from scalekernels.attention import (
     LADDER,
     Case,
     attention,
+    attention_over_cache,
     compilations,
     cost,
     inputs,
@@ -212,3 +213,5 @@ def test_forward_mode_is_an_error_by_name():
         dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
         with pytest.raises(RuntimeError, match=r"attention has no forward-mode derivative .k has a tangent"):
             attention(q, dual, q)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="attention_over_cache has no forward-mode derivative"):
+            attention_over_cache(q[:, :, :2], dual, q)

@@ -89,6 +89,7 @@ def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; also raises ``ValueError`` for fewer keys
     than queries, and ``RuntimeError`` if gradients of several queries over earlier keys are required.
     """
+    refuse_tangents("attention_over_cache", q=q, k=k, v=v)
     q, k, v, scale = _prepared_inputs(q, k, v, scale)
     past, dimension = k.shape[2] - q.shape[2], q.shape[3]
     if past < 0:
