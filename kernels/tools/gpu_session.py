@@ -5,7 +5,7 @@
 
 ``first`` checks the kernels: the assembler canary with every ptxas, every shipped configuration against float64, and a
 short training run of every implementation; then it finds the fastest tiles. ``second`` measures: operations at the
-shapes of the goals, training from 124M to 1.3B parameters, profiles.
+shapes of the goals, training from 124M to 1.3B parameters, profiles, a law of loss on one GPU.
 
 After every step the results so far are in OUT, so that being killed loses only the current step. OUT has at most eight
 files and no folders: summary.md, check.json, tune.json, compare.parquet, train.parquet, results.tar.gz (for
