@@ -42,6 +42,7 @@ class TrainSection(Section):
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
     graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)
+    gradient_sums: Axis[bool] = (True,)  # in 16 bits with the implementation fused; others have no such products
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
     seed: Axis[WholeNumber] = (0,)
 
@@ -72,4 +73,7 @@ class TrainSpec(Section):
     precision: str = Field(description="number format of the computation")
     implementation: str = Field(description="eager, sdpa, compile, triton or fused")
     graph: str = Field(default="none", description="what runs as one: none, blocks, model or step")
+    gradient_sums: bool = Field(
+        default=False, description="weight gradients are added in float32 by the products that compute them"
+    )
     seed: int = Field(description="seed of initial weights and batches")
