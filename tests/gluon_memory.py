@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Callable
 from typing import Any
 
 from gluon_machine import HazardError, Partition, here
@@ -213,8 +214,10 @@ def store_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
     partition.machine.at(partition.machine.schedule.delay("store"), lambda: descriptor.tensor[of_tensor].copy_(value))
 
 
-def add_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
-    """Add to global memory by TMA, at any time from now on; additions to one element are made one after the other."""
+def add_async(
+    descriptor: Descriptor, at: list[int], memory: Memory, landed: Callable[[], None] = lambda: None
+) -> None:
+    """Add to global memory by TMA, at any time from now on, then call ``landed``; no addition to an element is lost."""
     partition = here()
     partition.step()
     if memory.shape != descriptor.block_shape or memory.dtype != descriptor.dtype:
@@ -230,6 +233,7 @@ def add_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
     def land() -> None:
         descriptor.tensor[of_tensor] += value
         partition.additions -= 1
+        landed()
         if partition.waits_for == ADDITIONS and not partition.additions:
             partition.machine.at(0.0, partition)
 
