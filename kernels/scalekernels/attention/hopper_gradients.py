@@ -98,14 +98,16 @@ def method_of(head_dimension: int, causal: bool, length_bucket: str, determinist
     return default if measured is None else Method(**measured)
 
 
-def methods(head_dimension: int, deterministic: bool) -> tuple[Method, ...]:
-    """Return the candidate methods, "apart" first."""
+def methods(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> tuple[Method, ...]:
+    """Return the candidate methods, the shipped one first, or "apart" if none is."""
     name = "ordered" if deterministic else "unordered"
     listed: dict[int, tuple[tuple[Any, ...], ...]] = {
         64: ((64, 4), (64, 4, True), (64, 3)),
         128: ((64, 2), (64, 3)),
     }
-    return (APART, *(Method(name, *tile) for tile in listed[head_dimension]))
+    shipped = method_of(head_dimension, causal, length_bucket, deterministic) or APART
+    others = (Method(name, *tile) for tile in listed[head_dimension])
+    return tuple(dict.fromkeys([shipped, APART, *others]))
 
 
 def unsupported(**tensors: Tensor) -> str | None:
