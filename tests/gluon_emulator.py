@@ -242,7 +242,9 @@ def lowered(kernel: Any) -> Callable[..., Any]:
 def require_carried(kernel: Any) -> None:
     """Raise ``HazardError`` where the compiler would not carry a variable that a loop of a jit function changes."""
     if names := not_carried(kernel.src):
-        raise HazardError(f"{kernel.__name__}: the loop changes {', '.join(sorted(names))}, which Triton does not carry")
+        raise HazardError(
+            f"{kernel.__name__}: the loop changes {', '.join(sorted(names))}, which Triton does not carry"
+        )
 
 
 def _lower(function: Any, spaces: dict[int, dict[str, Any]]) -> Callable[..., Any]:

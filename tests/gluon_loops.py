@@ -1,9 +1,9 @@
 """Variables of loops that Triton does not carry from one round to the next, although Python does.
 
 Triton visits the body of a loop once, with the values from before the loop, and carries the variables whose values are
-not the same after it (``CodeGenerator._find_carries``, 3.6 and 3.7). With ``b = a`` before a loop and ``b = a; a = a + 1``
-in it, b is the same value after that visit as before: it is not carried, and in every round it is the first a. A kernel
-that used such a b added every tile to the first one.
+not the same after it (``CodeGenerator._find_carries``, 3.6 and 3.7). With ``b = a`` before a loop and
+``b = a; a = a + 1`` in it, b is the same value after that visit as before: it is not carried, and in every round it is
+the first a. A kernel that used such a b added every tile to the first one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import textwrap
 
 
 def not_carried(source: str) -> set[str]:
-    """Return the names that a loop of a function assigns and that have the value from before the loop after one round."""
+    """Return the names that a loop of a function assigns, and that have the value from before it after one round."""
     (function,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(function, ast.FunctionDef)
     numbers = itertools.count()

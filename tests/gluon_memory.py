@@ -10,7 +10,6 @@ from typing import Any
 from gluon_machine import HazardError, Partition, here
 from torch import Tensor
 
-
 ADDITIONS = "its additions"
 
 
@@ -214,14 +213,14 @@ def store_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
     partition.machine.at(partition.machine.schedule.delay("store"), lambda: descriptor.tensor[of_tensor].copy_(value))
 
 
-def add_async(
-    descriptor: Descriptor, at: list[int], memory: Memory, landed: Callable[[], None] = lambda: None
-) -> None:
+def add_async(descriptor: Descriptor, at: list[int], memory: Memory, landed: Callable[[], None] = lambda: None) -> None:
     """Add to global memory by TMA, at any time from now on, then call ``landed``; no addition to an element is lost."""
     partition = here()
     partition.step()
     if memory.shape != descriptor.block_shape or memory.dtype != descriptor.dtype:
-        raise HazardError(f"an addition of {memory.dtype} {memory.shape} to {descriptor.dtype} {descriptor.block_shape}")
+        raise HazardError(
+            f"an addition of {memory.dtype} {memory.shape} to {descriptor.dtype} {descriptor.block_shape}"
+        )
     where, allocation = memory.range, memory.allocation
     allocation.require(where, "adds by TMA from", write=False, asynchronous=True)
     allocation.reading.append(where)

@@ -35,7 +35,7 @@ ROWS = hopper_gradients.ROWS
 
 @contextlib.contextmanager
 def recorded(counters: Tensor) -> Iterator[dict[tuple[int, int], list[str]]]:
-    """Collect, by program and tile of queries, what happens to counters ("read", "count") and sums ("add", when made)."""
+    """Collect, by program and tile of queries, what happens to counters ("read", "count") and sums ("add")."""
     events: dict[tuple[int, int], list[str]] = {}
     count, add = gluon_emulator.LANGUAGE.atomic_add, gluon_memory.add_async
 
@@ -77,7 +77,7 @@ def together(dimension: int, ordered: bool) -> list[Method]:
 def gradients(
     shape: Shape, seed: int, method: Method, module: Any = hopper_fused, opposed: float = 0.0
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], bool]:
-    """Run the kernel of a module; return what it wrote with what was expected, by name, and whether the order was right.
+    """Run a module's kernel; return what it wrote with what was expected, by name, and whether the order was right.
 
     The emulator runs programs one after the other: in the order of their numbers every turn has come already.
     """
@@ -134,6 +134,7 @@ DS_STORED = "        fence_async_shared()\n        mbarrier.arrive(ds_full)\n   
 RELEASES = "        mbarrier.arrive(empty.index(before), pred=step > 0)\n"
 DK_WAIT = "        dk = warpgroup_mma_wait(2, deps=(dk,))\n"
 DQ_WAIT = "        dq = warpgroup_mma_wait(1, deps=(dq,))\n"
+LAST_HAND_OVER = "    _hand_over(dq, dq_buffers.index(WHO), dq_full.index(WHO), dq_empty.index(WHO), rounds"
 # Pairs of old and new text; the first occurrence is replaced.
 BROKEN = {
     "no wait for a tile": (LOOP_WAIT, ""),
@@ -149,12 +150,11 @@ BROKEN = {
     "ds of one consumer only": ("ds_buffers.index(base + 1).permute", "ds_buffers.index(base).permute"),
     "ds not transposed": ("ds_buffers.index(base).permute((1, 0))", "ds_buffers.index(base)"),
     "dQ written before the adder has read the last": ("    mbarrier.wait(dq_empty, phase)\n", ""),
-    "no fence after dQ is written": ("    dq_buffer.store(dq)\n    fence_async_shared()\n", "    dq_buffer.store(dq)\n"),
+    "no fence after dQ is written": ("dq_buffer.store(dq)\n    fence_async_shared()\n", "dq_buffer.store(dq)\n"),
     "dQ added before it is written": ("            mbarrier.wait(dq_full.index(who), step & 1)\n", ""),
     "dQ released before it is read": ("        tma.store_wait(1)\n", ""),
-    "dQ of the first round added, too": ("        if step > 0:\n            _hand", "        if step >= 0:\n            _hand"),
-    "dQ of the last tile missing": ("    _hand_over(dq, dq_buffers.index(WHO), dq_full.index(WHO), dq_empty.index(WHO), rounds",
-                                    "    _hand_over(dq * 0.0, dq_buffers.index(WHO), dq_full.index(WHO), dq_empty.index(WHO), rounds"),
+    "dQ of the first round added, too": ("if step > 0:\n            _hand", "if step >= 0:\n            _hand"),
+    "dQ of the last tile missing": (LAST_HAND_OVER, LAST_HAND_OVER.replace("(dq,", "(dq * 0.0,")),
     "columns added to those of the other": ("[row, who * (D // 2)]", "[row, (1 - who) * (D // 2)]"),
     "dQ added to the tile after": ("+ last_row - step % tiles * M", "+ last_row - (step + 1) % tiles * M"),
     "sums of the next head not started anew": ("step // tiles * padded_length", "step // tiles * 0"),
@@ -173,7 +173,10 @@ BROKEN_ORDER = {
     "turns not awaited": ("                _await_turn(counter, block)\n", "                pass\n"),
     "counted before the additions are made": ("additions_wait(row) // M", "row // M"),
     "turns not counted": ("gl.atomic_add(counters + additions_wait(row) // M, 1,", "gl.atomic_add(counter, 0,"),
-    "one block more expected": ("_await_turn(counter, block)\n            async", "_await_turn(counter, block + 1)\n            async"),
+    "one block more expected": (
+        "_await_turn(counter, block)\n            async",
+        "_await_turn(counter, block + 1)\n            async",
+    ),
     "turns of another tile": ("counter = counters + row // M", "counter = counters + sums_row // M"),
 }
 BROKEN_SHAPES: list[Shape] = [(1, 2, 1, 140, 300, 128, True), (1, 2, 1, 300, 131, 128, False)]
@@ -258,10 +261,10 @@ def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
     operands = (given["g"], given["q"], given["k"], given["v"], given["q"], expected["lse"], True, scale)
     method = Method(name, 64, 3)
     found = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
-    for name, gradient in found.items():
-        assert error((gradient, expected[name])) < TOLERANCE[torch.bfloat16]
-        assert gradient.stride() == tiles.like(given[name[1]]).stride()
+    for which, gradient in found.items():
+        assert error((gradient, expected[which])) < TOLERANCE[torch.bfloat16]
+        assert gradient.stride() == tiles.like(given[which[1]]).stride()
     dq, dk, dv = hopper_gradients.backward(*operands, need_q=False, method=method)
     assert not dq.numel()
-    for name, gradient in {"dk": dk, "dv": dv}.items():
-        assert error((gradient, expected[name])) < TOLERANCE[torch.bfloat16]
+    for which, gradient in {"dk": dk, "dv": dv}.items():
+        assert error((gradient, expected[which])) < TOLERANCE[torch.bfloat16]

@@ -21,7 +21,9 @@ class Emulated:
         """Return what takes the arguments of a launch."""
 
         def run(*arguments: Any, **_: Any) -> None:
-            gluon_emulator.launch(self.kernel, grid[0], dict(zip(self.kernel.arg_names, arguments, strict=True)), seed=2)
+            gluon_emulator.launch(
+                self.kernel, grid[0], dict(zip(self.kernel.arg_names, arguments, strict=True)), seed=2
+            )
 
         return run
 
@@ -65,7 +67,9 @@ def test_additions_out_of_order_are_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_fault_is_a_problem_only_where_the_mechanism_is_shipped(
     monkeypatch: pytest.MonkeyPatch, is_shipped: bool, problem: str | None
 ) -> None:
-    monkeypatch.setattr(mechanisms, "witnesses", lambda: {"one": lambda device: "3 entries", "two": lambda device: None})
+    monkeypatch.setattr(
+        mechanisms, "witnesses", lambda: {"one": lambda device: "3 entries", "two": lambda device: None}
+    )
     monkeypatch.setattr(mechanisms, "are_shipped", lambda: is_shipped)
     found = check_case.check_mechanism("one", "cpu")
     assert found == {"mechanism one": {"problem": problem, "information": "3 entries"}}

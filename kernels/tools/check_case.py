@@ -140,7 +140,9 @@ def check_mechanism(name: str, device: str) -> dict[str, Any]:
         found = mechanisms.witnesses()[name](device)
     except Exception as error:  # noqa: BLE001 - it may fail in any way
         found = f"{type(error).__name__}: {error}"[:500]
-    return {f"mechanism {name}": {"problem": found if mechanisms.are_shipped() else None, "information": found or "exact"}}
+    return {
+        f"mechanism {name}": {"problem": found if mechanisms.are_shipped() else None, "information": found or "exact"}
+    }
 
 
 # --- which cases -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ mechanism is to blame. All values are small integers, or sums whose order shows,
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from scalekernels.attention import hopper_gradients, tuned
@@ -110,23 +111,27 @@ PRODUCTS = {
     "transposed A, half of B, within a swizzled line": (64, 32, 32, True),
 }
 # Columns, whether the order is fixed.
-ADDITIONS = {"TMA addition": (64, False), "TMA addition of few columns": (32, False), "TMA addition in order": (64, True)}
+ADDITIONS = {
+    "TMA addition": (64, False),
+    "TMA addition of few columns": (32, False),
+    "TMA addition in order": (64, True),
+}
 
 
-def wrong_products(device: str, width: int, first: int, columns: int, transposed: bool) -> str | None:
+def wrong_products(device: str, case: tuple[int, int, int, bool]) -> str | None:
     """Return what is wrong with a product, None if it is exact."""
+    width, first, columns, transposed = case
     generator = torch.Generator().manual_seed(0)
-    a, b = (
-        torch.randint(-4, 5, (ROWS, n), generator=generator).to(device, torch.float16) for n in (ROWS, width)
-    )
+    a, b = (torch.randint(-4, 5, (ROWS, n), generator=generator).to(device, torch.float16) for n in (ROWS, width))
     found = torch.full((ROWS, columns), torch.nan, device=device)
     product[(1,)](a, b, found, width, first, columns, transposed, num_warps=4)
     expected = (a.mT if transposed else a).double() @ b[:, first : first + columns].double()
     return difference(found, expected)
 
 
-def wrong_additions(device: str, columns: int, ordered: bool) -> str | None:
+def wrong_additions(device: str, case: tuple[int, bool]) -> str | None:
     """Return what is wrong with sums of many programs, None if they are exact; where ordered, of rounded terms."""
+    columns, ordered = case
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-9, 10, (PROGRAMS, ROUNDS, ROWS, columns), generator=generator).to(device, torch.float32)
     if ordered:
@@ -147,12 +152,10 @@ def difference(found: Tensor, expected: Tensor) -> str | None:
     return f"{wrong} of {expected.numel()} entries are wrong" if wrong else None
 
 
-def witnesses() -> dict[str, Callable[[str], str | None]]:
+def witnesses() -> Mapping[str, Callable[[str], str | None]]:
     """Return a function of the device for each mechanism, by name."""
-    of_products = {name: lambda device, case=case: wrong_products(device, *case) for name, case in PRODUCTS.items()}
-    return of_products | {
-        name: lambda device, case=case: wrong_additions(device, *case) for name, case in ADDITIONS.items()
-    }
+    of_products = {name: partial(wrong_products, case=case) for name, case in PRODUCTS.items()}
+    return of_products | {name: partial(wrong_additions, case=case) for name, case in ADDITIONS.items()}
 
 
 def are_shipped() -> bool:
@@ -171,7 +174,11 @@ def compilations() -> Iterator[Compilation]:
         yield Compilation("product", name, product, signature, constants, 4, 3, 1, tuple(types), tensor_core=True)
     for name, (columns, ordered) in ADDITIONS.items():
         constants = {"WIDTH": columns, "ROUNDS": ROUNDS, "ORDERED": ordered}
-        types = {"values": "*fp32", "sums_desc": f"tensordesc<fp32{[ROWS, columns]},{SUMS_LAYOUT!r}>", "counters": "*i32"}
+        types = {
+            "values": "*fp32",
+            "sums_desc": f"tensordesc<fp32{[ROWS, columns]},{SUMS_LAYOUT!r}>",
+            "counters": "*i32",
+        }
         signature = types | dict.fromkeys(constants, "constexpr")
         yield Compilation(
             "addition", name, addition, signature, constants, 4, 3, 1, ("values", "counters"), options={"maxnreg": 168}

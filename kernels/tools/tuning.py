@@ -247,7 +247,7 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
-    """Yield few deterministic methods of the backward pass, and the forward passes with few other schedules and consumers."""
+    """Yield deterministic methods and forward passes, with few candidates."""
     for tunable in every:
         if tunable.kernel == hopper_gradients.METHOD_ROWS[True]:
             yield dataclasses.replace(tunable, candidates=tunable.candidates[:3])
@@ -276,7 +276,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--output", type=Path, help="measure and write the rows to this file")
     what.add_argument("--adopt", type=Path, help="a session's tune.json")
     parser.add_argument("--table", type=Path, default=tuned.FILE, help="file for the adopted rows")
-    parser.add_argument("--quick", action="store_true", help="few methods of the backward pass and few candidates of the forward pass only")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few methods of the backward pass and few candidates of the forward pass only",
+    )
     options = parser.parse_args(arguments)
     if options.adopt:
         print(f"{options.table}: {adopt(options.adopt, options.table)} rows")

@@ -1,7 +1,7 @@
 """What Gluon's language lacks for adding to global memory by TMA: the addition itself, and the wait for its end.
 
-The compiler has the operation (``ttng.async_tma_reduce``: PTX ``cp.reduce.async.bulk.tensor``), and its builder a method
-for it, with the same arguments in Triton 3.6 and 3.7; ``async_add_shared_to_global`` makes it callable.
+The compiler has the operation (``ttng.async_tma_reduce``, in PTX ``cp.reduce.async.bulk.tensor``), and its builder a
+method for it, with the same arguments in Triton 3.6 and 3.7; ``async_add_shared_to_global`` makes it callable.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators

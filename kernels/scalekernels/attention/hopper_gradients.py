@@ -1,12 +1,12 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
 A first pass writes the statistics of every row; three methods follow. "apart" computes dK with dV, and dQ, by the two
-kernels of ``hopper_backward.py``. "ordered" and "unordered" compute all by that of ``hopper_fused.py``, with dQ added to
-in a fixed order or in none; a last pass scales and rounds dQ.
+kernels of ``hopper_backward.py``. "ordered" and "unordered" compute all by that of ``hopper_fused.py``, with dQ added
+to in a fixed order or in none; a last pass scales and rounds dQ.
 
-``tuned.json`` has the fastest tiles and methods measured on a GPU. For cases without a row, ``KEYS`` and ``QUERIES`` have
-the tiles, and deterministic gradients are computed "apart". ``candidates`` and ``methods`` return what else compiles
-without spills and without serialised wgmma with Triton 3.6 and 3.7, for tuning.
+``tuned.json`` has the fastest tiles and methods measured on a GPU. For cases without a row, ``KEYS`` and ``QUERIES``
+have the tiles, and deterministic gradients are computed "apart". ``candidates`` and ``methods`` return what else
+compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for tuning.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str)
 
 
 def method_of(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> Method | None:
-    """Return the method that was measured to be the fastest; "apart" for deterministic gradients, or None, if none was."""
+    """Return the fastest measured method; if none was, "apart" for deterministic gradients, else None."""
     measured = tuned.row(METHOD_ROWS[deterministic], head_dimension, causal, length_bucket)
     default = APART if deterministic else None
     return default if measured is None else Method(**measured)
