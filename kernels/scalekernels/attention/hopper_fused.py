@@ -47,9 +47,12 @@ def _weights(s, lse_buffer, first_key, first_row, key_length, scale_log2, CAUSAL
         end = gl.minimum(end, first_row + 1)
     if first_key + KEYS > end:
         keys = first_key + gl.arange(0, KEYS, layout=gl.SliceLayout(1, layout))
-        first_to_see = gl.where(keys < key_length, keys if CAUSAL else 0, LAST)
-        rows = first_row + gl.arange(0, M, layout=gl.SliceLayout(0, layout))
-        s = gl.where(gl.expand_dims(rows, 0) >= gl.expand_dims(first_to_see, 1), s, float("-inf"))
+        if CAUSAL:
+            first_to_see = gl.where(keys < key_length, keys, LAST)
+            rows = first_row + gl.arange(0, M, layout=gl.SliceLayout(0, layout))
+            s = gl.where(gl.expand_dims(rows, 0) >= gl.expand_dims(first_to_see, 1), s, float("-inf"))
+        else:
+            s = gl.where(gl.expand_dims(keys < key_length, 1), s, float("-inf"))
     lse = lse_buffer.load(gl.SliceLayout(0, layout))
     return gl.exp2(s * scale_log2 - gl.expand_dims(lse, 0))
 
@@ -125,12 +128,14 @@ def _consumer(  # noqa: PLR0915
         else:
             dk = warpgroup_mma(ds_buffers.index(base + WHO), q_before, dk, is_async=True)
         s = warpgroup_mma_wait(3, deps=(s,))
-        p = _weights(s, lse_buffers.index(slot), first_key, row, key_length, scale_log2, CAUSAL, KEYS, M, scores)
+        p = _weights(s, lse_buffers.index(slot), first_key + base, row, key_length, scale_log2, CAUSAL, KEYS, M, scores)
         dq = warpgroup_mma_wait(1, deps=(dq,))
         if IN_REGISTERS:
             mbarrier.arrive(ds_empty)
         if step > 0:
-            _hand_over(dq, dq_buffers.index(WHO), dq_full.index(WHO), dq_empty.index(WHO), step & 1)
+            _hand_over(
+                dq, dq_buffers.index(base + WHO), dq_full.index(base + WHO), dq_empty.index(base + WHO), step & 1
+            )
         dp = warpgroup_mma(v, g.permute((1, 0)), zero, use_acc=False, is_async=True)
         dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), g, dv, is_async=True)
         dk = warpgroup_mma_wait(2, deps=(dk,))
