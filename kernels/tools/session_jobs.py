@@ -28,6 +28,8 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     ]
     for operation in operations:
         jobs += case_jobs(operation, device)
+    if device == "cuda" and "attention" in operations:
+        jobs += mechanism_jobs(device)
     if "optimizer" in operations:
         for name in OPTIMIZERS:
             for dtype in ("bfloat16", "float32"):
@@ -37,6 +39,14 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
             what = {"kind": "rounding", "optimizer": name, "device": device}
             jobs.append(Job(f"{name}, stochastic rounding", what, priority=1 if name == "adamw" else 3))
     return jobs
+
+
+def mechanism_jobs(device: str) -> Iterator[Job]:
+    """Yield a job for each mechanism of the GPU that candidates of the tunable kernels need."""
+    import mechanisms
+
+    for name in mechanisms.witnesses():
+        yield Job(f"mechanism: {name}", {"kind": "mechanism", "name": name, "device": device}, 0, SMALL_BYTES)
 
 
 def case_jobs(operation: str, device: str) -> Iterator[Job]:

@@ -219,6 +219,8 @@ def checks(session: Session) -> str:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
         if result["status"] not in ("ok", "not run"):
             session.say(f"{result['name']}: {result['status']}: {str(result.get('problem'))[:300]}")
+        for information in result.get("information", ()):
+            session.say(information)
         session.write()
 
     budget = GPU_MEMORY_SHARE * session.versions.get("memory_bytes", 16e9)
