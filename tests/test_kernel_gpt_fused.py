@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_support import Operations
-from support import train_spec
 from scalekernels.cross_entropy import products
+from support import train_spec
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode

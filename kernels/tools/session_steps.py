@@ -212,8 +212,8 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
-        jobs += session_jobs.training_jobs(session.device)
-        jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
+        jobs = [*session_jobs.training_jobs(session.device), *jobs]
+        jobs += session_jobs.candidate_jobs(few=session.phase == "second")
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}

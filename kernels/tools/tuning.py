@@ -118,20 +118,25 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
         yield Tunable(kind, *place, candidates, partial(backward, kind), share * products)
 
 
-def candidate_jobs() -> Iterator[dict[str, Any]]:
-    """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code."""
+def candidate_jobs(few: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code.
+
+    ``few``: only the candidates of ``quick``.
+    """
     seen: set[tuple[Any, ...]] = set()
-    for tunable in tunables():
+    for tunable in quick(tunables()) if few else tunables():
         for place, candidate in enumerate(tunable.candidates):
             code = (tunable.kernel, tunable.head_dimension, tunable.causal, candidate)
             if code not in seen:
                 seen.add(code)
-                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
+                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate),
+                       "few": few}  # fmt: skip
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
     """Compile and launch one candidate and compare its results with the shipped one's."""
-    tunable = next(tunable for tunable in tunables() if tunable.name == job["tunable"])
+    every = quick(tunables()) if job["few"] else tunables()
+    tunable = next(tunable for tunable in every if tunable.name == job["tunable"])
     run = tunable.make()
     return {"problem": fault(tunable, run, tunable.candidates[job["place"]], run(tunable.candidates[0]))}
 
@@ -247,10 +252,10 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
-    """Yield deterministic methods and forward passes, with few candidates."""
+    """Yield the methods of the backward pass, and forward passes with few candidates."""
     for tunable in every:
-        if tunable.kernel == hopper_gradients.METHOD_ROWS[True]:
-            yield dataclasses.replace(tunable, candidates=tunable.candidates[:3])
+        if tunable.kernel in hopper_gradients.METHOD_ROWS.values():
+            yield tunable
         elif tunable.kernel == "forward":
             shipped = tunable.candidates[0]
             other = shipped._replace(persistent=not shipped.persistent)
