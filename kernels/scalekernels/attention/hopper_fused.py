@@ -83,8 +83,8 @@ def _consumer(  # noqa: PLR0915
 ):  # fmt: skip
     """dK and dV of KEYS keys, and half of the columns of dQ of each tile of queries, a round after its ds.
 
-    A round issues the products s, dQ and dK (of the round before), dp, dV. dQ is handed over beside dK, exponentials run
-    beside dK and dp, ds is computed beside dV. ``IN_REGISTERS`` multiplies ds of dK from registers.
+    A round issues the products s, dQ and dK (of the round before), dp, dV. dQ is handed over beside dK, exponentials
+    run beside dK and dp, ds is computed beside dV. ``IN_REGISTERS`` multiplies ds of dK from registers.
 
     The addresses of memory that does not change are computed in every round, from ``base``, which is 0: kept over the
     loop, they would take 40 registers.
