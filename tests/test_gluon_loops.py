@@ -45,10 +45,8 @@ def test_what_a_loop_does_not_change_need_not_be_carried() -> None:
 
 
 def kernels() -> Iterator[Any]:
-    modules = [mechanisms]
     packages = pkgutil.walk_packages(scalekernels.__path__, "scalekernels.")
-    modules += [importlib.import_module(package.name) for package in packages]
-    for module in modules:
+    for module in (mechanisms, *(importlib.import_module(found.name) for found in packages)):
         yield from (value for value in vars(module).values() if hasattr(value, "src") and hasattr(value, "arg_names"))
 
 

@@ -83,10 +83,11 @@ def _consumer(  # noqa: PLR0915
 ):  # fmt: skip
     """dK and dV of KEYS keys, and half of the columns of dQ of each tile of queries, a round after its ds.
 
-    A round issues the products s, dQ and dK (of the round before), dp, dV. The exponentials run beside dQ and dK, dQ is
-    handed over beside dK, ds is computed beside dV. ``IN_REGISTERS`` multiplies dK's ds from registers. The addresses
-    of memory that does not change are computed in every round, from ``base``, which is 0: kept over the loop, they
-    would take 40 registers.
+    A round issues the products s, dQ and dK (of the round before), dp, dV. dQ is handed over beside dK, exponentials
+    run beside dK and dp, ds is computed beside dV. ``IN_REGISTERS`` multiplies ds of dK from registers.
+
+    The addresses of memory that does not change are computed in every round, from ``base``, which is 0: kept over the
+    loop, they would take 40 registers.
     """
     (k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, ds_buffers, dq_buffers, own_full, full,
      empty, ds_full, ds_empty, dq_full, dq_empty, done, key_length, first_key, first_row, last_row, tiles, group, scale,
@@ -127,9 +128,7 @@ def _consumer(  # noqa: PLR0915
             dk = warpgroup_mma(ds_own, q_before, dk, is_async=True)
         else:
             dk = warpgroup_mma(ds_buffers.index(base + WHO), q_before, dk, is_async=True)
-        s = warpgroup_mma_wait(3, deps=(s,))
-        p = _weights(s, lse_buffers.index(slot), first_key + base, row, key_length, scale_log2, CAUSAL, KEYS, M, scores)
-        dq = warpgroup_mma_wait(1, deps=(dq,))
+        dq, s = warpgroup_mma_wait(1, deps=(dq, s))
         if IN_REGISTERS:
             mbarrier.arrive(ds_empty)
         if step > 0:
@@ -137,6 +136,7 @@ def _consumer(  # noqa: PLR0915
                 dq, dq_buffers.index(base + WHO), dq_full.index(base + WHO), dq_empty.index(base + WHO), step & 1
             )
         dp = warpgroup_mma(v, g.permute((1, 0)), zero, use_acc=False, is_async=True)
+        p = _weights(s, lse_buffers.index(slot), first_key + base, row, key_length, scale_log2, CAUSAL, KEYS, M, scores)
         dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), g, dv, is_async=True)
         dk = warpgroup_mma_wait(2, deps=(dk,))
         if not IN_REGISTERS:
