@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 import json
 import random
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -217,7 +218,7 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     """Return the table of default tiles, updated with the winners of a session's ``tune.json``."""
     versions = session["versions"]
     date = str(versions["date"])
-    sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
+    sessions = {**table.get("sessions", {}), date: {name: _version(str(versions[name])) for name in PROVENANCE}}
     rows = {_place(row): dict(row) for row in table["rows"]}
     for (kernel, *place), found in _by_case(session["winners"]).items():
         if (best := _best(found)) is not None:
@@ -227,6 +228,12 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     used = {row["session"] for row in rows.values()}
     kept = {name: sessions[name] for name in sorted(used)}
     return {"sessions": kept, "rows": [rows[place] for place in sorted(rows)]}
+
+
+def _version(text: str) -> str:
+    """Return the number alone of a version of ptxas, "Cuda compilation tools, release 13.5, V13.5.37"; else the text."""
+    number = re.search(r", V([\d.]+)", text)
+    return number[1] if number else text
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -99,6 +99,8 @@ def _torch(case: Case) -> Loss:
     def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         logits = F.linear(x, weight)
         logits = logits if case.softcap is None else case.softcap * torch.tanh(logits / case.softcap)
+        if case.smoothing and logits.dtype == torch.float16:
+            logits = logits.float()  # the sum over classes overflows float16; under autocast it is in float32 too
         if not case.z_loss:
             weights = class_weight(case, logits.device, logits.dtype)
             options = {"reduction": case.reduction, "label_smoothing": case.smoothing}
