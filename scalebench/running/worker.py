@@ -22,12 +22,25 @@ def main(arguments: list[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
     header = read_json(attempt / "trial.json")
-    status = run_trial(attempt, header, settle(attempt, header))
+    placement = settle(attempt, header)
+    if header["resources"]["processes"] > 1:
+        from scalebench.running.ranks import run_processes
+
+        status = run_processes(attempt, header, placement)
+    else:
+        status = run_trial(attempt, header, placement)
     return 0 if status == "ok" else 1
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
+    row = trial_row(attempt, header, placement)
+    write_record(attempt, row)
+    return str(row["status"])
+
+
+def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
     from scalebench.measure.environment import environment, environment_file
     from scalebench.workloads import WORKLOADS, read_trial
     from scalebench.workloads.recorder import Recorder
@@ -44,8 +57,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     recorder.columns["wall_time_s"] = recorder.age_s()
     row = recorder.columns | environment(trial.device_kind) | outcome
-    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
-    return str(outcome["status"])
+    return row | {"invalid_reason": invalid_reason(row)}
 
 
 def status_of(error: Exception) -> str:
