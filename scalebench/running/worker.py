@@ -1,4 +1,4 @@
-"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
+"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``, or a fork of ``fork_server.py``.
 
 TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
 Whatever happens, the folder ends with a ``record.json`` that has the trial's status; the engine writes that of a worker
@@ -11,15 +11,26 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from scalebench.running.node import settle
 from scalebench.store import read_json, write_json, write_record
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run_and_exit(folder: str) -> NoReturn:
+    """Run the trial in the given folder and end the process as soon as everything is written.
+
+    A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
+    trial waits for the GPU as long as this process lives.
+    """
+    code = main(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
-    (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
     header = read_json(attempt / "trial.json")
     placement = settle(attempt, header)
@@ -84,9 +95,4 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written. A regular exit would wait seconds for CUDA and for compilers' processes, which the engine
-    # stops anyway; and the next trial waits for the GPU as long as this process lives.
-    os._exit(code)
+    run_and_exit(*sys.argv[1:])
