@@ -31,8 +31,9 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
     To be called before torch is imported, which reads the number of threads. ``header`` is the attempt's
-    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads`` (of each process of the trial), ``exclusive``, ``peaks`` as
-    {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting for it, took.
+    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads`` of each process, ``exclusive``,
+    ``peaks`` as {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting
+    for it, took.
     """
     path = attempt / "placement.json"
     placement = read_json(path) if path.exists() else {}
@@ -40,7 +41,8 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     pin(assigned)
     cpus = usable_cpus()
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
-    threads = max(1, min(len(assigned) or resources["cpus"], len(cpus)) // resources["processes"])
+    wanted = len(assigned) // header["most_processes"] or resources["cpus"] // resources["processes"]
+    threads = min(wanted, len(cpus))
     confirmed = confirmed and len(cpus) >= resources["processes"]
     limit_threads(threads)
     begun, mark = time.monotonic(), attempt / WAITING

@@ -81,10 +81,13 @@ def execute(
     save_study(sweep, study)
     if not missing:
         return
-    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
+    study_wide = {
+        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
+        "most_processes": max(planned.cost.processes for planned in sweep.planned),
+    }
     needs = [resources_of(planned, study) for planned in missing]
     attempts = [
-        _prepare(sweep.study_dir, study, planned, resources, precisions)
+        _prepare(sweep.study_dir, study, planned, resources, study_wide)
         for planned, resources in zip(missing, needs, strict=True)
     ]
     for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
@@ -159,10 +162,14 @@ def same_file(earlier: str, text: str) -> bool:
 
 
 def _prepare(
-    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, precisions: Sequence[str]
+    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, study_wide: Mapping[str, Any]
 ) -> Path:
-    """Make an attempt folder with its ``trial.json``. ``precisions`` are those of the whole study, see ``node.py``."""
+    """Make an attempt folder with its ``trial.json``.
+
+    ``study_wide`` has the precisions of all trials, and the most processes of any: each process of every trial gets as
+    many threads as there are cores for each of these, so that times differ by the number of processes alone.
+    """
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    placing = {"precisions": list(precisions), "resources": asdict(resources)}
+    placing = {"resources": asdict(resources), **study_wide}
     store.write_json(attempt / "trial.json", trial_header(study, planned, command_line()) | placing)
     return attempt

@@ -36,6 +36,7 @@ from scalebench.workloads.state import TrainState, read_state, rng_state, save_s
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
 
+
 def run(trial: Trial, recorder: Recorder) -> None:
     """Train and validate the trial's model; the samples of a trial that fails are kept, too."""
     training = TrainingRun(trial, recorder)
@@ -66,6 +67,7 @@ class TrainingRun:
         model, optimizer = self.prepare(device)
         running = Running(model, optimizer, spec)
         rng = self.train(running, task)
+        parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             self.columns |= validation_columns(validate(running.module, task, spec, device))
         peak = self.recorder.peak_flops_per_s(spec.precision)
@@ -135,7 +137,7 @@ class TrainingRun:
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
-        if running.copy is None and self.recorder.memory_method != "allocator" and self.spec.processes == 1:
+        if running.copy is None and self.recorder.memory_method != "allocator":
             with torch.compiler.set_stance("force_eager"):
                 backward = backward_of(running.module, task, self.spec, running.device)
                 return memory.split_columns(running.module, running.optimizer, backward)
