@@ -157,6 +157,7 @@ class Server:
             os.write(self.replies, json.dumps(reply).encode() + b"\n")
 
 
+
 def threads_of_this_process() -> int:
     """Return the number of threads, those of libraries included where the system lists them."""
     try:
