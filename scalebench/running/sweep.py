@@ -74,10 +74,13 @@ def execute(
     """Run what is missing with an engine, yielding each trial's record as it comes.
 
     ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
-    count as missing again. Raises ``InputError`` for an unknown engine.
+    count as missing again. Raises ``InputError`` for an unknown engine, and for one that cannot run the trials.
     """
     placing = find_engine(engine)
     missing = sweep.missing
+    needs = [resources_of(planned, study) for planned in missing]
+    if missing:
+        placing.check(needs)
     save_study(sweep, study)
     if not missing:
         return
@@ -85,7 +88,6 @@ def execute(
         "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
         "most_processes": max(planned.cost.processes for planned in sweep.planned),
     }
-    needs = [resources_of(planned, study) for planned in missing]
     attempts = [
         _prepare(sweep.study_dir, study, planned, resources, study_wide)
         for planned, resources in zip(missing, needs, strict=True)

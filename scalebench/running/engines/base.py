@@ -62,6 +62,9 @@ def no_tick(_: Sequence[Path]) -> None:
 class Engine(Protocol):
     """Where trials run. An engine is a module in this folder with these names, and a line in ``ENGINES``."""
 
+    def check(self, resources: Sequence[Resources]) -> None:
+        """Raise ``InputError`` where the engine cannot run here, or has no place for what one of the trials needs."""
+
     def place(
         self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
     ) -> Iterator[Path]:
