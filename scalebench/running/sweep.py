@@ -84,19 +84,25 @@ def execute(
     save_study(sweep, study)
     if not missing:
         return
-    study_wide = {
-        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
-        "most_processes": max(planned.cost.processes for planned in sweep.planned),
-    }
-    attempts = [
-        _prepare(sweep.study_dir, study, planned, resources, study_wide)
-        for planned, resources in zip(missing, needs, strict=True)
-    ]
+    attempts, needs = zip(*prepare_attempts(sweep, study, missing), strict=True)
     for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row
         sweep.executed += 1
         yield row
+
+
+def prepare_attempts(sweep: Sweep, study: Study, trials: Sequence[PlannedTrial]) -> list[tuple[Path, Resources]]:
+    """Make an attempt folder for each trial, and return it with what the trial needs."""
+    study_wide = {
+        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
+        "most_processes": max(planned.cost.processes for planned in sweep.planned),
+    }
+    needs = [resources_of(planned, study) for planned in trials]
+    return [
+        (_prepare(sweep.study_dir, study, planned, resources, study_wide), resources)
+        for planned, resources in zip(trials, needs, strict=True)
+    ]
 
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
