@@ -78,9 +78,8 @@ def execute(
     """
     placing = find_engine(engine)
     missing = sweep.missing
-    needs = [resources_of(planned, study) for planned in missing]
     if missing:
-        placing.check(needs)
+        placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
     if not missing:
         return
