@@ -152,8 +152,7 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(pat
         cluster.stdin.flush()
         finish(driver)
     finally:
-        cluster.stdin.close()
-        cluster.wait(DEADLINE_S)
+        cluster.communicate(timeout=DEADLINE_S)
     for rows in attempts_of(study_dir).values():
         assert [row["status"] for row in rows] == ["killed", "ok"]
         assert Path(rows[0]["attempt_dir"]) in lost
