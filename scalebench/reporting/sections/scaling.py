@@ -16,7 +16,7 @@ from scalebench.reporting.quantities import quantity, scale
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
-from scalebench.reporting.tables import number, share, table, word
+from scalebench.reporting.tables import Table, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 PROCESSES, KIND, BATCH, RATE = "processes", "parallel", "batch_size", "samples_per_s"
@@ -107,7 +107,7 @@ def _shown(column: str, row: object) -> str:
     return quantity(value, "B") if column == "memory" else f"{value:.3g}"
 
 
-def _table(found: list[Line]) -> object:
+def _table(found: list[Line]) -> Table:
     rows = [
         (
             word(line.label), number(row.processes), number(row.step_time, "s"), number(row.rate),
