@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
@@ -57,8 +56,6 @@ class TrainSpec(Section):
     for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
     and update replayed as one CUDA graph. ``batch_size`` is that of all ``processes`` together.
     """
-
-    LATER: ClassVar[Mapping[str, Any]] = {"processes": 1, "parallel": "none"}
 
     steps: int = Field(description="optimizer steps of this trial")
     batch_size: int = Field(description="samples per step")
