@@ -107,7 +107,8 @@ def run(
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
     engine:
-        Where trials run: local is this machine.
+        Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
+        arrays.
     """
     from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
 
