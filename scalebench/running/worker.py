@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from scalebench.running.node import settle
-from scalebench.store import read_json, write_json, write_record
+from scalebench.store import read_header, write_json, write_record
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
-    header = read_json(attempt / "trial.json")
+    header = read_header(attempt)
     status = run_trial(attempt, header, settle(attempt, header))
     return 0 if status == "ok" else 1
 
