@@ -21,8 +21,11 @@ STUDY = "study.json"
 
 
 def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
-    """Write a study's ``study.json``, with a checksum."""
-    write_checked_json(study_dir / STUDY, content)
+    """Write a study's ``study.json``, with a checksum. Raises ``StoreError``."""
+    try:
+        write_checked_json(study_dir / STUDY, content)
+    except OSError as error:
+        raise StoreError(f"{study_dir / STUDY}: cannot be written ({error.strerror})") from error
 
 
 def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:

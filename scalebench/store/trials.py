@@ -79,8 +79,8 @@ def new_attempt(study_dir: Path, trial_id: str) -> Path:
     attempt = trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
     try:
         attempt.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{trial_dir}: in the place of a trial's folder is something else; remove it") from error
+    except OSError as error:
+        raise StoreError(f"{trial_dir}: no folder can be made here ({error.strerror})") from error
     return attempt
 
 
