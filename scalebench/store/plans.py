@@ -14,7 +14,7 @@ from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
 
 if TYPE_CHECKING:
-    from scalebench.store.trials import Results
+    from scalebench.store.results import Results
 
 
 STUDY = "study.json"
