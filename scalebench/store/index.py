@@ -158,13 +158,16 @@ def located(study_dir: Path, frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     trials = f"{study_dir / 'trials'}"
-    folders = [f"{trials}/{name}/{attempt}" for name, attempt in zip(frame[TRIAL], frame["attempt"], strict=True)]
+    folders = [
+        f"{trials}/{name}/{attempt}"
+        for name, attempt in zip(frame[TRIAL].tolist(), frame["attempt"].tolist(), strict=True)
+    ]
     return frame.assign(attempt_dir=pd.Series(folders, index=frame.index, dtype=object))
 
 
 def missing_files(frame: pd.DataFrame) -> list[tuple[str, Mapping[str, int]]]:
     """Return the rows of an index that lack a file: folder, and the sizes of the files, -1 for those missing."""
-    pairs = zip(frame["attempt_dir"], frame[FILES], strict=True)
+    pairs = zip(frame["attempt_dir"].tolist(), frame[FILES].tolist(), strict=True)
     return [(folder, json.loads(files)) for folder, files in pairs if "-1" in files]
 
 
