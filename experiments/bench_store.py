@@ -1,4 +1,4 @@
-"""How long a user waits for results: 10,000 and 100,000 made-up trials, read with and without an index; `status`; `run`.
+"""How long a user waits for results: 10,000 and 100,000 made-up trials, read with and without an index; commands.
 
 `pytest experiments/bench_store.py --benchmark-enable`. The study of the last one is real and its records are made up.
 """
