@@ -96,8 +96,8 @@ def execute(
 
     ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
     driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
-    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine, and
-    for one that cannot run the trials.
+    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
+    and for one that cannot run the trials.
     """
     placing = find_engine(engine)
     if missing := sweep.missing:
@@ -244,7 +244,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep.study_dir / "study.json", content | {"axes": axes, "command": command})
+    store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
 
 
 def same_file(earlier: str, text: str) -> bool:
@@ -257,5 +257,5 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial, placing: Mapp
     """Make an attempt folder with its ``trial.json``. Its precisions are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
     header = trial_header(study, planned, command_line()) | {**placing, "attempt": attempt.name}
-    store.write_json(attempt / "trial.json", header)
+    store.write_header(attempt, header)
     return attempt

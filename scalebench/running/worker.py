@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from scalebench.running import processes
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
-from scalebench.store import read_json, write_json, write_record
+from scalebench.store import read_header, write_json, write_record
 
 
 def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
@@ -35,7 +35,7 @@ def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
 def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     attempt = Path(folder)
-    header = read_json(attempt / "trial.json")
+    header = read_header(attempt)
     placement = settle(attempt, header)
     if header["resources"]["processes"] > 1:
         status = run_processes(attempt, header, placement)
