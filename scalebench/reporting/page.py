@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -11,9 +12,10 @@ from markupsafe import Markup
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import sections
 from scalebench.reporting.overview import overview_table
+from scalebench.reporting.quantities import printable
 from scalebench.reporting.sections.base import SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
-from scalebench.reporting.svg import canvas
+from scalebench.reporting.svg import canvas, quiet
 from scalebench.reporting.views import Caption
 from scalebench.store import StoreError, write_atomically
 from scalebench.store.comparisons import Comparisons
@@ -23,6 +25,7 @@ HERE = Path(__file__).parent
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
 
+@quiet()
 def render_page(
     studies: Sequence[StudyAnalysis], damaged: Sequence[str] = (), compared: Comparisons | None = None
 ) -> str:
@@ -61,8 +64,13 @@ def templates() -> jinja2.Environment:
     folders = dict.fromkeys([HERE, HERE / "sections", *(section.template.parent for section in sections.SECTIONS)])
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
+
+
+def _printable(value: Any) -> Any:
+    """Return what an expression of a template prints, without characters that a page cannot hold."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -75,6 +83,7 @@ def write_page(html: str, output: Path) -> Path:
     return output
 
 
+@quiet()
 def draw_picture(study: StudyAnalysis, output: Path) -> Path:
     """Draw a study's first figure as a PNG on white, for a README or a slide; return its path."""
     with canvas(study.name) as marks:

@@ -11,6 +11,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.quantities import (
+    CLEAR,
     NBSP,
     NO_INTERVAL,
     bounded,
@@ -23,7 +24,6 @@ from scalebench.reporting.quantities import (
 )
 
 MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
-CLEAR = 2.0  # standard errors; a smaller change is called noise
 
 
 def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:

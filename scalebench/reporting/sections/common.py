@@ -13,14 +13,17 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
-from scalebench.reporting.quantities import present
+from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
 from scalebench.store import left_out_line, planned_ids
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
+GROUPED_FROM = 3  # trials that ended alike
+MAX_FINDINGS = 6  # bullets below the lead; the last says how many trials failed
 DRAWN_WITH = (
     f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
     f"{version('matplotlib')} and seaborn {version('seaborn')}."
@@ -58,6 +61,7 @@ class StudyView(SectionView):
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     figures: tuple[FigureView, ...]
+    strip: Table | None
     axes: Table
     problems: Table
     damaged: tuple[str, ...]
@@ -97,7 +101,8 @@ class StudySection:
     def verdict(self, subject: Subject) -> tuple[str, ...]:
         """Return what the study found, and last how many of its trials failed."""
         assert isinstance(subject, StudyAnalysis)
-        return tuple(_verdict(subject, self.sentences))
+        lead, *rest = _verdict(subject, self.sentences)
+        return (lead, *(rest if len(rest) <= MAX_FINDINGS else [*rest[: MAX_FINDINGS - 1], rest[-1]]))
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the study's first figure, where it has one."""
@@ -120,6 +125,7 @@ class StudySection:
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
             figures=draw_figures(name, self.figures(study), study),
+            strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
@@ -131,6 +137,14 @@ class StudySection:
             methods=self.methods,
             downloads=tuple(downloads(study.name or name, study.rows, max_bytes)),
         )
+
+
+def _strip(study: StudyAnalysis) -> Table | None:
+    """Return the strip of the first screen: of the series with the lowest loss at its largest size."""
+    with_loss = [series for series in study.series if len(series.sizes) > 1]
+    if not with_loss:
+        return None
+    return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
 
 
 def workload_of(study: StudyAnalysis) -> str:
@@ -185,18 +199,29 @@ def problems_table(study: StudyAnalysis) -> Table:
     """Return the trials that did not end ok, or are invalid, each with its reason."""
     trials, x = study.trials, study.x
     bad = trials[(trials["status"] != "ok") | trials["invalid_reason"].notna()]
-    rows = [
-        (
-            word(row["trial_id"]),
-            number(row[x.column]),
-            word(status_of(row)),
-            number(row.get("stop_step")),
-            word(reason_of(row)),
-        )
-        for _, row in bad.iterrows()
-    ]
+    alike: dict[tuple[str, str], list[pd.Series[Any]]] = {}
+    for _, row in bad.iterrows():
+        alike.setdefault((status_of(row), reason_of(row) or ""), []).append(row)
+    rows = [cells for group in alike.values() for cells in _problem_rows(group, x.column)]
     columns = ("trial", "size", "status", "last step", "reason")
     return table("Trials that are in no fit, with the reason.", columns, rows)
+
+
+def _problem_rows(group: Sequence[pd.Series[Any]], size: str) -> Iterator[tuple[Cell, ...]]:
+    """Yield a row per trial of those that ended alike; one row with their number where there are three or more."""
+    first = group[0]
+    ended = (word(status_of(first)), number(first.get("stop_step")), word(reason_of(first)))
+    if len(group) < GROUPED_FROM:
+        for row in group:
+            yield (word(row["trial_id"]), number(row[size]), ended[0], number(row.get("stop_step")), ended[2])
+        return
+    sizes = sorted({float(row[size]) for row in group if present(row[size])})
+    spread = (
+        f"{quantity(sizes[0])} to {quantity(sizes[-1])}" if len(sizes) > 1 else quantity(sizes[0] if sizes else None)
+    )
+    names = ", ".join(str(row["trial_id"]) for row in group[:GROUPED_FROM])
+    what = f"{len(group)} trials: {names}{', …' * (len(group) > GROUPED_FROM)}"
+    yield (word(what), word(spread), ended[0], word(None), ended[2])
 
 
 def status_of(row: pd.Series[Any]) -> str:
