@@ -99,4 +99,8 @@ def _reason(series: Series, name: str) -> str:
     if name != "energy":
         return "not measured at two sizes"
     methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
-    return f"not measured: {methods[0]}" if len(methods) == 1 else "not measured: no energy counter was recorded"
+    return (
+        f"not measured: {methods[0].removeprefix('none: ')}"
+        if len(methods) == 1
+        else "not measured: no energy counter was recorded"
+    )

@@ -20,8 +20,8 @@ def strip_table(series: Series) -> Table | None:
         return None
     sizes = series.sizes["size"]
     first, last = float(sizes.min()), float(sizes.max())
-    columns = ("", f"N = {quantity(first)}", f"N = {quantity(last)}", "factor",
-               *(f"projected ×{factor}\nN = {quantity(factor * last)}" for factor in FACTORS))  # fmt: skip
+    columns = ("", f"N = {quantity(first)}", f"N = {quantity(last)}", "factor",
+               *(f"projected ×{factor}\nN = {quantity(factor * last)}" for factor in FACTORS))  # fmt: skip
     label = f" of {series.label}" if series.label else ""
     caption = f"What growth{label} cost and bought. Projections are for a new run. Brackets: 95 % intervals."
     return Table(caption, columns, tuple(_row(ends) for ends in ends_of(series)))
@@ -31,7 +31,7 @@ def _row(ends: Ends) -> tuple[Cell, ...]:
     unit = ends.unit if ends.unit in PREFIXED else ""
     name = ends.quantity if unit else f"{ends.quantity} ({ends.unit})"
     if ends.reason:
-        return (word(name), (ends.reason, None), word(None), word(None), *(_projected(q, unit) for q in ends.projected))
+        return (word(f"{name}\n{ends.reason}"), *[word(None)] * 3, *(_projected(q, unit) for q in ends.projected))
     digits = 4 if ends.unit == "nats" else 3
     measured = [(quantity(value, unit, digits), value) for value in (ends.smallest, ends.largest)]
     return (word(name), *measured, (_factor(ends), ends.factor), *(_projected(q, unit) for q in ends.projected))

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
@@ -116,16 +115,16 @@ def legend(marks: Marks, title: str | None = None) -> None:
     marks.figure.set_figheight(marks.figure.get_figheight() + 0.19 * rows)
 
 
-def value_axis(axis: Axis, values: pd.Series[float]) -> None:
-    """Make an axis logarithmic where its positive values span more than a factor of four; label its ticks plainly."""
+def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
+    """Make x logarithmic where its positive values span more than a factor of four; label its ticks plainly."""
     low, high = float(values.min()), float(values.max())
     if not 0 < low < high / 4:
         return
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axes.set_xscale("log")
     subs = (1, 2, 5) if high / low < 300 else (1,)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:

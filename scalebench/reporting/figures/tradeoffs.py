@@ -13,7 +13,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric, own_steps
 from scalebench.reporting.quantities import quantity, scale, uncertain
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis, value_axis
+from scalebench.reporting.svg import MUTED, PAPER, Marks, cost_axis, legend, series_style, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -83,7 +83,7 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
     front = everything.iloc[pareto_front(everything["cost"], everything["loss"])]
     marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
                     label="Pareto front")  # fmt: skip
-    value_axis(marks.axes.xaxis, everything["cost"] / factor)
+    cost_axis(marks.axes, everything["cost"] / factor)
     marks.axes.set(xlabel=f"{name} ({prefixed})", ylabel="validation loss (nats)")
     legend(marks)
     on_front = set(front.index)

@@ -10,7 +10,7 @@ from typing import Protocol
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting.sections.operations import Operation
 from scalebench.reporting.svg import Marks
-from scalebench.reporting.tables import Cell, Table
+from scalebench.reporting.tables import Table
 from scalebench.reporting.views import Caption, Download
 
 Subject = StudyAnalysis | Operation
@@ -18,16 +18,12 @@ Subject = StudyAnalysis | Operation
 
 @dataclass(frozen=True)
 class SectionView:
-    """A section ready to be printed; ``id`` begins the ids of its elements, ``template`` prints it.
-
-    ``overview`` are its rows in the table that heads a page of several studies.
-    """
+    """A section ready to be printed; ``id`` begins the ids of its elements, ``template`` prints it."""
 
     id: str
     title: str
     template: Path
     verdict: tuple[str, ...]
-    overview: tuple[tuple[Cell, ...], ...]
     environment: Table
     downloads: tuple[Download, ...]
     methods: tuple[str, ...]

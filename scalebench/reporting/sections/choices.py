@@ -14,7 +14,6 @@ from scalebench.analysis.trials import LOSS, STEP_TIME
 from scalebench.reporting.figures.base import trial_titles
 from scalebench.reporting.figures.runs import CURVES, NOISE
 from scalebench.reporting.fit_tables import fit_tables
-from scalebench.reporting.overview import overview_rows
 from scalebench.reporting.quantities import CLEAR, quantity, uncertain
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
@@ -93,6 +92,5 @@ SECTION = StudySection(
     columns=lambda _: training.COLUMNS,
     methods=training.METHODS,
     tables=lambda study: fit_tables(study.series, study.surfaces),
-    overview=lambda study: overview_rows(study.name, study.series),
     template=training.TEMPLATE,
 )

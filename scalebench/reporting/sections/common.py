@@ -72,7 +72,7 @@ class StudyView(SectionView):
 
 
 def nothing(_: StudyAnalysis) -> Iterator[Any]:
-    """Return no tables, or no rows of the overview."""
+    """Return no tables."""
     return iter(())
 
 
@@ -82,7 +82,7 @@ class StudySection:
 
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
-    ``tables`` yields further tables for ``template``, and ``overview`` the rows in the overview of several studies.
+    ``tables`` yields further tables for ``template``.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -91,7 +91,6 @@ class StudySection:
     columns: Callable[[StudyAnalysis], Sequence[Column]]
     methods: tuple[str, ...]
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
-    overview: Callable[[StudyAnalysis], Iterable[tuple[Cell, ...]]] = nothing
     template: Path = TEMPLATE
 
     def applies(self, subject: Subject) -> bool:
@@ -120,7 +119,6 @@ class StudySection:
             title=str(definition.get("title") or study.name or "Untitled study"),
             template=self.template,
             verdict=self.verdict(study),
-            overview=tuple(self.overview(study)),
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),

@@ -95,7 +95,6 @@ class ComparisonSection:
             title=f"{subject.name}: providers compared",
             template=self.template,
             verdict=self.verdict(subject),
-            overview=(),
             counts=_counts(rows),
             providers=providers_table(rows),
             problems=problems_table(rows),

@@ -14,7 +14,6 @@ from scalebench.reporting.figures.profile import PROFILE
 from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
 from scalebench.reporting.figures.tradeoffs import GAP, LOSS_BY_MEMORY, LOSS_BY_TIME
 from scalebench.reporting.fit_tables import fit_tables
-from scalebench.reporting.overview import overview_rows
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.sentences import cost_sentence, held_out_sentence, law_sentence, series_sentences
 
@@ -50,6 +49,5 @@ SECTION = StudySection(
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=lambda study: fit_tables(study.series, study.surfaces),
-    overview=lambda study: overview_rows(study.name, study.series),
     template=TEMPLATE,
 )
