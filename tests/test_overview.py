@@ -65,7 +65,7 @@ def test_every_study_has_a_row() -> None:
 
 def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
     (row,) = rows_of("a", planted("a", 1.0, 1).assign(status="failed"))
-    assert row.cells[4][0] == "0 of 10"
+    assert row.cells[3][0] == "0 of 10"
     assert len(row.cells) == len(COLUMNS)
 
 

@@ -19,7 +19,7 @@ from scalebench.reporting.tables import Cell, Table, number, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure
 
 COLUMNS = (
-    "study", "sizes", "from", "to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
+    "study", "sizes", "from and to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
     "time exponent", "memory exponent", "total run time",
 )  # fmt: skip
 TIME, MEMORY = COLUMNS.index("time exponent"), COLUMNS.index("memory exponent")
@@ -152,15 +152,14 @@ def _row_cells(name: str, series: Series, step_time: Growth | None, memory: Grow
     work = numeric(trials, "wall_time_s").dropna()
     if sizes.empty:
         placed = series.usable[series.x.column].dropna()
-        ends = [number(end) for end in (placed.min(), placed.max())] if len(placed) else [word(None), word(None)]
-        return (word(name), number(placed.nunique() or None), *ends, done, *[word(None)] * 3, _growth_cell(step_time),
+        ends = _range(placed.min(), placed.max()) if len(placed) else word(None)
+        return (word(name), number(placed.nunique() or None), ends, done, *[word(None)] * 3, _growth_cell(step_time),
                 _growth_cell(memory), number(work.sum() if len(work) else None, "s"))  # fmt: skip
     first, last = sizes.iloc[0], sizes.iloc[-1]
     return (
         word(name),
         (str(len(sizes)), len(sizes)),
-        (quantity(first["size"]), float(first["size"])),
-        (quantity(last["size"]), float(last["size"])),
+        _range(first["size"], last["size"]),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
@@ -169,6 +168,10 @@ def _row_cells(name: str, series: Series, step_time: Growth | None, memory: Grow
         _growth_cell(memory),
         number(work.sum() if len(work) else None, "s"),
     )
+
+
+def _range(low: float, high: float) -> Cell:
+    return f"{quantity(low)} to {quantity(high)}" if low != high else quantity(low), float(high)
 
 
 def _exponent(series: Series) -> Cell:

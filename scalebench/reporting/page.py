@@ -14,7 +14,7 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import sections
 from scalebench.reporting.overview import build_overview
 from scalebench.reporting.quantities import printable
-from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
 from scalebench.reporting.svg import canvas, quiet
 from scalebench.reporting.views import Caption
@@ -58,7 +58,7 @@ def build(kind: str, subjects: Sequence[Subject]) -> Iterator[SectionView]:
     """Yield the sections of several studies or of several operations; their ids come from their names."""
     for name, subject in zip(ids(kind, [subject.name for subject in subjects]), subjects, strict=True):
         section = sections.section_for(subject)
-        yield section.build(subject, name, MAX_EMBEDDED_BYTES[kind] // len(subjects))
+        yield section.build(subject, name, Room(MAX_EMBEDDED_BYTES[kind] // len(subjects), len(subjects)))
 
 
 def ids(kind: str, names: Sequence[str]) -> list[str]:

@@ -182,6 +182,7 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     _add_titles(root, marks.titles)
     _rename_ids(root, name)
     _restyle(root)
+    _flatten(root)
     return _labelled(root, name, title, description)
 
 
@@ -222,6 +223,16 @@ def _restyle(root: ElementTree.Element) -> None:
                 element.set(key, FONT_FAMILY.sub("", colored))
             elif key in ("d", "x", "y", "transform", "points"):
                 element.set(key, DECIMALS.sub(lambda match: f"{float(match.group()):.2f}", " ".join(value.split())))
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Replace groups that carry nothing by their content: they are half of the elements that matplotlib writes."""
+    flat: list[ElementTree.Element] = []
+    for child in parent:
+        _flatten(child)
+        empty = child.tag in ("g", "defs") and not len(child)
+        flat += [] if empty else list(child) if child.tag == "g" and not child.attrib else [child]
+    parent[:] = flat
 
 
 def _labelled(root: ElementTree.Element, name: str, title: str, description: str) -> str:

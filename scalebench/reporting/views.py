@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -107,16 +108,24 @@ def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> 
     return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
 
 
-def downloads(name: str, rows: pd.DataFrame, limit: int) -> Iterator[Download]:
-    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes.
+def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = False) -> Iterator[Download]:
+    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes; with ``compress``
+    as .gz, and the CSV alone.
 
     The attempt's folder is left out: it is a path on one machine.
     """
     rows = rows.drop(columns="attempt_dir", errors="ignore")
     records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-    for suffix, kind, text in (("csv", "text/csv", rows.to_csv(index=False)), ("json", "application/json", records)):
-        content = text.encode()
-        if len(content) <= limit:
-            uri = f"data:{kind};charset=utf-8;base64,{base64.b64encode(content).decode()}"
-            digest = hashlib.sha256(content).hexdigest()
-            yield Download(f"{name}.{suffix}", uri, digest, quantity(len(content), "B"))
+    yield from _embedded(f"{name}.csv", "text/csv", rows.to_csv(index=False), limit, compress=compress)
+    if not compress:
+        yield from _embedded(f"{name}.json", "application/json", records, limit)
+
+
+def _embedded(name: str, kind: str, text: str, limit: int, *, compress: bool = False) -> Iterator[Download]:
+    """Embed one file, where it has at most ``limit`` bytes."""
+    content, stated = text.encode("utf-8", "replace"), f"{kind};charset=utf-8"
+    if compress:
+        name, stated, content = f"{name}.gz", "application/gzip", gzip.compress(content, mtime=0)
+    if len(content) <= limit:
+        uri = f"data:{stated};base64,{base64.b64encode(content).decode()}"
+        yield Download(name, uri, hashlib.sha256(content).hexdigest(), quantity(len(content), "B"))

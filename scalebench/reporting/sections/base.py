@@ -29,6 +29,25 @@ class SectionView:
     methods: tuple[str, ...]
 
 
+MANY = 6  # sections of a kind on one page: with more, each shows its most important figures only
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a section may take of its page, beside ``neighbours`` - 1 others of its kind.
+
+    ``max_bytes`` is the limit of each file that is embedded.
+    """
+
+    max_bytes: int
+    neighbours: int = 1
+
+    @property
+    def brief(self) -> bool:
+        """Whether to leave out diagnostics, and the tables behind figures."""
+        return self.neighbours > MANY
+
+
 class Section(Protocol):
     """A kind of section: which subjects it is for, what it concludes of one, and how one is laid out."""
 
@@ -45,5 +64,5 @@ class Section(Protocol):
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the first figure of the section; return as the ``draw`` of a figure does."""
 
-    def build(self, subject: Subject, name: str, max_bytes: int) -> SectionView:
-        """Lay out a subject as the section with id ``name``, with at most ``max_bytes`` in each embedded file."""
+    def build(self, subject: Subject, name: str, room: Room) -> SectionView:
+        """Lay out a subject as the section with id ``name``."""

@@ -14,7 +14,7 @@ import pandas as pd
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
 from scalebench.reporting.quantities import present, quantity
-from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
@@ -22,6 +22,7 @@ from scalebench.reporting.views import Caption, FigureSpec, FigureView, download
 from scalebench.store import left_out_line, planned_ids
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
+BRIEF_FIGURES, BRIEF_TABLES = 3, 1  # of a study on a page of many
 GROUPED_FROM = 3  # trials that ended alike
 MAX_FINDINGS = 6  # bullets below the lead; the last says how many trials failed
 DRAWN_WITH = (
@@ -69,6 +70,7 @@ class StudyView(SectionView):
     trials: Table
     command: str
     study_toml: str
+    brief: bool
 
 
 def nothing(_: StudyAnalysis) -> Iterator[Any]:
@@ -109,10 +111,14 @@ class StudySection:
         figures = self.figures(subject)
         return figures[0].draw(marks, subject) if figures else None
 
-    def build(self, subject: Subject, name: str, max_bytes: int) -> StudyView:
+    def build(self, subject: Subject, name: str, room: Room) -> StudyView:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
+        specs, tables = self.figures(study), tuple(self.tables(study))
+        if room.brief:
+            specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
+            tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
         return StudyView(
             id=name,
             name=study.name,
@@ -122,18 +128,19 @@ class StudySection:
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
-            figures=draw_figures(name, self.figures(study), study),
+            figures=draw_figures(name, specs, study),
             strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
-            tables=tuple(self.tables(study)),
+            tables=tables,
+            brief=room.brief,
             trials=trials_table(study, self.columns(study)),
             environment=environment_table(study.trials),
             command=str(definition.get("command") or ""),
             study_toml=str(definition.get("study_toml") or ""),
             methods=self.methods,
-            downloads=tuple(downloads(study.name or name, study.rows, max_bytes)),
+            downloads=tuple(downloads(study.name or name, study.rows, room.max_bytes, compress=room.neighbours > 1)),
         )
 
 
