@@ -63,11 +63,11 @@ def test_out_of_memory_is_tried_again_in_smaller_micro_batches(
 
     monkeypatch.setattr(training, "run", run_on_a_small_device)
     attempt = store.new_attempt(tmp_path / "r" / study.name, planned.trial_id)
-    header = trial_header(study, planned, "a test") | {"on_oom": "accumulate"}
-    store.write_json(attempt / "trial.json", header)
+    header = trial_header(study, planned, "a test") | {"on_oom": "accumulate", "resources": {"processes": 1}}
+    store.write_header(attempt, header)
     assert run_trial(attempt, header, PLACEMENT) == status
     row = store.read_record(attempt)
     assert (row["accumulation"], row["trial_id"]) == (accumulation, planned.trial_id)
-    store.write_json(attempt / "trial.json", header)
+    store.write_header(attempt, header)
     again = "oom" if fits < 32 else "ok"
     assert run_trial(attempt, header | {"on_oom": "end"}, PLACEMENT) == again

@@ -31,8 +31,8 @@ BUSY = "not measured: other trials were training on this node"
 def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
-    To be called before torch is used, which then starts its threads. ``header`` is the attempt's
-    ``trial.json``. Returns, and writes to ``placement.json``: ``pid``, ``cpus``, ``threads``, ``exclusive``, ``peaks``
+    To be called before torch is used, which then starts its threads. ``header`` is the attempt's ``trial.json``.
+    Returns, and writes to ``placement.json``: ``pid``, ``cpus``, ``threads`` of each process, ``exclusive``, ``peaks``
     as {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring or waiting for them took.
     """
     path = attempt / "placement.json"
@@ -41,7 +41,9 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     pin(assigned)
     cpus = usable_cpus()
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
-    threads = min(len(assigned) or resources["cpus"], len(cpus))
+    wanted = len(assigned) // header["most_processes"] or resources["cpus"] // resources["processes"]
+    threads = min(wanted, len(cpus))
+    confirmed = confirmed and len(cpus) >= resources["processes"]
     limit_threads(threads)
     begun, mark = time.monotonic(), attempt / WAITING
     mark.touch()  # a trial's time limit does not count this

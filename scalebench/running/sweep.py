@@ -96,9 +96,12 @@ def execute(
 
     ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
     driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
-    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine.
+    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
+    and for one that cannot run the trials.
     """
     placing = find_engine(engine)
+    if missing := sweep.missing:
+        placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
     pending = {planned.trial_id: planned for planned in sweep.missing}
     if not pending:
@@ -169,12 +172,19 @@ def prepare_attempts(
     *,
     keep_order: bool = False,
 ) -> list[tuple[Path, Resources]]:
-    """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs."""
-    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
+    """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
+
+    Each process of every trial gets as many threads as there are cores for each of the most processes of any trial, so
+    that times differ by the number of processes alone.
+    """
+    study_wide = {
+        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
+        "most_processes": max(planned.cost.processes for planned in sweep.planned),
+    }
     prepared = []
     for planned, number in trials:
         resources = replace(resources_of(planned, study), keep_order=keep_order)
-        placing = {"precisions": precisions, "resources": asdict(resources), "driver": driver, "claim": number}
+        placing = {**study_wide, "resources": asdict(resources), "driver": driver, "claim": number}
         placing |= {"memory_limit_bytes": study.run.memory_limit_bytes, "on_oom": study.run.on_oom}
         prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
     return prepared
@@ -182,10 +192,12 @@ def prepare_attempts(
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
     """Return what a planned trial needs of the machine that runs it."""
-    device_kind = planned.trial.device_kind
+    device_kind, processes = planned.trial.device_kind, planned.cost.processes
     return Resources(
-        gpus=int(device_kind == "cuda"),
+        cpus=processes,
+        gpus=processes if device_kind == "cuda" else 0,
         memory_bytes=planned.memory_bytes,
+        processes=processes,
         timeout_s=study.run.timeout_s,
         expected_s=planned.seconds(NOMINAL_FLOPS_PER_S[device_kind]),
         share_device=study.run.share_device,
@@ -233,7 +245,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep.study_dir / "study.json", content | {"axes": axes, "command": command})
+    store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
 
 
 def same_file(earlier: str, text: str) -> bool:
@@ -246,5 +258,5 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial, placing: Mapp
     """Make an attempt folder with its ``trial.json``. Its precisions are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
     header = trial_header(study, planned, command_line()) | {**placing, "attempt": attempt.name}
-    store.write_json(attempt / "trial.json", header)
+    store.write_header(attempt, header)
     return attempt

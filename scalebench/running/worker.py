@@ -13,22 +13,25 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from scalebench.running import processes
 from scalebench.running.limits import limit_memory, with_smaller_micro_batches
 from scalebench.running.node import settle
-from scalebench.store import read_json, write_json, write_record
+from scalebench.running.ranks import run_processes, run_rank
+from scalebench.store import read_header, write_json, write_record
 
 if TYPE_CHECKING:
     from scalebench.study import Trial
     from scalebench.workloads.recorder import Recorder
 
 
-def run_and_exit(folder: str) -> NoReturn:
+def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
     """Run the trial in the given folder and end the process as soon as everything is written.
 
+    With a ``parent``, the id of the trial's worker, this is one of its several processes (``ranks.py``).
     A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
     trial waits for the GPU as long as this process lives.
     """
-    code = main(folder)
+    code = main(folder) if parent is None else run_rank(Path(folder), int(parent), trial_row)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -37,13 +40,24 @@ def run_and_exit(folder: str) -> NoReturn:
 def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     attempt = Path(folder)
-    header = read_json(attempt / "trial.json")
-    status = run_trial(attempt, header, settle(attempt, header))
+    header = read_header(attempt)
+    placement = settle(attempt, header)
+    if header["resources"]["processes"] > 1:
+        status = run_processes(attempt, header, placement)
+    else:
+        status = run_trial(attempt, header, placement)
     return 0 if status == "ok" else 1
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
+    row = trial_row(attempt, header, placement)
+    write_record(attempt, row)
+    return str(row["status"])
+
+
+def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
     from scalebench.measure.environment import environment, environment_file
     from scalebench.workloads import read_trial
     from scalebench.workloads.recorder import Recorder
@@ -52,10 +66,9 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
     limit_memory(header.get("memory_limit_bytes"))
     outcome = attempt_trial(trial, recorder)
-    while outcome["status"] == "oom" and header.get("on_oom") == "accumulate":
-        smaller = with_smaller_micro_batches(trial)
-        if smaller is None:
-            break
+    # One of several processes cannot change alone what all of them do.
+    accumulate = header.get("on_oom") == "accumulate" and header["resources"]["processes"] == 1
+    while accumulate and outcome["status"] == "oom" and (smaller := with_smaller_micro_batches(trial)):
         trial = smaller
         print(f"out of memory: again with {trial.spec.accumulation} micro-batches", file=sys.stderr)
         outcome = attempt_trial(trial, recorder)
@@ -63,8 +76,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
     recorder.columns["wall_time_s"] = recorder.age_s()
     recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
-    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
-    return str(outcome["status"])
+    return row | {"invalid_reason": invalid_reason(row)}
 
 
 def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
@@ -111,4 +123,5 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
+    processes.end_with_parent(os.getppid())  # the engine's process on this node
     run_and_exit(*sys.argv[1:])

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
+from scalebench.measure.secrets import hide
 from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
 
 MEMORY = ("tracked", "allocator")
@@ -161,7 +162,7 @@ class Study(Section):
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {setting}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {hide(setting)}\n" for setting in settings)
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

@@ -58,7 +58,12 @@ class Recorder:
 
     @property
     def memory_method(self) -> str:
-        """How memory is split by category: "tracked" or "allocator" (``run.memory``)."""
+        """How memory is split by category: "tracked" or "allocator" (``run.memory``).
+
+        Where trials of the study have several processes, which torch's tracker does not know, all use the allocator.
+        """
+        if self.header.get("most_processes", 1) > 1:
+            return "allocator"
         return str(self.header.get("memory", "tracked"))
 
     def claim(self, device: torch.device) -> None:

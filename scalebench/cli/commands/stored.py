@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.output import print_json, say, table, trials
 from scalebench.running.claims import Observer
+from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 
@@ -20,13 +21,22 @@ def show_status(results: Path, *, as_json: bool) -> int:
     stored = store.read_results(results)
     folders = {folder.name: folder for folder in store.study_dirs(results)}
     counts = {name: _study_counts(stored, name, folders[name]) for name in stored.studies}
+    queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
     failed = stored.frame[stored.frame["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
     if as_json:
         not_ok = json.loads(failed.to_json(orient="records"))
         damaged = [*stored.damaged, *compared.damaged]
-        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged})
+        print_json(
+            {
+                "studies": counts,
+                "queued": queued,
+                "comparisons": _counts(compared),
+                "not_ok": not_ok,
+                "damaged": damaged,
+            }
+        )
     else:
         names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
@@ -35,10 +45,15 @@ def show_status(results: Path, *, as_json: bool) -> int:
             table(str(results), ("study", *used), rows)
         for row in failed.itertuples(index=False):
             say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}")
+        say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
         say(*(f"damaged, counts as missing: {line}" for line in [*stored.damaged, *compared.damaged]))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
     return 0 if complete and not stored.damaged and not compared.damaged else 1
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in states.items())
 
 
 def _counts(compared: Comparisons) -> dict[str, dict[str, int]]:
