@@ -68,6 +68,7 @@ def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
     return row | {"invalid_reason": invalid_reason(row)}
 

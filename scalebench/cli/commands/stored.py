@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scalebench import store
+from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.output import print_json, say, table, trials
+from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
@@ -17,8 +19,9 @@ from scalebench.store.comparisons import Comparisons, latest, read_comparisons, 
 def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
-    counts = {name: _study_counts(stored, name) for name in stored.studies}
-    queued = {folder.name: dict(states) for folder in store.study_dirs(results) if (states := waiting(folder))}
+    folders = {folder.name: folder for folder in store.study_dirs(results)}
+    counts = {name: _study_counts(stored, name, folders[name]) for name in stored.studies}
+    queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
     failed = stored.frame[stored.frame["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
@@ -35,7 +38,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
             }
         )
     else:
-        names = [*store.STATUSES, "missing"]
+        names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
         rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
         if rows:
@@ -72,12 +75,15 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     return lines
 
 
-def _study_counts(stored: store.Results, name: str) -> dict[str, int]:
+def _study_counts(stored: store.Results, name: str, folder: Path) -> dict[str, int]:
+    """Count a study's trials by status; those that are run again now count by the result that they have."""
     rows = stored.frame[stored.frame["study"] == name]
     planned = {trial["trial_id"] for trial in stored.studies[name].get("planned", [])}
     counts = Counter(str(status) for status in rows["status"])
-    missing = len(planned - set(rows["trial_id"]))
-    return dict(counts) | ({"missing": missing} if missing else {})
+    without = tuple(planned - set(rows["trial_id"]))
+    running = len(running_trials(folder, Observer(folder), without))
+    more = {"running": running, "missing": len(without) - running}
+    return dict(counts) | {status: count for status, count in more.items() if count}
 
 
 def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:
