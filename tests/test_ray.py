@@ -90,7 +90,7 @@ def attempts_of(study_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of every trial's attempts, oldest first."""
     return {
         trial.name: [
-            store.read_record(attempt) for attempt in sorted(trial.iterdir()) if (attempt / "record.json").exists()
+            store.read_record(attempt) for attempt in sorted(trial.glob("attempt-*")) if (attempt / "record.json").exists()
         ]
         for trial in (study_dir / "trials").iterdir()
     }

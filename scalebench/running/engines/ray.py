@@ -39,7 +39,7 @@ from scalebench.running.engines.base import (
 
 POLL_S = 0.2
 ANSWER_S = 5.0  # how long a cluster may take to accept a connection
-REACH_S = 60.0
+REACH_S = 20.0
 TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
 
