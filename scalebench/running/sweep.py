@@ -104,6 +104,9 @@ def execute(
         placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
     pending = {planned.trial_id: planned for planned in sweep.missing}
+    if pending:
+        placing.check([resources_of(planned, study) for planned in pending.values()])
+    save_study(sweep, study)
     if not pending:
         return
     with driving(sweep.study_dir) as driver:
