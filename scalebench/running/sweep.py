@@ -15,7 +15,7 @@ from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.planning import PlannedTrial, plan, trial_header
-from scalebench.store.plans import joined_plans
+from scalebench.store.plans import joined_plans, replaced_plan
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
 
@@ -126,7 +126,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     """Save with the results what a report needs from the study: axes, plan, fit, command.
 
     A run without missing trials keeps the command that made the results. Runs of one file with other ``--set`` values
-    add to the plan; an edited file replaces it.
+    add to the plan; an edited file, or other data, replaces it: the trials of the earlier plan are remembered apart.
     """
     content: dict[str, Any] = {
         "schema": store.SCHEMA,
@@ -135,6 +135,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
+        "inputs": inputs_of(sweep.planned),
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],
@@ -142,12 +143,32 @@ def save_study(sweep: Sweep, study: Study) -> None:
     }
     before = store.read_study(sweep.study_dir, sweep.damaged)
     # Without "fields" it was written when trials had other ids: its plan would count the same trials twice.
-    if "fields" in before and same_file(before.get("study_toml", ""), study.text):
-        content = joined_plans(before, content)
+    if "fields" in before:
+        same = same_file(before.get("study_toml", ""), study.text) and same_inputs(
+            before.get("inputs"), content["inputs"]
+        )
+        content = (joined_plans if same else replaced_plan)(before, content)
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
     store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
+
+
+def inputs_of(planned: Sequence[PlannedTrial]) -> dict[str, str]:
+    """Return the SHA-256 of what the trials read: of each data source, and of each parent's weights."""
+    inputs = {}
+    for trial in planned:
+        data = trial.trial.data
+        inputs[f"{data.source} {data.vocab_size or ''}".strip()] = data.sha256
+        if trial.parent is not None:
+            inputs[f"weights of {trial.parent.trial_id}"] = trial.parent.identity.weights_sha256
+    return inputs
+
+
+def same_inputs(earlier: Any, inputs: Mapping[str, str]) -> bool:
+    """Whether no input has changed since an earlier run, as far as that is known."""
+    known = earlier if isinstance(earlier, dict) else {}
+    return all(known.get(name, sha256) == sha256 for name, sha256 in inputs.items())
 
 
 def same_file(earlier: str, text: str) -> bool:
