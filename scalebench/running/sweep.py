@@ -54,7 +54,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
         sweep.damaged.extend(damaged)
         if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
-        other = row["code_fingerprint"] not in (fingerprint, None)
+        other = row.get("code_fingerprint") not in (fingerprint, None)
         if other and fresh_code:
             continue
         sweep.other_code += other
@@ -64,8 +64,8 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
 
 def _unsaved(row: Mapping[str, Any]) -> bool:
     """Whether an ok trial lacks something that ``run.checkpoint`` saves: it ran without, or before that was saved."""
-    saves = WORKLOADS[str(row["workload"])].KEEPS
-    return row["status"] == "ok" and any(row.get(name) is None for name in saves)
+    workload = WORKLOADS.get(str(row.get("workload")))
+    return row["status"] == "ok" and workload is not None and any(row.get(name) is None for name in workload.KEEPS)
 
 
 def execute(

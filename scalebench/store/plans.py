@@ -94,7 +94,8 @@ def _is_text(value: Any) -> bool:
 
 SHAPES: Mapping[str, Callable[[Any], bool]] = {
     "planned": _is_plan, "earlier": _is_plan, "axes": _is_axes, "fields": _is_axes, "columns": _are_columns,
-    "measured": _is_texts, "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text, "workload": _is_text,
+    "measured": _is_texts, "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text,
+    "workload": _is_text,
 }  # fmt: skip
 
 
