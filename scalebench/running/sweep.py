@@ -48,6 +48,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
     """
     sweep = Sweep(results / study.name, plan(study, results))
+    store.read_study(sweep.study_dir, [])  # of a newer version: refused before anything starts
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
         row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
