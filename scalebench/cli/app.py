@@ -167,6 +167,14 @@ def status(
 
 
 @app.command
+def drop(study: Path, trials: list[str], /) -> int:
+    """Forget planned TRIALS without a result, by id or its first digits; STUDY is their folder, as in results/gpt."""
+    from scalebench.cli.commands.stored import drop_trials
+
+    return drop_trials(study, trials)
+
+
+@app.command
 def report(
     results: Annotated[list[Path], Parameter(negative=())] = [RESULTS],  # noqa: B006
     /,
