@@ -70,7 +70,7 @@ function button(text, action) {
 }
 
 function cellText(cell) {
-  const text = (cell.dataset.key ?? cell.innerText).trim().replace(/\s*\n\s*/g, " ");
+  const text = (cell.dataset.key ?? cell.textContent).trim().replace(/\s*\n\s*/g, " ");
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
@@ -185,13 +185,13 @@ function offerSeries(figure, svg, tools) {
 
 function standalone(svg) {
   const copied = svg.cloneNode(true), box = svg.viewBox.baseVal, look = getComputedStyle(document.documentElement);
-  copied.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   copied.setAttribute("width", box.width);
   copied.setAttribute("height", box.height);
   copied.setAttribute("font-family", "sans-serif");
   const paper = `<rect width="100%" height="100%" fill="${look.getPropertyValue("--paper")}"/>`;
   return new XMLSerializer().serializeToString(copied).replace(/(<\/desc>)/, `$1${paper}`)
-    .replace(/var\((--[\w-]+)\)/g, (_, name) => look.getPropertyValue(name).trim());
+    .replace(/var\((--[\w-]+)\)/g, (_, name) => look.getPropertyValue(name).trim())
+    .replace(/var\((#\w+)\)/g, "$1");
 }
 
 function savePng(svg, name) {
