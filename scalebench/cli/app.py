@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -35,7 +36,8 @@ _OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 some trial not ok, 2 invalid input or full disk, 3 interrupted (resumable)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and texts of records that it cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    """Stop what runs, in order. A second signal ends this process at once; workers end with their driver."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 
@@ -88,6 +93,16 @@ def run(
     fresh_code: Annotated[
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
+    fail_fast: Annotated[
+        bool, Parameter(negative="--keep-going", help="Stop at the first trial that does not end ok; or go on.")
+    ] = False,
+    force: Annotated[
+        bool, Parameter(negative=(), help="Also run trials that are predicted to need more memory than there is.")
+    ] = False,
+    order: Annotated[
+        Literal["auto", "given", "cheapest", "largest"],
+        Parameter(help="By predicted cost, or as in the study; auto leaves it to the engine."),
+    ] = "auto",
     engine: str = "local",
     as_json: Json = False,
 ) -> int:
@@ -100,13 +115,13 @@ def run(
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
     engine:
-        Where trials run: local is this machine.
+        Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
+        arrays.
     """
-    from scalebench.cli.commands.sweeps import run_study, statuses
+    from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
 
-    return run_study(
-        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
-    )
+    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force)
+    return run_study(study, settings, results, options, as_json=as_json)
 
 
 @app.command
@@ -124,19 +139,30 @@ def plan(
         tuple[float, float, float],
         Parameter(help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory."),
     ] = (700.0, 450.0, 2.8),
+    force: Annotated[bool, Parameter(negative=(), help="Accept trials that need more memory than there is.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
     from scalebench.cli.commands.sweeps import show_plan
 
-    return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
+    rates = ceilings if speed else ()
+    return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
 @app.command
-def status(results: Path = RESULTS, /, *, as_json: Json = False) -> int:
+def status(
+    results: Path = RESULTS,
+    /,
+    *,
+    watch: Annotated[bool, Parameter(negative=(), help="Print a line of progress as it changes, to the end.")] = False,
+    as_json: Json = False,
+) -> int:
     """Show the progress of the studies under RESULTS, and every trial that is not ok."""
     from scalebench.cli.commands.stored import show_status
+    from scalebench.cli.commands.watch import watch_studies
 
+    if watch:
+        watch_studies(results)
     return show_status(results, as_json=as_json)
 
 

@@ -4,7 +4,8 @@ Legend: W width, the channels of the first stage; ``last``, the channels of the 
 
 The ImageNet form has a 7×7 stem, four stages W, 2W, 4W, ``last`` = 8W, and projections where shapes change. The CIFAR
 form has a 3×3 stem, three stages W, 2W, ``last`` = 4W of (depth - 2) / 6 blocks each, and shortcuts without parameters
-(subsampled, padded with zero channels). ``residual = false`` removes every shortcut and its projection.
+(subsampled, padded with zero channels). Bottlenecks have their stride in the 3×3 convolution, as torchvision's do
+("v1.5"); He et al. have it in the first 1×1. ``residual = false`` removes every shortcut and its projection.
 
 The dial fixes the depth (20 in the CIFAR form, its default) and solves for W, then for ``last`` to get within 5 %.
 """
@@ -24,6 +25,7 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
@@ -33,6 +35,7 @@ TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()  # checkpointing would update batch statistics twice
+parallelize = shard_blocks
 
 # Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -266,6 +269,8 @@ class ResidualBlock(nn.Module):
 
 class ResNet(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
+
+    OUTER = ("stem", "head")
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from scalebench.families import gpt
 from scalebench.families.base import Counts
 from scalebench.families.dial import with_hidden, within_tolerance
 from scalebench.families.multihead import attention_by
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
@@ -31,6 +32,7 @@ TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES: tuple[str, ...] = ("checkpointing",)
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class ViTBlock(nn.Module):
 
 class ViT(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
+
+    OUTER = ("patches", "head")
 
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()

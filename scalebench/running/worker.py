@@ -1,4 +1,4 @@
-"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
+"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``, or a fork of ``fork_server.py``.
 
 TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
 Whatever happens, the folder ends with a ``record.json`` that has the trial's status; the engine writes that of a worker
@@ -11,29 +11,81 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from scalebench.running import processes
+from scalebench.running.limits import limit_memory, with_smaller_micro_batches
 from scalebench.running.node import settle
+from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record
 
+if TYPE_CHECKING:
+    from scalebench.study import Trial
+    from scalebench.workloads.recorder import Recorder
 
-def main(arguments: list[str] | None = None) -> int:
+
+def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
+    """Run the trial in the given folder and end the process as soon as everything is written.
+
+    With a ``parent``, the id of the trial's worker, this is one of its several processes (``ranks.py``).
+    A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
+    trial waits for the GPU as long as this process lives.
+    """
+    code = main(folder) if parent is None else run_rank(Path(folder), int(parent), trial_row)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
-    (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
     header = read_header(attempt)
-    status = run_trial(attempt, header, settle(attempt, header))
+    placement = settle(attempt, header)
+    if header["resources"]["processes"] > 1:
+        status = run_processes(attempt, header, placement)
+    else:
+        status = run_trial(attempt, header, placement)
     return 0 if status == "ok" else 1
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
+    row = trial_row(attempt, header, placement)
+    write_record(attempt, row)
+    return str(row["status"])
+
+
+def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
     from scalebench.measure.environment import environment, environment_file
-    from scalebench.workloads import WORKLOADS, read_trial
+    from scalebench.workloads import read_trial
     from scalebench.workloads.recorder import Recorder
 
     trial, recorder = read_trial(header["trial"]), Recorder(attempt, header, placement)
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
+    limit_memory(header.get("memory_limit_bytes"))
+    outcome = attempt_trial(trial, recorder)
+    # One of several processes cannot change alone what all of them do.
+    accumulate = header.get("on_oom") == "accumulate" and header["resources"]["processes"] == 1
+    while accumulate and outcome["status"] == "oom" and (smaller := with_smaller_micro_batches(trial)):
+        trial = smaller
+        print(f"out of memory: again with {trial.spec.accumulation} micro-batches", file=sys.stderr)
+        outcome = attempt_trial(trial, recorder)
+        recorder.columns["accumulation"] = trial.spec.accumulation
+    recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
+    row = recorder.columns | environment(trial.device_kind) | outcome
+    return row | {"invalid_reason": invalid_reason(row)}
+
+
+def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
+    """Run a trial and return the columns of its outcome; one that ran out of memory has the peak so far."""
+    import torch
+
+    from scalebench.measure.memory import peak_columns
+    from scalebench.workloads import WORKLOADS
+
     outcome: dict[str, Any] = {"status": "ok"}
     try:
         WORKLOADS[trial.workload].run(trial, recorder)
@@ -42,10 +94,9 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         traceback.print_exception(error)
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
-    recorder.columns["wall_time_s"] = recorder.age_s()
-    row = recorder.columns | environment(trial.device_kind) | outcome
-    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
-    return str(outcome["status"])
+    if outcome["status"] == "oom":
+        recorder.columns |= peak_columns(torch.device(trial.device_kind))
+    return outcome
 
 
 def status_of(error: Exception) -> str:
@@ -72,9 +123,5 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written. A regular exit would wait seconds for CUDA and for compilers' processes, which the engine
-    # stops anyway; and the next trial waits for the GPU as long as this process lives.
-    os._exit(code)
+    processes.end_with_parent(os.getppid())  # the engine's process on this node
+    run_and_exit(*sys.argv[1:])

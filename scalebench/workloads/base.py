@@ -18,8 +18,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
-# Measured with 2-layer models of 1,500 parameters on one core: process start, and a training step of nearly no work.
-STARTUP_S = 4.0
+# Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
+# and end, and a training step of nearly no work.
+STARTUP_S = 0.4
 STEP_FLOOR_S = 6e-3
 # Backward costs two forward passes: one for the gradients of the inputs, one for those of the weights.
 FORWARDS_PER_STEP = 3
@@ -66,19 +67,21 @@ class Cost:
     """What a trial is estimated to take.
 
     ``steps`` are training steps, or calls, ``step_floor_s`` is the least time of one, ``memory_bytes`` is the peak.
+    ``processes`` share the FLOPs; ``memory_bytes`` is that of all of them.
     """
 
     flops: int
     steps: int
     memory_bytes: int
     step_floor_s: float = STEP_FLOOR_S
+    processes: int = 1
 
     def seconds(self, peak_flops_per_s: float | None) -> float:
         """Estimated duration on a device of this peak: a fifth of it reached, and a floor for launching each step.
 
         A rule of thumb for ordering trials and for a first idea; the results have the measured time.
         """
-        per_step = self.flops / max(1, self.steps) / (0.2 * (peak_flops_per_s or 1e14))
+        per_step = self.flops / max(1, self.steps) / self.processes / (0.2 * (peak_flops_per_s or 1e14))
         return STARTUP_S + self.steps * (self.step_floor_s + per_step)
 
 

@@ -20,14 +20,17 @@ from scalebench.optim.fused import clips
 from scalebench.optim.schedules import set_learning_rate
 from scalebench.tasks import Batch, Task
 from scalebench.workloads.batches import batches, to_device
+from scalebench.workloads.parallel import exchange_gradients
 from scalebench.workloads.training_spec import TrainSpec
 
 # Steps between two checks of the losses: a check waits for the device, so not at every step.
 CHECK_EVERY = 20
+# A loss above this many times that of the first step is far above where training started: the run diverged.
+DIVERGED_FACTOR = 3.0
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - a status, named as the record names it
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or ended far above where it started."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -108,7 +111,8 @@ def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler
     Each part counts by its share of the samples, so that the gradients are those of the whole batch.
     """
     total = torch.zeros((), device=batch[0].device)
-    for part in micro_batches(batch, spec.accumulation):
+    for left, part in zip(reversed(range(spec.accumulation)), micro_batches(batch, spec.accumulation), strict=True):
+        exchange_gradients(model, now=left == 0)
         with computing(model, total.device, spec.precision):
             loss = task.loss(model, part) * (len(part[0]) / len(batch[0]))
         scaler.scale(loss).backward()
@@ -133,6 +137,17 @@ def check_finite(losses: Tensor, done: int) -> None:
     broken = (~torch.isfinite(losses[:done])).nonzero()
     if broken.numel():
         raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
+
+
+def check_risen(first: float, **ends: float) -> None:
+    """Raise ``Diverged`` where a loss at the end, by name, is above ``DIVERGED_FACTOR`` times the ``first`` step's.
+
+    Losses that may be negative or zero have no such ratio: a ``first`` of at most 0 passes.
+    """
+    for name, loss in ends.items():
+        if first > 0 and loss > DIVERGED_FACTOR * first:
+            above = f"more than {DIVERGED_FACTOR:g} times the {first:.4g} of the first step"
+            raise Diverged(f"the {name} loss ended at {loss:.4g}, {above}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from scalebench.optim.schedules import SCHEDULES
 from scalebench.study import Section
 from scalebench.study.axes import Axis, Count, Finite, Fraction, LearningRate, Share, WholeNumber, one_of
 from scalebench.workloads.base import DEVICES, IMPLEMENTATIONS, PRECISIONS
+from scalebench.workloads.parallel import PARALLEL
 
 BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
 GRAPHS = ("auto", "none", "blocks", "model", "step")
@@ -42,6 +43,9 @@ class TrainSection(Section):
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
     graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)
+    gradient_sums: Axis[bool] = (True,)  # in 16 bits with the implementation fused; others have no such products
+    processes: Axis[Count] = (1,)
+    parallel: Axis[Annotated[str, one_of(PARALLEL)]] = ("auto",)
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
     seed: Axis[WholeNumber] = (0,)
 
@@ -51,7 +55,7 @@ class TrainSpec(Section):
 
     ``graph`` is what runs as one: "none" launches operation by operation; "blocks" compiles a block of the model once
     for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
-    and update replayed as one CUDA graph.
+    and update replayed as one CUDA graph. ``batch_size`` is that of all ``processes`` together.
     """
 
     steps: int = Field(description="optimizer steps of this trial")
@@ -72,4 +76,9 @@ class TrainSpec(Section):
     precision: str = Field(description="number format of the computation")
     implementation: str = Field(description="eager, sdpa, compile, triton or fused")
     graph: str = Field(default="none", description="what runs as one: none, blocks, model or step")
+    gradient_sums: bool = Field(
+        default=False, description="weight gradients are added in float32 by the products that compute them"
+    )
+    processes: int = Field(default=1, description="processes that train the model together")
+    parallel: str = Field(default="none", description="how they share the work: none, ddp or fsdp")
     seed: int = Field(description="seed of initial weights and batches")

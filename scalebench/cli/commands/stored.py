@@ -6,12 +6,15 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
+from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.output import print_json, say, table, trials, visible
+from scalebench.running.claims import Observer
+from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
     planned = store.of_plans(stored).frame
-    counts = {name: _study_counts(stored, planned, name) for name in stored.studies}
+    folders = {folder.name: folder for folder in store.study_dirs(results)}
+    counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
+    queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
     failed = planned[planned["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
@@ -30,16 +35,17 @@ def show_status(results: Path, *, as_json: bool) -> int:
     if as_json:
         not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
-        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished}
+        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
         print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged} | notes)
     else:
-        names = [*store.STATUSES, "missing"]
+        names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
         rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
         if rows:
             table(str(results), ("study", *used), rows)
         for row in failed.itertuples(index=False):
             say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {shortened(row.error_message or row.error_class)}")
+        say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
         say(*(f"damaged, counts as missing: {line}" for line in grouped(damaged)))
         say(*stored.incomplete, *_notes(stored, planned))
@@ -106,6 +112,10 @@ def drop_trials(study_dir: Path, names: Sequence[str]) -> int:
     return 0
 
 
+def _counted(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
 def _counts(compared: Comparisons) -> dict[str, dict[str, int]]:
     """Count each compared operation's newest rows by status."""
     return {
@@ -125,12 +135,17 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     return lines
 
 
-def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str) -> dict[str, int]:
-    """Count a study's planned trials by status, and those without a result as missing, of earlier plans too."""
+def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folder: Path | None) -> dict[str, int]:
+    """Count a study's planned trials by status; those that are run again now count by the result that they have.
+
+    Trials of earlier plans that have no result count as missing, too.
+    """
     counts = Counter(str(status) for status in planned.loc[planned["study"] == name, "status"])
     ids = {*store.planned_ids(stored.studies[name]), *_unfinished(stored, name)}
-    missing = len(ids - set(stored.frame["trial_id"]))
-    return dict(counts) | ({"missing": missing} if missing else {})
+    without = tuple(ids - set(stored.frame["trial_id"]))
+    running = len(running_trials(folder, Observer(folder), without)) if folder is not None else 0
+    more = {"running": running, "missing": len(without) - running}
+    return dict(counts) | {status: count for status, count in more.items() if count}
 
 
 def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +20,10 @@ from scalebench.errors import StudyError, unknown
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
     from scalebench.running.sweep import Sweep
+    from scalebench.study import Study
 
-SHOWN_SIZES = 40
+SHOWN_SIZES, SHOWN_TRIALS = 40, 10
+STOPPED = 3  # exit code of a run that can be continued
 
 
 def statuses(text: str) -> list[str]:
@@ -33,36 +38,58 @@ def statuses(text: str) -> list[str]:
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
-def run_study(
-    name: str,
-    settings: Sequence[str],
-    results: Path,
-    jobs: int | None,
-    retry: Sequence[str],
-    *,
-    engine: str = "local",
-    fresh_code: bool,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True)
+class RunOptions:
+    """How ``run`` runs a study. ``retry`` has the statuses to run again; ``force`` ignores predicted memory."""
+
+    jobs: int | None = None
+    retry: Sequence[str] = ()
+    engine: str = "local"
+    order: str = "auto"
+    fresh_code: bool = False
+    fail_fast: bool = False
+    force: bool = False
+
+
+def run_study(name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool) -> int:
     """Run a study's missing trials; return the exit code."""
-    from scalebench.cli.progress import Progress, SweepProgress
     from scalebench.running.engines import find_engine
+    from scalebench.running.memory import check_memory
     from scalebench.running.planning import load_study
-    from scalebench.running.sweep import execute, resources_of, survey
+    from scalebench.running.sweep import survey
 
     begun = time.monotonic()
-    find_engine(engine)
+    find_engine(options.engine)
     study = load_study(name, settings)
     store.check_writable(results)
-    sweep = survey(study, results, retry, fresh_code=fresh_code)
+    sweep = survey(study, results, options.retry, fresh_code=options.fresh_code)
+    if options.engine == "local" and not options.force:
+        check_memory(sweep.missing)
     _announce(sweep, as_json=as_json)
+    try:
+        _execute(sweep, study, options, as_json=as_json)
+    except (OSError, store.StoreError) as error:  # a full disk, or a folder that was removed or made read-only
+        reason = f"{error.filename or results}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"stopped: {reason}; finished trials are kept, the same command goes on", file=sys.stderr)
+        return STOPPED
+    _conclude(sweep, name, settings, results, time.monotonic() - begun, as_json=as_json)
+    return 0 if set(sweep.statuses()) <= {"ok"} else 1
+
+
+def _execute(sweep: Sweep, study: Study, options: RunOptions, *, as_json: bool) -> None:
+    """Run the missing trials and show their progress; with ``fail_fast`` up to the first that is not ok."""
+    from scalebench.cli.progress import Progress, SweepProgress
+    from scalebench.running.sweep import execute, resources_of
+
     expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
     with Progress(quiet=as_json) as display:
         progress = SweepProgress(expected, display)
-        for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
-            progress.finish(row, as_json=as_json)
-    _conclude(sweep, time.monotonic() - begun, as_json=as_json)
-    return 0 if set(sweep.statuses()) <= {"ok"} else 1
+        rows = execute(sweep, study, jobs=options.jobs, engine=options.engine, order=options.order, tick=progress.tick)
+        with contextlib.closing(rows):
+            for row in rows:
+                progress.finish(row, as_json=as_json)
+                if options.fail_fast and row["status"] != "ok":
+                    return
 
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
@@ -75,7 +102,9 @@ def _announce(sweep: Sweep, *, as_json: bool) -> None:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
 
 
-def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
+def _conclude(
+    sweep: Sweep, name: str, settings: Sequence[str], results: Path, elapsed_s: float, *, as_json: bool
+) -> None:
     counts = dict(sweep.statuses())
     if as_json:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
@@ -83,9 +112,20 @@ def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
         return
     shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
-    wrong = sorted(set(counts) - {"ok", "missing"})
+    wrong = {trial_id: row for trial_id, row in sweep.rows.items() if row["status"] != "ok"}
+    for trial_id, row in list(wrong.items())[:SHOWN_TRIALS]:
+        say(f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}")
+    if len(wrong) > SHOWN_TRIALS:
+        say(f"… and {len(wrong) - SHOWN_TRIALS} more")
     if wrong:
-        say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
+        words = ["scalebench", "run", name, *(word for setting in settings for word in ("--set", setting))]
+        words += [
+            "--results",
+            str(results),
+            "--retry",
+            ",".join(sorted({str(row["status"]) for row in wrong.values()})),
+        ]
+        say(f"to run them again: {shlex.join(words)}; their logs are in {sweep.study_dir}/trials")
     say(f"report: scalebench report {sweep.study_dir}")
 
 
@@ -97,7 +137,7 @@ def run_demo(results: Path, output: Path | None) -> int:
     from scalebench.analysis.study import analyse
     from scalebench.reporting import picture, verdict, write
 
-    code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
+    code = run_study("demo", [], results, RunOptions(), as_json=False)
     study = analyse(store.read_results(results / "demo"), "demo")
     output = output or results / "demo" / "report.html"
     say("", *verdict(study), "")
@@ -109,10 +149,21 @@ def run_demo(results: Path, output: Path | None) -> int:
 
 
 def show_plan(
-    name: str, settings: Sequence[str], results: Path, *, every: bool, as_json: bool, ceilings: Sequence[float] = ()
+    name: str,
+    settings: Sequence[str],
+    results: Path,
+    *,
+    every: bool,
+    force: bool = False,
+    as_json: bool,
+    ceilings: Sequence[float] = (),
 ) -> int:
-    """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps."""
+    """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps.
+
+    Raises ``InputError`` at the end where trials need more memory than this machine has, unless ``force``.
+    """
     from scalebench.cli.commands.speed import print_steps, step_tables
+    from scalebench.running.memory import check_memory
     from scalebench.running.node import planning_rate
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import survey
@@ -135,6 +186,7 @@ def show_plan(
     if as_json:
         extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
         print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
+        check_memory(() if force else sweep.missing)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
     for parent in parents[: None if every else SHOWN_SIZES]:
@@ -143,6 +195,7 @@ def show_plan(
         say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
+    check_memory(() if force else sweep.missing)
     return 0
 
 

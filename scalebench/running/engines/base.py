@@ -4,18 +4,22 @@ An engine passes files, never Python objects: the attempt folder holds ``trial.j
 it needs), the worker reads it and writes its results and ``record.json`` there. The folder must therefore be visible
 under the same path to the engine and its workers. The engine need not know what a node has: the worker finds that out
 (``running/node.py``). Where the engine does assign cores, it says so in ``placement.json``.
+
+The local engine forks its workers from one process that has torch imported (``running/forked.py``). Another engine runs
+``worker_command`` in ``worker_environment``, and does the same work in a fresh process.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, read_header, read_json, write_json, write_record
+from scalebench.store import StoreError, new_attempt, read_header, read_json, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Resources:
 
     ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
     are the plan's estimates. ``timeout_s`` limits the run, the wait for a GPU not counted. A trial that may
-    ``share_device`` runs beside others on one GPU, and its times are then not exclusive.
+    ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user has
+    chosen the order in which trials start.
     """
 
     cpus: int = 1
@@ -34,7 +39,20 @@ class Resources:
     timeout_s: float | None = None
     expected_s: float = 0.0
     share_device: bool = False
+    keep_order: bool = False
 
+
+# What a worker's environment consists of; everything else, secrets among it, stays with the driver. HF_TOKEN is for
+# private data sets.
+ENVIRONMENT_NAMES = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX", "CPATH", "LIBRARY_PATH", "CONDA_PREFIX"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE"),
+)
+ENVIRONMENT_PREFIXES = (
+    *("PYTHON", "LC_", "XDG_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "CUBLAS_"),
+    *("CUDNN_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "HF_", "SLURM_", "SCALEBENCH_"),
+)
 
 Tick = Callable[[Sequence[Path]], None]
 
@@ -46,6 +64,9 @@ def no_tick(_: Sequence[Path]) -> None:
 class Engine(Protocol):
     """Where trials run. An engine is a module in this folder with these names, and a line in ``ENGINES``."""
 
+    def check(self, resources: Sequence[Resources]) -> None:
+        """Raise ``InputError`` where the engine cannot run here, or has no place for what one of the trials needs."""
+
     def place(
         self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
     ) -> Iterator[Path]:
@@ -55,6 +76,8 @@ class Engine(Protocol):
         ``jobs`` where that is given; it may submit everything at once and yields in the order of completion.
         A worker that ends without a record, is lost or exceeds its time limit still yields its folder, with a record
         by ``close_attempt``. ``tick`` is called at least once a second with the attempts believed to be running.
+        Before it starts or submits a worker an engine calls ``claims.take(attempt)``. Where that returns False another
+        driver runs the trial: this attempt is neither started nor yielded.
         Closing the iterator stops running workers and withdraws submitted ones; their attempts get no record, so that
         a later run executes those trials.
         """
@@ -64,6 +87,15 @@ class Engine(Protocol):
 def worker_command(attempt: Path) -> list[str]:
     """Return the command that runs one attempt, on any node that sees its folder."""
     return [sys.executable, "-m", "scalebench.running.worker", str(attempt.resolve())]
+
+
+def worker_environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment variables, out of this process' own, that a worker gets."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in ENVIRONMENT_NAMES or name.startswith(ENVIRONMENT_PREFIXES)
+    }
 
 
 def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exclusive: bool = False) -> None:
@@ -77,6 +109,13 @@ def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exc
 def has_record(attempt: Path) -> bool:
     """Whether the attempt is finished, successfully or not."""
     return (attempt / "record.json").exists()
+
+
+def another_attempt(attempt: Path) -> Path:
+    """Return a new attempt of the same trial, for an engine that tries again what it lost."""
+    following = new_attempt(attempt.parents[2], attempt.parent.name)
+    write_json(following / "trial.json", read_json(attempt / "trial.json"))
+    return following
 
 
 def close_attempt(attempt: Path, status: str, error_class: str, message: str) -> None:

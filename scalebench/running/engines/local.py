@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
+from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Resources,
     Tick,
     close_attempt,
     is_waiting,
     no_tick,
-    worker_command,
+    worker_environment,
     write_placement,
 )
+from scalebench.running.forked import start_worker
 
 POLL_S = 0.05
 
@@ -28,15 +29,29 @@ POLL_S = 0.05
 class _Worker:
     attempt: Path
     cpus: tuple[int, ...]
-    process: subprocess.Popen[bytes]
+    process: processes.Process
     timeout_s: float | None
     deadline: float | None
+
+
+def check(resources: Sequence[Resources]) -> None:
+    """Raise ``InputError`` for a trial that asks for more GPUs than this machine has."""
+    asked = max((needs.gpus for needs in resources), default=0)
+    if asked and asked > (there := gpu_count()):
+        raise InputError(f"engine local: a trial asks for {asked} GPUs and this machine has {there}")
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process may use, without starting a CUDA context."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def place(
     attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
 ) -> Iterator[Path]:
-    """Run the attempts' workers as child processes; see ``base.Engine``.
+    """Run the attempts' workers as processes of this machine; see ``base.Engine``.
 
     By default there is one worker per usable core for trials on a CPU, and one in all for trials on a GPU. More workers
     on a GPU take turns on it (``measure/device_lock.py``) unless their trials share it.
@@ -49,6 +64,8 @@ def place(
         while waiting or running:
             while waiting and free:
                 attempt, needs = waiting.pop(0)
+                if not take(attempt):  # another driver runs this trial
+                    continue
                 running.append(_start(attempt, needs, free.pop(0), exclusive=_exclusive(needs, own_cores=own_cores)))
             for worker in [worker for worker in running if _finished(worker)]:
                 running.remove(worker)
@@ -81,13 +98,14 @@ def core_sets(workers: int) -> list[tuple[int, ...]]:
 
 
 def start_order(attempts: Sequence[Path], resources: Sequence[Resources], workers: int) -> list[tuple[Path, Resources]]:
-    """Return attempts in the order they start: as given if one runs at a time, otherwise the longest first.
+    """Return attempts in the order they start: as given if one runs at a time or asked for, else the longest first.
 
     The longest trial, started last, would keep one worker busy while the others have nothing left to do.
     """
     pairs = list(zip(attempts, resources, strict=True))
     take_turns = any(needs.gpus and not needs.share_device for needs in resources)
-    return pairs if workers == 1 or take_turns else sorted(pairs, key=lambda pair: -pair[1].expected_s)
+    as_given = workers == 1 or take_turns or any(needs.keep_order for needs in resources)
+    return pairs if as_given else sorted(pairs, key=lambda pair: -pair[1].expected_s)
 
 
 def _exclusive(needs: Resources, *, own_cores: bool) -> bool:
@@ -96,8 +114,7 @@ def _exclusive(needs: Resources, *, own_cores: bool) -> bool:
 
 def _start(attempt: Path, needs: Resources, cpus: tuple[int, ...], *, exclusive: bool) -> _Worker:
     write_placement(attempt, "local", cpus=cpus, exclusive=exclusive)
-    with (attempt / "stdout.log").open("wb") as out, (attempt / "stderr.log").open("wb") as err:
-        process = processes.start(worker_command(attempt), os.environ, stdout=out, stderr=err)
+    process = start_worker(attempt, worker_environment())
     deadline = None if needs.timeout_s is None else time.monotonic() + needs.timeout_s
     return _Worker(attempt, cpus, process, needs.timeout_s, deadline)
 
