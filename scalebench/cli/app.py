@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -39,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files and texts of records that it cannot show
-            stream.reconfigure(errors="backslashreplace")
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")  # paths and texts that it cannot show
     try:
         code = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
@@ -52,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(OK)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        print(f"{error.filename or 'output'}: {error.strerror or error}; what is finished is kept", file=sys.stderr)
         sys.exit(USAGE)
     except ValueError as error:
         if not _is_input_error(error):

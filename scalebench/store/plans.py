@@ -162,8 +162,10 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
                 f"{study_dir}: {name!a} begins {len(matches)} trials without a result (these are: {listed})"
             )
         dropped += matches
-    plans = {"planned": planned_ids(study), "earlier": earlier_ids(study)}
-    kept = {key: _as_plan(trial_id for trial_id in ids if trial_id not in dropped) for key, ids in plans.items()}
+    kept = {
+        key: [trial for trial in study.get(key) or [] if not {*planned_ids({"planned": [trial]})} & {*dropped}]
+        for key in ("planned", "earlier")
+    }
     write_study(study_dir, study | kept)
     return dropped
 

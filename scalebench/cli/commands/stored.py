@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
-    folders = {folder.name: folder for folder in store.study_dirs(results)}
     planned = store.of_plans(stored).frame
-    counts = {name: _study_counts(stored, planned, name, folders[name]) for name in stored.studies}
+    folders = {folder.name: folder for folder in store.study_dirs(results)}
+    counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
     failed = planned[planned["status"] != "ok"]
@@ -35,17 +35,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
     if as_json:
         not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
-        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished}
-        print_json(
-            {
-                "studies": counts,
-                "queued": queued,
-                "comparisons": _counts(compared),
-                "not_ok": not_ok,
-                "damaged": damaged,
-            }
-            | notes
-        )
+        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
+        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
@@ -144,15 +135,15 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     return lines
 
 
-def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folder: Path) -> dict[str, int]:
-    """Count a study's planned trials by status, and those without a result as running or missing, of earlier plans too.
+def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folder: Path | None) -> dict[str, int]:
+    """Count a study's planned trials by status; those that are run again now count by the result that they have.
 
-    A trial that is run again counts by the result that it has.
+    Trials of earlier plans that have no result count as missing, too.
     """
     counts = Counter(str(status) for status in planned.loc[planned["study"] == name, "status"])
     ids = {*store.planned_ids(stored.studies[name]), *_unfinished(stored, name)}
     without = tuple(ids - set(stored.frame["trial_id"]))
-    running = len(running_trials(folder, Observer(folder), without))
+    running = len(running_trials(folder, Observer(folder), without)) if folder is not None else 0
     more = {"running": running, "missing": len(without) - running}
     return dict(counts) | {status: count for status, count in more.items() if count}
 
