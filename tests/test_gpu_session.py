@@ -209,15 +209,25 @@ def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) ->
 # --- what the phases do ----------------------------------------------------------------------------------------------
 
 
+def test_steps_can_be_chosen_and_their_limits_shortened() -> None:
+    steps = gpu_session.PHASES["second"]()
+    few = gpu_session.chosen(steps, "setup,backward tables,law", "law=60,training=80")
+    assert [step.name for step in few] == ["setup", "backward tables", "law"]
+    assert few[-1].most_s == 60
+    assert few[0] == steps[0]
+    assert gpu_session.chosen(steps, "", "") == list(steps)
+    with pytest.raises(SystemExit, match="no step profile; the steps: setup, "):
+        gpu_session.chosen(steps, "profile", "")
+
+
 @pytest.mark.slow
 def test_every_measurement_is_a_command_that_the_product_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[str, ...]] = []
     monkeypatch.setattr(Session, "python", lambda self, *words, **_: taken.append(tuple(map(str, words))) or "")
     monkeypatch.setattr(session_measures, "keep", lambda _: None)
     session = make_session(tmp_path)
-    for phase in gpu_session.PHASES:
-        for step in session_measures.measuring_steps(phase):
-            step.do(session)
+    for step in session_measures.measuring_steps():
+        step.do(session)
     assert len(taken) >= 12
     for words in taken:
         if words[0].endswith("profile_step.py"):

@@ -77,55 +77,51 @@ def turning(batch: int, length: int, heads: int, head_dimension: int) -> Shape:
     return {**sizes, "dtype": "bfloat16"}
 
 
-TRAINING_S, KEEP_EVERY_S = 150.0, 30.0
+TRAINING_S, LAW_S, KEEP_EVERY_S = 200.0, 170.0, 30.0
 APART_S = 0.4  # between the starts of concurrent programs
 CLOSING_S = 6.0  # that a comparison needs after its deadline: it imports pandas and writes its rows
 EXPORT_S = 5.0
-PROFILES = (("fused", 768), ("fused", 2048), ("compile", 768))  # implementation and width
+PROFILES = (("fused", 768), ("fused", 2048))  # implementation and width
 SDPA = "sdpa-flash,sdpa-cudnn"
-OURS = "triton,triton-pointers"
-FLOAT32_STATE = [optimizer("124M", "float32", "float32"), optimizer("124M", "bfloat16", "float32")]
-INT8_STATE = [optimizer("124M", "bfloat16", "int8")]
-LOSSES = [loss(768), loss(2048)]
+ADAMW = [optimizer("124M", "bfloat16", "float32"), optimizer("124M", "float32", "float32")]
+LOSSES = [loss(768), loss(2048), loss(4096)]
 NORMS = [norm("rms", 4096, False), norm("rms", 2048, True), norm("layer", 768, True)]
 TURNINGS = [turning(32, 1024, 12, 64), turning(16, 2048, 16, 128)]
-ADAMW = "fused,triton"
 GOALS = [
     *attention_shapes([8192]), attention(8, 16, 2048, 128, False), attention(8, 16, 2048, 128, True),
 ]  # fmt: skip
 
+# Each is a process that takes about 7 s before its first sample, in which nothing else can use the GPU.
 TABLES: Mapping[str, Sequence[Table]] = {
-    "first": (
-        Table("attention", attention_shapes([8192]), f"{SDPA},{OURS}", "sdpa-cudnn", seconds=0.2),
-        Table("attention", attention_shapes([8192]), f"{SDPA},{OURS}", "sdpa-cudnn", backward=True, seconds=0.2),
-        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused", seconds=0.2),
-        Table("cross-entropy", LOSSES[:1], "eager,triton", "eager", backward=True, seconds=0.2),
-        Table("norm", NORMS, "eager,triton", "eager", seconds=0.1),
-        Table("norm", NORMS, "eager,triton", "eager", backward=True, seconds=0.1),
-    ),
-    "second": (
-        Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", seconds=0.2),
-        Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", backward=True, seconds=0.2),
-        Table("norm", NORMS, "eager,triton", "eager", seconds=0.1),
-        Table("norm", NORMS, "eager,triton", "eager", backward=True, seconds=0.1),
-        Table("rotary", TURNINGS, "eager,triton", "eager", seconds=0.1),
-        Table("rotary", TURNINGS, "eager,triton", "eager", backward=True, seconds=0.1),
+    "loss and optimizer": (
         Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True, seconds=0.2),
-        Table("optimizer", FLOAT32_STATE, f"{ADAMW},triton-int8-state", "fused", seconds=0.2),
+        Table("optimizer", ADAMW, "fused,triton,triton-int8-state", "fused", seconds=0.2),
+    ),
+    "backward": (
+        Table("norm", NORMS, "eager,compiled,triton", "eager", backward=True, seconds=0.1),
+        Table("attention", GOALS, f"{SDPA},triton,triton-atomic", "sdpa-cudnn", backward=True, seconds=0.2),
+        Table("rotary", TURNINGS, "eager,triton", "eager", backward=True, seconds=0.1),
+    ),
+    "forward": (
+        Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", seconds=0.2),
+        Table("norm", NORMS, "eager,compiled,triton", "eager", seconds=0.1),
+        Table("rotary", TURNINGS, "eager,triton", "eager", seconds=0.1),
     ),
 }
 
 
-def measuring_steps(phase: str) -> list[Step]:
-    """Return the measurement steps of a phase; training comes last, since it can use all remaining time."""
-    tables = TABLES[phase]
-    if phase == "first":
-        return [Step("tables", tables_step(tables), least_s=20, most_s=120)]
+def measuring_steps() -> list[Step]:
+    """Return the measurement steps, the most important first; the last can use all remaining time."""
+    loss_and_optimizer, backward, forward = (
+        Step(f"{name} tables", tables_step(tables), least_s=20, most_s=75) for name, tables in TABLES.items()
+    )
     return [
-        Step("attention tables", tables_step(tables[:2]), least_s=20, most_s=60),
-        Step("other tables", tables_step(tables[2:]), least_s=20, most_s=60),
+        loss_and_optimizer,
+        backward,
         Step("training", training, least_s=25, most_s=TRAINING_S),
-        Step("profiles", profiles, least_s=20, most_s=75),
+        Step("profiles", profiles, least_s=20, most_s=45),
+        forward,
+        Step("law", law, least_s=60, most_s=LAW_S),
     ]
 
 
@@ -206,11 +202,20 @@ def written(shape: Shape) -> str:
 def training(session: Session) -> str:
     """Train GPT from 124M to 1.3B parameters by several implementations, the most important first, until the deadline.
 
-    Two workers: the next trial imports and opens its data while the previous one has the GPU.
+    Three workers: the next trials import and open their data while one has the GPU.
     """
-    options = ("--jobs", 2, "--results", session.work / "results")
-    run = partial(session.python, "-m", "scalebench.cli.app", "run", "gpu-speed", *options)
-    return together(session, {"gpu-speed": lambda: run()[-600:]})
+    return together(session, {"gpu-speed": partial(study, session, "gpu-speed", 3)})
+
+
+def law(session: Session) -> str:
+    """Train the sizes of the law of loss, several at a time on the GPU, and fit it."""
+    return together(session, {"gpu-law": partial(study, session, "gpu-law", 4)})
+
+
+def study(session: Session, name: str, jobs: int) -> str:
+    """Run a study and return the end of what it printed."""
+    options = ("--jobs", jobs, "--results", session.work / "results")
+    return session.python("-m", "scalebench.cli.app", "run", name, *options)[-600:]
 
 
 def profiles(session: Session) -> str:

@@ -26,26 +26,21 @@ GPU_MEMORY_SHARE = 0.75  # of the device, for all concurrent checks
 def first() -> list[Step]:
     """Check the kernels, then find the fastest tiles."""
     return [
-        Step("setup", setup, most_s=30),
-        Step("versions", versions, most_s=30),
-        Step("assembler", assembler, most_s=45),
-        Step("checks", checks, least_s=20, most_s=110),
-        Step("tuning", tuning, least_s=15, most_s=45),
-        *measuring_steps("first"),
+        *BEGINNING,
+        Step("checks", checks, least_s=20, most_s=130),
+        Step("tuning", tuning, least_s=15, most_s=50),
         Step("racecheck", racecheck, least_s=15, most_s=30),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
 
 def second() -> list[Step]:
-    """Find the fastest tiles, check what changed, measure at the shapes of the goals, train."""
+    """Check what has changed, time the shipped tiles, measure at the shapes of the goals, train."""
     return [
-        Step("setup", setup, most_s=30),
-        Step("versions", versions, most_s=30),
-        Step("assembler", assembler, most_s=45),
+        *BEGINNING,
+        Step("checks", checks, least_s=20, most_s=60),
         Step("tuning", partial(tuning, quick=True), least_s=15, most_s=35),
-        Step("checks", checks, least_s=20, most_s=50),
-        *measuring_steps("second"),
+        *measuring_steps(),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -166,6 +161,13 @@ def assembler(session: Session) -> str:
     return f"{session.versions['assemblers']}{where}; {session.versions['ptxas']}"
 
 
+BEGINNING = (
+    Step("setup", setup, most_s=30),
+    Step("versions", versions, most_s=30),
+    Step("assembler", assembler, most_s=45),
+)
+
+
 def _verdict_before(session: Session, candidates: dict[str, dict[str, str]]) -> bool:
     """Return whether the previous session passed the canary with the same assemblers, versions and device."""
     before, now = session.versions_before, session.versions
@@ -210,13 +212,15 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
-        jobs += session_jobs.training_jobs(session.device)
-        jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
+        jobs = [*session_jobs.training_jobs(session.device), *jobs]
+        jobs += session_jobs.candidate_jobs(few=session.phase == "second")
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
         if result["status"] not in ("ok", "not run"):
             session.say(f"{result['name']}: {result['status']}: {str(result.get('problem'))[:300]}")
+        for information in result.get("information", ()):
+            session.say(information)
         session.write()
 
     budget = GPU_MEMORY_SHARE * session.versions.get("memory_bytes", 16e9)
@@ -275,7 +279,8 @@ def racecheck(session: Session) -> str:
     label = "B1 H2/1 T193 D64 bf16 causal"
     output = session.work / "racecheck.json"
     said = session.command(
-        "compute-sanitizer", "--tool", "racecheck", "--print-limit", 5, sys.executable, TOOLS / "check_case.py",
+        "compute-sanitizer", "--tool", "racecheck", "--kernel-regex", "kns=hopper", "--print-limit", 5,
+        sys.executable, TOOLS / "check_case.py",
         "case", "scalekernels.attention", label, "--device", "cuda", "--output", output,
     )  # fmt: skip
     return next((line for line in said.splitlines()[::-1] if "RACECHECK SUMMARY" in line), "no summary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -34,9 +35,12 @@ _OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 some trial not ok, 2 usage or invalid input, 3 interrupted (resumable)."""
+    """Run a command and exit: 0 done, 1 some trial not ok, 2 invalid input or full disk, 3 interrupted (resumable)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and texts of records that it cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:
@@ -47,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(OK)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        sys.exit(USAGE)
     except ValueError as error:
         if not _is_input_error(error):
             raise

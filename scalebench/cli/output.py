@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,18 @@ from rich.table import Table
 
 from scalebench.reporting import quantities
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def say(*lines: str) -> None:
     """Print lines as they are: no markup, no wrapping."""
     for line in lines:
-        print(line)
+        print(visible(line))
+
+
+def visible(text: str) -> str:
+    """Return a text with escapes for control characters, which could change what the terminal shows elsewhere."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def print_json(value: Any) -> None:
@@ -32,7 +40,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, t
     for index, name in enumerate(header):
         grid.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(visible, row))
     # Into a file or a pipe nothing is cut to a width that nobody looks at.
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
 

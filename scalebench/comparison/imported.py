@@ -13,8 +13,9 @@ import pandas as pd
 
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
 from scalebench.errors import InputError
-from scalebench.store import StoreError, check_writable, read_json, write_json
+from scalebench.store import StoreError, check_writable, is_name, read_json, write_json
 from scalebench.store.comparisons import ROW_COLUMNS, new_run, read_run, write_run
+from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]
 METHOD = "pytest-benchmark, rounds of one provider after the other, {} call{} each"
@@ -32,6 +33,9 @@ def import_files(
     benchmarks = [
         benchmark for process, path in enumerate(paths) for benchmark in _benchmarks(path, process, operation)
     ]
+    for operation_name in dict.fromkeys(benchmark["operation"] for benchmark in benchmarks):
+        if not is_name(operation_name):
+            raise InputError([f"operation: {operation_name[:60]!a} cannot name a folder; allowed: {RULE}"])
     check_writable(results)
     rows: list[dict[str, Any]] = []
     for key in dict.fromkeys((benchmark["operation"], benchmark["backward"]) for benchmark in benchmarks):

@@ -132,6 +132,8 @@ def task(config: Config, data: Retrieval, spec: DataSpec, train: Batching) -> Se
 class SetAttention(nn.Module):
     """Sets (B, T, I) to answers (B, 1)."""
 
+    OUTER = ("embedding", "readout")
+
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
         self.embedding = nn.Linear(config.inputs, config.width)

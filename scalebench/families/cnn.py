@@ -124,6 +124,8 @@ def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Class
 class CNN(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
 
+    OUTER = ("convolution1", "dense3")
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.convolution1 = nn.Conv2d(config.channels, config.first, config.kernel)

@@ -151,6 +151,8 @@ def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextT
 class RNN(nn.Module):
     """Tokens (B, T) to logits (B, T, V)."""
 
+    OUTER = ("head",)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.embedding)

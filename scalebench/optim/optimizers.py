@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from scalebench.optim.fused import OptimizerSpec, build_fused_optimizer
+from scalebench.optim.muon import Muon
 
 Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
 
@@ -84,16 +85,12 @@ def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
 
 
 class MuonWithAdamW(Optimizer):
-    """Muon (Jordan et al. 2024) for the groups marked ``hidden``, AdamW for the others, as one optimizer.
-
-    Muon's update is scaled to the size of AdamW's (``match_rms_adamw``, Liu et al. 2025), so that both
-    take the same learning rate.
-    """
+    """Muon for the groups marked ``hidden``, AdamW for the others, as one optimizer with one learning rate."""
 
     def __init__(self, groups: Groups, spec: OptimizerSpec) -> None:
         super().__init__(groups, {"lr": spec.learning_rate})
         hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
-        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum)
         self.parts = [muon, _adam(others, spec, AdamW)]
         # Groups and state are shared with the parts, so that a schedule or a collector sees what they use.
         self.param_groups = [group for part in self.parts for group in part.param_groups]
@@ -129,23 +126,43 @@ OPTIMIZERS: Mapping[str, OptimizerChoice] = {
     ),
     "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
     "muon": OptimizerChoice(
-        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", MuonWithAdamW, 2, 2.0, 0.1
+        "Muon on hidden matrices, AdamW on embeddings, first and last layers and vectors", MuonWithAdamW, 2, 2.0, 0.1
     ),
 }
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """Return the ids of the 2-D parameters that are neither an embedding's nor the output (last) linear layer's."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    outer = [*linear[-1:], *(module for module in model.modules() if isinstance(module, nn.Embedding))]
-    apart = {id(module.weight) for module in outer}
-    return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - apart
+    """Return the ids of the parameters that Muon updates: the matrices of hidden layers, by their role.
+
+    These are the weights of linear, convolutional and recurrent layers, and stacks of matrices that a module names in
+    ``STACKS`` (experts). Embeddings, layers that the model names in ``OUTER`` (the first, which reads the input, and
+    the last), and a weight that any of them shares go to AdamW, as the author of Muon recommends, and so does every
+    other parameter. In a plain ``nn.Sequential`` the last linear layer is outer.
+    """
+    inner: set[int] = set()
+    for module in model.modules():
+        named = ("weight",) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
+        recurrent = isinstance(module, nn.RNNBase)
+        names = [name for name, _ in module.named_parameters(recurse=False) if recurrent and name.startswith("weight")]
+        inner |= {id(getattr(module, name)) for name in (*named, *names, *getattr(module, "STACKS", ()))}
+    return inner - {id(parameter) for layer in _outer_layers(model) for parameter in layer.parameters()}
+
+
+def _outer_layers(model: nn.Module) -> list[nn.Module]:
+    """Return embeddings, and the layers that read a model's input and write its output."""
+    embeddings: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if isinstance(model, nn.Sequential | nn.Linear):
+        return embeddings + [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    outer: tuple[str, ...] | None = getattr(model, "OUTER", None)
+    if outer is None:
+        raise ValueError(f"muon needs to know the first and last layers of {type(model).__name__}: name them in OUTER")
+    return embeddings + [model.get_submodule(name) for name in outer]
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """Make the optimizer of a trial. Matrices decay; vectors (norms, biases) do not.
 
-    Raises ``ValueError`` for Muon on a model without hidden matrices.
+    Raises ``ValueError`` for Muon on a model without hidden matrices, or with unknown first and last layers.
     """
     hidden = hidden_matrices(model) if spec.optimizer == "muon" else set()
     if spec.optimizer == "muon" and not hidden:

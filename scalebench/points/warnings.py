@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.laws import Fit
+
 COUNTS = {"params": "parameters", "tokens": "tokens"}
 SWAPPED = 0.75  # share of rows with fewer tokens than parameters, rare in real studies
 FEW, FEW_WHOLE = 1e5, 1e3  # largest counts below these are in another unit: fractions, and whole numbers
@@ -40,3 +42,13 @@ def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Seque
     if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
         return []
     return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]
+
+
+def far_warnings(fitted: Fit) -> list[str]:
+    """Return a line on each configuration that lies far from the law, where the others lie close to it."""
+    return [
+        f"{fitted.law.response} at {', '.join(f'{name} {value:.4g}' for name, value in far.inputs.items())} is "
+        f"{abs(far.error_percent):.2g} % {'above' if far.error_percent > 0 else 'below'} the law "
+        f"({far.measured:.4g}, {far.fitted:.4g} by the law); the other points lie much closer: check it"
+        for far in fitted.far_points()
+    ]

@@ -100,10 +100,10 @@ def execute(
     and for one that cannot run the trials.
     """
     placing = find_engine(engine)
-    pending = {planned.trial_id: planned for planned in sweep.missing}
-    if pending:
-        placing.check([resources_of(planned, study) for planned in pending.values()])
+    if missing := sweep.missing:
+        placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
+    pending = {planned.trial_id: planned for planned in sweep.missing}
     if not pending:
         return
     with driving(sweep.study_dir) as driver:
@@ -174,8 +174,8 @@ def prepare_attempts(
 ) -> list[tuple[Path, Resources]]:
     """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
 
-    Each process of every trial gets as many threads as there are cores for each process of the trial that has the most
-    of them, so that times differ by the number of processes alone.
+    Each process of every trial gets as many threads as there are cores for each of the most processes of any trial, so
+    that times differ by the number of processes alone.
     """
     study_wide = {
         "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
@@ -185,6 +185,7 @@ def prepare_attempts(
     for planned, number in trials:
         resources = replace(resources_of(planned, study), keep_order=keep_order)
         placing = {**study_wide, "resources": asdict(resources), "driver": driver, "claim": number}
+        placing |= {"memory_limit_bytes": study.run.memory_limit_bytes, "on_oom": study.run.on_oom}
         prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
     return prepared
 
@@ -244,7 +245,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep.study_dir / "study.json", content | {"axes": axes, "command": command})
+    store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
 
 
 def same_file(earlier: str, text: str) -> bool:
@@ -257,5 +258,5 @@ def _prepare(study_dir: Path, study: Study, planned: PlannedTrial, placing: Mapp
     """Make an attempt folder with its ``trial.json``. Its precisions are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
     header = trial_header(study, planned, command_line()) | {**placing, "attempt": attempt.name}
-    store.write_json(attempt / "trial.json", header)
+    store.write_header(attempt, header)
     return attempt

@@ -15,9 +15,11 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
+from scalebench.measure.secrets import hide
 from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
 
 MEMORY = ("tracked", "allocator")
+ON_OOM = ("end", "accumulate")
 
 
 class Section(BaseModel):
@@ -79,6 +81,9 @@ class RunSection(Section):
     """How trials are executed. Nothing here changes a result, so nothing here is part of a trial's identity."""
 
     timeout_s: Finite | None = None
+    memory_limit_bytes: Finite | None = None  # what a trial may allocate on a CPU; beyond it ends as oom
+    # When a training trial runs out of memory: let it end as oom, or halve its micro-batches and start it again.
+    on_oom: Annotated[str, one_of(ON_OOM)] = "end"
     checkpoint: bool = False  # keep weights and optimizer state beside the record
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
@@ -157,7 +162,7 @@ class Study(Section):
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {setting}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {hide(setting)}\n" for setting in settings)
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

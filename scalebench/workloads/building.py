@@ -27,6 +27,18 @@ def count_columns(counts: Counts) -> dict[str, Any]:
     return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
 
 
+def unserved(trial: Trial) -> str | None:
+    """Return why no machine can run a trial on the fused kernels; None if one can, or it uses none of them."""
+    implementation, dimension = trial.spec.implementation, trial.model.get("head_dim")
+    if implementation not in KERNELS or implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
+        return None
+    from scalekernels.attention import HEAD_DIMENSIONS
+
+    if dimension in (None, *HEAD_DIMENSIONS):
+        return None
+    return f"head_dim: {implementation!r} has kernels for {', '.join(map(str, HEAD_DIMENSIONS))}, not for {dimension}"
+
+
 def usable_device(trial: Trial) -> torch.device:
     """Return the trial's device, or raise ``Unsupported`` with why this machine cannot run it."""
     implementation = trial.spec.implementation
@@ -34,6 +46,8 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported("the trial asks for a CUDA device and this machine has none")
     if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
+    if reason := unserved(trial):
+        raise Unsupported(reason)
     if implementation in KERNELS and (reason := unavailable_reason()):
         raise Unsupported(reason)
     if trial.spec.precision == "float16" and trial.device_kind == "cpu":

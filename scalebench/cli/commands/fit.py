@@ -14,7 +14,7 @@ from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
 from scalebench.points.roles import column_names
-from scalebench.points.warnings import point_warnings, unused_data
+from scalebench.points.warnings import far_warnings, point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_json
 
@@ -88,11 +88,12 @@ def run_fit(
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if path.is_dir():
-        return trial_warnings(path, where)
+        return [*trial_warnings(path, where), *(f"{path}: {line}" for line in far_warnings(fit))]
     unused = unused_data(fit.law.inputs, read.columns, column_names(path))
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
-    return [f"{path}: {line}" for line in (*unused, *point_warnings(fit_values(read)), *([wait] if slow else []))]
+    lines = (*unused, *point_warnings(fit_values(read)), *far_warnings(fit), *([wait] if slow else []))
+    return [f"{path}: {line}" for line in lines]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, new_attempt, read_json, write_json, write_record
+from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def has_record(attempt: Path) -> bool:
 
 def another_attempt(attempt: Path) -> Path:
     """Return a new attempt of the same trial, with the next claim, for an engine that tries again what it lost."""
-    following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_json(attempt / "trial.json")
+    following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_header(attempt)
     header |= {"attempt": following.name} | ({"claim": header["claim"] + 1} if "claim" in header else {})
-    write_json(following / "trial.json", header)
+    write_header(following, header)
     return following
 
 
@@ -123,7 +123,7 @@ def close_attempt(attempt: Path, status: str, error_class: str, message: str) ->
     """Write the record of an attempt whose worker did not; keep the one that is there."""
     if has_record(attempt):
         return
-    header, path = read_json(attempt / "trial.json"), attempt / "environment.json"
+    header, path = read_header(attempt), attempt / "environment.json"
     environment = read_json(path) if path.exists() else {}
     row: dict[str, Any] = dict(header["identity"])
     row |= {name: value for name, value in environment.items() if name in header["columns"]}
