@@ -241,14 +241,14 @@ def test_a_worker_past_its_limit_is_stopped_and_has_no_exit_code(tmp_path: Path)
 @pytest.mark.parametrize(("code", "status"), [(None, "timeout"), (-9, "killed"), (1, "failed")])
 def test_every_end_of_a_worker_is_a_status(tmp_path: Path, code: int | None, status: str) -> None:
     attempt = store.new_attempt(tmp_path / "study", "t")
-    store.write_json(attempt / "trial.json", {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
+    store.write_header(attempt, {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
     ray._close(ray._Placed(attempt, Resources(), 1), code)
     assert store.read_record(attempt)["status"] == status
 
 
 def test_a_trial_that_is_lost_again_and_again_stays_killed(tmp_path: Path) -> None:
     attempt = store.new_attempt(tmp_path / "study", "t")
-    store.write_json(attempt / "trial.json", {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
+    store.write_header(attempt, {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
     placed: ray._Placed | None = ray._Placed(attempt, Resources(), 1)
     lost = 0
     while placed is not None:

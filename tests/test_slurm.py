@@ -222,7 +222,7 @@ def test_exit_codes_are_read_as_wait_statuses_or_pairs(text: str, code: int) -> 
 )  # fmt: skip
 def test_every_end_of_a_task_is_a_status(tmp_path: Path, state: slurm.State | None, status: str) -> None:
     attempt = store.new_attempt(tmp_path / "study", "t")
-    store.write_json(attempt / "trial.json", {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
+    store.write_header(attempt, {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
     slurm.close_task(slurm.Task("7", 3), attempt, state)
     row = store.read_record(attempt)
     assert row["status"] == status

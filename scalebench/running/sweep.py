@@ -101,10 +101,10 @@ def execute(
     and for one that cannot run the trials.
     """
     placing = find_engine(engine)
-    pending = {planned.trial_id: planned for planned in sweep.missing}
-    if pending:
-        placing.check([resources_of(planned, study) for planned in pending.values()])
+    if missing := sweep.missing:
+        placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
+    pending = {planned.trial_id: planned for planned in sweep.missing}
     if not pending:
         return
     with driving(sweep.study_dir) as driver:

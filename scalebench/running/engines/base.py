@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, new_attempt, read_header, read_json, write_json, write_record
+from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def has_record(attempt: Path) -> bool:
 
 def another_attempt(attempt: Path) -> Path:
     """Return a new attempt of the same trial, with the next claim, for an engine that tries again what it lost."""
-    following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_json(attempt / "trial.json")
+    following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_header(attempt)
     header |= {"attempt": following.name} | ({"claim": header["claim"] + 1} if "claim" in header else {})
-    write_json(following / "trial.json", header)
+    write_header(following, header)
     return following
 
 
