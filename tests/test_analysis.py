@@ -24,7 +24,7 @@ from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
-from scalebench.reporting.quantities import bounded, quantity
+from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity
 from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import canvas
 from scalebench.store import read_results, write_json
@@ -61,7 +61,7 @@ def table(page: str, caption: str) -> list[list[str]]:
 
 def shown(answer: dict[str, float], unit: str) -> str:
     value, interval = bounded(answer["value"], answer["low"], answer["high"], unit)
-    return f"{value} ({interval})".replace("\u00a0", " ")
+    return (value if interval == NO_SPREAD else f"{value} ({interval})").replace("\u00a0", " ")
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     verdict(study)
     write([study], tmp_path / "again.html")
     assert set(fits.values()) == {1}
-    assert len(fits) == 4  # loss of every size and of all but the largest, step time, memory
+    assert len(fits) == 6  # loss of every size and of all but the largest, step time, memory, FLOPs, checkpoint
     assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
     assert set(calls.values()) == {1}
     assert (fits.total(), calls.total()) == after_page

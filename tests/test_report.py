@@ -44,7 +44,7 @@ def test_structure(page: str) -> None:
         assert set(str(svg["aria-labelledby"]).split()) <= set(ids)
     for figure in re.findall(r"<figure[ >].*?</figure>", page, re.DOTALL):
         assert re.search(r"<desc id=[^>]*>[^<]{20,}", figure)
-        assert "<details>" in figure
+        assert '<details class="data">' in figure
         assert "<tbody>" in figure
 
 

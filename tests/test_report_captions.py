@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
@@ -26,7 +27,9 @@ def face(line) -> str:
 
 def marks(axes: Axes, marker: str, *, hollow: bool = True) -> bool:
     return any(
-        line.get_marker() == marker and (face(line) == PAPER) >= hollow for line in axes.lines if line.get_xdata().size
+        line.get_marker() == marker and (face(line) == PAPER) >= hollow
+        for line in axes.lines
+        if np.size(line.get_xdata())
     )
 
 
@@ -54,7 +57,7 @@ WORDS: dict[str, Callable[[Axes], bool]] = {
     r"Arrows": lambda axes: marks(axes, ">", hollow=False),
     r"Bars split": lambda axes: any(patch.get_alpha() is None for patch in axes.patches),
     r"Grey: ": lambda axes: any(
-        to_hex(line.get_color()) == "#777777" and len(line.get_xdata()) == 60 for line in axes.lines
+        to_hex(line.get_color()) == "#777777" and np.size(line.get_xdata()) == 60 for line in axes.lines
     ),
 }
 
