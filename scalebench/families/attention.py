@@ -24,6 +24,7 @@ from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import Steps, rounded, step_for, with_hidden, within_tolerance
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import SetRegression
 
@@ -33,6 +34,7 @@ TAKES = Retrieval
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

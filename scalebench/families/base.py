@@ -15,6 +15,8 @@ from scalebench.families.cache import KVCache
 __all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "Unsupported", "check_sequences"]
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from scalebench.study import Batching, DataSpec
     from scalebench.tasks import Task
 
@@ -124,6 +126,9 @@ class Family(Protocol):
 
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""
+
+    def parallelize(self, model: nn.Module, mesh: DeviceMesh, /) -> None:
+        """Divide the module's parameters between the processes of a mesh, in place (FSDP2)."""
 
     def task(self, config: Any, data: Any, spec: DataSpec, train: Batching, /) -> Task:
         """Return the task; ``train`` is a trial's spec: batch size, sequence length and seed."""

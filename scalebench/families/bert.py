@@ -22,6 +22,7 @@ from scalebench.data.text import Text
 from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import SPECIALS
@@ -32,6 +33,7 @@ TAKES = Text
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES = ("checkpointing", "filling")
+parallelize = shard_blocks
 
 NORM_EPS = 1e-12  # as published
 _TABLES = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")

@@ -18,6 +18,7 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import linear_in, within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
@@ -27,6 +28,7 @@ TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from scalebench.families.base import Counts, check_sequences
 from scalebench.families.decoder import GPT
 from scalebench.families.decoder import Config as Config  # noqa: PLC0414 - the family exports it
 from scalebench.families.dial import WIDTH_STEPS, Dial
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
@@ -34,6 +35,7 @@ TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 CAPABILITIES = ("checkpointing", "generation")
+parallelize = shard_blocks
 
 
 def _gpt2(depth: int, width: int, heads: int, context: int = 1024) -> Config:

@@ -15,6 +15,7 @@ from scalebench.data.synthetic import Teacher
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Regression, regression
 
@@ -24,6 +25,7 @@ TAKES = Teacher
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

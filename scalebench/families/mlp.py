@@ -17,6 +17,7 @@ from scalebench.data.synthetic import Teacher
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, Regression, classification, regression
 
@@ -26,6 +27,7 @@ TAKES = (Teacher, Images)
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from scalebench.families.cache import KVCache, LayerCache
 from scalebench.families.decoder import GPT, CausalAttention, norm
 from scalebench.families.decoder import Config as DecoderConfig
 from scalebench.families.dial import WIDTH_STEPS, Dial
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import BalancedNextToken
 
@@ -42,6 +43,7 @@ TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES = ("checkpointing", "generation")
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
@@ -33,6 +34,7 @@ TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()  # checkpointing would update batch statistics twice
+parallelize = shard_blocks
 
 # Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

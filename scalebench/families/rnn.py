@@ -20,6 +20,7 @@ from scalebench.data.corpus import Corpus
 from scalebench.errors import InputError
 from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import Steps, step_for, within_tolerance
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
 
@@ -29,6 +30,7 @@ TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 # Input-to-hidden and hidden-to-hidden matrices: one per gate and candidate.
 GATES = {"vanilla": 1, "gru": 3, "lstm": 4}

@@ -25,6 +25,7 @@ from scalebench.errors import InputError
 from scalebench.families.base import Counts, check_sequences
 from scalebench.families.dial import HEADED_WIDTH_STEPS, Dial, heads_of
 from scalebench.families.multihead import MultiHead, attention_flops, check_heads
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Transduce
 
@@ -34,6 +35,7 @@ TAKES = Transduction
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES: tuple[str, ...] = ()
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from scalebench.families import gpt
 from scalebench.families.base import Counts
 from scalebench.families.dial import with_hidden, within_tolerance
 from scalebench.families.multihead import attention_by
+from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
 
@@ -31,6 +32,7 @@ TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
 CAPABILITIES: tuple[str, ...] = ("checkpointing",)
+parallelize = shard_blocks
 
 
 @dataclass(frozen=True)

@@ -118,13 +118,13 @@ def held_columns(
     and the optimizer's state are what their tensors take. Activations are what else the allocator held at its peak of
     ``peak_bytes``: temporaries and workspaces too; null on a CPU, whose allocator has no statistics.
     """
-    parameters = _tensor_bytes(model.parameters())
-    state = _tensor_bytes(value for tensors in optimizer.state.values() for value in tensors.values())
+    parameters = _held_bytes(model.parameters())
+    state = _held_bytes(value for tensors in optimizer.state.values() for value in tensors.values())
     held = {
         "parameters": parameters + copies_bytes,
         "gradients": gradient_bytes or parameters,
         "optimizer": state,
-        "other": _tensor_bytes(model.buffers()),
+        "other": _held_bytes(model.buffers()),
     }
     return {
         **{f"memory_{name}_bytes": size for name, size in held.items()},
@@ -154,6 +154,11 @@ def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | s
 
 def _tensor_bytes(values: Iterable[Any]) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def _held_bytes(values: Iterable[Any]) -> int:
+    """Return the bytes in this process: of a tensor that is divided between processes, those of its own part."""
+    return _tensor_bytes(value.to_local() if hasattr(value, "to_local") else value for value in values)
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:

@@ -31,7 +31,7 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
     To be called before torch is imported, which reads the number of threads. ``header`` is the attempt's
-    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads``, ``exclusive``, ``peaks`` as
+    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads`` (of each process of the trial), ``exclusive``, ``peaks`` as
     {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting for it, took.
     """
     path = attempt / "placement.json"
@@ -40,7 +40,8 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     pin(assigned)
     cpus = usable_cpus()
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
-    threads = min(len(assigned) or resources["cpus"], len(cpus))
+    threads = max(1, min(len(assigned) or resources["cpus"], len(cpus)) // resources["processes"])
+    confirmed = confirmed and len(cpus) >= resources["processes"]
     limit_threads(threads)
     begun, mark = time.monotonic(), attempt / WAITING
     mark.touch()  # a trial's time limit does not count this

@@ -7,15 +7,36 @@ GPU tools use this before anything else is installed.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 GRACE_S = 3.0  # between SIGTERM and SIGKILL
+PARENT_EVERY_S = 1.0  # how often a process looks for its parent where the kernel does not tell it
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 Stream = int | IO[Any] | None
+
+
+class Process(Protocol):
+    """The leader of a process group: a ``subprocess.Popen``, or a worker of the fork server."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also the id of its group."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative for a signal; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its exit code; raise ``subprocess.TimeoutExpired`` after ``timeout`` seconds."""
 
 
 def start(
@@ -28,7 +49,7 @@ def start(
     )
 
 
-def stop(process: subprocess.Popen[Any], *, patience_s: float = 0.0, grace_s: float = GRACE_S) -> int:
+def stop(process: Process, *, patience_s: float = 0.0, grace_s: float = GRACE_S) -> int:
     """End a process group and return the exit code of its leader, negative for a signal.
 
     The leader has ``patience_s`` to end by itself; then the group gets SIGTERM, and ``grace_s`` after it SIGKILL.
@@ -43,11 +64,42 @@ def stop(process: subprocess.Popen[Any], *, patience_s: float = 0.0, grace_s: fl
     return process.wait()
 
 
-def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
-    try:
+def stop_groups(leaders: Iterable[int], *, grace_s: float = GRACE_S) -> None:
+    """End the process groups that these children of this process lead: SIGTERM, and ``grace_s`` later SIGKILL."""
+    leaders = set(leaders)
+    for pid in leaders:
+        _signal(pid, signal.SIGTERM)
+    running, deadline = set(leaders), time.monotonic() + grace_s
+    while running and time.monotonic() < deadline:
+        running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG) != (0, 0)}
+        time.sleep(0.01)
+    for pid in leaders:
+        _signal(pid, signal.SIGKILL)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the process ``parent``, which forked it, has ended.
+
+    The kernel does that on Linux. Elsewhere a thread looks for the parent every ``PARENT_EVERY_S`` and then kills the
+    process group, which this process must lead.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_EVERY_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _wait(process: Process, seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
 
 
 def _signal(group: int, number: int) -> None:

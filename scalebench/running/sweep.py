@@ -96,10 +96,12 @@ def execute(
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
     """Return what a planned trial needs of the machine that runs it."""
-    device_kind = planned.trial.device_kind
+    device_kind, processes = planned.trial.device_kind, planned.cost.processes
     return Resources(
-        gpus=int(device_kind == "cuda"),
+        cpus=processes,
+        gpus=processes if device_kind == "cuda" else 0,
         memory_bytes=planned.memory_bytes,
+        processes=processes,
         timeout_s=study.run.timeout_s,
         expected_s=planned.seconds(NOMINAL_FLOPS_PER_S[device_kind]),
         share_device=study.run.share_device,

@@ -1,4 +1,4 @@
-"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``.
+"""One trial in one process: ``python -m scalebench.running.worker TRIAL_DIR``, or a fork of ``fork_server.py``.
 
 TRIAL_DIR is an attempt folder holding ``trial.json`` (what to do) and, from most engines, ``placement.json`` (where).
 Whatever happens, the folder ends with a ``record.json`` that has the trial's status; the engine writes that of a worker
@@ -11,23 +11,47 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from scalebench.running.node import settle
 from scalebench.store import read_json, write_json, write_record
 
 
-def main(arguments: list[str] | None = None) -> int:
+def run_and_exit(folder: str) -> NoReturn:
+    """Run the trial in the given folder and end the process as soon as everything is written.
+
+    A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
+    trial waits for the GPU as long as this process lives.
+    """
+    code = main(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
-    (folder,) = sys.argv[1:] if arguments is None else arguments
     attempt = Path(folder)
     header = read_json(attempt / "trial.json")
-    status = run_trial(attempt, header, settle(attempt, header))
+    placement = settle(attempt, header)
+    if header["resources"]["processes"] > 1:
+        from scalebench.running.ranks import run_processes
+
+        status = run_processes(attempt, header, placement)
+    else:
+        status = run_trial(attempt, header, placement)
     return 0 if status == "ok" else 1
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run one trial, write its record and return its status."""
+    row = trial_row(attempt, header, placement)
+    write_record(attempt, row)
+    return str(row["status"])
+
+
+def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
     from scalebench.measure.environment import environment, environment_file
     from scalebench.workloads import WORKLOADS, read_trial
     from scalebench.workloads.recorder import Recorder
@@ -44,8 +68,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     recorder.columns["wall_time_s"] = recorder.age_s()
     row = recorder.columns | environment(trial.device_kind) | outcome
-    write_record(attempt, row | {"invalid_reason": invalid_reason(row)})
-    return str(outcome["status"])
+    return row | {"invalid_reason": invalid_reason(row)}
 
 
 def status_of(error: Exception) -> str:
@@ -72,9 +95,4 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written. A regular exit would wait seconds for CUDA and for compilers' processes, which the engine
-    # stops anyway; and the next trial waits for the GPU as long as this process lives.
-    os._exit(code)
+    run_and_exit(*sys.argv[1:])

@@ -25,6 +25,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
+    # Fields added after trials had ids, with the value that stands for "as before": left out of the id at that value.
+    LATER: ClassVar[Mapping[str, Any]] = {}
 
     def given(self) -> dict[str, tuple[Any, ...]]:
         """Return the fields that hold values, defaults included, those absent left out."""

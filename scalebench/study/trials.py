@@ -60,6 +60,12 @@ class Batching(Protocol):
 
 
 def trial_id(trial: Trial) -> str:
-    """Return the first 16 hex digits of SHA-256 over the trial's canonical JSON: sorted keys, no white space."""
-    canonical = json.dumps(trial.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the first 16 hex digits of SHA-256 over the trial's canonical JSON: sorted keys, no white space.
+
+    What a spec's ``LATER`` names is left out at the value that stands there, so that earlier trials keep their ids.
+    """
+    values = trial.model_dump()
+    later = getattr(trial.spec, "LATER", {})
+    values["spec"] = {name: value for name, value in values["spec"].items() if later.get(name, ()) != value}
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

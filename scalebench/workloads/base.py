@@ -66,19 +66,21 @@ class Cost:
     """What a trial is estimated to take.
 
     ``steps`` are training steps, or calls, ``step_floor_s`` is the least time of one, ``memory_bytes`` is the peak.
+    ``processes`` share the FLOPs; ``memory_bytes`` is that of all of them.
     """
 
     flops: int
     steps: int
     memory_bytes: int
     step_floor_s: float = STEP_FLOOR_S
+    processes: int = 1
 
     def seconds(self, peak_flops_per_s: float | None) -> float:
         """Estimated duration on a device of this peak: a fifth of it reached, and a floor for launching each step.
 
         A rule of thumb for ordering trials and for a first idea; the results have the measured time.
         """
-        per_step = self.flops / max(1, self.steps) / (0.2 * (peak_flops_per_s or 1e14))
+        per_step = self.flops / max(1, self.steps) / self.processes / (0.2 * (peak_flops_per_s or 1e14))
         return STARTUP_S + self.steps * (self.step_floor_s + per_step)
 
 

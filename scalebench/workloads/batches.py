@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scalebench.tasks import Batch, Task
+from scalebench.workloads.parallel import share_of
 
 AHEAD = 2  # batches made in advance
 POLL_S = 0.1  # how often a thread with a full queue checks whether it should stop
@@ -24,12 +25,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def batches(task: Task, steps: Sequence[int], device: torch.device) -> Generator[Batch]:
-    """Yield the batch of each step on the device: made on demand on a CPU, in advance on a GPU."""
+    """Yield the batch of each step on the device: made on demand on a CPU, in advance on a GPU.
+
+    Of several processes each gets its own rows.
+    """
     if device.type == "cpu":
         for step in steps:
-            yield task.batch(step)
+            yield share_of(task.batch(step))
         return
-    yield from prefetched(task.batch, steps, device)
+    yield from prefetched(lambda step: share_of(task.batch(step)), steps, device)
 
 
 def prefetched(make: Callable[[int], Batch], steps: Sequence[int], device: torch.device) -> Generator[Batch]:

@@ -20,6 +20,7 @@ from scalebench.optim.fused import clips
 from scalebench.optim.schedules import set_learning_rate
 from scalebench.tasks import Batch, Task
 from scalebench.workloads.batches import batches, to_device
+from scalebench.workloads.parallel import exchange_gradients
 from scalebench.workloads.training_spec import TrainSpec
 
 # Steps between two checks of the losses: a check waits for the device, so not at every step.
@@ -108,7 +109,8 @@ def backward(model: nn.Module, task: Task, batch: Batch, spec: TrainSpec, scaler
     Each part counts by its share of the samples, so that the gradients are those of the whole batch.
     """
     total = torch.zeros((), device=batch[0].device)
-    for part in micro_batches(batch, spec.accumulation):
+    for left, part in zip(reversed(range(spec.accumulation)), micro_batches(batch, spec.accumulation), strict=True):
+        exchange_gradients(model, now=left == 0)
         with computing(model, total.device, spec.precision):
             loss = task.loss(model, part) * (len(part[0]) / len(batch[0]))
         scaler.scale(loss).backward()

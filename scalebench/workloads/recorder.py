@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,10 @@ COLUMNS = (
 
 
 def process_age_s() -> float:
-    """Return how long this process has run: interpreter, imports, data and model, before the first step."""
+    """Return how long this process has run, in seconds, since it was started or forked."""
+    if sys.platform == "linux":  # psutil adds a time of boot in whole seconds
+        ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
     return time.time() - psutil.Process().create_time()
 
 

@@ -18,6 +18,7 @@ from scalebench.workloads.batches import to_device
 from scalebench.workloads.building import KERNELS, compile_blocks, compile_model
 from scalebench.workloads.loop import Step, backward, loss_scaler
 from scalebench.workloads.mixed_precision import WorkingCopy, computes_in
+from scalebench.workloads.parallel import replicated
 from scalebench.workloads.training_spec import TrainSpec
 
 # torch's default order begins with FlashAttention 2, which is slower than cuDNN on Hopper: a fair baseline uses cuDNN.
@@ -48,6 +49,8 @@ class Running:
             self.compiled = compile_model(self.module, fullgraph=spec.implementation in KERNELS)
         elif spec.graph in ("blocks", "step"):
             self.compiled = compile_blocks(self.module)
+        if spec.parallel == "ddp":
+            self.compiled = replicated(self.module, self.device)
 
     def make_step(
         self, model: nn.Module, optimizer: Optimizer, task: Task, spec: TrainSpec, scaler: GradScaler

@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from scalebench.store import StoreError
+from scalebench.workloads.parallel import rank, whole_state
 from scalebench.workloads.weights import check_sha256, replaced, sha256_of
 
 STATE = "state.safetensors"
@@ -61,10 +62,13 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 def save_state(
     attempt: Path, optimizer: Optimizer, scaler: GradScaler, rng: dict[str, Tensor], step: int, samples_seen: int
 ) -> str:
-    """Write the state of a run after ``step`` steps and return the file's SHA-256."""
+    """Write the state of a run after ``step`` steps and return the file's SHA-256.
+
+    Of several processes, all call this and the first one writes; the others return "".
+    """
     tensors = {f"rng.{kind}": state for kind, state in rng.items()}
     plain: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
+    for index, values in whole_state(optimizer).items():
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
@@ -72,6 +76,8 @@ def save_state(
                 plain.setdefault(str(index), {})[name] = value
     about = {"step": step, "samples_seen": samples_seen, "optimizer": plain, "scaler": scaler.state_dict()}
     path = attempt / STATE
+    if rank():
+        return ""
     with replaced(path) as temporary:
         save_file(tensors, str(temporary), metadata={"state": json.dumps(about)})
     return sha256_of(path)

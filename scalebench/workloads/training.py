@@ -14,6 +14,7 @@ from scalebench.tasks import METRIC_COLUMNS
 from scalebench.workloads.base import DEFAULT_SEQUENCE_LENGTH, Cost, Decided, Request, offering, step_flops
 from scalebench.workloads.building import SIZE_COLUMNS
 from scalebench.workloads.graphs import decided_graph
+from scalebench.workloads.parallel import decided_parallel
 from scalebench.workloads.training_run import run
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
@@ -73,6 +74,7 @@ def decide(request: Request) -> Decided:
         raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
     if values["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
         raise InputError(f"train.checkpointing: {name} has no blocks to recompute; {offering('checkpointing')}")
+    values["parallel"] = decided_parallel(values, continues=request.continues)
     return Decided(TrainSpec.model_construct(**values), config, counts)
 
 
@@ -122,9 +124,14 @@ def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int 
 
 
 def cost(trial: Trial, counts: Counts) -> Cost:
-    """Estimate a trial. Memory: parameters, gradients, optimizer state in float32, activations of a micro-batch."""
+    """Estimate a trial. Memory: parameters, gradients, optimizer state in float32, activations of a micro-batch.
+
+    Each process holds all of it for its rows; under FSDP its part of the state, and at most all parameters gathered.
+    """
     spec: TrainSpec = trial.spec
     state = OPTIMIZERS[spec.optimizer].state_per_param
     rows = -(-spec.batch_size // spec.accumulation)
-    memory_bytes = 4 * counts.total * (2 + state) + counts.activation_bytes * rows
-    return Cost(step_flops(counts, spec.batch_size) * spec.steps, spec.steps, memory_bytes)
+    copies = (1, spec.processes) if spec.parallel == "fsdp" else (spec.processes, 0)
+    memory_bytes = 4 * counts.total * ((2 + state) * copies[0] + copies[1]) + counts.activation_bytes * rows
+    flops = step_flops(counts, spec.batch_size) * spec.steps
+    return Cost(flops, spec.steps, memory_bytes, processes=spec.processes)

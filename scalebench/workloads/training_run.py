@@ -17,6 +17,7 @@ from scalebench.optim.fused import FUSED
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import Trial
 from scalebench.tasks import Task
+from scalebench.workloads import parallel
 from scalebench.workloads.base import step_flops
 from scalebench.workloads.building import (
     KERNELS,
@@ -34,7 +35,6 @@ from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
-
 
 def run(trial: Trial, recorder: Recorder) -> None:
     """Train and validate the trial's model; the samples of a trial that fails are kept, too."""
@@ -54,6 +54,7 @@ class TrainingRun:
         self.start = TrainState()
         self.clock: StepClock | None = None
         self.losses: torch.Tensor | None = None
+        self.checked = 0  # steps whose losses are those of the whole batch
 
     def run(self) -> None:
         """Build, train, validate, then measure memory by category: the whole trial, in order."""
@@ -61,7 +62,7 @@ class TrainingRun:
         task = self.prepare_task()
         if spec.graph != "none":
             load_compiler()
-        self.recorder.claim(device)
+        parallel.take_turns(lambda: self.recorder.claim(device))
         model, optimizer = self.prepare(device)
         running = Running(model, optimizer, spec)
         rng = self.train(running, task)
@@ -74,6 +75,7 @@ class TrainingRun:
             self.keep(model, optimizer, rng)
         self.columns["attention_backend"] = running.attention_backend(self.trial.model)
         self.columns |= self.split_columns(running, task)
+        self.columns |= parallel.of_all(self.columns)
 
     def prepare_task(self) -> Task:
         """Open the data and the parent's state and return the trial's task, with nothing on the device."""
@@ -93,6 +95,8 @@ class TrainingRun:
             load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
         if self.spec.checkpointing:
             recompute_blocks(model)
+        if self.spec.parallel == "fsdp":
+            parallel.shard(model, FAMILIES[self.trial.family], device)
         optimizer = build_optimizer(model, self.spec)
         self.start.restore(optimizer)
         return model, optimizer
@@ -120,15 +124,18 @@ class TrainingRun:
         return rng_state(device)
 
     def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, torch.Tensor]) -> None:
-        """Write weights and state, so that another trial can start from them."""
+        """Write weights and state, so that another trial can start from them; of several processes the first does."""
         attempt, columns = self.recorder.attempt, self.columns
-        columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(model, attempt)
+        if self.spec.parallel == "fsdp":
+            model = parallel.whole_model(model, build_model(self.trial, torch.device("cpu")))
+        if parallel.rank() == 0:
+            columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(model, attempt)
         end = self.start.step + self.spec.steps
         columns["state_sha256"] = save_state(attempt, optimizer, self.scaler, rng, end, columns["samples_seen"])
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
-        if running.copy is None and self.recorder.memory_method != "allocator":
+        if running.copy is None and self.recorder.memory_method != "allocator" and self.spec.processes == 1:
             with torch.compiler.set_stance("force_eager"):
                 backward = backward_of(running.module, task, self.spec, running.device)
                 return memory.split_columns(running.module, running.optimizer, backward)
@@ -137,9 +144,11 @@ class TrainingRun:
         return memory.held_columns(running.model, running.optimizer, peak, *held)
 
     def check(self, done: int) -> None:
-        """Report progress, and raise ``Diverged`` when one of the losses so far is not finite."""
+        """Report progress, and raise ``Diverged`` when one of the losses so far is not finite, in every process."""
         self.recorder.progress(done, self.spec.steps)
         assert self.losses is not None
+        parallel.average(self.losses[self.checked : done])
+        self.checked = done
         check_finite(self.losses, done)
 
     def save_samples(self) -> None:
@@ -149,6 +158,8 @@ class TrainingRun:
         import pandas as pd
 
         frame = pd.DataFrame({"step": range(self.start.step, self.start.step + times.size)})
+        if self.spec.processes > 1:
+            self.losses[self.checked :] = torch.nan  # those of this process' own rows
         frame["train_loss_nats"] = self.losses[: times.size].float().cpu().numpy()
         frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
         frame["warm"] = warm_mask(times.size)
@@ -159,6 +170,8 @@ def trainable_device(trial: Trial) -> torch.device:
     """Return the trial's device, or raise ``Unsupported`` with why this machine cannot train there."""
     spec: TrainSpec = trial.spec
     device = usable_device(trial)
+    if trial.device_kind == "cuda" and spec.processes > 1:
+        device = torch.device("cuda", torch.cuda.current_device())
     if spec.implementation in KERNELS and spec.optimizer not in FUSED:
         raise Unsupported(f"no fused kernel for the optimizer {spec.optimizer!r}; there are {', '.join(FUSED)}")
     if spec.graph == "step" and trial.device_kind == "cpu":
@@ -201,5 +214,5 @@ def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: flo
     if spec.sequence_length:
         rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
     if peak_flops_per_s:
-        rates["mfu"] = achieved / peak_flops_per_s
+        rates["mfu"] = achieved / (peak_flops_per_s * spec.processes)
     return rates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
@@ -11,6 +12,7 @@ from scalebench.optim.schedules import SCHEDULES
 from scalebench.study import Section
 from scalebench.study.axes import Axis, Count, Finite, Fraction, LearningRate, Share, WholeNumber, one_of
 from scalebench.workloads.base import DEVICES, IMPLEMENTATIONS, PRECISIONS
+from scalebench.workloads.parallel import PARALLEL
 
 BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
 GRAPHS = ("auto", "none", "blocks", "model", "step")
@@ -42,6 +44,8 @@ class TrainSection(Section):
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
     graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)
+    processes: Axis[Count] = (1,)
+    parallel: Axis[Annotated[str, one_of(PARALLEL)]] = ("auto",)
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
     seed: Axis[WholeNumber] = (0,)
 
@@ -51,8 +55,10 @@ class TrainSpec(Section):
 
     ``graph`` is what runs as one: "none" launches operation by operation; "blocks" compiles a block of the model once
     for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
-    and update replayed as one CUDA graph.
+    and update replayed as one CUDA graph. ``batch_size`` is that of all ``processes`` together.
     """
+
+    LATER: ClassVar[Mapping[str, Any]] = {"processes": 1, "parallel": "none"}
 
     steps: int = Field(description="optimizer steps of this trial")
     batch_size: int = Field(description="samples per step")
@@ -72,4 +78,6 @@ class TrainSpec(Section):
     precision: str = Field(description="number format of the computation")
     implementation: str = Field(description="eager, sdpa, compile, triton or fused")
     graph: str = Field(default="none", description="what runs as one: none, blocks, model or step")
+    processes: int = Field(default=1, description="processes that train the model together")
+    parallel: str = Field(default="none", description="how they share the work: none, ddp or fsdp")
     seed: int = Field(description="seed of initial weights and batches")

@@ -4,12 +4,16 @@ An engine passes files, never Python objects: the attempt folder holds ``trial.j
 it needs), the worker reads it and writes its results and ``record.json`` there. The folder must therefore be visible
 under the same path to the engine and its workers. The engine need not know what a node has: the worker finds that out
 (``running/node.py``). Where the engine does assign cores, it says so in ``placement.json``.
+
+The local engine forks its workers from one process that has torch imported (``running/forked.py``). Another engine runs
+``worker_command`` in ``worker_environment``, and does the same work in a fresh process.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +39,18 @@ class Resources:
     expected_s: float = 0.0
     share_device: bool = False
 
+
+# What a worker's environment consists of; everything else, secrets among it, stays with the driver. HF_TOKEN is for
+# private data sets.
+ENVIRONMENT_NAMES = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX", "CPATH", "LIBRARY_PATH", "CONDA_PREFIX"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE"),
+)
+ENVIRONMENT_PREFIXES = (
+    *("PYTHON", "LC_", "XDG_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "NVIDIA_", "CUBLAS_"),
+    *("CUDNN_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "HF_", "SLURM_", "SCALEBENCH_"),
+)
 
 Tick = Callable[[Sequence[Path]], None]
 
@@ -64,6 +80,15 @@ class Engine(Protocol):
 def worker_command(attempt: Path) -> list[str]:
     """Return the command that runs one attempt, on any node that sees its folder."""
     return [sys.executable, "-m", "scalebench.running.worker", str(attempt.resolve())]
+
+
+def worker_environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment variables, out of this process' own, that a worker gets."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in ENVIRONMENT_NAMES or name.startswith(ENVIRONMENT_PREFIXES)
+    }
 
 
 def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exclusive: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from scalebench.running.engines.base import (
     close_attempt,
     is_waiting,
     no_tick,
-    worker_command,
+    worker_environment,
     write_placement,
 )
+from scalebench.running.forked import start_worker
 
 POLL_S = 0.05
 
@@ -28,7 +27,7 @@ POLL_S = 0.05
 class _Worker:
     attempt: Path
     cpus: tuple[int, ...]
-    process: subprocess.Popen[bytes]
+    process: processes.Process
     timeout_s: float | None
     deadline: float | None
 
@@ -36,7 +35,7 @@ class _Worker:
 def place(
     attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
 ) -> Iterator[Path]:
-    """Run the attempts' workers as child processes; see ``base.Engine``.
+    """Run the attempts' workers as processes of this machine; see ``base.Engine``.
 
     By default there is one worker per usable core for trials on a CPU, and one in all for trials on a GPU. More workers
     on a GPU take turns on it (``measure/device_lock.py``) unless their trials share it.
@@ -96,8 +95,7 @@ def _exclusive(needs: Resources, *, own_cores: bool) -> bool:
 
 def _start(attempt: Path, needs: Resources, cpus: tuple[int, ...], *, exclusive: bool) -> _Worker:
     write_placement(attempt, "local", cpus=cpus, exclusive=exclusive)
-    with (attempt / "stdout.log").open("wb") as out, (attempt / "stderr.log").open("wb") as err:
-        process = processes.start(worker_command(attempt), os.environ, stdout=out, stderr=err)
+    process = start_worker(attempt, worker_environment())
     deadline = None if needs.timeout_s is None else time.monotonic() + needs.timeout_s
     return _Worker(attempt, cpus, process, needs.timeout_s, deadline)
 

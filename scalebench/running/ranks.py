@@ -1,0 +1,144 @@
+"""A trial of several processes on one node: torchrun starts them, and this module judges how they ended.
+
+``run_processes`` is called by the trial's worker. Each process, ``python -m scalebench.running.ranks ATTEMPT PARENT``,
+runs the trial on its share of the batches (``workloads/parallel.py``) and leaves its record in ``rank-<n>.json``; what
+it measures sample by sample is in the attempt's folder for the first process, and in ``rank-<n>/`` for the others.
+torchrun stops the others as soon as one has failed. The trial's record is the first process' if all ended ok, else that
+of the process that failed first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.running import processes
+from scalebench.running.node import limit_threads, pin
+from scalebench.store import read_json, write_json, write_record
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing import ProcessFailure
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+# Whoever fails is noticed by torchrun, which stops the others; a process may wait as long as its trial may take.
+PATIENCE = timedelta(days=7)
+TORCHRUN_FOLDER = "torchrun"
+
+
+def run_processes(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
+    """Run a trial in its ``processes``, write its record and return its status."""
+    failures = launch(attempt, header["resources"]["processes"])
+    rows = {int(path.stem.partition("-")[2]): read_json(path) for path in ranks_written(attempt)}
+    row = rows[0] if not failures else failed_row(attempt, header, placement, rows, failures)
+    write_record(attempt, row)
+    return str(row["status"])
+
+
+def launch(attempt: Path, count: int) -> dict[int, ProcessFailure]:
+    """Run ``count`` processes under torchrun until all have ended; return those that failed, by rank.
+
+    A signal that ends this process ends them, too.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if sys.platform in LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])  # all are on this node
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=attempt.name, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(attempt / TORCHRUN_FOLDER)), shutdown_timeout=int(processes.GRACE_S),
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", __name__, str(attempt), str(os.getpid()))
+    except ChildFailedError as error:
+        return dict(error.failures)
+    except SignalException as error:
+        signal.signal(error.sigval, signal.SIG_DFL)  # torchrun had its own, and has stopped the processes
+        os.kill(os.getpid(), error.sigval)
+    finally:
+        shutil.rmtree(attempt / TORCHRUN_FOLDER, ignore_errors=True)
+    return {}
+
+
+def ranks_written(attempt: Path) -> list[Path]:
+    """Return the records of the processes that wrote one, in the order they were written."""
+    return sorted(attempt.glob("rank-*.json"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def failed_row(
+    attempt: Path, header: dict[str, Any], placement: dict[str, Any], rows: dict[int, dict[str, Any]],
+    failures: dict[int, ProcessFailure],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the record of a trial that failed: of the process whose error it was, not of one that lost its peer."""
+    signalled = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
+    wrong = [rank for rank, row in rows.items() if row["status"] != "ok"]
+    if not signalled and wrong:
+        first = wrong[0]  # the rows are in the order they were written
+        return rows[first] | {"error_message": f"process {first}: {rows[first]['error_message']}"}
+    known = next(iter(rows.values()), {"timing_exclusive": placement["exclusive"], **header["identity"]})
+    rank, code = next(iter(signalled.items() or [(rank, failure.exitcode) for rank, failure in failures.items()]))
+    reason = processes.exit_reason(code, processes.last_lines(attempt / "stderr.log"))
+    return known | {
+        "status": "killed" if signalled else "failed",
+        "error_class": "ProcessEnded",
+        "error_message": f"process {rank} of {header['resources']['processes']} ended: {reason}",
+    }
+
+
+def main(folder: str, parent: str) -> int:
+    """Run this process' part of a trial and leave its record; exit status 0 when it is ok."""
+    processes.end_with_parent(int(parent))
+    attempt, rank = Path(folder), int(os.environ["RANK"])
+    header, placement = read_json(attempt / "trial.json"), read_json(attempt / "placement.json")
+    take_share(placement, int(os.environ["LOCAL_RANK"]), header["resources"]["processes"])
+    own = attempt if rank == 0 else attempt / f"rank-{rank}"
+    own.mkdir(exist_ok=True)
+    join(header["trial"]["device_kind"])
+    from scalebench.running.worker import trial_row
+
+    row = trial_row(own, header, placement | {"peaks_time_s": 0.0})  # measured before this process began
+    write_json(attempt / f"rank-{rank}.json", row)
+    if row["status"] != "ok":
+        return 1
+    leave()
+    return 0
+
+
+def take_share(placement: dict[str, Any], number: int, count: int) -> None:
+    """Limit this process to its threads, and keep it on its own cores where the trial has as many as it has threads."""
+    cpus, threads = placement["cpus"], placement["threads"]
+    if len(cpus) == threads * count:
+        pin(cpus[number * threads : (number + 1) * threads])
+    limit_threads(threads)
+
+
+def join(device_kind: str) -> None:
+    """Join the trial's other processes, with the GPU of this process' number where it trains on one."""
+    import torch
+
+    if device_kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(BACKENDS[device_kind], timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Wait until all others have ended well, so that none misses a message of this process."""
+    import torch
+
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
