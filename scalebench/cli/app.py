@@ -195,7 +195,7 @@ def generate(
         Sampling seed.
     """
     from scalebench.cli.commands.generate import run_generate
-    from scalebench.workloads.completion import Request
+    from scalebench.workloads.completion_options import Request
 
     return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.comparison.options import Options, listed
+from scalebench.comparison.options import Options, check_operation, listed
 from scalebench.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class ComparisonPlan:
 
 def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
+    check_operation(operation)  # before the import of torch, which takes seconds
     import torch
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -234,9 +236,21 @@ def _configured(
 
 @lru_cache(maxsize=1)
 def _cuda_usable() -> bool:
+    """Whether torch can use a CUDA device. Importing torch takes seconds, so it is asked only if there is a driver."""
+    if "torch" not in sys.modules and not _has_driver():
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Whether this machine has the library of NVIDIA's driver."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _device_kind(device: str) -> str:

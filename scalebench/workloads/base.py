@@ -23,6 +23,11 @@ STARTUP_S = 4.0
 STEP_FLOOR_S = 6e-3
 # Backward costs two forward passes: one for the gradients of the inputs, one for those of the weights.
 FORWARDS_PER_STEP = 3
+SIZE_COLUMNS = (
+    Column("params", "1", "parameters, tied ones once"),
+    Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
+    Column("params_active", "1", "parameters that one token passes through"),
+)
 
 
 class Configure(Protocol):

@@ -6,20 +6,14 @@ import importlib
 from typing import Any
 
 import torch
-from scalekernels import unavailable_reason
+from scalekernels import Unsupported, unavailable_reason
 from torch import nn
 
 from scalebench.data import Data, open_data
-from scalebench.families import FAMILIES, Counts, Unsupported
-from scalebench.store import Column
+from scalebench.families import FAMILIES, Counts
 from scalebench.study import Trial
 
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
-SIZE_COLUMNS = (
-    Column("params", "1", "parameters, tied ones once"),
-    Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
-    Column("params_active", "1", "parameters that one token passes through"),
-)
 
 
 def count_columns(counts: Counts) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scalekernels import Unsupported
 from torch import nn
 from torch.optim import Optimizer
 
-from scalebench.families import FAMILIES, Counts, Unsupported
+from scalebench.families import FAMILIES, Counts
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns, warm_mask
 from scalebench.measure.energy import EnergyMeter
@@ -35,6 +36,7 @@ from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
+
 
 def run(trial: Trial, recorder: Recorder) -> None:
     """Train and validate the trial's model; the samples of a trial that fails are kept, too."""
