@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import REPOSITORY
+from support import REPOSITORY, edit_record
 
 from scalebench import store
 from scalebench.errors import StudyError
@@ -254,8 +254,7 @@ def test_a_study_does_not_start_from_its_own_trials(copied: Path) -> None:
 def test_parents_without_state_are_left_out_where_the_run_is_continued(copied: Path) -> None:
     trained(copied, PARENT, "train.seed=1", "train.steps=2")
     _, stateless = (store.read_record(path) for path in sorted((copied / "results").glob("parent/trials/*/*")))
-    record = Path(stateless["attempt_dir"]) / "record.json"
-    store.write_json(record, json.loads(record.read_text()) | {"state_sha256": None})
+    edit_record(Path(stateless["attempt_dir"]), state_sha256=None)
     assert len(planned(copied, CHILD)) == 2
     (trial,) = planned(copied, CONTINUED)
     assert trial.parent.trial_id != stateless["trial_id"]
@@ -265,15 +264,15 @@ def test_a_trial_without_state_is_run_again_where_its_study_keeps_what_children_
     path = copied / "study.toml"
     path.write_text(PARENT)
     (attempt,) = (copied / "results").glob("parent/trials/*/*")
-    record = attempt / "record.json"
-    row = json.loads(record.read_text())
+    row = store.read_record(attempt)
 
     def missing(*settings: str) -> int:
         return len(survey(load_study(path, settings), copied / "results").missing)
 
     assert missing() == 0
-    for column in ("state_sha256", "weights_sha256"):
-        store.write_json(record, row | {column: None})
+    columns = ("state_sha256", "weights_sha256")
+    for column in columns:
+        edit_record(attempt, **{other: row[other] for other in columns} | {column: None})
         assert (missing(), missing("run.checkpoint=false")) == (1, 0)
 
 
@@ -308,23 +307,21 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
     copied: Path, change: str, settings: list[str], expected: str
 ) -> None:
     (attempt,) = (copied / "results").glob("parent/trials/*/*")
-    weights, record = attempt / "weights.safetensors", attempt / "record.json"
-    row = json.loads(record.read_text())
+    weights = attempt / "weights.safetensors"
+    files = store.read_json(attempt / "record.json")["files"]
     if change == "no results":
         shutil.rmtree(copied / "results")
     if change == "no weights":
-        store.write_json(record, row | {"weights_file_bytes": None})
+        edit_record(attempt, weights_file_bytes=None)
     if change == "no state":
-        store.write_json(record, row | {"state_sha256": None})
+        edit_record(attempt, state_sha256=None)
     if change == "no file":
         weights.unlink()
-        del row["files"][weights.name]
-        store.write_json(record, row)
     if change == "another weight":
         tensors = load_file(weights)
         next(iter(tensors.values()))[0] += 1
         save_file(tensors, weights)
-        store.write_json(record, row | {"files": row["files"] | {weights.name: weights.stat().st_size}})
+        edit_record(attempt, files=files | {weights.name: weights.stat().st_size})
     if change == "cut short":
         weights.write_bytes(weights.read_bytes()[:-8])
     line = refused(copied, CHILD, *settings)

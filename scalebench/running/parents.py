@@ -153,7 +153,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
         if isinstance(recorded, str):
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
-    trial = read_trial(store.read_json(attempt / "trial.json")["trial"])
+    trial = read_trial(store.read_header(attempt)["trial"])
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
     before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])

@@ -149,7 +149,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
-    store.write_json(sweep.study_dir / "study.json", content | {"axes": axes, "command": command})
+    store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
 
 
 def same_file(earlier: str, text: str) -> bool:
@@ -164,5 +164,5 @@ def _prepare(
     """Make an attempt folder with its ``trial.json``. ``precisions`` are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
     placing = {"precisions": list(precisions), "resources": asdict(resources)}
-    store.write_json(attempt / "trial.json", trial_header(study, planned, command_line()) | placing)
+    store.write_header(attempt, trial_header(study, planned, command_line()) | placing)
     return attempt

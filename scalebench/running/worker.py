@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scalebench.running.node import settle
-from scalebench.store import read_json, write_json, write_record
+from scalebench.store import read_header, write_json, write_record
 
 
 def run_and_exit(folder: str) -> NoReturn:
@@ -32,7 +32,7 @@ def run_and_exit(folder: str) -> NoReturn:
 def main(folder: str) -> int:
     """Run the trial in the given folder; exit status 0 when its status is ok, 1 otherwise."""
     attempt = Path(folder)
-    header = read_json(attempt / "trial.json")
+    header = read_header(attempt)
     placement = settle(attempt, header)
     if header["resources"]["processes"] > 1:
         from scalebench.running.ranks import run_processes

@@ -2,28 +2,28 @@
 
 from scalebench.store.columns import RENAMED, STORE_COLUMNS, STORE_NAMES, Column, with_columns
 from scalebench.store.files import (
+    NewerSchemaError,
     StoreError,
     check_writable,
+    read_bytes,
     read_json,
     write_atomically,
+    write_checked_json,
     write_json,
     write_table,
 )
-from scalebench.store.plans import left_out_line, of_plans, planned_ids
+from scalebench.store.names import check_inside, check_name, is_name
+from scalebench.store.plans import left_out_line, of_plans, planned_ids, read_study, write_study
+from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
 from scalebench.store.trials import (
-    SCHEMA,
-    STATUSES,
     Results,
     export,
     latest_record,
     load_results,
     new_attempt,
-    read_record,
     read_results,
     read_steps,
-    read_study,
     study_dirs,
-    write_record,
 )
 
 __all__ = [
@@ -33,16 +33,22 @@ __all__ = [
     "STORE_COLUMNS",
     "STORE_NAMES",
     "Column",
+    "NewerSchemaError",
     "Results",
     "StoreError",
+    "check_inside",
+    "check_name",
     "check_writable",
     "export",
+    "is_name",
     "latest_record",
     "left_out_line",
     "load_results",
     "new_attempt",
     "of_plans",
     "planned_ids",
+    "read_bytes",
+    "read_header",
     "read_json",
     "read_record",
     "read_results",
@@ -51,7 +57,10 @@ __all__ = [
     "study_dirs",
     "with_columns",
     "write_atomically",
+    "write_checked_json",
+    "write_header",
     "write_json",
     "write_record",
+    "write_study",
     "write_table",
 ]

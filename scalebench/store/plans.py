@@ -1,15 +1,105 @@
-"""Which trials a study plans: a folder may also hold trials of its earlier settings."""
+"""``study.json``: what a study is, and which trials it plans. A folder may also hold trials of its earlier settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_checked_json, write_checked_json
+from scalebench.store.names import is_name
+from scalebench.store.records import check_schema
+
 if TYPE_CHECKING:
     from scalebench.store.trials import Results
+
+
+STUDY = "study.json"
+
+
+def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
+    """Write a study's ``study.json``, with a checksum."""
+    write_checked_json(study_dir / STUDY, content)
+
+
+def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
+    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``.
+
+    Raises ``NewerSchemaError`` where a newer version wrote it.
+    """
+    path = study_dir / STUDY
+    try:
+        content, checked = read_checked_json(path)
+        if "schema" in content:
+            check_schema(path, content["schema"], checked=checked)
+        _check_shapes(path, content)
+    except NewerSchemaError:
+        raise
+    except NoSuchFileError:
+        return {}
+    except StoreError as error:
+        damaged.append(str(error))
+        return {}
+    return content
+
+
+def _is_plan(value: Any) -> bool:
+    """Whether a value lists trials by id, each as a name or as an object with one."""
+    return isinstance(value, list) and all(
+        is_name(trial.get("trial_id") if isinstance(trial, dict) else trial) for trial in value
+    )
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_axes(value: Any) -> bool:
+    """Whether a value maps names to lists of scalars, or to single scalars."""
+    return isinstance(value, dict) and all(
+        all(map(_is_scalar, values)) if isinstance(values, list) else _is_scalar(values) for values in value.values()
+    )
+
+
+def _are_columns(value: Any) -> bool:
+    """Whether a value lists columns: name, unit and meaning."""
+    return isinstance(value, list) and all(
+        isinstance(column, dict) and {"name", "unit", "meaning"} <= {*column} and _is_texts([*column.values()])
+        for column in value
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_fit(value: Any) -> bool:
+    """Whether a value is a study's [fit], with a list of tuned axes, if any."""
+    return (
+        isinstance(value, dict)
+        and _is_texts(value.get("best_over") or [])
+        and all(isinstance(value.get(name, ""), str) for name in ("law", "holdout"))
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+SHAPES: Mapping[str, Callable[[Any], bool]] = {
+    "planned": _is_plan, "axes": _is_axes, "fields": _is_axes, "columns": _are_columns, "measured": _is_texts,
+    "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text, "workload": _is_text,
+}  # fmt: skip
+
+
+def _check_shapes(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise ``StoreError`` for a value of ``study.json`` of the wrong kind; what is absent or null may be so."""
+    for name, has_shape in SHAPES.items():
+        if content.get(name) is not None and not has_shape(content[name]):
+            raise StoreError(f"{path}: {name}: not what a study has there")
 
 
 def planned_ids(study: Mapping[str, Any]) -> tuple[str, ...]:

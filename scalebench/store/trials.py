@@ -14,23 +14,28 @@ Every file is written under a temporary name, synced and renamed. Attempts are n
 
 from __future__ import annotations
 
+import io
+import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.store.columns import RENAMED, STORE_NAMES
-from scalebench.store.files import StoreError, read_json, write_json, write_table
-from scalebench.store.plans import joined_plans
+from scalebench.store.columns import STORE_NAMES
+from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, plain_text, read_bytes, write_table
+from scalebench.store.names import check_inside, check_name, is_name
+from scalebench.store.plans import joined_plans, read_study
+from scalebench.store.records import is_attempt, read_with_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
-STATUSES = ("ok", "oom", "diverged", "timeout", "failed", "killed", "unsupported")
+TABLE_BYTES = 4 << 30  # the largest table of samples that is read
+STEP_COLUMNS = ("step", "step_time_s")
 
 
 @dataclass(frozen=True)
@@ -38,77 +43,89 @@ class Results:
     """The content of results folders: one row per trial, and what could not be read.
 
     ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
-    every column of any record.
-    ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``studies`` maps a study's name to
+    every column of any record; ``checked`` is whether the record had a checksum.
+    ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``incomplete`` has one line per
+    name of a file that records list and that is missing; those records count. ``studies`` maps a study's name to
     its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
     """
 
     frame: pd.DataFrame
     damaged: tuple[str, ...]
     studies: Mapping[str, dict[str, Any]]
+    incomplete: tuple[str, ...] = ()
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Reading:
+    """What was read of one trial: its row, the sizes of the row's files (-1 if missing), a line per damaged attempt.
 
-
-def write_record(attempt: Path, record: Mapping[str, Any]) -> None:
-    """Close an attempt: write ``record.json``, last, with null in every declared column that ``record`` lacks.
-
-    The columns are the store's own and those that the attempt's ``trial.json`` lists under ``columns``. Raises
-    ``ValueError`` for a status outside ``STATUSES``.
+    ``settled`` is whether no attempt is newer than the row's.
     """
-    if record["status"] not in STATUSES:
-        raise ValueError(f"status {record['status']!r} is not one of {', '.join(STATUSES)}")
-    samples_and_weights = sorted(
-        path for suffix in ("parquet", "safetensors") for path in attempt.glob(f"[!.]*.{suffix}")
-    )
-    files = {path.name: path.stat().st_size for path in samples_and_weights}
-    header = attempt / "trial.json"
-    declared = read_json(header).get("columns", []) if header.exists() else []
-    columns = dict.fromkeys([*STORE_NAMES, *declared]) | dict(record) | {"attempt": attempt.name}
-    write_json(attempt / "record.json", {"schema": SCHEMA, "files": files, **columns})
+
+    row: dict[str, Any] | None
+    files: Mapping[str, int]
+    damaged: tuple[str, ...]
+    settled: bool = False
 
 
 def new_attempt(study_dir: Path, trial_id: str) -> Path:
-    """Make and return a new attempt folder; its name sorts by time and is unique."""
+    """Make and return a new attempt folder; its name sorts by time and is unique.
+
+    Raises ``StoreError`` for an id that cannot name a folder, or where a symbolic link leads out of the results.
+    """
+    trial_dir = study_dir / "trials" / check_name(f"{study_dir}: trial id", trial_id)
+    check_inside(study_dir.parent, trial_dir)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    attempt = study_dir / "trials" / trial_id / f"attempt-{stamp}-{secrets.token_hex(3)}"
-    attempt.mkdir(parents=True)
+    attempt = trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
+    try:
+        attempt.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{trial_dir}: in the place of a trial's folder is something else; remove it") from error
     return attempt
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_record(attempt: Path) -> dict[str, Any]:
-    """Read one attempt's record as a flat row; ``StoreError`` when it, or a file that it lists, is damaged."""
-    path = attempt / "record.json"
-    row = read_json(path)
-    if row.pop("schema", None) != SCHEMA:
-        raise StoreError(f"{path}: schema: expected {SCHEMA}")
-    if row.get("status") not in STATUSES or not row.get("trial_id"):
-        raise StoreError(f"{path}: status, trial_id: missing or unknown")
-    for name, size in row.pop("files", {}).items():
-        actual = (attempt / name).stat().st_size if (attempt / name).exists() else 0
-        if actual != size:
-            raise StoreError(f"{attempt / name}: {actual} bytes, {size} in the record: cut short or changed")
-    for old, new in RENAMED.items():
-        if old in row:
-            row[new] = row.pop(old)
-    return row | {"attempt_dir": str(attempt)}
-
-
 def latest_record(trial_dir: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest readable record of a trial, or None, and a line for each damaged attempt after it."""
+    reading = read_trial_dir(trial_dir)
+    return reading.row, list(reading.damaged)
+
+
+def read_trial_dir(trial_dir: Path) -> Reading:
+    """Read the newest readable record of a trial, if it has any."""
     damaged: list[str] = []
-    for attempt in sorted(trial_dir.glob("attempt-*"), reverse=True):
-        if not (attempt / "record.json").exists():
-            continue
+    try:
+        attempts = sorted(filter(is_attempt, names_in(trial_dir)), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        attempts = []
+    except OSError as error:
+        return Reading(None, {}, (f"{trial_dir}: cannot be read ({error.strerror})",))
+    for name in attempts:
         try:
-            return read_record(attempt), damaged
+            row, files = read_with_files(trial_dir / name)
+            return Reading(row, files, tuple(damaged), settled=name == attempts[0])
+        except NewerSchemaError:
+            raise
+        except NoSuchFileError:  # not finished
+            continue
         except StoreError as error:
             damaged.append(str(error))
-    return None, damaged
+    return Reading(None, {}, tuple(damaged))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; ``OSError`` as ``os.listdir``."""
+    return os.listdir(folder)  # noqa: PTH208 - names, of which there may be many thousands
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; not, where that cannot be known."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def study_dirs(path: Path) -> list[Path]:
@@ -116,48 +133,72 @@ def study_dirs(path: Path) -> list[Path]:
 
     ``StoreError`` when there are none, unless the folder holds comparisons, which ``comparison_store`` reads.
     """
-    if (path / "trials").is_dir():
+    if is_folder(path / "trials"):
         return [path]
-    folders = sorted(child for child in path.glob("*") if (child / "trials").is_dir()) if path.is_dir() else []
-    if not folders and not any((folder / "runs").is_dir() for folder in (path, *path.glob("compare-*"))):
+    try:
+        children = sorted(path / name for name in names_in(path)) if is_folder(path) else []
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    folders = [child for child in children if is_folder(child / "trials")]
+    compared = [child for child in children if child.name.startswith("compare-")]
+    if not folders and not any(is_folder(folder / "runs") for folder in (path, *compared)):
         raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
     return folders
 
 
-def _rows(study_dir: Path, damaged: list[str]) -> Iterator[dict[str, Any]]:
-    for trial_dir in sorted((study_dir / "trials").iterdir()):
-        row, lines = latest_record(trial_dir)
-        damaged.extend(lines)
-        if row is not None:
-            yield row
-
-
-def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:
-    """Read ``study.json``: {} where it is absent, or damaged, which adds a line to ``damaged``."""
-    path = study_dir / "study.json"
-    if not path.exists():
-        return {}
+def trial_names(study_dir: Path, damaged: list[str]) -> Iterator[str]:
+    """Yield the names of a study's trial folders, sorted; one that cannot name a trial adds a line to ``damaged``."""
+    folder = study_dir / "trials"
     try:
-        return read_json(path)
-    except StoreError as error:
-        damaged.append(str(error))
-        return {}
+        names = sorted(names_in(folder))
+    except OSError as error:
+        damaged.append(f"{folder}: cannot be read ({error.strerror})")
+        names = []
+    for name in names:
+        if is_name(name):
+            yield name
+        elif not name.startswith(".") and is_folder(folder / name):
+            damaged.append(f"{folder / name}: no name of a trial")
 
 
 def read_results(*paths: str | Path) -> Results:
-    """Read every study under ``paths`` into one table; damaged attempts are listed."""
+    """Read every study under ``paths`` into one table; damaged attempts are listed.
+
+    Raises ``NewerSchemaError`` where a newer version wrote any of it.
+    """
+    damaged: list[str] = []
+    readings: list[Reading] = []
+    studies: dict[str, dict[str, Any]] = {}
+    for study_dir in dict.fromkeys(folder for path in paths for folder in study_dirs(Path(path))):
+        study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
+        studies[name] = joined_plans(studies.get(name, {}), study)
+        readings += [read_trial_dir(study_dir / "trials" / trial) for trial in trial_names(study_dir, damaged)]
+    damaged += [line for reading in readings for line in reading.damaged]
+    return Results(table_of(readings), tuple(map(plain_text, damaged)), studies, incomplete_lines(readings))
+
+
+def table_of(readings: Iterable[Reading]) -> pd.DataFrame:
+    """Return the rows as a table with the store's own columns first."""
     import pandas as pd
 
-    damaged: list[str] = []
-    rows: list[dict[str, Any]] = []
-    studies: dict[str, dict[str, Any]] = {}
-    for study_dir in dict.fromkeys(found for path in paths for found in study_dirs(Path(path))):
-        study = read_study(study_dir, damaged)
-        studies[study_dir.name] = joined_plans(studies.get(study_dir.name, {}), study)
-        rows.extend(_rows(study_dir, damaged))
+    rows = [reading.row for reading in readings if reading.row is not None]
     names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
-    frame = pd.DataFrame(rows, columns=list(names))
-    return Results(frame, tuple(damaged), studies)
+    folders = pd.Series([row["attempt_dir"] for row in rows], dtype=object)  # not all paths are Unicode
+    table = pd.DataFrame([row | {"attempt_dir": None} for row in rows], columns=list(names))
+    return table.assign(attempt_dir=folders) if rows else table
+
+
+def incomplete_lines(readings: Iterable[Reading]) -> tuple[str, ...]:
+    """Return a line for each name of a file that records list and that is missing."""
+    lacking = defaultdict(list)
+    for reading in readings:
+        for name, size in reading.files.items():
+            if size < 0 and reading.row is not None:
+                lacking[name].append(str(reading.row["attempt_dir"]))
+    return tuple(
+        plain_text(f"{folders[0]}/{name}: missing" + (f", as in {len(folders) - 1:,} more" if folders[1:] else ""))
+        for name, folders in lacking.items()
+    )
 
 
 def load_results(*paths: str | Path) -> pd.DataFrame:
@@ -178,9 +219,15 @@ def read_steps(attempt_dir: str | Path) -> pd.DataFrame:
 
     path = Path(attempt_dir) / "steps.parquet"
     try:
-        return pd.read_parquet(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        steps = pd.read_parquet(io.BytesIO(read_bytes(path, TABLE_BYTES)))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+    for name in STEP_COLUMNS:
+        if name not in steps or not pd.api.types.is_numeric_dtype(steps[name]):
+            raise StoreError(f"{path}: {name}: expected a column of numbers")
+    return steps
 
 
 def export(results: Results, path: Path) -> None:

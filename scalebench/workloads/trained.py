@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from scalebench.families import FAMILIES
-from scalebench.store import read_json
+from scalebench.store import read_header
 from scalebench.study import Trial
 from scalebench.workloads import read_trial
 from scalebench.workloads.building import build_model
@@ -20,7 +20,7 @@ def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
 
     Raises ``StoreError`` naming a file that is missing or damaged.
     """
-    trial = read_trial(read_json(attempt / "trial.json")["trial"])
+    trial = read_trial(read_header(attempt)["trial"])
     # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
     model = build_model(trial, torch.device("cpu"), plain)

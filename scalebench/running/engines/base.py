@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, read_json, write_json, write_record
+from scalebench.store import StoreError, read_header, read_json, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def close_attempt(attempt: Path, status: str, error_class: str, message: str) ->
     """Write the record of an attempt whose worker did not; keep the one that is there."""
     if has_record(attempt):
         return
-    header, path = read_json(attempt / "trial.json"), attempt / "environment.json"
+    header, path = read_header(attempt), attempt / "environment.json"
     environment = read_json(path) if path.exists() else {}
     row: dict[str, Any] = dict(header["identity"])
     row |= {name: value for name, value in environment.items() if name in header["columns"]}

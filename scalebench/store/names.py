@@ -1,0 +1,31 @@
+"""Names that become parts of paths: those read from files are checked before they are used."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from scalebench.store.files import StoreError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RULE = "letters, digits, '.', '_' and '-', at most 100, the first a letter or digit"
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value can name a file or folder: no separators, no "..", no control characters, not hidden."""
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
+
+
+def check_name(what: str, value: Any) -> str:
+    """Return ``value`` if it can name a file or folder; otherwise ``StoreError`` with the rule."""
+    if not is_name(value):
+        raise StoreError(f"{what}: {str(value)[:60]!a} cannot name a file or folder; allowed: {RULE}")
+    return str(value)
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Raise ``StoreError`` where symbolic links lead from ``path`` out of ``folder``; neither needs to exist."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise StoreError(f"{path}: a symbolic link leads out of {folder}; nothing is written there")
