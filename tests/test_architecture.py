@@ -191,7 +191,7 @@ def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path
 def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
     columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]
-    fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--json", "f.json"]
+    fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--output", "f.json"]
     predict = ["predict", "f.json", "--params", "7e9", "--tokens", "1e12"]
     write_study(tmp_path / "planted", planted())
     predict_trials = ["predict", "planted", "--params", "3e6"]

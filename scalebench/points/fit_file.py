@@ -97,7 +97,7 @@ def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
     document = read_json(path)
     missing = [key for key in ("law", "points", *OPTIONS) if key not in document]
     if missing:
-        raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --json FILE`")
+        raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --output FILE`")
     try:
         refits = Refits(**document.get("refits", {}))
         made = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})

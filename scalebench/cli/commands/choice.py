@@ -44,5 +44,5 @@ def print_choice(choice: Choice) -> None:
     """Print the laws by hold-out error, and those that were refused."""
     rows = [(law.law, f"{law.error_percent:.3g} %", "tied" if law.tied else "", law.reason) for law in choice.ranking]
     say(f"laws by hold-out error: {choice.n_forecasts} forecasts of {choice.n_configurations} configurations", "")
-    table("", ("law", "hold-out error", "", "reason"), rows)
+    table("", ("law", "hold-out error", "", "reason"), rows, last_is_text=True)
     say(*(f"{law}: refused: {reason}" for law, reason in choice.refused.items()), "")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from scalebench.cli.output import duration, print_json, quantity, say, table
+from scalebench.cli.output import duration, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
@@ -57,14 +56,14 @@ def _announce(plan: ComparisonPlan) -> None:
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
-        print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
+        warn(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy")
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> int:
     code = 3 if comparison.ended == "interrupted" else 0 if comparison.good else 1
     if comparison.ended:
         left = f"; not measured: {', '.join(comparison.not_measured)}" if comparison.not_measured else ""
-        print(f"ended early, what was measured is kept: {comparison.ended}{left}", file=sys.stderr)
+        warn(f"ended early, what was measured is kept: {comparison.ended}{left}")
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         print_json({"run": str(comparison.run), "rows": comparison.rows, **end})

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import trial_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, quantity, say, table
+from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.numerals import number
 from scalebench.points.roles import column_names
 from scalebench.points.warnings import point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.store import StoreError, write_json
+from scalebench.store import StoreError, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
     from scalebench.points.table import PointTable
 
-STANDARD_OUTPUT = Path("-")
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -32,7 +32,7 @@ def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[s
     for assignment in texts:
         name, equals, value = (part.strip() for part in assignment.partition("="))
         try:
-            values[name] = value if text else float(value)
+            values[name] = value if text else number(value)
         except ValueError:
             equals = ""
         if not (name and equals and value):
@@ -57,20 +57,23 @@ def run_fit(
     *,
     backtest: bool,
     output: Path | None,
+    as_json: bool,
 ) -> int:
-    """Fit a law, print it, and write it as JSON if requested; return the exit code."""
+    """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
     law, choice = choose_law(points, law, columns, where, options)
     fitted, read = fit_points(points, law, columns, where, options, refits)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
-        print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
+        warn(f"not used by {law}: column {columns[role]!r} for {role}")
     for line in _warnings(points, fitted, read, where):
-        print(line, file=sys.stderr)
+        warn(line)
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
     if backtest:
         document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
-    if output == STANDARD_OUTPUT:
+    if output is not None:
+        _write(output, document)
+    if as_json:
         print_json(document)
         return 0
     if choice is not None:
@@ -80,8 +83,7 @@ def run_fit(
         print_backtest(tested)
         print_distances(document["backtest_by_distance"])
     if output is not None:
-        _write(output, document)
-        say(f"written: {output}")
+        say_exactly(f"written: {output}")
     return 0
 
 
@@ -97,8 +99,7 @@ def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list
 
 def _write(output: Path, document: dict[str, Any]) -> None:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, document)
+        write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
 
@@ -110,7 +111,7 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         low, high = ends(document["intervals"][name])
         rows.append((name, *bounded(value, low, high), _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
-    table("", ("parameter", "value", "95 % interval", ""), rows)
+    table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
     agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
     reason = f" ({document['interval_reason']})" if document["interval_reason"] else ""
     bounds = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from scalebench.advice import Counting, conventions, envelope, isoflop, parametr
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
-from scalebench.cli.output import print_json, say, table
+from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
@@ -50,7 +49,7 @@ def run_optimal(
     points = read_roles(path, ("loss",), optional, columns, where)
     allocated, refused = allocations(points, approaches, counting)
     for line in [] if path.is_dir() else point_warnings(points):
-        print(f"{path}: {line}", file=sys.stderr)
+        warn(f"{path}: {line}")
     at = list(budgets) or [_largest(path, points, counting)]
     by_convention = conventions(points, at[-1])
     if as_json:
@@ -159,7 +158,7 @@ def _print(
             (f"{allocation.approach}", *(_exponent(allocation, name) for name in EXPONENTS), allocation.method)
             for allocation in allocated
         ]
-        table("", ("approach", *EXPONENTS, "interval from"), rows)
+        table("", ("approach", *EXPONENTS, "interval from"), rows, last_is_text=True)
         say("")
         shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
@@ -219,4 +218,4 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]), "")
         shown.append((row["counting_params"], row["counting_flops"], *cells))
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
-    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2)
+    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2, last_is_text=True)

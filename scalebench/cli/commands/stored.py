@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from scalebench import store
-from scalebench.cli.output import print_json, say, table, trials
+from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 
@@ -85,7 +84,7 @@ def export_table(results: Path, output: Path) -> int:
     """
     stored = store.read_results(results)
     for line in stored.damaged:
-        print(f"damaged, left out: {line}", file=sys.stderr)
+        warn(f"damaged, left out: {line}")
     compared = read_comparisons(results).frame
     if len(stored.frame) or compared.empty:
         store.export(stored, output)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
-from scalebench.cli.output import duration, print_json, quantity, say, table, trials
+from scalebench.cli.output import duration, print_json, quantity, say, table, trials, warn
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -66,10 +65,10 @@ def run_study(
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
     for line in sweep.damaged:
-        print(f"damaged, counts as missing: {line}", file=sys.stderr)
+        warn(f"damaged, counts as missing: {line}")
     if sweep.other_code:
         text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
-        print(text, file=sys.stderr)
+        warn(text)
     if not as_json:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
 

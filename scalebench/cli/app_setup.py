@@ -1,0 +1,45 @@
+"""The commands that need no results (compare, list, doctor): signatures and help texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scalebench.cli.options import RESULTS, Json, ResultsOption
+from scalebench.comparison.options import OPERATION_MODULES, Options
+
+COLUMNS_HELP = "List the columns of records: name, unit, meaning, and the workloads that have it."
+OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
+
+
+def compare(
+    operation: Annotated[str | None, Parameter(show_default=False, help=OPERATION_HELP)] = None,
+    /,
+    *,
+    options: Options = Options(),  # noqa: B008 - frozen
+    imports: Annotated[
+        list[Path], Parameter("--import", negative=(), help="Import a JSON file of pytest-benchmark; may be repeated.")
+    ] = [],  # noqa: B006
+    results: ResultsOption = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
+    from scalebench.cli.commands.compare import run_compare
+
+    return run_compare(operation, options, imports, results, as_json=as_json)
+
+
+def list_(*, columns: Annotated[bool, Parameter(negative=(), help=COLUMNS_HELP)] = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns."""
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
+
+
+def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:
+    """Describe this machine, and list what will not work on it."""
+    from scalebench.cli.commands.doctor import show
+
+    return show(results, as_json=as_json)
