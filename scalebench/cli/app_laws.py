@@ -45,6 +45,7 @@ def fit(
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     bootstrap: int = 1000,
     method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
+    last: Annotated[bool, Parameter(negative=())] = False,
     backtest: Annotated[bool, Parameter(negative=())] = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"], show_default=False)] = None,
     as_json: Json = False,
@@ -67,6 +68,8 @@ def fit(
         Number of bootstrap refits for the intervals.
     method:
         Bootstrap method; auto picks the method with the best measured coverage for this number of configurations.
+    last:
+        Use only the last complete row of each run (of --run-column): checkpoints of one run are not independent.
     backtest:
         Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
@@ -78,7 +81,7 @@ def fit(
     options["fixed"] = fitting.assigned("--fix", fix)
     given = columns.given() | fitting.assigned("--column", other_columns, text=True)
     refits = fitting.bootstrap_refits(bootstrap, method)
-    shown: dict[str, Any] = {"backtest": backtest, "output": output, "as_json": as_json}
+    shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "as_json": as_json}
     return fitting.run_fit(points, law, given, where, options, refits, **shown)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people write them: 124M and 300B, decimal commas, thousands separators, True and False.
+"""Numbers as people write them: 124M and 300B, decimal commas and thousands separators.
 
 ``1,234,567`` and ``3,14`` have one meaning each; ``4,608`` alone has two, so other numbers of the file decide it.
 """
@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B and G are both 10^9
-TRUTH = {"true": "1", "false": "0"}
 Mark = Literal[".", ","]  # what separates the whole part of a number from its decimals
 
 _SIGN, _EXPONENT = r"[+-]?", r"(?:[eE][+-]?\d+)?"
@@ -74,7 +73,7 @@ def plain(text: str, mark: Mark | None) -> str:
         return text.replace(".", "").replace(",", ".")
     if mark == "." and (_COMMA_GROUPS.fullmatch(text) or _ONE_COMMA.fullmatch(text)):
         return text.replace(",", "")
-    return TRUTH.get(text.lower(), text)
+    return text
 
 
 def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:

@@ -12,9 +12,12 @@ from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
+from scalebench.points.doubts import data_doubts, run_column
+from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
 from scalebench.points.numerals import number
-from scalebench.points.roles import column_names
+from scalebench.points.roles import RUN, column_names
+from scalebench.points.table import CONFIG
 from scalebench.points.warnings import point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_output
@@ -55,13 +58,15 @@ def run_fit(
     options: Mapping[str, Any],
     refits: Refits,
     *,
+    last: bool,
     backtest: bool,
     output: Path | None,
     as_json: bool,
 ) -> int:
     """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
-    law, choice = choose_law(points, law, columns, where, options)
-    fitted, read = fit_points(points, law, columns, where, options, refits)
+    columns, last_of = _runs(points, columns, last=last)
+    law, choice = choose_law(points, law, columns, where, options, last_of)
+    fitted, read = fit_points(points, law, columns, where, options, refits, last_of)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         warn(f"not used by {law}: column {columns[role]!r} for {role}")
     for line in _warnings(points, fitted, read, where):
@@ -87,11 +92,27 @@ def run_fit(
     return 0
 
 
+def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[str, str], str | None]:
+    """Return the columns, and the run column if only the last row of each run counts.
+
+    Without ``last``, the rows of a run are one configuration. Raises ``InputError`` without a run column.
+    """
+    others = {role: name for role, name in columns.items() if role != RUN}
+    run = columns.get(RUN)
+    if last:
+        run = run or (None if is_results(path) else run_column(open_table(path).names))
+        if run is None:
+            raise InputError([f"{path}: --last needs the column that names the run of each row: --run-column"])
+        return others, run
+    return others | ({} if run is None else {CONFIG: run}), None
+
+
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
-    if path.is_dir():
+    if is_results(path):
         return trial_warnings(path, where)
-    unused = unused_data(fit.law.inputs, read.columns, column_names(path))
+    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, column_names(path))]
+    unused += data_doubts(path, read)
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
     return [f"{path}: {line}" for line in (*unused, *point_warnings(fit_values(read)), *([wait] if slow else []))]

@@ -11,7 +11,7 @@ from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, p
 from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table, warn
 from scalebench.errors import InputError
-from scalebench.points.files import is_table_file
+from scalebench.points.files import is_fit, is_results, is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 from scalebench.store import left_out_line
@@ -66,10 +66,10 @@ def _check_numbers(params: float | None, tokens: float | None, others: Mapping[s
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
-    if is_table_file(source):
+    if is_table_file(source) or (source.is_dir() and not is_results(source)):
         fit = f"scalebench fit {source} --output fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
-    if source.is_dir() or source.suffix != ".json":
+    if not is_fit(source):
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
         if params is None:
