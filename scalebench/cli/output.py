@@ -72,6 +72,8 @@ def table(
 ) -> None:
     """Print a table; texts to the left (the first ``text_columns`` columns, and the last one if so), numbers right.
 
+    A row of a single cell is a heading of the rows below it.
+
     Where it is too wide its texts are wrapped between words. Where that is not enough it is printed in parts, each of
     which repeats the first column.
     """
@@ -79,12 +81,18 @@ def table(
         say(title)
     is_text = [i < text_columns or (last_is_text and i == len(header) - 1) for i in range(len(header))]
     for part in _parts(header, rows, is_text):
-        _print_part([header[i] for i in part], [[row[i] for i in part] for row in rows], [is_text[i] for i in part])
+        cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in rows]
+        _print_part([header[i] for i in part], cells, [is_text[i] for i in part])
+
+
+def _is_heading(row: Sequence[str], header: Sequence[str]) -> bool:
+    return len(row) == 1 < len(header)
 
 
 def _parts(header: Sequence[str], rows: Sequence[Sequence[str]], is_text: Sequence[bool]) -> list[list[int]]:
     """Return the columns of each part, by number: as many as fit beside the first one."""
-    least = [_least(name, [row[i] for row in rows], is_text=is_text[i]) for i, name in enumerate(header)]
+    full = [row for row in rows if not _is_heading(row, header)]
+    least = [_least(name, [row[i] for row in full], is_text=is_text[i]) for i, name in enumerate(header)]
     parts: list[list[int]] = [[0]]
     for i in range(1, len(header)):
         if len(parts[-1]) > 1 and sum(least[j] + GAP for j in [*parts[-1], i]) - GAP > width():
@@ -101,18 +109,19 @@ def _least(name: str, cells: Sequence[str], *, is_text: bool) -> int:
 
 
 def _print_part(header: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[bool]) -> None:
-    columns = list(zip(*[header, *rows], strict=True))
+    full = [row for row in rows if not _is_heading(row, header)]
+    columns = list(zip(*[header, *full], strict=True))
     widths = [max(map(cell_len, column)) for column in columns]
     spare = width() - sum(widths) - GAP * (len(widths) - 1)
     # The widest texts give way first.
     for i in sorted((i for i, is_text in enumerate(texts) if is_text), key=lambda i: -widths[i]):
-        least = _least(header[i], [row[i] for row in rows], is_text=True)
+        least = _least(header[i], columns[i][1:], is_text=True)
         narrower = max(least, widths[i] + min(0, spare))
         spare += widths[i] - narrower
         widths[i] = narrower
     styled = sys.stdout.isatty()
     for number, row in enumerate([header, *rows]):
-        for line in _row_lines(row, widths, texts):
+        for line in [row[0]] if _is_heading(row, header) else _row_lines(row, widths, texts):
             print(f"\x1b[1m{line}\x1b[0m" if styled and number == 0 else line)
 
 

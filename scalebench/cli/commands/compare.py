@@ -15,10 +15,11 @@ from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, 
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
+from scalebench.reporting.quantities import NBSP, bounded
 
 COMPLAINTS = 3
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
-HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
+HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
 
 
 def run_compare(
@@ -68,39 +69,43 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         print_json({"run": str(comparison.run), "rows": comparison.rows, **end})
         return code
-    last = None
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
-        lines.append((row["case"] if row["case"] != last else "", *_cells(row)))
-        last = row["case"]
-    table("", HEADER, lines, text_columns=2)
+        if (row["case"],) not in lines:
+            lines.append((row["case"],))
+        lines.append(_cells(row))
+    table("", HEADER, lines)
+    say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["status"] != "ok":
-        return (row["provider"], row["status"], *[""] * (len(HEADER) - 3))
+        return (row["provider"], row["status"], *[""] * (len(HEADER) - 2))
     error = f"{row['error_ratio']:.3g}" if row["error_ratio"] is not None else "exact" * (row["max_abs_error"] == 0)
     mark = {True: error, False: f"WRONG {error}".strip(), None: "unchecked"}[row["accepted"]]
     return (
         row["provider"],
-        quantity(row["time_median_s"], "s"),
-        _interval(row),
-        quantity(row["achieved_flops_per_s"]),
-        quantity(row["achieved_bytes_per_s"]),
-        quantity(row["peak_memory_bytes"], "B"),
+        _time(row),
         mark,
         speedup(row),
         row["verdict"] or ("baseline" if row["provider"] == row["baseline"] else "-"),
+        quantity(row["achieved_flops_per_s"]),
+        quantity(row["achieved_bytes_per_s"]),
+        quantity(row["peak_memory_bytes"], "B"),
     )
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _time(row: Mapping[str, Any]) -> str:
+    """Write a time with its interval in one unit: 12.5 ms (8.83 to 17.6)."""
     low, high = row["time_low_s"], row["time_high_s"]
     if low is None:
-        return "-"
-    return f"{quantity(low, 's')} to {quantity(high, 's')}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
+        return quantity(row["time_median_s"], "s")
+    if not high < WIDEST * low:
+        return f"{quantity(row['time_median_s'], 's')} (wider than ×{WIDEST:g})"
+    value, interval = (text.replace(NBSP, " ") for text in bounded(row["time_median_s"], low, high, "s"))
+    return f"{value} ({interval.rsplit(' ', 1)[0]})"
 
 
 def speedup(row: Mapping[str, Any]) -> str:
