@@ -182,6 +182,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
     "Report, fit and predict": {
         "report": (app_results.report, "report results/demo -o report.html"),
         "export": (app_results.export, "export results -o trials.csv"),
+        "diff": (app_results.diff, "diff old-results new-results"),
         "fit": (app_laws.fit, "fit points.csv --law chinchilla --output fit.json"),
         "predict": (app_laws.predict, "predict fit.json --params 7e9 --tokens 1.4e12"),
         "optimal": (app_laws.optimal, "optimal points.csv --budget 1e21"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from scalebench.cli.options import RESULTS, ResultsArgument, ResultsOption, SeveralResults
+from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, SeveralResults, Where
 
 
 def report(
@@ -86,3 +86,30 @@ def demo(
     from scalebench.cli.commands.sweeps import run_demo
 
     return run_demo(results, output)
+
+
+def diff(
+    old: Annotated[Path, Parameter(help="Results folder of the state before.")],
+    new: Annotated[Path, Parameter(help="Results folder of the state after.")],
+    /,
+    *,
+    where: Where = None,
+    margin: float = 0.01,
+    other_machine: Annotated[bool, Parameter(negative=())] = False,
+    markdown: Annotated[bool, Parameter(negative=())] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare two results folders by configuration: time, memory and loss, with verdicts. Exit code 1 if worse.
+
+    Parameters
+    ----------
+    margin:
+        Changes within this fraction are no change.
+    other_machine:
+        Compare results of different machines, too.
+    markdown:
+        Print a Markdown table, for a pull request.
+    """
+    from scalebench.cli.commands.diff import run_diff
+
+    return run_diff(old, new, where, margin, other_machine=other_machine, markdown=markdown, as_json=as_json)
