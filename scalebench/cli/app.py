@@ -165,8 +165,14 @@ def _register() -> None:
     for position, (group, commands) in enumerate(COMMANDS.items()):
         heading = Group(group, sort_key=position)
         for name, (function, example) in commands.items():
+            *parent, own = name.split()
+            target = app
+            if parent:  # "new study" is the command `study` of `new`
+                target = App(name=parent[0], group=heading, help=str(function.__doc__).splitlines()[0])
+                app.command(target)
             epilogue = f"Example: scalebench {example}"
-            app.command(function, name=name, group=heading, usage=_usage(name, function), help_epilogue=epilogue)
+            inner = heading if target is app else None
+            target.command(function, name=own, group=inner, usage=_usage(name, function), help_epilogue=epilogue)
     app.register_install_completion_command(help="Complete commands and options in this shell.", group="Options")
 
 
@@ -174,9 +180,12 @@ def _register() -> None:
 COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
     "Run a scaling sweep": {
         "demo": (app_results.demo, "demo -o report.html"),
+        "new study": (app_setup.new_study, "new study gpt"),
+        "schema": (app_setup.schema, "schema"),
         "plan": (plan, "plan demo"),
         "run": (run, "run demo --set train.steps=20"),
         "status": (status, "status results/demo"),
+        "show": (app_results.show, "show 3f2a"),
         "generate": (app_results.generate, 'generate results --trial 3f2a --prompt "def "'),
     },
     "Report, fit and predict": {

@@ -113,3 +113,16 @@ def diff(
     from scalebench.cli.commands.diff import run_diff
 
     return run_diff(old, new, where, margin, other_machine=other_machine, markdown=markdown, as_json=as_json)
+
+
+def show(
+    trial: Annotated[str, Parameter(help="Trial id, or the first digits of it.")],
+    /,
+    *,
+    results: ResultsOption = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Show one trial: configuration, results, log, attempts. Exit code 1 if it did not end ok."""
+    from scalebench.cli.commands.show import show_trial
+
+    return show_trial(results, trial, as_json=as_json)

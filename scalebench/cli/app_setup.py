@@ -43,3 +43,24 @@ def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:
     from scalebench.cli.commands.doctor import show
 
     return show(results, as_json=as_json)
+
+
+def new_study(
+    family: Annotated[str, Parameter(help="A model family; `scalebench list` shows them.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="The file to write; FAMILY-study.toml if omitted.")
+    ] = None,
+) -> int:
+    """Write a study file for FAMILY, with every field explained in comments."""
+    from scalebench.cli.commands.template import new_study as write
+
+    return write(family, output)
+
+
+def schema() -> int:
+    """Print the JSON Schema of study files, with which editors complete and check them."""
+    from scalebench.cli.commands.schema import show_schema
+
+    return show_schema()

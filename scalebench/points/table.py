@@ -89,12 +89,12 @@ def read_columns(
         raise PointsError([f"{path}: column names but no rows; it needs a line per point"])
     if not selected:
         raise PointsError([f"{path}: --where {where!r} selects none of {rows:,} rows"])
-    values = {role: np.concatenate(part) for role, part in parts.items()}
+    joined: dict[str, NDArray[Any]] = {role: np.concatenate(part) for role, part in parts.items()}
     if last_of:
-        last = ~pd.Series(values.pop(LAST_OF)).duplicated(keep="last").to_numpy()
-        values = {role: column[last] for role, column in values.items()}
+        last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
+        joined = {role: column[last] for role, column in joined.items()}
     read = {role: name for role, name in columns.items() if role != LAST_OF}
-    points = PointTable(path, values, read, where, table.note)
+    points = PointTable(path, joined, read, where, table.note)
     _check_constant(points)
     return points
 

@@ -18,7 +18,7 @@ from scalebench.study import Study, WorkloadTable, study_class
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise ``StudyError`` with the file and the line of the error."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -159,7 +159,7 @@ class Study(Section):
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {setting}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8-sig") + "".join(f"# --set {setting}\n" for setting in settings)
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
