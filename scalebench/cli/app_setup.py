@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from scalebench.cli.options import RESULTS, Json, ResultsOption
 from scalebench.comparison.options import OPERATION_MODULES, Options
 
+IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
 COLUMNS_HELP = "List the columns of records: name, unit, meaning, and the workloads that have it."
 OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
@@ -19,9 +20,7 @@ def compare(
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[
-        list[Path], Parameter("--import", negative=(), help="Import a JSON file of pytest-benchmark; may be repeated.")
-    ] = [],  # noqa: B006
+    imports: Annotated[list[Path], Parameter("--import", negative=(), help=IMPORT_HELP)] = [],  # noqa: B006
     results: ResultsOption = RESULTS,
     as_json: Json = False,
 ) -> int:

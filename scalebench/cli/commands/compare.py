@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
@@ -30,7 +31,8 @@ def run_compare(
         from scalebench.comparison.imported import import_files
 
         margin, line = options.margin, command_line()
-        rows = import_files(imports, operation, options.baseline, margin, results, line)
+        rows, missing = import_files(imports, operation, options.baseline, margin, results, line)
+        warn(*counted(missing))
         return _print(Comparison(results, rows), as_json=as_json)
     if operation is None:
         raise InputError([f"compare: give an operation ({', '.join(OPERATION_MODULES)}) or a .py file"])
