@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -187,12 +188,11 @@ def test_text_that_changes_under_a_planned_trial_fails_it(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_trial_past_its_time_is_stopped_with_its_last_step(tmp_path: Path) -> None:
-    row = one(tmp_path, "train.steps=1e7", "run.timeout_s=8", in_a_worker=True)
+    row = one(tmp_path, "train.steps=1e7", "run.timeout_s=2", in_a_worker=True)
     assert row["status"] == "timeout"
     assert row["stop_step"] > 100
     assert row["machine_id"]
-    attempt = str(row["attempt_dir"])
-    assert not [p for p in psutil.process_iter(["cmdline"]) if attempt in (p.info["cmdline"] or [])]
+    assert not psutil.pid_exists(store.read_json(Path(str(row["attempt_dir"])) / "placement.json")["pid"])
 
 
 @pytest.mark.slow
@@ -206,9 +206,8 @@ def test_a_worker_that_is_killed_is_a_row(tmp_path: Path) -> None:
     def kill(running: Sequence[Path]) -> None:
         if killed or not (running and _beats(running[0])):
             return
-        (worker,) = (child for child in psutil.Process().children() if str(running[0]) in child.cmdline())
-        worker.kill()
-        killed.append(worker.pid)
+        killed.append(store.read_json(running[0] / "placement.json")["pid"])
+        os.kill(killed[0], signal.SIGKILL)
 
     (row,) = execute(survey(study, tmp_path / "r"), study, jobs=1, tick=kill)
     assert row["status"] == "killed"
@@ -294,7 +293,7 @@ def test_there_is_a_worker_per_core_on_a_cpu_and_one_on_a_gpu_unless_jobs_is_giv
 def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """Place workers that do nothing, and return what the engine wrote for each of them, in the order they started."""
     monkeypatch.setattr(local, "usable_cpus", lambda: [0, 1])
-    monkeypatch.setattr(local, "worker_command", lambda _: ["true"])
+    monkeypatch.setattr(local, "start_worker", lambda _, environment: processes.start(["true"], environment))
     monkeypatch.setattr(local, "close_attempt", lambda *_: None)
     started: list[Path] = []
     start = local._start

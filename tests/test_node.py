@@ -40,7 +40,8 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
     if placement is not None:
         write_json(attempt / "placement.json", placement)
     header = {
-        "resources": {"cpus": cpus, "gpus": gpus, "share_device": False},
+        "resources": {"cpus": cpus, "gpus": gpus, "processes": 1, "share_device": False},
+        "most_processes": 1,
         "trial": {"device_kind": "cuda" if gpus else "cpu"},
         "precisions": ["float32"],
     }

@@ -26,6 +26,10 @@ for folder, command in json.loads(sys.stdin.read()):
 """
 
 
+def check(resources: Sequence[Resources]) -> None:
+    """See ``scalebench.running.engines.base.Engine``: it takes every trial."""
+
+
 def place(
     attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
 ) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""The fork server: imports torch once, then forks the worker of each trial: ``python -m scalebench.running.fork_server``.
+"""The fork server, ``python -m scalebench.running.fork_server``: imports torch once and forks the workers of trials.
 
 An import of torch and of what the workloads need takes seconds; a fork of a process that has done it takes
 milliseconds. The server has no CUDA context, no thread beside its own and no parallel region behind it when it forks:
@@ -155,7 +155,6 @@ class Server:
     def _reply(self, reply: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the driver has ended: stdin says so, too
             os.write(self.replies, json.dumps(reply).encode() + b"\n")
-
 
 
 def threads_of_this_process() -> int:

@@ -6,6 +6,7 @@ One server serves all runs of this process that have the same environment variab
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalebench.errors import InputError
 from scalebench.running import processes
 
 # Libraries read these when they are loaded, which is before the fork. A thread of the server would not exist in its
@@ -27,11 +29,12 @@ BEFORE_IMPORT = {
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
+COMMAND = (sys.executable, "-m", "scalebench.running.fork_server")
 SERVER_ENDED = -9  # what a worker without a server ends by
 
 
-class ServerEnded(RuntimeError):
-    """The fork server has ended; the message says how, and has its last words."""
+class ForkServerError(InputError):
+    """The fork server did not start, or has ended; the message says how, with the last line that it wrote."""
 
 
 class ForkedWorker:
@@ -65,7 +68,7 @@ class ForkServer:
         self.environment = dict(environment)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self.process = processes.start(
-            [sys.executable, "-m", "scalebench.running.fork_server"], self.environment | BEFORE_IMPORT,
+            COMMAND, self.environment | BEFORE_IMPORT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
         self._lock = threading.Lock()
@@ -74,20 +77,20 @@ class ForkServer:
         self._codes: dict[int, int] = {}
         self._started: set[int] = set()
         self.ended = False
-        self.threads = self._answer("ready")
+        self.threads = self._request(None, "ready")
 
     def start(self, attempt: Path, environment: Mapping[str, str]) -> ForkedWorker:
-        """Fork the worker of an attempt, with these environment variables; raises ``ServerEnded``."""
+        """Fork the worker of an attempt, with these environment variables; raises ``ForkServerError``."""
         request = {"start": str(attempt.resolve()), "cwd": os.getcwd(), "environment": dict(environment)}  # noqa: PTH109
-        assert self.process.stdin is not None
         with self._lock:
-            try:
-                os.write(self.process.stdin.fileno(), json.dumps(request).encode() + b"\n")
-            except BrokenPipeError:
-                self.ended = True
-            pid = self._answer("started")
+            pid = self._request(request, "started")
         self._started.add(pid)
         return ForkedWorker(self, pid)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._errors.closed
 
     @property
     def running(self) -> bool:
@@ -109,10 +112,23 @@ class ForkServer:
         """End the server, and with it every worker that still runs."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        self.ended = True
         self.process.stdin.close()
         processes.stop(self.process, patience_s=2 * processes.GRACE_S)
         self.process.stdout.close()
         self._errors.close()
+
+    def _request(self, request: Mapping[str, Any] | None, reply: str) -> int:
+        """Send a request and return the value of its reply; a server that is left without its answer is stopped."""
+        assert self.process.stdin is not None
+        with contextlib.ExitStack() as interrupted:
+            interrupted.callback(self.stop)
+            if request is not None:
+                with contextlib.suppress(BrokenPipeError):  # it has ended, as the missing answer tells
+                    os.write(self.process.stdin.fileno(), json.dumps(request).encode() + b"\n")
+            value = self._answer(reply)
+            interrupted.pop_all()
+        return value
 
     def _answer(self, key: str) -> int:
         """Wait for the reply that has this key and return its value."""
@@ -125,7 +141,7 @@ class ForkServer:
                 code = processes.stop(self.process)
                 self._errors.seek(0)
                 words = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise ServerEnded(f"the fork server ended: {processes.exit_reason(code, ''.join(words))}")
+                raise ForkServerError(f"the fork server ended: {processes.exit_reason(code, ''.join(words))}")
             self._listen(None)
 
     def _listen(self, timeout: float | None) -> None:
@@ -150,18 +166,17 @@ _SERVERS: list[ForkServer] = []  # started by this process and not stopped
 def start_worker(attempt: Path, environment: Mapping[str, str]) -> ForkedWorker:
     """Fork the worker of an attempt, starting the server first if there is none with these variables.
 
-    Raises ``ServerEnded`` when a new server does not start.
+    Raises ``ForkServerError`` when a new server does not start.
     """
-    for server in [server for server in _SERVERS if server.environment != environment and not server.running]:
-        _SERVERS.remove(server)
-        server.stop()
-    for server in [server for server in _SERVERS if server.environment == environment]:
+    for server in _SERVERS:
+        if server.environment != environment and not server.running:
+            server.stop()
+    for server in [server for server in _SERVERS if server.environment == environment and not server.stopped]:
         try:
             return server.start(attempt, environment)
-        except ServerEnded as error:  # killed from outside
+        except ForkServerError as error:  # killed from outside
             print(f"{error}; starting another", file=sys.stderr)
-            _SERVERS.remove(server)
-            server.stop()
+    _SERVERS[:] = [server for server in _SERVERS if not server.stopped]
     if not _SERVERS:
         atexit.register(stop_servers)
     _SERVERS.append(ForkServer(environment))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -30,9 +31,9 @@ BUSY = "not measured: other trials were training on this node"
 def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Move this process to its cores, limit its threads, and return the placement with what was found out.
 
-    To be called before torch is imported, which reads the number of threads. ``header`` is the attempt's
-    ``trial.json``. Returns, and writes to ``placement.json``: ``cpus``, ``threads`` (of each process of the trial), ``exclusive``, ``peaks`` as
-    {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring them, or waiting for it, took.
+    To be called before torch is used, which then starts its threads. ``header`` is the attempt's ``trial.json``.
+    Returns, and writes to ``placement.json``: ``pid``, ``cpus``, ``threads`` of each process, ``exclusive``, ``peaks``
+    as {precision: {"flops_per_s", "source"}}, and ``peaks_time_s``, the time that measuring or waiting for them took.
     """
     path = attempt / "placement.json"
     placement = read_json(path) if path.exists() else {}
@@ -40,7 +41,8 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     pin(assigned)
     cpus = usable_cpus()
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)
-    threads = max(1, min(len(assigned) or resources["cpus"], len(cpus)) // resources["processes"])
+    wanted = len(assigned) // header["most_processes"] or resources["cpus"] // resources["processes"]
+    threads = min(wanted, len(cpus))
     confirmed = confirmed and len(cpus) >= resources["processes"]
     limit_threads(threads)
     begun, mark = time.monotonic(), attempt / WAITING
@@ -52,6 +54,7 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     # A trial has a GPU to itself by the GPU's lock, whatever cores it has.
     alone = not resources["share_device"] if resources["gpus"] else placement.get("exclusive", False) and confirmed
     placement |= {
+        "pid": os.getpid(),
         "cpus": cpus,
         "threads": threads,
         "exclusive": alone,
@@ -84,6 +87,8 @@ def limit_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    if compiler := sys.modules.get("torch._inductor.config"):  # it has read the variable already
+        setattr(compiler, "compile_threads", threads)  # noqa: B010 - a module's own settings are not typed
 
 
 def node_peaks(folder: Path, device_kind: str, precisions: Sequence[str], threads: int) -> dict[str, Peak]:

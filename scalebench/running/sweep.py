@@ -74,24 +74,34 @@ def execute(
     """Run what is missing with an engine, yielding each trial's record as it comes.
 
     ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
-    count as missing again. Raises ``InputError`` for an unknown engine.
+    count as missing again. Raises ``InputError`` for an unknown engine, and for one that cannot run the trials.
     """
     placing = find_engine(engine)
     missing = sweep.missing
+    if missing:
+        placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
     if not missing:
         return
-    precisions = sorted({planned.trial.spec.precision for planned in sweep.planned})
-    needs = [resources_of(planned, study) for planned in missing]
-    attempts = [
-        _prepare(sweep.study_dir, study, planned, resources, precisions)
-        for planned, resources in zip(missing, needs, strict=True)
-    ]
+    attempts, needs = zip(*prepare_attempts(sweep, study, missing), strict=True)
     for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
         row = store.read_record(attempt)
         sweep.rows[row["trial_id"]] = row
         sweep.executed += 1
         yield row
+
+
+def prepare_attempts(sweep: Sweep, study: Study, trials: Sequence[PlannedTrial]) -> list[tuple[Path, Resources]]:
+    """Make an attempt folder for each trial, and return it with what the trial needs."""
+    study_wide = {
+        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
+        "most_processes": max(planned.cost.processes for planned in sweep.planned),
+    }
+    needs = [resources_of(planned, study) for planned in trials]
+    return [
+        (_prepare(sweep.study_dir, study, planned, resources, study_wide), resources)
+        for planned, resources in zip(trials, needs, strict=True)
+    ]
 
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
@@ -159,10 +169,14 @@ def same_file(earlier: str, text: str) -> bool:
 
 
 def _prepare(
-    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, precisions: Sequence[str]
+    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, study_wide: Mapping[str, Any]
 ) -> Path:
-    """Make an attempt folder with its ``trial.json``. ``precisions`` are those of the whole study, see ``node.py``."""
+    """Make an attempt folder with its ``trial.json``.
+
+    ``study_wide`` has the precisions of all trials, and the most processes of any: each process of every trial gets as
+    many threads as there are cores for each of these, so that times differ by the number of processes alone.
+    """
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    placing = {"precisions": list(precisions), "resources": asdict(resources)}
+    placing = {"resources": asdict(resources), **study_wide}
     store.write_header(attempt, trial_header(study, planned, command_line()) | placing)
     return attempt

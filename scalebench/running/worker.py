@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scalebench.running import processes
 from scalebench.running.node import settle
 from scalebench.store import read_header, write_json, write_record
 
@@ -95,4 +96,5 @@ def invalid_reason(row: dict[str, Any]) -> str | None:
 
 
 if __name__ == "__main__":
+    processes.end_with_parent(os.getppid())  # the engine's process on this node
     run_and_exit(*sys.argv[1:])

@@ -18,8 +18,9 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
-# Measured with 2-layer models of 1,500 parameters on one core: process start, and a training step of nearly no work.
-STARTUP_S = 4.0
+# Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
+# and end, and a training step of nearly no work.
+STARTUP_S = 0.4
 STEP_FLOOR_S = 6e-3
 # Backward costs two forward passes: one for the gradients of the inputs, one for those of the weights.
 FORWARDS_PER_STEP = 3

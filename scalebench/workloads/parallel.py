@@ -61,7 +61,7 @@ def exchange_gradients(model: nn.Module, *, now: bool) -> None:
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = now
     elif hasattr(model, "set_requires_gradient_sync"):  # under FSDP2, whose import takes most of a second
-        model.set_requires_gradient_sync(now)
+        model.set_requires_gradient_sync(now)  # type: ignore[operator]
 
 
 def average(values: Tensor) -> None:
@@ -69,6 +69,14 @@ def average(values: Tensor) -> None:
     if processes() > 1 and values.numel():
         distributed.all_reduce(values)
         values /= processes()
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Give every process the mean of what their models keep beside parameters, such as batch norm's statistics."""
+    buffer: Tensor  # nn.Module says that it may be a Module
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            average(buffer)
 
 
 def take_turns(action: Callable[[], object]) -> None:
@@ -81,7 +89,7 @@ def take_turns(action: Callable[[], object]) -> None:
 
 
 def of_all(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trial's processes measured together: the largest peak of memory, the energy of all their devices."""
+    """Return what the processes measured together: the largest peak of memory, the energy of all their devices."""
     mine = {name: columns.get(name) for name in (*PEAKS, "energy_j")}
     if processes() == 1:
         return {}

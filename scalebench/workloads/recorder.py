@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ COLUMNS = (
 
 def process_age_s() -> float:
     """Return how long this process has run, in seconds, since it was started or forked."""
-    if sys.platform == "linux":  # psutil adds a time of boot in whole seconds
+    if hasattr(time, "CLOCK_BOOTTIME"):  # Linux; psutil adds a time of boot in whole seconds
         ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
     return time.time() - psutil.Process().create_time()
@@ -55,7 +54,12 @@ class Recorder:
 
     @property
     def memory_method(self) -> str:
-        """How memory is split by category: "tracked" or "allocator" (``run.memory``)."""
+        """How memory is split by category: "tracked" or "allocator" (``run.memory``).
+
+        Where trials of the study have several processes, which torch's tracker does not know, all use the allocator.
+        """
+        if self.header.get("most_processes", 1) > 1:
+            return "allocator"
         return str(self.header.get("memory", "tracked"))
 
     def claim(self, device: torch.device) -> None:

@@ -68,6 +68,7 @@ class TrainingRun:
         model, optimizer = self.prepare(device)
         running = Running(model, optimizer, spec)
         rng = self.train(running, task)
+        parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             self.columns |= validation_columns(validate(running.module, task, spec, device))
         peak = self.recorder.peak_flops_per_s(spec.precision)
@@ -137,7 +138,7 @@ class TrainingRun:
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
-        if running.copy is None and self.recorder.memory_method != "allocator" and self.spec.processes == 1:
+        if running.copy is None and self.recorder.memory_method != "allocator":
             with torch.compiler.set_stance("force_eager"):
                 backward = backward_of(running.module, task, self.spec, running.device)
                 return memory.split_columns(running.module, running.optimizer, backward)

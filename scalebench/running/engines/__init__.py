@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from scalebench.errors import InputError, unknown
-from scalebench.running.engines import local
+from scalebench.running.engines import local, ray, slurm
 from scalebench.running.engines.base import Engine, Resources
 
 __all__ = ["ENGINES", "Engine", "Resources", "find_engine"]
 
 ENGINES: dict[str, Engine] = {
     "local": local,
+    "ray": ray,
+    "slurm": slurm,
 }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, read_header, read_json, write_json, write_record
+from scalebench.store import StoreError, new_attempt, read_header, read_json, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ def no_tick(_: Sequence[Path]) -> None:
 class Engine(Protocol):
     """Where trials run. An engine is a module in this folder with these names, and a line in ``ENGINES``."""
 
+    def check(self, resources: Sequence[Resources]) -> None:
+        """Raise ``InputError`` where the engine cannot run here, or has no place for what one of the trials needs."""
+
     def place(
         self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
     ) -> Iterator[Path]:
@@ -102,6 +105,13 @@ def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exc
 def has_record(attempt: Path) -> bool:
     """Whether the attempt is finished, successfully or not."""
     return (attempt / "record.json").exists()
+
+
+def another_attempt(attempt: Path) -> Path:
+    """Return a new attempt of the same trial, for an engine that tries again what it lost."""
+    following = new_attempt(attempt.parents[2], attempt.parent.name)
+    write_json(following / "trial.json", read_json(attempt / "trial.json"))
+    return following
 
 
 def close_attempt(attempt: Path, status: str, error_class: str, message: str) -> None:

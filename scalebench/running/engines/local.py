@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
 from scalebench.running.engines.base import (
@@ -30,6 +31,20 @@ class _Worker:
     process: processes.Process
     timeout_s: float | None
     deadline: float | None
+
+
+def check(resources: Sequence[Resources]) -> None:
+    """Raise ``InputError`` for a trial that asks for more GPUs than this machine has."""
+    asked = max((needs.gpus for needs in resources), default=0)
+    if asked and asked > (there := gpu_count()):
+        raise InputError(f"engine local: a trial asks for {asked} GPUs and this machine has {there}")
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this process may use, without starting a CUDA context."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def place(

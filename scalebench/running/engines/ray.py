@@ -1,0 +1,210 @@
+"""Run trials as Ray tasks: each asks for cores and GPUs, and starts the worker of one attempt where Ray has them free.
+
+Ray is embedded, a cluster of this machine alone that ends with the run, unless ``RAY_ADDRESS`` names a running one
+(``HOST:PORT`` of its head, or ``auto``). A task gets a path and returns an exit code; the results folder, Python and
+this package are at the same paths on all nodes. Ray's own retries are off: an attempt whose Ray worker or node is lost
+is ``killed``, and its trial goes back to the queue as a new attempt, at most ``TRIES`` in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalebench.errors import InputError
+from scalebench.measure.hardware import usable_cpus
+from scalebench.running import processes
+from scalebench.running.engines.base import (
+    Resources,
+    Tick,
+    another_attempt,
+    close_attempt,
+    has_record,
+    is_waiting,
+    no_tick,
+    worker_command,
+    worker_environment,
+    write_placement,
+)
+
+POLL_S = 0.2
+ANSWER_S = 5.0  # how long a cluster may take to accept a connection
+TRIES = 3
+OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
+
+
+@dataclass
+class _Placed:
+    """An attempt that is with Ray: what it needs, which try of its trial it is, and what is reserved for it."""
+
+    attempt: Path
+    needs: Resources
+    tries: int
+    group: Any = None
+
+
+def check(resources: Sequence[Resources]) -> None:
+    """Raise ``InputError`` where Ray is not installed, its cluster does not answer, or no node has what a trial needs.
+
+    Starts the embedded cluster, or connects to the running one, for ``place``.
+    """
+    ray = connect()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for needs in resources:
+        if not any(node.get("CPU", 0) >= needs.cpus and node.get("GPU", 0) >= needs.gpus for node in nodes):
+            most = [f"{max((node.get(kind, 0) for node in nodes), default=0):g}" for kind in ("CPU", "GPU")]
+            ray.shutdown()
+            asked = f"a trial asks for {needs.cpus} cores and {needs.gpus} GPUs on one node"
+            raise InputError(f"engine ray: {asked}; the nodes have at most {most[0]} cores and {most[1]} GPUs")
+
+
+def connect() -> Any:
+    """Return the module ``ray``, connected to its cluster; raises ``InputError`` where that cannot be."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError("engine ray: Ray is not installed; install it with pip install '.[ray]'") from error
+    if ray.is_initialized():
+        return ray
+    address = os.environ.get("RAY_ADDRESS", "local")
+    options = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {
+            "num_cpus": len(usable_cpus()), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES,
+        }  # fmt: skip
+    else:
+        check_answers(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"engine ray: {address} does not answer: {str(error).strip().splitlines()[0]}") from error
+    with contextlib.suppress(ValueError):  # Ray puts its own in place; only the main thread can
+        signal.signal(signal.SIGTERM, handler)
+    return ray
+
+
+def check_answers(address: str) -> None:
+    """Raise ``InputError`` for an address that nothing listens at, before Ray tries it for a minute."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "//" in host:
+        raise InputError(f"engine ray: RAY_ADDRESS is HOST:PORT of the cluster's head, or auto (given {address!r})")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except OSError as error:
+        raise InputError(f"engine ray: nothing answers at RAY_ADDRESS={address} ({error.strerror or error})") from error
+
+
+def place(
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
+) -> Iterator[Path]:
+    """Run the attempts' workers as Ray tasks; see ``base.Engine``."""
+    ray = connect()
+    waiting = deque(_Placed(attempt, needs, 1) for attempt, needs in zip(attempts, resources, strict=True))
+    most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))  # a trial takes a core at least
+    running: dict[Any, _Placed] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                placed = waiting.popleft()
+                running[submit(ray, placed)] = placed
+            for reference in ray.wait(list(running), timeout=POLL_S)[0]:
+                placed = running.pop(reference)
+                again = ended(ray, reference, placed)
+                if again is None:
+                    yield placed.attempt
+                else:
+                    waiting.append(again)
+            tick([placed.attempt for placed in running.values() if (placed.attempt / "placement.json").exists()])
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        ray.shutdown()
+
+
+def submit(ray: Any, placed: _Placed) -> Any:
+    """Give an attempt to Ray and return the reference of its task.
+
+    The cores and GPUs of a trial with several processes are a placement group: all of them on one node, or none yet.
+    """
+    needs = placed.needs
+    options: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
+    if needs.processes > 1:
+        util = importlib.import_module("ray.util.scheduling_strategies")
+        bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
+        placed.group = ray.util.placement_group([bundle], strategy="STRICT_PACK")
+        options["scheduling_strategy"] = util.PlacementGroupSchedulingStrategy(placed.group)
+    task = ray.remote(**options)(run_worker)
+    return task.remote(str(placed.attempt.resolve()), worker_command(placed.attempt), needs.timeout_s)
+
+
+def run_worker(attempt: str, command: list[str], timeout_s: float | None) -> int | None:
+    """Run an attempt's worker, in a task of Ray, and return its exit code; None for one that was past its time limit.
+
+    The time limit does not count while the worker waits for a GPU. The worker ends with the process of the task.
+    """
+    folder = Path(attempt)
+    write_placement(folder, "ray")
+    with (folder / "stdout.log").open("wb") as out, (folder / "stderr.log").open("wb") as err:
+        process = processes.start(command, worker_environment(), stdout=out, stderr=err)
+    late = time.monotonic() + (timeout_s or float("inf"))
+    try:
+        while (code := process.poll()) is None and time.monotonic() < late:
+            if timeout_s is not None and is_waiting(folder):
+                late = time.monotonic() + timeout_s
+            time.sleep(POLL_S)
+        return code
+    finally:
+        processes.stop(process)
+
+
+def ended(ray: Any, reference: Any, placed: _Placed) -> _Placed | None:
+    """Write the record of an attempt whose worker did not; return the attempt that follows one that was lost."""
+    if placed.group is not None:
+        ray.util.remove_placement_group(placed.group)
+    try:
+        code = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # raised by ``run_worker``, such as where no such Python is
+        close_attempt(placed.attempt, "failed", "WorkerNotStarted", str(error.cause or error))
+    except ray.exceptions.OutOfMemoryError as error:
+        close_attempt(placed.attempt, "oom", "OutOfMemory", _first(error))
+    except ray.exceptions.RayError as error:
+        return _lost(placed, f"{type(error).__name__}: {_first(error)}")
+    else:
+        _close(placed, code)
+    return None
+
+
+def _close(placed: _Placed, code: int | None) -> None:
+    if code is None:
+        close_attempt(placed.attempt, "timeout", "Timeout", "stopped at the time limit (timeout_s)")
+        return
+    reason = processes.exit_reason(code, processes.last_lines(placed.attempt / "stderr.log"))
+    status = "killed" if code < 0 else "failed"
+    close_attempt(placed.attempt, status, "WorkerEnded", f"the worker ended without a record: {reason}")
+
+
+def _lost(placed: _Placed, why: str) -> _Placed | None:
+    """Close an attempt whose Ray worker or node was lost as ``killed``; return the next one, if there is one."""
+    if has_record(placed.attempt):
+        return None
+    close_attempt(placed.attempt, "killed", "JobLost", why)
+    if placed.tries == TRIES:
+        return None
+    return _Placed(another_attempt(placed.attempt), placed.needs, placed.tries + 1)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]

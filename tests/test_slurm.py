@@ -1,0 +1,237 @@
+"""The Slurm engine, on a real Slurm of one node where that can start: what happens to tasks, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from slurm_node import CannotStartError, slurm_node
+from support import SMALL, SOURCE_PATH, run_here
+
+from scalebench import store
+from scalebench.errors import InputError
+from scalebench.running.engines import Resources, slurm
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import execute, run, survey
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[dict[str, str]]:
+    """The environment variables of a real Slurm, or a skip that says why there is none."""
+    try:
+        with slurm_node() as variables:
+            yield variables
+    except CannotStartError as error:
+        pytest.skip(f"no Slurm here: {error}")
+
+
+@pytest.fixture
+def cluster(node: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this test's processes use the real Slurm, and its tasks import from source."""
+    for name, value in node.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+    monkeypatch.setattr(slurm, "QUEUE_EVERY_S", 0.5)
+    monkeypatch.setattr(slurm, "SETTLE_S", 1.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A study of two trials: one of 30 steps, and one that would take hours."""
+    path = tmp_path / "two.toml"
+    text = SMALL.replace("steps = 30", "steps = [30, 10_000_000]").replace("seed = [0, 1]", "seed = 0")
+    path.write_text(text.replace("[200, 800]", "200"))
+    return path
+
+
+def command(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def beats(attempt: Path) -> bool:
+    return (attempt / "heartbeat.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_task_past_its_time_is_a_row_and_hides_no_other(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, ["run.timeout_s=15"])
+    sweep = run(study, tmp_path / "r", engine="slurm")
+    rows = {row["steps"]: row for row in sweep.rows.values()}
+    assert {steps: row["status"] for steps, row in rows.items()} == {30: "ok", 10_000_000: "timeout"}
+    assert rows[10_000_000]["stop_step"] > 30
+    assert "Slurm job" in rows[10_000_000]["error_message"]
+    (here,) = run_here(load_study(path, ["train.steps=30"]), tmp_path / "here").values()
+    assert rows[30]["validation_loss_nats"] == here["validation_loss_nats"]
+    assert not rows[30]["timing_exclusive"]  # Slurm gave a core, but this engine did not say which
+    assert not list((tmp_path / "r" / "small" / "slurm").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_cancelled_task_is_killed_and_a_requeued_one_runs_again_in_its_folder(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, ["train.steps=[2_000_000, 10_000_000]"])
+    sweep = survey(study, tmp_path / "r")
+    asked: dict[str, int] = {}
+
+    def interfere(running: Sequence[Path]) -> None:
+        for task, attempt in slurm.unfinished(sweep.study_dir).items():
+            steps = store.read_json(attempt / "trial.json")["trial"]["spec"]["steps"]
+            if attempt in running and beats(attempt):
+                if steps == 10_000_000 and "cancelled" not in asked:
+                    asked["cancelled"] = 1
+                    command("scancel", str(task))
+                elif steps == 2_000_000 and "requeued" not in asked:
+                    asked["requeued"] = 1
+                    (attempt / "heartbeat.json").unlink()
+                    command("scontrol", "requeue", str(task))
+                elif steps == 2_000_000 and "Restarts=1" in command("scontrol", "show", "job", str(task)):
+                    asked["again"] = 1
+                    command("scancel", str(task))
+
+        # Slurm would wait two minutes before it runs a requeued task again.
+        for task in slurm.unfinished(sweep.study_dir) if "requeued" in asked and "again" not in asked else ():
+            subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], capture_output=True)
+
+    rows = list(execute(sweep, study, engine="slurm", tick=interfere))
+    assert asked == {"cancelled": 1, "requeued": 1, "again": 1}
+    assert [(row["status"], row["error_class"]) for row in rows] == [("killed", "JobEnded")] * 2
+    assert all("CANCELLED" in row["error_message"] for row in rows)
+    assert {len(list(trial.iterdir())) for trial in (sweep.study_dir / "trials").iterdir()} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(path: Path, tmp_path: Path, capsys) -> None:
+    words = [sys.executable, "-m", "scalebench.cli.app", "run", str(path), "--engine", "slurm", "--results", "r"]
+    driver = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    study_dir = tmp_path / "r" / "small"
+    while len(slurm.unfinished(study_dir)) < 2:
+        assert driver.poll() is None
+        time.sleep(0.2)
+    driver.kill()
+    driver.wait()
+    submitted = set(slurm.submitted(study_dir).values())
+    assert sum(slurm.waiting(study_dir).values()) >= 1
+
+    def cancel(running: Sequence[Path]) -> None:
+        for task, attempt in slurm.unfinished(study_dir).items():
+            if attempt in running and store.read_json(attempt / "trial.json")["trial"]["spec"]["steps"] > 30:
+                command("scancel", str(task))
+
+    study = load_study(path)
+    rows = list(execute(survey(study, tmp_path / "r"), study, engine="slurm", tick=cancel))
+    assert sorted((row["steps"], row["status"]) for row in rows) == [(30, "ok"), (10_000_000, "killed")]
+    assert {Path(row["attempt_dir"]) for row in rows} == submitted
+    assert not slurm.waiting(study_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_an_interrupted_run_withdraws_its_tasks_and_is_resumable(path: Path, tmp_path: Path) -> None:
+    settings = ["--set", "train.steps=10_000_000"]
+    words = [sys.executable, "-m", "scalebench.cli.app", "run", str(path), "--engine", "slurm", "--results", "r"]
+    driver = subprocess.Popen([*words, *settings], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    study_dir = tmp_path / "r" / "small"
+    while not any(beats(attempt) for attempt in slurm.unfinished(study_dir).values()):
+        assert driver.poll() is None
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 3
+    assert b"run the same command again" in errors
+    deadline = time.monotonic() + 20
+    while workers(study_dir) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not workers(study_dir)
+    assert len(survey(load_study(path, ["train.steps=10_000_000"]), tmp_path / "r").missing) == 1
+
+
+def workers(study_dir: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if any(str(study_dir) in word for word in process.info["cmdline"] or [])
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("needs", "words"),
+    [
+        (Resources(gpus=1), "1 GPUs"),
+        (Resources(cpus=1000), "1000 cores"),
+        (Resources(memory_bytes=10**13), "MiB"),
+    ],
+)
+def test_what_no_node_has_is_refused(needs: Resources, words: str) -> None:
+    slurm.check([Resources()])
+    with pytest.raises(InputError, match=words) as refused:
+        slurm.check([Resources(), needs])
+    assert len(refused.value.lines) == 1
+
+
+def test_without_slurm_the_run_is_refused_before_anything_is_made(
+    small_study: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, errors = command("run", small_study, "--engine", "slurm")
+    assert code == 2
+    assert "sbatch was not found" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "results" / "small").exists()
+
+
+def test_what_is_asked_for_follows_the_plan() -> None:
+    needs = Resources(cpus=2, processes=2, memory_bytes=2**30, timeout_s=600.0)
+    assert slurm.requested(needs)[2:] == ["--cpus-per-task=2", "--mem=3584M", "--time=13"]
+    assert slurm.minutes(Resources(expected_s=60.0)) == 13
+    gpus = slurm.requested(Resources(cpus=2, gpus=2, processes=2, memory_bytes=2**36, timeout_s=60.0))
+    assert gpus[3:] == ["--mem=8192M", "--gres=gpu:2", "--time=4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("0", 0), ("768", 3), ("9", -9), ("15", -15), ("31744", 124), ("35584", -11), ("0:9", -9), ("3:0", 3)],
+)
+def test_exit_codes_are_read_as_wait_statuses_or_pairs(text: str, code: int) -> None:
+    assert slurm.exit_code(text) == code
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (slurm.State("TIMEOUT"), "timeout"), (slurm.State("FAILED", 124), "timeout"),
+        (slurm.State("OUT_OF_MEMORY"), "oom"), (slurm.State("FAILED", -9), "killed"),
+        (slurm.State("FAILED", 1), "failed"), (slurm.State("COMPLETED"), "failed"),
+        (slurm.State("CANCELLED"), "killed"), (slurm.State("NODE_FAIL"), "killed"),
+        (slurm.State("PREEMPTED"), "killed"), (None, "killed"),
+    ],
+)  # fmt: skip
+def test_every_end_of_a_task_is_a_status(tmp_path: Path, state: slurm.State | None, status: str) -> None:
+    store.write_json(tmp_path / "trial.json", {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
+    slurm.close_task(slurm.Task("7", 3), tmp_path, state)
+    row = store.read_record(tmp_path)
+    assert row["status"] == status
+    assert "7_3" in row["error_message"]
+
+
+def test_a_controller_that_does_not_answer_says_nothing_about_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "squeue"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert slurm.queue() is None
+    fake.write_text("#!/bin/sh\necho '12 3 FAILED 256 NonZeroExitCode'\necho '13 N/A PENDING 0 Priority'\n")
+    assert slurm.queue() == {slurm.Task("12", 3): slurm.State("FAILED", 1, "NonZeroExitCode")}
