@@ -126,11 +126,8 @@ def _check_machines(old: pd.DataFrame, new: pd.DataFrame) -> None:
             before, after = ({str(value) for value in frame[column].dropna()} for frame in (old, new))
             if before and after and before != after:
                 sides = " and ".join(", ".join(sorted(side)) for side in (before, after))
-                raise InputError(
-                    [
-                        f"different machines ({column}: {sides}): times are not comparable; --other-machine does it anyway"
-                    ]
-                )
+                what = f"different machines ({column}: {sides})"
+                raise InputError([f"{what}: times are not comparable; --other-machine does it anyway"])
 
 
 def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 
@@ -103,6 +103,9 @@ def run(
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
     engine: str = "local",
+    report: Annotated[
+        bool, Parameter(negative=(), help="Keep RESULTS/<study>/report.html current while trials finish.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -116,9 +119,8 @@ def run(
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(
-        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
-    )
+    how: dict[str, Any] = {"engine": engine, "fresh_code": fresh_code, "report": report}
+    return run_study(study, settings, results, jobs, statuses(retry), **how, as_json=as_json)
 
 
 def plan(

@@ -148,11 +148,12 @@ class TrainingRun:
 
     def check(self, done: int) -> None:
         """Report progress, and raise ``Diverged`` when one of the losses so far is not finite, in every process."""
-        self.recorder.progress(done, self.spec.steps)
-        assert self.losses is not None
-        parallel.average(self.losses[self.checked : done])
+        losses = self.losses
+        assert losses is not None
+        self.recorder.progress(done, self.spec.steps, lambda: float(losses[done - 1]))
+        parallel.average(losses[self.checked : done])
         self.checked = done
-        check_finite(self.losses, done)
+        check_finite(losses, done)
 
     def save_samples(self) -> None:
         """Write loss and time of the finished steps to steps.parquet."""

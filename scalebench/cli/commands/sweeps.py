@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
-from scalebench.cli.output import duration, print_json, quantity, say, table, trials, warn
+from scalebench.cli.output import duration, print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
+    from scalebench.cli.progress import TrialLabel
     from scalebench.running.planning import PlannedTrial
     from scalebench.running.sweep import Sweep
+    from scalebench.study import Study
 
 SHOWN_SIZES = 40
 
@@ -40,9 +44,15 @@ def run_study(
     *,
     engine: str = "local",
     fresh_code: bool,
+    report: bool = False,
+    verdict: bool = True,
     as_json: bool,
 ) -> int:
-    """Run a study's missing trials; return the exit code."""
+    """Run a study's missing trials; return the exit code.
+
+    With ``report`` the study's page is kept current while trials finish; at the end its ``verdict`` is printed.
+    """
+    from scalebench.cli.live_page import LivePage
     from scalebench.cli.progress import Progress, SweepProgress
     from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
@@ -55,11 +65,18 @@ def run_study(
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
     expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
+    page = LivePage(sweep.study_dir) if report else None
     with Progress(quiet=as_json) as display:
-        progress = SweepProgress(expected, display)
+        progress = SweepProgress(expected, display, {trial.trial_id: _label(trial) for trial in sweep.missing})
         for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
             progress.finish(row, as_json=as_json)
-    _conclude(sweep, time.monotonic() - begun, as_json=as_json)
+            if page:
+                page.refresh()
+    if page:
+        page.write()
+    _conclude(sweep, time.monotonic() - begun, page.path if page else None, as_json=as_json)
+    if not as_json:
+        say(*progress.repeated(), *(_verdict(sweep) if verdict else ()))
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
 
 
@@ -73,18 +90,39 @@ def _announce(sweep: Sweep, *, as_json: bool) -> None:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
 
 
-def _conclude(sweep: Sweep, elapsed_s: float, *, as_json: bool) -> None:
+def _label(planned: PlannedTrial) -> TrialLabel:
+    """Return what a running trial is called, and what one of its steps processes."""
+    from scalebench.cli.progress import TrialLabel
+
+    spec = planned.trial.spec
+    length = getattr(spec, "sequence_length", None)
+    text = f"{planned.trial.family} {quantity(planned.counts.non_embedding)} seed {spec.seed}"
+    return TrialLabel(text, spec.batch_size * (length or 1), "tokens" if length else "samples")
+
+
+def _verdict(sweep: Sweep) -> list[str]:
+    """Return the sentences at the head of the study's page, if any trial ended ok."""
+    if not any(row["status"] == "ok" for row in sweep.rows.values()):
+        return []
+    from scalebench.analysis.study import analyse
+    from scalebench.reporting import verdict
+
+    return ["", *verdict(analyse(store.read_results(sweep.study_dir), sweep.study_dir.name))]
+
+
+def _conclude(sweep: Sweep, elapsed_s: float, page: Path | None, *, as_json: bool) -> None:
     counts = dict(sweep.statuses())
     if as_json:
         summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
-        print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
+        places = {"results": str(sweep.study_dir)} | ({"report": str(page)} if page else {})
+        print(json.dumps(summary | {"elapsed_s": elapsed_s} | places))
         return
     shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = sorted(set(counts) - {"ok", "missing"})
     if wrong:
         say(f"run them again with --retry {','.join(wrong)}; their logs are in {sweep.study_dir}/trials")
-    say(f"report: scalebench report {sweep.study_dir}")
+    say_exactly(f"report: {page}" if page else f"report: scalebench report {sweep.study_dir}")
 
 
 def run_demo(results: Path, output: Path | None) -> int:
@@ -95,7 +133,7 @@ def run_demo(results: Path, output: Path | None) -> int:
     from scalebench.analysis.study import analyse
     from scalebench.reporting import picture, verdict, write
 
-    code = run_study("demo", [], results, None, [], fresh_code=False, as_json=False)
+    code = run_study("demo", [], results, None, [], fresh_code=False, verdict=False, as_json=False)
     study = analyse(store.read_results(results / "demo"), "demo")
     output = output or results / "demo" / "report.html"
     say("", *verdict(study), "")
@@ -135,6 +173,7 @@ def show_plan(
         print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
+    say(*_axes_lines(study, total["trials"]), *_earlier_lines(sweep, rate.flops_per_s))
     for parent in parents[: None if every else SHOWN_SIZES]:
         end = "its run continued" if parent["continued"] else "its weights"
         cost = quantity(parent["flops"], "FLOP")
@@ -142,6 +181,42 @@ def show_plan(
     if ceilings:
         print_steps(steps, ceilings)
     return 0
+
+
+def _axes_lines(study: Study, trials_planned: int) -> list[str]:
+    """Name the axes that multiply to the number of trials, those of [[zip]] as one, and what is excluded."""
+    together = [entry.axes() for entry in study.zipped]
+    zipped = {name for entry in together for name in entry}
+    factors = {name: len(values) for name, values in study.axes().items() if len(values) > 1 and name not in zipped}
+    factors |= {" with ".join(entry): len(next(iter(entry.values()))) for entry in together}
+    if not factors:
+        return []
+    product = math.prod(factors.values())
+    text = f"axes: {' × '.join(f'{name} ({count})' for name, count in factors.items())} = {product}"
+    if study.parents is None and product > trials_planned:
+        text += f", {product - trials_planned} of them excluded or equal to others"
+    return [text]
+
+
+def _earlier_lines(sweep: Sweep, peak: float | None) -> list[str]:
+    """Compare the estimates with what earlier trials of this plan measured."""
+    ratios: dict[str, list[float]] = {"time": [], "memory": []}
+    for planned in sweep.planned:
+        row = sweep.rows.get(planned.trial_id)
+        if row is None or row["status"] != "ok":
+            continue
+        memory = row.get("peak_memory_allocated_bytes") or row.get("memory_tracked_peak_bytes")
+        pairs = (("time", row.get("wall_time_s"), planned.seconds(peak)), ("memory", memory, planned.memory_bytes))
+        for name, measured, estimate in pairs:
+            if measured and estimate:
+                ratios[name].append(measured / estimate)
+    parts = [
+        f"{name} ×{median(values):.2g} of the estimate (×{min(values):.2g} to ×{max(values):.2g})"
+        for name, values in ratios.items()
+        if values
+    ]
+    count = max(map(len, ratios.values()))
+    return [f"measured so far, {trials(count)} of this plan: {', '.join(parts)}"] if parts else []
 
 
 def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
@@ -187,12 +262,15 @@ def _grown(sizes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: dict[str, Any]) -> None:
-    header = ("family", "shape", "trials", "params", "non-emb.", "steps", "FLOPs", "~time", "~memory")
+    header = ("shape", "trials", "params", "non-emb.", "steps", "FLOPs", "~time", "~memory")
     grown = _grown(sizes)
+    families = {size["family"] for size in sizes}
     rows = [
         (
-            size["family"],
-            " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
+            " ".join(
+                [size["family"]] * (len(families) > 1)
+                + [f"{key} {size['model'][key]}" for key in grown if key in size["model"]]
+            ),
             str(size["trials"]),
             quantity(size["params"]),
             quantity(size["params_non_embedding"]),
@@ -203,7 +281,7 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
         )
         for size in sizes
     ]
-    table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
+    table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows)
     if count > len(sizes):
         say(f"… and {count - len(sizes)} more sizes (--all lists them)")
     say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
