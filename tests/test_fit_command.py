@@ -274,7 +274,7 @@ def test_default_columns() -> None:
         (("empty",), "empty: no results here"),
         (("absent",), "absent: there is no such file or folder"),
         (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
-        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .jsonl, .jsonl.gz, .parquet, and it is not a f"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .jsonl, .jsonl.gz, .parq"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:

@@ -173,7 +173,7 @@ def show_plan(
         print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
-    say(*_axes_lines(study, total["trials"]), *_earlier_lines(sweep, rate.flops_per_s))
+    say(*_axes_lines(study, len(sweep.planned)), *_earlier_lines(sweep, rate.flops_per_s))
     for parent in parents[: None if every else SHOWN_SIZES]:
         end = "its run continued" if parent["continued"] else "its weights"
         cost = quantity(parent["flops"], "FLOP")
