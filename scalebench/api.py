@@ -42,7 +42,7 @@ class Plots(PlotAccessor):
     """The figures of a report, each drawn into ``ax`` (by default new axes), which it returns; beside pandas' plots."""
 
     def __init__(self, data: Results) -> None:
-        super().__init__(data)  # type: ignore[call-arg]  # not in the stubs
+        super().__init__(data)
         self.trials = data
 
     def _draw(self, name: str, ax: Axes | None) -> Axes:
@@ -210,10 +210,11 @@ def predict(
         study = select_study(Path(source), where)
         return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
     law = _fit_of("predict", source, "power", where)
-    missing = [name for name in law.law.inputs if given.get(name) is None]
+    known = {name: float(value) for name, value in given.items() if value is not None}
+    missing = [name for name in law.law.inputs if name not in known]
     if missing:
         raise InputError([f"predict: {law.law.name} needs {' and '.join(missing)}"])
-    chosen = {name: float(given[name]) for name in law.law.inputs}
+    chosen = {name: known[name] for name in law.law.inputs}
     return predict_fit(law, chosen, law.law.response)
 
 
@@ -228,7 +229,7 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
 
     if approach not in (1, 2, 3):
         raise InputError([f"optimal: approach {approach!r}: 1 (envelope), 2 (isoFLOP) or 3 (a fitted surface)"])
-    how = Counting(**counting)  # type: ignore[arg-type]
+    how = Counting(**counting)
     if isinstance(points, str | Path):
         optional = ("tokens", "flops", "params", "params_non_embedding", "run")
         points = read_roles(Path(points), ("loss",), optional, {}, where)

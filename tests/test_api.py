@@ -77,6 +77,7 @@ def test_a_fit_predicts_from_a_number_and_prints_one_line(results: Results) -> N
         two.predict(1e6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss", "time", "memory", "residuals"])
 def test_plots_return_axes(results: Results, name: str) -> None:
     axes = getattr(results.plot, name)()
@@ -102,6 +103,7 @@ def test_a_study_and_a_comparison_print_one_line(tmp_path: Path) -> None:
     assert "eager" in compared._repr_html_()
 
 
+@pytest.mark.slow
 def test_predictions_and_advice_agree_with_the_planted_laws(folder: Path, tmp_path: Path) -> None:
     predicted = {each.quantity: each.value for each in scalebench.predict(folder / "planted", params=3e6).quantities}
     assert predicted["validation loss"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
@@ -115,6 +117,7 @@ def test_predictions_and_advice_agree_with_the_planted_laws(folder: Path, tmp_pa
     assert design.chosen[0].narrowing < 1
 
 
+@pytest.mark.slow
 def test_half_the_compute_is_worth_two() -> None:
     flops = np.geomspace(1e18, 1e22, 9)
     loss = 1.7 + 400 * flops**-0.15

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 
@@ -155,9 +155,10 @@ def status(results: ResultsArgument = RESULTS, /, *, as_json: Json = False) -> i
 def _usage(name: str, function: Callable[..., int]) -> str:
     """Return the usage of a command with its positional arguments by name: report [OPTIONS] [RESULTS...]."""
     words = [f"Usage: scalebench {name} [OPTIONS]"]
+    hints = get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind == parameter.POSITIONAL_ONLY:
-            word = parameter.name.upper() + ("..." if "list[" in str(parameter.annotation) else "")
+            word = parameter.name.upper() + ("..." if get_origin(hints[parameter.name]) is list else "")
             words.append(word if parameter.default is parameter.empty else f"[{word}]")
     return " ".join(words)
 
@@ -178,6 +179,7 @@ def _register() -> None:
     app.register_install_completion_command(help="Complete commands and options in this shell.", group="Options")
 
 
+NAMED = "--params-column N --tokens-column D --loss-column L"
 # In the order of the three jobs. Each example is run by tests/test_help.py.
 COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
     "Run a scaling sweep": {
@@ -194,15 +196,21 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "report": (app_results.report, "report results/demo -o report.html"),
         "export": (app_results.export, "export results -o trials.csv"),
         "diff": (app_results.diff, "diff old-results new-results"),
-        "fit": (app_laws.fit, "fit points.csv --law chinchilla --output fit.json"),
+        "fit": (
+            app_laws.fit,
+            "fit points.csv --law chinchilla --params-column N --tokens-column D --loss-column L -o fit.json",
+        ),
         "predict": (app_laws.predict, "predict fit.json --params 7e9 --tokens 1.4e12"),
-        "optimal": (app_laws.optimal, "optimal points.csv --budget 1e21"),
+        "optimal": (
+            app_laws.optimal,
+            f"optimal points.csv {NAMED} --budget 1e21",
+        ),
         "next": (app_laws.next_, "next fit.json --predict params=7e9,tokens=1.4e12"),
         "worth": (app_laws.worth, "worth old.csv new.csv"),
-        "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against N"),
+        "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against N --loss-column L"),
     },
     "Compare kernel speed with eager PyTorch": {
-        "compare": (app_setup.compare, "compare norm --providers eager,compiled --processes 1"),
+        "compare": (app_setup.compare, "compare norm --providers eager,torch --processes 1 --seconds 0.1"),
     },
     "This installation": {
         "list": (app_setup.list_, "list --columns"),
