@@ -210,7 +210,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against N --loss-column L"),
     },
     "Compare kernel speed with eager PyTorch": {
-        "compare": (app_setup.compare, "compare norm --providers eager,torch --processes 1 --seconds 0.1"),
+        "compare": (app_setup.compare, "compare norm --providers eager,compiled --processes 1 --seconds 0.1"),
     },
     "This installation": {
         "list": (app_setup.list_, "list --columns"),
