@@ -46,7 +46,7 @@ bench: $(READY)
 
 # Every shipped kernel compiled for sm_80, sm_90 and sm_100, without a GPU; unchanged ones come from results/compiled.
 kernels: $(READY)
-	PYTHONPATH=kernels $(BIN)/python kernels/tools/compile_ahead.py
+	PYTHONPATH=kernels $(BIN)/python kernels/tools/compile_ahead.py $(addprefix --assembler ,$(wildcard $(CARRIED)/ptxas.xz))
 
 # On a machine with a GPU and no network, with the torch and triton of PYTHON: prove (first) or measure (second).
 PHASE ?= first

@@ -1,4 +1,4 @@
-"""How long a user waits: help, planning ten thousand trials, reading ten thousand results."""
+"""How long a user waits: help, and planning ten thousand trials. bench_store.py has the commands on results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 from support import SOURCE_PATH
-
-from scalebench import store
-from scalebench.workloads import columns_of
 
 PLAN = """
 schema = 1
@@ -41,17 +38,3 @@ def test_help(benchmark, command) -> None:
 def test_plan_of_ten_thousand_trials(benchmark, command, tmp_path: Path) -> None:
     (tmp_path / "large.toml").write_text(PLAN % list(range(100)))
     benchmark.pedantic(lambda: command("plan", "large.toml"), rounds=3, warmup_rounds=1)
-
-
-def test_reading_ten_thousand_results(benchmark, tmp_path: Path) -> None:
-    for index in range(10_000):
-        attempt = tmp_path / "s" / "trials" / f"{index:016x}" / "attempt-1"
-        attempt.mkdir(parents=True)
-        row = dict.fromkeys(column.name for column in columns_of("training")) | {
-            "study": "s",
-            "trial_id": f"{index:016x}",
-            "status": "ok",
-        }
-        (attempt / "record.json").write_text(store.json.dumps({"schema": 1, "files": {}} | row))
-    frame = benchmark.pedantic(lambda: store.load_results(tmp_path), rounds=3)
-    assert len(frame) == 10_000

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
-from pandas.plotting import PlotAccessor
 
 from scalebench import store
 from scalebench.errors import InputError
@@ -23,10 +22,9 @@ from scalebench.points.files import is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
 from scalebench.points.roles import OF_RESULTS, find_law
 from scalebench.points.table import select_rows
+from scalebench.reporting.plots import Plots
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from scalebench.advice import Allocation
     from scalebench.advice.design import Design
     from scalebench.advice.multiplier import ComputeMultiplier
@@ -36,65 +34,6 @@ if TYPE_CHECKING:
 SHOWN = ("study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s")
 SHOWN_ROWS = 12
 POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
-
-
-class Plots(PlotAccessor):
-    """The figures of a report, each drawn into ``ax`` (by default new axes), which it returns; beside pandas' plots."""
-
-    def __init__(self, data: Results) -> None:
-        super().__init__(data)
-        self.trials = data
-
-    def _draw(self, name: str, ax: Axes | None) -> Axes:
-        from importlib import import_module
-
-        import matplotlib.pyplot as plt
-
-        from scalebench.analysis.study import analyse
-        from scalebench.reporting.svg import Marks
-        from scalebench.reporting.views import Caption
-
-        module, function = FIGURES[name]
-        results = self.trials.results
-        studies = list(results.studies)
-        if len(studies) != 1:
-            raise InputError([f"plot.{name}: {len(studies)} studies here; load one: load_results('RESULTS/<study>')"])
-        axes = plt.subplots()[1] if ax is None else ax
-        draw = getattr(import_module(f"scalebench.reporting.figures.{module}"), function)
-        figure: Any = axes.figure
-        drawn = draw(Marks(figure, axes), analyse(results, studies[0]))
-        if not isinstance(drawn, Caption):
-            raise InputError([f"plot.{name}: {drawn or 'nothing of it was measured'}"])
-        return axes
-
-    def loss(self, ax: Axes | None = None) -> Axes:
-        """Validation loss against size, with the fitted law."""
-        return self._draw("loss", ax)
-
-    def time(self, ax: Axes | None = None) -> Axes:
-        """Time of a training step against size."""
-        return self._draw("time", ax)
-
-    def memory(self, ax: Axes | None = None) -> Axes:
-        """Memory against size."""
-        return self._draw("memory", ax)
-
-    def curves(self, ax: Axes | None = None) -> Axes:
-        """Training loss over the steps."""
-        return self._draw("curves", ax)
-
-    def residuals(self, ax: Axes | None = None) -> Axes:
-        """Residuals of the law of the loss."""
-        return self._draw("residuals", ax)
-
-
-FIGURES = {
-    "loss": ("loss", "loss_figure"),
-    "time": ("costs", "step_time_figure"),
-    "memory": ("costs", "memory_figure"),
-    "curves": ("runs", "curves_figure"),
-    "residuals": ("laws", "residuals_figure"),
-}
 
 
 class Results(pd.DataFrame):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
+os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
 os.environ["COLUMNS"] = "240"
 

@@ -12,7 +12,10 @@ What is checked (:class:`HazardError` or :class:`DeadlockError` is raised, or th
 - wgmma may read its operands in shared memory at any time from issue to the wait that retires it: writing to them
   meanwhile is an error, and so is the use of a result before that wait. Groups retire in order, per partition.
 - mbarriers have counts, bytes and parity; more arrivals than the count are an error.
-- TMA stores read shared memory until ``store_wait``; ending before it is an error.
+- TMA stores and additions read shared memory until ``store_wait``; ending before it is an error. Additions are made at
+  any time until ``additions_wait``.
+- A variable that a loop changes, but that the compiler does not carry from round to round, is an error: see
+  :func:`not_carried`.
 - Memory written by ``store`` needs ``fence_async_shared`` before wgmma or TMA reads it, as do initialised barriers.
 - Accesses through pointers stay inside of the tensor's storage; 32-bit integers do not overflow.
 
@@ -32,8 +35,10 @@ from typing import Any
 
 import gluon_memory as memory
 import torch
+from gluon_loops import not_carried
 from gluon_machine import DeadlockError, HazardError, Machine, Partition, Schedule, here
 from gluon_memory import Allocation, Barrier, Descriptor, Memory
+from scalekernels.attention import hopper_adding
 from torch import Tensor
 from triton.experimental.gluon import language
 from triton.experimental.gluon.language.nvidia import hopper
@@ -135,10 +140,14 @@ def _store(pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> None:
     pointer.storage[offset[mask]] = value[mask]
 
 
-def _atomic_add(pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> None:
+def _atomic_add(pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> Any:
+    """Add; return what a scalar pointer's element was before."""
+    is_scalar = not isinstance(pointer.offset, Tensor) and not isinstance(value, Tensor)
+    before = make_int(int(pointer.storage[int(pointer.offset)]), 32) if is_scalar else None
     value = torch.as_tensor(value).to(pointer.storage.dtype)
     offset, mask = pointer.lanes(mask, value.shape)
     pointer.storage.index_add_(0, offset[mask], value[mask])
+    return before
 
 
 def _allocate(dtype: torch.dtype, shape: list[int], layout: Any, value: Any = None) -> Any:
@@ -220,12 +229,22 @@ COPIES = types.SimpleNamespace(
 REPLACED: list[tuple[Any, Any]] = [
     (language, LANGUAGE), (hopper.mbarrier, BARRIERS), (hopper.tma, COPIES), (hopper.fence_async_shared, memory.fence),
     (hopper.warpgroup_mma, memory.multiply), (hopper.warpgroup_mma_wait, memory.multiply_wait),
+    (hopper_adding.async_add_shared_to_global, memory.add_async), (hopper_adding.additions_wait, memory.additions_wait),
 ]  # fmt: skip
 
 
 def lowered(kernel: Any) -> Callable[..., Any]:
     """Return the Python function of a Gluon kernel, which names the emulator's operations."""
+    require_carried(kernel)
     return _lower(kernel.fn, {})
+
+
+def require_carried(kernel: Any) -> None:
+    """Raise ``HazardError`` where the compiler would not carry a variable that a loop of a jit function changes."""
+    if names := not_carried(kernel.src):
+        raise HazardError(
+            f"{kernel.__name__}: the loop changes {', '.join(sorted(names))}, which Triton does not carry"
+        )
 
 
 def _lower(function: Any, spaces: dict[int, dict[str, Any]]) -> Callable[..., Any]:
@@ -237,6 +256,7 @@ def _lower(function: Any, spaces: dict[int, dict[str, Any]]) -> Callable[..., An
             if replacement is not None:
                 space[name] = replacement
             elif hasattr(value, "fn") and hasattr(value, "arg_names"):
+                require_carried(value)
                 space[name] = _lower(value.fn, spaces)
             elif isinstance(value, language.constexpr):
                 space[name] = value.value

@@ -80,6 +80,7 @@ class Partition:
         self.name, self.waits_for, self.aborted = f"partition {next(machine.names)}", "", False
         self.products: list[Any] = []
         self.stores: list[Any] = []
+        self.additions = 0  # by TMA, not yet made
         self.dirty: list[Any] = []  # ranges and barriers written without a fence since
         self.baton = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._body, args=(function, arguments), daemon=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Callable
 from typing import Any
 
 from gluon_machine import HazardError, Partition, here
 from torch import Tensor
+
+ADDITIONS = "its additions"
 
 
 class Range:
@@ -208,6 +211,41 @@ def store_async(descriptor: Descriptor, at: list[int], memory: Memory) -> None:
     of_tensor, of_block = descriptor.inside(at)
     value = memory.tensor[of_block].clone()
     partition.machine.at(partition.machine.schedule.delay("store"), lambda: descriptor.tensor[of_tensor].copy_(value))
+
+
+def add_async(descriptor: Descriptor, at: list[int], memory: Memory, landed: Callable[[], None] = lambda: None) -> None:
+    """Add to global memory by TMA, at any time from now on, then call ``landed``; no addition to an element is lost."""
+    partition = here()
+    partition.step()
+    if memory.shape != descriptor.block_shape or memory.dtype != descriptor.dtype:
+        raise HazardError(
+            f"an addition of {memory.dtype} {memory.shape} to {descriptor.dtype} {descriptor.block_shape}"
+        )
+    where, allocation = memory.range, memory.allocation
+    allocation.require(where, "adds by TMA from", write=False, asynchronous=True)
+    allocation.reading.append(where)
+    partition.stores.append(where)
+    partition.additions += 1
+    of_tensor, of_block = descriptor.inside(at)
+    value = memory.tensor[of_block].clone()
+
+    def land() -> None:
+        descriptor.tensor[of_tensor] += value
+        partition.additions -= 1
+        landed()
+        if partition.waits_for == ADDITIONS and not partition.additions:
+            partition.machine.at(0.0, partition)
+
+    partition.machine.at(partition.machine.schedule.delay("store"), land)
+
+
+def additions_wait(value: Any) -> Any:
+    """Wait until the additions of this partition have been made; they have read shared memory, too."""
+    store_wait(0)
+    partition = here()
+    while partition.additions:
+        partition.block(ADDITIONS)
+    return value
 
 
 def store_wait(pendings: int) -> None:

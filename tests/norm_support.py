@@ -23,7 +23,8 @@ def case_failure(case: Case, backward: bool, seed: int = 0, given: Mapping[str, 
     given = norm.inputs(case, seed=seed) if given is None else given
     providers = norm.providers()
     ours, theirs = (providers[name].prepare(case, given, backward)() for name in ("triton", "eager"))
-    return inaccuracy(ours, theirs, norm.results(case, given, backward))
+    terms = norm.terms(case, given, backward)
+    return inaccuracy(ours, theirs, norm.results(case, given, backward), terms=terms)
 
 
 def gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor], seed: int = 1) -> tuple[Tensor, ...]:

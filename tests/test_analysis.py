@@ -75,7 +75,7 @@ def test_every_prediction_of_the_report_is_that_of_predict(command, study: Study
         assert size == quantity(params).replace("\u00a0", " ")
         assert {answers[name]["interval"] for name in UNITS} == {"new run"}
         assert predictions == [shown(answers[name], unit) for name, unit in UNITS.items()]
-    (diamond,) = re.findall(r"<title>predicted at ([^:<]*): ([\d.]+) nats", page)
+    (diamond,) = re.findall(r"<title>projected at ([^:<]*): ([\d.]+) nats", page)
     answers = json.loads(command("predict", "bent", "--params", 4 * max(SIZES), "--json")[1])["answers"]
     assert diamond == (f"{quantity(4 * max(SIZES))} parameters".replace("\u00a0", " "),
                        f"{answers['validation_loss']['value']:.3f}")  # fmt: skip

@@ -15,6 +15,7 @@ from scalekernels.attention import (
     LADDER,
     Case,
     attention,
+    attention_over_cache,
     compilations,
     cost,
     inputs,
@@ -43,7 +44,8 @@ def tensors(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
         ({"q": torch.zeros(4, 5, 16)}, ValueError, r"q has shape \(4, 5, 16\); allowed: \(batch, heads"),
         ({"k": torch.zeros(2, 2, 0, 16)}, ValueError, "k has shape"),
         ({"q": torch.zeros(2, 4, 5, 32)[..., ::2]}, ValueError, r"q has stride 2 in its last .*q.contiguous\(\)"),
-        ({"q": torch.zeros(2, 4, 5, 48)}, ValueError, "head dimension 48; allowed: 16, 32, 64, 128, 256"),
+        ({"q": torch.zeros(2, 4, 5, 48)}, ValueError, "k has shape .* must be those of q"),
+        ({"q": torch.zeros(2, 4, 5, 288)}, Unsupported, "head dimension 288; the kernels have at most 256"),
         ({"k": torch.zeros(1, 2, 7, 16)}, ValueError, "k has shape .* must be those of q"),
         ({"v": torch.zeros(2, 2, 8, 16)}, ValueError, "v has shape .* must be that of k"),
         ({"q": torch.zeros(2, 5, 5, 16)}, ValueError, "q has 5 heads and k 2; .* multiple"),
@@ -211,3 +213,5 @@ def test_forward_mode_is_an_error_by_name():
         dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
         with pytest.raises(RuntimeError, match=r"attention has no forward-mode derivative .k has a tangent"):
             attention(q, dual, q)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="attention_over_cache has no forward-mode derivative"):
+            attention_over_cache(q[:, :, :2], dual, q)

@@ -61,7 +61,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, capture: bool) -> tuple[Tensor, 
     task = gpt.task(config, open_source("stdlib"), about, spec)
     torch.manual_seed(0)
     model = gpt.build(config, "eager")
-    copy = WorkingCopy(model, torch.float32)
+    copy = WorkingCopy(model, torch.float32, sum_in_products=True)
     optimizer = build_optimizer(model, spec)
     copy.follow(optimizer)
     held = [*model.parameters(), *copy.copies]

@@ -8,13 +8,17 @@ is taken from the cache that ``make kernels`` fills.
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import random
 from datetime import UTC, datetime
+from pathlib import Path
 
 import compile_ahead
 import pytest
+import second_assembler
 from scalekernels import OPERATIONS
+from scalekernels.device import assembler
 
 ROTATION = os.environ.get("SCALEBENCH_ROTATION", datetime.now(UTC).date().isoformat())
 ROTATED = 24
@@ -78,3 +82,50 @@ def test_a_table_that_lacks_a_row_or_was_made_from_other_sources_is_out_of_date(
     assert "not shipped" in compile_ahead.out_of_date(report, jobs[1:])[0]
     report["sources_sha256"] = "0" * 64
     assert compile_ahead.out_of_date(report, jobs)
+
+
+# --- another assembler -----------------------------------------------------------------------------------------------
+
+
+def program(path: Path, says: str) -> Path:
+    """Write a program that prints this."""
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_another_assembler_is_used_within_its_block_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, named = assembler(90), program(tmp_path / "named", "release 1.2, V1.2.3")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(named))
+    packed = tmp_path / "other.xz"
+    packed.write_bytes(lzma.compress(program(tmp_path / "other", "release 99.1, V99.1.7").read_bytes()))
+    with second_assembler.unpacked(packed) as path, second_assembler.using(path):
+        assert assembler(90)[1] == "99.1.7"
+    assert not path.exists()
+    with second_assembler.using(None):
+        assert assembler(90) == own
+    assert assembler(90)[1] == "1.2.3"
+    assembler.cache_clear()
+
+
+def test_what_is_no_assembler_is_refused_by_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", program(tmp_path / "else", "hello")):
+        with pytest.raises(ValueError, match=f"{path.name} is no ptxas"), second_assembler.unpacked(path):
+            pass
+
+
+@pytest.mark.slow
+def test_gluon_kernels_are_compiled_with_both_assemblers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [job for job in compile_ahead.all_jobs() if job.operation == "norm" or job.arch != 90]
+    gluon = compile_ahead.gluon_jobs(compile_ahead.all_jobs())
+    assert {job.arch for job in gluon} == {90}
+    assert not compile_ahead.gluon_jobs(jobs)
+    one = next(job for job in gluon if job.kernel.endswith("forward_hopper"))
+    monkeypatch.setattr(compile_ahead, "all_jobs", lambda: [one, jobs[0]])
+    report = compile_ahead.compiled_report(1, compile_ahead.CACHE, Path(assembler(90)[0]))
+    again = report["other_assembler"]
+    assert again["ptxas_version"] == assembler(90)[1]
+    assert again["rows"] == report["rows"][:1]
+    again["rows"][0]["failures"] = ["spills: 8 bytes"]
+    assert "1 configurations, 1 of which miss a requirement" in compile_ahead.table(report)
+    assert compile_ahead.table(report).count(one.label) == 2

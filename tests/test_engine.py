@@ -309,6 +309,7 @@ def placements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         attempts = [tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}" for number in range(len(resources))]
         for attempt in attempts:
             attempt.mkdir()
+            store.write_json(attempt / "trial.json", {})
         assert set(local.place(attempts, resources, jobs=jobs)) == set(attempts)
         return [store.read_json(attempt / "placement.json") | {"at": attempts.index(attempt)} for attempt in started]
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gpu_session
 import pytest
 import session_measures
 import session_steps
@@ -206,6 +207,17 @@ def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) ->
 
 
 # --- what the phases do ----------------------------------------------------------------------------------------------
+
+
+def test_steps_can_be_chosen_and_their_limits_shortened() -> None:
+    steps = gpu_session.PHASES["second"]()
+    few = gpu_session.chosen(steps, "setup,backward tables,law", "law=60,training=80")
+    assert [step.name for step in few] == ["setup", "backward tables", "law"]
+    assert few[-1].most_s == 60
+    assert few[0] == steps[0]
+    assert gpu_session.chosen(steps, "", "") == list(steps)
+    with pytest.raises(SystemExit, match="no step profile; the steps: setup, "):
+        gpu_session.chosen(steps, "profile", "")
 
 
 @pytest.mark.slow

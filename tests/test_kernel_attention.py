@@ -20,6 +20,7 @@ from scalekernels.attention import (
 )
 from scalekernels.attention import kernels as attention_kernels
 from scalekernels.attention import launch as attention_launch
+from torch.nn.functional import scaled_dot_product_attention
 
 TRITON_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
@@ -71,6 +72,51 @@ def test_log_sum_exp_is_kept_in_base_two(small_tiles):
         _, lse = torch.ops.scalekernels.attention(q, k, v, True, 0.25, True)
     exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.25)["lse"]
     assert_accurate({"lse": lse}, {}, {"lse": exact})
+
+
+HEAD_DIMENSIONS = (1, 24, 72, 80, 96, 112, 192)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("head_dimension", HEAD_DIMENSIONS)
+def test_head_dimensions_between_those_of_the_kernels(small_tiles, head_dimension, backward):
+    assert failure(Case(1, 2, 1, 9, 21, head_dimension, True, torch.float32), "triton", backward) is None
+
+
+def test_a_cache_with_a_head_dimension_between_those_of_the_kernels(small_tiles):
+    given = inputs(Case(1, 2, 1, 3, 11, 24, True, torch.float32))
+    q, k, v = given["q"], given["k"], given["v"]
+    with torch.no_grad():
+        for query in (q, q[:, :, -1:]):
+            mask = torch.ones(query.shape[2], 11, dtype=torch.bool).tril(11 - query.shape[2])
+            exact = scaled_dot_product_attention(*(t.double() for t in (query, k, v)), mask, enable_gqa=True)
+            assert (attention_over_cache(query, k, v) - exact).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float16, torch.float32, torch.float32)])
+def test_autocast_casts_as_pytorch_does_for_its_attention(small_tiles, dtypes):
+    """The dtype of the result, the casts of the inputs and the dtypes of the gradients are those of PyTorch."""
+    given = inputs(Case(1, 2, 2, 19, 19, 16, True, torch.float32))
+    leaves = [given[name].to(dtype).requires_grad_() for name, dtype in zip("qkv", dtypes, strict=True)]
+    grad = given["grad_out"].half()
+    halves = [leaf.detach().half().requires_grad_() for leaf in leaves]
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = attention(*leaves, causal=True)
+        theirs = scaled_dot_product_attention(*leaves, is_causal=True)
+        assert attention_over_cache(*(leaf.detach() for leaf in leaves)).dtype == torch.float16
+    assert out.dtype == theirs.dtype == torch.float16
+    by_hand = attention(*halves, causal=True)
+    assert torch.equal(out, by_hand)
+    found = torch.autograd.grad(out, leaves, grad)
+    assert [one.dtype for one in found] == list(dtypes)
+    for one, other in zip(found, torch.autograd.grad(by_hand, halves, grad), strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+
+
+def test_autocast_leaves_float64_alone():
+    q = torch.zeros(1, 1, 3, 16, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.float16), pytest.raises(TypeError, match="q is float64"):
+        attention(q, q, q)
 
 
 @pytest.mark.parametrize("scale", [0.01, 3.0])

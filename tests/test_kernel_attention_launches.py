@@ -13,6 +13,7 @@ from scalekernels.attention import (
     compilations,
     hopper_backward,
     hopper_forward,
+    hopper_fused,
     hopper_gradients,
     tuned,
 )
@@ -82,8 +83,9 @@ class Noted:
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     """What is launched while the test runs; nothing is."""
     found: set[tuple[Any, ...]] = set()
-    shipped = {one.kernel for arch in ARCHITECTURES for one in compilations(arch)}
-    for module in (attention_kernels, hopper_forward, hopper_backward):
+    shipped = {one.kernel for arch in ARCHITECTURES for one in compilations(arch)} | {"hopper_all"}
+    shipped.add("attention_scale_queries")
+    for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused):
         for name in shipped & vars(module).keys():
             monkeypatch.setattr(module, name, Noted(getattr(module, name), found))
     for module in (attention_launch, attention_descriptors, attention_hopper):
@@ -107,6 +109,24 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch, launched, arch)
     """Every launch over dtypes, head dimensions, length buckets and masks is among the compilations, and no more."""
     expected = {described(compilation) for compilation in compilations(arch)}
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: arch)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for head_dimension, length, causal in itertools.product(HEAD_DIMENSIONS, LENGTHS, (False, True)):
+            launch_all(torch.empty(1, 1, length, head_dimension, dtype=dtype), causal)
+    assert launched == expected
+
+
+def test_what_measured_methods_launch_is_compiled_ahead(monkeypatch, launched):
+    """With rows for some methods, as a session on a GPU may add them, their kernel is compiled for these cases."""
+    rows = {
+        ("method", 64, True, "short"): hopper_gradients.Method("ordered", 64, 4, True),
+        ("method", 128, False, "long"): hopper_gradients.Method("ordered", 64, 2),
+        ("method-any-order", 128, True, "long"): hopper_gradients.Method("unordered", 64, 3),
+    }
+    measured = tuned.row
+    monkeypatch.setattr(tuned, "row", lambda *place: rows[place]._asdict() if place in rows else measured(*place))
+    monkeypatch.setattr(attention_tiles, "architecture", lambda device: 90)
+    expected = {described(compilation) for compilation in compilations(90)}
+    assert {one[0] for one in expected} >= {"hopper_all", "attention_scale_queries"}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for head_dimension, length, causal in itertools.product(HEAD_DIMENSIONS, LENGTHS, (False, True)):
             launch_all(torch.empty(1, 1, length, head_dimension, dtype=dtype), causal)

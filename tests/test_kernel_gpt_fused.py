@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_support import Operations
+from scalekernels.cross_entropy import products
 from support import train_spec
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -14,6 +15,7 @@ from scalebench.families import gpt
 from scalebench.families.modules.gpt_fused import gelu
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.tasks import NextToken
+from scalebench.workloads import gradient_sums
 from scalebench.workloads.agreement import compare_losses
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.decoding import Sampling, chooser, generate
@@ -97,6 +99,35 @@ def test_the_graph_has_no_breaks_and_one_compilation_serves_all_blocks(form: str
     assert loss.item() == pytest.approx(expected["loss"].mean().item(), rel=1e-6)
     for name, parameter in built.named_parameters():
         torch.testing.assert_close(parameter.grad.double(), expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks, and hides what it causes
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does, for its own use
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_blocks_add_weight_gradients_in_their_products(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    def accumulate(total: Tensor, left: Tensor, right: Tensor, *, keep: bool) -> None:
+        calls.append(keep)
+        products.accumulate(total, left, right, keep=keep)
+
+    monkeypatch.setattr(gradient_sums, "accumulate", accumulate)
+    separate, summed = model("fused", **FORMS[form]), model("fused", **FORMS[form])
+    gradients = []
+    for built in (separate, summed):
+        copy = WorkingCopy(built, torch.float16, sum_in_products=built is summed)
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        for block in copy.module.blocks if built is summed else ():
+            block.compile(fullgraph=True, dynamic=False, backend=counter)
+        for _ in range(2):
+            (copy.module(batch()[0], targets=batch()[1], reduction="mean") * 2.0**6).backward()
+        assert counter.frame_count == (built is summed)
+        assert calls == ([False] * 12 + [True] * 12 if built is summed else [])  # three blocks of four linear layers
+        gradients.append([parameter.grad.clone() for parameter in built.parameters()])
+    for ours, theirs in zip(*reversed(gradients), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=2e-3 * theirs.abs().max().item())
 
 
 class Casts(TorchDispatchMode):

@@ -132,6 +132,9 @@ def test_a_wrong_argument_is_named(call, raised, words):
         call()
 
 
+CONSTANTS = ("ROWS", "BLOCK", "KEEP", "STAGES")
+
+
 @pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     compiled = {(one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items(), key=str))
@@ -146,7 +149,7 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
             def launch(*arguments, **options):
                 names = self.kernel.arg_names
                 constants = {name: None for name, value in zip(names, arguments, strict=False) if value is None}
-                constants |= {name: options.pop(name) for name in ("ROWS", "BLOCK")}
+                constants |= {name: options.pop(name) for name in CONSTANTS if name in options}
                 launched.append(
                     (self.name, options["num_warps"], options["num_stages"], *sorted(constants.items(), key=str))
                 )
@@ -155,7 +158,7 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
             return launch
 
     def constants_only(constants):
-        return {name: value for name, value in constants.items() if name in ("ROWS", "BLOCK")}
+        return {name: value for name, value in constants.items() if name in CONSTANTS}
 
     for name in LAUNCHED:
         monkeypatch.setattr(norm.kernels, name, Spy(getattr(norm.kernels, name)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from support import train_spec
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 
-from scalebench.families import gpt, linear, mlp
+from scalebench.families import FAMILIES, gpt, linear, mlp
+from scalebench.optim.muon import Muon, orthogonalised
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
 from scalebench.optim.schedules import schedule_factor, set_learning_rate
 from scalebench.workloads.training_spec import TrainSpec
@@ -95,6 +96,77 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied: bool, positions
     assert taken[0] == {f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in parts}
     decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, decay in decays.items() if decay} == {n for n, p in model.named_parameters() if p.ndim == 2}
+
+
+# Parameters of two and more dimensions that AdamW updates, of every family with hidden matrices.
+OUTER = {
+    "gpt": {"tokens.weight"},
+    "moe": {"tokens.weight"},
+    "bert": {"tokens.weight", "positions.weight", "segments.weight", "follows.weight"},
+    "transformer": {"tokens.weight"},
+    "rnn": {"tokens.weight"},
+    "attention": {"embedding.weight", "readout.weight"},
+    "vit": {"class_token", "positions", "patches.weight", "head.weight"},
+    "cnn": {"convolution1.weight", "dense3.weight"},
+    "resnet": {"stem.0.weight", "head.weight"},
+    "mlp": {"5.weight"},
+}
+
+
+@pytest.mark.parametrize("name", OUTER)
+def test_muon_takes_matrices_by_their_role_in_every_family(name: str) -> None:
+    family = FAMILIES[name]
+    text = CONFIG if name in ("gpt", "moe", "bert", "transformer") else {"vocab_size": 61} if name == "rnn" else {}
+    model = family.build(family.config_for(6e4, **text), "eager")
+    hidden = hidden_matrices(model)
+    outer = {key for key, parameter in model.named_parameters() if parameter.ndim >= 2 and id(parameter) not in hidden}
+    assert {key for key in outer if "biases" not in key} == OUTER[name]
+    assert not {key for key, p in model.named_parameters() if id(p) in hidden and ("bias" in key or p.ndim < 2)}
+
+
+def test_every_family_with_hidden_matrices_has_outer_layers() -> None:
+    assert set(OUTER) | {"linear"} == set(FAMILIES)
+
+
+def test_muon_asks_for_the_outer_layers_of_an_unknown_model() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3))
+
+    with pytest.raises(ValueError, match="first and last layers of Model: name them in OUTER"):
+        hidden_matrices(Model())
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (8, 8)])
+def test_muon_on_a_matrix_is_torchs(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizers = (
+        Muon([ours], lr=0.1, momentum=0.9),
+        torch.optim.Muon([theirs], lr=0.1, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    # Products of bfloat16 are rounded in another order.
+    torch.testing.assert_close(ours, theirs, atol=3 * 0.1 * 0.2 * 2**-6, rtol=0)
+
+
+def test_muon_orthogonalises_each_matrix_of_a_stack_and_a_kernel_as_one_matrix() -> None:
+    torch.manual_seed(0)
+    stack, kernel = torch.nn.Parameter(torch.zeros(3, 4, 6)), torch.nn.Parameter(torch.zeros(5, 2, 3, 3))
+    stack.grad, kernel.grad = torch.randn(3, 4, 6), torch.randn(5, 2, 3, 3)
+    stack.grad[1] *= 1000  # of one expert: the others must not feel it
+    Muon([stack, kernel], lr=1.0, momentum=0.0, weight_decay=0.0).step()
+    for moved, grad in zip(stack.detach(), stack.grad, strict=True):
+        torch.testing.assert_close(moved, -0.2 * 6**0.5 * orthogonalised(grad[None])[0].float(), atol=1e-2, rtol=0)
+    expected = -0.2 * 18**0.5 * orthogonalised(kernel.grad.flatten(1)[None]).float().view_as(kernel)
+    torch.testing.assert_close(kernel.detach(), expected, atol=1e-2, rtol=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\); Muon takes matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], lr=1.0)
 
 
 def test_muon_shows_the_state_and_the_rates_of_both_its_parts() -> None:

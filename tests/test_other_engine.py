@@ -64,7 +64,7 @@ def test_a_job_that_another_engine_loses_is_a_row(toy: str, small_study: Path, t
 def test_an_unknown_engine_and_no_workers_are_refused_before_anything_is_made(
     small_study: Path, tmp_path: Path, command
 ) -> None:
-    with pytest.raises(InputError, match=r"unknown 'lcal'; did you mean 'local'\? \(known: local\)"):
+    with pytest.raises(InputError, match=r"unknown 'lcal'; did you mean 'local'\? \(known: local, ray, slurm\)"):
         run(load_study(small_study), tmp_path / "r", engine="lcal")
     with pytest.raises(InputError, match=r"jobs: .*\(given 0\)"):
         run(load_study(small_study), tmp_path / "r", jobs=0)

@@ -155,9 +155,11 @@ def ranks_of(attempt: Path) -> list[psutil.Process]:
     running = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if {"scalebench.running.ranks", str(attempt)} <= set(process.info["cmdline"] or [])
+        if {"scalebench.running.worker", str(attempt)} <= set(process.info["cmdline"] or [])
     ]
-    return sorted(running, key=lambda process: process.environ()["RANK"])
+    return sorted(
+        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
+    )
 
 
 @pytest.mark.slow

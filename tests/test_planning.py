@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from scalebench.errors import StudyError
-from scalebench.families import gpt
+from scalebench.families import Unsupported, gpt
 from scalebench.optim.optimizers import OPTIMIZERS
 from scalebench.running.planning import find_study, load_study, plan, studies_dir
 from scalebench.study import trial_id
 from scalebench.workloads import read_trial
+from scalebench.workloads.building import usable_device
 
 GPT = 'schema = 1\nname = "s"\n[model]\nfamily = "gpt"\n'
 
@@ -194,6 +195,29 @@ def test_a_study_of_ten_thousand_trials_plans_each_once(load) -> None:
 def test_the_implementation_decides_the_graph(load, settings: dict[str, str], graph: str) -> None:
     (planned,) = plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
     assert planned.trial.spec.graph == graph
+
+
+@pytest.mark.parametrize("implementation", ["triton", "fused"])
+def test_a_head_dimension_that_the_kernels_lack_is_refused_with_what_to_do(load, implementation: str) -> None:
+    shape = GPT + "depth = 1\nwidth = 160\nheads = 2\nhead_dim = {}\n"
+    table = f'[train]\nimplementation = ["eager", "{implementation}"]\n'
+    (line,) = refused(load, shape.format(80) + table)
+    allowed = f"'{implementation}' has kernels for 16, 32, 64, 128, 256, not for 80"
+    assert line.endswith(f"model.head_dim: {allowed}; choose another implementation, or exclude the combination")
+    excluded = f'[[exclude]]\ntrain.implementation = "{implementation}"\n'
+    assert len(plan(load(shape.format(80) + table + excluded))) == 1
+    assert len(plan(load(shape.format(64) + table))) == 2
+    # A trial that was planned before is recorded as unsupported.
+    (planned,) = plan(load(shape.format(80)))
+    spec = planned.trial.spec.model_copy(update={"implementation": implementation})
+    with pytest.raises(Unsupported, match="not for 80"):
+        usable_device(planned.trial.model_copy(update={"spec": spec}))
+
+
+def test_the_kernels_of_a_gpt_have_the_same_head_dimensions() -> None:
+    from scalekernels import attention, rotary
+
+    assert attention.HEAD_DIMENSIONS == rotary.HEAD_DIMENSIONS
 
 
 @pytest.mark.parametrize(

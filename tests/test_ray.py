@@ -20,7 +20,7 @@ from support import REPOSITORY, SMALL, child_environment, run_here
 from scalebench import store
 from scalebench.errors import InputError
 from scalebench.running.engines import Resources, ray
-from scalebench.running.planning import load_study, plan
+from scalebench.running.planning import load_study
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -32,7 +32,7 @@ DEADLINE_S = 120.0
 def path(tmp_path: Path) -> Path:
     """A study of two trials that take some seconds each."""
     path = tmp_path / "small.toml"
-    path.write_text(SMALL.replace("steps = 30", "steps = 4000").replace("seed = [0, 1]", "seed = 0"))
+    path.write_text(SMALL.replace("steps = 30", "steps = 6000").replace("seed = [0, 1]", "seed = 0"))
     return path
 
 
@@ -152,8 +152,7 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(pat
         cluster.stdin.flush()
         finish(driver)
     finally:
-        cluster.stdin.close()
-        cluster.wait(DEADLINE_S)
+        cluster.communicate(timeout=DEADLINE_S)
     for rows in attempts_of(study_dir).values():
         assert [row["status"] for row in rows] == ["killed", "ok"]
         assert Path(rows[0]["attempt_dir"]) in lost
@@ -161,21 +160,33 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(pat
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_lost_head_ends_the_run_which_goes_on_when_typed_again(path: Path, tmp_path: Path, start, name: str) -> None:
+def test_an_embedded_cluster_that_loses_its_only_node_is_started_anew(path: Path, tmp_path: Path, start) -> None:
     study_dir = tmp_path / "results" / "small"
-    driver = start(path, "--jobs", "1")
+    driver = start(path, "--set", "train.steps=20000")
+    wait_for(lambda: len(beating(study_dir)) == 2, driver)
+    ray_process(driver, "raylet").kill()
+    finish(driver)
+    statuses = [[row["status"] for row in rows] for rows in attempts_of(study_dir).values()]
+    # A worker may end well before its task's process notices that the node is gone.
+    assert all(before == ["killed"] * len(before) and last == "ok" for *before, last in statuses)
+    assert max(map(len, statuses)) > 1
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_lost_head_ends_the_run_which_goes_on_when_typed_again(path: Path, tmp_path: Path, start) -> None:
+    study_dir = tmp_path / "results" / "small"
+    driver = start(path, "--jobs", "1", "--set", "train.steps=20000", RAY_gcs_rpc_server_reconnect_timeout_s="3")
     (first,) = wait_for(lambda: beating(study_dir), driver)
     workers = [p for p in psutil.process_iter(["cmdline"]) if str(first) in (p.info["cmdline"] or [])]
-    ray_process(driver, name).kill()
+    ray_process(driver, "gcs_server").kill()
     driver.communicate(timeout=DEADLINE_S)
     assert driver.returncode != 0
-    assert not psutil.wait_procs(workers, timeout=5)[1]
-    again = start(path)
-    finish(again)
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not list(first.parent.glob("*/record.json"))
+    finish(start(path, "--set", "train.steps=200"))
     frame = store.load_results(tmp_path / "results")
     assert frame["status"].tolist() == ["ok"] * 2
-    assert set(frame["trial_id"]) == {trial.trial_id for trial in plan(load_study(path))}
 
 
 @needs_ray

@@ -141,7 +141,7 @@ def test_several_studies_in_one_page(results: Results) -> None:
     studies = {**results.studies, "other": STUDY | {"title": "The other one"}}
     text = render(Results(pd.concat([results.frame, other], ignore_index=True), (), studies))
     outline = Outline(text)
-    assert [a["href"] for a in outline.all("a")][1:3] == ["#study1", "#study2"]
+    assert [a["href"] for a in outline.all("a")][1:3] == ["#study-synthetic", "#study-other"]
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert len(outline.all("h1")) == 1

@@ -85,7 +85,7 @@ def test_another_workload_is_shown_by_the_columns_that_it_declares() -> None:
     for cell in ("time to audit all weights", "what the audit concluded", "canaries found <in> the weights"):
         assert f">{html.escape(cell)}<" in text
     assert "Canaries found <in> the weights." in plain
-    drawing = re.search(r"<svg[^>]*study1-audit_time_s-title.*?</svg>", text, re.DOTALL)
+    drawing = re.search(r"<svg[^>]*study-audit-audit_time_s-title.*?</svg>", text, re.DOTALL)
     assert drawing is not None
     assert len(re.findall(r"<use[^>]*>\s*<title>", drawing.group())) == 6
     assert "whole trial" not in text  # a column that every workload has

@@ -17,6 +17,7 @@ from slurm_node import CannotStartError, slurm_node
 from support import SMALL, SOURCE_PATH, run_here
 
 from scalebench import store
+from scalebench.cli.commands.stored import show_status
 from scalebench.errors import InputError
 from scalebench.running.engines import Resources, slurm
 from scalebench.running.planning import load_study
@@ -121,6 +122,8 @@ def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(path: Path, 
     driver.wait()
     submitted = set(slurm.submitted(study_dir).values())
     assert sum(slurm.waiting(study_dir).values()) >= 1
+    assert show_status(tmp_path / "r", as_json=False) == 1
+    assert "small in Slurm's queue: " in capsys.readouterr().out
 
     def cancel(running: Sequence[Path]) -> None:
         for task, attempt in slurm.unfinished(study_dir).items():

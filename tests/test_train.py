@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from scalebench.workloads.loop import (
     Diverged,
     backward,
     check_finite,
+    check_risen,
     loss_scaler,
     micro_batches,
     train,
@@ -138,6 +140,14 @@ def test_the_first_loss_that_is_not_finite_is_reported() -> None:
     check_finite(losses, 2)
     with pytest.raises(Diverged, match="from step 2 on"):
         check_finite(losses, 4)
+
+
+@pytest.mark.parametrize(("first", "last", "diverged"), [(2.6, 7.7, False), (2.6, 7.9, True), (2.6, 1e25, True),
+                                                        (-1.0, 5.0, False), (0.0, 5.0, False)])  # fmt: skip
+def test_a_loss_far_above_where_it_started_has_diverged(first: float, last: float, *, diverged: bool) -> None:
+    check_risen(first, training=min(first, 1.0))
+    with pytest.raises(Diverged, match="validation loss ended") if diverged else nullcontext():
+        check_risen(first, training=first, validation=last)
 
 
 @pytest.mark.parametrize("accumulation", [2, 3, 7])

@@ -33,7 +33,7 @@ def page(results: Results) -> str:
 
 
 def test_every_trial_has_a_titled_mark(page: str) -> None:
-    drawing = re.search(r"<svg[^>]*study1-loss-title.*?</svg>", page, re.DOTALL)
+    drawing = re.search(r"<svg[^>]*study-synthetic-loss-title.*?</svg>", page, re.DOTALL)
     assert drawing
     titles = [html.unescape(title) for title in re.findall(r"<use[^>]*>\s*<title>([^<]*)", drawing.group())]
     assert sum(", seed " in title for title in titles) == 12
@@ -49,7 +49,7 @@ def test_verdict_numbers(page: str, results: Results) -> None:
     for i in (0, -1):
         assert f"{mean[i]:.4f} ± {error[i]:.4f}" in lead.replace("\u00a0", " ")
     assert f"{(mean[0] - mean[-1]) / np.hypot(error[0], error[-1]):.0f} combined standard errors" in lead
-    assert "It fell at every size" in lead
+    assert "it fell at every size" in lead
     assert f"errs by {100 * (mean[-2] / mean[-1] - 1):+.1f}\u00a0%" in page
 
 
@@ -95,7 +95,7 @@ def test_invalid_trials_are_in_no_fit(results: Results) -> None:
 @pytest.mark.slow
 def test_shared_machine_stays_out_of_timing(results: Results) -> None:
     text = render(changed(results, 11, step_time_median_s=1.0, timing_exclusive=False))
-    drawing = re.search(r"<svg[^>]*study1-step-time-title.*?</svg>", text, re.DOTALL)
+    drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL)
     assert drawing
     assert "1.00\u00a0s" in drawing.group()
     sentence = re.compile(r"<li>A training step (.*?)</li>")
@@ -113,7 +113,7 @@ def test_bound_is_said(results: Results) -> None:
 @pytest.mark.slow
 def test_a_rise_is_said(results: Results) -> None:
     risen = changed(changed(results, 6, validation_loss_nats=2.5), 7, validation_loss_nats=2.5)
-    assert "It did not fall at 24.6\u00a0k" in render(risen)
+    assert "it did not fall at 24.6\u00a0k" in render(risen)
 
 
 @pytest.mark.slow
@@ -130,9 +130,9 @@ def test_series_differ_in_colour_and_marker(results: Results) -> None:
     text = render(all_planned(pd.concat([results.frame, faster], ignore_index=True)))
     assert "eager: Validation loss" in text
     assert "sdpa: Validation loss" in text
-    drawing = re.search(r"<svg[^>]*study1-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]
+    drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]
     groups = re.findall(
-        r'<path id="(study1-step-time-[^"]+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing
+        r'<path id="(study-synthetic-step-time-[^"]+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing
     )
     assert len({color for *_, color in groups}) == 2
     assert len({shape for _, shape, _ in groups}) >= 2

@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
 import tuning
 from scalekernels.attention import hopper, hopper_gradients, tuned
 from scalekernels.attention.hopper import GluonTile
-from scalekernels.attention.hopper_gradients import BackwardTile
+from scalekernels.attention.hopper_gradients import BackwardTile, Method
 
+METHOD_KERNELS = {kernel: deterministic for deterministic, kernel in hopper_gradients.METHOD_ROWS.items()}
 VERSIONS = {"date": "2030-01-02", "device": "D", "torch": "2", "triton": "3", "ptxas": "13", "python": "3"}
 CASE = {"operation": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "length": 8192}
 
@@ -86,6 +88,8 @@ def test_every_row_of_the_file_is_a_tile_that_is_shipped():
         assert tuned.bucket(one["length"], one["length"]) == one["bucket"]
         if one["kernel"] == "forward":
             assert hopper.FORWARD[case] == GluonTile(**one["tile"])
+        elif one["kernel"] in METHOD_KERNELS:
+            assert hopper_gradients.method_of(*case, METHOD_KERNELS[one["kernel"]]) == Method(**one["tile"])
         else:
             assert hopper_gradients.tile_of(one["kernel"], *case) == BackwardTile(**one["tile"])
 
@@ -97,3 +101,35 @@ def test_rows_tell_what_they_measured():
     }  # fmt: skip
     jobs = [(job["tunable"].split()[0], job["candidate"]) for job in tuning.candidate_jobs()]
     assert len(jobs) > len(set(jobs)) > 10  # the same tile at several head dimensions, no machine code twice
+
+
+@pytest.mark.parametrize(("deterministic", "default"), [(True, hopper_gradients.APART), (False, None)])
+def test_methods_come_from_their_own_rows(monkeypatch, deterministic, default):
+    """A method that adds in any order is never used where gradients have to be deterministic."""
+    assert hopper_gradients.method_of(64, True, "long", deterministic) == default
+    names = {one.name for one in hopper_gradients.methods(64, True, "long", deterministic)}
+    assert names == {"apart", "ordered" if deterministic else "unordered"}
+    measured = hopper_gradients.Method("ordered", 64, 3)
+    own = hopper_gradients.METHOD_ROWS[deterministic]
+    monkeypatch.setattr(tuned, "row", lambda kernel, *_: measured._asdict() if kernel == own else None)
+    assert hopper_gradients.method_of(64, True, "long", deterministic) == measured
+    assert hopper_gradients.method_of(64, True, "long", not deterministic) != measured
+    assert hopper_gradients.methods(64, True, "long", deterministic)[0] == measured
+
+
+def test_a_method_that_is_not_the_same_from_run_to_run_has_a_fault():
+    results = iter([torch.ones(2), torch.ones(2) + 1e-6] * 2)
+    (tunable,) = [one for one in tuning.tunables() if one.name == "method D64 T1024 causal"]
+    expected = [torch.ones(2)]
+    assert "run to run" in str(tuning.fault(tunable, lambda _: [next(results)], "a method", expected))
+    other = next(one for one in tuning.tunables() if one.name == "method-any-order D64 T1024 causal")
+    assert tuning.fault(other, lambda _: [next(results)], "a method", expected) is None
+    assert tuning.fault(tunable, lambda _: expected, "a method", expected) is None
+
+
+def test_quick_tuning_has_methods_with_the_shipped_one_first():
+    names = {one.name: one.candidates for one in tuning.quick(tuning.tunables())}
+    assert names["method D128 T8192 causal"][0] == hopper_gradients.APART
+    assert len(names["method D128 T8192 causal"]) > 1
+    assert "method-any-order D64 T1024 full" in names
+    assert not any(name.startswith(("keys", "queries")) for name in names)

@@ -23,7 +23,8 @@ class Unsupported(RuntimeError):  # noqa: N818 - a state of the machine, recorde
 def unavailable_reason() -> str | None:
     """Return why the fused kernels cannot be used here, or None when they can.
 
-    ``TRITON_INTERPRET=1``, set before this package is imported, runs them on a CPU, slowly and exactly.
+    ``TRITON_INTERPRET=1``, set before this package is imported, runs them on a CPU, slowly; conversions to bfloat16 cut
+    bits off there, where a GPU rounds to nearest.
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -76,6 +77,21 @@ def require_dtype(allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) ->
         if tensor is not None and tensor.dtype not in allowed:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise TypeError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors, under ``torch.autocast`` in its dtype, as PyTorch casts for ``linear`` and attention.
+
+    Like there, float64 stays float64, and gradients come back in the tensors' own dtypes.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+        for tensor in tensors
+    )
 
 
 def refuse_tangents(operation: str, **tensors: Tensor | None) -> None:

@@ -132,6 +132,19 @@ def check_canary(index: int, device: str) -> dict[str, Any]:
     return {f"canary {canary.TILES[index]}": {"problem": problem if any(wrong) else None}}
 
 
+def check_mechanism(name: str, device: str) -> dict[str, Any]:
+    """Check one mechanism of the GPU; a fault is a problem only if shipped kernels need it, else information."""
+    import mechanisms
+
+    try:
+        found = mechanisms.witnesses()[name](device)
+    except Exception as error:  # noqa: BLE001 - it may fail in any way
+        found = f"{type(error).__name__}: {error}"[:500]
+    return {
+        f"mechanism {name}": {"problem": found if mechanisms.are_shipped() else None, "information": found or "exact"}
+    }
+
+
 # --- which cases -----------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """Compile every shipped configuration of every kernel for sm_80, sm_90 and sm_100 and check its requirements.
 
 ``make kernels`` runs it; no GPU is needed. The table is written to ``kernels/compiled.md`` and ``compiled.json``, with
-the hash of its sources; the exit status is 1 if a configuration misses a requirement. It is not part of the package,
-since ``scalekernels`` imports torch and triton only.
+the hash of its sources; the exit status is 1 if a configuration misses a requirement. The Gluon kernels are compiled
+once more with the ptxas that ``--assembler`` or ``TRITON_PTXAS_PATH`` names. It is not part of the package, since
+``scalekernels`` imports torch and triton only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from typing import Any
 import machine_code
 import ptx_code
 import sass
+import second_assembler
 import triton
+from compiled_table import table
 from machine_code import MachineCode
 from scalekernels import OPERATIONS
 from scalekernels.compilation import ARCHITECTURES, Compilation
@@ -92,6 +95,11 @@ def largest(jobs: Sequence[Job]) -> list[Job]:
         if key not in best or job.work >= best[key].work:
             best[key] = job
     return list(best.values())
+
+
+def gluon_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs of the Gluon kernels for Hopper, whose machine code most depends on the assembler."""
+    return [job for job in jobs if job.arch == machine_code.LIMITED_ARCH and compilation_of(job).function.is_gluon()]
 
 
 # --- one configuration -----------------------------------------------------------------------------------------------
@@ -212,65 +220,47 @@ def report_of(rows: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> dict[str, 
     }
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """Return "ok", "ok" with excused spills, or every failure."""
-    if row["failures"]:
-        return "**" + "; ".join(row["failures"]).replace("|", "/") + "**"
-    spilled = row["spill_store_bytes"] + row["spill_load_bytes"] + row["stack_bytes"]
-    return f"ok (spills: {row['spills_allowed']})" if spilled else "ok"
+def compiled_report(processes: int, cache: Path, other: Path | None = None) -> dict[str, Any]:
+    """Compile everything with triton's own ptxas, the Gluon kernels with the ``other`` one too; return the table."""
+    from rich.console import Console
+    from rich.progress import Progress
 
+    jobs = all_jobs()
+    with Progress(console=Console(stderr=True)) as progress:
 
-def table(report: dict[str, Any]) -> str:
-    """Return the table in Markdown."""
-    versions = ", ".join(f"{version} for {arch}" for arch, version in report["ptxas_versions"].items())
-    failed = sum(bool(row["failures"]) for row in report["rows"])
-    lines = [
-        "# Shipped configurations, compiled ahead of time",
-        "",
-        f"Written by `make kernels`: triton {report['triton_version']}, ptxas {versions}; {len(report['rows'])} "
-        f"configurations, {failed} of which miss a requirement; sources `{report['sources_sha256'][:16]}`.",
-        "Registers, spills (bytes stored + loaded, as ptxas reports) and stack (bytes, as cuobjdump reports) are per "
-        "thread, shared memory per block. Nothing here was run on a GPU: these figures show what would be launched, "
-        "not whether it is correct or fast.",
-        "",
-        "| kernel | configuration | arch | regs | spills, stack | shared | matrix instructions | load B | verdict |",
-        "|---|---|---|---:|---:|---:|---|---:|---|",
-    ]
-    lines += [_line(row) for row in report["rows"]]
-    return "\n".join(lines) + "\n"
+        def compiled(what: str, some: Sequence[Job]) -> list[dict[str, Any]]:
+            bar = progress.add_task(f"compiling {len(some)} {what}", total=len(some))
+            return compile_all(some, processes, cache, lambda: progress.advance(bar))
 
-
-def _line(row: dict[str, Any]) -> str:
-    cells = [row["kernel"], row["label"], f"sm_{row['arch']}"]
-    if "registers" in row:
-        matrix = ", ".join(f"{count} {name}" for name, count in row["matrix"].items())
-        cells += [row["registers"], f"{row['spill_store_bytes']} + {row['spill_load_bytes']}, {row['stack_bytes']}"]
-        cells += [row["shared_bytes"], matrix or "–", row["widest_load_bytes"]]
-    else:
-        cells += ["–"] * 5
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + f" | {verdict(row)} |"
+        with second_assembler.using(None):
+            report = report_of(compiled("configurations", jobs), jobs)
+        if other is not None:
+            with second_assembler.unpacked(other) as path, second_assembler.using(path):
+                rows = compiled("with the other ptxas", gluon_jobs(jobs))
+                version = machine_code.ptxas_version(machine_code.LIMITED_ARCH)
+            report["other_assembler"] = {"ptxas_version": version, "rows": rows}
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, print and write the table; return 1 if a requirement is missed."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     parser = argparse.ArgumentParser(description="compile every shipped kernel configuration without a GPU")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=REPORT, help="path of the .json; the .md is written next to it")
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument(
+        "--assembler", type=Path, default=os.environ.get(second_assembler.VARIABLE),
+        help="another ptxas (or .xz of one) to compile the Gluon kernels with as well",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if INTERPRETED:
         parser.error("interpreted kernels cannot be compiled: unset TRITON_INTERPRET")
-    begun, jobs = time.monotonic(), all_jobs()
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"compiling {len(jobs)} configurations", total=len(jobs))
-        rows = compile_all(jobs, options.processes, options.cache, lambda: progress.advance(bar))
-    report = report_of(rows, jobs)
+    begun = time.monotonic()
+    report = compiled_report(options.processes, options.cache, options.assembler)
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     options.output.with_suffix(".md").write_text(table(report), encoding="utf-8")
     print(table(report))
+    rows = [*report["rows"], *report.get("other_assembler", {"rows": []})["rows"]]
     failed = [row for row in rows if row["failures"]]
     print(f"{len(rows)} configurations in {time.monotonic() - begun:.0f} s, {len(failed)} miss a requirement")
     return 1 if failed else 0

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import session_steps
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearsal in the interpreter")
     parser.add_argument("--operations", default=",".join(OPERATIONS), help="operations to check, joined by commas")
     parser.add_argument("--only", default="", help="steps to run, joined by commas (default: all)")
+    parser.add_argument("--most", default="", help="shorter limits of steps in seconds, such as training=80,law=60")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     session = Session.begin(
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=options.device, operations=tuple(options.operations.split(",")),
         deadline=time.monotonic() + options.seconds,
     )  # fmt: skip
-    steps = [step for step in PHASES[options.phase]() if not options.only or step.name in options.only.split(",")]
+    steps = chosen(PHASES[options.phase](), options.only, options.most)
     try:
         run_steps(session, steps)
     except KeyboardInterrupt:
@@ -62,6 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     print(session.summary())
     return 0 if session.good else 1
+
+
+def chosen(steps: Sequence[Step], only: str, most: str) -> list[Step]:
+    """Return the steps named in ``only`` (all if it is empty), with the limits of ``most`` ("training=80,law=60").
+
+    Raises ``SystemExit`` for a name that no step has.
+    """
+    limits = {name: float(seconds) for name, _, seconds in (part.partition("=") for part in most.split(",") if part)}
+    names = only.split(",") if only else [step.name for step in steps]
+    if unknown := {*names, *limits} - {step.name for step in steps}:
+        raise SystemExit(f"no step {', '.join(sorted(unknown))}; the steps: {', '.join(step.name for step in steps)}")
+    return [replace(step, most_s=limits.get(step.name, step.most_s)) for step in steps if step.name in names]
 
 
 def _interrupt(*_: object) -> None:

@@ -44,18 +44,19 @@ KINDS = {
 }
 
 
-def trial_of(study: str, implementation: str, graph: str, width: int) -> Any:
-    """Return the study's first trial of an implementation, graph and width."""
+def trial_of(study: str, implementation: str, graph: str | None, width: int) -> Any:
+    """Return the study's first trial of an implementation and width, and of a graph unless that is None."""
     for planned in plan(load_study(study)):
         trial = planned.trial
         train = trial.spec
         if (
             trial.workload == "training"
-            and (train.implementation, train.graph) == (implementation, graph)
+            and train.implementation == implementation
+            and graph in (None, train.graph)
             and trial.model["width"] == width
         ):
             return trial
-    raise SystemExit(f"{study} has no trial of {implementation}, graph {graph}, width {width}")
+    raise SystemExit(f"{study} has no trial of {implementation}, graph {graph or 'any'}, width {width}")
 
 
 def steps_of(trial: Any, folder: Path) -> tuple[Step, Iterator[Any], Any]:
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="profile training steps of a trial")
     parser.add_argument("study")
     parser.add_argument("--implementation", default="fused")
-    parser.add_argument("--graph", default="blocks")
+    parser.add_argument("--graph", help="train.graph of the trial; default: that of the study's first such trial")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--output", type=Path, required=True, help="a .json.gz")
     asked = parser.parse_args(arguments)

@@ -28,6 +28,8 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     ]
     for operation in operations:
         jobs += case_jobs(operation, device)
+    if device == "cuda" and "attention" in operations:
+        jobs += mechanism_jobs(device)
     if "optimizer" in operations:
         for name in OPTIMIZERS:
             for dtype in ("bfloat16", "float32"):
@@ -37,6 +39,14 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
             what = {"kind": "rounding", "optimizer": name, "device": device}
             jobs.append(Job(f"{name}, stochastic rounding", what, priority=1 if name == "adamw" else 3))
     return jobs
+
+
+def mechanism_jobs(device: str) -> Iterator[Job]:
+    """Yield a job for each mechanism of the GPU that candidates of the tunable kernels need."""
+    import mechanisms
+
+    for name in mechanisms.witnesses():
+        yield Job(f"mechanism: {name}", {"kind": "mechanism", "name": name, "device": device}, 0, SMALL_BYTES)
 
 
 def case_jobs(operation: str, device: str) -> Iterator[Job]:
@@ -49,15 +59,18 @@ def case_jobs(operation: str, device: str) -> Iterator[Job]:
     for case, goal in (*small, *goals):
         what = {"kind": "case", "module": f"scalekernels.{operation}", "label": case.label, "device": device}
         memory = LARGE_BYTES if goal else SMALL_BYTES
-        yield Job(f"{operation}: {case.label}", what, urgency(case, goal), memory, timeout_s=120)
+        yield Job(f"{operation}: {case.label}", what, urgency(operation, case, goal), memory, timeout_s=120)
 
 
-def urgency(case: Any, goal: bool) -> int:
-    """Return the priority of a case: bfloat16 first, and for attention the head dimensions of the goals."""
+def urgency(operation: str, case: Any, goal: bool) -> int:
+    """Return the priority of a case: bfloat16 first, and for attention the head dimensions of the goals.
+
+    Of the other dtypes, operations come first whose cases take least time.
+    """
     if goal:
         return 1
     if str(case.dtype) != "torch.bfloat16":
-        return 4
+        return 3 if operation in ("optimizer", "rotary") else 4
     return 0 if getattr(case, "head_dimension", 64) in (64, 128) else 3
 
 
@@ -77,22 +90,25 @@ WAYS = ("compile:blocks", "triton:none", "fused:none", "fused:blocks", "fused:st
 
 
 def training_jobs(device: str) -> list[Job]:
-    """Return a job per implementation: train a small GPT and compare its losses with those of float32."""
+    """Return a job per implementation: train a small GPT and compare its losses with those of float32.
+
+    They take the longest by far, so they start first.
+    """
     agreement = [sys.executable, "-m", "scalebench.workloads.agreement", "--device", device, "--steps", str(LOSSES)]
     return [
         Job(
             f"training: {way}", {"kind": "command", "command": [*agreement, "--ways", way], "timeout_s": 125},
-            priority=1, memory_bytes=3e9, timeout_s=130,
+            priority=0, memory_bytes=3e9, timeout_s=130,
         )
         for way in WAYS
     ]  # fmt: skip
 
 
-def candidate_jobs() -> list[Job]:
-    """Return the jobs that compile the candidates of the tunable kernels before they are timed."""
+def candidate_jobs(few: bool) -> list[Job]:
+    """Return the jobs that compile the candidates of the tunable kernels before they are timed; see ``tuning``."""
     import tuning
 
     return [
         Job(f"candidate: {job['tunable']}: {job['candidate']}", job, 2, CANDIDATE_BYTES)
-        for job in tuning.candidate_jobs()
+        for job in tuning.candidate_jobs(few)
     ]

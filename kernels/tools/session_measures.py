@@ -93,29 +93,34 @@ GOALS = [
 
 # Each is a process that takes about 7 s before its first sample, in which nothing else can use the GPU.
 TABLES: Mapping[str, Sequence[Table]] = {
-    "tables": (
+    "loss and optimizer": (
         Table("cross-entropy", LOSSES, "eager,compiled,triton", "compiled", backward=True, seconds=0.2),
         Table("optimizer", ADAMW, "fused,triton,triton-int8-state", "fused", seconds=0.2),
+    ),
+    "backward": (
         Table("norm", NORMS, "eager,compiled,triton", "eager", backward=True, seconds=0.1),
         Table("attention", GOALS, f"{SDPA},triton,triton-atomic", "sdpa-cudnn", backward=True, seconds=0.2),
+        Table("rotary", TURNINGS, "eager,triton", "eager", backward=True, seconds=0.1),
     ),
-    "more tables": (
+    "forward": (
         Table("attention", GOALS, f"{SDPA},triton", "sdpa-cudnn", seconds=0.2),
         Table("norm", NORMS, "eager,compiled,triton", "eager", seconds=0.1),
         Table("rotary", TURNINGS, "eager,triton", "eager", seconds=0.1),
-        Table("rotary", TURNINGS, "eager,triton", "eager", backward=True, seconds=0.1),
     ),
 }
 
 
 def measuring_steps() -> list[Step]:
     """Return the measurement steps, the most important first; the last can use all remaining time."""
-    tables, more = (tables_step(TABLES[name]) for name in ("tables", "more tables"))
+    loss_and_optimizer, backward, forward = (
+        Step(f"{name} tables", tables_step(tables), least_s=20, most_s=75) for name, tables in TABLES.items()
+    )
     return [
-        Step("tables", tables, least_s=20, most_s=110),
+        loss_and_optimizer,
+        backward,
         Step("training", training, least_s=25, most_s=TRAINING_S),
         Step("profiles", profiles, least_s=20, most_s=45),
-        Step("more tables", more, least_s=20, most_s=75),
+        forward,
         Step("law", law, least_s=60, most_s=LAW_S),
     ]
 

@@ -212,13 +212,15 @@ def checks(session: Session) -> str:
     jobs = session_jobs.check_jobs(session.device, session.operations)
     jobs = [job for job in jobs if job.name not in session.checks]
     if session.device == "cuda":
-        jobs += session_jobs.training_jobs(session.device)
-        jobs += session_jobs.candidate_jobs() if session.phase == "first" else []
+        jobs = [*session_jobs.training_jobs(session.device), *jobs]
+        jobs += session_jobs.candidate_jobs(few=session.phase == "second")
 
     def keep(result: dict[str, Any]) -> None:
         session.checks[result["name"]] = result | {"source": sources.get(_operation(result["name"]), "")}
         if result["status"] not in ("ok", "not run"):
             session.say(f"{result['name']}: {result['status']}: {str(result.get('problem'))[:300]}")
+        for information in result.get("information", ()):
+            session.say(information)
         session.write()
 
     budget = GPU_MEMORY_SHARE * session.versions.get("memory_bytes", 16e9)

@@ -1,8 +1,8 @@
 """A worker of the GPU session: reads jobs from standard input and writes results to standard output, as JSON lines.
 
 Kinds of job: ``case`` (a case of an operation), ``steps`` (an optimizer over many steps), ``rounding`` (its stochastic
-rounding), ``canary`` (the assembler), ``candidate`` (compile a tile of a kernel and compare its results with the
-shipped one's), ``command`` (a program). Standard output has nothing but results.
+rounding), ``canary`` (the assembler), ``mechanism`` (of the GPU), ``candidate`` (compile a tile of a kernel and compare
+its results with the shipped one's), ``command`` (a program). Standard output has nothing but results.
 """
 
 from __future__ import annotations
@@ -49,6 +49,14 @@ def run_canary(job: Job) -> dict[str, Any]:
     return {"checks": check_canary(job["index"], job["device"])}
 
 
+def run_mechanism(job: Job) -> dict[str, Any]:
+    """Check one mechanism of the GPU by itself."""
+    from check_case import check_mechanism
+
+    checks = check_mechanism(job["name"], job["device"])
+    return {"checks": checks, "information": [f"{name}: {check['information']}" for name, check in checks.items()]}
+
+
 def run_candidate(job: Job) -> dict[str, Any]:
     """Compile and launch one candidate of a tunable kernel and compare its results with the shipped one's."""
     from tuning import try_candidate
@@ -70,6 +78,7 @@ KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "steps": run_steps,
     "rounding": run_rounding,
     "canary": run_canary,
+    "mechanism": run_mechanism,
     "candidate": run_candidate,
     "command": run_command,
 }

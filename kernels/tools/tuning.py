@@ -5,8 +5,9 @@
     python kernels/tools/tuning.py --adopt tune.json    # make the winners of a session the default tiles
 
 All candidates meet the requirements of ``make kernels``. One can only win if its results equal the shipped tile's up
-to a few roundings. A candidate that fails in any way is a row with the reason. The session's ``candidate`` jobs compile
-them in parallel beforehand, since this program has to run alone on the device.
+to a few roundings and, except for methods in any order, equal themselves bit for bit from run to run. A candidate that
+fails in any way is a row with the reason. The session's ``candidate`` jobs compile them in parallel beforehand, since
+this program has to run alone on the device.
 
 ``--adopt`` writes ``scalekernels/attention/tuned.json``, or ``--table``. A shipped tile is replaced only by one that
 is faster by ``MARGIN``; rows that the session did not measure are unchanged.
@@ -16,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +52,7 @@ class Tunable:
     candidates: Sequence[Any]
     make: Callable[[], Run]  # draws the inputs
     flops: float
+    is_deterministic: bool = True  # whether results must be the same from run to run
 
     @property
     def name(self) -> str:
@@ -64,10 +68,31 @@ class Tunable:
 
 
 def tunables() -> Iterator[Tunable]:
-    """Yield every tunable kernel at 16k tokens of width 2048, in sequences of 8192 and 1024."""
+    """Yield every tunable kernel at 16k tokens of width 2048, in sequences of 8192 and 1024; methods first."""
+    for length, deterministic in itertools.product((8192, 1024), (True, False)):
+        for head_dimension, causal in itertools.product((128, 64), (True, False)):
+            yield _methods(head_dimension, length, causal, deterministic)
     for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
         for causal in (True, False):
             yield from _attention(head_dimension, length, causal)
+
+
+def _methods(head_dimension: int, length: int, causal: bool, deterministic: bool) -> Tunable:
+    """The backward pass as a whole, by each method; "apart" is held to be right."""
+    batch, heads = 16384 // length, 2048 // head_dimension
+    products = flops(batch, heads, length, length, head_dimension, causal)
+    scale, length_bucket = head_dimension**-0.5, tuned.bucket(length, length)
+
+    def make() -> Run:
+        shape = (batch, heads, length, head_dimension)
+        q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+        out, lse = launch.forward(q, k, v, causal, scale)
+        compute = partial(hopper_gradients.backward, grad, q, k, v, out, lse, causal, scale)
+        return lambda method: compute(method=method)
+
+    candidates = hopper_gradients.methods(head_dimension, causal, length_bucket, deterministic)
+    kernel, place = hopper_gradients.METHOD_ROWS[deterministic], (head_dimension, length, causal)
+    return Tunable(kernel, *place, candidates, make, 2.5 * products, deterministic)
 
 
 def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunable]:
@@ -94,23 +119,38 @@ def _attention(head_dimension: int, length: int, causal: bool) -> Iterator[Tunab
         yield Tunable(kind, *place, candidates, partial(backward, kind), share * products)
 
 
-def candidate_jobs() -> Iterator[dict[str, Any]]:
-    """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code."""
+def candidate_jobs(few: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield a job for each candidate: compile it and hold it to the shipped one. The length decides no machine code.
+
+    ``few``: only the candidates of ``quick``.
+    """
     seen: set[tuple[Any, ...]] = set()
-    for tunable in tunables():
+    for tunable in quick(tunables()) if few else tunables():
         for place, candidate in enumerate(tunable.candidates):
             code = (tunable.kernel, tunable.head_dimension, tunable.causal, candidate)
             if code not in seen:
                 seen.add(code)
-                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate)}
+                yield {"kind": "candidate", "tunable": tunable.name, "place": place, "candidate": str(candidate),
+                       "few": few}  # fmt: skip
 
 
 def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
     """Compile and launch one candidate and compare its results with the shipped one's."""
-    tunable = next(tunable for tunable in tunables() if tunable.name == job["tunable"])
+    every = quick(tunables()) if job["few"] else tunables()
+    tunable = next(tunable for tunable in every if tunable.name == job["tunable"])
     run = tunable.make()
-    expected = run(tunable.candidates[0])
-    return {"problem": difference(run(tunable.candidates[job["place"]]), expected)}
+    return {"problem": fault(tunable, run, tunable.candidates[job["place"]], run(tunable.candidates[0]))}
+
+
+def fault(tunable: Tunable, run: Run, candidate: Any, expected: Sequence[Tensor]) -> str | None:
+    """Return what is wrong with a candidate's results, None if nothing is."""
+    found = run(candidate)
+    problem = difference(found, expected)
+    if problem or not tunable.is_deterministic:
+        return problem
+    again = run(candidate)
+    places = [place for place, (one, other) in enumerate(zip(found, again, strict=True)) if not torch.equal(one, other)]
+    return f"results {places} are not the same from run to run" if places else None
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -134,7 +174,7 @@ def measure(tunable: Tunable) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"kernel": tunable.name, "candidate": str(candidate), "shipped": not rows}
         row |= tunable.case | {"tile": candidate._asdict()}
         try:
-            row["problem"] = difference(run(candidate), expected)
+            row["problem"] = fault(tunable, run, candidate, expected)
             graphs[len(rows)] = captured(run, candidate)
         except Exception as error:  # noqa: BLE001 - a candidate may fail in any way
             row["problem"] = f"{type(error).__name__}: {error}"[:500]
@@ -178,7 +218,7 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     """Return the table of default tiles, updated with the winners of a session's ``tune.json``."""
     versions = session["versions"]
     date = str(versions["date"])
-    sessions = {**table.get("sessions", {}), date: {name: versions[name] for name in PROVENANCE}}
+    sessions = {**table.get("sessions", {}), date: {name: _version(str(versions[name])) for name in PROVENANCE}}
     rows = {_place(row): dict(row) for row in table["rows"]}
     for (kernel, *place), found in _by_case(session["winners"]).items():
         if (best := _best(found)) is not None:
@@ -188,6 +228,12 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     used = {row["session"] for row in rows.values()}
     kept = {name: sessions[name] for name in sorted(used)}
     return {"sessions": kept, "rows": [rows[place] for place in sorted(rows)]}
+
+
+def _version(text: str) -> str:
+    """Return the number alone of a version of ptxas, "Cuda compilation tools, release 13.5, V13.5.37"; else the text."""
+    number = re.search(r", V([\d.]+)", text)
+    return number[1] if number else text
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -213,9 +259,11 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def quick(every: Iterator[Tunable]) -> Iterator[Tunable]:
-    """Yield the forward passes with few candidates: other schedules and numbers of consumers."""
+    """Yield the methods of the backward pass, and forward passes with few candidates."""
     for tunable in every:
-        if tunable.kernel == "forward":
+        if tunable.kernel in hopper_gradients.METHOD_ROWS.values():
+            yield tunable
+        elif tunable.kernel == "forward":
             shipped = tunable.candidates[0]
             other = shipped._replace(persistent=not shipped.persistent)
             consumers = [shipped._replace(stages=3, consumers=5 - shipped.consumers, persistent=True)]
@@ -240,7 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--output", type=Path, help="measure and write the rows to this file")
     what.add_argument("--adopt", type=Path, help="a session's tune.json")
     parser.add_argument("--table", type=Path, default=tuned.FILE, help="file for the adopted rows")
-    parser.add_argument("--quick", action="store_true", help="few candidates of the forward pass only")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few methods of the backward pass and few candidates of the forward pass only",
+    )
     options = parser.parse_args(arguments)
     if options.adopt:
         print(f"{options.table}: {adopt(options.adopt, options.table)} rows")

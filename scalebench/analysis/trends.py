@@ -114,8 +114,13 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     tied = any(ranked.tied for ranked in choice.ranking) or errors[simple] < NEGLIGIBLE_PERCENT
     law = simple if tied else choice.best
     against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
-    shown = ", ".join(f"{name} {error:.2g} %" for name, error in errors.items())
+    shown = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
     return law, f"{law}, {against}, by hold-out error: {shown}"
+
+
+def _percent(error: float) -> str:
+    """Format a percentage without an exponent: 0.05, 3.2, 210."""
+    return f"{error:.2g}" if 1e-4 <= error < 10 else f"{error:,.0f}"
 
 
 def _points(trials: pd.DataFrame, column: str, size: str) -> pd.DataFrame:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Literal, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 
@@ -28,18 +27,18 @@ app = App(
 )
 
 OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    0 done, 1 some trial not ok, 2 usage or invalid input, 3 interrupted or disk full (the same command continues).
+    0 done, 1 some trial not ok, 2 usage, invalid input or full disk, 3 interrupted (the same command continues).
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
+            stream.reconfigure(errors="backslashreplace")  # names and texts that it cannot show
     sys.exit(_exit_code(arguments))
 
 
@@ -56,12 +55,10 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         _discard_output()
         return OK
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
         _discard_output()
-        line = f"{error.strerror or error}: what is finished is kept; make room and run the same command again"
-        print(f"{error.filename}: {line}" if error.filename else line, file=sys.stderr)
-        return INTERRUPTED
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        return USAGE
     except ValueError as error:
         if not _is_input_error(error):
             raise
@@ -77,6 +74,9 @@ def _discard_output() -> None:
 
 
 def _interrupt(*_: object) -> None:
+    """Stop what runs, in order. A second signal ends this process at once; workers end with their driver."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
     raise KeyboardInterrupt
 
 
@@ -103,6 +103,16 @@ def run(
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
     engine: str = "local",
+    fail_fast: Annotated[
+        bool, Parameter(negative="--keep-going", help="Stop at the first trial that does not end ok; or go on.")
+    ] = False,
+    force: Annotated[
+        bool, Parameter(negative=(), help="Also run trials that are predicted to need more memory than there is.")
+    ] = False,
+    order: Annotated[
+        Literal["auto", "given", "cheapest", "largest"],
+        Parameter(help="By predicted cost, or as in the study; auto leaves it to the engine."),
+    ] = "auto",
     report: Annotated[
         bool, Parameter(negative=(), help="Keep RESULTS/<study>/report.html current while trials finish.")
     ] = False,
@@ -115,12 +125,13 @@ def run(
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
     engine:
-        Where trials run: local is this machine.
+        Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
+        arrays.
     """
-    from scalebench.cli.commands.sweeps import run_study, statuses
+    from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
 
-    how: dict[str, Any] = {"engine": engine, "fresh_code": fresh_code, "report": report}
-    return run_study(study, settings, results, jobs, statuses(retry), **how, as_json=as_json)
+    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report)
+    return run_study(study, settings, results, options, as_json=as_json)
 
 
 def plan(
@@ -137,18 +148,29 @@ def plan(
         tuple[float, float, float],
         Parameter(help="Rates for --speed: TFLOP/s of products and of attention, TB/s of memory."),
     ] = (700.0, 450.0, 2.8),
+    force: Annotated[bool, Parameter(negative=(), help="Accept trials that need more memory than there is.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
-    from scalebench.cli.commands.sweeps import show_plan
+    from scalebench.cli.commands.planned import show_plan
 
-    return show_plan(study, settings, results, every=every, as_json=as_json, ceilings=ceilings if speed else ())
+    rates = ceilings if speed else ()
+    return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
-def status(results: ResultsArgument = RESULTS, /, *, as_json: Json = False) -> int:
+def status(
+    results: ResultsArgument = RESULTS,
+    /,
+    *,
+    watch: Annotated[bool, Parameter(negative=(), help="Print a line of progress as it changes, to the end.")] = False,
+    as_json: Json = False,
+) -> int:
     """Show the progress of the studies under RESULTS, and every trial that is not ok."""
     from scalebench.cli.commands.stored import show_status
+    from scalebench.cli.commands.watch import watch_studies
 
+    if watch:
+        watch_studies(results)
     return show_status(results, as_json=as_json)
 
 

@@ -6,6 +6,7 @@ Everything fits the terminal's width; into a file or a pipe, 80 columns (or the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from rich.cells import cell_len
 
 from scalebench.reporting import quantities
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WIDTH = 80  # where there is no terminal
 GAP = 2  # spaces between columns
 NARROWEST_TEXT = 16  # a column of text is wrapped down to this, unless a word in it is longer
@@ -39,7 +41,12 @@ def wrapped(line: str, columns: int) -> list[str]:
 def say(*lines: str) -> None:
     """Print lines, broken between words where they are wider than the terminal."""
     for line in lines:
-        print("\n".join(wrapped(line, width())))
+        print("\n".join(wrapped(visible(line), width())))
+
+
+def visible(text: str) -> str:
+    """Return a text with escapes for control characters, which could change what the terminal shows elsewhere."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def say_exactly(*lines: str) -> None:
@@ -79,6 +86,7 @@ def table(
     """
     if title:
         say(title)
+    rows = [[visible(cell) for cell in row] for row in rows]
     is_text = [i < text_columns or (last_is_text and i == len(header) - 1) for i in range(len(header))]
     for part in _parts(header, rows, is_text):
         cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in rows]

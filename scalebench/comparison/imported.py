@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +13,12 @@ import pandas as pd
 from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read_benchmarks
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
 from scalebench.errors import InputError
-from scalebench.store import check_writable, write_json
+from scalebench.store import check_writable, is_name, write_json
 from scalebench.store.comparisons import ROW_COLUMNS, new_run, read_run, write_run
+from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]
 METHOD = "{}, rounds of one provider after the other, {} call{} each"
-OPERATION_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def import_files(
@@ -77,8 +76,8 @@ def _columns(file: BenchmarkFile, benchmark: Benchmark, operation: str | None) -
     if not operation:
         line = "operation missing; pass it: scalebench compare OPERATION --import …"
         raise InputError([f"{file.path}: {benchmark.fullname}: {line}"])
-    if not OPERATION_NAME.fullmatch(operation):
-        raise InputError([f"operation {operation!r}: letters, digits, - and _ only; it names a folder"])
+    if not is_name(operation):
+        raise InputError([f"operation: {operation[:60]!a} cannot name a folder; allowed: {RULE}"])
     columns = {
         name: value for name, value in benchmark.extra.items() if name in ROW_COLUMNS or name.startswith("shape_")
     }

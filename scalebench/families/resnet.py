@@ -4,7 +4,8 @@ Legend: W width, the channels of the first stage; ``last``, the channels of the 
 
 The ImageNet form has a 7×7 stem, four stages W, 2W, 4W, ``last`` = 8W, and projections where shapes change. The CIFAR
 form has a 3×3 stem, three stages W, 2W, ``last`` = 4W of (depth - 2) / 6 blocks each, and shortcuts without parameters
-(subsampled, padded with zero channels). ``residual = false`` removes every shortcut and its projection.
+(subsampled, padded with zero channels). Bottlenecks have their stride in the 3×3 convolution, as torchvision's do
+("v1.5"); He et al. have it in the first 1×1. ``residual = false`` removes every shortcut and its projection.
 
 The dial fixes the depth (20 in the CIFAR form, its default) and solves for W, then for ``last`` to get within 5 %.
 """

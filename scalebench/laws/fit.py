@@ -18,6 +18,7 @@ from scalebench.laws.forms import Array, FitRefused, Law
 from scalebench.laws.intervals.adequacy import LackOfFit, lack_of_fit
 from scalebench.laws.intervals.backtest import CUTS, Backtest, backtest
 from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS, Bootstrap, Refits, bootstrap
+from scalebench.laws.intervals.outlying import FarPoint, far_points
 from scalebench.laws.intervals.profile import Profile, profile
 
 
@@ -66,6 +67,10 @@ class Fit(Estimate):
     def lack_of_fit(self) -> LackOfFit:
         """F test of the law against the scatter of replicates. Raises FitRefused without replicates."""
         return lack_of_fit(self)
+
+    def far_points(self) -> tuple[FarPoint, ...]:
+        """Configurations that lie far from the law beside the others; see `intervals.outlying`."""
+        return far_points(self)
 
     def profile(self, name: str, level: float = 0.95, n: int = 400, seed: int = 0) -> Profile:
         """Profile of the objective over E or an exponent, with an interval calibrated by `n` simulated studies.

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from scalebench.measure.secrets import hide_in_variables, hide_in_words
 from scalebench.store import Column
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -41,8 +42,8 @@ COLUMNS = (
 
 
 def command_line() -> str:
-    """Return the command line, quoted for a shell."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command line, quoted for a shell, without what looks like a secret."""
+    return shlex.join([Path(sys.argv[0]).name, *hide_in_words(sys.argv[1:])])
 
 
 def package_version(name: str) -> str | None:
@@ -152,13 +153,14 @@ def environment_file(device_kind: str) -> dict[str, Any]:
     import torch
 
     prefixes = ("OMP_", "MKL_", "CUDA_", "TORCH", "TRITON_", "PYTORCH_", "NCCL_", "SCALEBENCH_")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
     return environment(device_kind) | {
-        "argv": sys.argv,
+        "argv": hide_in_words(sys.argv),
         "cpu_count": psutil.cpu_count(),
         "cpu_affinity": psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None,
         "memory_total_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
-        "environment_variables": {name: value for name, value in os.environ.items() if name.startswith(prefixes)},
+        "environment_variables": hide_in_variables(variables),
         "torch_build": torch.__config__.show(),
         "packages": {name: package_version(name) for name in ("numpy", "pandas", "pyarrow", "scipy", "triton")},
     }

@@ -116,25 +116,47 @@ OPTIMIZERS: Mapping[str, OptimizerChoice] = {
     "adamw": OptimizerChoice("Adam with decoupled weight decay (Loshchilov & Hutter 2019)", _adamw, 2, 1.0, 0.1),
     "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
     "muon": OptimizerChoice(
-        "Muon on hidden matrices, AdamW on embeddings, output layer and vectors", _muon, 2, 2.0, 0.1
+        "Muon on hidden matrices, AdamW on embeddings, first and last layers and vectors", _muon, 2, 2.0, 0.1
     ),
 }
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """Return the ids of the 2-D parameters that are neither an embedding's nor the output (last) linear layer's."""
+    """Return the ids of the parameters that Muon updates: the matrices of hidden layers, by their role.
+
+    These are the weights of linear, convolutional and recurrent layers, and stacks of matrices that a module names in
+    ``STACKS`` (experts). Embeddings, layers that the model names in ``OUTER`` (the first, which reads the input, and
+    the last), and a weight that any of them shares go to AdamW, as the author of Muon recommends, and so does every
+    other parameter. In a plain ``nn.Sequential`` the last linear layer is outer.
+    """
     from torch import nn
 
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    outer = [*linear[-1:], *(module for module in model.modules() if isinstance(module, nn.Embedding))]
-    apart = {id(module.weight) for module in outer}
-    return {id(parameter) for parameter in model.parameters() if parameter.ndim == 2} - apart
+    inner: set[int] = set()
+    for module in model.modules():
+        named = ("weight",) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
+        recurrent = isinstance(module, nn.RNNBase)
+        names = [name for name, _ in module.named_parameters(recurse=False) if recurrent and name.startswith("weight")]
+        inner |= {id(getattr(module, name)) for name in (*named, *names, *getattr(module, "STACKS", ()))}
+    return inner - {id(parameter) for layer in _outer_layers(model) for parameter in layer.parameters()}
+
+
+def _outer_layers(model: nn.Module) -> list[nn.Module]:
+    """Return embeddings, and the layers that read a model's input and write its output."""
+    from torch import nn
+
+    embeddings: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if isinstance(model, nn.Sequential | nn.Linear):
+        return embeddings + [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    outer: tuple[str, ...] | None = getattr(model, "OUTER", None)
+    if outer is None:
+        raise ValueError(f"muon needs to know the first and last layers of {type(model).__name__}: name them in OUTER")
+    return embeddings + [model.get_submodule(name) for name in outer]
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     """Make the optimizer of a trial. Matrices decay; vectors (norms, biases) do not.
 
-    Raises ``ValueError`` for Muon on a model without hidden matrices.
+    Raises ``ValueError`` for Muon on a model without hidden matrices, or with unknown first and last layers.
     """
     hidden = hidden_matrices(model) if spec.optimizer == "muon" else set()
     if spec.optimizer == "muon" and not hidden:

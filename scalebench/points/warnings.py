@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.laws import Fit
 from scalebench.points.doubts import unit_doubts
 
 COUNTS = {"params": "parameters", "tokens": "tokens"}
@@ -20,8 +21,7 @@ def point_warnings(values: Mapping[str, Any]) -> list[str]:
     lines = [f"{COUNTS[role]} are at most {np.max(values[role]):g}: is that a count, not millions or billions of them? "
              "FLOPs (6ND) and predictions need counts"
              for role in COUNTS if role in values and _in_another_unit(np.asarray(values[role]))]  # fmt: skip
-    doubts = unit_doubts(values) if not lines else []
-    lines += doubts
+    lines += unit_doubts(values) if not lines else []
     if {"params", "tokens"} <= set(values) and not lines:
         fewer = int((values["tokens"] < values["params"]).sum())
         if fewer > SWAPPED * len(values["tokens"]):
@@ -44,3 +44,13 @@ def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Seque
     if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
         return []
     return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]
+
+
+def far_warnings(fitted: Fit) -> list[str]:
+    """Return a line on each configuration that lies far from the law, where the others lie close to it."""
+    return [
+        f"{fitted.law.response} at {', '.join(f'{name} {value:.4g}' for name, value in far.inputs.items())} is "
+        f"{abs(far.error_percent):.2g} % {'above' if far.error_percent > 0 else 'below'} the law "
+        f"({far.measured:.4g}, {far.fitted:.4g} by the law); the other points lie much closer: check it"
+        for far in fitted.far_points()
+    ]

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_memory, predict_step_time
+from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_size
 from scalebench.analysis.series import Series
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
-from scalebench.reporting.quantities import bounded, formula, percent, symbol
+from scalebench.analysis.trials import PARAMETERS
+from scalebench.reporting.quantities import CLEAR, bounded, formula, percent, symbol, uncertain
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
-PREFIXED = ("s", "B")  # units of predicted quantities that take a prefix
+PROJECTED = ("validation loss", "step time", "memory", "training time", "compute", "data", "checkpoint")
+PREFIXED = ("s", "B", "FLOP")  # units of predicted quantities that take a prefix
 
 
 def _trends(series: Series) -> dict[str, tuple[Trend, str]]:
@@ -48,7 +50,9 @@ def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] =
             at_bound = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
             rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
-    return Table("Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows))
+    return Table(
+        "Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows), appendix=True
+    )
 
 
 def fits_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -> Table:
@@ -64,7 +68,7 @@ def fits_table(all_series: Sequence[Series], surfaces: Sequence[Surface] = ()) -
                      number(fit["n_points"]), number(fit["n_configurations"]),
                      word(fit["interval_method"])))  # fmt: skip
     columns = ("fit", "law", "objective", "value", "status", "starts that agree", "trials", "sizes", "intervals from")
-    return Table("How each law was fitted.", columns, tuple(rows))
+    return Table("How each law was fitted.", columns, tuple(rows), appendix=True)
 
 
 def backtest_table(all_series: Sequence[Series]) -> Table:
@@ -82,26 +86,41 @@ def backtest_table(all_series: Sequence[Series]) -> Table:
     return table("Each size predicted from the smaller ones only.", columns, rows, len(all_series))
 
 
+def ranking_table(all_series: Sequence[Series]) -> Table:
+    """Return the series by their loss at their largest size, lowest first, and which are within noise of the first."""
+    ranked = sorted((series for series in all_series if len(series.sizes)), key=lambda s: s.sizes["mean"].iloc[-1])
+    rows = []
+    for series in ranked:
+        best, last = ranked[0].sizes.iloc[-1], series.sizes.iloc[-1]
+        behind, noise = last["mean"] - best["mean"], CLEAR * np.hypot(last["se"], best["se"])
+        place = "lowest" if series is ranked[0] else "within noise of the lowest" if behind < noise else "higher"
+        loss = uncertain(last["mean"], last["se"]), float(last["mean"])
+        rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), word(place)))
+    columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "verdict")
+    return Table(f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors.", columns,
+                 tuple(rows))  # fmt: skip
+
+
 def predictions_table(all_series: Sequence[Series]) -> Table:
-    """Return loss, step time and memory predicted for sizes beyond the data, with intervals of a new run."""
+    """Return what sizes beyond the data will need and reach, with intervals of a new run."""
     rows = []
     for series in (series for series in all_series if len(series.sizes)):
         largest = float(series.sizes["size"].max())
         for factor in NEXT_FACTORS:
             size = factor * largest
-            cells = [
-                _predicted_cell(predict(series, size))
-                for predict in (predict_loss_at, predict_step_time, predict_memory)
-            ]
+            answers = {answer.quantity: answer for answer in predict_size(series, size).quantities}
+            if series.x is not PARAMETERS:
+                answers = {"validation loss": predict_loss_at(series, size)}
+            cells = [_predicted_cell(answers.get(name)) for name in PROJECTED]
             rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
-    columns = ("series", "size", "largest size ×", "loss in nats", "step time", "memory")
-    caption = "Predictions for a new run beyond the data, with 95 % intervals."
+    columns = ("series", "size", "largest size ×", "loss in nats", *PROJECTED[1:])
+    caption = "Projections for a new run beyond the data, with 95 % intervals."
     return table(caption, columns, rows, len(all_series))
 
 
-def _predicted_cell(predicted: PredictedQuantity) -> Cell:
+def _predicted_cell(predicted: PredictedQuantity | None) -> Cell:
     """Return value and interval, with the value to sort by."""
-    if predicted.value is None:
+    if predicted is None or predicted.value is None:
         return word(None)
     low, high = (np.nan if end is None else end for end in (predicted.low, predicted.high))
     value, interval = bounded(predicted.value, low, high, unit=predicted.unit if predicted.unit in PREFIXED else "")
@@ -111,4 +130,5 @@ def _predicted_cell(predicted: PredictedQuantity) -> Cell:
 def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
     """Return every table of fits; ``surfaces`` are those of size and data."""
     parameters, made = parameters_table(all_series, surfaces), fits_table(all_series, surfaces)
-    return parameters, backtest_table(all_series), predictions_table(all_series), made
+    ranked = [ranking_table(all_series)] if len(all_series) > 1 else []
+    return (predictions_table(all_series), *ranked, backtest_table(all_series), parameters, made)

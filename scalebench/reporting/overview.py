@@ -1,57 +1,165 @@
-"""One row per study and series: sizes, loss at both ends, and how loss, step time and memory grow with size."""
+"""All studies together: a row per series, a figure of how their costs grow, and a sentence of conclusion."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 from scalebench.analysis.growth import Growth, growth
 from scalebench.analysis.series import Series
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
 from scalebench.reporting.quantities import bounded, quantity, uncertain
+from scalebench.reporting.sections.base import SectionView
+from scalebench.reporting.svg import MUTED, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, Table, number, word
+from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure
 
 COLUMNS = (
-    "study", "sizes", "from", "to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
-    "step-time exponent", "memory exponent", "total run time",
+    "study", "sizes", "from and to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
+    "time exponent", "memory exponent", "total run time",
 )  # fmt: skip
+TIME, MEMORY = COLUMNS.index("time exponent"), COLUMNS.index("memory exponent")
+ROW_INCHES, REST_INCHES = 0.24, 1.1
 
 
-def overview_rows(study: str, all_series: Sequence[Series]) -> Iterator[tuple[Cell, ...]]:
+@dataclass(frozen=True)
+class GrowthRow:
+    """The overview of one series: its cells, and how time (per step or call) and memory grew."""
+
+    cells: tuple[Cell, ...]
+    time: Growth | None
+    memory: Growth | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What heads a page of several studies."""
+
+    sentence: str
+    table: Table
+    figure: FigureView | None
+
+
+def build_overview(studies: Sequence[StudyAnalysis], views: Sequence[SectionView]) -> Overview | None:
+    """Return the overview of studies whose sections are ``views``; None where none of them has a row."""
+    linked = [(row, view.id) for study, view in zip(studies, views, strict=True)
+              for row in overview_rows(study.name, study.series)]  # fmt: skip
+    rows = [row for row, _ in linked]
+    if not rows:
+        return None
+    figure = draw_figure("overview-growth", GROWTH, rows)
+    return Overview(conclusion(rows), overview_table([row.cells for row in rows], [name for _, name in linked]), figure)
+
+
+def conclusion(rows: Sequence[GrowthRow]) -> str:
+    """Return in how many series time and memory grew more slowly than size, by their whole interval."""
+    parts = []
+    for name, growths in (("time", [row.time for row in rows]), ("memory", [row.memory for row in rows])):
+        known = [how for how in growths if how is not None]
+        slower, faster = (sum(test(how) for how in known) for test in (_slower, _faster))
+        if known:
+            parts.append(f"{name} grew more slowly than size in {slower} of {len(known)}, faster in {faster}")
+    head = f"Of {len(rows)} series in all studies, "
+    return (head + "; ".join(parts) if parts else f"{len(rows)} series, none of them with two sizes") + "."
+
+
+def _slower(how: Growth) -> bool:
+    return how.high < 1
+
+
+def _faster(how: Growth) -> bool:
+    return how.low > 1
+
+
+def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
+    """Exponents of time and memory with their intervals, one line per series, in the order of the table."""
+    known = [row for row in rows if row.time or row.memory]
+    if not known:
+        return None
+    names = [row.cells[0][0] for row in known]
+    marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(known))
+    for i, (what, shift) in enumerate((("time", -0.14), ("memory", 0.14))):
+        style, grown = series_style(i), [(place + shift, getattr(row, what)) for place, row in enumerate(known)]
+        grown = [(place, how) for place, how in grown if how is not None]
+        for place, how in grown:
+            low, high = np.clip([how.low, how.high], *EDGES)
+            if np.isfinite(low) and np.isfinite(high):
+                marks.axes.hlines(place, low, high, color=style["color"], linewidth=1.4)
+                marks.drawn.add("bars")
+        titles = [f"{names[round(place)]}: {what} ∝ N^{how.exponent:.2f}" for place, how in grown]
+        marks.draw(np.clip([how.exponent for _, how in grown], *EDGES), [place for place, _ in grown], titles,
+                   **style, markersize=4.5, label=what)  # fmt: skip
+    marks.axes.axvline(1, color=MUTED, linestyle="--", linewidth=1.2)
+    marks.axes.set_yticks(range(len(known)), names)
+    marks.axes.set_ylim(len(known) - 0.5, -0.5)
+    marks.axes.set_xlabel("exponent b of cost ∝ N^b")
+    legend(marks)
+    bars = " Bars are 95 % intervals, cut at the edges of the figure." if "bars" in marks.drawn else ""
+    return Caption(
+        f"Time (per training step or call) and peak memory. Dashed: cost in proportion to size.{bars}",
+        Table("Exponents of time and memory.", ("series", "time", "memory"),
+              tuple((row.cells[0], row.cells[TIME], row.cells[MEMORY]) for row in known)),
+    )  # fmt: skip
+
+
+GROWTH = FigureSpec("growth", "How costs grow with size", growth_figure, optional=True)
+EDGES = (-0.5, 2.5)  # exponents beyond, or their intervals, are cut there
+
+
+def overview_rows(study: str, all_series: Sequence[Series]) -> Iterator[GrowthRow]:
     """Yield the overview of a study: one row per series."""
     for series in all_series:
         if series.x is not PARAMETERS:  # more data costs neither time per step nor memory
             yield _row(": ".join(filter(None, (study, series.label, series.x.noun))), series, None, None)
             continue
-        timed = series.timed
+        timed, column = (series.timed, STEP_TIME) if series.timed[STEP_TIME].notna().any() else _called(series)
         peaks = series.usable[series.memory_column] if series.memory_column else None
         memory = None if peaks is None else growth(series.usable[N], peaks)
         yield _row(
-            f"{study}: {series.label}" if series.label else study, series, growth(timed[N], timed[STEP_TIME]), memory
+            f"{study}: {series.label}" if series.label else study,
+            series,
+            growth(timed[N], numeric(timed, column)),
+            memory,
         )
 
 
-def overview_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
+def _called(series: Series) -> tuple[pd.DataFrame, str]:
+    """Return the valid inference trials that had the machine to themselves, and their column of time."""
+    return series.usable[series.usable["timing_exclusive"].ne(False)], "latency_median_s"
+
+
+def overview_table(rows: Sequence[tuple[Cell, ...]], links: Sequence[str] = ()) -> Table:
     """Return the overview of several studies as a table."""
     caption = (
         "Every study. Sizes are non-embedding parameters (tokens or samples where the data grows); validation loss is "
         "in nats with its standard error. Exponents have 95 % intervals: α of the fitted loss law, and b of cost ∝ N^b "
-        "for time per step and peak memory. Total run time is the sum over all trials."
+        "for time per step (or call) and peak memory. Total run time is the sum over all trials."
     )
-    return Table(caption, COLUMNS, tuple(rows))
+    return Table(caption, COLUMNS, tuple(rows), links=tuple(links))
 
 
-def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | None) -> tuple[Cell, ...]:
+def _row(name: str, series: Series, time: Growth | None, memory: Growth | None) -> GrowthRow:
+    return GrowthRow(_row_cells(name, series, time, memory), time, memory)
+
+
+def _row_cells(name: str, series: Series, step_time: Growth | None, memory: Growth | None) -> tuple[Cell, ...]:
     sizes, trials = series.sizes, series.trials
     done = (f"{int(trials['valid'].sum())} of {len(trials)}", int(trials["valid"].sum()))
     work = numeric(trials, "wall_time_s").dropna()
     if sizes.empty:
-        return (word(name), word(None), word(None), word(None), done, *[word(None)] * (len(COLUMNS) - 5))
+        placed = series.usable[series.x.column].dropna()
+        ends = _range(placed.min(), placed.max()) if len(placed) else word(None)
+        return (word(name), number(placed.nunique() or None), ends, done, *[word(None)] * 3, _growth_cell(step_time),
+                _growth_cell(memory), number(work.sum() if len(work) else None, "s"))  # fmt: skip
     first, last = sizes.iloc[0], sizes.iloc[-1]
     return (
         word(name),
         (str(len(sizes)), len(sizes)),
-        (quantity(first["size"]), float(first["size"])),
-        (quantity(last["size"]), float(last["size"])),
+        _range(first["size"], last["size"]),
         done,
         (uncertain(first["mean"], first["se"]), float(first["mean"])),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
@@ -60,6 +168,10 @@ def _row(name: str, series: Series, step_time: Growth | None, memory: Growth | N
         _growth_cell(memory),
         number(work.sum() if len(work) else None, "s"),
     )
+
+
+def _range(low: float, high: float) -> Cell:
+    return f"{quantity(low)} to {quantity(high)}" if low != high else quantity(low), float(high)
 
 
 def _exponent(series: Series) -> Cell:

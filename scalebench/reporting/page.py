@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting import sections
-from scalebench.reporting.overview import overview_table
-from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.overview import build_overview
+from scalebench.reporting.quantities import printable
+from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
-from scalebench.reporting.svg import canvas
+from scalebench.reporting.svg import canvas, quiet
 from scalebench.reporting.views import Caption
 from scalebench.store import StoreError, write_output
 from scalebench.store.comparisons import Comparisons
 
 HERE = Path(__file__).parent
 # Of all embedded CSV files together, and of all JSON files: the page stays below 5 MB.
+NOT_IN_IDS = re.compile("[^a-z0-9_]+")
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
 
+@quiet()
 def render_page(
     studies: Sequence[StudyAnalysis], damaged: Sequence[str] = (), compared: Comparisons | None = None
 ) -> str:
@@ -32,7 +37,7 @@ def render_page(
     ``damaged`` are lines on files that belong to no study.
     """
     views = list(build("study", studies))
-    rows = [row for view in views for row in view.overview] if len(views) > 1 else []
+    overview = build_overview(studies, views) if len(views) > 1 else None
     views += build("comparison", operations_of(compared) if compared else ())
     heading = views[0].title if len(views) == 1 else "Scaling studies" if studies else "Providers compared"
     css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
@@ -41,7 +46,7 @@ def render_page(
         .get_template("page.html.j2")
         .render(
             heading=heading,
-            overview=overview_table(rows) if rows else None,
+            overview=overview,
             sections=views,
             damaged=(*damaged, *(compared.damaged if compared else ())),
             css=css,
@@ -51,10 +56,16 @@ def render_page(
 
 
 def build(kind: str, subjects: Sequence[Subject]) -> Iterator[SectionView]:
-    """Yield the sections of several studies or of several operations; their ids are ``kind`` and a number."""
-    for i, subject in enumerate(subjects, 1):
+    """Yield the sections of several studies or of several operations; their ids come from their names."""
+    for name, subject in zip(ids(kind, [subject.name for subject in subjects]), subjects, strict=True):
         section = sections.section_for(subject)
-        yield section.build(subject, f"{kind}{i}", MAX_EMBEDDED_BYTES[kind] // len(subjects))
+        yield section.build(subject, name, Room(MAX_EMBEDDED_BYTES[kind] // len(subjects), len(subjects)))
+
+
+def ids(kind: str, names: Sequence[str]) -> list[str]:
+    """Return an id for each name, the same on every page that has it; names that would share one get a number, too."""
+    plain = [f"{kind}-{NOT_IN_IDS.sub('-', name.lower()).strip('-') or 'unnamed'}" for name in names]
+    return [name if plain.count(name) == 1 else f"{name}-{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
 
 
 def templates() -> jinja2.Environment:
@@ -62,8 +73,13 @@ def templates() -> jinja2.Environment:
     folders = dict.fromkeys([HERE, HERE / "sections", *(section.template.parent for section in sections.SECTIONS)])
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
+
+
+def _printable(value: Any) -> Any:
+    """Return what an expression of a template prints, without characters that a page cannot hold."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def write_page(html: str, output: Path) -> Path:
@@ -75,6 +91,7 @@ def write_page(html: str, output: Path) -> Path:
     return output
 
 
+@quiet()
 def draw_picture(study: StudyAnalysis, output: Path) -> Path:
     """Draw a study's first figure as a PNG on white, for a README or a slide; return its path."""
     with canvas(study.name) as marks:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 NOT_MEASURED = "—"
+CLEAR = 2.0  # standard errors; a smaller change is called noise
 NO_INTERVAL = "no interval"
+NO_SPREAD = "no spread"  # of an interval without width: trials that agree exactly
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 NBSP = "\u00a0"  # keeps a number and its unit on one line
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 SI_PREFIXES = {
@@ -23,8 +27,19 @@ SI_PREFIXES = {
     "µ": 1e-6,
     "n": 1e-9,
 }
+SPREAD_FROM = 1e-7  # of the value: a narrower interval is rounding, as of FLOPs, which are computed
 TINY = 1e-6  # below this, numbers with an interval have an exponent
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
+
+
+def printable(text: str) -> str:
+    """Replace the characters that neither XML nor UTF-8 can hold: control characters and halves of surrogates."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def tick(value: float) -> str:
+    """Format the label of a tick: as short as possible, with a prefix instead of an exponent."""
+    return f"{value:,.6g}" if 1e-3 <= abs(value) < 1e4 or not value else quantity(value)
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:
@@ -91,10 +106,15 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
         factor, prefixed = scale(low, unit) if unit else (1.0, "")
         lowest = f"above {significant(low / factor, 2)}{NBSP}{prefixed}".rstrip()
         return "not resolved", NO_INTERVAL if math.isnan(low) else lowest
-    factor, prefixed = scale(value, unit) if unit else (1.0, "")
+    finite = [x for x in (value, low, high) if math.isfinite(x)]
+    factor, prefixed = scale(value or max(finite, key=abs), unit) if unit else (1.0, "")
     suffix = f"{NBSP}{prefixed}" if prefixed else ""
     if math.isnan(low) or math.isnan(high):
         return significant(value / factor) + suffix, NO_INTERVAL
+    if not any(finite):
+        return f"0{suffix}", NO_SPREAD
+    if abs(high - low) <= SPREAD_FROM * abs(value):
+        return significant(value / factor) + suffix, NO_SPREAD
     width = max((abs(end - value) for end in (low, high) if math.isfinite(end)), default=0.0) / factor
     # At least two digits of the value and at most four: an interval may be wide, or have no width at all.
     least = decimals_of(abs(value / factor))
@@ -105,7 +125,15 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)
     plain = largest == 0 or largest >= TINY
     text, *ends = (f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits) for x in scaled)
+    if ends[0] == ends[1]:  # four digits do not tell the ends apart: as many as do
+        ends = _distinct(low / factor, high / factor)
     return (text + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
+
+
+def _distinct(low: float, high: float) -> list[str]:
+    """Format two different numbers with the fewest significant digits, five or more, that tell them apart."""
+    texts = ([significant(end, digits) for end in (low, high)] for digits in range(5, 17))
+    return next((pair for pair in texts if pair[0] != pair[1]), [f"{low:.17g}", f"{high:.17g}"])
 
 
 def _magnitude(value: float) -> int:

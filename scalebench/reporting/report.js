@@ -1,4 +1,4 @@
-// The page is complete without this: it adds the theme button, sorting, and opened details in print.
+// The page is complete without this: it adds the theme, sorting and filtering, values of marks, and files to save.
 "use strict";
 
 function isDark() {
@@ -6,10 +6,23 @@ function isDark() {
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
+// Storage is refused to some pages, such as those in a sandboxed frame: then the theme lasts as long as the page.
+function remember(theme) {
+  try { localStorage.setItem("scalebench-theme", theme); } catch { /* not remembered */ }
+}
+
+function recall() {
+  try {
+    const theme = localStorage.getItem("scalebench-theme");
+    if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+  } catch { /* nothing remembered */ }
+}
+
 function offerTheme(button) {
   const label = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    remember(document.documentElement.dataset.theme);
     label();
   });
   label();
@@ -46,15 +59,202 @@ function offerSorting(table) {
   });
 }
 
-function openForPrint() {
-  let opened = [];
-  addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
-    for (const details of opened) details.open = true;
-  });
-  addEventListener("afterprint", () => { for (const details of opened) details.open = false; });
+// --- tables: filter, copy ---------------------------------------------------------------------------------------------
+
+const FILTER_FROM = 8; // rows
+
+function button(text, action) {
+  const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+  made.addEventListener("click", action);
+  return made;
 }
 
+function cellText(cell) {
+  const text = (cell.dataset.key ?? cell.innerText).trim().replace(/\s*\n\s*/g, " ");
+  return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+function asCsv(table) {
+  return [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map(cellText).join(",")).join("\n") + "\n";
+}
+
+async function copy(text, origin) {
+  const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+  if (!done) save(new Blob([text], { type: "text/csv" }), "table.csv"); // a page from disk may not reach the clipboard
+  const label = origin.textContent;
+  origin.textContent = done ? "Copied" : "Saved";
+  setTimeout(() => { origin.textContent = label; }, 1500);
+}
+
+function save(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function filterRows(table, text) {
+  const wanted = text.toLowerCase();
+  for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+}
+
+function offerTableTools(table) {
+  const tools = Object.assign(document.createElement("div"), { className: "tools" });
+  if (table.tBodies[0].rows.length >= FILTER_FROM) {
+    const field = Object.assign(document.createElement("input"), { type: "search", placeholder: "Filter rows" });
+    field.setAttribute("aria-label", `Filter rows: ${table.caption.textContent}`);
+    field.addEventListener("input", () => filterRows(table, field.value));
+    tools.append(field);
+  }
+  tools.append(button("Copy as CSV", (event) => copy(asCsv(table), event.target)));
+  table.parentNode.before(tools);
+}
+
+// A region that scrolls must be reachable by keyboard; any other would be a tab stop where nothing can be done.
+function markScrollable() {
+  for (const region of document.querySelectorAll(".scroll, pre")) {
+    const scrolls = region.scrollWidth > region.clientWidth + 1;
+    if (scrolls) region.tabIndex = 0; else region.removeAttribute("tabindex");
+    if (!scrolls) { region.removeAttribute("role"); region.removeAttribute("aria-label"); continue; }
+    region.setAttribute("role", "region");
+    region.setAttribute("aria-label", region.querySelector("caption")?.textContent ?? "Text that scrolls");
+  }
+}
+
+// --- figures: values, series, files -----------------------------------------------------------------------------------
+
+function marksOf(figure) {
+  return [...figure.querySelectorAll(".drawing use")].filter((use) => use.querySelector("title"));
+}
+
+function showMark(figure, mark) {
+  figure.querySelectorAll(".here").forEach((old) => old.classList.remove("here"));
+  const line = figure.querySelector(".value");
+  line.textContent = mark ? mark.querySelector("title").textContent : "";
+  if (!mark) return;
+  mark.classList.add("here");
+  const name = line.textContent.split(":")[0];
+  const row = [...figure.querySelectorAll("tbody tr")].find((each) => each.cells[0].textContent === name);
+  row?.classList.add("here");
+}
+
+function nearest(marks, event) {
+  const away = (mark) => {
+    const box = mark.getBoundingClientRect();
+    return Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
+  };
+  const closest = marks.reduce((best, mark) => (away(mark) < away(best) ? mark : best));
+  return away(closest) < 30 ? closest : null;
+}
+
+function offerValues(figure, drawing) {
+  const visible = () => marksOf(figure).filter((mark) => mark.getClientRects().length);
+  if (!visible().length) return;
+  const line = Object.assign(document.createElement("p"), { className: "value" });
+  line.setAttribute("aria-live", "polite");
+  drawing.after(line);
+  drawing.tabIndex = 0;
+  drawing.setAttribute("role", "group");
+  drawing.setAttribute("aria-label", `${figure.querySelector("h3").textContent}: arrow keys step through the values`);
+  drawing.addEventListener("pointermove", (event) => showMark(figure, nearest(visible(), event)));
+  drawing.addEventListener("pointerleave", () => showMark(figure, null));
+  drawing.addEventListener("blur", () => showMark(figure, null));
+  drawing.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const marks = visible(), at = marks.findIndex((mark) => mark.classList.contains("here"));
+    showMark(figure, marks[(at < 0 ? (step > 0 ? 0 : marks.length - 1) : at + step + marks.length) % marks.length]);
+  });
+}
+
+// A series is what is drawn in one of the page's colours for series, its entry in the legend included.
+function offerSeries(figure, tools) {
+  const names = new Map();
+  for (const text of figure.querySelectorAll(".drawing [id*=legend] text")) {
+    const shape = text.closest("g")?.querySelector("[style*='var(--s']") ?? text.previousElementSibling;
+    const color = /var\(--s\d\)/.exec(shape?.outerHTML ?? "")?.[0];
+    if (color && !names.has(color)) names.set(color, text.textContent);
+  }
+  if (names.size < 2) return;
+  for (const [color, name] of names) {
+    const toggle = button(name, () => {
+      const on = toggle.getAttribute("aria-pressed") === "false";
+      toggle.setAttribute("aria-pressed", String(on));
+      for (const part of figure.querySelectorAll(".drawing [style]")) {
+        if (part.getAttribute("style").includes(color)) part.style.display = on ? "" : "none";
+      }
+    });
+    toggle.setAttribute("aria-pressed", "true");
+    tools.append(toggle);
+  }
+}
+
+function standalone(svg) {
+  const copied = svg.cloneNode(true), box = svg.viewBox.baseVal, look = getComputedStyle(document.documentElement);
+  copied.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copied.setAttribute("width", box.width);
+  copied.setAttribute("height", box.height);
+  copied.setAttribute("font-family", "sans-serif");
+  const paper = `<rect width="100%" height="100%" fill="${look.getPropertyValue("--paper")}"/>`;
+  return new XMLSerializer().serializeToString(copied).replace(/(<\/desc>)/, `$1${paper}`)
+    .replace(/var\((--[\w-]+)\)/g, (_, name) => look.getPropertyValue(name).trim());
+}
+
+function savePng(svg, name) {
+  const image = new Image(), box = svg.viewBox.baseVal, canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [box.width * 3, box.height * 3];
+  image.onload = () => {
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(blob, `${name}.png`));
+  };
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standalone(svg))}`;
+}
+
+function offerFigureTools(figure) {
+  const drawing = figure.querySelector(".drawing"), svg = drawing?.querySelector("svg");
+  if (!svg) return;
+  offerValues(figure, drawing);
+  const tools = Object.assign(document.createElement("div"), { className: "tools" });
+  offerSeries(figure, tools);
+  tools.append(
+    button("SVG", () => save(new Blob([standalone(svg)], { type: "image/svg+xml" }), `${figure.id}.svg`)),
+    button("PNG", () => savePng(svg, figure.id)));
+  tools.append(Object.assign(document.createElement("a"), { href: `#${figure.id}`, textContent: "link" }));
+  figure.querySelector("details, figcaption:last-child")?.before(tools);
+}
+
+// --- the page ---------------------------------------------------------------------------------------------------------
+
+function offerPrint(print) {
+  const details = [...document.querySelectorAll("details")];
+  print.addEventListener("click", () => {
+    const closed = details.filter((each) => !each.open);
+    document.documentElement.classList.add("print-data");
+    for (const each of closed) each.open = true;
+    addEventListener("afterprint", () => {
+      document.documentElement.classList.remove("print-data");
+      for (const each of closed) each.open = false;
+    }, { once: true });
+    window.print();
+  });
+  print.hidden = false;
+}
+
+function openTarget() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target) return;
+  for (let up = target; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
+  target.scrollIntoView();
+}
+
+recall();
 offerTheme(document.getElementById("theme"));
+offerPrint(document.getElementById("print"));
 document.querySelectorAll("table.sortable").forEach(offerSorting);
-openForPrint();
+document.querySelectorAll("details.data table, table.overview").forEach(offerTableTools);
+document.querySelectorAll("figure").forEach(offerFigureTools);
+document.querySelectorAll("details").forEach((each) => each.addEventListener("toggle", markScrollable));
+addEventListener("resize", markScrollable);
+addEventListener("hashchange", openTarget);
+markScrollable();
+openTarget();

@@ -11,6 +11,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.quantities import (
+    CLEAR,
     NBSP,
     NO_INTERVAL,
     bounded,
@@ -23,7 +24,6 @@ from scalebench.reporting.quantities import (
 )
 
 MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
-CLEAR = 2.0  # standard errors; a smaller change is called noise
 
 
 def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:
@@ -49,7 +49,7 @@ def loss_sentence(series: Series) -> str:
         return f"Validation loss is {start} nats at {quantity(first['size'])} {series.x.noun}, the only size."
     change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
     rises = [quantity(size) for size, step in zip(sizes["size"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0]
-    steps = f"It did not fall at {', '.join(rises)}." if rises else "It fell at every size."
+    steps = f"it did not fall at {', '.join(rises)}." if rises else "it fell at every size."
     ratio = abs(change) / error if error > 0 else np.nan
     noise = ", which is within noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
@@ -58,7 +58,7 @@ def loss_sentence(series: Series) -> str:
     return (
         f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['size'])} to "
         f"{quantity(last['size'])} {unit} (×{significant(last['size'] / first['size'], 2)})"
-        f"{clear}. {steps}"
+        f"{clear}; {steps}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+
+from scalebench.reporting.quantities import printable, tick
 
 # Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
 INK, MUTED, GRID, PAPER = "#111111", "#777777", "#dddddd", "#fefefe"
@@ -31,6 +35,7 @@ RC = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "axes.axisbelow": True, "legend.frameon": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
+    "text.parse_math": False,
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
@@ -44,6 +49,7 @@ class Marks:
     axes: Axes
     titles: dict[str, list[str]] = field(default_factory=dict)
     thinned: bool = False
+    drawn: set[str] = field(default_factory=set)  # what captions may speak of: "band", "curve", "hollow", …
 
     def draw(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
         """Draw marks at x, y (n,) with a title each; non-finite ones are left out, above MAX_MARKS thinned evenly."""
@@ -56,6 +62,22 @@ class Marks:
             gid = f"marks{len(self.titles)}"
             self.titles[gid] = [titles[i] for i in good.tolist()]
             self.axes.plot(x[good], y[good], linestyle="none", gid=gid, **style)
+            self.drawn |= {"hollow"} if style.get("markerfacecolor", style.get("color")) == PAPER else {"filled"}
+
+    def bars(self, places: Any, low: Any, high: Any, **style: Any) -> None:
+        """Draw vertical bars from low to high at places, each (n,), those that have both ends."""
+        ends = np.array([places, low, high], dtype=float).reshape(3, -1)
+        ends = ends[:, np.isfinite(ends).all(axis=0) & (ends[2] > ends[1])]
+        if ends.size:
+            self.axes.vlines(*ends, **style)
+            self.drawn.add("bars")
+
+    def band(self, x: Any, low: Any, high: Any, color: str) -> None:
+        """Fill between low and high at x, each (n,), where both are finite."""
+        low, high = (np.asarray(end, dtype=float) for end in (low, high))
+        if (np.isfinite(low) & np.isfinite(high)).sum() > 1:
+            self.axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            self.drawn.add("band")
 
 
 def series_style(i: int) -> dict[str, Any]:
@@ -93,6 +115,18 @@ def legend(marks: Marks, title: str | None = None) -> None:
     marks.figure.set_figheight(marks.figure.get_figheight() + 0.19 * rows)
 
 
+def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
+    """Make x logarithmic where its positive values span more than a factor of four; label its ticks plainly."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 < low < high / 4:
+        return
+    axes.set_xscale("log")
+    subs = (1, 2, 5) if high / low < 300 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
     """Label both axes and add the legend; x is the size, y logarithmic if ``log``."""
     axes = marks.axes
@@ -101,7 +135,7 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
         low, high = axes.get_ylim()
         subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axes.yaxis.set_minor_locator(NullLocator())
     size_axis(axes)
     axes.set_ylabel(ylabel)
@@ -114,6 +148,14 @@ COLOR = re.compile(r"#[0-9a-f]{6}\b")
 DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
 REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings (a missing glyph, an overflow in a fit) from the reader."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -133,13 +175,14 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     # With every entry empty, matplotlib writes no date, version or address.
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     FigureCanvasSVG(marks.figure).print_svg(buffer, metadata=empty)  # type: ignore[no-untyped-call]
-    root = ElementTree.fromstring(buffer.getvalue().encode())  # noqa: S314 - written two lines above
+    root = ElementTree.fromstring(printable(buffer.getvalue()).encode())  # noqa: S314 - written two lines above
     _strip_namespaces(root)
     for metadata in root.findall("metadata"):
         root.remove(metadata)
     _add_titles(root, marks.titles)
     _rename_ids(root, name)
     _restyle(root)
+    _flatten(root)
     return _labelled(root, name, title, description)
 
 
@@ -182,6 +225,16 @@ def _restyle(root: ElementTree.Element) -> None:
                 element.set(key, DECIMALS.sub(lambda match: f"{float(match.group()):.2f}", " ".join(value.split())))
 
 
+def _flatten(parent: ElementTree.Element) -> None:
+    """Replace groups that carry nothing by their content: they are half of the elements that matplotlib writes."""
+    flat: list[ElementTree.Element] = []
+    for child in parent:
+        _flatten(child)
+        empty = child.tag in ("g", "defs") and not len(child)
+        flat += [] if empty else list(child) if child.tag == "g" and not child.attrib else [child]
+    parent[:] = flat
+
+
 def _labelled(root: ElementTree.Element, name: str, title: str, description: str) -> str:
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(tag, id=f"{name}-{tag}")
@@ -189,4 +242,4 @@ def _labelled(root: ElementTree.Element, name: str, title: str, description: str
         root.insert(position, element)
     box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
     root.attrib = box
-    return ElementTree.tostring(root, encoding="unicode")
+    return printable(ElementTree.tostring(root, encoding="unicode"))

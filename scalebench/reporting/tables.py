@@ -23,6 +23,8 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    appendix: bool = False  # a diagnostic, which the page folds
+    links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
 
     @property
     def numeric(self) -> tuple[bool, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
@@ -19,7 +20,16 @@ from scalebench.reporting.tables import Table
 Subject = TypeVar("Subject")
 
 # What numpy, pandas and matplotlib raise on data that a figure did not expect.
-DRAWING_ERRORS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+DRAWING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,15 @@ class FigureSpec(Generic[Subject]):
     """A figure that can be drawn of a subject.
 
     ``draw`` returns the caption; a sentence with the reason where the figure cannot be drawn; or None where nothing
-    was measured. An ``optional`` figure is then left out, any other says so in its place.
+    was measured. An ``optional`` figure is then left out, any other says so in its place. The page folds what is only
+    ``diagnostic`` into its appendix.
     """
 
     key: str
     title: str
     draw: Callable[[Marks, Subject], Caption | str | None]
     optional: bool = False
+    diagnostic: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class FigureView:
     svg: Markup
     caption: str
     table: Table | None
+    id: str = ""
+    diagnostic: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,12 @@ def draw_figure(name: str, spec: FigureSpec[Subject], subject: Subject) -> Figur
         try:
             caption = spec.draw(marks, subject)
             if isinstance(caption, Caption):
-                return _drawn(marks, name, spec.title, caption)
+                return _drawn(marks, name, spec, caption)
         except DRAWING_ERRORS as error:
             caption = f"This figure could not be drawn: {type(error).__name__}: {error}"
     if caption is None and spec.optional:
         return None
-    return FigureView(spec.title, Markup(""), caption or "Not measured in these trials.", None)
+    return FigureView(spec.title, Markup(""), caption or "Not measured in these trials.", None, name, spec.diagnostic)
 
 
 def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Subject) -> tuple[FigureView, ...]:
@@ -87,22 +101,31 @@ def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Su
     return tuple(view for view in views if view is not None)
 
 
-def _drawn(marks: Marks, name: str, title: str, caption: Caption) -> FigureView:
+def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> FigureView:
     text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
     # Safe: ElementTree has escaped every text and attribute of it.
-    return FigureView(title, Markup(to_svg(marks, name, title, text)), text, caption.table)  # noqa: S704
+    svg = Markup(to_svg(marks, name, spec.title, text))  # noqa: S704
+    return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
 
 
-def downloads(name: str, rows: pd.DataFrame, limit: int) -> Iterator[Download]:
-    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes.
+def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = False) -> Iterator[Download]:
+    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes; with ``compress``
+    as .gz, and the CSV alone.
 
     The attempt's folder is left out: it is a path on one machine.
     """
     rows = rows.drop(columns="attempt_dir", errors="ignore")
     records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-    for suffix, kind, text in (("csv", "text/csv", rows.to_csv(index=False)), ("json", "application/json", records)):
-        content = text.encode()
-        if len(content) <= limit:
-            uri = f"data:{kind};charset=utf-8;base64,{base64.b64encode(content).decode()}"
-            digest = hashlib.sha256(content).hexdigest()
-            yield Download(f"{name}.{suffix}", uri, digest, quantity(len(content), "B"))
+    yield from _embedded(f"{name}.csv", "text/csv", rows.to_csv(index=False), limit, compress=compress)
+    if not compress:
+        yield from _embedded(f"{name}.json", "application/json", records, limit)
+
+
+def _embedded(name: str, kind: str, text: str, limit: int, *, compress: bool = False) -> Iterator[Download]:
+    """Embed one file, where it has at most ``limit`` bytes."""
+    content, stated = text.encode("utf-8", "replace"), f"{kind};charset=utf-8"
+    if compress:
+        name, stated, content = f"{name}.gz", "application/gzip", gzip.compress(content, mtime=0)
+    if len(content) <= limit:
+        uri = f"data:{stated};base64,{base64.b64encode(content).decode()}"
+        yield Download(name, uri, hashlib.sha256(content).hexdigest(), quantity(len(content), "B"))

@@ -37,6 +37,7 @@ PRELOADED = (
     "torch._dynamo",
     "pandas",
     "pyarrow.parquet",
+    "scipy.special",
 )
 
 

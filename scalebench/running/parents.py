@@ -17,7 +17,7 @@ from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
 from scalebench.points.table import select_rows
 from scalebench.study import FromSection, Parent, Study, Trial
-from scalebench.workloads import WORKLOADS, read_trial
+from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Configure, Request
 from scalebench.workloads.weights import STATE, WEIGHTS, check_sha256, sha256_of
 
@@ -153,7 +153,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
         if isinstance(recorded, str):
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
-    trial = read_trial(store.read_header(attempt)["trial"])
+    trial = trial_of(attempt)
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
     before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])

@@ -20,7 +20,7 @@ from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
-from scalebench.workloads.base import Cost, Request
+from scalebench.workloads.base import Cost, Request, unserved
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,8 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         parent=None if parent is None else parent.identity,
         device_kind=_device_kind(device),
     )
+    if reason := unserved(trial):
+        raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
     _check_task(trial, decided.config, opened)
     if parent is not None:
         parent.check_held_out(trial, opened)

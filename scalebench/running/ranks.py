@@ -1,6 +1,6 @@
 """A trial of several processes on one node: torchrun starts them, and this module judges how they ended.
 
-``run_processes`` is called by the trial's worker. Each process, ``python -m scalebench.running.ranks ATTEMPT PARENT``,
+``run_processes`` is called by the trial's worker. Each process, ``python -m scalebench.running.worker ATTEMPT PARENT``,
 runs the trial on its share of the batches (``workloads/parallel.py``) and leaves its record in ``rank-<n>.json``; what
 it measures sample by sample is in the attempt's folder for the first process, and in ``rank-<n>/`` for the others.
 torchrun stops the others as soon as one has failed. The trial's record is the first process' if all ended ok, else that
@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 # Whoever fails is noticed by torchrun, which stops the others; a process may wait as long as its trial may take.
 PATIENCE = timedelta(days=7)
 TORCHRUN_FOLDER = "torchrun"
+WORKER = "scalebench.running.worker"
+Row = dict[str, Any]
 
 
 def run_processes(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
@@ -57,7 +60,7 @@ def launch(attempt: Path, count: int) -> dict[int, ProcessFailure]:
         logs_specs=DefaultLogsSpecs(log_dir=str(attempt / TORCHRUN_FOLDER)), shutdown_timeout=int(processes.GRACE_S),
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", __name__, str(attempt), str(os.getpid()))
+        elastic_launch(config, sys.executable)("-m", WORKER, str(attempt), str(os.getpid()))
     except ChildFailedError as error:
         return dict(error.failures)
     except SignalException as error:
@@ -93,18 +96,19 @@ def failed_row(
     }
 
 
-def main(folder: str, parent: str) -> int:
-    """Run this process' part of a trial and leave its record; exit status 0 when it is ok."""
-    processes.end_with_parent(int(parent))
-    attempt, rank = Path(folder), int(os.environ["RANK"])
+def run_rank(attempt: Path, parent: int, run: Callable[[Path, dict[str, Any], dict[str, Any]], Row]) -> int:
+    """Run this process' part of a trial and leave its record; exit status 0 when it is ok.
+
+    ``run`` takes a folder, the header and the placement, and returns the record. This process ends with ``parent``.
+    """
+    processes.end_with_parent(parent)
+    rank = int(os.environ["RANK"])
     header, placement = read_json(attempt / "trial.json"), read_json(attempt / "placement.json")
     take_share(placement, int(os.environ["LOCAL_RANK"]), header["resources"]["processes"])
     own = attempt if rank == 0 else attempt / f"rank-{rank}"
     own.mkdir(exist_ok=True)
     join(header["trial"]["device_kind"])
-    from scalebench.running.worker import trial_row
-
-    row = trial_row(own, header, placement | {"peaks_time_s": 0.0})  # measured before this process began
+    row = run(own, header, placement | {"peaks_time_s": 0.0})  # measured before this process began
     write_json(attempt / f"rank-{rank}.json", row)
     if row["status"] != "ok":
         return 1
@@ -135,10 +139,3 @@ def leave() -> None:
 
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    code = main(*sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -109,7 +109,11 @@ def _ends(config: gpt.Config, spec: TrainSpec) -> Iterator[Kernel]:
 
 def _per_parameter(config: gpt.Config, spec: TrainSpec) -> Iterator[Kernel]:
     params = gpt.count(config).total
-    yield Kernel("gradients to float32", 0, params * (6 + 10 * (spec.accumulation - 1)))
+    # The products write 2 bytes per gradient. Summing ones write 4 at first, then read and write 4.
+    summed = config.depth * (4 * config.width * config.inner + 2 * config.width * config.hidden) * spec.gradient_sums
+    again = spec.accumulation - 1
+    moved = summed * (2 + 6 * again) + (params - summed) * (6 + 10 * again)
+    yield Kernel("gradients to float32", 0, moved)
     optimizer = import_module("scalekernels.optimizer.cases")
     case = optimizer.Case("step", ((params,),), max_grad_norm=spec.gradient_clip)
     yield Kernel("AdamW with clipping", 0, optimizer.cost(case).bytes_moved)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from scalebench import store
 from scalebench.errors import InputError
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.claims import Observer, driving, last_claim
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.planning import PlannedTrial, plan, trial_header
@@ -19,10 +25,15 @@ from scalebench.store.plans import joined_plans
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
 
+WAIT_S = 0.2  # between looks at trials that another driver runs
+
 
 @dataclass
 class Sweep:
-    """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any."""
+    """State and outcome of a run. ``rows`` maps the ids of planned trials to their latest records, if any.
+
+    ``claims`` has the number of the last claim of each trial, as of before its record was read.
+    """
 
     study_dir: Path
     planned: list[PlannedTrial]
@@ -30,6 +41,7 @@ class Sweep:
     damaged: list[str] = field(default_factory=list)
     executed: int = 0
     other_code: int = 0
+    claims: dict[str, int] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[PlannedTrial]:
@@ -50,7 +62,10 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     sweep = Sweep(results / study.name, plan(study, results))
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
-        row, damaged = store.latest_record(sweep.study_dir / "trials" / trial.trial_id)
+        trial_dir = sweep.study_dir / "trials" / trial.trial_id
+        if claim := last_claim(trial_dir):
+            sweep.claims[trial.trial_id] = claim.number if claim.settled else claim.number - 1
+        row, damaged = store.latest_record(trial_dir)
         sweep.damaged.extend(damaged)
         if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
@@ -69,39 +84,109 @@ def _unsaved(row: Mapping[str, Any]) -> bool:
 
 
 def execute(
-    sweep: Sweep, study: Study, *, jobs: int | None = None, engine: str = "local", tick: Tick = no_tick
-) -> Iterator[dict[str, Any]]:
+    sweep: Sweep,
+    study: Study,
+    *,
+    jobs: int | None = None,
+    engine: str = "local",
+    order: str = "auto",
+    tick: Tick = no_tick,
+) -> Generator[dict[str, Any]]:
     """Run what is missing with an engine, yielding each trial's record as it comes.
 
-    ``tick`` is called often with the attempts that are running. Closing the iterator stops the workers; their trials
-    count as missing again. Raises ``InputError`` for an unknown engine, and for one that cannot run the trials.
+    ``order`` is "given", "cheapest" or "largest" by predicted cost, or "auto": the engine decides. A trial that another
+    driver runs is waited for, and yielded as well. ``tick`` is called often with the attempts that are running. Closing
+    the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
+    and for one that cannot run the trials.
     """
     placing = find_engine(engine)
-    missing = sweep.missing
-    if missing:
+    if missing := sweep.missing:
         placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)
-    if not missing:
+    pending = {planned.trial_id: planned for planned in sweep.missing}
+    if not pending:
         return
-    attempts, needs = zip(*prepare_attempts(sweep, study, missing), strict=True)
-    for attempt in placing.place(attempts, needs, jobs=jobs, tick=tick):
-        row = store.read_record(attempt)
-        sweep.rows[row["trial_id"]] = row
-        sweep.executed += 1
-        yield row
+    with driving(sweep.study_dir) as driver:
+        observer = Observer(sweep.study_dir)
+        while pending:
+            rows, free = _look(sweep, pending, observer)
+            prepared = prepare_attempts(sweep, study, in_order(free, order), driver, keep_order=order != "auto")
+            for row in chain(rows, _run_here(sweep, prepared, partial(placing.place, jobs=jobs, tick=tick))):
+                del pending[row["trial_id"]]
+                yield row
+            if pending and not free:  # other drivers run them
+                tick([])
+                time.sleep(WAIT_S)
 
 
-def prepare_attempts(sweep: Sweep, study: Study, trials: Sequence[PlannedTrial]) -> list[tuple[Path, Resources]]:
-    """Make an attempt folder for each trial, and return it with what the trial needs."""
+def _look(
+    sweep: Sweep, pending: Mapping[str, PlannedTrial], observer: Observer
+) -> tuple[list[dict[str, Any]], list[tuple[PlannedTrial, int]]]:
+    """Return the records of trials that other drivers have run since the survey, and the trials that nobody runs.
+
+    Each of these comes with the number of its next claim: whoever is faster has that number.
+    """
+    rows, free = [], []
+    for trial_id, planned in pending.items():
+        claim = last_claim(sweep.study_dir / "trials" / trial_id)
+        if claim and observer.alive(claim.driver) and not claim.settled:
+            continue
+        if claim and claim.settled and claim.number > sweep.claims.get(trial_id, 0):
+            with contextlib.suppress(store.StoreError):  # damaged: it is run again
+                sweep.rows[trial_id] = store.read_record(claim.attempt)
+                rows.append(sweep.rows[trial_id])
+                continue
+        free.append((planned, 1 + (claim.number if claim else 0)))
+    return rows, free
+
+
+def in_order(free: Sequence[tuple[PlannedTrial, int]], order: str) -> list[tuple[PlannedTrial, int]]:
+    """Return trials in the order to start them."""
+    if order in ("auto", "given"):
+        return list(free)
+    return sorted(free, key=lambda pair: pair[0].seconds(NOMINAL_FLOPS_PER_S["cpu"]), reverse=order == "largest")
+
+
+def _run_here(
+    sweep: Sweep, prepared: Sequence[tuple[Path, Resources]], place: Callable[..., Iterator[Path]]
+) -> Iterator[dict[str, Any]]:
+    """Run attempts, and yield the records of those whose trial no other driver claimed first."""
+    attempts, needs = [attempt for attempt, _ in prepared], [resources for _, resources in prepared]
+    try:
+        for attempt in place(attempts, needs):
+            row = store.read_record(attempt)
+            sweep.rows[row["trial_id"]] = row
+            sweep.executed += 1
+            yield row
+    finally:
+        for attempt in attempts:
+            if [path.name for path in attempt.glob("*")] == ["trial.json"]:  # not begun
+                shutil.rmtree(attempt, ignore_errors=True)
+
+
+def prepare_attempts(
+    sweep: Sweep,
+    study: Study,
+    trials: Sequence[tuple[PlannedTrial, int]],
+    driver: str = "",
+    *,
+    keep_order: bool = False,
+) -> list[tuple[Path, Resources]]:
+    """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
+
+    Each process of every trial gets as many threads as there are cores for each of the most processes of any trial, so
+    that times differ by the number of processes alone.
+    """
     study_wide = {
         "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
         "most_processes": max(planned.cost.processes for planned in sweep.planned),
     }
-    needs = [resources_of(planned, study) for planned in trials]
-    return [
-        (_prepare(sweep.study_dir, study, planned, resources, study_wide), resources)
-        for planned, resources in zip(trials, needs, strict=True)
-    ]
+    prepared = []
+    for planned, number in trials:
+        resources = replace(resources_of(planned, study), keep_order=keep_order)
+        placing = {**study_wide, "resources": asdict(resources), "driver": driver, "claim": number}
+        prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
+    return prepared
 
 
 def resources_of(planned: PlannedTrial, study: Study) -> Resources:
@@ -146,7 +231,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "title": study.title or study.name,
         "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
         "fit": study.fit.model_dump(mode="json"),
-        "planned": [{"trial_id": trial.trial_id} for trial in sweep.planned],
+        "planned": [{"trial_id": trial.trial_id, "flops": trial.flops} for trial in sweep.planned],
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],
@@ -168,15 +253,9 @@ def same_file(earlier: str, text: str) -> bool:
     return bool(text) and texts[0] == texts[1]
 
 
-def _prepare(
-    study_dir: Path, study: Study, planned: PlannedTrial, resources: Resources, study_wide: Mapping[str, Any]
-) -> Path:
-    """Make an attempt folder with its ``trial.json``.
-
-    ``study_wide`` has the precisions of all trials, and the most processes of any: each process of every trial gets as
-    many threads as there are cores for each of these, so that times differ by the number of processes alone.
-    """
+def _prepare(study_dir: Path, study: Study, planned: PlannedTrial, placing: Mapping[str, Any]) -> Path:
+    """Make an attempt folder with its ``trial.json``. Its precisions are those of the whole study, see ``node.py``."""
     attempt = store.new_attempt(study_dir, planned.trial_id)
-    placing = {"resources": asdict(resources), **study_wide}
-    store.write_header(attempt, trial_header(study, planned, command_line()) | placing)
+    header = trial_header(study, planned, command_line()) | {**placing, "attempt": attempt.name}
+    store.write_header(attempt, header)
     return attempt

@@ -15,16 +15,18 @@ from typing import Any, NoReturn
 
 from scalebench.running import processes
 from scalebench.running.node import settle
+from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record
 
 
-def run_and_exit(folder: str) -> NoReturn:
+def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
     """Run the trial in the given folder and end the process as soon as everything is written.
 
+    With a ``parent``, the id of the trial's worker, this is one of its several processes (``ranks.py``).
     A regular exit would wait seconds for CUDA and for compilers' processes, which the engine stops anyway; and the next
     trial waits for the GPU as long as this process lives.
     """
-    code = main(folder)
+    code = main(folder) if parent is None else run_rank(Path(folder), int(parent), trial_row)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -36,8 +38,6 @@ def main(folder: str) -> int:
     header = read_header(attempt)
     placement = settle(attempt, header)
     if header["resources"]["processes"] > 1:
-        from scalebench.running.ranks import run_processes
-
         status = run_processes(attempt, header, placement)
     else:
         status = run_trial(attempt, header, placement)
@@ -68,6 +68,7 @@ def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
     recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
     return row | {"invalid_reason": invalid_reason(row)}
 

@@ -18,12 +18,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.store import StoreError, read_json, write_atomically, write_json
+from scalebench.store import (
+    StoreError,
+    check_inside,
+    check_name,
+    is_name,
+    read_json,
+    write_atomically,
+    write_checked_json,
+)
+from scalebench.store.files import read_checked_json
+from scalebench.store.records import check_files, check_schema, plain_row
+from scalebench.store.trials import is_folder, names_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2  # since 2, rows.json has a checksum
 PREFIX = "compare-"
 STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
 
@@ -59,7 +70,12 @@ class Comparisons:
 
 
 def new_run(results: Path, operation: str) -> Path:
-    """Make and return a new folder for a run; its name sorts by time and is unique."""
+    """Make and return a new folder for a run; its name sorts by time and is unique.
+
+    Raises ``StoreError`` for an operation that cannot name a folder, or where a symbolic link leads out of the results.
+    """
+    check_name("operation", operation)
+    check_inside(results, results / f"{PREFIX}{operation}" / "runs")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     run = results / f"{PREFIX}{operation}" / "runs" / f"run-{stamp}-{secrets.token_hex(3)}"
     run.mkdir(parents=True)
@@ -82,31 +98,38 @@ def write_run(
     size = (run / "samples.parquet").stat().st_size
     full = [dict.fromkeys(ROW_COLUMNS) | dict(row) | {"run": run.name} for row in rows]
     end = {"ended": ended, "not_measured": list(missing)} if ended else {}
-    write_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, **end, "rows": full})
+    write_checked_json(run / "rows.json", {"schema": SCHEMA, "files": {"samples.parquet": size}, **end, "rows": full})
 
 
 def comparison_dirs(path: Path) -> list[Path]:
     """Return the folders of compared operations at ``path``: itself, or those directly below it."""
-    candidates = [path, *sorted(path.glob(f"{PREFIX}*"))] if path.is_dir() else []
-    return [folder for folder in candidates if folder.name.startswith(PREFIX) and (folder / "runs").is_dir()]
+    names = sorted(names_in(path)) if is_folder(path) else []
+    candidates = [path, *(path / name for name in names)]
+    return [folder for folder in candidates if folder.name.startswith(PREFIX) and is_folder(folder / "runs")]
 
 
 def read_run(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return a run's rows and its request; ``StoreError`` naming the file that is damaged."""
-    content = read_json(run / "rows.json")
+    path = run / "rows.json"
+    content, checked = read_checked_json(path)
+    check_schema(path, content.get("schema"), checked=checked)
+    check_files(path, content.get("files", {}))
     rows = content.get("rows")
-    if content.get("schema") != SCHEMA or not isinstance(rows, list):
-        raise StoreError(f"{run / 'rows.json'}: expected schema {SCHEMA} and a list of rows")
-    for name, size in content.get("files", {}).items():
-        actual = (run / name).stat().st_size if (run / name).exists() else 0
-        if actual != size:
-            raise StoreError(f"{run / name}: {actual} bytes, {size} in rows.json: cut short or changed")
-    return [row | {"run": run.name} for row in rows], read_json(run / "request.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise StoreError(f"{path}: expected a list of rows")
+    try:
+        rows = [dict.fromkeys(ROW_COLUMNS) | plain_row(row) | {"run": run.name} for row in rows]
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from error
+    if any(row["status"] not in STATUSES for row in rows):
+        raise StoreError(f"{path}: status: missing or unknown")
+    return rows, read_json(run / "request.json")
 
 
 def _runs(path: Path) -> Iterator[Path]:
     for folder in comparison_dirs(path):
-        yield from sorted(run for run in (folder / "runs").glob("run-*") if (run / "rows.json").exists())
+        names = sorted(name for name in names_in(folder / "runs") if name.startswith("run-") and is_name(name))
+        yield from (folder / "runs" / name for name in names if (folder / "runs" / name / "rows.json").exists())
 
 
 def read_comparisons(*paths: str | Path) -> Comparisons:

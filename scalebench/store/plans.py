@@ -14,15 +14,18 @@ from scalebench.store.names import is_name
 from scalebench.store.records import check_schema
 
 if TYPE_CHECKING:
-    from scalebench.store.trials import Results
+    from scalebench.store.results import Results
 
 
 STUDY = "study.json"
 
 
 def write_study(study_dir: Path, content: Mapping[str, Any]) -> None:
-    """Write a study's ``study.json``, with a checksum."""
-    write_checked_json(study_dir / STUDY, content)
+    """Write a study's ``study.json``, with a checksum. Raises ``StoreError``."""
+    try:
+        write_checked_json(study_dir / STUDY, content)
+    except OSError as error:
+        raise StoreError(f"{study_dir / STUDY}: cannot be written ({error.strerror})") from error
 
 
 def read_study(study_dir: Path, damaged: list[str]) -> dict[str, Any]:

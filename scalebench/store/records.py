@@ -81,9 +81,9 @@ def read_with_files(attempt: Path) -> tuple[dict[str, Any], dict[str, int]]:
     path = attempt / RECORD
     row, checked = read_checked_json(path, RECORD_BYTES)
     check_schema(path, row.pop("schema", None), checked=checked)
-    files = _files(path, row.pop("files", {}))
+    files = row.pop("files", {})
     try:
-        row = _plain_row(row)
+        row = plain_row(row)
     except ValueError as error:
         raise StoreError(f"{path}: {error}") from error
     if row.get("status") not in STATUSES or not row.get("trial_id"):
@@ -96,7 +96,7 @@ def read_with_files(attempt: Path) -> tuple[dict[str, Any], dict[str, int]]:
         if old in row:
             row[new] = row.pop(old)
     place = {"attempt": attempt.name, "attempt_dir": str(attempt), "checked": checked}
-    return row | place, {name: _size(attempt / name, size) for name, size in files.items()}
+    return row | place, check_files(path, files)
 
 
 def check_schema(path: Path, schema: Any, *, checked: bool) -> None:
@@ -111,15 +111,18 @@ def check_schema(path: Path, schema: Any, *, checked: bool) -> None:
         raise StoreError(f"{path}: the checksum is missing: changed since it was written")
 
 
-def _files(path: Path, files: Any) -> dict[str, int]:
-    """Return a record's files and their sizes; their names lead nowhere else."""
+def check_files(path: Path, files: Any) -> dict[str, int]:
+    """Return the sizes of the files that ``path`` lists; their names lead nowhere else.
+
+    One that is missing has size -1: the numbers of a record do not depend on it. ``StoreError`` if another.
+    """
     if not isinstance(files, dict):
         raise StoreError(f"{path}: files: expected an object, not {type(files).__name__}")
     for name, size in files.items():
         check_name(f"{path}: files", name)
         if type(size) is not int or size < 0:
             raise StoreError(f"{path}: files: {name}: {str(size)[:20]} is not a size in bytes")
-    return files
+    return {name: _size(path.with_name(name), size) for name, size in files.items()}
 
 
 def _size(path: Path, recorded: int) -> int:
@@ -135,7 +138,7 @@ def _size(path: Path, recorded: int) -> int:
     return actual
 
 
-def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record's columns as finite numbers that fit a table, texts, flags and null; else ``ValueError``."""
     if len(row) > MOST_COLUMNS:
         raise ValueError(f"{len(row):,} columns; at most {MOST_COLUMNS:,} are read")

@@ -1,4 +1,4 @@
-"""Trial folders, and the table of their records.
+"""Trial folders: made, and read one by one.
 
 A study's results are plain files, so that copying folders merges, moves, archives or shares them::
 
@@ -17,18 +17,14 @@ from __future__ import annotations
 import io
 import os
 import secrets
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.store.columns import STORE_NAMES
-from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, plain_text, read_bytes, write_table
+from scalebench.store.files import NewerSchemaError, NoSuchFileError, StoreError, read_bytes
 from scalebench.store.names import check_inside, check_name, is_name
-from scalebench.store.plans import joined_plans, read_study
 from scalebench.store.records import is_attempt, read_with_files
 
 if TYPE_CHECKING:
@@ -36,23 +32,6 @@ if TYPE_CHECKING:
 
 TABLE_BYTES = 4 << 30  # the largest table of samples that is read
 STEP_COLUMNS = ("step", "step_time_s")
-
-
-@dataclass(frozen=True)
-class Results:
-    """The content of results folders: one row per trial, and what could not be read.
-
-    ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
-    every column of any record; ``checked`` is whether the record had a checksum.
-    ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``incomplete`` has one line per
-    name of a file that records list and that is missing; those records count. ``studies`` maps a study's name to
-    its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
-    """
-
-    frame: pd.DataFrame
-    damaged: tuple[str, ...]
-    studies: Mapping[str, dict[str, Any]]
-    incomplete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,8 +58,8 @@ def new_attempt(study_dir: Path, trial_id: str) -> Path:
     attempt = trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
     try:
         attempt.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{trial_dir}: in the place of a trial's folder is something else; remove it") from error
+    except OSError as error:
+        raise StoreError(f"{trial_dir}: no folder can be made here ({error.strerror})") from error
     return attempt
 
 
@@ -161,54 +140,6 @@ def trial_names(study_dir: Path, damaged: list[str]) -> Iterator[str]:
             damaged.append(f"{folder / name}: no name of a trial")
 
 
-def read_results(*paths: str | Path) -> Results:
-    """Read every study under ``paths`` into one table; damaged attempts are listed.
-
-    Raises ``NewerSchemaError`` where a newer version wrote any of it.
-    """
-    damaged: list[str] = []
-    readings: list[Reading] = []
-    studies: dict[str, dict[str, Any]] = {}
-    for study_dir in dict.fromkeys(folder for path in paths for folder in study_dirs(Path(path))):
-        study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
-        studies[name] = joined_plans(studies.get(name, {}), study)
-        readings += [read_trial_dir(study_dir / "trials" / trial) for trial in trial_names(study_dir, damaged)]
-    damaged += [line for reading in readings for line in reading.damaged]
-    return Results(table_of(readings), tuple(map(plain_text, damaged)), studies, incomplete_lines(readings))
-
-
-def table_of(readings: Iterable[Reading]) -> pd.DataFrame:
-    """Return the rows as a table with the store's own columns first."""
-    import pandas as pd
-
-    rows = [reading.row for reading in readings if reading.row is not None]
-    names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
-    folders = pd.Series([row["attempt_dir"] for row in rows], dtype=object)  # not all paths are Unicode
-    table = pd.DataFrame([row | {"attempt_dir": None} for row in rows], columns=list(names))
-    return table.assign(attempt_dir=folders) if rows else table
-
-
-def incomplete_lines(readings: Iterable[Reading]) -> tuple[str, ...]:
-    """Return a line for each name of a file that records list and that is missing."""
-    lacking = defaultdict(list)
-    for reading in readings:
-        for name, size in reading.files.items():
-            if size < 0 and reading.row is not None:
-                lacking[name].append(str(reading.row["attempt_dir"]))
-    return tuple(
-        plain_text(f"{folders[0]}/{name}: missing" + (f", as in {len(folders) - 1:,} more" if folders[1:] else ""))
-        for name, folders in lacking.items()
-    )
-
-
-def load_results(*paths: str | Path) -> pd.DataFrame:
-    """Read results folders as a DataFrame, one row per trial; warn of damaged attempts."""
-    results = read_results(*paths)
-    for line in results.damaged:
-        warnings.warn(f"damaged attempt passed over: {line}", stacklevel=2)
-    return results.frame
-
-
 def read_steps(attempt_dir: str | Path) -> pd.DataFrame:
     """Read an attempt's samples: step, train_loss_nats, step_time_s, data_time_s, warm; one row per training step.
 
@@ -228,8 +159,3 @@ def read_steps(attempt_dir: str | Path) -> pd.DataFrame:
         if name not in steps or not pd.api.types.is_numeric_dtype(steps[name]):
             raise StoreError(f"{path}: {name}: expected a column of numbers")
     return steps
-
-
-def export(results: Results, path: Path) -> None:
-    """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
-    write_table(results.frame, path)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
+from scalebench.measure.secrets import hide
 from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
 
 MEMORY = ("tracked", "allocator")
@@ -26,8 +27,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()  # groups of fields of which a file may name one
-    # Fields added after trials had ids, with the value that stands for "as before": left out of the id at that value.
-    LATER: ClassVar[Mapping[str, Any]] = {}
 
     def given(self) -> dict[str, tuple[Any, ...]]:
         """Return the fields that hold values, defaults included, those absent left out."""
@@ -177,7 +176,7 @@ class Study(Section):
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8-sig") + "".join(f"# --set {setting}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8-sig") + "".join(f"# --set {hide(setting)}\n" for setting in settings)
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

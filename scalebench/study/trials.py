@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from scalebench.study.sections import Section
 
 SCHEMA = 2
+# Fields of specs that were added when trials had ids already, with the value that stands for "as before".
+LATER: Mapping[str, Any] = {"processes": 1, "parallel": "none"}
 Scalar = bool | int | float | str | None
 
 
@@ -62,10 +65,9 @@ class Batching(Protocol):
 def trial_id(trial: Trial) -> str:
     """Return the first 16 hex digits of SHA-256 over the trial's canonical JSON: sorted keys, no white space.
 
-    What a spec's ``LATER`` names is left out at the value that stands there, so that earlier trials keep their ids.
+    What ``LATER`` names is left out at the value that stands there, so that earlier trials keep their ids.
     """
     values = trial.model_dump()
-    later = getattr(trial.spec, "LATER", {})
-    values["spec"] = {name: value for name, value in values["spec"].items() if later.get(name, ()) != value}
+    values["spec"] = {name: value for name, value in values["spec"].items() if LATER.get(name, ()) != value}
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -5,15 +5,20 @@ Adding a workload: a module with the names of ``base.Workload``, and a line in `
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from scalebench.errors import InputError
+from scalebench.families import FAMILIES
 from scalebench.measure import environment
-from scalebench.store import STORE_COLUMNS, Column
+from scalebench.store import STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
 from scalebench.workloads import inference, recorder, training
 from scalebench.workloads.base import Workload, spec_columns
 
-__all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial"]
+__all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial", "trial_of"]
 
 WORKLOADS: dict[str, Workload] = {
     "training": training,
@@ -45,6 +50,17 @@ def columns_of(name: str) -> tuple[Column, ...]:
         *environment.COLUMNS,
     )  # fmt: skip
     return tuple({column.name: column for column in columns}.values())
+
+
+def trial_of(attempt: Path) -> Trial:
+    """Return the trial of an attempt folder. Raises ``StoreError`` where its ``trial.json`` does not hold one."""
+    path = attempt / "trial.json"
+    try:
+        trial = read_trial(read_header(attempt)["trial"])
+        FAMILIES[trial.family].Config(**trial.model)
+    except (KeyError, TypeError, AttributeError, InputError, ValidationError) as error:
+        raise StoreError(f"{path}: holds no trial ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    return trial
 
 
 def read_trial(values: dict[str, Any]) -> Trial:

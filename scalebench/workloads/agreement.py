@@ -43,7 +43,7 @@ def spec_of(implementation: str, graph: str, precision: str, steps: int, batch_s
         steps=steps, batch_size=batch_size, accumulation=2, checkpointing=False, sequence_length=length,
         optimizer="adamw", learning_rate=2e-3, schedule="wsd", warmup_steps=10, decay_fraction=0.5, weight_decay=0.1,
         beta1=0.9, beta2=0.95, momentum=0.9, gradient_clip=1.0, precision=precision, implementation=implementation,
-        graph=graph, seed=0,
+        graph=graph, gradient_sums=implementation == "fused" and precision != "float32", seed=0,
     )  # fmt: skip
 
 

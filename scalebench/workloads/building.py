@@ -12,8 +12,7 @@ from torch import nn
 from scalebench.data import Data, open_data
 from scalebench.families import FAMILIES, Counts
 from scalebench.study import Trial
-
-KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+from scalebench.workloads.base import KERNELS, unserved
 
 
 def count_columns(counts: Counts) -> dict[str, Any]:
@@ -28,6 +27,8 @@ def usable_device(trial: Trial) -> torch.device:
         raise Unsupported("the trial asks for a CUDA device and this machine has none")
     if implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
         raise Unsupported(f"{trial.family} has no implementation {implementation!r}")
+    if reason := unserved(trial):
+        raise Unsupported(reason)
     if implementation in KERNELS and (reason := unavailable_reason()):
         raise Unsupported(reason)
     if trial.spec.precision == "float16" and trial.device_kind == "cpu":

@@ -25,10 +25,12 @@ from scalebench.workloads.training_spec import TrainSpec
 
 # Steps between two checks of the losses: a check waits for the device, so not at every step.
 CHECK_EVERY = 20
+# A loss above this many times that of the first step is far above where training started: the run diverged.
+DIVERGED_FACTOR = 3.0
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - a status, named as the record names it
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or ended far above where it started."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -135,6 +137,17 @@ def check_finite(losses: Tensor, done: int) -> None:
     broken = (~torch.isfinite(losses[:done])).nonzero()
     if broken.numel():
         raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
+
+
+def check_risen(first: float, **ends: float) -> None:
+    """Raise ``Diverged`` where a loss at the end, by name, is above ``DIVERGED_FACTOR`` times the ``first`` step's.
+
+    Losses that may be negative or zero have no such ratio: a ``first`` of at most 0 passes.
+    """
+    for name, loss in ends.items():
+        if first > 0 and loss > DIVERGED_FACTOR * first:
+            above = f"more than {DIVERGED_FACTOR:g} times the {first:.4g} of the first step"
+            raise Diverged(f"the {name} loss ended at {loss:.4g}, {above}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from scalebench.measure.contention import core_use
 from scalebench.measure.device_lock import WAITING, DeviceLock, gpu_uuid
 from scalebench.store import Column, write_atomically
 
@@ -24,6 +26,7 @@ COLUMNS = (
     Column("startup_time_s", "s", "from the start of the process to the first measured step (waiting for a GPU apart)"),
     Column("wall_time_s", "s", "from the start of the process to the end of the trial (waiting for a GPU apart)"),
     Column("timing_exclusive", "", "whether the trial had its cores, or the GPU, to itself"),
+    Column("others_cpu_share", "1", "share of the time of the trial's cores that other processes used"),
     Column("peak_flops_per_s", "FLOP/s", "peak rate of the device at the trial's precision"),
     Column("peak_source", "", "where the peak rate comes from"),
 )
@@ -47,6 +50,7 @@ class Recorder:
         self.attempt, self.header, self.placement = attempt, header, placement
         self.columns: dict[str, Any] = {**header["identity"], "timing_exclusive": placement["exclusive"]}
         self._lock = DeviceLock("")
+        self._begun = core_use(placement.get("cpus", ()))
         self._last_beat_s = time.monotonic()
 
     @property
@@ -80,6 +84,18 @@ class Recorder:
         """Return how long this process has run, without waiting for the GPU and for the measured peak of the CPU."""
         return process_age_s() - self._lock.waited_s - float(self.placement.get("peaks_time_s", 0.0))
 
+    def exclusivity(self) -> dict[str, Any]:
+        """Return the columns on who else ran: on a CPU, others that used the trial's cores make its times not its own.
+
+        A GPU is the trial's own by its lock.
+        """
+        now = core_use(self.placement.get("cpus", ()))
+        if now is None or self._begun is None:
+            return {}
+        on_gpu = self._lock.path is not None
+        alone = self.placement["exclusive"] and (on_gpu or now.undisturbed(self._begun))
+        return {"others_cpu_share": now.others_share(self._begun), "timing_exclusive": alone}
+
     def peak_flops_per_s(self, precision: str) -> float | None:
         """Return the device's peak rate at a precision and record it with its source; None where it is not known."""
         peak = self.placement["peaks"][precision]
@@ -104,7 +120,10 @@ class Recorder:
             (self.attempt / "heartbeat.json").write_text(json.dumps(beat), encoding="utf-8")
 
     def save_samples(self, name: str, frame: Any) -> None:
-        """Write a table of samples as Parquet, atomically."""
+        """Write a table of samples as Parquet, atomically. Where that fails the trial keeps its result without them."""
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
-        write_atomically(self.attempt / name, buffer.getvalue())
+        try:
+            write_atomically(self.attempt / name, buffer.getvalue())
+        except OSError as error:
+            print(f"{self.attempt / name}: not written ({error.strerror}): samples are lost", file=sys.stderr)

@@ -41,7 +41,7 @@ class Running:
         self.module = model
         if (dtype := computes_in(model, spec.precision)) is not None:
             assert clips(optimizer), "the loop would clip the gradients of the copy, which are elsewhere"
-            self.copy = WorkingCopy(model, dtype)
+            self.copy = WorkingCopy(model, dtype, sum_in_products=spec.gradient_sums)
             self.copy.follow(optimizer)
             self.module = self.copy.module
         self.compiled: Any = self.module

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from scalebench.families import FAMILIES
-from scalebench.store import read_header
+from scalebench.store import StoreError
 from scalebench.study import Trial
-from scalebench.workloads import read_trial
-from scalebench.workloads.building import build_model
-from scalebench.workloads.weights import load_weights
+from scalebench.workloads import trial_of
+from scalebench.workloads.building import build_model, configuration
+from scalebench.workloads.weights import WEIGHTS, load_weights
 
 
 def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
@@ -20,9 +20,19 @@ def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
 
     Raises ``StoreError`` naming a file that is missing or damaged.
     """
-    trial = read_trial(read_header(attempt)["trial"])
+    trial = trial_of(attempt)
+    check_size(trial, attempt)
     # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
     model = build_model(trial, torch.device("cpu"), plain)
     load_weights(model, attempt)
     return trial, model.eval()
+
+
+def check_size(trial: Trial, attempt: Path) -> None:
+    """Raise ``StoreError`` for a trial whose model is larger than its file of weights, before anything is allocated."""
+    path, config = attempt / WEIGHTS, configuration(trial)
+    counts = FAMILIES[trial.family].count(config, getattr(trial.spec, "sequence_length", None))
+    size = path.stat().st_size if path.exists() else 0
+    if counts.total > size:  # a weight has at least one byte
+        raise StoreError(f"{path}: {size:,} bytes cannot hold the {counts.total:,} parameters of its trial")

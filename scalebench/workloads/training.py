@@ -79,6 +79,8 @@ def decide(request: Request) -> Decided:
         values["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
     values.setdefault("weight_decay", optimizer.weight_decay)
     values["graph"] = decided_graph(name, values)
+    # A setting without effect would make two trials of one.
+    values["gradient_sums"] &= values["implementation"] == "fused" and values["precision"] != "float32"
     if values["accumulation"] > (size := values["batch_size"]):
         raise InputError(f"train.accumulation: {values['accumulation']} micro-batches of a batch of {size}")
     if values["checkpointing"] and "checkpointing" not in family.CAPABILITIES:
@@ -105,7 +107,7 @@ def _filled(request: Request) -> dict[str, Any]:
         defaults |= dict(parent)
         del defaults["steps"]
         if any(request.values.get(key, defaults[key]) != defaults[key] for key in ("implementation", "precision")):
-            defaults["graph"] = "auto"  # the parent's was decided for its own implementation and precision
+            defaults |= {"graph": "auto", "gradient_sums": True}  # the parent's were decided for its own
         if (asked := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
             raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {asked}")
     return defaults | dict(request.values)

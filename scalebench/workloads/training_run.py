@@ -30,7 +30,7 @@ from scalebench.workloads.building import (
     usable_device,
 )
 from scalebench.workloads.checkpointing import recompute_blocks
-from scalebench.workloads.loop import Validation, check_finite, loss_scaler, train, validate
+from scalebench.workloads.loop import Validation, check_finite, check_risen, loss_scaler, train, validate
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
@@ -70,7 +70,9 @@ class TrainingRun:
         rng = self.train(running, task)
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
-            self.columns |= validation_columns(validate(running.module, task, spec, device))
+            validation = validate(running.module, task, spec, device)
+        self.columns |= validation_columns(validation)
+        self.check_risen(validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
@@ -154,6 +156,11 @@ class TrainingRun:
         parallel.average(losses[self.checked : done])
         self.checked = done
         check_finite(losses, done)
+
+    def check_risen(self, validation: Validation) -> None:
+        """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step."""
+        assert self.losses is not None
+        check_risen(float(self.losses[0]), training=self.columns["train_loss_nats"], validation=validation.loss_nats)
 
     def save_samples(self) -> None:
         """Write loss and time of the finished steps to steps.parquet."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
@@ -44,6 +43,7 @@ class TrainSection(Section):
     precision: Axis[Annotated[str, one_of(PRECISIONS)]] = ("float32",)
     implementation: Axis[Annotated[str, one_of(IMPLEMENTATIONS)]] = ("eager",)
     graph: Axis[Annotated[str, one_of(GRAPHS)]] = ("auto",)
+    gradient_sums: Axis[bool] = (True,)  # in 16 bits with the implementation fused; others have no such products
     processes: Axis[Count] = (1,)
     parallel: Axis[Annotated[str, one_of(PARALLEL)]] = ("auto",)
     device: Axis[Annotated[str, one_of(DEVICES)]] = ("auto",)
@@ -57,8 +57,6 @@ class TrainSpec(Section):
     for all of them, and "model" the model with its loss (``torch.compile``); "step" is "blocks" with forward, backward
     and update replayed as one CUDA graph. ``batch_size`` is that of all ``processes`` together.
     """
-
-    LATER: ClassVar[Mapping[str, Any]] = {"processes": 1, "parallel": "none"}
 
     steps: int = Field(description="optimizer steps of this trial")
     batch_size: int = Field(description="samples per step")
@@ -78,6 +76,9 @@ class TrainSpec(Section):
     precision: str = Field(description="number format of the computation")
     implementation: str = Field(description="eager, sdpa, compile, triton or fused")
     graph: str = Field(default="none", description="what runs as one: none, blocks, model or step")
+    gradient_sums: bool = Field(
+        default=False, description="weight gradients are added in float32 by the products that compute them"
+    )
     processes: int = Field(default=1, description="processes that train the model together")
     parallel: str = Field(default="none", description="how they share the work: none, ddp or fsdp")
     seed: int = Field(description="seed of initial weights and batches")

@@ -1,7 +1,7 @@
 """Exact attention without the matrix of scores in memory: out = softmax(scale · q kᵀ + mask) v.
 
 Symbols: B batch, Hq query heads, Hkv key heads (Hq a multiple; query head h reads key head h // (Hq / Hkv)), Tq and Tk
-lengths of at least 1, D the head dimension (16, 32, 64, 128 or 256).
+lengths of at least 1, D the head dimension: 16, 32, 64, 128 or 256; others up to 256 are padded with zeros to the next.
 Shapes: q, out (B, Hq, Tq, D); k, v (B, Hkv, Tk, D); in float16, bfloat16 or float32, any strides with a contiguous last
 dimension. ``causal`` is aligned at the top left: query i sees keys up to i, also where Tq and Tk differ.
 
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
 from scalekernels.attention import oracle
@@ -31,7 +32,7 @@ from scalekernels.attention.alternatives import Run, alternatives, prepared
 from scalekernels.attention.cases import CASES, GOALS, LADDER, LARGER, Case, cost, flops, inputs
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.attention.tiles import HEAD_DIMENSIONS, like
-from scalekernels.device import INTERPRETED, refuse_tangents, require_dtype, unavailable_reason
+from scalekernels.device import INTERPRETED, autocast, refuse_tangents, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
@@ -69,13 +70,15 @@ def attention(
     descriptors where possible (``descriptors.undescribed``): compute capability 9.0 and 10.0, 16-bit dtypes, D of 64
     and more, base and strides multiples of 16 bytes. Off by default: correct on a GPU, but its speed is not measured.
     On compute capability 9.0 the kernels are those written in Gluon unless ``hopper.unsupported`` returns a reason;
-    ``gluon=False`` disables them. Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale`` and
-    devices, ``Unsupported`` if the kernels cannot run on this machine, and ``RuntimeError`` for second and forward-mode
+    ``gluon=False`` disables them. Under ``torch.autocast`` q, k and v are cast as for ``scaled_dot_product_attention``.
+    Raises ``TypeError`` for dtypes, ``ValueError`` for shapes, strides, ``scale`` and devices, ``Unsupported`` for D
+    above 256 and if the kernels cannot run on this machine, and ``RuntimeError`` for second and forward-mode
     derivatives.
     """
     refuse_tangents("attention", q=q, k=k, v=v)
-    out, _ = _attention(q, k, v, causal, _checked_scale(q, k, v, scale), deterministic, descriptors, gluon)
-    return out
+    q, k, v, scale = _prepared_inputs(q, k, v, scale)
+    out, _ = _attention(*_padded(q, k, v), causal, scale, deterministic, descriptors, gluon)
+    return _cropped(out, q.shape[3])
 
 
 def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -86,7 +89,9 @@ def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
     lse = log2 Σ 2^lse_j. Shapes and errors are those of :func:`attention`; also raises ``ValueError`` for fewer keys
     than queries, and ``RuntimeError`` if gradients of several queries over earlier keys are required.
     """
-    scale, past = _checked_scale(q, k, v, scale), k.shape[2] - q.shape[2]
+    refuse_tangents("attention_over_cache", q=q, k=k, v=v)
+    q, k, v, scale = _prepared_inputs(q, k, v, scale)
+    past, dimension = k.shape[2] - q.shape[2], q.shape[3]
     if past < 0:
         raise ValueError(f"q has length {q.shape[2]} and k {k.shape[2]}; the queries must be the last of the keys")
     if past == 0 or q.shape[2] == 1:
@@ -95,15 +100,17 @@ def attention_over_cache(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
         raise RuntimeError(
             "several queries after keys of the past have no gradient here; call it under torch.no_grad()"
         )
+    q, k, v = _padded(q, k, v)
     before, before_lse = _attention(q, k[:, :, :past], v[:, :, :past], False, scale, True)
     among, among_lse = _attention(q, k[:, :, past:], v[:, :, past:], True, scale, True)
     lse = torch.logaddexp2(before_lse, among_lse)
     before_share, among_share = (torch.exp2(part - lse).unsqueeze(3) for part in (before_lse, among_lse))
-    return (before * before_share + among * among_share).to(q.dtype)
+    return _cropped((before * before_share + among * among_share).to(q.dtype), dimension)
 
 
-def _checked_scale(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
-    """Check dtypes and shapes and return the scale to use."""
+def _prepared_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Cast q, k and v as autocast would, check dtypes and shapes, and return them with the scale to use."""
+    q, k, v = autocast(q, k, v)
     require_dtype(DTYPES, q=q, k=k, v=v)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
@@ -112,7 +119,21 @@ def _checked_scale(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> floa
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; allowed: a finite number above 0")
-    return scale
+    return q, k, v, scale
+
+
+def _padded(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Append zeros to the last dimension up to one that the kernels have; the first D of out and gradients are exact.
+
+    Zeros in q and k add nothing to the scores; zeros in v give outputs that are cut off.
+    """
+    dimension = tensors[0].shape[3]
+    missing = next(size for size in HEAD_DIMENSIONS if size >= dimension) - dimension
+    return tuple(pad(tensor, (0, missing)) for tensor in tensors) if missing else tensors
+
+
+def _cropped(out: Tensor, dimension: int) -> Tensor:
+    return out if out.shape[3] == dimension else out[..., :dimension]  # a slice copies its gradient, even a whole one
 
 
 def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -122,9 +143,8 @@ def _require_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         if tensor.stride(3) != 1:
             raise ValueError(f"{name} has stride {tensor.stride(3)} in its last dimension: call {name}.contiguous()")
     batch, heads, _, head_dimension = q.shape
-    if head_dimension not in HEAD_DIMENSIONS:
-        allowed = ", ".join(map(str, HEAD_DIMENSIONS))
-        raise ValueError(f"q has head dimension {head_dimension}; allowed: {allowed}")
+    if head_dimension > HEAD_DIMENSIONS[-1]:
+        raise Unsupported(f"q has head dimension {head_dimension}; the kernels have at most {HEAD_DIMENSIONS[-1]}")
     if k.shape[0] != batch or k.shape[3] != head_dimension:
         raise ValueError(
             f"k has shape {tuple(k.shape)}; its batch and head dimension must be those of q, {tuple(q.shape)}"

@@ -62,12 +62,16 @@ def _ladder() -> Iterator[Case]:
 
 LADDER = tuple(_ladder())
 
-# For the GPU check: odd lengths in every bucket of both tile tables, so that every tile is launched, and groups.
-LARGER = tuple(
-    Case(1, 2, 1, length, length, head_dimension, causal, torch.bfloat16)
-    for head_dimension in (16, 32, 64, 128, 256)
-    for length in (193, 1153, *([2305] if head_dimension in (64, 128) else []))
-    for causal in (False, True)
+# For the GPU check: odd lengths in every bucket of both tile tables, so that every tile is launched, and groups; and
+# head dimensions that are padded.
+LARGER = (
+    *(
+        Case(1, 2, 1, length, length, head_dimension, causal, torch.bfloat16)
+        for head_dimension in (16, 32, 64, 128, 256)
+        for length in (193, 1153, *([2305] if head_dimension in (64, 128) else []))
+        for causal in (False, True)
+    ),
+    *(Case(1, 2, 1, 193, 193, head_dimension, True, torch.bfloat16) for head_dimension in (80, 192)),
 )
 # Shapes where speed matters: long sequences, grouped heads, and those of a small GPT.
 GOALS = (

@@ -1,10 +1,12 @@
 """Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
 
-A first pass writes the statistics of every row; then the two kernels of ``hopper_backward.py`` compute dK with dV, and
-dQ. ``tuned.json`` has the fastest tiles measured on a GPU, ``KEYS`` and ``QUERIES`` those for cases without a row.
-``candidates`` returns the other tiles that compile without spills and without serialised wgmma with Triton 3.6 and 3.7,
-for tuning. A kernel that computed all three gradients at once and added dQ atomically was at most 8 % faster on an H200
-and gave a wrong dQ there; it was removed.
+A first pass writes the statistics of every row; three methods follow. "apart" computes dK with dV, and dQ, by the two
+kernels of ``hopper_backward.py``. "ordered" and "unordered" compute all by that of ``hopper_fused.py``, with dQ added
+to in a fixed order or in none; a last pass scales and rounds dQ.
+
+``tuned.json`` has the fastest tiles and methods measured on a GPU. For cases without a row, ``KEYS`` and ``QUERIES``
+have the tiles, and deterministic gradients are computed "apart". ``candidates`` and ``methods`` return what else
+compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for tuning.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from scalekernels.attention import hopper, hopper_backward, kernels, tiles, tuned
+from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles, tuned
 from scalekernels.attention.hopper import DTYPES, described, type_of
 from scalekernels.compilation import Compilation
 
 ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
+SUMS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
 STATISTICS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 WARPS = 4  # of the first partition, as a launch specifies them; the compiler adds the others
 # Registers of a thread: at the start, as a consumer, as the producer (in the kernels). An SM has 65,536; the producer's
@@ -40,6 +43,28 @@ class BackwardTile(NamedTuple):
     rows: int
     stages: int
     in_registers: bool = False
+
+
+class Method(NamedTuple):
+    """How dQ, dK and dV are computed; the other fields are the tile of the kernel that computes all, as in "keys".
+
+    ``in_registers`` multiplies dK's ds from registers.
+    """
+
+    name: str
+    rows: int = 64
+    stages: int = 0
+    in_registers: bool = False
+
+    @property
+    def tile(self) -> BackwardTile:
+        """The tile of the kernel that computes all gradients."""
+        return BackwardTile(self.rows, self.stages, self.in_registers)
+
+
+APART = Method("apart")
+# The rows of ``tuned.json`` with a method, by whether gradients have to be deterministic.
+METHOD_ROWS = {True: "method", False: "method-any-order"}
 
 
 # By head dimension, with and without a causal mask.
@@ -66,6 +91,25 @@ def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str)
     return tuple(dict.fromkeys([shipped, *(BackwardTile(*tile) for tile in listed[kind, head_dimension])]))
 
 
+def method_of(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> Method | None:
+    """Return the fastest measured method; if none was, "apart" for deterministic gradients, else None."""
+    measured = tuned.row(METHOD_ROWS[deterministic], head_dimension, causal, length_bucket)
+    default = APART if deterministic else None
+    return default if measured is None else Method(**measured)
+
+
+def methods(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> tuple[Method, ...]:
+    """Return the candidate methods, the shipped one first, or "apart" if none is."""
+    name = "ordered" if deterministic else "unordered"
+    listed: dict[int, tuple[tuple[Any, ...], ...]] = {
+        64: ((64, 4), (64, 4, True), (64, 3)),
+        128: ((64, 2), (64, 3)),
+    }
+    shipped = method_of(head_dimension, causal, length_bucket, deterministic) or APART
+    others = (Method(name, *tile) for tile in listed[head_dimension])
+    return tuple(dict.fromkeys([shipped, APART, *others]))
+
+
 def unsupported(**tensors: Tensor) -> str | None:
     """Return why these tensors are left to the other kernels, or None; see :func:`hopper.unsupported`."""
     if next(iter(tensors.values())).shape[3] not in KEYS:
@@ -75,17 +119,19 @@ def unsupported(**tensors: Tensor) -> str | None:
 
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float,
-    need_q: bool = True, need_kv: bool = True, tile: Mapping[str, BackwardTile] | None = None,
+    need_q: bool = True, need_kv: bool = True, tile: Mapping[str, BackwardTile] | None = None, method: Method = APART,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dQ, dK and dV in the layouts of q, k and v; those not needed come back empty.
 
-    Deterministic. ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass; ``tile`` replaces shipped tiles by
-    kind.
+    Deterministic unless the method is "unordered". ``lse`` is the base-2 log-sum-exp (B, Hq, Tq) of the forward pass;
+    ``tile`` replaces shipped tiles of "keys" and "queries". Where not all gradients are needed, the method is "apart".
     """
     head_dimension = q.shape[3]
     case = (head_dimension, causal, tuned.bucket(q.shape[2], k.shape[2]))
     tile = {kind: tile_of(kind, *case) for kind in SHIPPED} | dict(tile or {})
     statistics = row_statistics(out, grad_out, lse)
+    if need_q and need_kv and method.name != APART.name:
+        return _together(q, k, v, grad_out, statistics, causal, scale, method)
     dq, dk, dv = (q.new_empty(0) for _ in range(3))
     if need_kv:
         dk, dv = tiles.like(k), tiles.like(v)
@@ -94,6 +140,37 @@ def backward(
         dq = tiles.like(q)
         launch(*queries_arguments(q, k, v, grad_out, statistics, dq, causal, scale, tile["queries"]))
     return dq, dk, dv
+
+
+def _together(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, causal: bool, scale: float, method: Method
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = tiles.like(q), tiles.like(k), tiles.like(v)
+    sums, counters = sums_of(q)
+    launch(*all_arguments(q, k, v, grad_out, statistics, dk, dv, sums, counters, causal, scale, method))
+    scale_queries(sums, dq, scale)
+    return dq, dk, dv
+
+
+def sums_of(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return zeroed float32 sums of dQ / scale, (B, Hq, padded Tq, D), and zeroed int32 counters of their tiles."""
+    batch, heads, length, head_dimension = q.shape
+    padded = tiles.padded(length)
+    sums = torch.zeros((batch, heads, padded, head_dimension), dtype=torch.float32, device=q.device)
+    return sums, torch.zeros((batch, heads, padded // ROWS), dtype=torch.int32, device=q.device)
+
+
+def scale_queries(sums: Tensor, dq: Tensor, scale: float) -> None:
+    """Write dQ (B, Hq, Tq, D) from its sums."""
+    batch, heads, length, head_dimension = dq.shape
+    block, _, warps, _ = tiles.row_tile(head_dimension)
+    arguments: dict[str, Any] = {"sums": sums, "dq": dq} | _strides(dq=dq)
+    arguments |= {"query_heads": heads, "query_length": length, "padded_length": sums.shape[2], "scale": scale}
+    grid = (-(-length // block) * batch * heads,)
+    with _device_of(dq):
+        kernels.attention_scale_queries[grid](
+            **arguments, D=head_dimension, BLOCK_M=block, num_warps=warps, num_stages=1
+        )
 
 
 def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
@@ -144,6 +221,19 @@ def keys_arguments(
     return hopper_backward.hopper_keys, -(-k.shape[2] // (2 * ROWS)) * heads, arguments
 
 
+def all_arguments(
+    q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dk: Tensor, dv: Tensor, sums: Tensor,
+    counters: Tensor, causal: bool, scale: float, method: Method,
+) -> tuple[Any, int, dict[str, Any]]:  # fmt: skip
+    """Return kernel, programs and arguments of the launch for dK, dV and the sums of dQ."""
+    _, programs, arguments = keys_arguments(q, k, v, grad_out, statistics, dk, dv, causal, scale, method.tile)
+    rows, head_dimension = sums.flatten(0, 2).shape
+    block = [ROWS, head_dimension // 2]
+    sums_desc = TensorDescriptor(sums, [rows, head_dimension], [head_dimension, 1], block, SUMS_LAYOUT)
+    arguments |= {"sums_desc": sums_desc, "counters": counters, "ORDERED": method.name == "ordered"}
+    return hopper_fused.hopper_all, programs, arguments
+
+
 def queries_arguments(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, statistics: Tensor, dq: Tensor, causal: bool, scale: float,
     tile: BackwardTile,
@@ -184,17 +274,26 @@ def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> 
     return {"M": ROWS, "N": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
 
 
-def compilation(kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool) -> Compilation:
-    """Return one configuration of "keys" or "queries" as ahead-of-time compilation takes it."""
-    is_keys = kind == "keys"
-    function = hopper_backward.hopper_keys if is_keys else hopper_backward.hopper_queries
-    constants = (keys_constants if is_keys else queries_constants)(head_dimension, causal, tile)
-    types = _types(dtype, head_dimension, tile, ("q_desc", "g_desc") if is_keys else ("k_desc", "v_desc"))
+# Seen: 4 or 8 bytes stored with Triton 3.7 and ptxas 13.5, none with Triton 3.6.
+_SPILLS_ALLOWED = "one or two registers beside both sums of 64 keys by 128 dimensions"
+
+
+def compilation(
+    kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool, ordered: bool = False
+) -> Compilation:
+    """Return one configuration of "keys", "queries" or "all" as ahead-of-time compilation takes it."""
+    function = {
+        "keys": hopper_backward.hopper_keys, "queries": hopper_backward.hopper_queries, "all": hopper_fused.hopper_all,
+    }[kind]  # fmt: skip
+    constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
+    constants |= {"ORDERED": ordered} if kind == "all" else {}
+    types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
     signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
     mask = "causal" if causal else "full"
+    name = kind if kind != "all" else "ordered" if ordered else "unordered"
     return Compilation(
         kernel=function.__name__,
-        label=f"attention {kind}-gluon {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
+        label=f"attention {name}-gluon {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
         + " in registers" * tile.in_registers,
         function=function,
         signature=signature,
@@ -206,6 +305,8 @@ def compilation(kind: str, tile: BackwardTile, dtype: str, head_dimension: int, 
         tensor_core=True,
         vector_bytes=16,
         options={"maxnreg": START_REGISTERS},
+        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
+        overlapped=kind == "all",
     )
 
 
@@ -213,19 +314,22 @@ def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[
     types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
     for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
         types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
+    types |= {"counters": "*i32", "sums_desc": f"tensordesc<fp32{[ROWS, head_dimension // 2]},{SUMS_LAYOUT!r}>"}
     return types | {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
 
 
-def _statistics_compilation(dtype: str, head_dimension: int) -> Compilation:
-    """The pass that writes the statistics of every row."""
-    function = kernels.attention_statistics
+def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
+    """The passes over rows: "statistics", and "scale", which writes dQ from its sums."""
+    function = {"statistics": kernels.attention_statistics, "scale": kernels.attention_scale_queries}[kind]
     block, _, warps, _ = tiles.row_tile(head_dimension)
     constants = {"D": head_dimension, "BLOCK_M": block}
-    pointers = {"out": f"*{dtype}", "grad_out": f"*{dtype}", "lse": "*fp32", "statistics": "*fp32"}
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names}
+    pointers = dict.fromkeys(("out", "grad_out", "dq"), f"*{dtype}")
+    pointers |= dict.fromkeys(("lse", "statistics", "sums"), "*fp32")
+    types = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in function.arg_names}
+    signature = {name: "constexpr" if name in constants else type_ for name, type_ in types.items()}
     return Compilation(
         kernel=function.__name__,
-        label=f"attention statistics {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
+        label=f"attention {kind} {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
         function=function,
         signature=signature,
         constants=constants,
@@ -245,5 +349,17 @@ def compilations(arch: int) -> Iterator[Compilation]:
         for kind, head_dimension in itertools.product(SHIPPED, KEYS):
             for tile in {tile_of(kind, head_dimension, causal, name): None for name in tuned.BUCKETS}:
                 yield compilation(kind, tile, dtype, head_dimension, causal)
+        for head_dimension in KEYS:
+            for method in _methods_reached(head_dimension, causal):
+                yield compilation("all", method.tile, dtype, head_dimension, causal, method.name == "ordered")
     for dtype, head_dimension in itertools.product(DTYPES.values(), KEYS):
-        yield _statistics_compilation(dtype, head_dimension)
+        yield _row_compilation("statistics", dtype, head_dimension)
+        if any(_methods_reached(head_dimension, causal) for causal in (False, True)):
+            yield _row_compilation("scale", dtype, head_dimension)
+
+
+def _methods_reached(head_dimension: int, causal: bool) -> dict[Method, None]:
+    """Return the methods of ``tuned.json`` that use the kernel for all gradients."""
+    cases = itertools.product(tuned.BUCKETS, (True, False))
+    found = (method_of(head_dimension, causal, bucket, deterministic) for bucket, deterministic in cases)
+    return {method: None for method in found if method is not None and method.name != APART.name}

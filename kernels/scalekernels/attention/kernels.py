@@ -368,3 +368,19 @@ def attention_convert_queries(
     dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
     pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
     tl.store(pointers, tl.trans(tile * scale).to(dq.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit(do_not_specialize=("query_heads", "query_length", "padded_length"))
+def attention_scale_queries(
+    sums, dq, stride_dqb, stride_dqh, stride_dqt, query_heads, query_length, padded_length, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """dQ from its float32 sums (batch, query heads, padded length, D). Grid: (tiles x batch x query heads,)."""
+    index, first_row = _own_tile(query_length, BLOCK_M, False)
+    own = sums + (tl.cast(index, tl.int64) * padded_length + first_row) * D
+    rows, columns = tl.arange(0, BLOCK_M), tl.arange(0, D)
+    tile = tl.load(own + rows[:, None] * D + columns[None, :])
+    dq_head = _head(dq, index, query_heads, stride_dqb, stride_dqh)
+    pointers = _rows_of(dq_head, first_row, tl.cast(stride_dqt, tl.int64), BLOCK_M, D)
+    inside = first_row + rows < query_length
+    tl.store(pointers, (scale * tile).to(dq.dtype.element_ty), mask=inside[:, None])

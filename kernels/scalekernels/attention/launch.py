@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekernels.attention import hopper, hopper_forward, hopper_gradients, kernels, tiles
+from scalekernels.attention import hopper, hopper_forward, hopper_gradients, kernels, tiles, tuned
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import LOG2_E, Tile, like, row_tile
@@ -67,9 +67,11 @@ def backward(
     if grad_out.stride(-1) != 1:  # as from a sum over everything, whose gradient is one number, expanded
         grad_out = grad_out.contiguous()
     atomic = need_q and need_kv and not deterministic
-    gluon = gluon and not descriptors and not atomic
-    if gluon and hopper_gradients.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None:
-        return hopper_gradients.backward(grad_out, q, k, v, out, lse, causal, scale, need_q, need_kv)
+    if gluon and not descriptors and hopper_gradients.unsupported(q=q, k=k, v=v, grad_out=grad_out) is None:
+        case = (q.shape[3], causal, tuned.bucket(q.shape[2], k.shape[2]))
+        if (method := hopper_gradients.method_of(*case, deterministic=not atomic)) is not None:
+            operands = (grad_out, q, k, v, out, lse, causal, scale, need_q, need_kv)
+            return hopper_gradients.backward(*operands, method=method)
     delta = _delta(out, grad_out)
     tensors = {"q": q, "k": k, "v": v, "grad_out": grad_out, "lse": lse, "delta": delta}
     dq, dk, dv = (q.new_empty(0) for _ in range(3))

@@ -45,7 +45,7 @@ from scalekernels.cross_entropy.cases import (
     prepared,
 )
 from scalekernels.cross_entropy.products import weight_gradient_path
-from scalekernels.device import refuse_tangents, require_device, require_dtype, unavailable_reason
+from scalekernels.device import autocast, refuse_tangents, require_device, require_dtype, unavailable_reason
 from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
@@ -350,9 +350,7 @@ def linear_cross_entropy(
         softcap = None
     class_weight = _classes_weighed(weight, class_weight, label_smoothing)
     refuse_tangents("linear_cross_entropy", x=x, weight=weight)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = autocast(x, weight)
     wanted = (torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
     return torch.ops.scalekernels.linear_cross_entropy(
         x, weight, target, ignore_index, reduction, softcap or 0.0, z_loss, *wanted, class_weight, label_smoothing

@@ -99,6 +99,8 @@ def _torch(case: Case) -> Loss:
     def loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         logits = F.linear(x, weight)
         logits = logits if case.softcap is None else case.softcap * torch.tanh(logits / case.softcap)
+        if case.smoothing and logits.dtype == torch.float16:
+            logits = logits.float()  # the sum over classes overflows float16; under autocast it is in float32 too
         if not case.z_loss:
             weights = class_weight(case, logits.device, logits.dtype)
             options = {"reduction": case.reduction, "label_smoothing": case.smoothing}
@@ -181,6 +183,8 @@ LARGER = (
         for reduction in ("mean", "sum", "none")
         for softcap in (None, 15.0)
     ),
+    Case(150, 96, 5000, torch.bfloat16, weighed=True),
+    Case(150, 96, 5000, torch.bfloat16, smoothing=0.1),
 )
 # Where speed is judged: the vocabulary of GPT-2 rounded up to 64, as models are trained.
 GOALS = tuple(Case(8192, width, 50304, torch.bfloat16) for width in (768, 2048))

@@ -39,7 +39,7 @@ from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "LAYER_EPS", "RMS_EPS", "Case", "compilations", "cost", "inputs",
-    "layer_norm", "providers", "reference", "results", "rms_norm",
+    "layer_norm", "providers", "reference", "results", "rms_norm", "terms",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -146,7 +146,8 @@ def _norm_gradients(
         kernel[grid](
             incoming, more, value, _plain(weight), centre, rstd, dx, *((None, None) if wide else parts), rows, width,
             incoming.stride(0), 0 if more is None else more.stride(0), value.stride(0),
-            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+            num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
+            **_constants(tile, summed.dtype, layer, more is not None),
         )  # fmt: skip
         if weight_dtype is not None or bias_dtype is not None:
             if wide:
@@ -171,7 +172,8 @@ def _finish(parts: Sequence[Tensor | None], dweight: Tensor, dbias: Tensor) -> N
     """Sum the programs' partial gradients of weight and bias, in one launch."""
     tile = kernels.FINISH_TILE
     programs, width = next(part.shape for part in parts if part is not None)
-    kernels.finish[((width + tile.block - 1) // tile.block,)](
+    wanted = sum(part is not None for part in parts)
+    kernels.finish[((width + tile.block - 1) // tile.block, wanted)](
         *parts, *(None if part is None else out for part, out in zip(parts, (dweight, dbias), strict=True)),
         programs, width, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.num_warps, num_stages=kernels.NUM_STAGES,
     )  # fmt: skip
@@ -188,11 +190,23 @@ def _wide_parameters(
 
 
 def _programs(device: torch.device, rows: int, tile: kernels.Tile) -> int:
-    """Return the number of programs: enough to fill the device once, at most one per tile."""
+    """Return the number of programs: enough to fill the device once, and of equal numbers of tiles.
+
+    With 528 programs for 16,384 tiles 16 would have a 32nd tile, which the others wait for; 512 have 32 each.
+    """
     multiprocessors = INTERPRETED_MULTIPROCESSORS
     if device.type == "cuda":
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(multiprocessors * tile.programs, (rows + tile.rows - 1) // tile.rows)
+    tiles = -(-rows // tile.rows)
+    rounds = -(-tiles // (multiprocessors * tile.programs))
+    return -(-tiles // rounds)
+
+
+def _constants(tile: kernels.Tile, dtype: torch.dtype, layer: bool, residual: bool) -> dict[str, int | bool]:
+    """Return the constants of the backward's machine code."""
+    keep = kernels.keeps_weight(tile, dtype.itemsize, layer)
+    stages = kernels.stages(tile, dtype.itemsize, layer, residual)
+    return {"ROWS": tile.rows, "BLOCK": tile.block, "KEEP": keep, "STAGES": stages}
 
 
 @_norm_gradients.register_fake
@@ -282,6 +296,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         given["summed"] = case.residual
     if function is kernels.backward_wide:  # leaves the parameters to parameters_wide
         given |= {"dweight": False, "dbias": False}
+    constants = _constants(tile, case.dtype, layer, case.residual)
     sums = ("mean", "rstd", *(("dweight_parts", "dbias_parts") if finishing else ("dweight", "dbias")))
     rows = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[case.dtype]
     scalars = {
@@ -290,7 +305,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
     pointers = {
         name: "*fp32" if name in sums else rows
         for name in function.arg_names
-        if name not in (*scalars, "eps", "ROWS", "BLOCK") and given.get(name, True)
+        if name not in (*scalars, *constants, "eps") and given.get(name, True)
     }
     types = {**scalars, **pointers, "eps": "fp32"}
     return Compilation(
@@ -298,9 +313,7 @@ def _compilation(function: Any, tile: kernels.Tile, case: Case) -> Compilation:
         label=f"{case.kind} {rows[1:]} {tile.rows}x{tile.block}{' residual' * case.residual}",
         function=function,
         signature={name: types.get(name, "constexpr") for name in function.arg_names},
-        constants={
-            name: {"ROWS": tile.rows, "BLOCK": tile.block}.get(name) for name in function.arg_names if name not in types
-        },
+        constants={name: constants.get(name) for name in function.arg_names if name not in types},
         num_warps=tile.num_warps,
         num_stages=kernels.NUM_STAGES,
         work=tile.rows * tile.block,
@@ -313,6 +326,28 @@ def results(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[st
     """Return the float64 oracle; with ``backward`` its gradients, by the names of the inputs."""
     copies = {name: tensor.double() for name, tensor in inputs.items()}
     return evaluation(lambda **tensors: reference(**tensors, kind=case.kind), copies, backward)()
+
+
+def terms(case: Case, inputs: Mapping[str, Tensor], backward: bool) -> dict[str, float]:
+    """Return the largest sum of magnitudes of the terms of each result, for the acceptance rule's floor.
+
+    With g = gradient · weight and x̂ the normalised row, those of dx are r (|g| + |x̂| mean |g x̂| + mean |g|) plus a
+    residual's gradient, of dweight Σ |gradient x̂|, of dbias Σ |gradient|. Forward, none cancel after the sum.
+    """
+    if not backward:
+        return {}
+    tensors = {name: tensor.double() for name, tensor in inputs.items()}
+    plain = {name: tensors[name] for name in ("x", "residual") if name in tensors}
+    summed = sum(plain.values(), torch.zeros(()))
+    rows = reference(summed, kind=case.kind)["normed"].abs()
+    centred = summed if case.kind == "rms" else summed - summed.mean(-1, keepdim=True)
+    scale = 1 / (centred.square().mean(-1, keepdim=True) + (RMS_EPS if case.kind == "rms" else LAYER_EPS)).sqrt()
+    grad, incoming = tensors["grad_normed"].abs(), (tensors["grad_normed"] * tensors["weight"]).abs()
+    means = (incoming * rows).mean(-1, keepdim=True) * rows
+    means = means if case.kind == "rms" else means + incoming.mean(-1, keepdim=True)
+    dx = scale * (incoming + means) + tensors.get("grad_summed", torch.zeros(())).abs()
+    sums = dict.fromkeys(plain, dx) | {"weight": (grad * rows).sum(0), "bias": grad.sum(0)}
+    return {name: float(value.max()) for name, value in sums.items() if name in inputs and value.numel()}
 
 
 def providers() -> dict[str, Provider]:

@@ -22,7 +22,7 @@ class Tile:
     rows: int
     block: int
     num_warps: int
-    programs: int = 0  # of a kernel whose programs take every programs-th tile; they are resident together
+    programs: int = 1  # of a kernel whose programs take every programs-th tile; they are resident together
 
 
 # Tiles by block, the smallest block that holds a row. No GPU has been at hand to time them: the evidence is what ptxas
@@ -41,7 +41,7 @@ BACKWARD_TILES = {
     128: Tile(16, 128, 4, 4),
     256: Tile(8, 256, 4, 4),
     512: Tile(4, 512, 4, 4),
-    1024: Tile(2, 1024, 8, 3),
+    1024: Tile(2, 1024, 4, 4),
     2048: Tile(1, 2048, 4, 4),
     4096: Tile(1, 4096, 8, 2),
     8192: Tile(1, 8192, 16, 1),
@@ -50,13 +50,29 @@ WIDEST = 8192
 WIDE_TILE = Tile(1, 4096, 8)  # a row in blocks
 WIDE_PARAMETERS_TILE = Tile(4, 1024, 4, 4)  # a band of columns, rows in blocks
 NUM_STAGES = 1  # of loops that do not say otherwise
-# Up to these blocks the backward keeps weight in registers; beyond, fewer programs are resident, or it spills.
-KEPT_RMS, KEPT_LAYER = tl.constexpr(4096), tl.constexpr(1024)
-# Stages of the backward's loop over tiles: the next tiles are copied while one is computed. At 3 TB/s and 700 ns of
-# latency 132 multiprocessors need 16 KB each in flight; one tile of each program is 24 to 32 KB, which three stages
-# double where shared memory has room for them (float32 with a residual takes 96 KB a stage at a block of 8192).
-PREFETCH, PREFETCH_LARGE, LARGE = tl.constexpr(3), tl.constexpr(2), tl.constexpr(2048)
-FINISH_TILE = Tile(128, 32, 8)  # of partial sums: a program adds those of 32 columns
+# Bytes of the next tiles that the programs of one multiprocessor copy while they compute on the present ones. At
+# 4.2 TB/s (H200), two thirds of it reads, and about 1 us of latency under load, 132 multiprocessors need 21 KB each in
+# flight at every moment; several times that keeps copies going while programs wait for sums over a row. All programs of
+# a multiprocessor fit into the 100 KB that consumer devices have.
+IN_FLIGHT_BYTES = 96 << 10
+MOST_BUFFERS = 3
+WIDE_STAGES = tl.constexpr(3)
+FINISH_TILE = Tile(512, 32, 16)  # of partial sums: a program adds those of 32 columns, of up to 512 programs at once
+
+
+def keeps_weight(tile: Tile, itemsize: int, layer: bool) -> bool:
+    """Return whether the backward keeps weight in registers; beyond, fewer programs are resident, or it spills."""
+    return tile.block <= (WIDEST if not layer else 4096 if itemsize == 2 else 1024)
+
+
+def stages(tile: Tile, itemsize: int, layer: bool, residual: bool) -> int:
+    """Return the stages of the backward's loop over tiles: one more than it has buffers.
+
+    They hold tiles of the gradient, the rows, a residual's gradient, and of weight where registers do not.
+    """
+    tensors = 2 + residual + (not keeps_weight(tile, itemsize, layer)) / tile.rows
+    tile_bytes = tile.programs * tile.rows * tile.block * itemsize * tensors
+    return 1 + max(1, min(MOST_BUFFERS, int(IN_FLIGHT_BYTES / tile_bytes)))
 
 
 def tile_for(tiles: dict[int, Tile], width: int) -> Tile:
@@ -156,9 +172,15 @@ def forward_wide(
 
 
 @triton.jit
+def add_pairs(first, second, other_first, other_second):
+    """Sum two quantities in one reduction, so that warps wait for each other once."""
+    return first + other_first, second + other_second
+
+
+@triton.jit
 def backward(  # noqa: C901 - each branch is one optional pointer
     grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width, grad_stride, grad_summed_stride,
-    summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    summed_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the rows, every programs-th tile of them; of the parameters, this program's part of the sums.
 
@@ -172,8 +194,7 @@ def backward(  # noqa: C901 - each branch is one optional pointer
     valid = column < width
     weight_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    KEEP: tl.constexpr = BLOCK <= KEPT_RMS if mean is None else BLOCK <= KEPT_LAYER
-    STAGES: tl.constexpr = PREFETCH_LARGE if BLOCK > LARGE else PREFETCH
+    share = 1.0 / width
     if weight is not None and KEEP:
         factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
@@ -185,9 +206,8 @@ def backward(  # noqa: C901 - each branch is one optional pointer
         value = tl.load(summed + row[:, None] * summed_stride + column[None, :], mask=inside, other=0.0)
         value = value.to(tl.float32)
         scale = tl.load(rstd + row, mask=present, other=0.0)
-        if mean is not None:
-            centre = tl.load(mean + row, mask=present, other=0.0)
-            value = tl.where(inside, value - centre[:, None], 0.0)
+        if mean is not None:  # where columns are masked, incoming is 0, so value does not matter
+            value -= tl.load(mean + row, mask=present, other=0.0)[:, None]
         value *= scale[:, None]
         if dweight is not None:
             weight_sum += incoming * value
@@ -197,10 +217,13 @@ def backward(  # noqa: C901 - each branch is one optional pointer
             if not KEEP:
                 factor = tl.load(weight + column, mask=valid, other=0.0).to(tl.float32)
             incoming *= factor[None, :]
-        result = incoming - value * (tl.sum(incoming * value, axis=1) / width)[:, None]
         if mean is not None:
-            result -= (tl.sum(incoming, axis=1) / width)[:, None]
-        result *= scale[:, None]
+            product, total = tl.reduce((incoming * value, incoming), 1, add_pairs)
+            result = incoming * scale[:, None] - (total * share * scale)[:, None]
+        else:
+            product = tl.sum(incoming * value, axis=1)
+            result = incoming * scale[:, None]
+        result -= value * (product * share * scale)[:, None]
         if grad_summed is not None:
             more = tl.load(grad_summed + row[:, None] * grad_summed_stride + column[None, :], mask=inside, other=0.0)
             result += more.to(tl.float32)
@@ -216,7 +239,7 @@ def backward(  # noqa: C901 - each branch is one optional pointer
 def backward_wide(
     grad, grad_summed, summed, weight, mean, rstd, dx, dweight, dbias, rows, width,  # noqa: ARG001
     grad_stride, grad_summed_stride, summed_stride,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: ARG001 - the signature is that of backward
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, STAGES: tl.constexpr,  # noqa: ARG001 - as backward
 ):  # fmt: skip
     """The rows' gradients as in ``backward``, one row in blocks; the parameters' are ``parameters_wide``'s."""
     row = tl.program_id(0).to(tl.int64)
@@ -265,7 +288,7 @@ def parameters_wide(
     valid = column < width
     weight_sum = tl.zeros((ROWS, BLOCK), tl.float32)
     bias_sum = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=PREFETCH):
+    for tile in tl.range(program, tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=WIDE_STAGES):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         present = row < rows
         inside = present[:, None] & valid[None, :]
@@ -287,22 +310,27 @@ def parameters_wide(
 
 @triton.jit
 def finish(dweight_parts, dbias_parts, dweight, dbias, parts, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the programs' partial sums (parts, C) of BLOCK columns in a fixed order; round to the parameters' dtype."""
+    """Add the programs' partial sums (parts, C) in a fixed order; round to the parameters' dtype.
+
+    Programs are (block of columns, parameter); where only one parameter is wanted, the second axis has one program.
+    """
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if dweight is not None:
-        total = add_parts(dweight_parts, parts, width, column, ROWS, BLOCK)
-        tl.store(dweight + column, total.to(dweight.dtype.element_ty), mask=column < width)
-    if dbias is not None:
-        total = add_parts(dbias_parts, parts, width, column, ROWS, BLOCK)
-        tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=column < width)
+    if dbias is None:
+        add_parts(dweight_parts, dweight, parts, width, column, ROWS)
+    elif dweight is None:
+        add_parts(dbias_parts, dbias, parts, width, column, ROWS)
+    elif tl.program_id(1) == 0:
+        add_parts(dweight_parts, dweight, parts, width, column, ROWS)
+    else:
+        add_parts(dbias_parts, dbias, parts, width, column, ROWS)
 
 
 @triton.jit
-def add_parts(source, parts, width, column, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum over the rows of (parts, width) at some columns."""
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
+def add_parts(source, target, parts, width, column, ROWS: tl.constexpr):
+    """Store the sum over the rows of (parts, width) at some columns."""
+    total = tl.zeros((ROWS, column.shape[0]), tl.float32)
     for start in range(0, parts, ROWS):
         row = start + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < parts)[:, None] & (column < width)[None, :]
         total += tl.load(source + row[:, None] * width + column[None, :], mask=inside, other=0.0)
-    return tl.sum(total, axis=0)
+    tl.store(target + column, tl.sum(total, axis=0).to(target.dtype.element_ty), mask=column < width)

@@ -18,7 +18,7 @@ from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_doc
 from scalebench.points.numerals import number
 from scalebench.points.roles import RUN, column_names
 from scalebench.points.table import CONFIG
-from scalebench.points.warnings import point_warnings, unused_data
+from scalebench.points.warnings import far_warnings, point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_output
 
@@ -110,12 +110,13 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if is_results(path):
-        return trial_warnings(path, where)
+        return [*trial_warnings(path, where), *(f"{path}: {line}" for line in far_warnings(fit))]
     unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, column_names(path))]
     unused += data_doubts(path, read)
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
-    return [f"{path}: {line}" for line in (*unused, *point_warnings(fit_values(read)), *([wait] if slow else []))]
+    lines = (*unused, *point_warnings(fit_values(read)), *far_warnings(fit), *([wait] if slow else []))
+    return [f"{path}: {line}" for line in lines]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:

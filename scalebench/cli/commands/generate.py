@@ -30,6 +30,7 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     family = FAMILIES[trained.family]
     ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)
     asked = trained.data
+    check_local(trial, asked.source)
     data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
@@ -41,6 +42,14 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
         )
     say(WRITERS[ability](model, data, configuration(trained), request))
     return 0
+
+
+def check_local(trial: str, source: str) -> None:
+    """Raise ``InputError`` for data that would be fetched: a folder of results may come from anyone."""
+    name = source.removeprefix("hf:").partition("#")[0]
+    if source.startswith("hf:") and not Path(name).expanduser().is_dir():
+        line = f"was trained on {source!a}, which is not on this machine; nothing is downloaded to generate text"
+        raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
 
 
 def find_weights(results: Path, trial: str) -> Path:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class SetAttention(nn.Module):
     """Sets (B, T, I) to answers (B, 1)."""
 
+    OUTER = ("embedding", "readout")
+
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
         self.embedding = nn.Linear(config.inputs, config.width)

@@ -40,6 +40,8 @@ class EncoderBlock(nn.Module):
 class BERT(nn.Module):
     """Tokens and segments (B, T) to logits of each token (B, T, V) and of the second passage following (B, 2)."""
 
+    OUTER = ("follows",)  # the output of tokens is their embedding
+
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.width)

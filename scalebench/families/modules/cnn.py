@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class CNN(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
 
+    OUTER = ("convolution1", "dense3")
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.convolution1 = nn.Conv2d(config.channels, config.first, config.kernel)

@@ -94,6 +94,7 @@ class GPT(nn.Module):
     """
 
     BLOCK: type[nn.Module] = DecoderBlock
+    OUTER = ("head",)
     GIVES_LOSSES = False
     KEEPS_TYPE = False  # True: runs without autocast, in the dtype of its weights
 

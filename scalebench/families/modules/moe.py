@@ -32,6 +32,8 @@ def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
 class Experts(nn.Module):
     """E two-layer networks, their weights stacked: up (E, F, C) and down (E, C, F)."""
 
+    STACKS = ("up", "down")
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.up = nn.Parameter(torch.empty(config.experts, config.hidden, config.width))

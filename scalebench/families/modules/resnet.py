@@ -53,6 +53,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
 
+    OUTER = ("stem", "head")
+
     def __init__(self, config: Config, stem: Conv, shapes: Sequence[BlockShape]) -> None:
         super().__init__()
         self.stem = _normed(stem)

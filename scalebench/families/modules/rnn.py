@@ -18,6 +18,8 @@ LAYERS = {"vanilla": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 class RNN(nn.Module):
     """Tokens (B, T) to logits (B, T, V)."""
 
+    OUTER = ("head",)
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.embedding)

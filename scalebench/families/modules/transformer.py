@@ -58,6 +58,8 @@ def sinusoids(length: int, width: int) -> Tensor:
 class Transformer(nn.Module):
     """Sources (B, T) and the answers so far (B, S) to logits (B, S, V)."""
 
+    OUTER: tuple[str, ...] = ()  # the output is the embedding of tokens
+
     positions: Tensor
 
     def __init__(self, config: Config, implementation: str) -> None:

@@ -43,6 +43,8 @@ class ViTBlock(nn.Module):
 class ViT(nn.Module):
     """Images (B, channels, S, S) to logits (B, classes)."""
 
+    OUTER = ("patches", "head")
+
     def __init__(self, config: Config, implementation: str) -> None:
         super().__init__()
         self.patches = nn.Conv2d(config.channels, config.width, config.patch, config.patch)

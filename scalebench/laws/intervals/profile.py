@@ -42,6 +42,11 @@ def profile(fit: Estimate, name: str, level: float, n: int, seed: int) -> Profil
         raise FitRefused(f"{name!r} cannot be profiled; parameters that can: {', '.join(known)}")
     if fit.degrees_of_freedom < 1:
         raise FitRefused(f"zero degrees of freedom for {fit.law.name}: a profile needs at least one more size")
+    if fit.status == "degenerate":
+        raise FitRefused(
+            f"the fit is degenerate, {fit.law.response} does not fall with {' or '.join(fit.law.inputs)} as "
+            f"{fit.law.name} says: no value of {name} fits better than another"
+        )
     index = fit.law.coordinates.index(name)
     rise = float(np.quantile(_rises(fit, index, n, np.random.default_rng(seed)), level))
     low, high = (_end(fit, index, side, rise) for side in (-1, 1))

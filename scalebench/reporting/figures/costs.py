@@ -11,7 +11,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
-from scalebench.reporting.figures.base import draw_curve, trial_label, trial_titles
+from scalebench.reporting.figures.base import curve_sentence, draw_curve, trial_label, trial_titles
 from scalebench.reporting.quantities import formula, quantity, scale
 from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, series_style
 from scalebench.reporting.tables import Cell, number, share, table, word
@@ -31,22 +31,23 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     for i, series in enumerate(study.series):
         part, style = series.trials.loc[series.trials.index.intersection(frame.index)], series_style(i)
         low, high = (numeric(part, f"step_time_{p}_s") for p in ("p20", "p80"))
-        marks.axes.vlines(part[N], low / factor, high / factor, color=style["color"], linewidth=1.2)
+        marks.bars(part[N], low / factor, high / factor, color=style["color"], linewidth=1.2)
         for good, face in ((part["timed"], style["color"]), (~part["timed"], PAPER)):
             chosen, label = part[good], series.label if face != PAPER and series.label else None
             titles = trial_titles(series, chosen, STEP_TIME, "s")
             marks.draw(chosen[N], chosen[STEP_TIME] / factor, titles, **style, markerfacecolor=face, label=label)
         if len(part):
-            draw_curve(marks.axes, series.step_time, part[N].tolist(), factor=factor, color=style["color"])
+            draw_curve(marks, series.step_time, part[N].tolist(), factor=factor, color=style["color"])
         rows += [(word(trial_label(row, series)), number(row[N]), number(row[STEP_TIME], "s"),
                   number(row.get("step_time_p20_s"), "s"), number(row.get("step_time_p80_s"), "s"),
                   word("yes" if row["timed"] else "no")) for _, row in part.iterrows()]  # fmt: skip
     finish(marks, f"time per training step ({unit})", log=True)
     columns = ("trial", "size", "median", "p20", "p80", "in the fit")
     return Caption(
-        "Median over the steps after warm-up; bars span the 20th to the 80th percentile. The line is the fitted trend "
-        f"{laws([series.step_time for series in study.series])}with the 95 % band of its mean. Hollow marks shared the "
-        "machine and are not in the fit.",
+        "Median over the steps after warm-up"
+        + ("; bars span the 20th to the 80th percentile. " if "bars" in marks.drawn else ". ")
+        + curve_sentence(marks, f"the fitted trend{laws([series.step_time for series in study.series])}")
+        + ("Hollow marks shared the machine and are not in the fit." if "hollow" in marks.drawn else ""),
         table("Time per training step.", columns, rows),
     )
 
@@ -68,28 +69,29 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         label = series.label or "peak"
         titles = trial_titles(series, series.usable, column, "B")
         marks.draw(series.usable[N], series.usable[column] / factor, titles, **style, markersize=size, label=label)
-        draw_curve(marks.axes, series.memory, series.usable[N].tolist(), factor=factor, color=style["color"])
+        draw_curve(marks, series.memory, series.usable[N].tolist(), factor=factor, color=style["color"])
         for _, row in series.usable.drop_duplicates(N).iterrows():
             parts = [number(row.get(f"memory_{part}_bytes"), "B") for part in MEMORY_PARTS]
             rows.append([word(series.label or "all trials"), number(row[N]), number(row[column], "B"), *parts])
     marks.axes.set_ylim(0, ROOM * float(pd.concat(peaks).max()) / factor)
     finish(marks, f"memory ({unit})")
     columns = ("series", "size", "peak", *MEMORY_PARTS)
-    split = "Bars split the peak by content. " if len(all_series) == 1 else ""
+    split = "Bars split the peak by content. " if marks.axes.patches else ""
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
     return Caption(
-        f"Marks are the {names}; the line is the fitted trend {laws([series.memory for series in all_series])}with the "
-        f"95 % band of its mean. {split}The table gives the maximum of each part, which may occur at another time.",
+        f"Marks are the {names}. "
+        f"{curve_sentence(marks, f'the fitted trend{laws([series.memory for series in all_series])}')}"
+        f"{split}The table gives the maximum of each part, which may occur at another time.",
         table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
     )
 
 
 def laws(trends: Sequence[Trend]) -> str:
-    """Return the formulas of fitted trends in brackets, each once; empty where none is fitted."""
+    """Return the formulas of fitted trends in brackets after a space, each once; empty where none is fitted."""
     formulas = dict.fromkeys(
         formula(trend.fit.law.formula).partition("= ")[2].replace("x", "N") for trend in trends if trend.fit
     )
-    return f"({', '.join(formulas)}) " if formulas else ""
+    return f" ({', '.join(formulas)})" if formulas else ""
 
 
 def _memory_stack(marks: Marks, series: Series, factor: float) -> None:
@@ -116,19 +118,25 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         titles = trial_titles(series, part, achieved, "FLOP/s")
         marks.draw(part[N], numeric(part, achieved) / factor, titles, **series_style(i), label=series.label or None)
         for _, row in part.iterrows():
-            rows.append((word(trial_label(row, series)), number(row[achieved], "FLOP/s"), share(row.get("mfu"))))
+            rates = number(row.get("tokens_per_s")), number(row[achieved], "FLOP/s"), share(row.get("mfu"))
+            rows.append((word(trial_label(row, series)), *rates))
     for peak in peaks:
         label = f"peak {quantity(peak, 'FLOP/s')}"
         marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
     finish(marks, f"achieved {unit}", log=True)
     sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
     reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
+    what = "step" if study.trials[STEP_TIME].notna().any() else "call"
     return Caption(
-        f"FLOPs of the model over the time of a step or call. {reference}",
-        table("Achieved FLOP/s and model FLOP/s utilisation (MFU).", ("trial", "achieved", "MFU"), rows),
+        f"FLOPs of the model over the time of a {what}. {reference}",
+        table(
+            "Throughput, achieved FLOP/s and model FLOP/s utilisation (MFU).",
+            ("trial", "tokens/s", "achieved", "MFU"),
+            rows,
+        ),
     )
 
 
 STEP_TIMES = FigureSpec("step-time", "Time per training step against size", step_time_figure)
 MEMORY = FigureSpec("memory", "Memory against size", memory_figure)
-EFFICIENCY = FigureSpec("efficiency", "Achieved FLOP/s against size", efficiency_figure)
+EFFICIENCY = FigureSpec("efficiency", "Achieved FLOP/s and MFU against size", efficiency_figure)

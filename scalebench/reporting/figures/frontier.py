@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.surfaces import Frontier
@@ -16,10 +17,12 @@ from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 CAPTION = (
-    "Lines: closed form of the law L = E + A·N^−α + B·D^−β fitted to all sizes and training lengths, with 95 % bands "
-    "where intervals exist. Marks: minima of parabolas through the trials of one compute budget, where they are inside "
-    "the sizes tried; they are biased even without noise unless α = β and the sizes are centred. N excludes "
-    "embeddings; compute is 6ND."
+    "Lines: closed form of the law L = E + A·N^−α + B·D^−β fitted to all sizes and training lengths{band}. "
+    "{marks}N excludes embeddings; compute is 6ND."
+)
+MINIMA = (
+    "Marks: minima of parabolas through the trials of one compute budget, where they are inside the sizes tried; they "
+    "are biased even without noise unless α = β and the sizes are centred. "
 )
 COLUMNS = ("series", "compute", "source", "N*", "95 % interval of N*", "D*", "95 % interval of D*")
 
@@ -35,9 +38,15 @@ def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     single = len(frontiers) == 1
     rows = [row for i, (label, frontier) in enumerate(drawn) for row in _draw(marks, label, frontier, i, single=single)]
     marks.axes.set(xscale="log", yscale="log", xlabel="training compute C = 6ND (FLOP)", ylabel="parameters or tokens")
+    for axis in (marks.axes.xaxis, marks.axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
+        axis.set_minor_formatter(NullFormatter())
     legend(marks)
     sentences = (text for label, frontier in drawn for text in (_exponents(label, frontier), _parameters(frontier)))
-    caption = " ".join([*sentences, *refusals, CAPTION])
+    drawn_as = CAPTION.format(
+        band=", with 95 % bands" if "band" in marks.drawn else "", marks=MINIMA if marks.titles else ""
+    )
+    caption = " ".join([*sentences, *refusals, drawn_as])
     return Caption(caption, table("Compute-optimal parameters and tokens.", COLUMNS, rows, series=len(frontiers)))
 
 
@@ -96,7 +105,7 @@ def _side(
     if allocation.draws is not None:
         low, high = (allocation.params_interval, allocation.tokens_interval)[side](frontier.budgets)
     marks.axes.plot(frontier.budgets, value, color=style["color"], linestyle=("-", "--")[side], label=label)
-    marks.axes.fill_between(frontier.budgets, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    marks.band(frontier.budgets, low, high, style["color"])
     titles = [f"{label} at {quantity(row[0], 'FLOP')}: {quantity(row[1 + side])}" for row in frontier.minima]
     marks.draw([row[0] for row in frontier.minima], [row[1 + side] for row in frontier.minima], titles, **style)
     return value, low, high

@@ -64,8 +64,13 @@ def backtest_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     marks.axes.set_ylabel("prediction error (%)")
     legend(marks)
     return Caption(
-        "Each size is predicted by the law fitted to all smaller sizes. Bars are 95 % prediction intervals for the "
-        "mean of as many runs as were measured: they should include zero. Crosses: the naive prediction, which "
+        "Each size is predicted by the law fitted to all smaller sizes. "
+        + (
+            "Bars are 95 % prediction intervals for the mean of as many runs as measured: they should include zero. "
+            if "bars" in marks.drawn
+            else ""
+        )
+        + "Crosses: the naive prediction, which "
         "repeats the loss of the next-smaller size.",
         backtest_table(study.series),
     )
@@ -77,7 +82,7 @@ def _backtest_series(marks: Marks, series: Series, i: int) -> None:
     for row in rows:
         if row.interval is not None:
             low, high = (100 * (end / row.measured - 1) for end in row.interval)
-            marks.axes.vlines(row.size, low, high, color=style["color"], linewidth=1.4)
+            marks.bars([row.size], [low], [high], color=style["color"], linewidth=1.4)
     titles = [f"{prefix}{quantity(row.size)} parameters: {percent(row.error_percent / 100)}" for row in rows]
     marks.draw(sizes, [row.error_percent for row in rows], titles, **style, label=series.label or "the law")
     titles = [f"{prefix}next-smaller size's loss: {percent(row.naive_error_percent / 100)}" for row in rows]
@@ -85,5 +90,5 @@ def _backtest_series(marks: Marks, series: Series, i: int) -> None:
                markeredgecolor=style["color"], label=f"{prefix}next-smaller size's loss")  # fmt: skip
 
 
-RESIDUALS = FigureSpec("residuals", "Residuals of the law", residuals_figure)
+RESIDUALS = FigureSpec("residuals", "Residuals of the law", residuals_figure, diagnostic=True)
 BACKTEST = FigureSpec("backtest", "Larger sizes predicted from smaller ones", backtest_figure)

@@ -12,7 +12,7 @@ from scalebench.analysis.predictions import predict_loss_at
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
-from scalebench.reporting.figures.base import draw_curve, trial_titles
+from scalebench.reporting.figures.base import curve_sentence, draw_curve, trial_titles
 from scalebench.reporting.quantities import quantity, uncertain
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
 from scalebench.reporting.tables import number, table, word
@@ -20,7 +20,7 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 
 def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Validation loss against size or data: trials, means, the law fitted without the largest, and its prediction."""
+    """Validation loss against size or data: trials, means, the law fitted without the largest, and its projection."""
     if not any(len(series.sizes) for series in study.series):
         return None
     for i, series in enumerate(study.series):
@@ -40,13 +40,24 @@ def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     ]  # fmt: skip
     columns = ("series", study.x.title, "trials", "validation loss (nats)")
     return Caption(
-        "Filled marks are trials; hollow marks are the mean of each size with its standard error (seeds and validation "
-        "sample). The curve with its 95 % band is the law fitted without the held-out largest size (star). The diamond "
-        "is the law fitted to every size, extrapolated ×4, with the 95 % prediction interval of a new run."
+        _caption(marks)
         + (" Intervals much wider than the range of the losses are cut off." if cut else "")
         + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else ""),
         table("Mean validation loss per size.", columns, rows, series=len(study.series)),
     )
+
+
+def _caption(marks: Marks) -> str:
+    """Return what the marks and lines are, only those that were drawn."""
+    error = " with its standard error (seeds and validation sample)" if "standard error" in marks.drawn else ""
+    held = "star" in marks.drawn
+    law = f"the law fitted {'without the held-out largest size (star)' if held else 'to every size'}"
+    interval = ", with the 95 % interval of a new run" if "projection interval" in marks.drawn else ""
+    projection = f"The diamond is a projection: the law fitted to every size, ×4 beyond it{interval}."
+    return (
+        f"Filled marks are trials; hollow marks are the mean of each size{error}. {curve_sentence(marks, law)}"
+        + (projection if "diamond" in marks.drawn else "")
+    ).rstrip()
 
 
 def _limit_to_losses(axes: Axes, study: StudyAnalysis, floor: NDArray[np.float64]) -> bool:
@@ -69,6 +80,8 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
         if part.empty:
             continue
         axes.errorbar(part["size"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
+        marks.drawn |= {"standard error"} if (part["se"] > 0).any() else set()
+        marks.drawn |= {"star"} if marker == "*" else set()
         titles = [f"{prefix}{what} at {quantity(r['size'])} {series.x.noun}: {uncertain(r['mean'], r['se'])} nats"
                   for r in part.to_dict("records")]  # fmt: skip
         label = what if single else series.label if marker != "*" else None
@@ -76,16 +89,18 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
                    markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3, label=label)  # fmt: skip
     fitted = "fit to smaller sizes" if series.held else "fit"
     label = fitted if single else None
-    draw_curve(axes, series.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
+    draw_curve(marks, series.loss_below, sizes["size"].tolist(), factor=1.0, color=style["color"], label=label)
     x = 4 * float(sizes["size"].max())
     predicted = predict_loss_at(series, x)
     if (y := predicted.value) is not None:
         low, high = predicted.low, predicted.high
         ends = [[max(y - low, 0)], [max(high - y, 0)]] if low is not None and high is not None else None
-        axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
-        marks.draw([x], [y], [f"{prefix}predicted at {quantity(x)} {series.x.noun}: {y:.3f} nats"], marker="D",
+        if ends:
+            axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
+        marks.drawn |= {"diamond"} | ({"projection interval"} if ends else set())
+        marks.draw([x], [y], [f"{prefix}projected at {quantity(x)} {series.x.noun}: {y:.3f} nats"], marker="D",
                    markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
-                   label="prediction at ×4" if single else None)  # fmt: skip
+                   label="projection at ×4" if single else None)  # fmt: skip
 
 
 LOSS_BY_SIZE = FigureSpec("loss", "Validation loss against size", loss_figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,15 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (%)")
     legend(marks)
     values = [_with_label(series, f"E = {_interval(series)}.") for _, series, _ in drawn]
-    return Caption(" ".join([*values, *refusals, CAPTION]), table(TABLE, COLUMNS, rows, series=len(profiles)))
+    band = "The shaded band is the 95 % interval of E. " if "band" in marks.drawn else ""
+    return Caption(
+        " ".join([*values, *refusals, CAPTION.format(band=band)]), table(TABLE, COLUMNS, rows, series=len(profiles))
+    )
 
 
 CAPTION = (
     "The law is refitted with E fixed at each value; the curve is the rise of the objective above its optimum (hollow "
-    "mark). The shaded band is the 95 % interval of E. A flat curve means that the data cannot separate E from a "
-    "smaller exponent."
+    "mark). {band}A flat curve means that the data cannot separate E from a smaller exponent."
 )
 TABLE = "Objective of the law at each fixed E."
 COLUMNS = ("series", "E (nats)", "objective", "above the optimum", "rise")
@@ -68,7 +71,9 @@ def _draw(marks: Marks, series: Series, profile: Profile, i: int) -> list[Sequen
     above = profile.objective - min(profile.objective.min(), best.objective)
     share = above / best.objective
     marks.axes.plot(profile.values, 100 * share, color=style["color"], label=series.label or "profile")
-    marks.axes.axvspan(*series.loss_all.interval("E"), color=style["color"], alpha=0.12, linewidth=0)
+    if all(map(math.isfinite, series.loss_all.interval("E"))):
+        marks.axes.axvspan(*series.loss_all.interval("E"), color=style["color"], alpha=0.12, linewidth=0)
+        marks.drawn.add("band")
     hollow = style | {"color": PAPER, "markeredgecolor": style["color"]}
     titles = [f"{prefix}optimum: {_interval(series)}"]
     marks.draw([best.parameters["E"]], [0], titles, **hollow, label=None if series.label else "optimum")
@@ -79,4 +84,4 @@ def _draw(marks: Marks, series: Series, profile: Profile, i: int) -> list[Sequen
     ]  # fmt: skip
 
 
-PROFILE = FigureSpec("profile", "Profile of the irreducible loss E", profile_figure)
+PROFILE = FigureSpec("profile", "Profile of the irreducible loss E", profile_figure, diagnostic=True)

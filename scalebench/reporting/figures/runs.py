@@ -151,8 +151,13 @@ def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     marks.axes.set(xlabel="step time ÷ median of the trial", ylabel="", xlim=(low, high))
     columns = ("trial", "id", "timed steps", "median", "outliers")
     return Caption(
-        "Dots are medians; thick bars span the middle half of a trial's timed steps, thin bars the middle 90 %. Arrows "
-        "are the slowest outliers, at most five per trial, drawn at the edge if they are beyond it. An outlier is more "
+        "Dots are medians; thick bars span the middle half of a trial's timed steps, thin bars the middle 90 %. "
+        + (
+            "Arrows are the slowest outliers, at most five per trial, drawn at the edge if they are beyond it. "
+            if "arrow" in marks.drawn
+            else ""
+        )
+        + "An outlier is more "
         f"than {OUTLIER_MADS} median absolute deviations from the median; outliers are counted, never dropped."
         f"{subset_note(study)}",
         table("Spread of the step times.", columns, rows),
@@ -161,9 +166,11 @@ def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 def _slowest(marks: Marks, place: int, times: Times, edges: tuple[float, float]) -> None:
     """Mark a trial's slowest outliers; those beyond the edges are drawn at the edge."""
-    outliers, median = np.flatnonzero(outlier_mask(times)), np.median(times)
+    median = np.median(times)
+    outliers = np.flatnonzero(outlier_mask(times) & (times > median))
     worst = times[outliers[np.argsort(-times[outliers], kind="stable")[:5]]]
     titles = [f"a step of {quantity(time, 's')}, {significant(time / median)} times the median" for time in worst]
+    marks.drawn |= {"arrow"} if worst.size else set()
     marks.draw(np.clip(worst / median, *edges), np.full(len(worst), place), titles, color=SERIES_COLORS[1], marker=">",
                markersize=5, clip_on=False)  # fmt: skip
 
@@ -174,6 +181,6 @@ def warm_times(steps: pd.DataFrame) -> Times:
     return np.asarray(numeric(warm, "step_time_s").dropna(), dtype=np.float64)
 
 
-CURVES = FigureSpec("curves", "Training loss over the steps", curves_figure)
+CURVES = FigureSpec("curves", "Training loss over the steps", curves_figure, diagnostic=True)
 COMPUTE = FigureSpec("compute", "Validation loss against compute", compute_figure)
-NOISE = FigureSpec("noise", "Spread of the step times", noise_figure)
+NOISE = FigureSpec("noise", "Spread of the step times", noise_figure, diagnostic=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.reporting.sections.operations import Operation
 from scalebench.reporting.svg import Marks
-from scalebench.reporting.tables import Cell, Table
+from scalebench.reporting.tables import Table
 from scalebench.reporting.views import Caption, Download
 
 Subject = StudyAnalysis | Operation
@@ -18,19 +18,34 @@ Subject = StudyAnalysis | Operation
 
 @dataclass(frozen=True)
 class SectionView:
-    """A section ready to be printed; ``id`` begins the ids of its elements, ``template`` prints it.
-
-    ``overview`` are its rows in the table that heads a page of several studies.
-    """
+    """A section ready to be printed; ``id`` begins the ids of its elements, ``template`` prints it."""
 
     id: str
     title: str
     template: Path
     verdict: tuple[str, ...]
-    overview: tuple[tuple[Cell, ...], ...]
     environment: Table
     downloads: tuple[Download, ...]
     methods: tuple[str, ...]
+
+
+MANY = 6  # sections of a kind on one page: with more, each shows its most important figures only
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a section may take of its page, beside ``neighbours`` - 1 others of its kind.
+
+    ``max_bytes`` is the limit of each file that is embedded.
+    """
+
+    max_bytes: int
+    neighbours: int = 1
+
+    @property
+    def brief(self) -> bool:
+        """Whether to leave out diagnostics, and the tables behind figures."""
+        return self.neighbours > MANY
 
 
 class Section(Protocol):
@@ -49,5 +64,5 @@ class Section(Protocol):
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the first figure of the section; return as the ``draw`` of a figure does."""
 
-    def build(self, subject: Subject, name: str, max_bytes: int) -> SectionView:
-        """Lay out a subject as the section with id ``name``, with at most ``max_bytes`` in each embedded file."""
+    def build(self, subject: Subject, name: str, room: Room) -> SectionView:
+        """Lay out a subject as the section with id ``name``."""

@@ -14,11 +14,9 @@ from scalebench.analysis.trials import LOSS, STEP_TIME
 from scalebench.reporting.figures.base import trial_titles
 from scalebench.reporting.figures.runs import CURVES, NOISE
 from scalebench.reporting.fit_tables import fit_tables
-from scalebench.reporting.overview import overview_rows
-from scalebench.reporting.quantities import quantity, uncertain
+from scalebench.reporting.quantities import CLEAR, quantity, uncertain
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
-from scalebench.reporting.sentences import CLEAR
 from scalebench.reporting.svg import PAPER, Marks, series_style
 from scalebench.reporting.tables import number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -94,6 +92,5 @@ SECTION = StudySection(
     columns=lambda _: training.COLUMNS,
     methods=training.METHODS,
     tables=lambda study: fit_tables(study.series, study.surfaces),
-    overview=lambda study: overview_rows(study.name, study.series),
     template=training.TEMPLATE,
 )

@@ -13,14 +13,18 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
-from scalebench.reporting.quantities import present
-from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.quantities import present, quantity
+from scalebench.reporting.sections.base import Room, SectionView, Subject
+from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
 from scalebench.store import left_out_line, planned_ids
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
+BRIEF_FIGURES, BRIEF_TABLES = 3, 1  # of a study on a page of many
+GROUPED_FROM = 3  # trials that ended alike
+MAX_FINDINGS = 6  # bullets below the lead; the last says how many trials failed
 DRAWN_WITH = (
     f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
     f"{version('matplotlib')} and seaborn {version('seaborn')}."
@@ -58,6 +62,7 @@ class StudyView(SectionView):
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     figures: tuple[FigureView, ...]
+    strip: Table | None
     axes: Table
     problems: Table
     damaged: tuple[str, ...]
@@ -65,10 +70,11 @@ class StudyView(SectionView):
     trials: Table
     command: str
     study_toml: str
+    brief: bool
 
 
 def nothing(_: StudyAnalysis) -> Iterator[Any]:
-    """Return no tables, or no rows of the overview."""
+    """Return no tables."""
     return iter(())
 
 
@@ -78,7 +84,7 @@ class StudySection:
 
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
-    ``tables`` yields further tables for ``template``, and ``overview`` the rows in the overview of several studies.
+    ``tables`` yields further tables for ``template``.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -87,7 +93,6 @@ class StudySection:
     columns: Callable[[StudyAnalysis], Sequence[Column]]
     methods: tuple[str, ...]
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
-    overview: Callable[[StudyAnalysis], Iterable[tuple[Cell, ...]]] = nothing
     template: Path = TEMPLATE
 
     def applies(self, subject: Subject) -> bool:
@@ -97,7 +102,8 @@ class StudySection:
     def verdict(self, subject: Subject) -> tuple[str, ...]:
         """Return what the study found, and last how many of its trials failed."""
         assert isinstance(subject, StudyAnalysis)
-        return tuple(_verdict(subject, self.sentences))
+        lead, *rest = _verdict(subject, self.sentences)
+        return (lead, *(rest if len(rest) <= MAX_FINDINGS else [*rest[: MAX_FINDINGS - 1], rest[-1]]))
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the study's first figure, where it has one."""
@@ -105,32 +111,45 @@ class StudySection:
         figures = self.figures(subject)
         return figures[0].draw(marks, subject) if figures else None
 
-    def build(self, subject: Subject, name: str, max_bytes: int) -> StudyView:
+    def build(self, subject: Subject, name: str, room: Room) -> StudyView:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
+        specs, tables = self.figures(study), tuple(self.tables(study))
+        if room.brief:
+            specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
+            tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
         return StudyView(
             id=name,
             name=study.name,
             title=str(definition.get("title") or study.name or "Untitled study"),
             template=self.template,
             verdict=self.verdict(study),
-            overview=tuple(self.overview(study)),
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
-            figures=draw_figures(name, self.figures(study), study),
+            figures=draw_figures(name, specs, study),
+            strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
-            tables=tuple(self.tables(study)),
+            tables=tables,
+            brief=room.brief,
             trials=trials_table(study, self.columns(study)),
             environment=environment_table(study.trials),
             command=str(definition.get("command") or ""),
             study_toml=str(definition.get("study_toml") or ""),
             methods=self.methods,
-            downloads=tuple(downloads(study.name or name, study.rows, max_bytes)),
+            downloads=tuple(downloads(study.name or name, study.rows, room.max_bytes, compress=room.neighbours > 1)),
         )
+
+
+def _strip(study: StudyAnalysis) -> Table | None:
+    """Return the strip of the first screen: of the series with the lowest loss at its largest size."""
+    with_loss = [series for series in study.series if len(series.sizes) > 1]
+    if not with_loss:
+        return None
+    return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
 
 
 def workload_of(study: StudyAnalysis) -> str:
@@ -185,18 +204,29 @@ def problems_table(study: StudyAnalysis) -> Table:
     """Return the trials that did not end ok, or are invalid, each with its reason."""
     trials, x = study.trials, study.x
     bad = trials[(trials["status"] != "ok") | trials["invalid_reason"].notna()]
-    rows = [
-        (
-            word(row["trial_id"]),
-            number(row[x.column]),
-            word(status_of(row)),
-            number(row.get("stop_step")),
-            word(reason_of(row)),
-        )
-        for _, row in bad.iterrows()
-    ]
+    alike: dict[tuple[str, str], list[pd.Series[Any]]] = {}
+    for _, row in bad.iterrows():
+        alike.setdefault((status_of(row), reason_of(row) or ""), []).append(row)
+    rows = [cells for group in alike.values() for cells in _problem_rows(group, x.column)]
     columns = ("trial", "size", "status", "last step", "reason")
     return table("Trials that are in no fit, with the reason.", columns, rows)
+
+
+def _problem_rows(group: Sequence[pd.Series[Any]], size: str) -> Iterator[tuple[Cell, ...]]:
+    """Yield a row per trial of those that ended alike; one row with their number where there are three or more."""
+    first = group[0]
+    ended = (word(status_of(first)), number(first.get("stop_step")), word(reason_of(first)))
+    if len(group) < GROUPED_FROM:
+        for row in group:
+            yield (word(row["trial_id"]), number(row[size]), ended[0], number(row.get("stop_step")), ended[2])
+        return
+    sizes = sorted({float(row[size]) for row in group if present(row[size])})
+    spread = (
+        f"{quantity(sizes[0])} to {quantity(sizes[-1])}" if len(sizes) > 1 else quantity(sizes[0] if sizes else None)
+    )
+    names = ", ".join(str(row["trial_id"]) for row in group[:GROUPED_FROM])
+    what = f"{len(group)} trials: {names}{', …' * (len(group) > GROUPED_FROM)}"
+    yield (word(what), word(spread), ended[0], word(None), ended[2])
 
 
 def status_of(row: pd.Series[Any]) -> str:

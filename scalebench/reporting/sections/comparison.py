@@ -12,7 +12,7 @@ import pandas as pd
 
 from scalebench.analysis.trials import numeric
 from scalebench.reporting.quantities import NBSP, present, significant
-from scalebench.reporting.sections.base import SectionView, Subject
+from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.comparison_figures import FIGURES, TIMES, Part, part_of
 from scalebench.reporting.sections.comparison_tables import (
     details_table,
@@ -86,7 +86,7 @@ class ComparisonSection:
         assert isinstance(subject, Operation)
         return TIMES.draw(marks, parts_of(subject)[0][1])
 
-    def build(self, subject: Subject, name: str, max_bytes: int) -> ComparisonView:
+    def build(self, subject: Subject, name: str, room: Room) -> ComparisonView:
         """Judge and draw an operation."""
         assert isinstance(subject, Operation)
         rows = subject.rows
@@ -95,7 +95,6 @@ class ComparisonSection:
             title=f"{subject.name}: providers compared",
             template=self.template,
             verdict=self.verdict(subject),
-            overview=(),
             counts=_counts(rows),
             providers=providers_table(rows),
             problems=problems_table(rows),
@@ -103,7 +102,7 @@ class ComparisonSection:
             environment=rows_environment_table(rows),
             commands=tuple(rows["command"].dropna().drop_duplicates()),
             methods=METHODS,
-            downloads=tuple(downloads(f"compare-{subject.name}", rows.reset_index(drop=True), max_bytes)),
+            downloads=tuple(downloads(f"compare-{subject.name}", rows.reset_index(drop=True), room.max_bytes)),
         )
 
 

@@ -7,7 +7,6 @@ from scalebench.analysis.trials import DATA
 from scalebench.reporting.figures.loss import LOSS_BY_DATA
 from scalebench.reporting.figures.profile import PROFILE
 from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
-from scalebench.reporting.overview import overview_rows
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
 from scalebench.reporting.sentences import held_out_sentence, law_sentence, series_sentences
@@ -24,5 +23,4 @@ SECTION = StudySection(
     figures=lambda _: (LOSS_BY_DATA, PROFILE, COMPUTE, CURVES, NOISE),
     columns=lambda _: training.COLUMNS,
     methods=training.METHODS,
-    overview=lambda study: overview_rows(study.name, study.series),
 )

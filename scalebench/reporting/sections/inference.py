@@ -36,7 +36,7 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     for i, series in enumerate(study.series):
         part, style = known.loc[known.index.intersection(series.trials.index)], series_style(i)
         median, high = numeric(part, LATENCY) / factor, numeric(part, P95) / factor
-        marks.axes.vlines(part[N], median, high.fillna(median), color=style["color"], linewidth=1.2)
+        marks.bars(part[N], median, high, color=style["color"], linewidth=1.2)
         marks.axes.plot(part[N], median, color=style["color"], linewidth=1)
         shared = part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
         for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
@@ -49,8 +49,10 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     finish(marks, f"latency per call ({unit})", log=True)
     columns = ("trial", "median", "p95", "p99", "first token", "per further token")
     return Caption(
-        "Marks are medians over the calls after warm-up; bars extend to the 95th percentile where there were enough "
-        "calls. A call that generates processes the prompt and adds every new token. Hollow marks shared the machine.",
+        "Marks are medians over the calls after warm-up"
+        + ("; bars extend to the 95th percentile where there were enough calls" if "bars" in marks.drawn else "")
+        + ". A call that generates processes the prompt and adds every new token."
+        + (" Hollow marks shared the machine." if "hollow" in marks.drawn else ""),
         table("Latency per call.", columns, rows),
     )
 

@@ -12,13 +12,14 @@ from scalebench.reporting.figures.laws import BACKTEST, RESIDUALS
 from scalebench.reporting.figures.loss import LOSS_BY_SIZE
 from scalebench.reporting.figures.profile import PROFILE
 from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
+from scalebench.reporting.figures.tradeoffs import GAP, LOSS_BY_MEMORY, LOSS_BY_TIME
 from scalebench.reporting.fit_tables import fit_tables
-from scalebench.reporting.overview import overview_rows
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.sentences import cost_sentence, held_out_sentence, law_sentence, series_sentences
 
 TEMPLATE = Path(__file__).with_name("training.html.j2")
-FIGURES = (LOSS_BY_SIZE, RESIDUALS, PROFILE, BACKTEST, FRONTIER, STEP_TIMES, MEMORY, EFFICIENCY, CURVES, COMPUTE, NOISE)
+ANSWERS = (LOSS_BY_SIZE, STEP_TIMES, MEMORY, COMPUTE, EFFICIENCY, GAP, LOSS_BY_TIME, LOSS_BY_MEMORY, FRONTIER, BACKTEST)
+FIGURES = (*ANSWERS, RESIDUALS, PROFILE, CURVES, NOISE)
 COLUMNS = (
     Column("validation loss (nats)", LOSS, digits=5),
     Column("± (validation)", LOSS_SE, digits=2),
@@ -48,6 +49,5 @@ SECTION = StudySection(
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=lambda study: fit_tables(study.series, study.surfaces),
-    overview=lambda study: overview_rows(study.name, study.series),
     template=TEMPLATE,
 )

@@ -28,7 +28,8 @@ class Resources:
 
     ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
     are the plan's estimates. ``timeout_s`` limits the run, the wait for a GPU not counted. A trial that may
-    ``share_device`` runs beside others on one GPU, and its times are then not exclusive.
+    ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user has
+    chosen the order in which trials start.
     """
 
     cpus: int = 1
@@ -38,6 +39,7 @@ class Resources:
     timeout_s: float | None = None
     expected_s: float = 0.0
     share_device: bool = False
+    keep_order: bool = False
 
 
 # What a worker's environment consists of; everything else, secrets among it, stays with the driver. HF_TOKEN is for
@@ -74,6 +76,8 @@ class Engine(Protocol):
         ``jobs`` where that is given; it may submit everything at once and yields in the order of completion.
         A worker that ends without a record, is lost or exceeds its time limit still yields its folder, with a record
         by ``close_attempt``. ``tick`` is called at least once a second with the attempts believed to be running.
+        Before it starts or submits a worker an engine calls ``claims.take(attempt)``. Where that returns False another
+        driver runs the trial: this attempt is neither started nor yielded.
         Closing the iterator stops running workers and withdraws submitted ones; their attempts get no record, so that
         a later run executes those trials.
         """

@@ -10,6 +10,7 @@ from pathlib import Path
 from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
+from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Resources,
     Tick,
@@ -63,6 +64,8 @@ def place(
         while waiting or running:
             while waiting and free:
                 attempt, needs = waiting.pop(0)
+                if not take(attempt):  # another driver runs this trial
+                    continue
                 running.append(_start(attempt, needs, free.pop(0), exclusive=_exclusive(needs, own_cores=own_cores)))
             for worker in [worker for worker in running if _finished(worker)]:
                 running.remove(worker)
@@ -95,13 +98,14 @@ def core_sets(workers: int) -> list[tuple[int, ...]]:
 
 
 def start_order(attempts: Sequence[Path], resources: Sequence[Resources], workers: int) -> list[tuple[Path, Resources]]:
-    """Return attempts in the order they start: as given if one runs at a time, otherwise the longest first.
+    """Return attempts in the order they start: as given if one runs at a time or asked for, else the longest first.
 
     The longest trial, started last, would keep one worker busy while the others have nothing left to do.
     """
     pairs = list(zip(attempts, resources, strict=True))
     take_turns = any(needs.gpus and not needs.share_device for needs in resources)
-    return pairs if workers == 1 or take_turns else sorted(pairs, key=lambda pair: -pair[1].expected_s)
+    as_given = workers == 1 or take_turns or any(needs.keep_order for needs in resources)
+    return pairs if as_given else sorted(pairs, key=lambda pair: -pair[1].expected_s)
 
 
 def _exclusive(needs: Resources, *, own_cores: bool) -> bool:

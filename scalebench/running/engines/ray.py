@@ -38,6 +38,7 @@ from scalebench.running.engines.base import (
 
 POLL_S = 0.2
 ANSWER_S = 5.0  # how long a cluster may take to accept a connection
+REACH_S = 60.0
 TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
 
@@ -127,11 +128,27 @@ def place(
                     yield placed.attempt
                 else:
                     waiting.append(again)
+            if not running and waiting and not reachable(ray):
+                ray.shutdown()
+                ray = connect()
             tick([placed.attempt for placed in running.values() if (placed.attempt / "placement.json").exists()])
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
         ray.shutdown()
+
+
+def reachable(ray: Any) -> bool:
+    """Whether the cluster takes tasks of this process: no longer when its own node is gone, the only embedded one."""
+    try:
+        return bool(ray.get(ray.remote(num_cpus=0, max_retries=0)(process_id).remote(), timeout=REACH_S))
+    except ray.exceptions.RayError:
+        return False
+
+
+def process_id() -> int:
+    """Return the id of the process that runs this task."""
+    return os.getpid()
 
 
 def submit(ray: Any, placed: _Placed) -> Any:

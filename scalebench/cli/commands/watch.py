@@ -1,0 +1,109 @@
+"""The command ``status --watch``: progress of studies that drivers are running, line by line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalebench import store
+from scalebench.cli.output import duration, say
+from scalebench.running.claims import Observer
+from scalebench.store.plans import planned_ids
+
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is: numbers of trials, trials per hour of those that run at a time, and seconds left."""
+
+    done: int
+    running: int
+    failed: int
+    planned: int
+    per_hour: float | None
+    left_s: float | None
+
+    def line(self, name: str) -> str:
+        """Return it in words."""
+        parts = [f"{self.done}/{self.planned} done", f"{self.running} running", f"{self.failed} failed"]
+        if self.per_hour is not None:
+            parts.append(f"{self.per_hour:.3g} trials/h")
+        if self.left_s is not None:
+            parts.append(f"about {duration(self.left_s)} left")
+        return f"{name}: " + ", ".join(parts)
+
+
+def watch_studies(results: Path) -> None:
+    """Print a line per study whenever its progress changes, until no driver runs a trial."""
+    shown: dict[str, str] = {}
+    observers = {folder: Observer(folder) for folder in store.study_dirs(results)}
+    while True:
+        stored = store.read_results(results)
+        progress = {folder.name: study_progress(stored, folder, observer) for folder, observer in observers.items()}
+        for name, state in progress.items():
+            if shown.get(name) != (line := state.line(name)):
+                shown[name] = line
+                say(line)
+        if not any(state.running for state in progress.values()):
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def running_trials(study_dir: Path, observer: Observer, ids: tuple[str, ...]) -> list[Path]:
+    """Return the attempts of planned trials that a driver is running."""
+    if not any((study_dir / "drivers").glob("*.json")):
+        return []
+    attempts = (observer.running(study_dir / "trials" / trial_id) for trial_id in ids)
+    return [attempt for attempt in attempts if attempt is not None]
+
+
+def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -> Progress:
+    """Return how far a study is; the time left is that of the trials that have no record, at the fitted cost."""
+    study = stored.studies.get(study_dir.name, {})
+    ids = planned_ids(study)
+    frame = stored.frame[stored.frame["trial_id"].isin(ids)]
+    running = running_trials(study_dir, observer, ids)
+    flops = {str(trial["trial_id"]): trial.get("flops") for trial in study.get("planned", [])}
+    left = time_left_s(frame, [flops.get(name) for name in ids if name not in set(frame["trial_id"])])
+    workers = max(1, len(running))
+    times = frame["wall_time_s"].dropna() if "wall_time_s" in frame else frame["trial_id"].iloc[:0]
+    return Progress(
+        done=int((frame["status"] == "ok").sum()),
+        running=len(running),
+        failed=int((frame["status"] != "ok").sum()),
+        planned=len(ids),
+        per_hour=3600 * workers / float(times.mean()) if len(times) else None,
+        left_s=None if left is None else left / workers,
+    )
+
+
+def time_left_s(frame: Any, missing: list[float | None]) -> float | None:
+    """Return the seconds that trials of these FLOPs take one after another; None where that cannot be estimated.
+
+    The cost of a trial is fitted as a + b FLOPs, both at least 0, to the wall times of the finished ones; without a
+    plan's FLOPs it is their mean.
+    """
+    if not missing:
+        return 0.0
+    if "wall_time_s" not in frame or (done := frame[frame["wall_time_s"].notna()]).empty:
+        return None
+    times = done["wall_time_s"].to_numpy(float)
+    work = _flops(done)
+    if work is None or any(flops is None for flops in missing) or len(set(work)) < 2:
+        return float(times.mean()) * len(missing)
+    slope = max(0.0, float(np.polyfit(work, times, 1)[0]))
+    start = max(0.0, float((times - slope * work).mean()))
+    return sum(start + slope * float(flops or 0) for flops in missing)
+
+
+def _flops(done: Mapping[str, Any]) -> Any:
+    """Return the FLOPs of finished training trials."""
+    if "flops_per_step" not in done or done["flops_per_step"].isna().any():
+        return None
+    return (done["flops_per_step"] * done["steps"]).to_numpy(float)

@@ -1,0 +1,139 @@
+"""The content of results folders as one table: a row per trial, from its records or from the index of its study."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.store import index
+from scalebench.store.columns import STORE_NAMES
+from scalebench.store.files import plain_text, write_table
+from scalebench.store.plans import joined_plans, read_study
+from scalebench.store.trials import Reading, read_trial_dir, study_dirs, trial_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Missing = tuple[str, Mapping[str, int]]  # a row's folder and the sizes of its files, -1 if missing
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of results folders: one row per trial, and what could not be read.
+
+    ``frame`` has one row per trial (its latest attempt with a readable record), the store's own columns first, then
+    every column of any record; ``checked`` is whether the record had a checksum.
+    ``damaged`` has one line per unreadable attempt; such an attempt does not count. ``incomplete`` has one line per
+    name of a file that records list and that is missing; those records count. ``studies`` maps a study's name to
+    its ``study.json`` (``{}`` where that is absent); of two folders of one study, the last, with the plans of both.
+    """
+
+    frame: pd.DataFrame
+    damaged: tuple[str, ...]
+    studies: Mapping[str, dict[str, Any]]
+    incomplete: tuple[str, ...] = ()
+
+
+def read_results(*paths: str | Path) -> Results:
+    """Read every study under ``paths`` into one table; damaged attempts are listed.
+
+    Raises ``NewerSchemaError`` where a newer version wrote any of it.
+    """
+    damaged: list[str] = []
+    tables: list[pd.DataFrame] = []
+    files: list[Missing] = []
+    studies: dict[str, dict[str, Any]] = {}
+    for study_dir in dict.fromkeys(folder for path in paths for folder in study_dirs(Path(path))):
+        study, name = read_study(study_dir, damaged), plain_text(study_dir.name)
+        studies[name] = joined_plans(studies.get(name, {}), study)
+        table, sizes = study_table(study_dir, damaged)
+        tables.append(table)
+        files += sizes
+    return Results(joined(tables), tuple(map(plain_text, damaged)), studies, tuple(incomplete_lines(files)))
+
+
+def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list[Missing]]:
+    """Return a study's trials as a table, sorted by id, and the files of each; damage adds lines to ``damaged``.
+
+    A large study is read from its index as far as that holds, and a new one is written where it holds too little.
+    """
+    names = list(trial_names(study_dir, damaged))
+    indexed = index.read_index(study_dir) if len(names) >= index.SMALLEST else None
+    known = set() if indexed is None else set(indexed[index.TRIAL])
+    stale = [name for name in names if name not in known]
+    enough = max(index.SMALLEST * index.MOST_STALE, index.MOST_STALE * len(names))
+    now_ns = index.file_system_time_ns(study_dir) if len(names) >= index.SMALLEST and len(stale) > enough else None
+    readings = [read_trial_dir(study_dir / "trials" / name) for name in stale]
+    damaged += [line for reading in readings for line in reading.damaged]
+    fresh = table_of(readings)
+    files = [(str(reading.row["attempt_dir"]), reading.files) for reading in readings if reading.row is not None]
+    if now_ns is not None:
+        fresh = index.stamped(study_dir, fresh, {r.row["trial_id"]: r.files for r in readings if r.row and r.settled})
+        index.write_index(study_dir, joined([fresh] if indexed is None else [indexed, fresh]), now_ns)
+    if indexed is not None:
+        indexed = index.located(study_dir, indexed)
+        files += index.missing_files(indexed)
+        fresh = joined([indexed, fresh]).sort_values("trial_id", kind="stable", ignore_index=True) if stale else indexed
+    return fresh.drop(columns=index.STAMPS, errors="ignore"), files
+
+
+def table_of(readings: Iterable[Reading]) -> pd.DataFrame:
+    """Return the rows as a table with the store's own columns first."""
+    import pandas as pd
+
+    rows = [reading.row for reading in readings if reading.row is not None]
+    names = dict.fromkeys([*STORE_NAMES, *(name for row in rows for name in row)])
+    folders = pd.Series([row["attempt_dir"] for row in rows], dtype=object)  # not all paths are Unicode
+    table = pd.DataFrame([row | {"attempt_dir": None} for row in rows], columns=list(names))
+    return table.assign(attempt_dir=folders) if rows else table
+
+
+def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all tables, with the types that they would have if they were read as one.
+
+    A column without a value in one of them has the type that it has in the others.
+    """
+    import pandas as pd
+
+    tables = [table for table in tables if len(table)] or tables[:1]
+    if len(tables) < 2:
+        return tables[0] if tables else table_of([])
+    names = dict.fromkeys(str(name) for table in tables for name in table)
+    whole = pd.concat([table.dropna(axis="columns", how="all") for table in tables], ignore_index=True)
+    # Where one table lacks a column of flags or texts, pandas fills in NaN.
+    nulls: dict[str, Any] = {
+        str(name): values.where(values.notna(), None)
+        for name, values in whole.items()
+        if pd.api.types.is_object_dtype(values)
+    }
+    absent = dict.fromkeys(names.keys() - set(whole), None)
+    return whole.assign(**nulls, **absent).reindex(columns=list(names))
+
+
+def incomplete_lines(files: Iterable[Missing]) -> Iterator[str]:
+    """Yield a line for each name of a file that records list and that is missing."""
+    folders = defaultdict(list)
+    for folder, sizes in files:
+        for name, size in sizes.items():
+            if size < 0:
+                folders[name].append(folder)
+    for name, lacking in folders.items():
+        more = f", as in {len(lacking) - 1:,} more trials" if lacking[1:] else ""
+        yield plain_text(f"{lacking[0]}/{name}: missing{more}; what is in the records counts")
+
+
+def load_results(*paths: str | Path) -> pd.DataFrame:
+    """Read results folders as a DataFrame, one row per trial; warn of damaged attempts."""
+    results = read_results(*paths)
+    for line in results.damaged:
+        warnings.warn(f"damaged attempt passed over: {line}", stacklevel=2)
+    return results.frame
+
+
+def export(results: Results, path: Path) -> None:
+    """Write the table as CSV or Parquet, by the suffix of ``path``; ``StoreError`` for any other suffix."""
+    write_table(results.frame, path)

@@ -1,0 +1,202 @@
+"""Drivers on one results folder share the trials: each is run once, and nobody waits for a driver that ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support import SMALL, SOURCE_PATH, child_environment
+
+from scalebench import store
+from scalebench.running import claims, sweep
+from scalebench.running.claims import Observer, driving, last_claim, take
+from scalebench.running.engines import ENGINES
+from scalebench.running.engines.base import Resources
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import execute, survey
+from scalebench.study import Study
+
+
+def prepare(study_dir: Path, number: int, driver: str = "d", trial: str = "t") -> Path:
+    attempt = store.new_attempt(study_dir, trial)
+    store.write_json(attempt / "trial.json", {"attempt": attempt.name, "driver": driver, "claim": number})
+    return attempt
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_that_claim_one_trial_at_the_same_time_one_has_it(tmp_path: Path, monkeypatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for number in range(1, 21):
+        attempts, barrier = [prepare(tmp_path, number) for _ in range(6)], threading.Barrier(6)
+        with ThreadPoolExecutor(6) as pool:
+            taken = list(pool.map(lambda attempt, barrier=barrier: barrier.wait() >= 0 and take(attempt), attempts))
+        assert sorted(taken) == [False] * 5 + [True]
+        claim = last_claim(tmp_path / "trials" / "t")
+        assert claim is not None
+        assert (claim.number, claim.attempt, claim.driver) == (number, attempts[taken.index(True)], "d")
+        assert not claim.settled
+
+
+def test_an_answer_that_was_lost_on_the_way_still_is_a_claim(tmp_path: Path) -> None:
+    attempt = prepare(tmp_path, 1)
+    assert [take(attempt), take(attempt)] == [True, True]
+    assert not take(prepare(tmp_path, 1))
+
+
+def test_a_driver_is_alive_while_its_process_is(tmp_path: Path) -> None:
+    with driving(tmp_path) as driver:
+        assert Observer(tmp_path).alive(driver)
+        path = tmp_path / "drivers" / f"{driver}.json"
+        state = json.loads(path.read_text())
+    assert not Observer(tmp_path).alive(driver)
+    for changes in ({"start": 1.0}, {"pid": 2**22 + 1}, {"pid": "x"}):  # another process with that id, none, damaged
+        path.write_text(json.dumps(state | changes))
+        assert not Observer(tmp_path).alive(driver)
+    path.write_text("{")
+    assert not Observer(tmp_path).alive(driver)
+    assert not Observer(tmp_path).alive("../../etc/passwd")
+
+
+def test_a_driver_elsewhere_is_alive_while_its_file_changes_whatever_the_clocks_say(
+    tmp_path: Path, monkeypatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(claims.time, "time", pytest.fail)
+    path = tmp_path / "drivers" / "far.json"
+    path.parent.mkdir()
+
+    def beat(number: int) -> None:
+        path.write_text(json.dumps({"space": "another machine", "pid": 1, "start": 0.0, "beat": number}))
+        os.utime(path, (0, 0))
+
+    observer = Observer(tmp_path)
+    for number in range(5):
+        beat(number)
+        assert observer.alive("far")
+        now[0] += claims.STALE_S - 1
+    assert observer.alive("far")
+    now[0] += 2
+    assert not observer.alive("far")
+    beat(9)
+    assert observer.alive("far")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return load_study(path, ["train.steps=5"])
+
+
+class Instant:
+    """An engine whose trials end at once, and where a test can step in before each."""
+
+    def __init__(self, before: Callable[[Path], None] = lambda _: None) -> None:
+        self.before, self.ran = before, []
+
+    def place(self, attempts: Sequence[Path], resources: Sequence[Resources], **_: Any) -> Iterator[Path]:
+        for attempt in attempts:
+            self.before(attempt)
+            if take(attempt):
+                self.ran.append(attempt.parent.name)
+                store.write_record(attempt, store.read_json(attempt / "trial.json")["identity"] | {"status": "ok"})
+                yield attempt
+
+
+def test_two_drivers_that_began_together_run_each_trial_once_and_both_have_all(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "WAIT_S", 0.01)
+    first, second = (survey(study, tmp_path / "r") for _ in range(2))
+    theirs = Instant()
+    monkeypatch.setitem(ENGINES, "theirs", theirs)
+    other = execute(second, study, engine="theirs")
+    ours = Instant(lambda _: next(other, None))  # the other driver runs one trial before each of this one's
+    monkeypatch.setitem(ENGINES, "ours", ours)
+    rows = [row["trial_id"] for row in execute(first, study, engine="ours")]
+    rows_there = [row["trial_id"] for row in other]
+    assert sorted(ours.ran + theirs.ran) == sorted(rows) == sorted(trial.trial_id for trial in first.planned)
+    assert theirs.ran
+    assert first.executed + second.executed == 4
+    assert len(rows_there) + len(theirs.ran) >= 4
+    attempts = list((tmp_path / "r" / "small" / "trials").glob("*/attempt-*"))
+    assert len(attempts) == 4  # those that were not begun are removed
+    assert not list((tmp_path / "r" / "small" / "drivers").iterdir())
+
+
+def test_what_another_driver_finished_since_the_survey_is_not_run_again_and_a_retry_is(
+    study, tmp_path, monkeypatch
+) -> None:
+    before = survey(study, tmp_path / "r")
+    monkeypatch.setitem(ENGINES, "instant", engine := Instant())
+    assert len(list(execute(survey(study, tmp_path / "r"), study, engine="instant"))) == 4
+    assert len(list(execute(before, study, engine="instant"))) == 4
+    assert (before.executed, len(engine.ran)) == (0, 4)
+    again = survey(study, tmp_path / "r", ["ok"])
+    assert len(list(execute(again, study, engine="instant"))) == 4
+    assert (again.executed, len(engine.ran)) == (4, 8)
+
+
+def test_a_claim_of_a_driver_that_ended_holds_nobody_up(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(ENGINES, "instant", Instant())
+    ((planned, *_),) = [survey(study, tmp_path / "r").planned]
+    assert take(prepare(tmp_path / "r" / "small", 1, "gone", planned.trial_id))
+    rows = list(execute(survey(study, tmp_path / "r"), study, engine="instant"))
+    assert len(rows) == 4
+    assert last_claim(tmp_path / "r" / "small" / "trials" / planned.trial_id).number == 2
+
+
+RUN = [sys.executable, "-m", "scalebench.cli.app", "run", "small.toml", "--jobs", "1", "--json"]
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_share_a_study(study, tmp_path: Path) -> None:
+    drivers = [
+        subprocess.Popen(RUN, cwd=tmp_path, env=child_environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [driver.communicate(timeout=120)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    summaries = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert sum(summary["executed"] for summary in summaries) == 4
+    assert [summary["statuses"] for summary in summaries] == [{"ok": 4}] * 2
+    assert len(list((tmp_path / "results/small/trials").glob("*/*/record.json"))) == 4
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_leaves_no_worker_and_the_command_typed_again_goes_on(study, tmp_path: Path) -> None:
+    settings = ["--set", "train.steps=[10000000, 5]", "--set", "model.params=200", "--set", "train.seed=0"]
+    driver = subprocess.Popen([*RUN, *settings], cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+    while not (beats := list(tmp_path.glob("results/small/trials/*/*/heartbeat.json"))):
+        time.sleep(0.05)
+        assert driver.poll() is None
+    worker = psutil.Process(store.read_json(beats[0].with_name("placement.json"))["pid"])
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    worker.wait(5)
+    again = load_study(tmp_path / "small.toml", settings[1::2])
+    rows = {row["steps"]: row for row in execute(survey(again, tmp_path / "results"), again, tick=_stop_the_long)}
+    assert {steps: row["status"] for steps, row in rows.items()} == {10**7: "killed", 5: "ok"}
+
+
+def _stop_the_long(running: Sequence[Path]) -> None:
+    for attempt in running:
+        steps = store.read_json(attempt / "trial.json")["identity"]["steps"]
+        if steps > 5 and (attempt / "heartbeat.json").exists():
+            os.kill(store.read_json(attempt / "placement.json")["pid"], signal.SIGKILL)
