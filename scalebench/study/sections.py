@@ -176,7 +176,8 @@ class Study(Section):
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8-sig") + "".join(f"# --set {hide(setting)}\n" for setting in settings)
+        changes = "".join(f"# --set {hide(setting)}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8-sig") + changes
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

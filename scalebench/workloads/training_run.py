@@ -19,9 +19,8 @@ from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads import parallel
-from scalebench.workloads.base import step_flops
+from scalebench.workloads.base import KERNELS, step_flops
 from scalebench.workloads.building import (
-    KERNELS,
     build_model,
     configuration,
     count_columns,
