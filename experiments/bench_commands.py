@@ -24,15 +24,22 @@ seed = %s
 def command(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
 
-    def run(*arguments: str | Path) -> None:
+    def run(*arguments: str | Path, check: bool = True) -> None:
         line = [sys.executable, "-m", "scalebench.cli.app", *map(str, arguments)]
-        subprocess.run(line, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        errors = None if check else subprocess.DEVNULL
+        subprocess.run(line, cwd=tmp_path, check=check, stdout=subprocess.DEVNULL, stderr=errors)
 
     return run
 
 
 def test_help(benchmark, command) -> None:
     benchmark.pedantic(lambda: command("--help"), rounds=7, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("arguments", ["list", "plan demo", "plan nothere", "compare nothere", "fit none.csv"])
+def test_a_command_without_torch(benchmark, command, arguments: str) -> None:
+    """Goal: at most 1 s, errors included; `--help` at most 0.3 s."""
+    benchmark.pedantic(lambda: command(*arguments.split(), check=False), rounds=5, warmup_rounds=1)
 
 
 def test_plan_of_ten_thousand_trials(benchmark, command, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ The steps in Python, each result a plain value::
     study = scalebench.load_study("study.toml")
     trials = scalebench.plan(study)
     scalebench.run(study, "results")
-    frame = scalebench.load_results("results")
-    points = frame[["params_non_embedding", "validation_loss_nats"]].set_axis(["params", "loss"], axis=1)
-    fit = scalebench.fit(points, law="power")
+    results = scalebench.load_results("results")   # a data frame; results.table, results.plot.loss()
+    fit = results.fit("power")
+    fit.predict(1e6)
     scalebench.report(["results"], "report.html")
 
-``scalebench.compare("attention")`` compares the implementations of an operation.
+``scalebench.compare("attention")`` compares the implementations of an operation; ``predict``, ``optimal``,
+``next_trial``, ``worth`` and ``tune`` do what the commands of these names do.
 """
 
 from __future__ import annotations
@@ -21,26 +22,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from scalebench.api import fit, load_fit, load_results, next_trial, optimal, predict, tune, worth
     from scalebench.comparison import compare
-    from scalebench.laws import fit
     from scalebench.reporting import report
     from scalebench.running.planning import load_study, plan
     from scalebench.running.sweep import run
-    from scalebench.store import load_results
 
-__all__ = ["compare", "fit", "load_results", "load_study", "plan", "report", "run"]
+__all__ = [
+    "compare", "fit", "load_fit", "load_results", "load_study", "next_trial", "optimal", "plan", "predict", "report",
+    "run", "tune", "worth",
+]  # fmt: skip
 
 # Delayed imports, here and everywhere: a package that offers names of its modules without importing them has a table
 # and `__getattr__` (Scientific Python SPEC 1); a function that needs a heavy library imports it in its body. So neither
 # `import scalebench` nor `report`, `status`, `fit` or any `--help` waits for torch.
 _HOME = {
     "compare": "scalebench.comparison",
-    "fit": "scalebench.laws",
-    "load_results": "scalebench.store",
     "load_study": "scalebench.running.planning",
     "plan": "scalebench.running.planning",
     "report": "scalebench.reporting",
     "run": "scalebench.running.sweep",
+    **dict.fromkeys(
+        ("fit", "load_fit", "load_results", "next_trial", "optimal", "predict", "tune", "worth"), "scalebench.api"
+    ),
 }
 
 
@@ -49,3 +53,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'scalebench' has no attribute {name!r}; known: {', '.join(_HOME)}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, whether or not their modules are imported."""
+    return [*__all__, "__version__"]

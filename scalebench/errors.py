@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
+MOST_NAMES, NEAREST = 60, 6  # longer lists of known names are cut to those most like the one given
+
 
 class InputError(ValueError):
     """The input is invalid. ``lines`` has one line per mistake: what was given and what is allowed."""
@@ -23,4 +25,14 @@ def unknown(name: str, known: Collection[str]) -> str:
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
-    return f"unknown {name!r}{suggestion} (known: {', '.join(known)})"
+    names = list(known)
+    if len(names) > MOST_NAMES:
+        near = difflib.get_close_matches(name.lower(), by_lower, n=NEAREST, cutoff=0.3)
+        names = [by_lower[other] for other in near] or names[:NEAREST]
+        names = [*(shortened(other) for other in names), f"… {len(known)} in all"]
+    return f"unknown {name!r}{suggestion} (known: {', '.join(names)})"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return a text of at most ``most`` characters, the middle of a longer one left out."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"

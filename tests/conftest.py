@@ -12,6 +12,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
+# Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
+os.environ["COLUMNS"] = "240"
 
 import pytest
 from support import FINISHED, SMALL, child_environment, shared_folder

@@ -110,6 +110,14 @@ def reference_data(name: str) -> Path:
     return folder / name
 
 
+def reference_case(name: str) -> Path:
+    """The folder of a failing input from the field, or a skip that says where it was looked for."""
+    folder = Path(os.environ.get("SCALEBENCH_CASES", REPOSITORY.parent / "shared" / "cases"))
+    if not (folder / name).exists():
+        pytest.skip(f"{folder / name} is not there; SCALEBENCH_CASES names its folder")
+    return folder / name
+
+
 def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     """Bytes that autograd keeps while ``loss`` runs, each storage once, the model's own tensors left out."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}

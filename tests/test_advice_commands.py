@@ -71,7 +71,7 @@ def test_optimal_for_limited_data(command) -> None:
     table.to_csv("p.csv", index=False)
     fewer = ("--unique-tokens", "1e9", "--budget", "1e21")
     law = ("--law", "data_constrained", "--column", "unique_tokens=U", "--bootstrap", "50")
-    assert command("fit", "p.csv", *COLUMNS, *law, "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", *COLUMNS, *law, "--output", "f.json")[0] == 0
     code, out, _ = command("optimal", "f.json", *fewer, "--json")
     assert code == 0
     (best,) = json.loads(out)["optima"]
@@ -155,7 +155,7 @@ def test_approach_1_reads_training_curves(command) -> None:
 def test_next_is_the_trial_of_the_package(command) -> None:
     table = surface(0.005)
     table.to_csv("p.csv", index=False)
-    command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "f.json")
+    command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--output", "f.json")
     target = ("--predict", "params=1e11,tokens=1e13")
     code, out, _ = command("next", "f.json", *target, "--json")
     assert code == 0
@@ -233,7 +233,7 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
         loss = (1.8 + 2 * (saving * flops / 1e15) ** -0.15) * np.exp(0.001 * rng.standard_normal(16))
         pd.DataFrame({"C": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
         asked = ("--method", refits.method, "--bootstrap", str(refits.n))
-        assert command("fit", f"{name}.csv", "--x-column", "C", *asked, "--json", f"{name}.json")[0] == 0
+        assert command("fit", f"{name}.csv", "--x-column", "C", *asked, "--output", f"{name}.json")[0] == 0
         fits[name] = replace(fit({"x": flops, "y": loss}), refits=refits)
     found = json.loads(command("worth", "old.json", "new.json", "--json")[1])
     expected = compute_multiplier(fits["old"], fits["new"])
@@ -277,7 +277,7 @@ def test_tune_is_the_law_of_the_package(command) -> None:
 @pytest.mark.parametrize("law", ["auto", "chinchilla,kaplan"])
 def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: str) -> None:
     surface(0.002).to_csv("p.csv", index=False)
-    code, out, _ = command("fit", "p.csv", *COLUMNS, "--law", law, "--bootstrap", "50", "--json", "f.json")
+    code, out, _ = command("fit", "p.csv", *COLUMNS, "--law", law, "--bootstrap", "50", "--output", "f.json")
     assert code == 0
     document = json.loads((tmp_path / "f.json").read_text())
     ranking = [one["law"] for one in document["choice"]["ranking"]]
@@ -291,7 +291,7 @@ def test_predict_of_a_roofline_needs_its_inputs_only(command) -> None:
     table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12 + moved / 2e9})
     table["time"] *= np.exp(0.01 * np.random.default_rng(0).standard_normal(16))
     table.to_csv("t.csv", index=False)
-    arguments = ("fit", "t.csv", "--law", "roofline", "--fix", "F=1e12", "--json", "f.json")
+    arguments = ("fit", "t.csv", "--law", "roofline", "--fix", "F=1e12", "--output", "f.json")
     assert command(*arguments)[0] == 0
     code, out, _ = command("predict", "f.json", "--input", "flops=1e12", "--input", "bytes=1e9", "--json")
     assert code == 0
@@ -311,7 +311,7 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
     table = pd.DataFrame({"flops": flops, "bytes": moved, "time": 1e-4 + flops / 1e12})
     table["time"] *= np.exp(0.01 * np.random.default_rng(1).standard_normal(16)) * (moved / 1e8) ** -0.002
     table.to_csv("t.csv", index=False)
-    code, out, err = command("fit", "t.csv", "--law", "roofline", "--method", method, "--json", "f.json")
+    code, out, err = command("fit", "t.csv", "--law", "roofline", "--method", method, "--output", "f.json")
     assert (code, err) == (0, "")
     (line,) = (line for line in out.splitlines() if line.startswith("W "))
     assert line.split()[1:4] == ["not", "resolved", "above"]
@@ -352,7 +352,7 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
         (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "1e20"), "give --candidates FILE with"),
         (("next", "p.csv", *COLUMNS, "--predict", "params=1e9", "--budget", "-1"), "a positive number of FLOPs"),
         (("worth", "p.csv", "p.csv"), "; name it with --flops-column; --law chinchilla takes params and tokens"),
-        (("predict", "p.csv", "--params", "1e9"), "`scalebench fit p.csv --json fit.json`, then `scalebench predict"),
+        (("predict", "p.csv", "--params", "1e9"), "`scalebench fit p.csv --output fit.json`, then `scalebench predict"),
         (("optimal", "p.csv", "--loss-column", "L"), "is missing; columns given: loss; two of --params-column, "),
         (("tune", "p.csv", "--against", "N", "--loss-column", "L"), "column unknown 'learning_rate'"),
         (("tune", "p.csv", "--loss-column", "L"), "; name it with --against\np.csv: column unknown 'learning_rate'"),

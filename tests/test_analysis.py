@@ -111,7 +111,7 @@ def test_the_simpler_law_is_chosen_unless_the_other_predicts_better(bend: float,
 @pytest.mark.slow
 def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tmp_path: Path) -> None:
     page = text_of(write([study], tmp_path / "page.html").read_text())
-    document = json.loads(command("fit", "bent", "--law", "power", "--json", "-")[1])
+    document = json.loads(command("fit", "bent", "--law", "power", "--json")[1])
     low, high = document["intervals"]["E"]
     value, interval = bounded(document["parameters"]["E"], low, high)
     assert study.series[0].loss_all.interval("E") == (low, high)
@@ -203,7 +203,7 @@ def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(
     code, out, err = command("predict", mixed, *asked)
     assert (code, out) == command("predict", clean, *asked)[:2]
     assert err.startswith("7 more trials of other settings are in this folder and left out")
-    fitted = command("fit", mixed, "--law", "power", "--json", "-", "--bootstrap", "20")
+    fitted = command("fit", mixed, "--law", "power", "--json", "--bootstrap", "20")
     assert json.loads(fitted[1])["n_points"] == 14
     assert "7 more trials of other settings" in fitted[2]
     assert len(read_results(mixed).frame) == 21  # export and status read all

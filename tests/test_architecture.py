@@ -125,7 +125,7 @@ def test_functions_are_short() -> None:
 # Modules that import neither torch nor what draws; the page itself draws.
 LIGHT = (
     *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
-    *("points.table", "store", "study"),
+    *("points.table", "store", "study", "families", "running.planning", "tasks", "workloads"),
 )
 
 
@@ -139,8 +139,8 @@ def loaded_after(script: str, folder: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def command_lines(*lines: Iterable[object]) -> str:
-    """Return a script that runs command lines one after another; it fails where one is refused."""
+def command_lines(*lines: Iterable[object], codes: tuple[int, ...] = (0, 1)) -> str:
+    """Return a script that runs command lines one after another; it fails for an exit code not among ``codes``."""
     script = ["from scalebench.cli.app import main"]
     for line in lines:
         words = [str(word) for word in line]
@@ -148,7 +148,7 @@ def command_lines(*lines: Iterable[object]) -> str:
             "try:",
             f"    main({words!r})",
             "except SystemExit as end:",
-            "    assert end.code in (0, 1), end.code",
+            f"    assert end.code in {codes}, end.code",
         ]
     return "\n".join(script)
 
@@ -164,6 +164,22 @@ def test_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
     assert not loaded & {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}
 
 
+def test_planning_listing_and_errors_load_no_torch(tmp_path: Path) -> None:
+    """Its import takes longer than anything that these commands do."""
+    (tmp_path / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
+    fine = (["plan", "mlp"], ["list"], ["list", "--columns"])
+    wrong = (
+        ["run", "nothere"],
+        ["plan", "wrong.toml"],
+        ["compare", "nothere"],
+        ["fit", "none.csv"],
+        ["status", "none"],
+    )
+    generate = ["generate", "none", "--trial", "1", "--prompt", "a"]
+    loaded = loaded_after(command_lines(*fine, *wrong, generate, codes=(0, 2)), tmp_path)
+    assert not loaded & {"torch", "triton", "matplotlib", "seaborn"}
+
+
 @pytest.mark.slow
 def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path) -> None:
     lines = (["status", finished], ["export", finished, "-o", "x.csv"], ["report", finished, "-o", "x.html"])
@@ -175,7 +191,7 @@ def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path
 def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
     columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]
-    fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--json", "f.json"]
+    fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--output", "f.json"]
     predict = ["predict", "f.json", "--params", "7e9", "--tokens", "1e12"]
     write_study(tmp_path / "planted", planted())
     predict_trials = ["predict", "planted", "--params", "3e6"]

@@ -17,6 +17,7 @@ from scalebench.data import open_source
 from scalebench.data.text import Text
 from scalebench.errors import InputError
 from scalebench.families import bert, configure
+from scalebench.families.modules.bert import EncoderBlock
 from scalebench.study import DataSpec
 from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import IGNORED
@@ -101,7 +102,7 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 def test_a_block_is_torchs_encoder_layer(implementation: str) -> None:
     torch.manual_seed(0)
     config = bert.explicit(1, 24, heads=3, hidden=31, **SHAPE)
-    block = bert.EncoderBlock(config, implementation).double()
+    block = EncoderBlock(config, implementation).double()
     for parameter in block.parameters():
         parameter.data.normal_(std=0.3)
     layer = torch.nn.TransformerEncoderLayer(

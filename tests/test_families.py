@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, configure, gpt, linear, mlp
-from scalebench.families.decoder import Rotary
+from scalebench.families.modules.decoder import Rotary
 
 TEXT = {"vocab_size": 256, "context": 64}
 PUBLISHED = {

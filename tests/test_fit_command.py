@@ -22,7 +22,7 @@ from scalebench.points.roles import law_columns
 def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str) -> None:
     table = surface()
     table.to_csv("p.csv", index=False) if suffix == "csv" else table.to_parquet("p.parquet")
-    code, out, _ = command("fit", f"p.{suffix}", *CHINCHILLA, *data, "--json", "f.json")
+    code, out, _ = command("fit", f"p.{suffix}", *CHINCHILLA, *data, "--output", "f.json")
     assert code == 0
     assert "converged" in out
     found = json.loads((tmp_path / "f.json").read_text())["parameters"]
@@ -33,20 +33,20 @@ def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str
 def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     table = surface(0.01)
     table.to_csv("p.csv", index=False)
-    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--output", "f.json")[0] == 0
     document = json.loads((tmp_path / "f.json").read_text())
     points = table.set_axis(["params", "tokens", "flops", "loss", "kind"], axis=1)[["params", "tokens", "loss"]]
     expected = fit(points, "chinchilla").to_dict()
     assert {key: document[key] for key in expected} == json.loads(json.dumps(expected))
     assert set(document) == set(expected) | {"backtest", "points", "source"}
-    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json", "-")
+    _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json")
     assert json.loads(out) == document
 
 
 def test_a_fit_made_again_from_its_json_predicts_the_same(command, tmp_path: Path) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     options = ("--loss", "squares", "--space", "raw", "--fix", "alpha=0.34", "--where", "kind == 'big'")
-    assert command("fit", "p.csv", *CHINCHILLA, "--flops-column", "C", *options, "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", *CHINCHILLA, "--flops-column", "C", *options, "--output", "f.json")[0] == 0
     again, document = from_document(tmp_path / "f.json")
     table = surface(0.01)[lambda frame: frame["kind"] == "big"]
     points = {"params": table["N"], "tokens": table["C"] / 6 / table["N"], "loss": table["L"]}
@@ -89,9 +89,9 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
 def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Path) -> None:
     x = np.geomspace(1e3, 1e6, 6)
     pd.DataFrame({"x": x, "y": 2 + 3e-6 * x, "N": x, "L": 1.5 + 20 * x**-0.4}).to_csv("p.csv", index=False)
-    command("fit", "p.csv", "--law", "offset_linear", "--json", "a.json")
-    command("fit", "p.csv", "--params-column", "N", "--loss-column", "L", "--json", "b.json")
-    command("fit", "p.csv", "--x-column", "N", "--y-column", "L", "--json", "c.json")
+    command("fit", "p.csv", "--law", "offset_linear", "--output", "a.json")
+    command("fit", "p.csv", "--params-column", "N", "--loss-column", "L", "--output", "b.json")
+    command("fit", "p.csv", "--x-column", "N", "--y-column", "L", "--output", "c.json")
     a, b, c = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc")
     assert a["parameters"] == pytest.approx({"c0": 2, "c1": 3e-6}, rel=1e-6)
     assert b["parameters"] == c["parameters"] == pytest.approx({"E": 1.5, "A": 20, "alpha": 0.4}, rel=1e-5)
@@ -102,7 +102,7 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
 def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method: str, word: str) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     asked = ("--method", method, "--bootstrap", "300")
-    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--output", "f.json")[0] == 0
     again, document = from_document(Path("f.json"))
     assert document["refits"] == {"method": method, "n": 300, "seed": 0}
     assert word in document["interval_method"]
@@ -122,7 +122,7 @@ def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method
 def test_a_fit_from_before_its_refits_were_kept_loads_as_auto(command) -> None:
     surface(0.01).to_csv("p.csv", index=False)
     asked = ("--method", "wild", "--bootstrap", "300")
-    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--output", "f.json")[0] == 0
     document = json.loads(Path("f.json").read_text())
     old = {name: value for name, value in document.items() if name != "refits"}
     Path("old.json").write_text(json.dumps(old))
@@ -143,7 +143,7 @@ def test_columns_that_a_law_does_not_use_are_said(command) -> None:
 def test_rows_of_one_run_are_one_configuration(command, tmp_path: Path) -> None:
     table = surface(0.01).assign(run=lambda frame: "run " + frame["N"].round().astype(str))
     table.to_csv("p.csv", index=False)
-    columns = ("--tokens-column", "D", "--config-column", "run", "--json", "f.json")
+    columns = ("--tokens-column", "D", "--config-column", "run", "--output", "f.json")
     assert command("fit", "p.csv", *CHINCHILLA, *columns)[0] == 0
     document = json.loads((tmp_path / "f.json").read_text())
     assert document["n_configurations"] == 5
@@ -166,7 +166,7 @@ def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
 def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
     surface().to_csv("p.csv", index=False)
     named = ("--law", "chinchilla", "--tokens-column", "D", "--flops-column", "C", "--loss-column", "L")
-    assert command("fit", "p.csv", *named, "--json", "f.json")[::2] == (0, "")
+    assert command("fit", "p.csv", *named, "--output", "f.json")[::2] == (0, "")
     document = json.loads((tmp_path / "f.json").read_text())
     assert document["parameters"] == pytest.approx(PLANTED, rel=1e-5)
     assert document["points"]["params"] == pytest.approx(surface()["N"].tolist())
@@ -230,7 +230,7 @@ def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
 def test_three_sizes_have_parameters_and_the_reason_for_no_interval(command) -> None:
     n = np.geomspace(1e6, 1e9, 3)
     pd.DataFrame({"params": n, "loss": 1.7 + 40 * n**-0.3}).to_csv("p.csv", index=False)
-    code, out, err = command("fit", "p.csv", "--json", "f.json")
+    code, out, err = command("fit", "p.csv", "--output", "f.json")
     assert (code, err) == (0, "")
     assert out.count("no interval") == 3
     assert "refused: 3 configurations leave zero degrees of freedom for power" in out
@@ -270,11 +270,11 @@ def test_default_columns() -> None:
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "E"), "--fix E: expected NAME=NUMBER"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--fix", "F=1"), "p.csv: fixed names 'F'"),
         ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--bootstrap", "1"), "--bootstrap 1: intervals need"),
-        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--json", "p.csv/f.json"), "p.csv/f.json: cannot be written"),
+        ((*CHINCHILLA, "p.csv", "--tokens-column", "D", "--output", "p.csv/f.json"), "p.csv/f.json: cannot be written"),
         (("empty",), "empty: no results here"),
         (("absent",), "absent: there is no such file or folder"),
         (("absent.csv",), "absent.csv: cannot be read (No such file or directory)"),
-        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .parquet, and it is not a f"),
+        (("p.json",), "p.json: suffix '.json' is not one of .csv, .tsv, .csv.gz, .tsv.gz, .jsonl, .jsonl.gz, .parq"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path: Path, arguments, expected: str) -> None:
@@ -298,7 +298,7 @@ def test_duplicate_headers_and_an_empty_file_exit_2(command, tmp_path: Path) -> 
 def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
     columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")
-    assert command("fit", path, "--law", "chinchilla", *columns, "--json", "f.json")[0] == 0
+    assert command("fit", path, "--law", "chinchilla", *columns, "--output", "f.json")[0] == 0
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["n_points"] == 240
     assert found["objective"] <= 1.01827403e-3

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scalekernels import Unsupported
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalebench import store
 from scalebench.errors import StudyError
-from scalebench.families import FAMILIES, Unsupported, gpt, mlp
+from scalebench.families import FAMILIES, gpt, mlp
 from scalebench.running.planning import PlannedTrial, load_study, plan
 from scalebench.workloads.building import build_model
 from scalebench.workloads.inference_run import latency_columns, make_call, timed

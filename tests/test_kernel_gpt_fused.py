@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalebench.families import gpt
-from scalebench.families.gpt_fused import gelu
+from scalebench.families.modules.gpt_fused import gelu
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.tasks import NextToken
 from scalebench.workloads import gradient_sums
@@ -224,7 +224,7 @@ def test_every_implementation_trains_alike(form: str) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_update_is_seen_in_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalebench.families.gpt_fused.SQRT_8_OVER_PI", 1.5)
+    monkeypatch.setattr("scalebench.families.modules.gpt_fused.SQRT_8_OVER_PI", 1.5)
     result = compare_losses((("fused", "none"), ("fused", "step")), steps=3, length=16, **SMALL)
     assert not result["fused none"]["agrees"]
     assert result["fused none"]["mean_nats"] > 1e-3

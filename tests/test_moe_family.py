@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import configure, gpt, moe
+from scalebench.families.modules import moe as moe_module
 from scalebench.study import DataSpec
 
 TEXT = {"vocab_size": 256, "context": 64}
@@ -79,7 +80,7 @@ def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, held
     assert counter.get_total_flops() == counts.forward_flops + counts.attention_flops
 
 
-def dense_mixture(experts: moe.Experts, x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def dense_mixture(experts: moe_module.Experts, x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Every expert on every row, weighted by a gate that is zero for those not among the k largest."""
     probabilities = (logits - logits.logsumexp(1, keepdim=True)).exp()
     kept = probabilities * (probabilities >= probabilities.sort(1, descending=True).values[:, top_k - 1 : top_k])
@@ -95,7 +96,7 @@ def dense_mixture(experts: moe.Experts, x: torch.Tensor, logits: torch.Tensor, t
 def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, top_k: int) -> None:
     torch.manual_seed(0)
     config = moe.explicit(1, 12, experts=experts, top_k=top_k, hidden=7, bias=True, **TEXT)
-    module = moe.Experts(config).double()
+    module = moe_module.Experts(config).double()
     for parameter in module.parameters():
         parameter.data.normal_()
     x, logits = torch.randn(37, 12, dtype=torch.float64), torch.randn(37, experts, dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, t
         if written_out:
             mixed = dense_mixture(module, x_, logits_, top_k)
         else:
-            gates, chosen, _ = moe.route(logits_, top_k)
+            gates, chosen, _ = moe_module.route(logits_, top_k)
             mixed = module(x_, gates, chosen)
         results.append([mixed, *torch.autograd.grad(mixed.square().sum(), [x_, logits_, *module.parameters()])])
     for left, right in zip(*results, strict=True):
@@ -114,7 +115,7 @@ def test_sorted_rows_compute_the_dense_mixture_and_its_gradients(experts: int, t
 
 def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
     config = moe.explicit(1, 8, experts=6, top_k=1, hidden=4, **TEXT)
-    module, x = moe.Experts(config), torch.randn(5, 8)
+    module, x = moe_module.Experts(config), torch.randn(5, 8)
     torch.nn.init.normal_(module.up)
     torch.nn.init.normal_(module.down)
     chosen = torch.full((5, 1), 4)
@@ -124,7 +125,7 @@ def test_an_expert_that_nobody_chose_is_no_trouble() -> None:
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_the_balance_loss_is_the_formula_token_by_token(top_k: int) -> None:
     logits = torch.randn(23, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    _, chosen, balance = moe.route(logits, top_k)
+    _, chosen, balance = moe_module.route(logits, top_k)
     p = np.exp(logits.numpy())
     p /= p.sum(1, keepdims=True)
     choices = np.argsort(-p, axis=1)[:, :top_k]
@@ -135,9 +136,9 @@ def test_the_balance_loss_is_the_formula_token_by_token(top_k: int) -> None:
 
 def test_even_routing_costs_one_and_collapse_costs_as_much_as_there_are_experts() -> None:
     even = torch.eye(4).repeat(3, 1) * 50
-    assert float(moe.route(even, 1)[2]) == pytest.approx(1.0)
+    assert float(moe_module.route(even, 1)[2]) == pytest.approx(1.0)
     collapsed = torch.tensor([[50.0, 0, 0, 0]]).repeat(7, 1)
-    assert float(moe.route(collapsed, 1)[2]) == pytest.approx(4.0)
+    assert float(moe_module.route(collapsed, 1)[2]) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -190,13 +191,13 @@ def test_the_router_stays_in_float32_under_autocast() -> None:
     torch.manual_seed(0)
     model = moe.build(moe.config_for(2e4, **TEXT), "eager").eval()
     seen = []
-    original = moe.route
+    original = moe_module.route
     try:
-        moe.route = lambda logits, top_k: seen.append(logits.dtype) or original(logits, top_k)
+        moe_module.route = lambda logits, top_k: seen.append(logits.dtype) or original(logits, top_k)
         with torch.autocast("cpu", torch.bfloat16):
             model(torch.randint(256, (2, 9)))
     finally:
-        moe.route = original
+        moe_module.route = original
     assert set(seen) == {torch.float32}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,9 @@ def refused(path: Path, where: str | None = None, columns=COLUMNS) -> tuple[str,
     ("cell", "message"),
     [
         ("4,608", "'4,608' has a comma, a space or the like in it; write numbers as 1234567.8"),
-        ("1.000.000,5", "'1.000.000,5' is not a number; a positive number is needed"),
-        ("1 000 000", "'1 000 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
-        ("1_000.5", "'1_000.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
-        ("10M", "'10M' is not a number; a positive number is needed"),
+        ("1 00 000", "'1 00 000' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("10_0.5", "'10_0.5' has a comma, a space or the like in it; write numbers as 1234567.8"),
+        ("10X", "'10X' is not a number; a positive number is needed"),
         ("", "empty; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("NaN", "NaN is not finite; a positive number is needed; --where 'L > 0' leaves such rows out"),
         ("-1", "-1 is negative; a positive number is needed"),
@@ -101,6 +101,52 @@ def test_values_are_read_whatever_the_dialect(tmp_path: Path, content: str) -> N
     assert table.values["loss"].tolist() == [3.5, 3.2, 3.0]
 
 
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["124M", "1.3B", "300B"], [124e6, 1.3e9, 300e9]),
+        (["10K", "2 M", "1.5T"], [1e4, 2e6, 1.5e12]),
+        (["1,234,567", "4,608", "10"], [1234567, 4608, 10]),  # the first decides what the second is
+        (["3,14", "4,608", "10"], [3.14, 4.608, 10]),
+        (["1.234.567,5", "4,608", "2,5e3"], [1234567.5, 4.608, 2500]),
+        (["1_000", "1 234 567", "1'000.5"], [1000, 1234567, 1000.5]),
+        (["1,3B", "2", "3"], [1.3e9, 2, 3]),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(tmp_path: Path, cells: list[str], values: list[float]) -> None:
+    lines = ["N;L", *(f"{cell};{3 - i}" for i, cell in enumerate(cells))]
+    table = read_columns(written(tmp_path, "\n".join(lines)), COLUMNS)
+    assert table.values["params"].tolist() == values
+    assert table.values["loss"].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_the_encoding_is_that_of_the_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    text = GOOD if encoding in ("utf-16", "utf-8-sig") else "\ufeff" + GOOD
+    path = written(tmp_path, text.encode(encoding))
+    assert read_columns(path, COLUMNS).values["params"].tolist() == [1e6, 2e6, 4e6]
+    (line,) = refused(written(tmp_path, text.replace("2e6", "oops").encode(encoding)))
+    assert line.startswith(f"{path}, line 3, column 'N': 'oops' is not a number")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_json_lines_are_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"N": 1e6, "L": 3.5, "config": {"lr": 1}}, {"N": 2e6, "L": 3.2}, {"N": "4M", "L": 3.0}]
+    rows = [{**row, "N": str(row["N"])} for row in rows]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    path = written(tmp_path, gzip.compress(content) if suffix.endswith("gz") else content, f"p{suffix}")
+    assert read_columns(path, COLUMNS).values["params"].tolist() == [1e6, 2e6, 4e6]
+    assert read_columns(path, COLUMNS, "L < 3.4").values["loss"].tolist() == [3.2, 3.0]
+
+
+def test_the_last_complete_row_of_each_run_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "run,N,L\na,1,9\na,1,8\nb,2,7\na,1,\nb,2,6\nc,4,5\n")
+    table = read_columns(path, COLUMNS, last_of="run")
+    assert table.values["params"].tolist() == [1, 2, 4]
+    assert table.values["loss"].tolist() == [8, 6, 5]
+    assert set(table.columns) == {"params", "loss"}
+
+
 def test_a_gzipped_csv_is_read_and_its_errors_have_lines(tmp_path: Path) -> None:
     path = written(tmp_path, gzip.compress(GOOD.encode()), "p.csv.gz")
     assert read_columns(path, COLUMNS).values["params"].tolist() == [1e6, 2e6, 4e6]
@@ -155,7 +201,7 @@ def test_more_points_than_a_fit_can_hold_are_refused(tmp_path: Path, monkeypatch
         ("abc", "'abc' is not a number"), ("", "empty"), ("nan", "nan is not finite"),
         ("inf", "inf is not finite"), ("-inf", "-inf is not finite"), ("1e400", "1e400 is not finite"),
         ("0", "0 is zero"), ("-3", "-3 is negative"), ("1_0", "'1_0' has a comma"), ("true", "'true' is not"),
-        ('"1,5"', "'1,5' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
+        ('"1,500"', "'1,500' has a comma, a space or the like in it"), ('"2\n2"', "'2\\n2' is not a number"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_reported_with_file_line_and_column(tmp_path: Path, cell: str, fault: str) -> None:

@@ -163,7 +163,7 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
     n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5)))
     loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.002 * rng.standard_normal(25))
     pd.DataFrame({"params": n, "tokens": d, "nats": loss}).to_csv(tmp_path / "p.csv", index=False)
-    assert command("fit", "p.csv", "--law", "chinchilla", "--loss-column", "nats", "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", "--law", "chinchilla", "--loss-column", "nats", "--output", "f.json")[0] == 0
     code, out, _ = command("predict", "f.json", "--params", "7e10", "--tokens", "1.4e12", "--json")
     assert code == 0
     answers = json.loads(out)["answers"]
@@ -182,7 +182,7 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
 def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
     n = np.geomspace(1e6, 1e9, 8)
     pd.DataFrame({"params": n, "loss": 1.7 + 40 * n**-0.3}).to_csv("p.csv", index=False)
-    assert command("fit", "p.csv", "--json", "f.json")[0] == 0
+    assert command("fit", "p.csv", "--output", "f.json")[0] == 0
     code, out, err = command("predict", "f.json", "--params", "1e9", "--tokens", "1e12", "--input", "u=3")
     assert code == 0
     assert err.splitlines() == [

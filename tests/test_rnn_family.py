@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import configure, rnn
+from scalebench.families.modules.rnn import RNN
 
 TEXT = {"vocab_size": 256}
 CELLS = list(rnn.GATES)
@@ -59,7 +60,7 @@ def test_without_held_fields_the_dial_reaches_down_to_ten_thousand(cell: str) ->
         assert rnn.count(rnn.config_for(request, cell=cell, **TEXT)).non_embedding == pytest.approx(request, rel=0.05)
 
 
-def written_out(model: rnn.RNN, cell: str, tokens: torch.Tensor) -> torch.Tensor:
+def written_out(model: RNN, cell: str, tokens: torch.Tensor) -> torch.Tensor:
     """The same network cell by cell, every product visible to the counter (its CPU layers are one operation to it)."""
     x = model.tokens(tokens) * model.tokens.embedding_dim**0.5
     for layer in range(model.layers.num_layers):

@@ -11,7 +11,8 @@ from scalebench.data import open_source
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, moe
 from scalebench.families.dial import HEADED_WIDTH_STEPS, heads_of, rounded
-from scalebench.families.multihead import MultiHead, attention_flops
+from scalebench.families.modules.multihead import MultiHead
+from scalebench.families.multihead import attention_flops
 from scalebench.running.planning import load_study, plan
 from scalebench.tasks import NextToken
 from scalebench.workloads.training_run import size_columns

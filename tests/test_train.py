@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scalekernels import Unsupported
 from support import train_spec
 
 from scalebench.data import open_source
-from scalebench.families import FAMILIES, Unsupported, configure
+from scalebench.families import FAMILIES, configure
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns, warm_mask
 from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer

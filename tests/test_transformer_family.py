@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench.data.transduction import BEGIN, KINDS, Transduction
 from scalebench.errors import InputError
 from scalebench.families import configure, transformer
+from scalebench.families.modules.transformer import Transformer, sinusoids
 from scalebench.families.multihead import attention_flops
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
@@ -89,7 +90,7 @@ def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None
 # --- the function ----------------------------------------------------------------------------------------------------
 
 
-def copied(ours: transformer.Transformer, theirs: torch.nn.Transformer) -> None:
+def copied(ours: Transformer, theirs: torch.nn.Transformer) -> None:
     """Give torch's module the weights of ours."""
 
     def attention(mine: torch.nn.Module, other: torch.nn.MultiheadAttention) -> None:
@@ -158,18 +159,18 @@ def test_an_answer_depends_on_all_of_its_source_and_on_no_later_token() -> None:
 
 
 def test_positions_are_the_papers_sinusoids() -> None:
-    table = transformer.sinusoids(7, 6)
+    table = sinusoids(7, 6)
     for position, i in itertools.product(range(7), range(3)):
         angle = position / 10_000 ** (2 * i / 6)
         assert table[position, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
         assert table[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
-    assert transformer.sinusoids(4, 5).shape == (4, 5)
+    assert sinusoids(4, 5).shape == (4, 5)
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
-def trained(kind: str, length: int, params: float, **changes: object) -> tuple[transformer.Transformer, Transduce]:
+def trained(kind: str, length: int, params: float, **changes: object) -> tuple[Transformer, Transduce]:
     data, spec = Transduction(kind), train_spec(sequence_length=length, implementation="sdpa", **changes)
     config = configure(transformer, {"params": params}, data, length)
     side = DataSpec(source="", validation_fraction=0.2, validation_samples=256, noise_std=None, sha256="")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench.data import open_source
 from scalebench.errors import InputError
 from scalebench.families import cnn, configure, mlp, resnet, vit
+from scalebench.families.modules.resnet import ResidualBlock
 from scalebench.measure.clock import StepClock
 from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
@@ -141,7 +142,7 @@ def test_without_residuals_a_block_is_its_convolutions_alone() -> None:
     torch.manual_seed(0)
     shape = next(resnet.blocks_of(resnet.explicit(4, depth=8)))
     x = torch.randn(2, 4, 8, 8)
-    with_one, without = (resnet.ResidualBlock(shape, residual=residual).eval() for residual in (True, False))
+    with_one, without = (ResidualBlock(shape, residual=residual).eval() for residual in (True, False))
     without.load_state_dict(with_one.state_dict())
     with torch.no_grad():
         inner = with_one.convolutions[1](torch.relu(with_one.convolutions[0](x)))
@@ -151,7 +152,7 @@ def test_without_residuals_a_block_is_its_convolutions_alone() -> None:
 
 def test_shortcuts_without_parameters_subsample_and_pad() -> None:
     config = resnet.explicit(4, depth=8)
-    block = resnet.ResidualBlock(list(resnet.blocks_of(config))[1], residual=True)
+    block = ResidualBlock(list(resnet.blocks_of(config))[1], residual=True)
     x = torch.randn(1, 4, 8, 8)
     shortcut = block.shortcut(x)
     assert torch.equal(shortcut[:, :4], x[:, :, ::2, ::2])

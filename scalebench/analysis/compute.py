@@ -11,6 +11,7 @@ from scalebench.analysis.trials import LOSS, training_flops
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.laws import fit as fit_law
+from scalebench.points.files import is_fit, is_results
 from scalebench.points.fit_file import open_fit
 from scalebench.points.roles import LAWS_OF_ONE_INPUT
 from scalebench.points.table import read_columns
@@ -22,10 +23,10 @@ def open_compute_fit(source: Path, law: str, given: Mapping[str, str], where: st
 
     A results folder has its FLOPs; other points need a column of them. Raises ``InputError`` or ``StoreError``.
     """
-    if source.suffix == ".json" or law not in LAWS_OF_ONE_INPUT:
+    if is_fit(source) or law not in LAWS_OF_ONE_INPUT:
         return open_fit(source, law, given, where)
     try:
-        return fit_law(_trials(source, where) if source.is_dir() else _columns(source, given, where), law)
+        return fit_law(_trials(source, where) if is_results(source) else _columns(source, given, where), law)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, get_origin, get_type_hints
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import App, CycloptsError, Group, Parameter, validators
 
 from scalebench import __version__
-from scalebench.cli import app_laws
-from scalebench.comparison.options import OPERATION_MODULES, Options
+from scalebench.cli import app_laws, app_results, app_setup
+from scalebench.cli.counted import counted
+from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile
 
 app = App(
     name="scalebench",
@@ -25,39 +28,49 @@ app = App(
 
 OK, NOT_ALL_OK, USAGE, INTERRUPTED = 0, 1, 2, 3
 
-Settings = Annotated[
-    list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
-]
-Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
-RESULTS = Path("results")
-_OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 some trial not ok, 2 invalid input or full disk, 3 interrupted (resumable)."""
+    """Run a command and exit.
+
+    0 done, 1 some trial not ok, 2 usage, invalid input or full disk, 3 interrupted (the same command continues).
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
-        getattr(stream, "reconfigure", dict)(errors="backslashreplace")  # paths and texts that it cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names and texts that it cannot show
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         code = app(arguments, exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError:
-        sys.exit(USAGE)  # cyclopts has printed the reason
+        return USAGE  # cyclopts has printed the reason
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; run the same command again to continue", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(OK)
+        _discard_output()
+        return OK
     except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}; what is finished is kept", file=sys.stderr)
-        sys.exit(USAGE)
+        _discard_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        return USAGE
     except ValueError as error:
         if not _is_input_error(error):
             raise
-        print(error, file=sys.stderr)
-        sys.exit(USAGE)
-    sys.exit(code if isinstance(code, int) else OK)
+        print("\n".join(counted(str(error).splitlines())), file=sys.stderr)
+        return USAGE
+    return code if isinstance(code, int) else OK
+
+
+def _discard_output() -> None:
+    """Send what is still buffered for standard output nowhere, so that the end of the process does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):  # not a file: nothing is buffered for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(*_: object) -> None:
@@ -76,13 +89,12 @@ def _is_input_error(error: ValueError) -> bool:
     return isinstance(error, InputError | StoreError | FitRefused)
 
 
-@app.command
 def run(
-    study: str,
+    study: StudyFile,
     /,
     *,
     settings: Settings = [],  # noqa: B006 - cyclopts reads the default; nothing changes it
-    results: Path = RESULTS,
+    results: ResultsOption = RESULTS,
     jobs: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     retry: Annotated[
         str, Parameter(help="Also run trials again that ended with these statuses, such as failed,timeout.")
@@ -90,6 +102,7 @@ def run(
     fresh_code: Annotated[
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
+    engine: str = "local",
     fail_fast: Annotated[
         bool, Parameter(negative="--keep-going", help="Stop at the first trial that does not end ok; or go on.")
     ] = False,
@@ -100,15 +113,15 @@ def run(
         Literal["auto", "given", "cheapest", "largest"],
         Parameter(help="By predicted cost, or as in the study; auto leaves it to the engine."),
     ] = "auto",
-    engine: str = "local",
+    report: Annotated[
+        bool, Parameter(negative=(), help="Keep RESULTS/<study>/report.html current while trials finish.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
 
     Parameters
     ----------
-    results:
-        Results folder; each study gets a subfolder.
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
     engine:
@@ -117,17 +130,16 @@ def run(
     """
     from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
 
-    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force)
+    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report)
     return run_study(study, settings, results, options, as_json=as_json)
 
 
-@app.command
 def plan(
-    study: str,
+    study: StudyFile,
     /,
     *,
     settings: Settings = [],  # noqa: B006
-    results: Path = RESULTS,
+    results: ResultsOption = RESULTS,
     every: Annotated[bool, Parameter("--all", negative=(), help="List all sizes, not only the first 40.")] = False,
     speed: Annotated[
         bool, Parameter(negative=(), help="Model a fused GPT's training step kernel by kernel (GPU).")
@@ -140,15 +152,14 @@ def plan(
     as_json: Json = False,
 ) -> int:
     """Show what STUDY would run: trials, parameters, FLOPs, estimated time and memory. Runs and measures nothing."""
-    from scalebench.cli.commands.sweeps import show_plan
+    from scalebench.cli.commands.planned import show_plan
 
     rates = ceilings if speed else ()
     return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
-@app.command
 def status(
-    results: Path = RESULTS,
+    results: ResultsArgument = RESULTS,
     /,
     *,
     watch: Annotated[bool, Parameter(negative=(), help="Print a line of progress as it changes, to the end.")] = False,
@@ -163,137 +174,73 @@ def status(
     return show_status(results, as_json=as_json)
 
 
-@app.command
-def drop(study: Path, trials: list[str], /) -> int:
-    """Forget planned TRIALS without a result, by id or its first digits; STUDY is their folder, as in results/gpt."""
-    from scalebench.cli.commands.stored import drop_trials
-
-    return drop_trials(study, trials)
-
-
-@app.command
-def report(
-    results: Annotated[list[Path], Parameter(negative=())] = [RESULTS],  # noqa: B006
-    /,
-    *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
-    pictures: Annotated[bool, Parameter(negative=(), help="Also write each study's first figure as a PNG.")] = False,
-) -> int:
-    """Write one self-contained HTML report of the studies under RESULTS."""
-    from scalebench.cli.commands.stored import write_report
-
-    return write_report(results, output, pictures=pictures)
+def _usage(name: str, function: Callable[..., int]) -> str:
+    """Return the usage of a command with its positional arguments by name: report [OPTIONS] [RESULTS...]."""
+    words = [f"Usage: scalebench {name} [OPTIONS]"]
+    hints = get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind == parameter.POSITIONAL_ONLY:
+            word = parameter.name.upper() + ("..." if get_origin(hints[parameter.name]) is list else "")
+            words.append(word if parameter.default is parameter.empty else f"[{word}]")
+    return " ".join(words)
 
 
-@app.command
-def export(
-    results: Path = RESULTS,
-    /,
-    *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
-) -> int:
-    """Write every trial of every study under RESULTS as a table, one row per trial."""
-    from scalebench.cli.commands.stored import export_table
-
-    return export_table(results, output)
-
-
-@app.command
-def generate(
-    results: Path = RESULTS,
-    /,
-    *,
-    trial: str,
-    prompt: str,
-    tokens: Annotated[int | None, Parameter(show_default=False)] = None,
-    temperature: Annotated[float | None, Parameter(show_default=False)] = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    beams: int = 1,
-    seed: int = 0,
-) -> int:
-    """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
-
-    Parameters
-    ----------
-    trial:
-        Trial id, or the first digits of it; `scalebench export` and the report list them.
-    prompt:
-        Text to continue.
-    tokens:
-        Number of tokens to generate (default: 100, or as many as fit into the model's context).
-    temperature:
-        Sampling temperature; 0 is greedy decoding (default: 1).
-    top_k:
-        Sample from the k most likely tokens (0: all).
-    top_p:
-        Sample from the smallest set of most likely tokens with at least this total probability.
-    beams:
-        Beam width; above 1, beam search instead of sampling.
-    seed:
-        Sampling seed.
-    """
-    from scalebench.cli.commands.generate import run_generate
-    from scalebench.workloads.completion import Request
-
-    return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+def _register() -> None:
+    """Add every command to the app, in its group, with an example at the end of its help."""
+    for position, (group, commands) in enumerate(COMMANDS.items()):
+        heading = Group(group, sort_key=position)
+        for name, (function, example) in commands.items():
+            *parent, own = name.split()
+            target = app
+            if parent:  # "new study" is the command `study` of `new`
+                target = App(name=parent[0], group=heading, help=str(function.__doc__).splitlines()[0])
+                app.command(target)
+            epilogue = f"Example: scalebench {example}"
+            inner = heading if target is app else None
+            target.command(function, name=own, group=inner, usage=_usage(name, function), help_epilogue=epilogue)
+    app.register_install_completion_command(help="Complete commands and options in this shell.", group="Options")
 
 
-for _name, _command in app_laws.COMMANDS.items():
-    app.command(_command, name=_name)
-
-
-@app.command
-def compare(
-    operation: Annotated[str | None, Parameter(show_default=False, help=_OPERATION_HELP)] = None,
-    /,
-    *,
-    options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[
-        list[Path], Parameter("--import", negative=(), help="Import a JSON file of pytest-benchmark; may be repeated.")
-    ] = [],  # noqa: B006
-    results: Path = RESULTS,
-    as_json: Json = False,
-) -> int:
-    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
-    from scalebench.cli.commands.compare import run_compare
-
-    return run_compare(operation, options, imports, results, as_json=as_json)
-
-
-@app.command(name="list")
-def list_(*, columns: bool = False, as_json: Json = False) -> int:
-    """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns.
-
-    Parameters
-    ----------
-    columns: List the columns of records: name, unit, meaning, and the workloads that have it.
-    """
-    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
-
-    return (show_columns if columns else show_catalogue)(as_json=as_json)
-
-
-@app.command
-def doctor(*, results: Path = RESULTS, as_json: Json = False) -> int:
-    """Describe this machine, and list what will not work on it."""
-    from scalebench.cli.commands.doctor import show
-
-    return show(results, as_json=as_json)
-
-
-@app.command
-def demo(
-    *,
-    results: Path = RESULTS,
-    output: Annotated[
-        Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
-    ] = None,
-) -> int:
-    """Run the demo study, and write its report and a PNG of its first figure."""
-    from scalebench.cli.commands.sweeps import run_demo
-
-    return run_demo(results, output)
+NAMED = "--params-column N --tokens-column D --loss-column L"
+# In the order of the three jobs. Each example is run by tests/test_help.py.
+COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
+    "Run a scaling sweep": {
+        "demo": (app_results.demo, "demo -o report.html"),
+        "new study": (app_setup.new_study, "new study gpt"),
+        "schema": (app_setup.schema, "schema"),
+        "plan": (plan, "plan demo"),
+        "run": (run, "run demo --set train.steps=20"),
+        "status": (status, "status results/demo"),
+        "drop": (app_results.drop, "drop results/demo 3f2a"),
+        "show": (app_results.show, "show 3f2a"),
+        "generate": (app_results.generate, 'generate results --trial 3f2a --prompt "def "'),
+    },
+    "Report, fit and predict": {
+        "report": (app_results.report, "report results/demo -o report.html"),
+        "export": (app_results.export, "export results -o trials.csv"),
+        "diff": (app_results.diff, "diff old-results new-results"),
+        "fit": (
+            app_laws.fit,
+            "fit points.csv --law chinchilla --params-column N --tokens-column D --loss-column L -o fit.json",
+        ),
+        "predict": (app_laws.predict, "predict fit.json --params 7e9 --tokens 1.4e12"),
+        "optimal": (
+            app_laws.optimal,
+            f"optimal points.csv {NAMED} --budget 1e21",
+        ),
+        "next": (app_laws.next_, "next fit.json --predict params=7e9,tokens=1.4e12"),
+        "worth": (app_laws.worth, "worth old.csv new.csv"),
+        "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against N --loss-column L"),
+    },
+    "Compare kernel speed with eager PyTorch": {
+        "compare": (app_setup.compare, "compare norm --providers eager,compiled --processes 1 --seconds 0.1"),
+    },
+    "This installation": {
+        "list": (app_setup.list_, "list --columns"),
+        "doctor": (app_setup.doctor, "doctor"),
+    },
+}
+_register()
 
 
 if __name__ == "__main__":

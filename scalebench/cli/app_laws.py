@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
+from scalebench.cli.options import Json, Law, Number, Points, Quantity, Where
 
-Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
-Where = Annotated[
-    str | None,
-    Parameter(show_default=False, help='Keep only rows that match this expression, such as "N > 1e7".'),
-]
-Number = Annotated[float | None, Parameter(show_default=False)]
-Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.")]
 Inputs = Annotated[
     list[str],
     Parameter(
@@ -36,7 +30,7 @@ def _numbers(option: str, text: str | None) -> Mapping[str, float]:
 
 
 def fit(
-    points: Path,
+    points: Points,
     /,
     *,
     law: Annotated[
@@ -51,8 +45,10 @@ def fit(
     fix: Annotated[list[str], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     bootstrap: int = 1000,
     method: Literal["auto", "resample", "residuals", "wild", "parametric"] = "auto",
+    last: Annotated[bool, Parameter(negative=())] = False,
     backtest: Annotated[bool, Parameter(negative=())] = False,
-    output: Annotated[Path | None, Parameter("--json", show_default=False, allow_leading_hyphen=True)] = None,
+    output: Annotated[Path | None, Parameter(["--output", "-o"], show_default=False)] = None,
+    as_json: Json = False,
 ) -> int:
     """Fit a scaling law to POINTS: a CSV, TSV or Parquet file from any trainer, or a results folder.
 
@@ -72,10 +68,12 @@ def fit(
         Number of bootstrap refits for the intervals.
     method:
         Bootstrap method; auto picks the method with the best measured coverage for this number of configurations.
+    last:
+        Use only the last complete row of each run (of --run-column): checkpoints of one run are not independent.
     backtest:
         Also predict each of the largest sizes from the smaller ones, and report the error by distance.
     output:
-        Write the fit as JSON to this file; `--json -` prints it instead of the table.
+        Write the fit as JSON to this file, for predict, next and worth.
     """
     from scalebench.cli.commands import fit as fitting
 
@@ -83,15 +81,16 @@ def fit(
     options["fixed"] = fitting.assigned("--fix", fix)
     given = columns.given() | fitting.assigned("--column", other_columns, text=True)
     refits = fitting.bootstrap_refits(bootstrap, method)
-    return fitting.run_fit(points, law, given, where, options, refits, backtest=backtest, output=output)
+    shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "as_json": as_json}
+    return fitting.run_fit(points, law, given, where, options, refits, **shown)
 
 
 def predict(
     source: Path,
     /,
     *,
-    params: Annotated[float | None, Parameter(show_default=False)] = None,
-    tokens: Annotated[float | None, Parameter(show_default=False)] = None,
+    params: Number = None,
+    tokens: Number = None,
     inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
     where: Where = None,
     as_json: Json = False,
@@ -119,11 +118,11 @@ def predict(
 
 
 def optimal(
-    points: Path,
+    points: Points,
     /,
     *,
     approach: Literal["1", "2", "3", "all"] = "all",
-    budget: Annotated[list[float], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
+    budget: Annotated[list[Quantity], Parameter(negative=(), show_default=False)] = [],  # noqa: B006
     unique_tokens: Number = None,
     count_params: Literal["total", "non_embedding"] = "total",
     count_flops: Literal["6ND", "exact"] = "6ND",
@@ -135,8 +134,6 @@ def optimal(
 
     Parameters
     ----------
-    points:
-        A CSV, TSV or Parquet file, or a results folder.
     approach:
         1: envelope of training curves (needs a run column); 2: isoFLOP parabolas; 3: a fitted surface.
     budget:
@@ -228,7 +225,7 @@ def worth(
 
 
 def tune(
-    points: Path,
+    points: Points,
     /,
     *,
     optimised: str = "learning_rate",
@@ -242,8 +239,6 @@ def tune(
 
     Parameters
     ----------
-    points:
-        A CSV, TSV or Parquet file, or a results folder, with a sweep at each size.
     optimised:
         The swept column.
     loss_column:
@@ -258,13 +253,3 @@ def tune(
     names = [name.strip() for name in against.split(",") if name.strip()]
     sizes = _numbers("--at", at)
     return command.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
-
-
-COMMANDS: dict[str, Callable[..., int]] = {
-    "fit": fit,
-    "predict": predict,
-    "optimal": optimal,
-    "next": next_,
-    "worth": worth,
-    "tune": tune,
-}

@@ -48,6 +48,9 @@ class LawColumns(PointColumns):
         str | None,
         _column("Id of the independent run of each row; by default, rows with equal inputs are one configuration."),
     ] = None
+    run_column: Annotated[
+        str | None, _column("Name of the run of each row; its rows are one configuration, or see --last.")
+    ] = None
 
 
 @Parameter(name="*")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scalebench.running.engines.base import is_waiting, last_step
+from scalebench.cli.output import quantity
+from scalebench.running.engines.base import is_waiting, last_beat, last_step
 
 LINE_EVERY_S = 30.0
 UPDATE_EVERY_S = 0.5
@@ -25,9 +29,11 @@ class Progress:
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.quiet, self.console = quiet, console or Console(stderr=True)
         self._begun = self._printed = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._printed_now = False
+        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=self.console)
         self._task = self._bar.add_task("", total=1.0, note="")
+        self._parts: dict[str, TaskID] = {}
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal and not self.quiet:
@@ -42,12 +48,32 @@ class Progress:
         if self.quiet:
             return
         now = time.monotonic()
+        self._printed_now = False
         if self.console.is_terminal:
             self._bar.update(self._task, completed=fraction, description=done, note=note)
         elif now - self._printed >= LINE_EVERY_S:
-            self._printed, elapsed = now, now - self._begun
+            self._printed, elapsed, self._printed_now = now, now - self._begun, True
             left = f", about {elapsed * (1 - fraction) / fraction:.0f} s left" if fraction > 0.02 else ""
             self.line(f"{done} after {elapsed:.0f} s{left}{f' ({note})' if note else ''}")
+
+    def parts(self, lines: Mapping[str, tuple[float, str]]) -> None:
+        """Show what runs now: a line for each key, with the fraction done and a text; others end.
+
+        In a file they follow the line that ``update`` printed.
+        """
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            if self._printed_now:
+                for _, text in lines.values():
+                    self.line(f"  {text}")
+            return
+        for key in set(self._parts) - set(lines):
+            self._bar.remove_task(self._parts.pop(key))
+        for key, (fraction, text) in lines.items():
+            if key not in self._parts:
+                self._parts[key] = self._bar.add_task("", total=1.0, note="")
+            self._bar.update(self._parts[key], completed=fraction, note=text)
 
     def line(self, text: str) -> None:
         """Print a line that stays, unless quiet."""
@@ -55,13 +81,30 @@ class Progress:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class SweepProgress:
-    """The progress of a sweep. ``expected`` maps trial ids to expected seconds and steps."""
+@dataclass(frozen=True)
+class TrialLabel:
+    """What a running trial is called, and what a step of it is: so many tokens or samples."""
 
-    def __init__(self, expected: dict[str, tuple[float, int]], display: Progress) -> None:
-        self.expected, self.display = expected, display
+    text: str
+    per_step: int
+    unit: str
+
+
+class SweepProgress:
+    """The progress of a sweep. ``expected`` maps trial ids to expected seconds and steps, ``labels`` to names."""
+
+    def __init__(
+        self,
+        expected: dict[str, tuple[float, int]],
+        display: Progress,
+        labels: Mapping[str, TrialLabel] = MappingProxyType({}),
+    ) -> None:
+        self.expected, self.display, self.labels = expected, display, labels
         self._total_s = sum(seconds for seconds, _ in expected.values())
         self._finished, self._finished_s, self._updated = 0, 0.0, 0.0
+        self._begun = time.monotonic()
+        self._first: dict[Path, tuple[float, float]] = {}  # of each attempt: time and step of its first heartbeat
+        self._reasons: Counter[str] = Counter()
 
     def tick(self, running: Sequence[Path]) -> None:
         """Read the running attempts' heartbeats, at most twice a second, and show how far they are."""
@@ -69,7 +112,9 @@ class SweepProgress:
         if now - self._updated >= UPDATE_EVERY_S:
             self._updated = now
             done = f"{self._finished}/{len(self.expected)} trials done"
-            self.display.update(self._fraction(running), done, self._note(running))
+            self.display.update(self._fraction(running), done, self._note(running, now))
+            if self.labels:
+                self.display.parts({str(attempt): self._line(attempt, now) for attempt in running})
 
     def _fraction(self, running: Sequence[Path]) -> float:
         """Return the share of the expected work that is done, counting running trials by their steps."""
@@ -79,7 +124,10 @@ class SweepProgress:
             partial_s += seconds * (last_step(attempt) or 0) / max(1, steps)
         return (self._finished_s + partial_s) / max(1e-9, self._total_s)
 
-    def _note(self, running: Sequence[Path]) -> str:
+    def _note(self, running: Sequence[Path], now: float) -> str:
+        if self.labels:
+            minutes = (now - self._begun) / 60
+            return f"{self._finished / minutes:.2g} trials/min" if self._finished and minutes > 0 else ""
         steps = [
             "waiting for its turn"
             if is_waiting(attempt)
@@ -88,16 +136,42 @@ class SweepProgress:
         ]
         return f"steps {' '.join(steps)}" if steps else ""
 
+    def _line(self, attempt: Path, now: float) -> tuple[float, str]:
+        """Return how far a running trial is, and its line: what it is, step, loss, rate and memory."""
+        label, steps = self.labels[attempt.parent.name], self.expected[attempt.parent.name][1]
+        if is_waiting(attempt):
+            return 0.0, f"{label.text}: waiting for its turn"
+        beat = last_beat(attempt)
+        if "step" not in beat:
+            return 0.0, f"{label.text}: starting"
+        step = float(beat["step"])
+        at, first = self._first.setdefault(attempt, (now, step))
+        parts = [f"{label.text}: step {step:.0f}/{steps}"]
+        if "loss" in beat:
+            parts.append(f"loss {beat['loss']:.4g}")
+        if now > at and step > first:
+            parts.append(f"{quantity((step - first) / (now - at) * label.per_step)} {label.unit}/s")
+        if "memory_bytes" in beat:
+            parts.append(quantity(beat["memory_bytes"], "B"))
+        return step / max(1, steps), ", ".join(parts)
+
     def finish(self, row: dict[str, Any], *, as_json: bool) -> None:
-        """Count a finished trial; print it as a JSON line, or in words when it is not ok."""
+        """Count a finished trial; print it as a JSON line, or in words if its reason is a new one."""
         self._finished += 1
         self._finished_s += self.expected[row["trial_id"]][0]
         if as_json:
             names = ("trial_id", "status", "error_class", "error_message", "params", "validation_loss_nats")
             print(json.dumps({"event": "trial"} | {name: row.get(name) for name in names}), flush=True)
         elif row["status"] != "ok":
-            self.display.line(f"{row['trial_id']} {row['status']}: {row['error_message'] or row['error_class']}")
+            reason = f"{row['status']}: {row['error_message'] or row['error_class']}"
+            self._reasons[reason] += 1
+            if self._reasons[reason] == 1:
+                self.display.line(f"{row['trial_id']} {reason}")
         sys.stderr.flush()
+
+    def repeated(self) -> list[str]:
+        """Return a line for each reason that more than one trial ended with."""
+        return [f"{count} trials {reason}" for reason, count in self._reasons.items() if count > 1]
 
 
 class ComparisonProgress:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.comparison.options import Options, listed
+from scalebench.comparison.options import Options, check_operation, listed
 from scalebench.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DEVICES = ("cpu", "cuda")
 PROCESSES = {"cpu": 5, "cuda": 3}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Result of a comparison: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``).
 
@@ -38,6 +38,18 @@ class Comparison:
     rows: list[dict[str, Any]]
     ended: str = ""
     not_measured: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return one line: how many rows of which cases, and the folder."""
+        cases = len({row["case"] for row in self.rows})
+        return f"Comparison: {len(self.rows)} rows of {cases} cases in {self.run}; .frame"
+
+    def _repr_html_(self) -> str:
+        """Return the main columns as a table, for notebooks."""
+        names = ("case", "provider", "status", "time_median_s", "time_low_s", "time_high_s", "ratio", "verdict")
+        shown = self.frame[[name for name in names if name in self.frame]]
+        html: str = shown.to_html(index=False, na_rep="", border=0)
+        return html
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -73,6 +85,7 @@ class ComparisonPlan:
 
 def plan_comparison(operation: str, options: Options) -> ComparisonPlan:
     """Decide everything about a comparison without measuring. Raises ``InputError`` with one line per error."""
+    check_operation(operation)  # before the import of torch, which takes seconds
     import torch
 
     from scalebench.comparison.operations import choose_cases, choose_providers, encode, load_operation

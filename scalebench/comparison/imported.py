@@ -1,9 +1,8 @@
-"""Import JSON files of pytest-benchmark as comparisons: group = case, parameter = provider, file = process."""
+"""Import JSON files of benchmarking tools as comparisons: each file counts as one process."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,85 +10,83 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read_benchmarks
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
 from scalebench.errors import InputError
-from scalebench.store import StoreError, check_writable, is_name, read_json, write_json
+from scalebench.store import check_writable, is_name, write_json
 from scalebench.store.comparisons import ROW_COLUMNS, new_run, read_run, write_run
 from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]
-METHOD = "pytest-benchmark, rounds of one provider after the other, {} call{} each"
+METHOD = "{}, rounds of one provider after the other, {} call{} each"
 
 
 def import_files(
     paths: Sequence[Path], operation: str | None, baseline: str, margin: float, results: Path, command: str
-) -> list[dict[str, Any]]:
-    """Add the measurements in the files to ``results``, a run per operation and direction, and return the rows.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Add the measurements in the files to ``results``, a run per operation and direction.
 
-    Operation, case and provider of a benchmark come from its ``extra_info`` if it has them (as this project's do);
-    otherwise they are ``operation``, the benchmark's group, and its parameter or name. Raises ``InputError`` for a file
-    that is not pytest-benchmark's, and for a benchmark without an operation.
+    Returns the rows, and a line for each benchmark that some of the files lack. Operation, case and provider of a
+    benchmark come from its ``extra_info`` if it has them (as this project's do); otherwise they are ``operation``, the
+    benchmark's group or parameters, and its parameter or name. Raises ``InputError``, before anything is written, for a
+    file that cannot be read, one that is named twice, and a benchmark without an operation.
     """
+    _check_different(paths)
+    files = [read_benchmarks(path) for path in paths]
     benchmarks = [
-        benchmark for process, path in enumerate(paths) for benchmark in _benchmarks(path, process, operation)
+        _columns(file, benchmark, operation) | {"process": process}
+        for process, file in enumerate(files)
+        for benchmark in file.benchmarks
     ]
-    for operation_name in dict.fromkeys(benchmark["operation"] for benchmark in benchmarks):
-        if not is_name(operation_name):
-            raise InputError([f"operation: {operation_name[:60]!a} cannot name a folder; allowed: {RULE}"])
     check_writable(results)
     rows: list[dict[str, Any]] = []
     for key in dict.fromkeys((benchmark["operation"], benchmark["backward"]) for benchmark in benchmarks):
         part = [benchmark for benchmark in benchmarks if (benchmark["operation"], benchmark["backward"]) == key]
         rows.extend(_add_run(part, paths, baseline, margin, results, command))
-    return rows
+    return rows, _missing(benchmarks, paths)
 
 
-def _benchmarks(path: Path, process: int, operation: str | None) -> Iterator[dict[str, Any]]:
-    try:
-        content = read_json(path)
-    except StoreError as error:
-        raise InputError([str(error)]) from error
-    benchmarks, machine = content.get("benchmarks"), content.get("machine_info")
-    if not isinstance(benchmarks, list) or not isinstance(machine, dict):
-        raise InputError([f"{path}: not a JSON file of pytest-benchmark (no benchmarks or machine_info in it)"])
-    if not benchmarks:
-        raise InputError([f"{path}: holds no benchmarks"])
-    commit = content.get("commit_info") or {}
-    shared = _machine(machine) | {"git_commit": commit.get("id"), "git_dirty": commit.get("dirty")}
+def _check_different(paths: Sequence[Path]) -> None:
+    """Raise ``InputError`` for a file that is named twice, or a copy of another: it would count as two processes."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError([f"{path}: cannot be read ({error.strerror})"]) from error
+        if digest in seen:
+            raise InputError([f"--import {path}: the same measurements as {seen[digest]}; each file is one process"])
+        seen[digest] = path
+
+
+def _missing(benchmarks: Benchmarks, paths: Sequence[Path]) -> list[str]:
+    """Return a line for each case and provider that is in some of the files only."""
+    places: dict[tuple[str, str], set[int]] = {}
     for benchmark in benchmarks:
-        columns = _columns(path, benchmark, operation) | shared
-        yield columns | {"process": process, "started_at": content.get("datetime")}
+        places.setdefault((benchmark["case"], benchmark["provider"]), set()).add(benchmark["process"])
+    return [
+        f"{provider} in {case}: missing in {', '.join(str(paths[i]) for i in range(len(paths)) if i not in processes)}"
+        for (case, provider), processes in places.items()
+        if len(processes) < len(paths)
+    ]
 
 
-def _machine(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the machine as columns; the id distinguishes machines without naming them."""
-    cpu = info.get("cpu") or {}
-    parts = [info.get("node"), info.get("machine"), cpu.get("brand_raw"), cpu.get("count")]
-    return {
-        "machine_id": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12],
-        "cpu_model": cpu.get("brand_raw") or info.get("processor") or None,
-        "python_version": info.get("python_version"),
-    }
-
-
-def _columns(path: Path, benchmark: Mapping[str, Any], operation: str | None) -> dict[str, Any]:
-    extra, params, stats = benchmark.get("extra_info") or {}, benchmark.get("params") or {}, benchmark["stats"]
-    operation = operation or extra.get("operation")
+def _columns(file: BenchmarkFile, benchmark: Benchmark, operation: str | None) -> dict[str, Any]:
+    operation = operation or benchmark.operation
     if not operation:
-        raise InputError(
-            [f"{path}: {benchmark['name']}: operation missing; pass it: scalebench compare OPERATION --import …"]
-        )
-    others = {name: value for name, value in params.items() if name != "provider"}
-    provider = extra.get("provider") or params.get("provider") or benchmark.get("param") or benchmark["name"]
-    case = extra.get("case") or benchmark.get("group") or ", ".join(f"{name} {value}" for name, value in others.items())
-    calls, samples = int(stats.get("iterations") or 1), stats.get("data") or []
-    columns = {name: value for name, value in extra.items() if name in ROW_COLUMNS or name.startswith("shape_")}
+        line = "operation missing; pass it: scalebench compare OPERATION --import …"
+        raise InputError([f"{file.path}: {benchmark.fullname}: {line}"])
+    if not is_name(operation):
+        raise InputError([f"operation: {operation[:60]!a} cannot name a folder; allowed: {RULE}"])
+    columns = {
+        name: value for name, value in benchmark.extra.items() if name in ROW_COLUMNS or name.startswith("shape_")
+    }
     return columns | {
-        "operation": str(operation), "backward": bool(extra.get("backward", False)),
-        "case": str(case or benchmark["name"]),
-        "provider": str(provider), "status": "ok", "samples_s": samples, "median_s": stats["median"],
-        "calls_per_sample": calls, "timing_method": METHOD.format(calls, "s" * (calls > 1)),
-        "stop_reason": "pytest-benchmark's own rule",
+        "operation": str(operation), "backward": benchmark.backward, "case": benchmark.case,
+        "provider": benchmark.provider, "status": "ok", "samples_s": benchmark.samples_s,
+        "median_s": benchmark.median_s, "calls_per_sample": benchmark.calls, "source": file.tool,
+        "timing_method": METHOD.format(file.tool, benchmark.calls, "s" * (benchmark.calls > 1)),
+        "stop_reason": f"{file.tool}'s own rule", **file.shared,
     }  # fmt: skip
 
 
@@ -98,7 +95,7 @@ def _add_run(
 ) -> list[dict[str, Any]]:
     run = new_run(results, part[0]["operation"])
     request = {
-        "schema": 1, "operation": part[0]["operation"], "source": "pytest-benchmark", "backward": part[0]["backward"],
+        "schema": 1, "operation": part[0]["operation"], "source": part[0]["source"], "backward": part[0]["backward"],
         "baseline": baseline, "margin": margin, "command": command, "files": [path.name for path in paths],
         "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

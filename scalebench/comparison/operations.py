@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from scalebench.comparison.options import OPERATION_MODULES
+from scalebench.comparison.options import OPERATION_MODULES, check_operation
 from scalebench.errors import InputError, unknown
 
 REQUIRED = ("Case", "CASES", "inputs", "results", "cost", "providers")
@@ -44,12 +44,11 @@ def load_operation(name: str) -> Operation:
 
     Raises ``InputError`` for an unknown name, a missing file, or a file that lacks a required name.
     """
+    check_operation(name)
     if name.endswith(".py"):
         module, title = _from_file(Path(name)), re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-")
-    elif name in OPERATION_MODULES:
-        module, title = importlib.import_module(OPERATION_MODULES[name]), name
     else:
-        raise InputError([f"operation: {unknown(name, OPERATION_MODULES)}; or the path of a Python file ending in .py"])
+        module, title = importlib.import_module(OPERATION_MODULES[name]), name
     lacking = [required for required in REQUIRED if not hasattr(module, required)]
     if lacking:
         raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation defines {', '.join(REQUIRED)}"])
@@ -57,8 +56,6 @@ def load_operation(name: str) -> Operation:
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError([f"{path}: no such file"])
     name = f"scalebench_operation_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from scalekernels import OPERATIONS
+
+from scalebench.errors import InputError, unknown
 
 # The operations that can be compared, as the command line spells them, and the module of each.
 OPERATION_MODULES = {name.replace("_", "-"): f"scalekernels.{name}" for name in OPERATIONS}
@@ -74,3 +77,12 @@ def listed(texts: str | Sequence[str]) -> list[str]:
     """Return the names in texts that may hold several, joined by commas."""
     given = [texts] if isinstance(texts, str) else texts
     return [name.strip() for text in given for name in text.split(",") if name.strip()]
+
+
+def check_operation(name: str) -> None:
+    """Raise ``InputError`` for an operation that is not known, or a Python file that does not exist."""
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise InputError([f"{name}: no such file"])
+    elif name not in OPERATION_MODULES:
+        raise InputError([f"operation: {unknown(name, OPERATION_MODULES)}; or the path of a Python file ending in .py"])

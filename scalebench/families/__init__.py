@@ -24,10 +24,10 @@ from scalebench.families import (
     transformer,
     vit,
 )  # fmt: skip
-from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family, Unsupported
+from scalebench.families.base import CAPABILITIES, Counts, Decoder, Family
 
 __all__ = [
-    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "Unsupported", "configure", "model_fields",
+    "CAPABILITIES", "FAMILIES", "Counts", "Decoder", "Family", "configure", "model_fields",
 ]  # fmt: skip
 
 FAMILIES: dict[str, Family] = {

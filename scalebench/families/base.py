@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from scalekernels.device import Unsupported
-from torch import Tensor, nn
-
 from scalebench.errors import InputError
 from scalebench.families.cache import KVCache
 
-__all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "Unsupported", "check_sequences"]
+__all__ = ["CAPABILITIES", "Counts", "Decoder", "Family", "check_sequences"]
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from scalebench.study import Batching, DataSpec
@@ -122,7 +120,7 @@ class Family(Protocol):
         """Return the Config fields that the data determines (vocabulary, context)."""
 
     def build(self, config: Any, implementation: str, /) -> nn.Module:
-        """Return the module, initialised from torch's global generator."""
+        """Return the module, initialised from torch's global generator. Only here is torch imported."""
 
     def count(self, config: Any, sequence_length: int | None = None, /) -> Counts:
         """Count parameters by group, FLOPs and activation bytes of one sample."""

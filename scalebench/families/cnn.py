@@ -8,11 +8,7 @@ The dial keeps LeNet-5's proportions 6 : 16 : 120 : 84; F1 makes up for the roun
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from scalebench.data.images import Images
 from scalebench.errors import InputError
@@ -21,6 +17,9 @@ from scalebench.families.dial import linear_in, within_tolerance
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "convolutional network in LeNet-5's form on images"
 DATA = "glyphs"
@@ -121,27 +120,8 @@ def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Class
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
 
-class CNN(nn.Module):
-    """Images (B, channels, S, S) to logits (B, classes)."""
-
-    OUTER = ("convolution1", "dense3")
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.convolution1 = nn.Conv2d(config.channels, config.first, config.kernel)
-        self.convolution2 = nn.Conv2d(config.first, config.second, config.kernel)
-        self.dense1 = nn.Linear(config.second * config.grid**2, config.dense1)
-        self.dense2 = nn.Linear(config.dense1, config.dense2)
-        self.dense3 = nn.Linear(config.dense2, config.classes)
-
-    def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)
-        """Return logits (B, classes)."""
-        x = F.max_pool2d(F.relu(self.convolution1(images)), 2)
-        x = F.max_pool2d(F.relu(self.convolution2(x)), 2)
-        x = F.relu(self.dense1(torch.flatten(x, 1)))
-        return self.dense3(F.relu(self.dense2(x)))
-
-
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
     """Return the network."""
+    from scalebench.families.modules.cnn import CNN  # imports torch
+
     return CNN(config)

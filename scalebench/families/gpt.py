@@ -16,18 +16,18 @@ The modern block has RMSNorm, rotary positions and no biases. ``depth``, ``width
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from scalebench.data.corpus import Corpus
 from scalebench.families.base import Counts, check_sequences
-from scalebench.families.decoder import GPT
 from scalebench.families.decoder import Config as Config  # noqa: PLC0414 - the family exports it
 from scalebench.families.dial import WIDTH_STEPS, Dial
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "decoder language model (GPT-2 form, or RMSNorm + rotary positions)"
 DATA = "stdlib"
@@ -149,13 +149,15 @@ def build(config: Config, implementation: str) -> nn.Module:
     ``triton`` and ``fused`` use the fused kernels; ``fused`` keeps one dtype from the embedding to the loss.
     """
     if implementation == "triton":
-        from scalebench.families.gpt_triton import FusedGPT  # imports triton
+        from scalebench.families.modules.gpt_triton import FusedGPT  # imports triton
 
         return FusedGPT(config, implementation)
     if implementation == "fused":
-        from scalebench.families.gpt_fused import OneTypeGPT
+        from scalebench.families.modules.gpt_fused import OneTypeGPT
 
         return OneTypeGPT(config, implementation)
+    from scalebench.families.modules.decoder import GPT
+
     model = GPT(config, implementation)
     model.GIVES_LOSSES = implementation == "compile"
     return model

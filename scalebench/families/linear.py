@@ -7,9 +7,7 @@ features have variance sum_{k>n} k^-2 ~ 1/n, so after long training its loss is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from scalebench.data.synthetic import Teacher
 from scalebench.errors import InputError
@@ -18,6 +16,9 @@ from scalebench.families.dial import within_tolerance
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Regression, regression
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "linear regression on a teacher with infinitely many features"
 DATA = "teacher"
@@ -86,4 +87,6 @@ def task(config: Config, data: Teacher, spec: DataSpec, train: Batching) -> Regr
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
     """Return one linear layer."""
+    from torch import nn
+
     return nn.Linear(config.inputs, config.outputs)

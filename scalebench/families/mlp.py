@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from scalebench.data.images import Images
 from scalebench.data.synthetic import Teacher
@@ -20,6 +18,9 @@ from scalebench.families.dial import within_tolerance
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, Regression, classification, regression
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "deep fully connected network on a teacher's regression task, or on images"
 DATA = "teacher"
@@ -108,5 +109,7 @@ def task(config: Config, data: Teacher | Images, spec: DataSpec, train: Batching
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
     """Return the network: linear layers with GELU between them, images flattened first."""
+    from torch import nn
+
     *hidden, last = [nn.Linear(inputs, outputs) for inputs, outputs in layer_sizes(config)]
     return nn.Sequential(nn.Flatten(), *[module for layer in hidden for module in (layer, nn.GELU())], last)

@@ -15,11 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scalebench.data.images import Images
 from scalebench.errors import InputError
@@ -28,6 +24,9 @@ from scalebench.families.dial import within_tolerance
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import Classification, classification
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "residual network (ImageNet and CIFAR forms; residual = false for the plain one)"
 DATA = "glyphs"
@@ -228,66 +227,8 @@ def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Class
     return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
 
-# --- the module ------------------------------------------------------------------------------------------------------
-
-
-def _normed(shape: Conv) -> nn.Sequential:
-    convolution = nn.Conv2d(
-        shape.inputs, shape.outputs, shape.kernel, shape.stride, padding=shape.kernel // 2, bias=False
-    )
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(shape.outputs))
-
-
-class ResidualBlock(nn.Module):
-    """Convolutions with batch normalisation and ReLU, and a shortcut around them."""
-
-    def __init__(self, shape: BlockShape, *, residual: bool) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(_normed(conv) for conv in shape.convolutions)
-        self.projection = _normed(shape.projection) if shape.projection else None
-        self.residual = residual
-        self.stride = math.prod(conv.stride for conv in shape.convolutions)
-        self.added = shape.convolutions[-1].outputs - shape.convolutions[0].inputs
-
-    def shortcut(self, x: Tensor) -> Tensor:  # (B, C, S, S)
-        """Return x in the output's shape: projected, or subsampled and padded with zero channels."""
-        if self.projection is not None:
-            return self.projection(x)
-        if self.stride == 1 and self.added == 0:
-            return x
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, S, S)
-        """Return the block's output."""
-        y = x
-        for layer in self.convolutions[:-1]:
-            y = F.relu(layer(y))
-        y = self.convolutions[-1](y)
-        return F.relu(y + self.shortcut(x) if self.residual else y)
-
-
-class ResNet(nn.Module):
-    """Images (B, channels, S, S) to logits (B, classes)."""
-
-    OUTER = ("stem", "head")
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.stem = _normed(stem_of(config))
-        self.pool = nn.MaxPool2d(3, 2, padding=1) if config.form == "imagenet" else nn.Identity()
-        shapes = list(blocks_of(config))
-        self.blocks = nn.ModuleList(ResidualBlock(shape, residual=config.residual) for shape in shapes)
-        self.head = nn.Linear(shapes[-1].convolutions[-1].outputs, config.classes)
-
-    def forward(self, images: Tensor) -> Tensor:  # (B, channels, S, S)
-        """Return logits (B, classes)."""
-        x = self.pool(F.relu(self.stem(images)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(torch.mean(x, dim=(2, 3)))
-
-
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
     """Return the network."""
-    return ResNet(config)
+    from scalebench.families.modules.resnet import ResNet  # imports torch
+
+    return ResNet(config, stem_of(config), list(blocks_of(config)))

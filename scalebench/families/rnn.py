@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from scalebench.data.corpus import Corpus
 from scalebench.errors import InputError
@@ -23,6 +20,9 @@ from scalebench.families.dial import Steps, step_for, within_tolerance
 from scalebench.families.sharding import shard_blocks
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks import NextToken
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMMARY = "recurrent language model: vanilla, LSTM or GRU"
 DATA = "stdlib"
@@ -41,7 +41,6 @@ SAVED_VALUES = {"vanilla": 2, "gru": 8, "lstm": 17}
 # and 0.02 at 3e4, the vanilla cell's 0.02 at 8e3 and 0.01 at 3e4 and at 1.2e5, where 0.02 is worse by 0.12 nats:
 # the larger, the lower.
 RATES = {"vanilla": (0.02, 0.5), "gru": (0.03, 0.25), "lstm": (0.15, 0.25)}
-LAYERS = {"vanilla": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 @dataclass(frozen=True)
@@ -148,37 +147,8 @@ def task(config: Config, data: Corpus, spec: DataSpec, train: Batching) -> NextT
     )
 
 
-class RNN(nn.Module):
-    """Tokens (B, T) to logits (B, T, V)."""
-
-    OUTER = ("head",)
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.embedding)
-        self.layers = LAYERS[config.cell](config.embedding, config.width, config.depth, batch_first=True)
-        self.head = nn.Linear(config.width, config.vocab_size)
-        if config.tied:
-            self.head.weight = self.tokens.weight
-        self._initialise(config)
-
-    @torch.no_grad()
-    def _initialise(self, config: Config) -> None:
-        """Scale matrices by 1/sqrt(fan in); biases zero, but an LSTM's forget bias one (Gers et al. 2000)."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            else:
-                parameter.zero_()
-            if config.cell == "lstm" and "bias_ih" in name:
-                parameter[config.width : 2 * config.width] = 1  # gates in torch's order: input, forget, cell, output
-
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, T)
-        """Return logits (B, T, V) of the next token at each position."""
-        x = self.tokens(tokens) * math.sqrt(self.tokens.embedding_dim)  # (B, T, E), of unit variance
-        return self.head(self.layers(x)[0])
-
-
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module
     """Return the module; torch's own layers in both cases: torch.compile compiles only the rest."""
+    from scalebench.families.modules.rnn import RNN  # imports torch
+
     return RNN(config)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
 LISTS = ("blocks", "encoder", "decoder")  # names of a module's lists of blocks
@@ -18,6 +17,7 @@ def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
     A block's parameters are gathered when it computes and freed after it; those of the rest, such as embeddings, stay
     gathered from the start of the forward pass to the end of the backward pass. Works in place.
     """
+    from torch import nn
     from torch.distributed.fsdp import fully_shard  # takes most of a second
 
     lists = (getattr(model, name, None) for name in LISTS)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalebench.laws.catalogue import select_law
 from scalebench.laws.columns import Columns, read_inputs
-from scalebench.laws.forms import Array, Law
+from scalebench.laws.forms import Array, FitRefused, Law
 from scalebench.laws.points import Points, check_design, read_points
 from scalebench.laws.posing import WIDTHS, bound_offset, check_options, check_pinned_offset, pose, read_weights
 from scalebench.laws.problem import Problem
@@ -114,10 +114,24 @@ class Estimate:
         """Configurations minus free parameters."""
         return self.n_configurations - int(self.problem.free.sum())
 
-    def predict(self, points: Columns | None = None, **columns: ArrayLike) -> Array:
-        """Fitted response, [n], at the law's inputs: a mapping or keywords, `fit.predict(params=[1e6, 1e7])`."""
-        logs = read_inputs(self.law, columns if points is None else points)
+    def predict(self, points: Columns | ArrayLike | None = None, **columns: ArrayLike) -> Array:
+        """Fitted response, [n], at the law's inputs: a mapping or keywords, `fit.predict(params=[1e6, 1e7])`.
+
+        A law of one input takes its values alone: `fit.predict(1e6)`. Raises FitRefused for values alone of others.
+        """
+        logs = read_inputs(self.law, self._inputs(points, columns))
         return np.asarray(self.law.predict(self.parameters, logs)[0])
+
+    def _inputs(self, points: Any, columns: Columns) -> Columns:
+        """Inputs by name, from a mapping, keywords, or the values of the only input."""
+        if points is None:
+            return columns
+        if hasattr(points, "keys"):
+            mapping: Columns = points
+            return mapping
+        if len(self.law.inputs) > 1:
+            raise FitRefused(f"{self.law.name} predicts from {' and '.join(self.law.inputs)}: name them, as keywords")
+        return {self.law.inputs[0]: points}
 
     def refit(self, target: Array, weights: Array) -> dict[str, Array]:
         """Parameters, each [batch], refitted from this optimum; `target` or `weights` or both are [batch, n]."""

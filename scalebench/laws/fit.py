@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from html import escape
 from typing import Any, Self
 
 import numpy as np
@@ -21,11 +22,30 @@ from scalebench.laws.intervals.outlying import FarPoint, far_points
 from scalebench.laws.intervals.profile import Profile, profile
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit(Estimate):
     """A fitted law with its intervals, profiles and hold-out forecasts. `refits` sets how intervals are drawn."""
 
     refits: Refits = DEFAULT_REFITS
+
+    def __repr__(self) -> str:
+        """Return one line: the law, its parameters and how many points."""
+        values = ", ".join(f"{name} = {value:.4g}" for name, value in self.parameters.items())
+        return f"Fit of {self.law.name} to {self.n_points} points: {values}"
+
+    def _repr_html_(self) -> str:
+        """Return the parameters with their 95 % intervals as a table, for notebooks."""
+        rows = []
+        for name, value in self.parameters.items():
+            try:
+                low, high = self.interval(name)
+                interval = f"{low:.4g} to {high:.4g}"
+            except FitRefused as reason:
+                interval = str(reason)
+            rows.append(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td><td>{escape(interval)}</td></tr>")
+        head = "<tr><th>parameter</th><th>value</th><th>95 % interval</th></tr>"
+        about = f"{self.law.name}: {self.law.formula}; {self.n_points} points, {self.status}"
+        return f"<p>{escape(about)}</p><table>{head}{''.join(rows)}</table>"
 
     @property
     def unresolved(self) -> dict[str, str]:

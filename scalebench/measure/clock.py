@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scalebench.measure.statistics import summarize
 from scalebench.store import Column
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = (
     Column("timing_method", "", "clock that timed the steps or calls"),
@@ -44,6 +47,8 @@ class StepClock:
         """End a step and begin the next; the first call begins the first step."""
         self._lap_ns = time.perf_counter_ns()
         if self.device.type == "cuda":
+            import torch
+
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._laps.append(event)
@@ -57,6 +62,8 @@ class StepClock:
     def step_times_s(self) -> NDArray[np.float64]:
         """Return the time of every finished step in seconds; waits for the device."""
         if self.device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self.device)
             pairs = zip(self._laps[:-1], self._laps[1:], strict=True)
             return np.array([start.elapsed_time(end) for start, end in pairs], dtype=np.float64) * 1e-3  # type: ignore[union-attr, arg-type]

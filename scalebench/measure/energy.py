@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from scalebench.store import Column
+
+if TYPE_CHECKING:
+    import torch
 
 # The counter is updated every 20 to 100 ms: too coarse for windows below two seconds.
 MINIMUM_WINDOW_S = 2.0
@@ -45,8 +47,10 @@ class EnergyMeter:
     def _counter_mj(self) -> int | None:
         if self.device.type != "cuda":
             return None
-        torch.cuda.synchronize(self.device)
         import pynvml
+        import torch
+
+        torch.cuda.synchronize(self.device)
 
         try:
             pynvml.nvmlInit()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import torch
-from torch import nn
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any
 
 from scalebench.store import Column
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.optim import Optimizer
 
 # MemTracker's categories, in the record's words. Temporaries of backward and untracked tensors are "other".
 CATEGORIES = {
@@ -54,11 +55,15 @@ CALL_COLUMNS = tuple(
 def reset_peaks(device: torch.device) -> None:
     """Reset the allocator's peak statistics (CUDA only; a process' peak cannot be reset)."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_columns(device: torch.device) -> dict[str, int | None]:
     """Return peak memory: of the CUDA allocator (null on a CPU) and the process' resident set."""
+    import torch
+
     cuda = device.type == "cuda"
     kilo = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
     return {
@@ -138,6 +143,8 @@ def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | s
 
     A cache of keys and values is among the activations.
     """
+    import torch
+
     from scalebench.measure.tracker import Tracker
 
     tracker = Tracker(model)
@@ -153,6 +160,8 @@ def call_columns(model: nn.Module, call: Callable[[], Any]) -> dict[str, int | s
 
 
 def _tensor_bytes(values: Iterable[Any]) -> int:
+    import torch
+
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
 
 

@@ -11,12 +11,16 @@ et al. 2025, ``match_rms_adamw`` in torch), so that both take the same learning 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from scalebench.optim.fused import OptimizerSpec
+
+Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by its author
 ITERATIONS = 5
@@ -70,3 +74,33 @@ class Muon(Optimizer):
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] * ADAMW_RMS * math.sqrt(max(update.shape[1:]))
         parameter.add_(update.reshape(parameter.shape), alpha=-rate)
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon for the groups marked ``hidden``, AdamW for the others, as one optimizer with one learning rate."""
+
+    def __init__(
+        self, groups: Groups, spec: OptimizerSpec, adamw: Callable[[Groups, OptimizerSpec], Optimizer]
+    ) -> None:
+        super().__init__(groups, {"lr": spec.learning_rate})
+        hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
+        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum)
+        self.parts = [muon, adamw(others, spec)]
+        # Groups and state are shared with the parts, so that a schedule or a collector sees what they use.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        for part in self.parts:
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, which the parts go on sharing."""
+        super().load_state_dict(state_dict)
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
+        """Let each part update its own parameters."""
+        assert closure is None
+        for part in self.parts:
+            part.step()

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from typing import TYPE_CHECKING, Any
 
 from scalebench.optim.fused import OptimizerSpec, build_fused_optimizer
-from scalebench.optim.muon import Muon
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 Groups = Sequence[dict[str, Any]]  # parameter groups, each with its weight decay
 
@@ -61,19 +61,33 @@ def _foreach(spec: OptimizerSpec) -> dict[str, bool]:
 
 
 def _sgd(groups: Groups, spec: OptimizerSpec, *, momentum: bool, nesterov: bool = False) -> Optimizer:
+    from torch.optim import SGD
+
     return SGD(groups, spec.learning_rate, spec.momentum if momentum else 0.0, nesterov=nesterov, **_fused(spec))
 
 
 def _adagrad(groups: Groups, spec: OptimizerSpec) -> Optimizer:
+    from torch.optim import Adagrad
+
     return Adagrad(groups, spec.learning_rate, **_fused(spec))
 
 
 def _rmsprop(groups: Groups, spec: OptimizerSpec) -> Optimizer:
+    from torch.optim import RMSprop
+
     return RMSprop(groups, spec.learning_rate, alpha=spec.beta2, **_foreach(spec))
 
 
-def _adam(groups: Groups, spec: OptimizerSpec, kind: type[Adam] = Adam) -> Optimizer:
-    return kind(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
+def _adam(groups: Groups, spec: OptimizerSpec) -> Optimizer:
+    from torch.optim import Adam
+
+    return Adam(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
+
+
+def _adamw(groups: Groups, spec: OptimizerSpec) -> Optimizer:
+    from torch.optim import AdamW
+
+    return AdamW(groups, spec.learning_rate, (spec.beta1, spec.beta2), **_fused(spec))
 
 
 def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
@@ -84,32 +98,10 @@ def _lion(groups: Groups, spec: OptimizerSpec) -> Optimizer:
     return Lion(groups, spec.learning_rate, (spec.beta1, spec.beta2))
 
 
-class MuonWithAdamW(Optimizer):
-    """Muon for the groups marked ``hidden``, AdamW for the others, as one optimizer with one learning rate."""
+def _muon(groups: Groups, spec: OptimizerSpec) -> Optimizer:
+    from scalebench.optim.muon import MuonWithAdamW
 
-    def __init__(self, groups: Groups, spec: OptimizerSpec) -> None:
-        super().__init__(groups, {"lr": spec.learning_rate})
-        hidden, others = ([group for group in groups if group["hidden"] is side] for side in (True, False))
-        muon = Muon(hidden, spec.learning_rate, momentum=spec.momentum)
-        self.parts = [muon, _adam(others, spec, AdamW)]
-        # Groups and state are shared with the parts, so that a schedule or a collector sees what they use.
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-        for part in self.parts:
-            part.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, which the parts go on sharing."""
-        super().load_state_dict(state_dict)
-        groups = iter(self.param_groups)
-        for part in self.parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # a closure would run twice
-        """Let each part update its own parameters."""
-        assert closure is None
-        for part in self.parts:
-            part.step()
+    return MuonWithAdamW(groups, spec, _adamw)
 
 
 OPTIMIZERS: Mapping[str, OptimizerChoice] = {
@@ -121,12 +113,10 @@ OPTIMIZERS: Mapping[str, OptimizerChoice] = {
     "adagrad": OptimizerChoice("Adagrad (Duchi et al. 2011); rates shrink by the gradients seen", _adagrad, 1, 8.0),
     "rmsprop": OptimizerChoice("RMSprop (Hinton 2012); beta2 averages the squares", _rmsprop, 1, 1.0),
     "adam": OptimizerChoice("Adam (Kingma & Ba 2015); weight decay in the gradient", _adam, 2, 1.0),
-    "adamw": OptimizerChoice(
-        "Adam with decoupled weight decay (Loshchilov & Hutter 2019)", lambda g, s: _adam(g, s, AdamW), 2, 1.0, 0.1
-    ),
+    "adamw": OptimizerChoice("Adam with decoupled weight decay (Loshchilov & Hutter 2019)", _adamw, 2, 1.0, 0.1),
     "lion": OptimizerChoice("Lion (Chen et al. 2023): the sign of an averaged gradient", _lion, 1, 0.25, 0.1),
     "muon": OptimizerChoice(
-        "Muon on hidden matrices, AdamW on embeddings, first and last layers and vectors", MuonWithAdamW, 2, 2.0, 0.1
+        "Muon on hidden matrices, AdamW on embeddings, first and last layers and vectors", _muon, 2, 2.0, 0.1
     ),
 }
 
@@ -139,6 +129,8 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     the last), and a weight that any of them shares go to AdamW, as the author of Muon recommends, and so does every
     other parameter. In a plain ``nn.Sequential`` the last linear layer is outer.
     """
+    from torch import nn
+
     inner: set[int] = set()
     for module in model.modules():
         named = ("weight",) if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
@@ -150,6 +142,8 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 def _outer_layers(model: nn.Module) -> list[nn.Module]:
     """Return embeddings, and the layers that read a model's input and write its output."""
+    from torch import nn
+
     embeddings: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if isinstance(model, nn.Sequential | nn.Linear):
         return embeddings + [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 class ScheduleSpec(Protocol):
@@ -63,6 +63,8 @@ def schedule_factor(spec: ScheduleSpec, step: int, first_step: int = 0) -> float
 
 def set_learning_rate(optimizer: Optimizer, spec: ScheduleSpec, step: int, first_step: int = 0) -> None:
     """Give every parameter group the learning rate of a step; a rate held in a tensor is filled, without waiting."""
+    from torch import Tensor
+
     rate = spec.learning_rate * schedule_factor(spec, step, first_step)
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):

@@ -14,6 +14,7 @@ from scalebench.errors import InputError
 from scalebench.laws import DEFAULT_REFITS, FitRefused, Refits
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
+from scalebench.points.files import is_fit, is_results
 from scalebench.points.roles import column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
 from scalebench.store import StoreError, read_json
@@ -32,14 +33,15 @@ def fit_points(
     where: str | None,
     options: Mapping[str, Any],
     refits: Refits = DEFAULT_REFITS,
+    last_of: str | None = None,
 ) -> tuple[Fit, PointTable]:
     """Read points and fit a law to them, its intervals by ``refits``.
 
     Raises ``InputError`` or ``StoreError``, with the file in every line.
     """
     form = find_law(law)
-    columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
-    table = read_columns(path, columns, where, options=column_options(form))
+    columns = law_columns(form, given, of_results=is_results(path), names=column_names(path))
+    table = read_columns(path, columns, where, options=column_options(form), last_of=last_of)
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
     except FitRefused as refusal:
@@ -52,7 +54,7 @@ def open_fit(source: Path, law: str, given: Mapping[str, str], where: str | None
 
     Raises ``InputError`` or ``StoreError``.
     """
-    if source.suffix == ".json":
+    if is_fit(source):
         if given or where is not None:
             raise InputError([f"{source}: the fit already holds its points; leave --where and columns out"])
         return from_document(source)[0]
@@ -97,7 +99,7 @@ def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
     document = read_json(path)
     missing = [key for key in ("law", "points", *OPTIONS) if key not in document]
     if missing:
-        raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --json FILE`")
+        raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --output FILE`")
     try:
         refits = Refits(**document.get("refits", {}))
         made = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})

@@ -8,7 +8,7 @@ from typing import Any
 
 from scalebench.errors import InputError, unknown
 from scalebench.laws import LAWS, Law
-from scalebench.points.files import open_table
+from scalebench.points.files import is_results, open_table
 from scalebench.points.table import CONFIG, read_columns
 
 OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
@@ -51,7 +51,7 @@ def column_options(law: Law) -> dict[str, str]:
 
 def column_names(path: Path) -> tuple[str, ...]:
     """Return the columns of a file; of a results folder those that laws read by default."""
-    return tuple(OF_RESULTS) if path.is_dir() else open_table(path).names
+    return tuple(OF_RESULTS) if is_results(path) else open_table(path).names
 
 
 def law_columns(
@@ -84,7 +84,9 @@ def read_roles(
 
     Here ``params`` is the total, of a results folder too. Raises ``InputError`` or ``StoreError``.
     """
-    defaults = {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if path.is_dir() else {}
+    defaults = (
+        {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if is_results(path) else {}
+    )
     named = {role: given.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names
     wanted = {role: name for role, name in named.items() if role in (*roles, *given) or name in present}

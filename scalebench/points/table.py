@@ -23,14 +23,18 @@ from numpy.typing import NDArray
 
 from scalebench.errors import unknown
 from scalebench.laws.columns import usable
-from scalebench.points.files import MISSING, PointsError, Table, frame_batch, numbers, open_table, texts
+from scalebench.points import numerals
+from scalebench.points.batches import MISSING, DecimalMark, PointsError, Table, numbers, texts
+from scalebench.points.files import frame_batch, open_table
 from scalebench.points.where import Kind, Mask, Where, WhereError, parse
 from scalebench.store import RENAMED
 
 MAX_POINTS = 1_000_000  # a fit takes about two kilobytes per point
-# Decimal commas and thousands separators: "4,608" may be either.
+# Separators with two readings, such as 4,608 where no other number of the file decides, or none, such as 1_0.
 SEPARATED = re.compile(r"[+-]?\d+([,_' ]\d+)+(\.\d*)?([eE][+-]?\d+)?")
-CONFIG = "config"  # the one role that may hold text: it names the independent configuration of a row
+CONFIG = "config"  # a role of text: it names the independent configuration of a row
+LAST_OF = "last of"  # a role of text that is read, but not returned: the run whose last row is wanted
+TEXTS = (CONFIG, LAST_OF)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class PointTable:
     values: dict[str, NDArray[Any]]
     columns: dict[str, str]
     where: str | None
+    note: str = ""  # how the table was read, where it is not one as it stands
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -52,22 +57,28 @@ def read_columns(
     where: str | None = None,
     *,
     options: Mapping[str, str] = MappingProxyType({}),
+    last_of: str | None = None,
 ) -> PointTable:
     """Read the ``columns`` (role -> column name) of the rows that match ``where``; role ``config`` may hold text.
+
+    With ``last_of``, a column of run names, only the last row of each run that has all values is read.
 
     ``options`` are, by role, the command-line options that name a column. Raises ``PointsError``, with file, line and
     column, for a missing file or column, values that are not positive finite numbers, and a column that is constant.
     """
     condition, table = _parse(where), open_table(path)
+    columns = {**columns, LAST_OF: last_of} if last_of else columns
     needed = list(dict.fromkeys([*columns.values(), *(condition.names if condition else ())]))
-    _check_names(
-        path, needed, table.names, {columns[role]: option for role, option in options.items() if role in columns}
-    )
+    named = {columns[role]: option for role, option in options.items() if role in columns}
+    _check_names(path, needed, table.names, named, table.note)
+    mark = cache(lambda: _decimal_mark(table, needed))
     parts: dict[str, list[NDArray[Any]]] = {role: [] for role in columns}
     rows = selected = 0
     for batch in table.batches(needed):
-        mask = _mask(batch, condition)
-        for role, values in _values(table, batch, columns, mask, rows).items():
+        mask = _mask(batch, condition, mark)
+        if last_of:
+            mask = mask & _complete(batch, [*columns.values()])
+        for role, values in _values(table, batch, columns, mask, rows, mark).items():
             parts[role].append(values)
         rows, selected = rows + batch.num_rows, selected + int(mask.sum())
         if selected > MAX_POINTS:
@@ -78,9 +89,30 @@ def read_columns(
         raise PointsError([f"{path}: column names but no rows; it needs a line per point"])
     if not selected:
         raise PointsError([f"{path}: --where {where!r} selects none of {rows:,} rows"])
-    points = PointTable(path, {role: np.concatenate(part) for role, part in parts.items()}, dict(columns), where)
+    joined: dict[str, NDArray[Any]] = {role: np.concatenate(part) for role, part in parts.items()}
+    if last_of:
+        last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
+        joined = {role: column[last] for role, column in joined.items()}
+    read = {role: name for role, name in columns.items() if role != LAST_OF}
+    points = PointTable(path, joined, read, where, table.note)
     _check_constant(points)
     return points
+
+
+def _decimal_mark(table: Table, names: Sequence[str]) -> numerals.Mark | None:
+    """Return the decimal mark that a text file's numbers show; None if there is no comma in them, or no telling."""
+    for batch in table.batches(names):
+        cells = (texts(batch.column(name)) for name in names)
+        mark = numerals.mark_of(cell for column in cells for cell in column[pd.Series(column).str.contains(",")])
+        if mark is not None:
+            return mark
+    return None
+
+
+def _complete(batch: pa.RecordBatch, names: Sequence[str]) -> Mask:
+    """Return which rows of a batch have a value in every column."""
+    present = [np.asarray(texts(batch.column(name)) != "") for name in names]
+    return np.asarray(np.logical_and.reduce(present), dtype=bool)
 
 
 def select_rows(path: Path, frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
@@ -100,7 +132,11 @@ def _parse(where: str | None) -> Where | None:
 
 
 def _check_names(
-    path: Path, names: Sequence[str], known: Collection[str], options: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    names: Sequence[str],
+    known: Collection[str],
+    options: Mapping[str, str] = MappingProxyType({}),
+    note: str = "",
 ) -> None:
     """Raise ``PointsError`` with a line for each unknown column: its name now, or the option that would name it."""
     lines = [
@@ -110,6 +146,8 @@ def _check_names(
         for name in names
         if name not in known
     ]
+    if lines and note:
+        lines.append(f"{path}: it is {note}")
     if lines and all(map(_is_number, known)):
         lines.append(f"{path}: the first line holds only numbers; it must name the columns")
     if lines:
@@ -124,18 +162,23 @@ def _is_number(text: str) -> bool:
     return "_" not in text  # Python reads 1_000, other tools do not
 
 
-def _mask(batch: pa.RecordBatch, condition: Where | None) -> Mask:
+def _mask(batch: pa.RecordBatch, condition: Where | None, mark: DecimalMark = lambda: None) -> Mask:
     """Return which rows of a batch match a condition; without one, all."""
 
     @cache  # a condition may name a column more than once
     def column(name: str, kind: Kind) -> Any:
-        return texts(batch.column(name)) if kind == "text" else numbers(batch.column(name), truth=True)
+        return texts(batch.column(name)) if kind == "text" else numbers(batch.column(name), mark, truth=True)
 
     return np.ones(batch.num_rows, dtype=bool) if condition is None else condition.mask(column, batch.num_rows)
 
 
 def _values(
-    table: Table, batch: pa.RecordBatch, columns: Mapping[str, str], mask: Mask, rows_before: int
+    table: Table,
+    batch: pa.RecordBatch,
+    columns: Mapping[str, str],
+    mask: Mask,
+    rows_before: int,
+    mark: DecimalMark,
 ) -> dict[str, NDArray[Any]]:
     """Return the selected values of a batch by role; raises for the first wrong value of each column."""
     selected = batch.filter(pa.array(mask))
@@ -143,10 +186,10 @@ def _values(
     lines = []
     for role, name in columns.items():
         column = selected.column(name)
-        if role == CONFIG:
+        if role in TEXTS:
             values[role] = np.asarray(texts(column), dtype=object)
             continue
-        values[role] = numbers(column)
+        values[role] = numbers(column, mark)
         wrong = np.flatnonzero(~usable(values[role]))
         if wrong.size:
             place, text = table.locate(rows_before + int(np.flatnonzero(mask)[wrong[0]]), name)

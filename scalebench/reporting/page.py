@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
 from scalebench.reporting.svg import canvas, quiet
 from scalebench.reporting.views import Caption
-from scalebench.store import StoreError, write_atomically
+from scalebench.store import StoreError, write_output
 from scalebench.store.comparisons import Comparisons
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ def render_page(
     overview = build_overview(studies, views) if len(views) > 1 else None
     views += build("comparison", operations_of(compared) if compared else ())
     heading = views[0].title if len(views) == 1 else "Scaling studies" if studies else "Providers compared"
-    css, js = (Markup((HERE / name).read_text()) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
+    css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))  # noqa: S704 - our own files
     return (
         templates()
         .get_template("page.html.j2")
@@ -84,8 +85,7 @@ def _printable(value: Any) -> Any:
 def write_page(html: str, output: Path) -> Path:
     """Write a page to ``output`` and return it. Raises ``StoreError``."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, html.encode())
+        write_output(output, html.encode("utf-8", "replace"))
     except OSError as error:
         raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
     return output
@@ -99,6 +99,10 @@ def draw_picture(study: StudyAnalysis, output: Path) -> Path:
         if not isinstance(caption, Caption):
             marks.axes.set_axis_off()
             marks.axes.text(0, 1, caption or "nothing was measured", wrap=True, va="top")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        marks.figure.savefig(output, dpi=150, facecolor="white", metadata={"Software": None})
+        picture = io.BytesIO()
+        marks.figure.savefig(picture, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    try:
+        write_output(output, picture.getvalue())
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
     return output

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import safetensors
-import torch
 
 from scalebench import store
 from scalebench.data import Data
@@ -20,8 +19,10 @@ from scalebench.points.table import select_rows
 from scalebench.study import FromSection, Parent, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Configure, Request
-from scalebench.workloads.state import STATE
-from scalebench.workloads.weights import WEIGHTS, check_sha256, sha256_of
+from scalebench.workloads.weights import STATE, WEIGHTS, check_sha256, sha256_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ParentTrial:
         """Raise ``InputError`` when the weights are not those of a model with these fields."""
         if model == self.trial.model:
             return
+        import torch
+
         with torch.device("meta"):
             module = FAMILIES[self.trial.family].build(config, "eager")
         expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -67,7 +70,7 @@ class ParentTrial:
             raise InputError(f"{WORKLOADS[child.workload].TABLE}.seed: {seeds[1]}: {reason.format(what)}")
 
 
-def _numbers(module: torch.nn.Module) -> int:
+def _numbers(module: nn.Module) -> int:
     """Return how many numbers a module's weights file has: persistent buffers, too, and tied parameters once."""
     tensors = module.state_dict(keep_vars=True).values()
     return sum({id(tensor): tensor.numel() for tensor in tensors}.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -18,8 +20,7 @@ from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
-from scalebench.workloads.base import Cost, Request
-from scalebench.workloads.building import unserved
+from scalebench.workloads.base import Cost, Request, unserved
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,21 @@ def _configured(
 
 @lru_cache(maxsize=1)
 def _cuda_usable() -> bool:
+    """Whether torch can use a CUDA device. Importing torch takes seconds, so it is asked only if there is a driver."""
+    if "torch" not in sys.modules and not _has_driver():
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Whether this machine has the library of NVIDIA's driver."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _device_kind(device: str) -> str:

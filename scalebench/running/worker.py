@@ -102,8 +102,8 @@ def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
 def status_of(error: Exception) -> str:
     """Return the trial's status after an exception."""
     import torch
+    from scalekernels import Unsupported
 
-    from scalebench.families import Unsupported
     from scalebench.workloads.loop import Diverged
 
     # On a CPU torch reports a failed allocation as a plain RuntimeError.

@@ -13,6 +13,7 @@ from scalebench.store.files import (
     write_table,
 )
 from scalebench.store.names import check_inside, check_name, is_name
+from scalebench.store.outputs import write_output
 from scalebench.store.plans import drop, earlier_ids, left_out_line, of_plans, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
 from scalebench.store.results import Results, export, load_results, read_results
@@ -54,6 +55,7 @@ __all__ = [
     "write_checked_json",
     "write_header",
     "write_json",
+    "write_output",
     "write_record",
     "write_study",
     "write_table",

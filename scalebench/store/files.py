@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from scalebench.store.outputs import write_output
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -81,8 +83,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     else:
         raise StoreError(f"{path}: suffix {path.suffix!r} is not one of .csv, .parquet")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_output(path, content)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 

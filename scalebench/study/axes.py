@@ -75,6 +75,7 @@ def one_of(allowed: Sequence[str]) -> AfterValidator:
             raise ValueError(unknown(value, allowed))
         return value
 
+    check.allowed = tuple(allowed)  # type: ignore[attr-defined]  # for the JSON Schema of study files
     return AfterValidator(check)
 
 

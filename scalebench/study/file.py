@@ -26,7 +26,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             content = file.read(STUDY_BYTES + 1)
         if len(content) > STUDY_BYTES:
             raise StudyError([f"{path}: a study file has at most {STUDY_BYTES:,} bytes"])
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
     except StudyError:

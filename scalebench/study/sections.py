@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -160,10 +161,28 @@ class Study(Section):
         """The file that this study was read from, or its name."""
         return self._origin or self.name
 
+    def __repr__(self) -> str:
+        """Return one line: the name, the axes with more than one value."""
+        axes = ", ".join(f"{name} ({len(values)})" for name, values in self.axes().items() if len(values) > 1)
+        return f"Study {self.name!r}: {self.workload}; axes: {axes or 'none'}"
+
+    __str__ = __repr__  # pydantic prints every field
+
+    def _repr_html_(self) -> str:
+        """Return the axes as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(', '.join(map(str, values)))}</td></tr>"
+            for name, values in self.axes().items()
+            if len(values) > 1
+        )
+        head = "<tr><th>axis</th><th>values</th></tr>"
+        return f"<p>{escape(self.title or self.name)}</p><table>{head}{rows}</table>"
+
     def read_from(self, path: Path, settings: Sequence[str]) -> Study:
         """Remember the file that this study was read from, and return the study."""
         self._origin = str(path)
-        self._text = path.read_text(encoding="utf-8") + "".join(f"# --set {hide(setting)}\n" for setting in settings)
+        changes = "".join(f"# --set {hide(setting)}\n" for setting in settings)
+        self._text = path.read_text(encoding="utf-8-sig") + changes
         return self
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

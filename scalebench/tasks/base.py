@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-Batch = tuple[Tensor, ...]  # each (B, …), the model's inputs first
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Batch: TypeAlias = "tuple[Tensor, ...]"  # each (B, …), the model's inputs first
 
 # First element of the key of a random stream: training batches and validation samples never share one.
 TRAINING, VALIDATION = 0, 1

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
 from scalebench.store import Column
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
@@ -62,6 +63,9 @@ class Classification(MeanLoss):
             yield self._prepared(pixels[rows], labels[rows]), np.arange(start, start + len(labels[rows]))
 
     def _prepared(self, pixels: Pixels, labels: Labels) -> Batch:
+        import torch
+        from torch.nn import functional as F
+
         images = (torch.from_numpy(pixels.astype(np.float32)) - _CENTRE) / _SPREAD
         if self.images.size != self.image_size:
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
@@ -69,11 +73,15 @@ class Classification(MeanLoss):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each image, (B,)."""
+        from torch.nn import functional as F
+
         images, labels = batch
         return F.cross_entropy(model(images).float(), labels, reduction="none")
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss, the label and the predicted class of each image."""
+        from torch.nn import functional as F
+
         images, labels = batch
         logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="none")

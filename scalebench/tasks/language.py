@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scalebench.data.corpus import Corpus, Tokens
 from scalebench.data.synthetic import generator
 from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, LossAlone
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 COLUMNS = (
     Column(
@@ -92,6 +93,8 @@ class NextToken(LossAlone):
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of each window, and its mean bytes of text per token."""
+        import torch
+
         judged = {"loss_nats": self.losses(model, batch)}
         if (each := self.corpus.token_bytes()) is not None:
             judged["bytes_per_token"] = torch.from_numpy(each)[batch[1].cpu()].double().mean(1)
@@ -120,11 +123,15 @@ class BalancedNextToken(NextToken):
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy over time of logits (B, T, V) on targets (B, T), in nats, (B,)."""
+    from torch.nn import functional as F
+
     each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return each.view(targets.shape).mean(1)
 
 
 def _shifted(windows: Tokens) -> Batch:
     """Split windows (B, T+1) into inputs and targets (B, T), int64."""
+    import torch
+
     whole = torch.from_numpy(windows.astype(np.int64))
     return whole[:, :-1], whole[:, 1:]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
 from scalebench.data.text import Text, split
 from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SPECIALS = ("[CLS]", "[SEP]", "[MASK]")  # their ids follow those of the text, in this order
 MASKED_SHARE, AS_MASK, AS_RANDOM = 0.15, 0.8, 0.1
@@ -102,6 +103,8 @@ class MaskedPairs(MeanLoss):
 
     def batch(self, step: int) -> Batch:
         """Return inputs, segments and labels (B, T), and whether the second passage follows (B,), all int64."""
+        import torch
+
         rng, side = generator(TRAINING, self.seed, step), self.side(held_out=False)
         first = rng.integers(side.places.size, size=self.batch_size)
         return tuple(map(torch.from_numpy, self._pairs(side, first, rng)))
@@ -115,6 +118,8 @@ class MaskedPairs(MeanLoss):
 
     def validation(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         """Yield the held-out pairs; the cluster is the document of the first passage."""
+        import torch
+
         *whole, clusters = _validation(self)
         for start in range(0, len(clusters), VALIDATION_BATCH):
             rows = slice(start, start + VALIDATION_BATCH)
@@ -165,6 +170,8 @@ def _validation(task: MaskedPairs) -> tuple[Integers, ...]:
 
 def _both(outputs: tuple[Tensor, Tensor], labels: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:
     """Return each pair's mean loss over its masked tokens and its next-sentence loss, both (B,), in nats."""
+    from torch.nn import functional as F
+
     symbols, follows_logits = outputs  # (B, T, V) and (B, 2)
     flat = symbols.flatten(0, 1).float()
     each = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from scalebench.data.retrieval import Retrieval
 from scalebench.data.synthetic import Teacher, TeacherKind, generator
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, LossAlone
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def noise_entropy(noise_std: float) -> float:
@@ -56,6 +57,8 @@ class GaussianTask(LossAlone):
         """Do nothing: any shape can be drawn."""
 
     def _batch(self, n: int, *key: int) -> Batch:
+        import torch
+
         inputs, outputs = self.draw(n, *key)
         return torch.from_numpy(inputs), torch.from_numpy(outputs)
 

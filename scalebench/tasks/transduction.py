@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from scalebench.data.synthetic import generator
 from scalebench.data.transduction import BEGIN, Transduction
 from scalebench.store import Column
 from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
 from scalebench.tasks.language import token_losses
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 COLUMNS = (
     Column("metric_token_accuracy", "1", "share of the target tokens that are predicted, the ones before given"),
@@ -50,6 +52,8 @@ class Transduce(MeanLoss):
         self.data.check(self.length)
 
     def _draw(self, n: int, *key: int, held_out: bool) -> Batch:
+        import torch
+
         source, target = self.data.draw(
             self.length, n, generator(*key), held_out=held_out, validation_fraction=self.validation_fraction
         )

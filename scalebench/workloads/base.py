@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
+KERNELS = ("triton", "fused")  # the implementations on the fused kernels
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
 # Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
@@ -24,6 +25,11 @@ STARTUP_S = 0.4
 STEP_FLOOR_S = 6e-3
 # Backward costs two forward passes: one for the gradients of the inputs, one for those of the weights.
 FORWARDS_PER_STEP = 3
+SIZE_COLUMNS = (
+    Column("params", "1", "parameters, tied ones once"),
+    Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
+    Column("params_active", "1", "parameters that one token passes through"),
+)
 
 
 class Configure(Protocol):
@@ -149,3 +155,15 @@ def offering(capability: str) -> str:
 def spec_columns(spec: type[Table]) -> tuple[Column, ...]:
     """Return the columns that a Spec's own fields become; their meaning is the fields' description."""
     return tuple(Column(name, "", field.description or "") for name, field in spec.model_fields.items())
+
+
+def unserved(trial: Trial) -> str | None:
+    """Return why no machine can run a trial on the fused kernels; None if one can, or it uses none of them."""
+    implementation, dimension = trial.spec.implementation, trial.model.get("head_dim")
+    if implementation not in KERNELS or implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
+        return None
+    from scalekernels.attention import HEAD_DIMENSIONS
+
+    if dimension in (None, *HEAD_DIMENSIONS):
+        return None
+    return f"head_dim: {implementation!r} has kernels for {', '.join(map(str, HEAD_DIMENSIONS))}, not for {dimension}"

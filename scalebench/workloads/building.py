@@ -6,37 +6,18 @@ import importlib
 from typing import Any
 
 import torch
-from scalekernels import unavailable_reason
+from scalekernels import Unsupported, unavailable_reason
 from torch import nn
 
 from scalebench.data import Data, open_data
-from scalebench.families import FAMILIES, Counts, Unsupported
-from scalebench.store import Column
+from scalebench.families import FAMILIES, Counts
 from scalebench.study import Trial
-
-KERNELS = ("triton", "fused")  # the implementations on the fused kernels
-SIZE_COLUMNS = (
-    Column("params", "1", "parameters, tied ones once"),
-    Column("params_non_embedding", "1", "parameters without embeddings and the output matrix"),
-    Column("params_active", "1", "parameters that one token passes through"),
-)
+from scalebench.workloads.base import KERNELS, unserved
 
 
 def count_columns(counts: Counts) -> dict[str, Any]:
     """Return the columns of a model's size."""
     return {"params": counts.total, "params_non_embedding": counts.non_embedding, "params_active": counts.active}
-
-
-def unserved(trial: Trial) -> str | None:
-    """Return why no machine can run a trial on the fused kernels; None if one can, or it uses none of them."""
-    implementation, dimension = trial.spec.implementation, trial.model.get("head_dim")
-    if implementation not in KERNELS or implementation not in FAMILIES[trial.family].IMPLEMENTATIONS:
-        return None
-    from scalekernels.attention import HEAD_DIMENSIONS
-
-    if dimension in (None, *HEAD_DIMENSIONS):
-        return None
-    return f"head_dim: {implementation!r} has kernels for {', '.join(map(str, HEAD_DIMENSIONS))}, not for {dimension}"
 
 
 def usable_device(trial: Trial) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts
@@ -13,14 +13,13 @@ from scalebench.study import Trial
 from scalebench.workloads.base import (
     DEFAULT_SEQUENCE_LENGTH,
     FORWARDS_PER_STEP,
+    SIZE_COLUMNS,
     STEP_FLOOR_S,
     Cost,
     Decided,
     Request,
     offering,
 )
-from scalebench.workloads.building import SIZE_COLUMNS
-from scalebench.workloads.inference_run import run
 from scalebench.workloads.inference_spec import InferenceSection, InferenceSpec, call_flops, held_bytes
 
 __all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
@@ -53,6 +52,9 @@ COLUMNS = (
     Column("kv_cache_bytes", "B", "size of the cache of keys and values, or of states, of a call"),
     *energy.COLUMNS,
 )
+
+if TYPE_CHECKING:
+    from scalebench.workloads.recorder import Recorder
 
 
 def decide(request: Request) -> Decided:
@@ -103,3 +105,10 @@ def cost(trial: Trial, counts: Counts) -> Cost:
     memory_bytes = held_bytes(family, config, counts, spec) + layer * spec.batch_size * spec.beams
     floor_s = STEP_FLOOR_S / FORWARDS_PER_STEP * (spec.new_tokens or 1)
     return Cost(calls * call_flops(family, config, spec), calls, memory_bytes, floor_s)
+
+
+def run(trial: Trial, recorder: Recorder) -> None:
+    """Run one trial, filling the record's columns as it goes."""
+    from scalebench.workloads.inference_run import run as measure  # imports torch
+
+    measure(trial, recorder)

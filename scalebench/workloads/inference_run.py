@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scalekernels import Unsupported
 from torch import Tensor, nn
 
-from scalebench.families import FAMILIES, Unsupported
+from scalebench.families import FAMILIES
 from scalebench.measure import memory
 from scalebench.measure.energy import EnergyMeter
 from scalebench.study import Trial

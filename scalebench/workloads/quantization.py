@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
+from scalekernels import Unsupported
 from torch import Tensor, nn
-
-from scalebench.families import Unsupported
 
 
 def with_weights(model: nn.Module, dtype: str) -> nn.Module:

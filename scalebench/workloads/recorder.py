@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,14 +103,21 @@ class Recorder:
         rate: float | None = peak["flops_per_s"]
         return rate
 
-    def progress(self, done: int, total: int) -> None:
-        """Record the steps done, and write a heartbeat: at most one a second, and one at the end."""
+    def progress(self, done: int, total: int, loss: Callable[[], float] | None = None) -> None:
+        """Record the steps done, and write a heartbeat: at most one a second, and one at the end.
+
+        The heartbeat has the ``loss`` of the last step, if there is one, and the memory of this process.
+        """
         self.columns["stop_step"] = done
         now = time.monotonic()
         if now - self._last_beat_s >= HEARTBEAT_EVERY_S or done == total:
             self._last_beat_s = now
             # Once a second: not synced.
-            (self.attempt / "heartbeat.json").write_text(json.dumps({"step": done, "steps": total}), encoding="utf-8")
+            beat: dict[str, float] = {"step": done, "steps": total, "memory_bytes": psutil.Process().memory_info().rss}
+            value = None if loss is None else loss()
+            if value is not None and math.isfinite(value):
+                beat["loss"] = value
+            (self.attempt / "heartbeat.json").write_text(json.dumps(beat), encoding="utf-8")
 
     def save_samples(self, name: str, frame: Any) -> None:
         """Write a table of samples as Parquet, atomically. Where that fails the trial keeps its result without them."""

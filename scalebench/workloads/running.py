@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from scalebench.optim.fused import clips
 from scalebench.tasks import Task
+from scalebench.workloads.base import KERNELS
 from scalebench.workloads.batches import to_device
-from scalebench.workloads.building import KERNELS, compile_blocks, compile_model
+from scalebench.workloads.building import compile_blocks, compile_model
 from scalebench.workloads.loop import Step, backward, loss_scaler
 from scalebench.workloads.mixed_precision import WorkingCopy, computes_in
 from scalebench.workloads.parallel import replicated

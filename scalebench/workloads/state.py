@@ -19,9 +19,7 @@ from torch.optim import Optimizer
 
 from scalebench.store import StoreError
 from scalebench.workloads.parallel import rank, whole_state
-from scalebench.workloads.weights import check_sha256, replaced, sha256_of
-
-STATE = "state.safetensors"
+from scalebench.workloads.weights import STATE, check_sha256, replaced, sha256_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
 from scalebench.families import Counts
@@ -11,12 +11,21 @@ from scalebench.optim.optimizers import OPTIMIZERS
 from scalebench.store import Column
 from scalebench.study import Trial
 from scalebench.tasks import METRIC_COLUMNS
-from scalebench.workloads.base import DEFAULT_SEQUENCE_LENGTH, Cost, Decided, Request, offering, step_flops
-from scalebench.workloads.building import SIZE_COLUMNS
+from scalebench.workloads.base import (
+    DEFAULT_SEQUENCE_LENGTH,
+    SIZE_COLUMNS,
+    Cost,
+    Decided,
+    Request,
+    offering,
+    step_flops,
+)
+from scalebench.workloads.distribution import decided_parallel
 from scalebench.workloads.graphs import decided_graph
-from scalebench.workloads.parallel import decided_parallel
-from scalebench.workloads.training_run import run
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
+
+if TYPE_CHECKING:
+    from scalebench.workloads.recorder import Recorder
 
 __all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
 
@@ -137,3 +146,10 @@ def cost(trial: Trial, counts: Counts) -> Cost:
     memory_bytes = 4 * counts.total * ((2 + state) * copies[0] + copies[1]) + counts.activation_bytes * rows
     flops = step_flops(counts, spec.batch_size) * spec.steps
     return Cost(flops, spec.steps, memory_bytes, processes=spec.processes)
+
+
+def run(trial: Trial, recorder: Recorder) -> None:
+    """Run one trial, filling the record's columns as it goes."""
+    from scalebench.workloads.training_run import run as measure  # imports torch
+
+    measure(trial, recorder)

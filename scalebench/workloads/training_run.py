@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scalekernels import Unsupported
 from torch import nn
 from torch.optim import Optimizer
 
-from scalebench.families import FAMILIES, Counts, Unsupported
+from scalebench.families import FAMILIES, Counts
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns, warm_mask
 from scalebench.measure.energy import EnergyMeter
@@ -18,9 +19,8 @@ from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads import parallel
-from scalebench.workloads.base import step_flops
+from scalebench.workloads.base import KERNELS, step_flops
 from scalebench.workloads.building import (
-    KERNELS,
     build_model,
     configuration,
     count_columns,
@@ -149,11 +149,12 @@ class TrainingRun:
 
     def check(self, done: int) -> None:
         """Report progress, and raise ``Diverged`` when one of the losses so far is not finite, in every process."""
-        self.recorder.progress(done, self.spec.steps)
-        assert self.losses is not None
-        parallel.average(self.losses[self.checked : done])
+        losses = self.losses
+        assert losses is not None
+        self.recorder.progress(done, self.spec.steps, lambda: float(losses[done - 1]))
+        parallel.average(losses[self.checked : done])
         self.checked = done
-        check_finite(self.losses, done)
+        check_finite(losses, done)
 
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step."""

@@ -11,7 +11,7 @@ from scalebench.optim.schedules import SCHEDULES
 from scalebench.study import Section
 from scalebench.study.axes import Axis, Count, Finite, Fraction, LearningRate, Share, WholeNumber, one_of
 from scalebench.workloads.base import DEVICES, IMPLEMENTATIONS, PRECISIONS
-from scalebench.workloads.parallel import PARALLEL
+from scalebench.workloads.distribution import PARALLEL
 
 BUDGETS = ("steps", "tokens", "tokens_per_param", "flops")
 GRAPHS = ("auto", "none", "blocks", "model", "step")

@@ -7,14 +7,17 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
-from safetensors.torch import load_model, save_model
-from torch import nn
 
 from scalebench.store import StoreError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 WEIGHTS = "weights.safetensors"
+STATE = "state.safetensors"  # of a training run, see ``state``
 
 
 def save_weights(model: nn.Module, attempt: Path) -> tuple[str, int]:
@@ -22,6 +25,8 @@ def save_weights(model: nn.Module, attempt: Path) -> tuple[str, int]:
 
     ``trial.json`` in the same folder says what the model is. The file is there whole or not at all.
     """
+    from safetensors.torch import save_model
+
     path = attempt / WEIGHTS
     with replaced(path) as temporary:
         save_model(model, str(temporary))
@@ -33,6 +38,8 @@ def load_weights(model: nn.Module, attempt: Path, sha256: str | None = None) -> 
 
     Raises ``StoreError`` when the file is missing or damaged, is not of this model, or has another SHA-256.
     """
+    from safetensors.torch import load_model
+
     path = attempt / WEIGHTS
     if sha256 is not None:
         check_sha256(path, sha256)

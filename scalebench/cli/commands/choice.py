@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.cli.output import say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
-from scalebench.points.files import open_table
+from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_values
 from scalebench.points.roles import column_names, column_options, find_law, law_columns, named_laws
 from scalebench.points.table import read_columns
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def choose_law(
-    path: Path, text: str, given: Mapping[str, str], where: str | None, options: Mapping[str, Any]
+    path: Path,
+    text: str,
+    given: Mapping[str, str],
+    where: str | None,
+    options: Mapping[str, Any],
+    last_of: str | None = None,
 ) -> tuple[str, Choice | None]:
     """Return the law that ``text`` names; for ``auto`` or ``A,B`` the one of lowest hold-out error, with the ranking.
 
@@ -29,8 +34,8 @@ def choose_law(
         return text, None
     laws = named_laws(text, given, open_table(path).names)
     form = find_law(laws[0])
-    columns = law_columns(form, given, of_results=path.is_dir(), names=column_names(path))
-    points = fit_values(read_columns(path, columns, where, options=column_options(form)))
+    columns = law_columns(form, given, of_results=is_results(path), names=column_names(path))
+    points = fit_values(read_columns(path, columns, where, options=column_options(form), last_of=last_of))
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
     try:
@@ -44,5 +49,5 @@ def print_choice(choice: Choice) -> None:
     """Print the laws by hold-out error, and those that were refused."""
     rows = [(law.law, f"{law.error_percent:.3g} %", "tied" if law.tied else "", law.reason) for law in choice.ranking]
     say(f"laws by hold-out error: {choice.n_forecasts} forecasts of {choice.n_configurations} configurations", "")
-    table("", ("law", "hold-out error", "", "reason"), rows)
+    table("", ("law", "hold-out error", "", "reason"), rows, last_is_text=True)
     say(*(f"{law}: refused: {reason}" for law, reason in choice.refused.items()), "")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from scalebench.cli.output import duration, print_json, quantity, say, table
+from scalebench.cli.counted import counted
+from scalebench.cli.output import duration, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
+from scalebench.reporting.quantities import NBSP, bounded
 
 COMPLAINTS = 3
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
-HEADER = ("case", "provider", "time", "95 % interval", "FLOP/s", "B/s", "memory", "error/eager", "speedup", "verdict")
+HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
 
 
 def run_compare(
@@ -30,7 +31,8 @@ def run_compare(
         from scalebench.comparison.imported import import_files
 
         margin, line = options.margin, command_line()
-        rows = import_files(imports, operation, options.baseline, margin, results, line)
+        rows, missing = import_files(imports, operation, options.baseline, margin, results, line)
+        warn(*counted(missing))
         return _print(Comparison(results, rows), as_json=as_json)
     if operation is None:
         raise InputError([f"compare: give an operation ({', '.join(OPERATION_MODULES)}) or a .py file"])
@@ -57,51 +59,55 @@ def _announce(plan: ComparisonPlan) -> None:
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
-        print(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy", file=sys.stderr)
+        warn(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy")
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> int:
     code = 3 if comparison.ended == "interrupted" else 0 if comparison.good else 1
     if comparison.ended:
         left = f"; not measured: {', '.join(comparison.not_measured)}" if comparison.not_measured else ""
-        print(f"ended early, what was measured is kept: {comparison.ended}{left}", file=sys.stderr)
+        warn(f"ended early, what was measured is kept: {comparison.ended}{left}")
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         print_json({"run": str(comparison.run), "rows": comparison.rows, **end})
         return code
-    last = None
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
-        lines.append((row["case"] if row["case"] != last else "", *_cells(row)))
-        last = row["case"]
-    table("", HEADER, lines, text_columns=2)
+        if (row["case"],) not in lines:
+            lines.append((row["case"],))
+        lines.append(_cells(row))
+    table("", HEADER, lines)
+    say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["status"] != "ok":
-        return (row["provider"], row["status"], *[""] * (len(HEADER) - 3))
+        return (row["provider"], row["status"], *[""] * (len(HEADER) - 2))
     error = f"{row['error_ratio']:.3g}" if row["error_ratio"] is not None else "exact" * (row["max_abs_error"] == 0)
     mark = {True: error, False: f"WRONG {error}".strip(), None: "unchecked"}[row["accepted"]]
     return (
         row["provider"],
-        quantity(row["time_median_s"], "s"),
-        _interval(row),
-        quantity(row["achieved_flops_per_s"]),
-        quantity(row["achieved_bytes_per_s"]),
-        quantity(row["peak_memory_bytes"], "B"),
+        _time(row),
         mark,
         speedup(row),
         row["verdict"] or ("baseline" if row["provider"] == row["baseline"] else "-"),
+        quantity(row["achieved_flops_per_s"]),
+        quantity(row["achieved_bytes_per_s"]),
+        quantity(row["peak_memory_bytes"], "B"),
     )
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _time(row: Mapping[str, Any]) -> str:
+    """Write a time with its interval in one unit: 12.5 ms (8.83 to 17.6)."""
     low, high = row["time_low_s"], row["time_high_s"]
     if low is None:
-        return "-"
-    return f"{quantity(low, 's')} to {quantity(high, 's')}" if high < WIDEST * low else f"wider than ×{WIDEST:g}"
+        return quantity(row["time_median_s"], "s")
+    if not high < WIDEST * low:
+        return f"{quantity(row['time_median_s'], 's')} (wider than ×{WIDEST:g})"
+    value, interval = (text.replace(NBSP, " ") for text in bounded(row["time_median_s"], low, high, "s"))
+    return f"{value} ({interval.rsplit(' ', 1)[0]})"
 
 
 def speedup(row: Mapping[str, Any]) -> str:

@@ -11,9 +11,10 @@ from scalebench.advice import best_set, compute_multiplier, next_trial, optimum_
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
 from scalebench.analysis.trials import LOSS
-from scalebench.cli.output import print_json, say, table
+from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
+from scalebench.points.files import is_results
 from scalebench.points.fit_file import json_safe, open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 GRID = 9  # values of each input in the grid of candidates
 FAR = 1.1  # extrapolation factor in compute from which a warning is printed
+UNLIKELY = 1e3  # compute multiplier beyond which FLOPs of two units are the likely reason
 SHOWN = 5  # alternatives that are printed
 
 
@@ -126,6 +128,8 @@ def run_worth(
         multiplier = compute_multiplier(fits[0], fits[1], loss)
     except FitRefused as refusal:
         raise InputError([f"{baseline} and {changed}: {refusal}"]) from refusal
+    if not 1 / UNLIKELY < multiplier.multiplier < UNLIKELY:
+        warn(f"a multiplier of {multiplier.multiplier:.2g}: are the FLOPs of both in the same unit?")
     print_json(json_safe(multiplier.to_dict())) if as_json else print_worth(multiplier)
     return 0
 
@@ -149,7 +153,7 @@ def print_worth(found: ComputeMultiplier) -> None:
             say(f"the {name} reaches that loss at ×{significant(beyond)} its largest compute: measure closer to it")
     if found.unreached:
         say(f"{100 * found.unreached:.3g} % of bootstrap refits never reach that loss and count as infinite compute")
-    say(f"intervals: {found.method}")
+    say(f"intervals: {'; '.join(dict.fromkeys(found.method.split('; ')))}")
 
 
 def run_tune(
@@ -164,7 +168,7 @@ def run_tune(
 ) -> int:
     """Print the law of the best value of a swept column, and the best value at the requested sizes."""
     names = {name: name for name in (*against, optimised)}
-    loss = loss_column or (LOSS if path.is_dir() else "loss")
+    loss = loss_column or (LOSS if is_results(path) else "loss")
     options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
     points = read_columns(path, {**names, "loss": loss}, where, options=options).values
     try:

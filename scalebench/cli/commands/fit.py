@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import trial_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
-from scalebench.cli.output import print_json, quantity, say, table
+from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
+from scalebench.points.doubts import data_doubts, run_column
+from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
-from scalebench.points.roles import column_names
+from scalebench.points.numerals import number
+from scalebench.points.roles import RUN, column_names
+from scalebench.points.table import CONFIG
 from scalebench.points.warnings import far_warnings, point_warnings, unused_data
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.store import StoreError, write_json
+from scalebench.store import StoreError, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
     from scalebench.points.table import PointTable
 
-STANDARD_OUTPUT = Path("-")
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -32,7 +35,7 @@ def assigned(option: str, texts: Sequence[str], *, text: bool = False) -> dict[s
     for assignment in texts:
         name, equals, value = (part.strip() for part in assignment.partition("="))
         try:
-            values[name] = value if text else float(value)
+            values[name] = value if text else number(value)
         except ValueError:
             equals = ""
         if not (name and equals and value):
@@ -55,22 +58,27 @@ def run_fit(
     options: Mapping[str, Any],
     refits: Refits,
     *,
+    last: bool,
     backtest: bool,
     output: Path | None,
+    as_json: bool,
 ) -> int:
-    """Fit a law, print it, and write it as JSON if requested; return the exit code."""
-    law, choice = choose_law(points, law, columns, where, options)
-    fitted, read = fit_points(points, law, columns, where, options, refits)
+    """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
+    columns, last_of = _runs(points, columns, last=last)
+    law, choice = choose_law(points, law, columns, where, options, last_of)
+    fitted, read = fit_points(points, law, columns, where, options, refits, last_of)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
-        print(f"not used by {law}: column {columns[role]!r} for {role}", file=sys.stderr)
+        warn(f"not used by {law}: column {columns[role]!r} for {role}")
     for line in _warnings(points, fitted, read, where):
-        print(line, file=sys.stderr)
+        warn(line)
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
     if backtest:
         document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
-    if output == STANDARD_OUTPUT:
+    if output is not None:
+        _write(output, document)
+    if as_json:
         print_json(document)
         return 0
     if choice is not None:
@@ -80,16 +88,31 @@ def run_fit(
         print_backtest(tested)
         print_distances(document["backtest_by_distance"])
     if output is not None:
-        _write(output, document)
-        say(f"written: {output}")
+        say_exactly(f"written: {output}")
     return 0
+
+
+def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[str, str], str | None]:
+    """Return the columns, and the run column if only the last row of each run counts.
+
+    Without ``last``, the rows of a run are one configuration. Raises ``InputError`` without a run column.
+    """
+    others = {role: name for role, name in columns.items() if role != RUN}
+    run = columns.get(RUN)
+    if last:
+        run = run or (None if is_results(path) else run_column(open_table(path).names))
+        if run is None:
+            raise InputError([f"{path}: --last needs the column that names the run of each row: --run-column"])
+        return others, run
+    return others | ({} if run is None else {CONFIG: run}), None
 
 
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
-    if path.is_dir():
+    if is_results(path):
         return [*trial_warnings(path, where), *(f"{path}: {line}" for line in far_warnings(fit))]
-    unused = unused_data(fit.law.inputs, read.columns, column_names(path))
+    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, column_names(path))]
+    unused += data_doubts(path, read)
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
     lines = (*unused, *point_warnings(fit_values(read)), *far_warnings(fit), *([wait] if slow else []))
@@ -98,8 +121,7 @@ def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list
 
 def _write(output: Path, document: dict[str, Any]) -> None:
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, document)
+        write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise StoreError(f"{output}: cannot be written ({error.strerror})") from error
 
@@ -111,7 +133,7 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         low, high = ends(document["intervals"][name])
         rows.append((name, *bounded(value, low, high), _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
-    table("", ("parameter", "value", "95 % interval", ""), rows)
+    table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
     agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
     reason = f" ({document['interval_reason']})" if document["interval_reason"] else ""
     bounds = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"

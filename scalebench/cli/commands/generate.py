@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalebench import store
 from scalebench.cli.output import say
 from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
-from scalebench.workloads.building import configuration
-from scalebench.workloads.completion import WRITERS, Request
-from scalebench.workloads.trained import load_trained
 from scalebench.workloads.weights import WEIGHTS
+
+if TYPE_CHECKING:
+    from scalebench.workloads.completion_options import Request
 
 SHOWN_TRIALS = 10
 
@@ -21,6 +22,10 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``."""
     request.check()
     attempt = find_weights(results, trial)
+    from scalebench.workloads.building import configuration
+    from scalebench.workloads.completion import WRITERS
+    from scalebench.workloads.trained import load_trained
+
     trained, model = load_trained(attempt)
     family = FAMILIES[trained.family]
     ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)

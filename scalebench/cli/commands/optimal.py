@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,12 @@ from scalebench.advice import Counting, conventions, envelope, isoflop, parametr
 from scalebench.advice.allocation import PARAMETER_COLUMNS, count
 from scalebench.advice.compute_optimal import flops_law
 from scalebench.advice.data_constrained import QUANTITIES, data_constrained_optimum
-from scalebench.cli.output import print_json, say, table
+from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
+from scalebench.points.files import is_results
 from scalebench.points.fit_file import json_safe, open_fit
 from scalebench.points.roles import RUN, read_roles
 from scalebench.points.warnings import point_warnings
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
+WIDEST = 1e4  # ratio of the ends of an interval from which an optimum is not determined
 
 
 def run_optimal(
@@ -49,15 +50,17 @@ def run_optimal(
     optional = ("tokens", "flops", *PARAMETER_COLUMNS.values(), RUN)
     points = read_roles(path, ("loss",), optional, columns, where)
     allocated, refused = allocations(points, approaches, counting)
-    for line in [] if path.is_dir() else point_warnings(points):
-        print(f"{path}: {line}", file=sys.stderr)
+    for line in [] if is_results(path) else point_warnings(points):
+        warn(f"{path}: {line}")
     at = list(budgets) or [_largest(path, points, counting)]
-    by_convention = conventions(points, at[-1])
+    settled = 3 not in refused and all(_at(each, at[-1])["determined"] for each in allocated)
+    by_convention = conventions(points, at[-1]) if settled else []
     if as_json:
         print_json(json_safe(_document(allocated, refused, at, by_convention)))
     else:
         _print(allocated, refused, at, counting)
-        _print_conventions(by_convention, at[-1])
+        if by_convention:
+            _print_conventions(by_convention, at[-1])
     return 0 if allocated else 2
 
 
@@ -117,6 +120,11 @@ def _allocation(points: Mapping[str, Any], approach: int, counting: Counting) ->
         return isoflop(points, counting)
     columns = count(points, counting)
     surface = fit_law({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
+    if surface.status == "max_iterations" or surface.starts_agreeing < 2:
+        agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
+        raise FitRefused(
+            f"the fit did not settle (status {surface.status}, {agreeing}): the points determine no optimum"
+        )
     return parametric(surface, counting, cost=flops_law(columns) if counting.flops == "exact" else None)
 
 
@@ -135,7 +143,13 @@ def _at(allocation: Allocation, budget: float) -> dict[str, Any]:
         row[name] = float(getattr(allocation, name)(budget)[0])
         ends = getattr(allocation, f"{name}_interval")(budget) if allocation.draws is not None else None
         row[f"{name}_interval"] = ends and [float(ends[0][0]), float(ends[1][0])]
-    return row
+    row["determined"] = all(_is_determined(row[name], row[f"{name}_interval"]) for name in ("params", "tokens"))
+    return row if row["determined"] else dict.fromkeys(row) | {"flops": budget, "determined": False}
+
+
+def _is_determined(value: float, ends: Sequence[float] | None) -> bool:
+    """Whether an optimum is inside its own interval, and known at least to a few orders of magnitude."""
+    return ends is None or (ends[0] <= value <= ends[1] and ends[1] < WIDEST * ends[0])
 
 
 def _document(
@@ -159,7 +173,7 @@ def _print(
             (f"{allocation.approach}", *(_exponent(allocation, name) for name in EXPONENTS), allocation.method)
             for allocation in allocated
         ]
-        table("", ("approach", *EXPONENTS, "interval from"), rows)
+        table("", ("approach", *EXPONENTS, "interval from"), rows, last_is_text=True)
         say("")
         shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
@@ -201,6 +215,8 @@ def _exponent(allocation: Allocation, name: str) -> str:
 
 def _spent(allocation: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
     cells = [f"{row['flops']:.3g}", f"{allocation.approach}"]
+    if not row["determined"]:
+        return (*cells, "not determined", "", "not determined", "")
     for name in ("params", "tokens"):
         ends = row[f"{name}_interval"]
         cells += [quantity(row[name]), "no interval" if ends is None else f"{quantity(ends[0])} to {quantity(ends[1])}"]
@@ -219,4 +235,4 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]), "")
         shown.append((row["counting_params"], row["counting_flops"], *cells))
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
-    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2)
+    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2, last_is_text=True)

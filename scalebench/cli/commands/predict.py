@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.predictions import PredictedQuantity, SizePrediction, predict_fit, predict_size
 from scalebench.analysis.selected import select_study
-from scalebench.cli.output import duration, print_json, say, table
+from scalebench.cli.output import duration, print_json, say, table, warn
 from scalebench.errors import InputError
-from scalebench.points.files import is_table_file
+from scalebench.points.files import is_fit, is_results, is_table_file
 from scalebench.points.fit_file import from_document, json_safe
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 from scalebench.store import left_out_line
@@ -67,10 +66,10 @@ def _check_numbers(params: float | None, tokens: float | None, others: Mapping[s
 def _predict(
     source: Path, params: float | None, tokens: float | None, others: Mapping[str, float], where: str | None
 ) -> SizePrediction:
-    if is_table_file(source):
-        fit = f"scalebench fit {source} --json fit.json"
+    if is_table_file(source) or (source.is_dir() and not is_results(source)):
+        fit = f"scalebench fit {source} --output fit.json"
         raise InputError([f"{source}: predict needs a fitted law: `{fit}`, then `scalebench predict fit.json`"])
-    if source.is_dir() or source.suffix != ".json":
+    if not is_fit(source):
         if others:
             raise InputError([f"{source}: --input is for fitted laws; trials are predicted from --params and --tokens"])
         if params is None:
@@ -84,7 +83,7 @@ def _predict(
 def _predict_trials(path: Path, params: float, tokens: float | None, where: str | None) -> SizePrediction:
     study = select_study(path, where)
     if study.left_out:
-        print(left_out_line(study.left_out), file=sys.stderr)
+        warn(left_out_line(study.left_out))
     (series,), surface = study.series, next(iter(study.surfaces), None)
     if tokens is not None and series.recipe.unit != "tokens":
         raise InputError([f"{path}: these trials count samples, not tokens: leave --tokens out"])
@@ -98,7 +97,7 @@ def _predict_law(path: Path, given: Mapping[str, float | None]) -> SizePredictio
     options = {name: f"--input {name}" for name in given} | {"params": "--params", "tokens": "--tokens"}
     for name in (name for name in options if name != "x" and given[name] is not None):
         if not {name, "x" if name == "params" else name} & set(law.inputs):
-            print(f"{options[name]} is not used: {law.name} predicts from {needed}", file=sys.stderr)
+            warn(f"{options[name]} is not used: {law.name} predicts from {needed}")
     inputs = {name: value for name in law.inputs if (value := given.get(name)) is not None}
     missing = [OPTIONS.get(name, f"--input {name}=NUMBER") for name in law.inputs if name not in inputs]
     if missing:

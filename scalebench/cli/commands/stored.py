@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +10,18 @@ from typing import TYPE_CHECKING
 
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
-from scalebench.cli.output import print_json, say, table, trials, visible
+from scalebench.cli.counted import counted
+from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST_ALIKE = 10  # failures of one kind that are all listed
+FIRST_IDS = 3
+LONGEST_MESSAGE = 500
 
 
 def show_status(results: Path, *, as_json: bool) -> int:
@@ -43,41 +46,23 @@ def show_status(results: Path, *, as_json: bool) -> int:
         rows = [(study, *(str(count.get(name, 0)) for name in used)) for study, count in counts.items()]
         if rows:
             table(str(results), ("study", *used), rows)
-        for row in failed.itertuples(index=False):
-            say(f"{row.study!s}/{row.trial_id!s} {row.status!s}: {shortened(row.error_message or row.error_class)}")
+        reasons = (
+            f"{row.study!s}/{row.trial_id!s} {row.status!s}: {shortened(row.error_message or row.error_class)}"
+            for row in failed.itertuples(index=False)
+        )
+        say(*counted(reasons, MOST_ALIKE))
         say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
-        say(*(f"damaged, counts as missing: {line}" for line in grouped(damaged)))
+        say(*(f"damaged, counts as missing: {shortened(line)}" for line in counted(damaged)))
         say(*stored.incomplete, *_notes(stored, planned))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
     return 0 if complete and not damaged else 1
-
-
-LONGEST_MESSAGE = 500
-SHOWN_ALIKE = 3
 
 
 def shortened(message: object) -> str:
     """Return the beginning of a message that would fill the screen."""
     text = str(message)
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}… ({len(text):,} characters)"
-
-
-def grouped(lines: Sequence[str]) -> list[str]:
-    """Return lines ``path: reason``: of many with one reason and one name of a file, the first and their number."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for line in lines:
-        path, _, reason = line.partition(": ")
-        alike.setdefault((Path(path).name, re.sub(r"\d+|'.*'", "…", reason)), []).append(line)
-    return [
-        text
-        for group in alike.values()
-        for text in (
-            [shortened(line) for line in group]
-            if len(group) <= SHOWN_ALIKE
-            else [f"{shortened(group[0])} (and {len(group) - 1:,} more like this)"]
-        )
-    ]
 
 
 def _unfinished(stored: store.Results, name: str) -> list[str]:
@@ -91,7 +76,7 @@ def _notes(stored: store.Results, planned: pd.DataFrame) -> list[str]:
     notes = [store.left_out_line(len(stored.frame) - len(planned))]
     for name in stored.studies:
         if ids := _unfinished(stored, name):
-            listed = " ".join(ids[:SHOWN_ALIKE]) + (" …" if ids[SHOWN_ALIKE:] else "")
+            listed = " ".join(ids[:FIRST_IDS]) + (" …" if ids[FIRST_IDS:] else "")
             count = trials(len(ids))
             notes.append(
                 f"{name}: {count} of an earlier plan without a result: {listed} (`scalebench drop` forgets them)"
@@ -167,8 +152,8 @@ def export_table(results: Path, output: Path) -> int:
     Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
     stored = store.read_results(results)
-    for line in grouped(stored.damaged):
-        print(f"damaged, left out: {visible(line)}", file=sys.stderr)
+    for line in counted(stored.damaged):
+        warn(f"damaged, left out: {line}")
     compared = read_comparisons(results).frame
     if len(stored.frame) or compared.empty:
         store.export(stored, output)

@@ -1,28 +1,29 @@
-"""The commands run, plan and demo."""
+"""The commands run and demo."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalebench import store
-from scalebench.cli.commands.stored import grouped
-from scalebench.cli.output import duration, print_json, quantity, say, table, trials
+from scalebench.cli.counted import counted
+from scalebench.cli.live_page import LivePage
+from scalebench.cli.output import duration, quantity, say, say_exactly, trials, warn
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
+    from scalebench.cli.progress import TrialLabel
     from scalebench.running.planning import PlannedTrial
     from scalebench.running.sweep import Sweep
     from scalebench.study import Study
 
-SHOWN_SIZES, SHOWN_TRIALS = 40, 10
+SHOWN_TRIALS = 10
 STOPPED = 3  # exit code of a run that can be continued
 
 
@@ -40,7 +41,10 @@ def statuses(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How ``run`` runs a study. ``retry`` has the statuses to run again; ``force`` ignores predicted memory."""
+    """How ``run`` runs a study. ``retry`` has the statuses to run again; ``force`` ignores predicted memory.
+
+    With ``report`` the study's page is kept current while trials finish; at the end its ``verdict`` is printed.
+    """
 
     jobs: int | None = None
     retry: Sequence[str] = ()
@@ -49,6 +53,8 @@ class RunOptions:
     fresh_code: bool = False
     fail_fast: bool = False
     force: bool = False
+    report: bool = False
+    verdict: bool = True
 
 
 def run_study(name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool) -> int:
@@ -67,56 +73,93 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
         check_memory(sweep.missing)
     _announce(sweep, as_json=as_json)
     try:
-        _execute(sweep, study, options, as_json=as_json)
+        page = LivePage(sweep.study_dir) if options.report else None
+        _execute(sweep, study, options, page, as_json=as_json)
+        if page:
+            page.write()
     except (OSError, store.StoreError) as error:  # a full disk, or a folder that was removed or made read-only
         reason = f"{error.filename or results}: {error.strerror}" if isinstance(error, OSError) else error
-        print(f"stopped: {reason}; finished trials are kept, the same command goes on", file=sys.stderr)
+        warn(f"stopped: {reason}; finished trials are kept, the same command goes on")
         return STOPPED
-    _conclude(sweep, name, settings, results, time.monotonic() - begun, as_json=as_json)
+    elapsed_s, place = time.monotonic() - begun, page.path if page else None
+    if as_json:
+        _summarise(sweep, elapsed_s, place)
+    else:
+        _conclude(sweep, name, settings, results, elapsed_s, place)
+        say(*(_verdict(sweep) if options.verdict else ()))
     return 0 if set(sweep.statuses()) <= {"ok"} else 1
 
 
-def _execute(sweep: Sweep, study: Study, options: RunOptions, *, as_json: bool) -> None:
+def _execute(sweep: Sweep, study: Study, options: RunOptions, page: LivePage | None, *, as_json: bool) -> None:
     """Run the missing trials and show their progress; with ``fail_fast`` up to the first that is not ok."""
     from scalebench.cli.progress import Progress, SweepProgress
     from scalebench.running.sweep import execute, resources_of
 
     expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
+    labels = {trial.trial_id: _label(trial) for trial in sweep.missing}
     with Progress(quiet=as_json) as display:
-        progress = SweepProgress(expected, display)
+        progress = SweepProgress(expected, display, labels)
         rows = execute(sweep, study, jobs=options.jobs, engine=options.engine, order=options.order, tick=progress.tick)
         with contextlib.closing(rows):
             for row in rows:
                 progress.finish(row, as_json=as_json)
+                if page:
+                    page.refresh()
                 if options.fail_fast and row["status"] != "ok":
                     return
 
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
-    for line in grouped(sweep.damaged):
-        print(f"damaged, counts as missing: {line}", file=sys.stderr)
+    for line in counted(sweep.damaged):
+        warn(f"damaged, counts as missing: {line}")
     if sweep.other_code:
         text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
-        print(text, file=sys.stderr)
+        warn(text)
     if not as_json:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
 
 
-def _conclude(
-    sweep: Sweep, name: str, settings: Sequence[str], results: Path, elapsed_s: float, *, as_json: bool
-) -> None:
+def _label(planned: PlannedTrial) -> TrialLabel:
+    """Return what a running trial is called, and what one of its steps processes."""
+    from scalebench.cli.progress import TrialLabel
+
+    spec = planned.trial.spec
+    length = getattr(spec, "sequence_length", None)
+    text = f"{planned.trial.family} {quantity(planned.counts.non_embedding)} seed {spec.seed}"
+    return TrialLabel(text, spec.batch_size * (length or 1), "tokens" if length else "samples")
+
+
+def _verdict(sweep: Sweep) -> list[str]:
+    """Return the sentences at the head of the study's page, if any trial ended ok."""
+    if not any(row["status"] == "ok" for row in sweep.rows.values()):
+        return []
+    from scalebench.analysis.study import analyse
+    from scalebench.reporting import verdict
+
+    return ["", *verdict(analyse(store.read_results(sweep.study_dir), sweep.study_dir.name))]
+
+
+def _summarise(sweep: Sweep, elapsed_s: float, page: Path | None) -> None:
+    """Print the outcome as one JSON line."""
     counts = dict(sweep.statuses())
-    if as_json:
-        summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
-        print(json.dumps(summary | {"elapsed_s": elapsed_s, "results": str(sweep.study_dir)}))
-        return
-    shown = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
+    places = {"results": str(sweep.study_dir)} | ({"report": str(page)} if page else {})
+    print(json.dumps(summary | {"elapsed_s": elapsed_s} | places))
+
+
+def _conclude(
+    sweep: Sweep, name: str, settings: Sequence[str], results: Path, elapsed_s: float, page: Path | None
+) -> None:
+    """Print the outcome, what did not end ok with the command that runs it again, and where the page is."""
+    shown = ", ".join(f"{number} {status}" for status, number in sorted(sweep.statuses().items()))
     say(f"{sweep.executed} executed in {duration(elapsed_s)}: {shown}")
     wrong = {trial_id: row for trial_id, row in sweep.rows.items() if row["status"] != "ok"}
-    for trial_id, row in list(wrong.items())[:SHOWN_TRIALS]:
-        say(f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}")
-    if len(wrong) > SHOWN_TRIALS:
-        say(f"… and {len(wrong) - SHOWN_TRIALS} more")
+    lines = counted(
+        f"{trial_id} {row['status']}: {row['error_message'] or row['error_class']}" for trial_id, row in wrong.items()
+    )
+    say(*lines[:SHOWN_TRIALS])
+    if len(lines) > SHOWN_TRIALS:
+        say(f"… and {len(lines) - SHOWN_TRIALS} more")
     if wrong:
         words = ["scalebench", "run", name, *(word for setting in settings for word in ("--set", setting))]
         words += [
@@ -125,8 +168,8 @@ def _conclude(
             "--retry",
             ",".join(sorted({str(row["status"]) for row in wrong.values()})),
         ]
-        say(f"to run them again: {shlex.join(words)}; their logs are in {sweep.study_dir}/trials")
-    say(f"report: scalebench report {sweep.study_dir}")
+        say_exactly(f"to run them again: {shlex.join(words)}; their logs are in {sweep.study_dir}/trials")
+    say_exactly(f"report: {page}" if page else f"report: scalebench report {sweep.study_dir}")
 
 
 def run_demo(results: Path, output: Path | None) -> int:
@@ -137,132 +180,9 @@ def run_demo(results: Path, output: Path | None) -> int:
     from scalebench.analysis.study import analyse
     from scalebench.reporting import picture, verdict, write
 
-    code = run_study("demo", [], results, RunOptions(), as_json=False)
+    code = run_study("demo", [], results, RunOptions(verdict=False), as_json=False)
     study = analyse(store.read_results(results / "demo"), "demo")
     output = output or results / "demo" / "report.html"
     say("", *verdict(study), "")
     say(f"report: {write([study], output)}", f"picture: {picture(study, output.with_name('loss.png'))}")
     return code
-
-
-# --- plan ------------------------------------------------------------------------------------------------------------
-
-
-def show_plan(
-    name: str,
-    settings: Sequence[str],
-    results: Path,
-    *,
-    every: bool,
-    force: bool = False,
-    as_json: bool,
-    ceilings: Sequence[float] = (),
-) -> int:
-    """Print what a study would run, size by size; with ``ceilings`` also the model of its training steps.
-
-    Raises ``InputError`` at the end where trials need more memory than this machine has, unless ``force``.
-    """
-    from scalebench.cli.commands.speed import print_steps, step_tables
-    from scalebench.running.memory import check_memory
-    from scalebench.running.node import planning_rate
-    from scalebench.running.planning import load_study
-    from scalebench.running.sweep import survey
-
-    study = load_study(name, settings)
-    sweep = survey(study, results)
-    first = sweep.planned[0].trial
-    rate = planning_rate(sweep.study_dir, first.device_kind, first.spec.precision)
-    sizes = _by_size(sweep.planned, rate.flops_per_s)
-    total = {
-        "trials": len(sweep.planned),
-        "missing": len(sweep.missing),
-        "flops": sum(trial.flops for trial in sweep.planned),
-        "estimated_work_s": sum(trial.seconds(rate.flops_per_s) for trial in sweep.planned),
-        "assumed_flops_per_s": rate.flops_per_s,
-        "assumed_rate_source": rate.source,
-    }
-    steps = step_tables(sweep.planned, ceilings) if ceilings else []
-    parents = _parents(sweep.planned)
-    if as_json:
-        extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
-        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
-        check_memory(() if force else sweep.missing)
-        return 0
-    _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
-    for parent in parents[: None if every else SHOWN_SIZES]:
-        end = "its run continued" if parent["continued"] else "its weights"
-        cost = quantity(parent["flops"], "FLOP")
-        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
-    if ceilings:
-        print_steps(steps, ceilings)
-    check_memory(() if force else sweep.missing)
-    return 0
-
-
-def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
-    """Return the trials whose weights the planned ones start from."""
-    parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
-    return [
-        {
-            "trial_id": trial_id,
-            "attempt": str(parent.attempt),
-            "flops": parent.flops,
-            "weights_sha256": parent.identity.weights_sha256,
-            "continued": parent.identity.state_sha256 is not None,
-        }
-        for trial_id, parent in parents.items()
-    ]
-
-
-def _by_size(planned: Sequence[PlannedTrial], peak: float | None) -> list[dict[str, Any]]:
-    groups: dict[str, list[PlannedTrial]] = {}
-    for trial in planned:
-        groups.setdefault(json.dumps([trial.trial.family, trial.trial.model]), []).append(trial)
-    return [
-        {
-            "family": group[0].trial.family,
-            "model": group[0].trial.model,
-            "trials": len(group),
-            "params": group[0].counts.total,
-            "params_non_embedding": group[0].counts.non_embedding,
-            "steps": sorted({trial.steps for trial in group}),
-            "flops_per_trial": max(trial.flops for trial in group),
-            "estimated_time_s": max(trial.seconds(peak) for trial in group),
-            "estimated_memory_bytes": max(trial.memory_bytes for trial in group),
-        }
-        for group in groups.values()
-    ]
-
-
-def _grown(sizes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the whole-number fields that differ between sizes, or all of them when there is one size."""
-    names = dict.fromkeys(key for size in sizes for key, value in size["model"].items() if type(value) is int)
-    values = {name: {size["model"].get(name) for size in sizes} for name in names}
-    return [name for name in names if len(values[name]) > 1 or len(sizes) == 1]
-
-
-def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: dict[str, Any]) -> None:
-    header = ("family", "shape", "trials", "params", "non-emb.", "steps", "FLOPs", "~time", "~memory")
-    grown = _grown(sizes)
-    rows = [
-        (
-            size["family"],
-            " ".join(f"{key} {size['model'][key]}" for key in grown if key in size["model"]),
-            str(size["trials"]),
-            quantity(size["params"]),
-            quantity(size["params_non_embedding"]),
-            "…".join(str(steps) for steps in sorted({size["steps"][0], size["steps"][-1]})),
-            quantity(size["flops_per_trial"]),
-            duration(size["estimated_time_s"]),
-            quantity(size["estimated_memory_bytes"], "B"),
-        )
-        for size in sizes
-    ]
-    table(f"{name}: {trials(total['trials'])}, {total['missing']} to run", header, rows, text_columns=2)
-    if count > len(sizes):
-        say(f"… and {count - len(sizes)} more sizes (--all lists them)")
-    say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
-    say(
-        f"columns are per trial; times assume 20 % of {quantity(total['assumed_flops_per_s'], 'FLOP/s')} "
-        f"({total['assumed_rate_source']}) and a minimum time per step; memory assumes float32"
-    )

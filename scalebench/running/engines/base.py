@@ -139,6 +139,14 @@ def last_step(attempt: Path) -> int | None:
         return None
 
 
+def last_beat(attempt: Path) -> dict[str, Any]:
+    """Return the worker's heartbeat: step, steps, memory_bytes and loss; empty before the first."""
+    try:
+        return read_json(attempt / "heartbeat.json")
+    except StoreError:
+        return {}
+
+
 def is_waiting(attempt: Path) -> bool:
     """Whether the worker waits for a GPU that another process uses, or for the measured peak of its node."""
     return (attempt / WAITING).exists()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.decoder import GPT, CausalAttention, DecoderBlock
+from scalebench.families.modules.decoder import GPT, CausalAttention, DecoderBlock
 
 
 def fused_attention(layer: CausalAttention, x: Tensor, cache: LayerCache | None) -> Tensor:

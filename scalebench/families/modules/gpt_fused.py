@@ -22,8 +22,9 @@ from scalekernels import layer_norm, rms_norm
 from torch import Tensor, nn
 
 from scalebench.families.cache import KVCache, LayerCache
-from scalebench.families.decoder import Config, DecoderBlock, Rotary
-from scalebench.families.gpt_triton import FusedGPT, fused_attention
+from scalebench.families.decoder import Config
+from scalebench.families.modules.decoder import DecoderBlock, Rotary
+from scalebench.families.modules.gpt_triton import FusedGPT, fused_attention
 
 SQRT_8_OVER_PI = 1.5957691216057308
 

@@ -1,0 +1,224 @@
+"""Two results folders side by side: the same configurations before and after a change, and what the change did.
+
+The noise is that of repeats: the spread between seeds of one configuration, pooled over the configurations of both
+folders, on the log scale. An effect is a ratio of means with Student's t interval, and the p-values of all effects are
+corrected together (Holm 1979), so that of many comparisons without a difference none is likely to have a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
+from scalebench.errors import InputError
+from scalebench.measure import environment
+from scalebench.store import STORE_NAMES
+
+# What is compared, each smaller the better: column -> name and unit.
+QUANTITIES = {
+    STEP_TIME: ("step time", "s"),
+    "latency_median_s": ("latency", "s"),
+    "peak_memory_allocated_bytes": ("memory", "B"),
+    "memory_tracked_peak_bytes": ("memory (tracked)", "B"),
+    LOSS: ("validation loss", "nat"),
+}
+TIMES = (STEP_TIME, "latency_median_s")
+# Columns that say what was measured or where, not what was run; names carry their units.
+MEASURED = re.compile(
+    r".*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive)|metric_.*|mfu|flops_per_.*|skipped_steps"
+    r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step"
+)
+MACHINE = "machine_id"
+LEVEL = 0.95
+BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise", "no repeats"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """New over old of one quantity, for one configuration or the geometric mean over all (``label`` "all").
+
+    ``low`` and ``high`` are the 95 % interval of ``ratio``, None without repeats, which alone tell the noise;
+    ``p`` is corrected for the number of comparisons.
+    """
+
+    label: str
+    quantity: str
+    unit: str
+    old: float
+    new: float
+    ratio: float
+    repeats: tuple[int, int]
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    verdict: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All effects, the noise of one run by quantity (as a fraction), and what is in one folder only."""
+
+    effects: tuple[Effect, ...]
+    noise: Mapping[str, float | None]
+    only_old: int
+    only_new: int
+
+    @property
+    def regressions(self) -> tuple[Effect, ...]:
+        """What became worse."""
+        return tuple(effect for effect in self.effects if effect.verdict == WORSE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "effects": [asdict(effect) for effect in self.effects],
+            "noise": dict(self.noise),
+            "only_old": self.only_old,
+            "only_new": self.only_new,
+        }
+
+
+def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_machine: bool = False) -> Difference:
+    """Compare valid ok trials of two result tables by configuration.
+
+    An effect within ±``margin`` with its whole interval is SAME. Raises ``InputError`` where no configuration is in
+    both, and where they are of different machines unless ``other_machine``.
+    """
+    old, new = (_usable(frame) for frame in (old, new))
+    if not other_machine:
+        _check_machines(old, new)
+    names = _identity(old, new)
+    groups = [_by_configuration(frame, names) for frame in (old, new)]
+    common = [key for key in groups[0] if key in groups[1]]
+    if not common:
+        raise InputError([f"no configuration is in both; they are matched by {', '.join(names)}"])
+    labels = _labels(names, common)
+    effects: list[Effect] = []
+    noise = {}
+    for column, (name, unit) in QUANTITIES.items():
+        pairs = {key: tuple(_values(group[key], column) for group in groups) for key in common}
+        pairs = {key: values for key, values in pairs.items() if all(part.size for part in values)}
+        if pairs:
+            measured, spread = _effects(pairs, labels, name, unit)
+            effects += measured
+            noise[name] = spread
+    if not effects:
+        raise InputError(["no time, memory or loss was measured in both"])
+    return Difference(tuple(_judged(effects, margin)), noise, *(len(group) - len(common) for group in groups))
+
+
+def _usable(frame: pd.DataFrame) -> pd.DataFrame:
+    invalid = frame["invalid_reason"].notna() if "invalid_reason" in frame else False
+    return frame[(frame["status"] == "ok") & ~invalid]
+
+
+def _check_machines(old: pd.DataFrame, new: pd.DataFrame) -> None:
+    for column in (MACHINE, "device_name"):
+        if column in old and column in new:
+            before, after = ({str(value) for value in frame[column].dropna()} for frame in (old, new))
+            if before and after and before != after:
+                sides = " and ".join(", ".join(sorted(side)) for side in (before, after))
+                what = f"different machines ({column}: {sides})"
+                raise InputError([f"{what}: times are not comparable; --other-machine does it anyway"])
+
+
+def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
+    """Return the columns that name a configuration: what was asked for, in both tables."""
+    apart = {*STORE_NAMES, *(column.name for column in environment.COLUMNS), "machine_id", "device_name"}
+    return [
+        str(name) for name in old if name in new and name not in apart and not MEASURED.fullmatch(str(name))
+    ]  # fmt: skip
+
+
+def _by_configuration(frame: pd.DataFrame, names: Sequence[str]) -> dict[tuple[str, ...], pd.DataFrame]:
+    keys = frame[list(names)].map(_text)
+    return {tuple(map(str, key)): frame.loc[part.index] for key, part in keys.groupby(list(names), sort=False)}
+
+
+def _text(value: Any) -> str:
+    """Write a cell so that 1, 1.0 and np.int64(1) are one value."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return f"{float(value):.12g}"
+    return str(value)
+
+
+def _labels(names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return a label of each configuration: the columns in which they differ."""
+    varying = [i for i in range(len(names)) if len({key[i] for key in keys}) > 1 and "params" not in names[i]]
+    return {key: " ".join(f"{names[i]} {key[i]}" for i in varying) or "the configuration" for key in keys}
+
+
+def _values(trials: pd.DataFrame, column: str) -> Any:
+    values = numeric(trials, column)
+    if column in TIMES and "timing_exclusive" in trials:
+        values = values[trials["timing_exclusive"].fillna(value=True).astype(bool)]
+    values = values[values > 0].dropna()
+    return values.to_numpy()
+
+
+def _effects(
+    pairs: Mapping[Any, tuple[Any, Any]], labels: Mapping[Any, str], name: str, unit: str
+) -> tuple[list[Effect], float | None]:
+    """Return the effects on one quantity, that on all configurations first, and the noise of one run."""
+    logs = {key: tuple(map(np.log, values)) for key, values in pairs.items()}
+    samples = [part for both in logs.values() for part in both]
+    freedom = sum(part.size - 1 for part in samples)
+    spread = math.sqrt(sum(part.var() * part.size for part in samples) / freedom) if freedom else None
+    effects = []
+    shifts, variances = [], []
+    for key, (before, after) in logs.items():
+        shift, variance = float(after.mean() - before.mean()), 1 / before.size + 1 / after.size
+        shifts.append(shift)
+        variances.append(variance)
+        effects.append(_effect(labels[key], name, unit, pairs[key], shift, math.sqrt(variance), spread, freedom))
+    if len(effects) > 1:
+        means = tuple(np.array([math.exp(np.mean([both[i].mean() for both in logs.values()]))]) for i in (0, 1))
+        error = math.sqrt(sum(variances)) / len(variances)
+        effects.insert(0, _effect("all", name, unit, means, float(np.mean(shifts)), error, spread, freedom))
+    return effects, spread
+
+
+def _effect(
+    label: str, name: str, unit: str, values: Any, shift: float, error: float, spread: float | None, freedom: int
+) -> Effect:
+    """Return an effect with its interval and its p-value; ``error`` is the standard error per unit of spread."""
+    before, after = values
+    plain = Effect(
+        label, name, unit, float(np.exp(np.log(before).mean())), float(np.exp(np.log(after).mean())), math.exp(shift),
+        (before.size, after.size),
+    )  # fmt: skip
+    if spread is None:
+        return plain
+    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * spread * error
+    p = 1.0 if shift == 0 else 0.0 if spread == 0 else float(2 * student.sf(abs(shift) / (spread * error), freedom))
+    return Effect(**(vars(plain) | {"low": math.exp(shift - half), "high": math.exp(shift + half), "p": p}))
+
+
+def _judged(effects: Sequence[Effect], margin: float) -> list[Effect]:
+    """Return the effects with Holm's corrected p-values, and a verdict on each."""
+    known = sorted((effect for effect in effects if effect.p is not None), key=lambda effect: effect.p or 0.0)
+    corrected: dict[int, float] = {}
+    highest = 0.0
+    for i, effect in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - i) * (effect.p or 0.0)))
+        corrected[id(effect)] = highest
+    return [
+        effect if effect.p is None else _with_verdict(effect, corrected[id(effect)], margin) for effect in effects
+    ]  # fmt: skip
+
+
+def _with_verdict(effect: Effect, p: float, margin: float) -> Effect:
+    assert effect.low is not None
+    assert effect.high is not None
+    within = 1 / (1 + margin) <= effect.low and effect.high <= 1 + margin
+    apart = p < 1 - LEVEL and abs(math.log(effect.ratio)) > math.log1p(margin)
+    word = SAME if within else (BETTER if effect.ratio < 1 else WORSE) if apart else NOISE
+    return Effect(**(vars(effect) | {"p": p, "verdict": word}))

@@ -1,0 +1,253 @@
+"""The Python API beside the rooms' own functions: what the commands do, on paths, tables, results and fits.
+
+Every function takes what a command takes (the path of points, of a results folder or of a fit's JSON), or the objects
+that the others return, and gives back a plain value. Wrong types get a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from scalebench import store
+from scalebench.errors import InputError
+from scalebench.laws import Fit
+from scalebench.laws import fit as fit_law
+from scalebench.points.files import is_fit, is_results, open_results
+from scalebench.points.fit_file import fit_points, from_document, open_fit
+from scalebench.points.roles import OF_RESULTS, find_law
+from scalebench.points.table import select_rows
+from scalebench.reporting.plots import Plots
+
+if TYPE_CHECKING:
+    from scalebench.advice import Allocation
+    from scalebench.advice.design import Design
+    from scalebench.advice.multiplier import ComputeMultiplier
+    from scalebench.advice.optima import OptimumLaw
+    from scalebench.analysis.predictions import SizePrediction
+
+SHOWN = ("study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s")
+SHOWN_ROWS = 12
+POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
+
+
+class Results(pd.DataFrame):
+    """The trials of results folders, one row per trial: a data frame whose parts are plain data frames.
+
+    ``table`` has the main columns, ``fit()`` fits a law to the trials, ``plot.loss()`` and others draw the report's
+    figures.
+    """
+
+    _metadata: ClassVar[list[str]] = ["results"]
+    results: store.Results
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    @cached_property
+    def plot(self) -> Plots:
+        """The figures of a report, and pandas' own plots."""
+        return Plots(self)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The main columns of every trial."""
+        return pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+
+    def fit(self, law: str = "power", where: str | None = None, **options: Any) -> Fit:
+        """Fit a law to the valid trials that ended ok; arguments as of ``scalebench.fit``."""
+        return fit(self, law, where=where, **options)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.table.head(SHOWN_ROWS).to_html(index=False, na_rep='', border=0)}"
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {status}" for status, count in self["status"].value_counts().items())
+        studies = ", ".join(map(str, dict.fromkeys(self["study"])))
+        return f"Results: {len(self)} trials of {studies} ({counts}); .table, .fit(), .plot.loss()"
+
+
+def load_results(*paths: str | Path) -> Results:
+    """Return the trials under results folders, one row per trial. Raises ``StoreError``."""
+    _check_paths("load_results", paths)
+    results = store.read_results(*paths)
+    loaded = Results(results.frame)
+    loaded.results = results
+    return loaded
+
+
+def load_fit(path: str | Path) -> Fit:
+    """Return the fit that `scalebench fit POINTS --output FILE` wrote. Raises ``StoreError``."""
+    _check_paths("load_fit", [path])
+    return from_document(Path(path))[0]
+
+
+def fit(points: Any, law: str = "power", *, where: str | None = None, **options: Any) -> Fit:
+    """Fit a law to points: a path, a table with columns of the law's inputs and response, or results.
+
+    A table with the columns of results (params_non_embedding, tokens_seen, validation_loss_nats) needs no renaming.
+    ``options`` are those of ``scalebench.laws.fit``: loss, delta, space, weights, fixed. Raises ``InputError`` or
+    ``FitRefused``.
+    """
+    if isinstance(points, str | Path):
+        return fit_points(Path(points), law, {}, where, options)[0]
+    form = find_law(law) if isinstance(law, str) else law
+    if isinstance(points, Results):
+        table = open_results(Path("the results"), points.results)
+        points = points[points["trial_id"].isin([table.locate(i, "trial_id")[1] for i in range(_rows(table))])]
+    if isinstance(points, Mapping):
+        points = pd.DataFrame(dict(points))
+    if not isinstance(points, pd.DataFrame):
+        raise InputError([f"fit: points are {POINTS}, not {_kind(points)}"])
+    chosen = select_rows(Path("the points"), pd.DataFrame(points), where)
+    return fit_law(_columns(chosen, form), form, **options)
+
+
+def _rows(table: Any) -> int:
+    return sum(batch.num_rows for batch in table.batches(["trial_id"]))
+
+
+def _columns(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
+    """Return the columns that a law reads, under its own names."""
+    columns = {}
+    for role in (*law.inputs, law.response):
+        aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
+        names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
+        of_results = [OF_RESULTS[name] for name in names if name in OF_RESULTS]
+        # A table of results also has `params`, all parameters, which is not what laws of it are of.
+        candidates = [*of_results, *names] if OF_RESULTS["loss"] in frame else [*names, *of_results]
+        name = next((name for name in candidates if name in frame), None)
+        if name is None:
+            known = ", ".join(map(str, frame.columns[:20]))
+            raise InputError([f"fit: {law.name} needs a column {' or '.join(candidates)}; there are {known}"])
+        columns[role] = frame[name].to_numpy()
+    if "config" in frame:
+        columns["config"] = frame["config"].to_numpy()
+    return columns
+
+
+def predict(
+    source: Any, params: float | None = None, tokens: float | None = None, *, where: str | None = None, **inputs: float
+) -> SizePrediction:
+    """Predict what a model of ``params`` parameters needs and reaches.
+
+    ``source`` is a results folder, the JSON of a fit, or a ``Fit``; ``inputs`` are other inputs of a fitted law.
+    """
+    from scalebench.analysis.predictions import predict_fit, predict_size
+    from scalebench.analysis.selected import select_study
+
+    given = {"params": params, "x": params, "tokens": tokens, **inputs}
+    if isinstance(source, str | Path) and is_results(Path(source)):
+        if params is None:
+            raise InputError(["predict: give params, the size to predict"])
+        study = select_study(Path(source), where)
+        return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
+    law = _fit_of("predict", source, "power", where)
+    known = {name: float(value) for name, value in given.items() if value is not None}
+    missing = [name for name in law.law.inputs if name not in known]
+    if missing:
+        raise InputError([f"predict: {law.law.name} needs {' and '.join(missing)}"])
+    chosen = {name: known[name] for name in law.law.inputs}
+    return predict_fit(law, chosen, law.law.response)
+
+
+def optimal(points: Any, *, approach: int = 3, where: str | None = None, **counting: str) -> Allocation:
+    """Return the compute-optimal allocation, N*(C) and D*(C), by one of the three approaches.
+
+    ``counting`` is ``params`` (total, non_embedding) and ``flops`` (6ND, exact).
+    """
+    from scalebench.advice import Counting, envelope, isoflop, parametric
+    from scalebench.advice.allocation import count
+    from scalebench.points.roles import read_roles
+
+    if approach not in (1, 2, 3):
+        raise InputError([f"optimal: approach {approach!r}: 1 (envelope), 2 (isoFLOP) or 3 (a fitted surface)"])
+    how = Counting(**counting)
+    if isinstance(points, str | Path):
+        optional = ("tokens", "flops", "params", "params_non_embedding", "run")
+        points = read_roles(Path(points), ("loss",), optional, {}, where)
+    elif not isinstance(points, Mapping | pd.DataFrame):
+        raise InputError([f"optimal: points are {POINTS}, not {_kind(points)}"])
+    columns = {str(name): points[name] for name in points}
+    if approach != 3:
+        return envelope(columns, how) if approach == 1 else isoflop(columns, how)
+    counted = count(columns, how)
+    return parametric(fit_law({name: counted[name] for name in ("params", "tokens", "loss")}, "chinchilla"), how)
+
+
+def next_trial(
+    source: Any, target: Mapping[str, float], *, budget: float | None = None, most: int = 5, reach: float = 1.0
+) -> Design:
+    """Return the trial, or within a budget of FLOPs the trials, that narrow the prediction at ``target`` most."""
+    from scalebench.advice import best_set
+    from scalebench.advice import next_trial as choose
+    from scalebench.advice.design import candidate_grid
+
+    law = _fit_of("next_trial", source, "chinchilla", None)
+    candidates = candidate_grid(law, 9, reach)
+    if budget is None:
+        return choose(law, candidates, dict(target))
+    return best_set(law, candidates, dict(target), budget, most=most)
+
+
+def worth(baseline: Any, changed: Any, *, law: str = "power", loss: float | None = None) -> ComputeMultiplier:
+    """Return how many times less compute ``changed`` needs to reach a loss of ``baseline``."""
+    from scalebench.advice import compute_multiplier
+    from scalebench.analysis.compute import open_compute_fit
+
+    fits = [
+        source if isinstance(source, Fit) else open_compute_fit(_path("worth", source), law, {}, None)
+        for source in (baseline, changed)
+    ]
+    return compute_multiplier(fits[0], fits[1], loss)
+
+
+def tune(
+    points: Any, optimised: str = "learning_rate", against: Iterable[str] = ("params_non_embedding",)
+) -> OptimumLaw:
+    """Return the law of the best value of a swept column against size."""
+    from scalebench.advice import optimum_law
+    from scalebench.points.table import read_columns
+
+    names = [against] if isinstance(against, str) else list(against)
+    if isinstance(points, str | Path):
+        path = Path(points)
+        loss = OF_RESULTS["loss"] if is_results(path) else "loss"
+        points = read_columns(path, {**{name: name for name in (*names, optimised)}, "loss": loss}).values
+    elif isinstance(points, Mapping | pd.DataFrame):
+        points = {str(name): points[name] for name in points}
+        points.setdefault("loss", points.get(OF_RESULTS["loss"]))
+    else:
+        raise InputError([f"tune: points are {POINTS}, not {_kind(points)}"])
+    return optimum_law(points, optimised, names)
+
+
+def _fit_of(function: str, source: Any, law: str, where: str | None) -> Fit:
+    if isinstance(source, Fit):
+        return source
+    if isinstance(source, Mapping | pd.DataFrame):
+        return fit(source, law, where=where)
+    path = _path(function, source)
+    return load_fit(path) if is_fit(path) else open_fit(path, law, {}, where)
+
+
+def _path(function: str, source: Any) -> Path:
+    if not isinstance(source, str | Path):
+        raise InputError([f"{function}: expected a path or a fit, not {_kind(source)}"])
+    return Path(source)
+
+
+def _check_paths(function: str, paths: Iterable[Any]) -> None:
+    wrong = [path for path in paths if not isinstance(path, str | Path)]
+    if wrong:
+        raise InputError([f"{function}: expected a path, not {_kind(wrong[0])}"])
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} ({value!r:.40})"

@@ -1,0 +1,135 @@
+"""The commands on results (report, export, generate, demo): signatures and help texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, SeveralResults, Where
+
+
+def drop(study: Annotated[Path, Parameter(help="Folder of a study, as in results/gpt.")], trials: list[str], /) -> int:
+    """Forget planned TRIALS of STUDY without a result, by id or its first digits."""
+    from scalebench.cli.commands.stored import drop_trials
+
+    return drop_trials(study, trials)
+
+
+def report(
+    results: SeveralResults = [RESULTS],  # noqa: B006
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="The HTML file to write.")] = Path("report.html"),
+    pictures: Annotated[bool, Parameter(negative=(), help="Also write each study's first figure as a PNG.")] = False,
+) -> int:
+    """Write one self-contained HTML report of the studies under RESULTS."""
+    from scalebench.cli.commands.stored import write_report
+
+    return write_report(results, output, pictures=pictures)
+
+
+def export(
+    results: ResultsArgument = RESULTS,
+    /,
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
+) -> int:
+    """Write every trial of every study under RESULTS as a table, one row per trial."""
+    from scalebench.cli.commands.stored import export_table
+
+    return export_table(results, output)
+
+
+def generate(
+    results: ResultsArgument = RESULTS,
+    /,
+    *,
+    trial: str,
+    prompt: str,
+    tokens: Annotated[int | None, Parameter(show_default=False)] = None,
+    temperature: Annotated[float | None, Parameter(show_default=False)] = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    beams: int = 1,
+    seed: int = 0,
+) -> int:
+    """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
+
+    Parameters
+    ----------
+    trial:
+        Trial id, or the first digits of it; `scalebench export` and the report list them.
+    prompt:
+        Text to continue.
+    tokens:
+        Number of tokens to generate (default: 100, or as many as fit into the model's context).
+    temperature:
+        Sampling temperature; 0 is greedy decoding (default: 1).
+    top_k:
+        Sample from the k most likely tokens (0: all).
+    top_p:
+        Sample from the smallest set of most likely tokens with at least this total probability.
+    beams:
+        Beam width; above 1, beam search instead of sampling.
+    seed:
+        Sampling seed.
+    """
+    from scalebench.cli.commands.generate import run_generate
+    from scalebench.workloads.completion_options import Request
+
+    return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+
+
+def demo(
+    *,
+    results: ResultsOption = RESULTS,
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="The HTML file to write; RESULTS/demo/report.html if omitted.")
+    ] = None,
+) -> int:
+    """Run the demo study, and write its report and a PNG of its first figure."""
+    from scalebench.cli.commands.sweeps import run_demo
+
+    return run_demo(results, output)
+
+
+def diff(
+    old: Annotated[Path, Parameter(help="Results folder of the state before.")],
+    new: Annotated[Path, Parameter(help="Results folder of the state after.")],
+    /,
+    *,
+    where: Where = None,
+    margin: float = 0.01,
+    other_machine: Annotated[bool, Parameter(negative=())] = False,
+    markdown: Annotated[bool, Parameter(negative=())] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare two results folders by configuration: time, memory and loss, with verdicts. Exit code 1 if worse.
+
+    Parameters
+    ----------
+    margin:
+        Changes within this fraction are no change.
+    other_machine:
+        Compare results of different machines, too.
+    markdown:
+        Print a Markdown table, for a pull request.
+    """
+    from scalebench.cli.commands.diff import run_diff
+
+    return run_diff(old, new, where, margin, other_machine=other_machine, markdown=markdown, as_json=as_json)
+
+
+def show(
+    trial: Annotated[str, Parameter(help="Trial id, or the first digits of it.")],
+    /,
+    *,
+    results: ResultsOption = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Show one trial: configuration, results, log, attempts. Exit code 1 if it did not end ok."""
+    from scalebench.cli.commands.show import show_trial
+
+    return show_trial(results, trial, as_json=as_json)

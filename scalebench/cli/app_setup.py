@@ -1,0 +1,65 @@
+"""The commands that need no results (compare, list, doctor): signatures and help texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scalebench.cli.options import RESULTS, Json, ResultsOption
+from scalebench.comparison.options import OPERATION_MODULES, Options
+
+IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
+COLUMNS_HELP = "List the columns of records: name, unit, meaning, and the workloads that have it."
+OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
+
+
+def compare(
+    operation: Annotated[str | None, Parameter(show_default=False, help=OPERATION_HELP)] = None,
+    /,
+    *,
+    options: Options = Options(),  # noqa: B008 - frozen
+    imports: Annotated[list[Path], Parameter("--import", negative=(), help=IMPORT_HELP)] = [],  # noqa: B006
+    results: ResultsOption = RESULTS,
+    as_json: Json = False,
+) -> int:
+    """Compare the implementations of an operation: accuracy, time, FLOP/s, B/s and memory, with a verdict."""
+    from scalebench.cli.commands.compare import run_compare
+
+    return run_compare(operation, options, imports, results, as_json=as_json)
+
+
+def list_(*, columns: Annotated[bool, Parameter(negative=(), help=COLUMNS_HELP)] = False, as_json: Json = False) -> int:
+    """List workloads, families, studies, laws, optimizers and data sources; with --columns, the recorded columns."""
+    from scalebench.cli.commands.catalogue import show_catalogue, show_columns
+
+    return (show_columns if columns else show_catalogue)(as_json=as_json)
+
+
+def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:
+    """Describe this machine, and list what will not work on it."""
+    from scalebench.cli.commands.doctor import show
+
+    return show(results, as_json=as_json)
+
+
+def new_study(
+    family: Annotated[str, Parameter(help="A model family; `scalebench list` shows them.")],
+    /,
+    *,
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="The file to write; FAMILY-study.toml if omitted.")
+    ] = None,
+) -> int:
+    """Write a study file for FAMILY, with every field explained in comments."""
+    from scalebench.cli.commands.template import new_study as write
+
+    return write(family, output)
+
+
+def schema() -> int:
+    """Print the JSON Schema of study files, with which editors complete and check them."""
+    from scalebench.cli.commands.schema import show_schema
+
+    return show_schema()

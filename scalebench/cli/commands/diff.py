@@ -1,0 +1,100 @@
+"""The command `diff`: two results folders, configuration by configuration, with verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalebench import store
+from scalebench.analysis.difference import WORSE, Difference, Effect, difference
+from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
+from scalebench.errors import InputError
+from scalebench.points.table import select_rows
+
+SHOWN = 20  # effects, of those with a verdict first
+HEADER = ("configuration", "quantity", "old", "new", "change (95 %)", "verdict")
+
+
+def run_diff(
+    old: Path, new: Path, where: str | None, margin: float, *, other_machine: bool, markdown: bool, as_json: bool
+) -> int:
+    """Print what changed from OLD to NEW; exit code 1 if something became worse."""
+    if not margin > 0:
+        raise InputError([f"--margin {margin:g}: a positive fraction is needed, such as 0.01"])
+    frames = []
+    for path in (old, new):
+        results = store.of_plans(store.read_results(path))
+        for line in results.damaged:
+            warn(f"damaged, left out: {line}")
+        frames.append(select_rows(path, results.frame, where))
+    try:
+        found = difference(frames[0], frames[1], margin, other_machine=other_machine)
+    except InputError as error:
+        raise InputError([f"{old} and {new}: {line}" for line in error.lines]) from error
+    if as_json:
+        print_json(found.to_dict())
+    elif markdown:
+        say_exactly(*_markdown(found))
+    else:
+        _print(found)
+    return 1 if found.regressions else 0
+
+
+def _print(found: Difference) -> None:
+    say(_sentence(found), "")
+    shown = _shown(found.effects)
+    table("", HEADER, [_cells(effect) for effect in shown], text_columns=2)
+    say(*_notes(found, len(shown)))
+
+
+def _markdown(found: Difference) -> list[str]:
+    """Return the difference as a Markdown table, for a pull request."""
+    shown = _shown(found.effects)
+    rows = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *map(_cells, shown))]
+    return [f"**{_sentence(found)}**", "", *rows, "", *_notes(found, len(shown))]
+
+
+def _shown(effects: Sequence[Effect]) -> list[Effect]:
+    """Return the effects to show: on all configurations, then the worst ones, then the others as they come."""
+    order = sorted(effects, key=lambda effect: (effect.label != "all", effect.verdict != WORSE))
+    return order[:SHOWN]
+
+
+def _sentence(found: Difference) -> str:
+    """Say what became worse or better, or that nothing is beyond the noise."""
+    overall = [effect for effect in found.effects if effect.label == "all"] or list(found.effects)
+    parts = [f"{effect.quantity} {_change(effect)}: {effect.verdict}" for effect in overall]
+    worse = len(found.regressions)
+    head = f"{worse} of {len(found.effects)} comparisons became worse" if worse else "nothing became worse"
+    return f"{head}; {'; '.join(parts)}"
+
+
+def _change(effect: Effect) -> str:
+    return f"{100 * (effect.ratio - 1):+.2g} %".replace("-", "−")
+
+
+def _cells(effect: Effect) -> tuple[str, ...]:
+    change = _change(effect)
+    if effect.low is not None and effect.high is not None:
+        ends = (f"{100 * (end - 1):+.2g}".replace("-", "−") for end in (effect.low, effect.high))
+        change = f"{change} ({' to '.join(ends)})"
+    values = (quantity(value, effect.unit) for value in (effect.old, effect.new))
+    return (effect.label, effect.quantity, *values, change, effect.verdict)
+
+
+def _notes(found: Difference, shown: int) -> list[str]:
+    """Return lines on the noise, on what was left out, and on how the verdicts were reached."""
+    lines = []
+    for name, spread in found.noise.items():
+        if spread is None:
+            lines.append(f"{name}: no configuration has repeats, so the noise is unknown; run several seeds")
+            continue
+        lines.append(f"{name}: one run varies by {100 * spread:.2g} % between repeats")
+        if any(effect.verdict == "within noise" and effect.quantity == name for effect in found.effects):
+            lines[-1] += "; a change marked within noise is no larger than that of seeds alone can be"
+    if len(found.effects) > shown:
+        lines.append(f"{len(found.effects) - shown} more comparisons; --json has all")
+    if found.only_old or found.only_new:
+        lines.append(f"not in both: {found.only_old} configurations of OLD, {found.only_new} of NEW")
+    lines.append("intervals: Student's t, each at 95 %; verdicts after Holm's correction for all comparisons together")
+    return lines

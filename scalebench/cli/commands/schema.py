@@ -1,0 +1,90 @@
+"""The command `schema`: the JSON Schema of a study file, for editors that complete and check TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import AfterValidator
+
+from scalebench.families import FAMILIES
+from scalebench.laws import LAWS
+from scalebench.study import Section, study_class
+from scalebench.workloads import WORKLOADS
+
+NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+RANGES = [
+    {"type": "object", "properties": {kind: NUMBERS, "points": {"type": "integer", "minimum": 2}}, "required": [kind],
+     "additionalProperties": False}
+    for kind in ("geom", "log2")
+]  # fmt: skip
+NOT_AXES = ("zip", "exclude", "best_over")
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON Schema of study files: every table and field, what it allows, its default."""
+    study = study_class(WORKLOADS)
+    schema = study.model_json_schema(by_alias=True)
+    sections = {section.__name__: section for section in _sections(study)}
+    for name, definition in [("Study", schema), *schema["$defs"].items()]:
+        if name in sections:
+            _complete(definition, sections[name])
+    model = schema["$defs"]["ModelSection"]["properties"]
+    model["family"]["enum"] = None  # replaced below, where it stands for a value of an axis
+    model["family"] = _axis({"type": "string", "enum": sorted(FAMILIES)}, model["family"])
+    schema["$defs"]["FitSection"]["properties"]["law"]["enum"] = sorted(LAWS)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "scalebench study"} | schema
+
+
+def _sections(kind: type[Section]) -> list[type[Section]]:
+    """Return a section and those of its fields."""
+    inner = [
+        part
+        for field in kind.model_fields.values()
+        for part in _parts(field.annotation)
+        if isinstance(part, type) and issubclass(part, Section)
+    ]
+    return [kind, *(section for part in inner for section in _sections(part))]
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """Return an annotation and all that it is made of."""
+    return [annotation, *(part for inner in get_args(annotation) for part in _parts(inner))]
+
+
+def _complete(definition: dict[str, Any], section: type[Section]) -> None:
+    """Let axes be a value, a list or a range, and name the values that a field allows."""
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        places = [*field.metadata, *_parts(field.annotation)]
+        allowed = next((names for part in places if (names := _allowed(part))), None)
+        own = definition["properties"][key]
+        arrays = [part for part in own.get("anyOf", [own]) if part.get("type") == "array"]
+        if key in NOT_AXES or not arrays:
+            if allowed:
+                own["enum"] = list(allowed)
+            continue
+        value = dict(arrays[0]["items"]) | ({"enum": list(allowed)} if allowed else {})
+        definition["properties"][key] = _axis(value, own)
+    if section.model_config.get("extra") == "allow":
+        definition["additionalProperties"] = _axis({"type": ["boolean", "integer", "number", "string"]}, {})
+
+
+def _allowed(part: Any) -> tuple[str, ...] | None:
+    return getattr(part.func, "allowed", None) if isinstance(part, AfterValidator) else None
+
+
+def _axis(value: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of an axis of such values; title, description and default are the field's own."""
+    kept = {key: own[key] for key in ("title", "description", "default") if own.get(key) is not None}
+    if isinstance(kept.get("default"), list | tuple) and len(kept["default"]) == 1:
+        kept["default"] = kept["default"][0]
+    return kept | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *RANGES]}
+
+
+def show_schema() -> int:
+    """Print the schema."""
+    from scalebench.cli.output import print_json
+
+    print_json(study_schema())
+    return 0

@@ -1,0 +1,96 @@
+"""The command `show`: one trial, its configuration, results, attempts and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench import store
+from scalebench.cli.output import duration, print_json, say, say_exactly, table
+from scalebench.errors import InputError, unknown
+from scalebench.points.fit_file import json_safe
+from scalebench.reporting.quantities import NBSP, quantity
+
+SHOWN_TRIALS = 10
+LOG_LINES = 8
+PREFIXED = {"B": "B", "s": "s", "FLOP": "FLOP", "FLOP/s": "FLOP/s", "1/s": "/s"}
+
+
+def show_trial(results: Path, trial: str, *, as_json: bool) -> int:
+    """Print one trial; exit code 1 if it did not end ok."""
+    folder = find_trial(results, trial)
+    attempts = sorted(folder.glob("attempt-*"))
+    row, damaged = store.latest_record(folder)
+    document = {
+        "trial_id": folder.name,
+        "study": folder.parents[1].name,
+        "record": None if row is None else json_safe(dict(row)),
+        "attempts": [str(attempt) for attempt in attempts],
+        "damaged": list(damaged),
+        "log": _log(attempts),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print(document, _units(folder.parents[1]))
+    return 0 if row is not None and row["status"] == "ok" else 1
+
+
+def find_trial(results: Path, trial: str) -> Path:
+    """Return the folder of the trial whose id starts with ``trial``. Raises ``InputError`` or ``StoreError``."""
+    folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
+    matching = [name for name in folders if name.startswith(trial)] if trial else []
+    if len(matching) > 1:
+        raise InputError([f"{trial} begins {len(matching)} ids: {', '.join(matching[:SHOWN_TRIALS])}"])
+    if not matching:
+        raise InputError([f"{results}: trial {unknown(trial, list(folders)[:SHOWN_TRIALS])}; {len(folders)} in all"])
+    return folders[matching[0]]
+
+
+def _units(study: Path) -> dict[str, str]:
+    """Return the unit of each column, as the study recorded it."""
+    definition = store.read_study(study, [])
+    return {column["name"]: column["unit"] for column in definition.get("columns", [])}
+
+
+def _log(attempts: list[Path]) -> list[str]:
+    """Return the last lines of the newest attempt's log."""
+    logs = [path for attempt in attempts[-1:] for path in sorted(attempt.glob("*.log"))]
+    lines = [line for path in logs for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return lines[-LOG_LINES:]
+
+
+def _print(document: dict[str, Any], units: dict[str, str]) -> None:
+    row = document["record"]
+    if row is None:
+        say(f"{document['study']}/{document['trial_id']}: no result yet", *document["damaged"])
+    else:
+        say(f"{document['study']}/{document['trial_id']}: {row['status']}", "")
+        if row["status"] != "ok":
+            say(f"{row.get('error_class') or ''}: {row.get('error_message') or ''}", "")
+        cells = [(name, _value(value, units.get(name, ""))) for name, value in row.items() if _is_shown(name, value)]
+        table("", ("column", "value"), cells, text_columns=2)
+    if document["log"]:
+        say("", "end of its log:")
+        say_exactly(*(f"  {line}" for line in document["log"]))
+    say("", f"{len(document['attempts'])} attempts, the newest last:")
+    say_exactly(*(f"  {attempt}" for attempt in document["attempts"]))
+
+
+def _is_shown(name: str, value: Any) -> bool:
+    known = not (value is None or (isinstance(value, float) and pd.isna(value)))
+    return known and name not in ("files", "schema", "trial_id", "study", "status", "error_class", "error_message")
+
+
+def _value(value: Any, unit: str) -> str:
+    """Write a value with its unit."""
+    if isinstance(value, bool | str) or not isinstance(value, int | float):
+        return str(value)
+    if unit == "s" and value >= 60:
+        return duration(value)
+    if unit in PREFIXED:
+        return quantity(value, PREFIXED[unit]).replace(NBSP, " ")
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return text if unit in ("", "1") else f"{text} {unit}"

@@ -1,0 +1,36 @@
+"""`run --report`: a study's page, written again while its trials finish."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from scalebench import store
+
+# Writing takes seconds, on the machine that is measuring: at most a twentieth of the time goes into it.
+REST = 20.0
+LEAST_S = 15.0
+
+
+class LivePage:
+    """The page of a study in its results folder."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self.study_dir, self.path = study_dir, study_dir / "report.html"
+        self._next_s = 0.0
+
+    def refresh(self) -> None:
+        """Write the page, unless it was written a moment ago."""
+        if time.monotonic() >= self._next_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page of what is finished now."""
+        from scalebench.analysis.study import analyse_all, damaged_elsewhere
+        from scalebench.reporting import write
+
+        begun = time.monotonic()
+        results = store.read_results(self.study_dir)
+        write(analyse_all(results), self.path, damaged_elsewhere(results))
+        ended = time.monotonic()
+        self._next_s = ended + max(LEAST_S, REST * (ended - begun))

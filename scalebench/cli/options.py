@@ -1,0 +1,38 @@
+"""Options and arguments that several commands share. Imports nothing but cyclopts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+
+RESULTS = Path("results")
+
+
+def _quantity(_type: Any, tokens: Sequence[Token]) -> float:
+    """Read a number such as 7e9, 124M or 300B; cyclopts reports the ``ValueError``."""
+    from scalebench.points.numerals import number
+
+    return number(tokens[0].value)
+
+
+Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
+Settings = Annotated[
+    list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
+]
+StudyFile = Annotated[str, Parameter(help="A study file (TOML), or the name of a study that ships.")]
+ResultsArgument = Annotated[Path, Parameter(help="Results folder, of one study or of several.")]
+SeveralResults = Annotated[list[Path], Parameter(negative=(), help="Results folders, of one study or of several.")]
+ResultsOption = Annotated[Path, Parameter(help="Results folder; each study gets a subfolder.")]
+Points = Annotated[
+    Path, Parameter(help="A table of points (CSV, TSV, JSON lines, Parquet, gzipped too), or a results folder.")
+]
+Where = Annotated[
+    str | None,
+    Parameter(show_default=False, help='Keep only rows that match this expression, such as "N > 1e7".'),
+]
+Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
+Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
+Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.")]

@@ -1,0 +1,130 @@
+"""CSV and TSV files: the delimiter, the encoding and the header found out, the rows read by pyarrow in blocks.
+
+pyarrow takes blocks of 4 MiB: a file larger than memory takes about 350 MB. What this file adds is the line of a wrong
+cell, which pyarrow does not know, and the header. experiments/bench_points.py compares duckdb and polars.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from scalebench.points.batches import MISSING, PointsError, Table, check_unique, empty_file, named_errors
+
+DELIMITERS = ",;\t"
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*')  # first line of a CSV from Excel
+BLOCK_BYTES = 1 << 22  # also the longest row; larger blocks take more memory and no less time
+LONGEST_HEADER = 1 << 20
+BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # as Excel writes "Unicode text"
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Of a CSV file: its column names, its delimiter, and the lines before the first row."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    lines: int
+
+
+def open_csv(path: Path) -> Table:
+    """Open a CSV or TSV file. Raises ``PointsError`` for one without a readable header."""
+    header = _header(path)
+    check_unique(f"{path}, line {header.lines}", header.names)
+    return Table(
+        path,
+        header.names,
+        lambda wanted: _csv_batches(path, header, wanted),
+        lambda row, name: _locate(path, header, row, name),
+    )
+
+
+def _open_text(path: Path, errors: str = "strict") -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding=_encoding(path), errors=errors, newline="")
+    return path.open(encoding=_encoding(path), errors=errors, newline="")
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding that a file's first bytes show: UTF-16 with a byte-order mark, else UTF-8."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        return BYTE_ORDER_MARKS.get(file.read(2), "utf-8-sig")
+
+
+def _header(path: Path) -> _Header:
+    try:
+        with _open_text(path) as file:
+            first = file.readline(LONGEST_HEADER)
+            while first.isspace():
+                first = file.readline(LONGEST_HEADER)
+            if len(first) == LONGEST_HEADER:
+                raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
+            separator = SEPARATOR_LINE.fullmatch(first)
+            delimiter = separator[1] if separator else max(DELIMITERS, key=first.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = (row for row in reader if any(map(str.strip, row)))
+            names = next(islice(rows, 1 if separator else 0, None), None)
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = f"not a text file in UTF-8 or UTF-16 ({error})"
+        raise PointsError([f"{path}: {what}; export it as CSV or Parquet"]) from error
+    except (EOFError, zlib.error) as error:
+        raise PointsError([f"{path}: not readable as gzip ({error})"]) from error
+    if names is None:
+        raise PointsError([empty_file(path)])
+    return _Header(tuple(name.strip() or f"unnamed {i}" for i, name in enumerate(names, 1)), delimiter, reader.line_num)
+
+
+def _csv_batches(path: Path, header: _Header, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    encoding = _encoding(path).removesuffix("-sig").replace("-", "")  # pyarrow skips the mark of UTF-8 itself
+    read = pa_csv.ReadOptions(
+        block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines, encoding=encoding
+    )
+    parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(wanted),
+        column_types=dict.fromkeys(wanted, pa.string()),  # a wrong number is an error only if --where selects its row
+        strings_can_be_null=True,
+        null_values=MISSING,
+    )
+    with named_errors(path, "CSV"):
+        try:
+            with pa_csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
+                yield from reader
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" not in str(error):  # a header alone is a table of no rows
+                _check_lengths(path, header)
+                raise
+
+
+def _csv_rows(path: Path, header: _Header) -> Iterator[tuple[int, list[str]]]:
+    """Yield rows with their last line, for error messages: pyarrow does not count empty lines and lines of one row."""
+    csv.field_size_limit(BLOCK_BYTES)  # as for pyarrow; the default is 128 KiB
+    with _open_text(path, errors="replace") as file:  # columns that are not read may be in another encoding
+        reader = csv.reader(file, delimiter=header.delimiter)
+        for cells in reader:
+            if cells and reader.line_num > header.lines:
+                yield reader.line_num, cells
+
+
+def _check_lengths(path: Path, header: _Header) -> None:
+    """Raise ``PointsError`` for the first row that is longer or shorter than the header."""
+    for line, cells in _csv_rows(path, header):
+        if len(cells) != len(header.names):
+            columns = f"{len(cells)} columns, but the header has {len(header.names)}"
+            raise PointsError([f"{path}, line {line}: {columns}: {header.delimiter.join(cells)[:60]!r}"])
+
+
+def _locate(path: Path, header: _Header, row: int, name: str) -> tuple[str, str]:
+    line, cells = next(islice(_csv_rows(path, header), row, None))
+    return f"line {line}", cells[header.names.index(name)]

@@ -1,0 +1,126 @@
+"""Doubts about points, one line each: units that look slipped, runs with many rows, evaluation sets mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
+from scalebench.points.batches import texts
+from scalebench.points.files import open_table
+
+if TYPE_CHECKING:
+    from scalebench.points.table import PointTable
+
+RUN_NAMES = ("run", "run_name", "run_id", "run_uuid", "run id", "name")  # of columns, in any case
+# Names of losses in other units than nats, and what turns them into nats.
+UNITS = {
+    ("ppl", "perplexity"): "a perplexity; the laws are of nats: take its logarithm",
+    ("bpb", "bits", "bit_per", "bpc"): "in bits; the laws are of nats: times 0.693 (ln 2)",
+}
+HIGHEST_NATS = 15.0  # a uniform guess among 3 million tokens
+MOST_TOKENS_PER_PARAMETER = 1e5  # 50 times what Llama 3 8B was trained on
+LEAST_TOKENS_PER_PARAMETER = 1e-2
+FACTOR = 30.0  # between FLOPs and 6ND, far beyond what attention, embeddings or recomputation change
+INPUTS = ("params", "tokens", "flops", "unique_tokens")
+SPREAD = 1.25  # between the losses of equal inputs, far beyond the noise of seeds
+
+
+def run_column(names: Sequence[str]) -> str | None:
+    """Return the column that by its name holds the runs, if there is one."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in RUN_NAMES if name in by_lower), None)
+
+
+def data_doubts(path: Path, read: PointTable) -> list[str]:
+    """Return the doubts about points that were read from a table."""
+    return [*_loss_doubts(read), *_run_doubts(path, read)]
+
+
+def _loss_doubts(read: PointTable) -> list[str]:
+    name = read.columns.get("loss", read.columns.get("y", ""))
+    return [
+        f"column {name!r} looks like {what}"
+        for parts, what in UNITS.items()
+        if any(part in name.lower() for part in parts)
+    ]
+
+
+def _run_doubts(path: Path, read: PointTable) -> list[str]:
+    """Name a column of runs that repeat, unless it is in use."""
+    table = open_table(path)
+    name = run_column(table.names)
+    if name is None or name in read.columns.values() or len(read) < 2:
+        return []
+    counts: dict[str, int] = {}
+    for batch in table.batches([name]):
+        for run in texts(batch.column(name)):
+            counts[run] = counts.get(run, 0) + 1
+    if len(counts) == len(read) or sum(counts.values()) != len(read):  # each once, or rows were selected
+        return []
+    longest = max(counts, key=lambda run: counts[run])
+    return [
+        f"column {name!r} names {len(counts)} runs for {len(read)} rows ({longest!r}: {counts[longest]}): checkpoints "
+        "of one run are not independent, and intervals that count them so are too narrow; "
+        f"--run-column {name!r} counts each run once, with --last only its last row"
+    ]
+
+
+def unit_doubts(values: Mapping[str, Any]) -> list[str]:
+    """Return the doubts about values by role, each (n,): parameters, tokens, FLOPs and loss that do not go together."""
+    return [*_size_doubts(values), *_flops_doubts(values), *_spread_doubts(values)]
+
+
+def _size_doubts(values: Mapping[str, Any]) -> list[str]:
+    if not {"params", "tokens"} <= set(values):
+        return []
+    params, tokens = (np.asarray(values[role], dtype=float) for role in ("params", "tokens"))
+    ratio = float(np.median(tokens / params))
+    sizes, data = (f"{counts.min():,.6g} to {counts.max():,.6g}" for counts in (params, tokens))
+    ranges = f"parameters of {sizes} beside {data} tokens"
+    if ratio > MOST_TOKENS_PER_PARAMETER:
+        return [f"{ranges}: are the parameters in {_unit(params)}? Write counts, such as 124e6 or 124M"]
+    if ratio < LEAST_TOKENS_PER_PARAMETER and tokens.max() < params.max():
+        return [f"{ranges}: are the tokens in {_unit(tokens)}? Write counts, such as 300e9 or 300B"]
+    if max(params.max(), tokens.max()) < 1e6 and params.min() >= 1 and ratio > 1:
+        return [f"{ranges}: are both in millions? FLOPs (6ND) and predictions need counts, such as 124e6 or 124M"]
+    return []
+
+
+def _unit(values: Any) -> str:
+    return "billions" if np.median(values) < 100 and values.min() < 1 else "millions"
+
+
+def _flops_doubts(values: Mapping[str, Any]) -> list[str]:
+    if not {"params", "tokens", "flops"} <= set(values):
+        return []
+    expected = FLOPS_PER_PARAMETER_TOKEN * np.asarray(values["params"]) * np.asarray(values["tokens"])
+    factor = float(np.median(np.asarray(values["flops"]) / expected))
+    if 1 / FACTOR < factor < FACTOR:
+        return []
+    return [f"FLOPs are {factor:.2g} times 6ND: is one of FLOPs, parameters and tokens in another unit?"]
+
+
+def _spread_doubts(values: Mapping[str, Any]) -> list[str]:
+    """Name equal inputs whose losses differ by a factor: two evaluation sets, or two series, in one table."""
+    inputs = [np.asarray(values[role]) for role in values if role in INPUTS]
+    loss = values.get("loss", values.get("y"))
+    if len(inputs) < 2 or loss is None:  # with one input, others may be what differs
+        return []
+    groups: dict[tuple[float, ...], list[float]] = {}
+    for key, value in zip(zip(*inputs, strict=True), np.asarray(loss, dtype=float), strict=True):
+        groups.setdefault(tuple(float(number) for number in key), []).append(float(value))
+    apart = [losses for losses in groups.values() if len(losses) > 1 and max(losses) > SPREAD * min(losses)]
+    lines = []
+    if apart:
+        worst = max(max(losses) / min(losses) for losses in apart)
+        lines.append(
+            f"losses at equal inputs differ by up to ×{worst:.3g} ({len(apart)} of {len(groups)} inputs): are two "
+            "evaluation sets or two series mixed? Select one with --where"
+        )
+    if "loss" in values and float(np.median(np.asarray(loss, dtype=float))) > HIGHEST_NATS:
+        lines.append(f"losses up to {np.max(loss):.3g}: perplexities? The laws are of nats: take their logarithm")
+    return lines

@@ -1,0 +1,157 @@
+"""Exports and logs of other tools, as one row per run and step.
+
+A chart of Weights & Biases exported as CSV has a column per run, with its __MIN and __MAX beside it; it is reshaped.
+Folders of logs are read run by run: ``trainer_state.json`` of Hugging Face's Trainer, MLflow's ``mlruns``, and
+TensorBoard's event files (with the package tensorboard: `pip install "scalebench[tensorboard]"` by path).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalebench.points.batches import PointsError, Table, numbers
+
+TRAINER_STATE = "trainer_state.json"
+EVENTS = "events.out.tfevents.*"
+DEEPEST = 4  # folders below the one named
+RUN, STEP = "run", "step"
+CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>[^-]+)")
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+def chart_series(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return column -> (run, metric) where the columns are those of an exported chart, else nothing."""
+    known = set(names)
+    series = {}
+    for name in names:
+        if {f"{name}__MIN", f"{name}__MAX"} <= known and (parts := CHART_COLUMN.fullmatch(name)):
+            series[name] = (parts["run"], parts["metric"])
+    return series
+
+
+def reshaped(table: Table, series: Mapping[str, tuple[str, str]]) -> tuple[pd.DataFrame, str]:
+    """Return an exported chart with one row per run and step, in columns step, run and the metrics."""
+    step = next(name for name in table.names if not name.endswith(("__MIN", "__MAX")) and name not in series)
+    wide = pd.concat(
+        [
+            pd.DataFrame({name: numbers(batch.column(name)) for name in (step, *series)})
+            for batch in table.batches([step, *series])
+        ],
+        ignore_index=True,
+    )
+    parts = defaultdict(list)
+    for name, (run, metric) in series.items():
+        parts[run].append(pd.DataFrame({step: wide[step], metric: wide[name]}).dropna())
+    runs = []
+    for run, metrics in parts.items():
+        joined = metrics[0]
+        for other in metrics[1:]:
+            joined = joined.merge(other, on=step, how="outer")
+        runs.append(joined.assign(**{RUN: run}))
+    frame = pd.concat(runs, ignore_index=True)
+    note = f"a chart of Weights & Biases, {len(runs)} runs side by side, read as one row per run and step"
+    return frame, f"{note}; its columns are {', '.join(map(str, frame))}"
+
+
+# --- folders of logs -------------------------------------------------------------------------------------------------
+
+
+def is_log(path: Path) -> bool:
+    """Whether a path is, or is a folder that holds, the logs of another trainer."""
+    if path.is_file():
+        return path.name == TRAINER_STATE or path.match(EVENTS)
+    return path.is_dir() and next(_runs(path), None) is not None
+
+
+def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (kind, folder or file) of each run below a folder."""
+    pending = [(folder, 0)]
+    while pending:
+        here, depth = pending.pop(0)
+        if (here / TRAINER_STATE).is_file():
+            yield "trainer", here / TRAINER_STATE
+        elif (here / "metrics").is_dir() and (here / "meta.yaml").is_file():
+            yield "mlflow", here
+        elif next(here.glob(EVENTS), None) is not None:
+            yield "events", here
+        elif depth < DEEPEST and not (here / "study.json").exists():
+            folders = [child for child in sorted(here.iterdir()) if child.is_dir() and child.name != "trials"]
+            pending += [(child, depth + 1) for child in folders]
+
+
+def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
+    """Return the logs at a path, one row per run and step. Raises ``PointsError``."""
+    if path.is_file():
+        runs = [("trainer" if path.name == TRAINER_STATE else "events", path)]
+    else:
+        runs = list(_runs(path))
+        newest = {_run_name(path, place): (kind, place) for kind, place in runs}  # checkpoints of a run: the last one
+        runs = list(newest.values())
+    frames = [READERS[kind](place).assign(**{RUN: _run_name(path, place)}) for kind, place in runs]
+    frame = pd.concat(frames, ignore_index=True)
+    kinds = ", ".join(dict.fromkeys(NAMES[kind] for kind, _ in runs))
+    return frame, f"{kinds}, {len(runs)} runs; its columns are {', '.join(map(str, frame))}"
+
+
+def _run_name(path: Path, place: Path) -> str:
+    folder = place.parent if place.is_file() else place
+    inner = folder.relative_to(path) if folder.is_relative_to(path) else Path()
+    parts = [part for part in inner.parts if not re.fullmatch(r"checkpoint-\d+", part)]
+    return "/".join(parts) or (path.name if path.is_dir() else path.parent.name)
+
+
+def _trainer_rows(path: Path) -> pd.DataFrame:
+    """Return the log of Hugging Face's Trainer: step, epoch, loss, eval_loss, …, by step."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        rows: dict[Any, dict[str, Any]] = {}
+        for entry in entries:
+            rows.setdefault(entry[STEP], {}).update(entry)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PointsError([f"{path}: not the state of a Hugging Face Trainer ({error!r})"]) from error
+    if not rows:
+        raise PointsError([f"{path}: its log_history is empty; train with logging_steps set"])
+    return pd.DataFrame(list(rows.values()))
+
+
+def _mlflow_rows(folder: Path) -> pd.DataFrame:
+    """Return a run of MLflow's file store: its metrics by step, and its parameters in every row."""
+    metrics = {}
+    for file in sorted((folder / "metrics").rglob("*")):
+        if file.is_file():
+            lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            name = file.relative_to(folder / "metrics").as_posix()
+            metrics[name] = pd.Series({int(line[2]) if len(line) > 2 else 0: float(line[1]) for line in lines})
+    frame = pd.DataFrame(metrics).rename_axis(STEP).reset_index()
+    for file in sorted((folder / "params").glob("*")):
+        frame[file.name] = file.read_text(encoding="utf-8").strip()
+    return frame
+
+
+def _event_rows(place: Path) -> pd.DataFrame:
+    """Return the scalars of TensorBoard's event files by step."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.util.tensor_util import make_ndarray
+    except ImportError as error:
+        raise PointsError([f"{place}: event files are read by tensorboard: pip install tensorboard"]) from error
+    log = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
+    log.Reload()
+    scalars = {tag: {event.step: event.value for event in log.Scalars(tag)} for tag in log.Tags()["scalars"]}
+    for tag in log.Tags()["tensors"]:  # of TensorFlow 2
+        values = {event.step: make_ndarray(event.tensor_proto) for event in log.Tensors(tag)}
+        scalars[tag] = {step: float(value) for step, value in values.items() if value.shape == ()}
+    return pd.DataFrame({tag: pd.Series(values) for tag, values in scalars.items()}).rename_axis(STEP).reset_index()
+
+
+READERS = {"trainer": _trainer_rows, "mlflow": _mlflow_rows, "events": _event_rows}
+NAMES = {"trainer": "logs of Hugging Face's Trainer", "mlflow": "MLflow's logs", "events": "TensorBoard's logs"}

@@ -1,0 +1,87 @@
+"""Numbers as people write them: 124M and 300B, decimal commas and thousands separators.
+
+``1,234,567`` and ``3,14`` have one meaning each; ``4,608`` alone has two, so other numbers of the file decide it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B and G are both 10^9
+Mark = Literal[".", ","]  # what separates the whole part of a number from its decimals
+
+_SIGN, _EXPONENT = r"[+-]?", r"(?:[eE][+-]?\d+)?"
+_SUFFIXED = re.compile(rf"({_SIGN}\d[\d.,_' ]*?{_EXPONENT}) ?([kKmMbBgGtTpP])")
+_GROUPS = r"\d{1,3}"
+# Thousands with commas (1,234,567 or 1,234.5), and decimal commas (3,14, 0,123, 1.234,5).
+_COMMA_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:(?:,\d{{3}}){{2,}}(?:\.\d*)?|,\d{{3}}\.\d*){_EXPONENT}")
+_DECIMAL_COMMA = re.compile(
+    rf"{_SIGN}(?:\d+,(?:\d{{1,2}}|\d{{4,}})|0+,\d+|\d{{4,}},\d+|{_GROUPS}(?:\.\d{{3}})+,\d*|\d+,\d+[eE][+-]?\d+)"
+    rf"{_EXPONENT}"
+)
+_ONE_COMMA = re.compile(rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}")  # either
+_OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[_' \u00a0\u202f]\d{{3}})+(?:[.,]\d*)?{_EXPONENT}")
+
+
+def number(text: str) -> float:
+    """Return the number that a text stands for: 7e9, 124M, 1.3B, 1,234,567, 3,14. Raises ``ValueError``."""
+    value = plain(text, mark_of([text]) or ".")
+    if _ONE_COMMA.fullmatch(without_suffix(text)) or "_" in value:
+        raise ValueError(f"{text!r} may be two numbers; write it as 1234567.8")
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a number such as 7e9, 124M or 300B") from error
+
+
+def mark_of(cells: Iterable[str]) -> Mark | None:
+    """Return the decimal mark that the cells of a file show, or None where none does."""
+    for cell in cells:
+        text = without_suffix(cell.strip())
+        if _DECIMAL_COMMA.fullmatch(text):
+            return ","
+        if _COMMA_GROUPS.fullmatch(text):
+            return "."
+    return None
+
+
+def without_suffix(text: str) -> str:
+    """Return a text without a suffix such as M."""
+    suffixed = _SUFFIXED.fullmatch(text.strip())
+    return suffixed[1] if suffixed else text.strip()
+
+
+def plain(text: str, mark: Mark | None) -> str:
+    """Return a number as Python writes it; any other text, or one that has two readings, as it is."""
+    text = text.strip()
+    suffixed = _SUFFIXED.fullmatch(text)
+    if suffixed:
+        inner = plain(suffixed[1], mark)
+        try:
+            return repr(float(inner) * SUFFIXES[suffixed[2].lower()])
+        except ValueError:
+            return text
+    if _OTHER_GROUPS.fullmatch(text):
+        return re.sub(r"[_' \u00a0\u202f]", "", text).replace(",", ".")
+    if mark == "," and (_DECIMAL_COMMA.fullmatch(text) or _ONE_COMMA.fullmatch(text)):
+        return text.replace(".", "").replace(",", ".")
+    if mark == "." and (_COMMA_GROUPS.fullmatch(text) or _ONE_COMMA.fullmatch(text)):
+        return text.replace(",", "")
+    return text
+
+
+def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:
+    """Return texts as float64 (n,), NaN for what is not a number."""
+    series = pd.Series(cells).astype(object)
+    return np.asarray(pd.to_numeric(series.map(lambda cell: plain(str(cell), mark)), errors="coerce"), dtype=np.float64)
+
+
+def is_ambiguous(text: str, mark: Mark | None) -> bool:
+    """Whether a text has two readings that nothing in its file decides."""
+    return mark is None and bool(_ONE_COMMA.fullmatch(without_suffix(text)))

@@ -1,0 +1,43 @@
+"""Files that a command writes where the user says: through devices, FIFOs and links, and with the mode they had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+SPECIAL_FOLDERS = ("/dev", "/proc")  # what stands here is written in place, a redirected standard output too
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user named. Raises ``OSError``.
+
+    A regular file, or the one that a link names, holds either all of ``content`` or what it held before, and keeps its
+    mode and owner. Devices and FIFOs are written to, never replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.stat() if path.exists() else None
+    if before is not None and (not stat.S_ISREG(before.st_mode) or str(path.absolute()).startswith(SPECIAL_FOLDERS)):
+        with path.open("wb") as file:
+            file.write(content)
+    else:
+        _replace(Path(os.path.realpath(path)), content, before)
+
+
+def _replace(target: Path, content: bytes, before: os.stat_result | None) -> None:
+    """Replace a regular file as a whole."""
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if before is not None:
+            with contextlib.suppress(PermissionError):  # only root may give files away
+                os.chown(temporary, before.st_uid, before.st_gid)
+            temporary.chmod(stat.S_IMODE(before.st_mode))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,156 @@
+"""The Python API: its names, what its objects print, and that it takes what people pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from command_support import ALPHA, PLANTED, A, E, planted, surface, write_study
+from matplotlib.axes import Axes
+
+import scalebench
+from scalebench.api import Results
+from scalebench.comparison import Comparison
+from scalebench.errors import InputError
+from scalebench.laws import FitRefused
+
+mpl.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("api") / "planted", planted()).parent
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    return scalebench.load_results(folder)
+
+
+def test_dir_shows_the_api_and_every_name_is_there() -> None:
+    names = {"run", "plan", "fit", "report", "compare", "predict", "optimal", "next_trial", "worth", "tune"}
+    names |= {"load_study", "load_results", "load_fit"}
+    assert names == set(dir(scalebench)) - {"__version__"}
+    assert all(callable(getattr(scalebench, name)) and getattr(scalebench, name).__doc__ for name in names)
+    with pytest.raises(AttributeError, match="known: "):
+        scalebench.nothing  # noqa: B018
+
+
+def test_results_are_a_frame_with_a_short_repr(results: Results) -> None:
+    assert repr(results) == "Results: 14 trials of planted (14 ok); .table, .fit(), .plot.loss()"
+    assert "<table" in results._repr_html_()
+    assert type(results[["study"]]) is pd.DataFrame
+    assert list(results.table) == [
+        "study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s",
+    ]  # fmt: skip
+    assert results["validation_loss_nats"].gt(E).all()
+
+
+def test_results_are_fitted_without_renaming_columns(results: Results, folder: Path) -> None:
+    fitted = results.fit("power")
+    assert fitted.parameters["alpha"] == pytest.approx(ALPHA, rel=0.05)
+    for points in (results, results[["params_non_embedding", "validation_loss_nats"]], folder / "planted"):
+        assert scalebench.fit(points).parameters == pytest.approx(fitted.parameters)
+    assert results.fit(where="params_non_embedding < 5e5").n_points == 12
+
+
+def test_trials_that_failed_are_not_fitted(tmp_path: Path) -> None:
+    rows = planted()
+    rows[0] |= {"status": "failed", "validation_loss_nats": 99.0}
+    rows[1] |= {"invalid_reason": "a reason", "validation_loss_nats": 99.0}
+    assert scalebench.load_results(write_study(tmp_path / "s", rows)).fit().n_points == 12
+
+
+def test_a_fit_predicts_from_a_number_and_prints_one_line(results: Results) -> None:
+    fitted = results.fit("power")
+    expected = fitted.predict(x=1e6)
+    assert fitted.predict(1e6) == pytest.approx(expected)
+    assert fitted.predict([1e6, 1e7])[0] == pytest.approx(expected[0])
+    assert len(repr(fitted)) < 120
+    assert repr(fitted).startswith("Fit of power to 14 points: E = ")
+    assert "<td>alpha</td>" in fitted._repr_html_()
+    two = scalebench.fit(surface().rename(columns={"N": "params", "D": "tokens", "L": "loss"}), "chinchilla")
+    with pytest.raises(FitRefused, match="params and tokens"):
+        two.predict(1e6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loss", "time", "memory", "residuals"])
+def test_plots_return_axes(results: Results, name: str) -> None:
+    axes = getattr(results.plot, name)()
+    assert isinstance(axes, Axes)
+    assert axes.get_xlabel() or axes.get_ylabel()
+    assert getattr(results.plot, name)(ax=axes) is axes
+    mpl.pyplot.close(axes.figure)
+
+
+def test_pandas_own_plots_remain(results: Results) -> None:
+    axes = results.plot(x="params_non_embedding", y="validation_loss_nats")
+    assert len(axes.lines) == 1
+    mpl.pyplot.close(axes.figure)
+
+
+def test_a_study_and_a_comparison_print_one_line(tmp_path: Path) -> None:
+    study = scalebench.load_study("demo")
+    assert repr(study) == str(study) == "Study 'demo': training; axes: model.params (7), train.seed (2)"
+    assert "<td>train.seed</td><td>0, 1</td>" in study._repr_html_()
+    row = {"case": "c", "provider": "eager", "status": "ok", "time_median_s": 1.0, "verdict": None}
+    compared = Comparison(tmp_path, [row])
+    assert repr(compared).startswith("Comparison: 1 rows of 1 cases in ")
+    assert "eager" in compared._repr_html_()
+
+
+@pytest.mark.slow
+def test_predictions_and_advice_agree_with_the_planted_laws(folder: Path, tmp_path: Path) -> None:
+    predicted = {each.quantity: each.value for each in scalebench.predict(folder / "planted", params=3e6).quantities}
+    assert predicted["validation loss"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    frame = surface(0.003).rename(columns={"N": "params", "D": "tokens", "L": "loss"}).drop(columns="C")
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    by_path, by_frame = scalebench.optimal(tmp_path / "p.csv"), scalebench.optimal(frame)
+    assert by_frame.a == pytest.approx(PLANTED["beta"] / (PLANTED["alpha"] + PLANTED["beta"]), abs=0.03)
+    assert by_path.a == pytest.approx(by_frame.a)
+    design = scalebench.next_trial(frame, {"params": 7e10, "tokens": 1e13})
+    assert len(design.chosen) == 1
+    assert design.chosen[0].narrowing < 1
+
+
+@pytest.mark.slow
+def test_half_the_compute_is_worth_two() -> None:
+    flops = np.geomspace(1e18, 1e22, 9)
+    loss = 1.7 + 400 * flops**-0.15
+    before, after = (scalebench.fit({"x": flops / factor, "y": loss}) for factor in (1, 2))
+    assert scalebench.worth(before, after).multiplier == pytest.approx(2, rel=0.02)
+
+
+def test_tuning_finds_a_planted_rate() -> None:
+    rows = [
+        {"params": n, "lr": lr, "loss": 2 + (np.log(lr) - np.log(0.3 * n**-0.25)) ** 2}
+        for n in (1e5, 1e6, 1e7, 1e8) for lr in np.geomspace(1e-3, 3e-2, 9)
+    ]  # fmt: skip
+    law = scalebench.tune(pd.DataFrame(rows), "lr", ["params"])
+    assert law.exponents["params"] == pytest.approx(-0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: scalebench.fit(3), "not int (3)"),
+        (lambda: scalebench.fit({"a": [1.0]}), "needs a column params or x"),
+        (lambda: scalebench.load_results(3), "expected a path, not int (3)"),
+        (lambda: scalebench.load_fit(None), "expected a path, not NoneType"),
+        (lambda: scalebench.predict(3, 1e6), "expected a path or a fit, not int (3)"),
+        (lambda: scalebench.optimal(3), "not int (3)"),
+        (lambda: scalebench.optimal({}, approach=4), "approach 4"),
+        (lambda: scalebench.worth(3, 4), "not int (3)"),
+        (lambda: scalebench.tune(3), "not int (3)"),
+        (lambda: scalebench.fit({"x": [1.0, 2.0], "y": [2.0, 1.0]}, "pover"), "did you mean 'power'"),
+    ],
+)
+def test_wrong_types_get_a_sentence(call, part: str) -> None:
+    with pytest.raises(InputError) as error:
+        call()
+    assert part in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,108 @@
+"""The command `diff`: planted changes are found, and noise is called noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_support import SIZES, record, write_study
+
+from scalebench.analysis.difference import BETTER, NOISE, SAME, WORSE, difference
+
+
+def rows(seeds: int, noise: float, seed: int, **factors: float) -> list[dict[str, object]]:
+    """Trials of seven sizes; ``factors`` multiply columns, ``noise`` is that of log time and log loss."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for size in SIZES:
+        for repeat in range(seeds):
+            row = record(size, repeat, np.random.default_rng(0)) | {"depth": size}
+            for name in ("step_time_median_s", "validation_loss_nats"):
+                row[name] = float(str(row[name])) * np.exp(noise * rng.standard_normal())
+            for name, factor in factors.items():
+                row[name] = float(str(row[name])) * factor
+            made.append(row)
+    return made
+
+
+def frame(**changes: object) -> pd.DataFrame:
+    arguments = {"seeds": 4, "noise": 0.01, "seed": 1} | changes
+    return pd.DataFrame(rows(**arguments)).assign(invalid_reason=None)  # type: ignore[arg-type]
+
+
+def verdicts(old: pd.DataFrame, new: pd.DataFrame, margin: float = 0.01) -> dict[tuple[str, str], str]:
+    return {(effect.label, effect.quantity): effect.verdict for effect in difference(old, new, margin).effects}
+
+
+def test_a_planted_slowdown_is_found_and_the_loss_is_within_noise() -> None:
+    found = difference(frame(), frame(seed=2, step_time_median_s=1.1), 0.01)
+    overall = {effect.quantity: effect for effect in found.effects if effect.label == "all"}
+    time = overall["step time"]
+    assert time.verdict == WORSE
+    assert time.low is not None
+    assert time.high is not None
+    assert time.low < 1.1 < time.high
+    assert time.high - time.low < 0.02
+    assert overall["validation loss"].verdict in (NOISE, SAME)
+    assert overall["memory (tracked)"].verdict == SAME  # bit for bit the same
+    assert found.noise["step time"] == pytest.approx(0.01, rel=0.4)
+    assert all(effect.verdict == WORSE for effect in found.effects if effect.quantity == "step time")
+
+
+def test_a_gain_below_the_noise_of_seeds_has_no_verdict() -> None:
+    found = verdicts(frame(noise=0.05), frame(noise=0.05, seed=2, validation_loss_nats=0.985))
+    assert found["all", "validation loss"] == NOISE
+    assert verdicts(frame(), frame(seed=2, validation_loss_nats=0.9))["all", "validation loss"] == BETTER
+
+
+def test_many_comparisons_without_a_difference_rarely_have_a_verdict() -> None:
+    wrong = 0
+    for seed in range(60):
+        found = verdicts(frame(seed=2 * seed, noise=0.02), frame(seed=2 * seed + 1, noise=0.02), margin=1e-6)
+        wrong += any(word in (WORSE, BETTER) for word in found.values())
+    assert wrong <= 9  # 5 % of 60, and three standard deviations
+
+
+def test_without_repeats_there_is_no_verdict() -> None:
+    found = difference(frame(seeds=1), frame(seeds=1, seed=2, step_time_median_s=2), 0.01)
+    assert {effect.verdict for effect in found.effects} == {"no repeats"}
+    assert all(effect.low is None for effect in found.effects)
+    assert found.regressions == ()
+
+
+def test_the_command_has_exit_code_1_on_a_regression(command, tmp_path: Path) -> None:
+    for name, changes in (("old", {}), ("new", {"step_time_median_s": 1.2}), ("same", {})):
+        write_study(tmp_path / name, rows(3, 0.01, len(name), **changes))
+    code, out, _ = command("diff", "old", "new")
+    assert code == 1
+    assert "step time +2" in out
+    code, out, _ = command("diff", "old", "same")
+    assert code == 0
+    assert out.startswith("nothing became worse")
+    code, out, _ = command("diff", "old", "new", "--json")
+    document = json.loads(out)
+    assert {effect["label"] for effect in document["effects"]} == {"all", *(f"depth {size}" for size in SIZES)}
+    code, out, _ = command("diff", "old", "new", "--markdown")
+    assert "| configuration | quantity |" in out
+    assert "| --- |" in out
+
+
+def test_other_machines_are_refused_unless_named(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "old", rows(2, 0.01, 1))
+    write_study(tmp_path / "new", [row | {"device_name": "another processor"} for row in rows(2, 0.01, 2)])
+    code, out, err = command("diff", "old", "new")
+    assert (code, out) == (2, "")
+    assert "a processor and another processor" in err
+    assert command("diff", "old", "new", "--other-machine")[0] == 0
+
+
+def test_nothing_in_common_is_one_line(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "old", rows(2, 0.01, 1))
+    write_study(tmp_path / "new", [row | {"family": "mlp"} for row in rows(2, 0.01, 2)])
+    code, _, err = command("diff", "old", "new")
+    assert code == 2
+    assert "no configuration is in both; they are matched by" in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,134 @@
+"""Help texts: every command in its group, every option described, and every example runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from command_support import planted, write_study
+from support import REPOSITORY
+
+from scalebench.cli.app import COMMANDS, app
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
+TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
+
+
+def readme_tables() -> dict[str, str]:
+    """The tables that the README gives, by file name."""
+    tables = re.findall(r"```csv\n(.*?)```", README, flags=re.DOTALL)
+    return dict(zip(("points.csv", "old.csv", "new.csv", "sweep.csv"), tables, strict=True))
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's list of commands, without comments."""
+    (block,) = re.findall(r"## Commands\n\n```sh\n(.*?)```", README, flags=re.DOTALL)
+    return [line.partition("  #")[0].partition(" # ")[0].strip() for line in block.splitlines()]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A folder with what the README gives: its tables, results of a study, a fit."""
+    for name, text in readme_tables().items():
+        (tmp_path / name).write_text(text)
+    for name in ("results/demo", "old-results", "new-results"):
+        write_study(tmp_path / name, planted())
+    return tmp_path
+
+
+def runnable(line: str, folder: Path) -> list[str]:
+    """The words of a command, with the id of a trial that exists where an example has one of its own."""
+    words = shlex.split(line)
+    trial = min(path.name for path in (folder / "results" / "demo" / "trials").iterdir())
+    return [trial if word == "3f2a" else word for word in words if word != "scalebench"]
+
+
+def test_every_command_is_in_a_group_with_an_example(command) -> None:
+    _, out, _ = command("--help")
+    headings = re.findall(r"╭─ (.*?) ─", out)
+    assert [*COMMANDS] == [heading for heading in headings if heading in COMMANDS]
+    for name, example in EXAMPLES.items():
+        _, out, _ = command(*name.split(), "--help")
+        assert f"Example: scalebench {example}" in " ".join(out.split()), name
+
+
+def test_every_option_is_described() -> None:
+    missing = []
+    for name in EXAMPLES:
+        target = app
+        for part in name.split():
+            target = target[part]
+        missing += [
+            (name, argument.names)
+            for argument in target.assemble_argument_collection(parse_docstring=True)
+            if argument.names != ("*",) and not argument.parameter.help
+        ]
+    assert missing == []
+
+
+def test_positional_arguments_are_named_in_the_usage(command) -> None:
+    assert "scalebench report [OPTIONS] [RESULTS...]" in command("report", "--help")[1]
+    assert "scalebench diff [OPTIONS] OLD NEW" in command("diff", "--help")[1]
+    assert "scalebench new study [OPTIONS] FAMILY" in command("new", "study", "--help")[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    script = app.generate_completion(prog_name="scalebench", shell=shell)
+    assert all(
+        word in script for word in ("plan", "diff", "optimal", "--bootstrap" if shell != "fish" else "bootstrap")
+    )
+
+
+def test_json_is_a_flag_everywhere() -> None:
+    for name in EXAMPLES:
+        target = app
+        for part in name.split():
+            target = target[part]
+        for argument in target.assemble_argument_collection(parse_docstring=True):
+            if "--json" in argument.names:
+                assert argument.hint is bool, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in TORCH])
+def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> None:
+    if name in ("predict", "next"):
+        assert command(*runnable(EXAMPLES["fit"], prepared))[0] == 0
+    code, _, err = command(*runnable(EXAMPLES[name], prepared))
+    assert code == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run", "compare", "doctor"])
+def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, name: str) -> None:
+    code, _, err = command(*shlex.split(EXAMPLES[name]))
+    assert code == 0, err
+
+
+def test_the_examples_that_need_a_trained_model_are_read(prepared: Path) -> None:
+    """The demo takes minutes (tests/test_demo.py checks what it made), and generate needs weights."""
+    for name in ("demo", "generate"):
+        app.parse_args(runnable(EXAMPLES[name], prepared), exit_on_error=False, print_error=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(command, prepared: Path, line: str) -> None:
+    words = runnable(line, prepared)
+    if words[0] in ("demo", "compare", "generate", "doctor"):  # minutes, or weights
+        app.parse_args(words, exit_on_error=False, print_error=False)
+        return
+    if words[0] == "next":
+        columns = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
+        assert command("fit", "points.csv", "--law", "chinchilla", *columns, "-o", "fit.json")[0] == 0
+    if words[0] in ("plan", "run"):
+        assert command("new", "study", "mlp", "-o", "mine.toml")[0] == 0
+        words += ["--set", "train.steps=2", "--set", "model.params=1000"] if words[0] == "run" else []
+        shutil.rmtree(prepared / "results")
+    code, _, err = command(*words)
+    assert code == 0, err

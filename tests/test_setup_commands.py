@@ -1,0 +1,113 @@
+"""The commands `new study`, `schema`, `show` and `doctor`, and what their users look up."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+from command_support import planted, write_study
+from support import REPOSITORY
+
+from scalebench.cli.commands import doctor
+from scalebench.cli.commands.schema import study_schema
+from scalebench.cli.commands.template import study_template
+from scalebench.errors import StudyError
+from scalebench.families import FAMILIES
+from scalebench.running.planning import load_study, plan
+
+STUDIES = sorted((REPOSITORY / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_study_can_be_planned(tmp_path: Path, family: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(study_template("s", family), encoding="utf-8")
+    trials = plan(load_study(path), tmp_path)
+    assert len(trials) == 10
+    assert {trial.trial.family for trial in trials} == {family}
+    text = path.read_text(encoding="utf-8")
+    assert all(f"# {name} = " in text for name in FAMILIES[family].Config.__dataclass_fields__)
+
+
+def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path) -> None:
+    assert command("new", "study", "mlp", "-o", "mine.toml")[0] == 0
+    assert tomllib.loads((tmp_path / "mine.toml").read_text())["name"] == "mine"
+    code, _, err = command("new", "study", "mlp", "-o", "mine.toml")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "exists already" in err
+    assert "did you mean 'gpt'" in command("new", "study", "gptt")[2]
+
+
+def test_the_schema_is_sound_and_every_shipped_study_is_valid(command) -> None:
+    schema = json.loads(command("schema")[1])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in STUDIES:
+        assert list(validator.iter_errors(tomllib.loads(path.read_text(encoding="utf-8")))) == [], path
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "[train]\nstep = 3", '[train]\noptimizer = "adamv"', "[train]\nsteps = 0", '[model]\nfamily = "gtp"',
+        '[train]\noptimizer = ["adamw", "adamv"]', '[fit]\nlaw = "pover"', "[run]\ncheckpoint = 1",
+        "[train]\nseed = { geom = [1], points = 3 }", "[other]\nx = 1",
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_reader_refuses(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "s.toml"
+    family = "" if "family" in wrong else '[model]\nfamily = "gpt"\nparams = 1e4\n'
+    path.write_text(f'schema = 1\nname = "s"\n{family}{wrong}\n')
+    with pytest.raises(StudyError):
+        load_study(path)
+    validator = jsonschema.Draft202012Validator(study_schema())
+    assert list(validator.iter_errors(tomllib.loads(path.read_text())))
+
+
+def test_a_study_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "bom.toml"
+    text = 'schema = 1\nname = "bom"\n[model]\nfamily = "mlp"\nparams = 1e3\n'
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    study = load_study(path)
+    assert study.name == "bom"
+    assert study.text == text
+
+
+def test_show_prints_a_trial_by_the_first_digits_of_its_id(command, tmp_path: Path) -> None:
+    rows = planted()
+    rows[0] |= {"status": "failed", "error_class": "ValueError", "error_message": "a reason"}
+    write_study(tmp_path / "results" / "planted", rows)
+    (attempt,) = (tmp_path / "results" / "planted" / "trials" / str(rows[0]["trial_id"])).iterdir()
+    (attempt / "stderr.log").write_text("first line\nlast line\n")
+    code, out, _ = command("show", str(rows[0]["trial_id"]))
+    assert code == 1
+    assert f"planted/{rows[0]['trial_id']}: failed" in out
+    assert "ValueError: a reason" in out
+    assert "  last line" in out
+    assert str(attempt.relative_to(tmp_path)) in out
+    good = str(rows[5]["trial_id"])
+    code, out, _ = command("show", good, "--json")
+    assert code == 0
+    assert json.loads(out)["record"]["params_non_embedding"] == rows[5]["params_non_embedding"]
+    code, _, err = command("show", "00000")
+    assert code == 2
+    assert "begins 4 ids" in err
+    assert command("show", "zz")[0] == 2
+
+
+def test_doctor_has_a_remedy_for_each_finding_and_a_code_by_severity(command, tmp_path: Path, monkeypatch) -> None:
+    findings = doctor.examine(tmp_path)
+    assert all(finding.remedy for finding in findings if finding.level != "note")
+    assert command("doctor")[0] == 0  # what this machine lacks is no error
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "scipy" else "1.0")
+    code, out, _ = command("doctor")
+    assert code == 1
+    assert "scipy: not installed" in out
+    assert "pip install scipy" in out
+    (tmp_path / "file").write_text("")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command("doctor", "--results", tmp_path / "file" / "results")[0] == 1
