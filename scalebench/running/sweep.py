@@ -100,10 +100,10 @@ def execute(
     and for one that cannot run the trials.
     """
     placing = find_engine(engine)
-    if missing := sweep.missing:
-        placing.check([resources_of(planned, study) for planned in missing])
-    save_study(sweep, study)
     pending = {planned.trial_id: planned for planned in sweep.missing}
+    if pending:
+        placing.check([resources_of(planned, study) for planned in pending.values()])
+    save_study(sweep, study)
     if not pending:
         return
     with driving(sweep.study_dir) as driver:
@@ -174,8 +174,8 @@ def prepare_attempts(
 ) -> list[tuple[Path, Resources]]:
     """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
 
-    Each process of every trial gets as many threads as there are cores for each of the most processes of any trial, so
-    that times differ by the number of processes alone.
+    Each process of every trial gets as many threads as there are cores for each process of the trial that has the most
+    of them, so that times differ by the number of processes alone.
     """
     study_wide = {
         "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
