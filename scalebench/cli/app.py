@@ -93,16 +93,9 @@ def run(
     fresh_code: Annotated[
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
-    fail_fast: Annotated[
-        bool, Parameter(negative="--keep-going", help="Stop at the first trial that does not end ok; or go on.")
-    ] = False,
-    force: Annotated[
-        bool, Parameter(negative=(), help="Also run trials that are predicted to need more memory than there is.")
-    ] = False,
-    order: Annotated[
-        Literal["auto", "given", "cheapest", "largest"],
-        Parameter(help="By predicted cost, or as in the study; auto leaves it to the engine."),
-    ] = "auto",
+    fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    order: Literal["auto", "given", "cheapest", "largest"] = "auto",
     engine: str = "local",
     as_json: Json = False,
 ) -> int:
@@ -114,6 +107,12 @@ def run(
         Results folder; each study gets a subfolder.
     jobs:
         Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
+    fail_fast:
+        Stop at the first trial that does not end ok; or go on (the default).
+    force:
+        Also run trials that are predicted to need more memory than there is.
+    order:
+        Start trials by predicted cost, or as in the study; auto leaves it to the engine.
     engine:
         Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
         arrays.
@@ -164,6 +163,14 @@ def status(
     if watch:
         watch_studies(results)
     return show_status(results, as_json=as_json)
+
+
+@app.command
+def drop(study: Path, trials: list[str], /) -> int:
+    """Forget planned TRIALS without a result, by id or its first digits; STUDY is their folder, as in results/gpt."""
+    from scalebench.cli.commands.stored import drop_trials
+
+    return drop_trials(study, trials)
 
 
 @app.command

@@ -8,6 +8,7 @@ geometric axes. What depends on a family or the machine (names, defaults, sizes)
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from scalebench.measure.secrets import hide
-from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
+from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, one_of
 
 MEMORY = ("tracked", "allocator")
 ON_OOM = ("end", "accumulate")
@@ -59,7 +60,7 @@ class DataSection(Section):
     source: Axis[str] | None = None
     vocab_size: Axis[Count] | None = None
     validation_fraction: Axis[Fraction] = (0.2,)
-    validation_samples: Axis[Count] = (1024,)
+    validation_samples: Axis[Samples] = (1024,)
     noise_std: Axis[Finite] = (0.5,)
 
 
@@ -178,6 +179,13 @@ class Study(Section):
         for entry in self.zipped:
             axes |= entry.axes()
         return axes
+
+    def combinations(self) -> int:
+        """Return the size of the grid, before [[exclude]]."""
+        together = [entry.axes() for entry in self.zipped]
+        zipped = {name for entry in together for name in entry}
+        lengths = [len(values) for name, values in self.axes().items() if name not in zipped]
+        return math.prod([*lengths, *(len(next(iter(entry.values()))) for entry in together if entry)])
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Yield every combination of the axes as {"model.params": 1e4, …}, in the order of the file."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench import store
+from scalebench.cli.commands.stored import grouped
 from scalebench.cli.output import duration, print_json, quantity, say, table, trials
 from scalebench.errors import StudyError, unknown
 
@@ -92,7 +93,7 @@ def _execute(sweep: Sweep, study: Study, options: RunOptions, *, as_json: bool) 
 
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
-    for line in sweep.damaged:
+    for line in grouped(sweep.damaged):
         print(f"damaged, counts as missing: {line}", file=sys.stderr)
     if sweep.other_code:
         text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"
