@@ -158,11 +158,8 @@ def status(
 ) -> int:
     """Show the progress of the studies under RESULTS, and every trial that is not ok."""
     from scalebench.cli.commands.stored import show_status
-    from scalebench.cli.commands.watch import watch_studies
 
-    if watch:
-        watch_studies(results)
-    return show_status(results, as_json=as_json)
+    return show_status(results, watch=watch, as_json=as_json)
 
 
 @app.command

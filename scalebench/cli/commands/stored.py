@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
-from scalebench.cli.commands.watch import running_trials
+from scalebench.cli.commands.watch import running_trials, watch_studies
 from scalebench.cli.output import print_json, say, table, trials, visible
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def show_status(results: Path, *, as_json: bool) -> int:
-    """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
+def show_status(results: Path, *, watch: bool = False, as_json: bool) -> int:
+    """Print the status of each study; return exit code 1 if a trial is missing or did not end ok.
+
+    With ``watch`` print the progress first, until no driver runs a trial.
+    """
+    if watch:
+        watch_studies(results)
     stored = store.read_results(results)
     folders = {folder.name: folder for folder in store.study_dirs(results)}
     planned = store.of_plans(stored).frame
