@@ -23,6 +23,7 @@ from scalebench.running import processes
 from scalebench.running.engines import Resources, local
 from scalebench.running.planning import load_study, plan
 from scalebench.running.sweep import execute, resources_of, run, save_study, survey
+from scalebench.store.files import CHECKSUM, write_checked_json
 from scalebench.study import Study
 
 
@@ -234,7 +235,8 @@ def test_retry_takes_up_the_statuses_asked_for(tmp_path: Path) -> None:
 def test_rows_of_other_code_are_announced_and_run_again_when_asked(small_study: Path, copied: Path) -> None:
     study = load_study(small_study, ["model.params=200", "train.seed=0"])
     record = record_of(study, copied)
-    store.write_json(record, json.loads(record.read_text()) | {"code_fingerprint": "0" * 12})
+    content = {name: value for name, value in json.loads(record.read_text()).items() if name != CHECKSUM}
+    write_checked_json(record, content | {"code_fingerprint": "0" * 12})
     assert survey(study, copied).other_code == 1
     assert not survey(study, copied).missing
     assert len(survey(study, copied, fresh_code=True).missing) == 1
