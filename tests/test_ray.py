@@ -162,16 +162,16 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(pat
 
 @needs_ray
 @pytest.mark.slow
-def test_an_embedded_cluster_that_loses_its_only_node_is_started_anew(path: Path, tmp_path: Path, start) -> None:
+def test_an_embedded_cluster_that_loses_its_only_node_loses_no_trial(path: Path, tmp_path: Path, start) -> None:
     study_dir = tmp_path / "results" / "small"
     driver = start(path, "--jobs", "1")
     wait_for(lambda: beating(study_dir), driver)
     ray_process(driver, "raylet").kill()
     finish(driver)
     statuses = [[row["status"] for row in rows] for rows in attempts_of(study_dir).values()]
-    # The running trial goes on to its end, or is lost with its task; the other one's task finds no node.
+    # Ray may finish what its workers have begun, and give them more, or lose it: either way no trial is.
+    assert len(statuses) == 2
     assert all(before == ["killed"] * len(before) and last == "ok" for *before, last in statuses)
-    assert max(map(len, statuses)) > 1
 
 
 @needs_ray
