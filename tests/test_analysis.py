@@ -24,13 +24,13 @@ from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
-from scalebench.reporting.quantities import bounded, quantity
+from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity
 from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import canvas
 from scalebench.store import read_results, write_json
 
 FACTORS = (2, 4, 10)
-UNITS = {"validation_loss": "", "step_time": "s", "memory": "B"}
+UNITS = {"validation_loss": "", "step_time": "s", "memory": "B", "training_time": "s", "compute": "FLOP"}
 
 
 def rows() -> list[dict[str, object]]:
@@ -61,20 +61,20 @@ def table(page: str, caption: str) -> list[list[str]]:
 
 def shown(answer: dict[str, float], unit: str) -> str:
     value, interval = bounded(answer["value"], answer["low"], answer["high"], unit)
-    return f"{value} ({interval})".replace("\u00a0", " ")
+    return (value if interval == NO_SPREAD else f"{value} ({interval})").replace("\u00a0", " ")
 
 
 @pytest.mark.slow
 def test_every_prediction_of_the_report_is_that_of_predict(command, study: StudyAnalysis, tmp_path: Path) -> None:
     page = text_of(write([study], tmp_path / "page.html").read_text())
-    cells = table(page, "Predictions for a new run")
+    cells = table(page, "Projections for a new run")
     assert [row[1] for row in cells] == [f"×{factor}" for factor in FACTORS]
     for factor, (size, _, *predictions) in zip(FACTORS, cells, strict=True):
         params = factor * max(SIZES)
         answers = json.loads(command("predict", "bent", "--params", params, "--json")[1])["answers"]
         assert size == quantity(params).replace("\u00a0", " ")
         assert {answers[name]["interval"] for name in UNITS} == {"new run"}
-        assert predictions == [shown(answers[name], unit) for name, unit in UNITS.items()]
+        assert predictions[: len(UNITS)] == [shown(answers[name], unit) for name, unit in UNITS.items()]
     (diamond,) = re.findall(r"<title>projected at ([^:<]*): ([\d.]+) nats", page)
     answers = json.loads(command("predict", "bent", "--params", 4 * max(SIZES), "--json")[1])["answers"]
     assert diamond == (f"{quantity(4 * max(SIZES))} parameters".replace("\u00a0", " "),
@@ -155,7 +155,7 @@ def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     verdict(study)
     write([study], tmp_path / "again.html")
     assert set(fits.values()) == {1}
-    assert len(fits) == 4  # loss of every size and of all but the largest, step time, memory
+    assert len(fits) == 6  # loss of every size and of all but the largest, step time, memory, FLOPs, checkpoint
     assert {name for name, _ in calls} == {"backtest", "bootstrap", "profile"}
     assert set(calls.values()) == {1}
     assert (fits.total(), calls.total()) == after_page

@@ -112,6 +112,9 @@ class Instant:
     def __init__(self, before: Callable[[Path], None] = lambda _: None) -> None:
         self.before, self.ran = before, []
 
+    def check(self, resources: Sequence[Resources]) -> None:
+        """It takes every trial."""
+
     def place(self, attempts: Sequence[Path], resources: Sequence[Resources], **_: Any) -> Iterator[Path]:
         for attempt in attempts:
             self.before(attempt)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from damage import SPECIAL, commands, contents, edits, planted_results, trial_files, write_loosely
-from support import shared_folder
+from support import edit_record, shared_folder
 
 from scalebench import store
 from scalebench.running.engines import local
@@ -238,3 +238,14 @@ def test_a_path_in_another_encoding_is_written_read_and_shown(tmp_path: Path, pl
     assert len(store.read_steps(frame["attempt_dir"].iloc[0])) == 30
     for line in (["status", folder], ["export", folder, "-o", "x.csv"], ["export", folder, "-o", "x.parquet"]):
         assert command(*line)[0] in (0, 1)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_study_with_an_infinite_loss_has_its_curves(copied: Path, command) -> None:
+    path = trial_files(copied)["steps.parquet"]
+    steps = pd.read_parquet(path)
+    steps.loc[20:, "train_loss_nats"] = float("inf")
+    steps.to_parquet(path)
+    edit_record(path.parent, status="diverged", files={"steps.parquet": path.stat().st_size})
+    assert command("report", copied, "-o", "page.html")[0] == 0
+    assert "Each line is one trial; the loss is averaged" in Path("page.html").read_text()

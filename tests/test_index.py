@@ -112,6 +112,17 @@ def test_what_changed_since_is_read_from_its_record(study: Path, monkeypatch, ch
     pd.testing.assert_frame_equal(store.read_results(study).frame, expected.frame, check_like=True)
 
 
+def test_trials_stay_sorted_when_the_index_is_written_again(study: Path, monkeypatch) -> None:
+    for number in range(10):
+        write_trial(study, record_of(number, f"{number:015x}z", 8))
+    time.sleep(0.02)
+    store.read_results(study)
+    read, names = trials_read(study, monkeypatch)
+    assert names == []
+    assert read.frame["trial_id"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(read.frame, from_records(study).frame, check_like=True)
+
+
 def test_a_missing_file_is_known_to_the_index(study: Path, monkeypatch) -> None:
     for path in study.glob("trials/*/*/steps.parquet"):
         path.unlink()

@@ -8,6 +8,7 @@ import check_case
 import gluon_emulator
 import mechanisms
 import pytest
+from scalekernels.attention import hopper_gradients
 from session_jobs import check_jobs
 
 
@@ -81,6 +82,7 @@ def test_a_mechanism_that_cannot_be_launched_is_reported(monkeypatch: pytest.Mon
         raise RuntimeError(f"no such instruction on {device}")
 
     monkeypatch.setattr(mechanisms, "witnesses", lambda: {"one": fails})
+    monkeypatch.setattr(mechanisms, "are_shipped", lambda: False)
     found = check_case.check_mechanism("one", "cpu")["mechanism one"]
     assert found == {"problem": None, "information": "RuntimeError: no such instruction on cpu"}
 
@@ -92,5 +94,11 @@ def test_every_mechanism_has_a_job_on_a_gpu() -> None:
     assert not any(job.name.startswith("mechanism") for job in check_jobs("cpu", ("attention",)))
 
 
-def test_no_mechanism_is_shipped_without_a_measured_method() -> None:
+def test_mechanisms_are_shipped_with_a_measured_method_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    method: dict[str, Any] | None = None
+    monkeypatch.setattr(mechanisms.tuned, "row", lambda *_: method)
     assert not mechanisms.are_shipped()
+    method = hopper_gradients.APART._asdict()
+    assert not mechanisms.are_shipped()
+    method |= {"name": "ordered", "stages": 3}
+    assert mechanisms.are_shipped()

@@ -37,14 +37,14 @@ def test_structure(page: str) -> None:
     outline = Outline(page)
     assert len(outline.all("h1")) == 1
     figures, drawings = outline.all("figure"), [svg for svg in outline.all("svg") if svg.get("role") == "img"]
-    assert len(figures) == len(drawings) == 10
+    assert len(figures) == len(drawings) == 13
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for svg in drawings:
         assert set(str(svg["aria-labelledby"]).split()) <= set(ids)
-    for figure in re.findall(r"<figure>.*?</figure>", page, re.DOTALL):
+    for figure in re.findall(r"<figure[ >].*?</figure>", page, re.DOTALL):
         assert re.search(r"<desc id=[^>]*>[^<]{20,}", figure)
-        assert "<details>" in figure
+        assert '<details class="data">' in figure
         assert "<tbody>" in figure
 
 

@@ -173,3 +173,136 @@ def test_columns_sort_by_number_and_keep_the_unmeasured_last(page: Path) -> None
     assert values == sorted(values)
     assert len(values) == 11
     assert found["down"] == [*found["up"][-2::-1], "—"]
+
+
+# --- what the scripts add --------------------------------------------------------------------------------------------
+
+FOLD = """(() => {
+  const bottom = (selector) => document.querySelector(selector).getBoundingClientRect().bottom;
+  return {strip: bottom('.strip'), drawing: bottom('.first figure svg'), verdict: bottom('.verdict'),
+          beside: document.querySelector('.first figure').getBoundingClientRect().left > 600};
+})()"""
+
+
+@pytest.mark.slow
+def test_verdict_strip_and_headline_are_above_the_fold(page: Path) -> None:
+    found = probe(page, FOLD, "--window-size=1280,900")
+    assert found["verdict"] < found["strip"] <= 900
+    assert found["drawing"] <= 900
+    assert found["beside"]
+
+
+TEXT = """(() => Math.min(...[...document.querySelectorAll('.first .drawing text')].map((text) => {
+  const svg = text.closest('svg');
+  return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+})))()"""
+
+
+@pytest.mark.slow
+def test_text_of_figures_can_be_read_on_a_phone(page: Path) -> None:
+    assert probe(page, TEXT, frame="width=390 height=800 style='border:0'") >= 11
+
+
+TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => each.matches('.scroll, pre')
+  ? each.scrollWidth <= each.clientWidth : !each.matches('.drawing')).length)()"""
+
+
+@pytest.mark.slow
+def test_tab_stops_are_where_something_can_be_done(page: Path) -> None:
+    assert probe(page, TABS) == 0
+
+
+KEYS = """(() => {
+  const figure = document.querySelector('.first figure'), drawing = figure.querySelector('.drawing');
+  const press = (key) => drawing.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  const read = () => figure.querySelector('.value').textContent;
+  const titles = [...figure.querySelectorAll('.drawing use > title')].map((title) => title.textContent);
+  press('ArrowRight'); const first = read(); press('ArrowRight'); const second = read();
+  press('ArrowLeft'); press('ArrowLeft'); const last = read();
+  return {titles, read: [first, second, last], marks: figure.querySelectorAll('use.here').length};
+})()"""
+
+
+@pytest.mark.slow
+def test_arrow_keys_read_the_values(page: Path) -> None:
+    found = probe(page, KEYS)
+    assert found["read"] == [found["titles"][0], found["titles"][1], found["titles"][-1]]
+    assert found["marks"] == 1
+
+
+TABLE = """(() => {
+  const table = document.querySelector('table.sortable'), tools = table.parentNode.previousElementSibling;
+  const field = tools.querySelector('input'), rows = () => [...table.tBodies[0].rows].filter((row) => !row.hidden);
+  const all = rows().length;
+  field.value = 'failed'; field.dispatchEvent(new Event('input'));
+  const csv = asCsv(table);
+  return {all, left: rows().length, lines: csv.trim().split('\\n').length, csv};
+})()"""
+
+
+@pytest.mark.slow
+def test_a_table_is_filtered_and_copied(page: Path) -> None:
+    found = probe(page, TABLE)
+    assert (found["all"], found["left"], found["lines"]) == (12, 1, 2)
+    assert found["csv"].startswith("trial,")
+
+
+FILES = """(() => {
+  const svg = document.querySelector('.first .drawing svg'), text = standalone(svg);
+  return {parsed: new DOMParser().parseFromString(text, 'image/svg+xml').querySelector('parsererror') === null,
+          left: (text.match(/var\\(/g) || []).length, marks: (text.match(/<use/g) || []).length};
+})()"""
+
+
+@pytest.mark.slow
+def test_a_figure_is_saved_with_its_colours(page: Path) -> None:
+    found = probe(page, FILES)
+    assert found["parsed"]
+    assert found["left"] == 0
+    assert found["marks"] > 10
+
+
+@pytest.mark.slow
+def test_the_theme_is_remembered(page: Path) -> None:
+    press = """(() => {
+      const root = document.documentElement;
+      document.getElementById('theme').click(); const chosen = root.dataset.theme;
+      delete root.dataset.theme; recall(); const recalled = root.dataset.theme;
+      localStorage.clear();
+      return [chosen, recalled];
+    })()"""
+    chosen, recalled = probe(page, press)
+    assert chosen in ("dark", "light")
+    assert recalled == chosen
+
+
+@pytest.mark.slow
+def test_a_link_to_the_appendix_opens_it(page: Path) -> None:
+    move = "(() => { location.hash = '#study-s-residuals'; openTarget(); })()"
+    assert probe(page, f"({move}, document.querySelector('details.appendix').open)") is True
+
+
+@pytest.mark.slow
+def test_a_series_is_hidden_and_shown(tmp_path: Path) -> None:
+    frame = study().frame
+    both = pd.concat([frame.assign(implementation=name, trial_id=name + frame["trial_id"]) for name in "ab"])
+    path = tmp_path / "two.html"
+    path.write_text(render(Results(both.reset_index(drop=True), (), {"s": {}})))
+    toggle = """(() => {
+      const figure = document.querySelector('.first figure');
+      const button = [...figure.querySelectorAll('.tools button')].find((each) => each.textContent === 'a');
+      const count = () => [...figure.querySelectorAll('.drawing use')].filter(
+        (use) => use.getClientRects().length).length;
+      const before = count(); button.click(); const without = count(), pressed = button.ariaPressed; button.click();
+      return {before, without, pressed, after: count()};
+    })()"""
+    found = probe(path, toggle)
+    assert found["without"] < found["before"] == found["after"]
+    assert found["pressed"] == "false"
+
+
+@pytest.mark.slow
+def test_print_is_six_pages_at_most(page: Path) -> None:
+    output = page.with_name("page.pdf")
+    open_page(page, "--no-pdf-header-footer", f"--print-to-pdf={output}")
+    assert 1 <= len(re.findall(rb"/Type /Page\b", output.read_bytes())) <= 6

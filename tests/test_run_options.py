@@ -34,6 +34,9 @@ class Scripted:
     def __init__(self, statuses: dict[float, str], before: Callable[[Path], None] = lambda _: None) -> None:
         self.statuses, self.before, self.ran = statuses, before, []
 
+    def check(self, resources: Sequence[Resources]) -> None:
+        """It takes every trial."""
+
     def place(self, attempts: Sequence[Path], resources: Sequence[Resources], **_: Any) -> Iterator[Path]:
         for attempt in attempts:
             assert take(attempt)
@@ -109,6 +112,7 @@ def test_trials_larger_than_the_machine_are_refused_before_any_starts(scripted, 
     assert command("plan", "small.toml", "--force")[0] == 0
 
 
+@pytest.mark.slow
 def test_status_counts_running_trials_of_living_drivers(scripted, command: Command, tmp_path: Path) -> None:
     seen: list[tuple[dict[str, int], str]] = []
 
@@ -165,12 +169,14 @@ def small_files() -> Iterator[None]:
 
 
 def test_a_trial_whose_samples_do_not_fit_keeps_its_result(tmp_path: Path, capsys, small_files) -> None:
-    recorder = Recorder(tmp_path, {"identity": {"trial_id": "t"}}, PLACEMENT)
+    attempt = tmp_path / "t" / "attempt-1"
+    attempt.mkdir(parents=True)
+    recorder = Recorder(attempt, {"identity": {"trial_id": "t"}}, PLACEMENT)
     recorder.save_samples("steps.parquet", pd.DataFrame({"step": range(10_000)}))
     assert "File too large" in capsys.readouterr().err
-    store.write_record(tmp_path, recorder.columns | {"status": "ok"})
-    assert store.read_record(tmp_path)["status"] == "ok"
-    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+    store.write_record(attempt, recorder.columns | {"status": "ok"})
+    assert store.read_record(attempt)["status"] == "ok"
+    assert [path.name for path in attempt.iterdir()] == ["record.json"]
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def beats(attempt: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_task_past_its_time_is_a_row_and_hides_no_other(path: Path, tmp_path: Path) -> None:
-    study = load_study(path, ["run.timeout_s=15"])
+    study = load_study(path, ["run.timeout_s=30"])
     sweep = run(study, tmp_path / "r", engine="slurm")
     rows = {row["steps"]: row for row in sweep.rows.values()}
     assert {steps: row["status"] for steps, row in rows.items()} == {30: "ok", 10_000_000: "timeout"}
@@ -106,7 +106,7 @@ def test_a_cancelled_task_is_killed_and_a_requeued_one_runs_again_in_its_folder(
     assert asked == {"cancelled": 1, "requeued": 1, "again": 1}
     assert [(row["status"], row["error_class"]) for row in rows] == [("killed", "JobEnded")] * 2
     assert all("CANCELLED" in row["error_message"] for row in rows)
-    assert {len(list(trial.iterdir())) for trial in (sweep.study_dir / "trials").iterdir()} == {1}
+    assert {len(list(trial.glob("attempt-*"))) for trial in (sweep.study_dir / "trials").iterdir()} == {1}
 
 
 @pytest.mark.slow
@@ -221,9 +221,10 @@ def test_exit_codes_are_read_as_wait_statuses_or_pairs(text: str, code: int) -> 
     ],
 )  # fmt: skip
 def test_every_end_of_a_task_is_a_status(tmp_path: Path, state: slurm.State | None, status: str) -> None:
-    store.write_json(tmp_path / "trial.json", {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
-    slurm.close_task(slurm.Task("7", 3), tmp_path, state)
-    row = store.read_record(tmp_path)
+    attempt = store.new_attempt(tmp_path / "study", "t")
+    store.write_header(attempt, {"identity": {"trial_id": "t"}, "columns": ["trial_id"]})
+    slurm.close_task(slurm.Task("7", 3), attempt, state)
+    row = store.read_record(attempt)
     assert row["status"] == status
     assert "7_3" in row["error_message"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.recipe import Recipe
+from scalebench.analysis.replicates import replicate_notes
 from scalebench.analysis.trends import Trend, cost_trend, trend_of
 from scalebench.analysis.trials import (
     LOSS,
@@ -139,6 +140,8 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     options = definition.get("fit") or {}
     usable, notes = best_over(trials[trials["valid"]], tuned_axes(definition), x)
     law, holds_out = str(options.get("law") or "power"), options.get("holdout", "largest") != "none"
+    known = {x.column, *tuned_axes(definition), *split_columns(trials, definition)}
+    notes = (*notes, *replicate_notes(usable, x, known))
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 

@@ -16,6 +16,7 @@ from scalebench.laws import LAWS, FitRefused, choose, fit
 
 if TYPE_CHECKING:
     from scalebench.laws import Fit, Forecast
+    from scalebench.laws.intervals.outlying import FarPoint
 
 Array = NDArray[np.float64]
 
@@ -57,6 +58,11 @@ class Trend:
         """Return the 95 % interval of a parameter; NaN ends where there is none."""
         assert self.fit is not None
         return (np.nan, np.nan) if self.no_interval else self.fit.interval(parameter)
+
+    @cached_property
+    def far(self) -> tuple[FarPoint, ...]:
+        """The sizes that lie far from the law, where the others lie close to it."""
+        return () if self.fit is None else self.fit.far_points()
 
     @cached_property
     def backtest(self) -> Sequence[Forecast]:

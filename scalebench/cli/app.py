@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import os
 import signal
 import sys
@@ -37,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names and texts that it cannot show
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")  # paths and texts that it cannot show
     sys.exit(_exit_code(arguments))
 
 
@@ -56,8 +54,7 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         return OK
     except OSError as error:
         _discard_output()
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        print(f"{error.filename or 'output'}: {error.strerror or error}; what is finished is kept", file=sys.stderr)
         return USAGE
     except ValueError as error:
         if not _is_input_error(error):
@@ -211,6 +208,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "plan": (plan, "plan demo"),
         "run": (run, "run demo --set train.steps=20"),
         "status": (status, "status results/demo"),
+        "drop": (app_results.drop, "drop results/demo 3f2a"),
         "show": (app_results.show, "show 3f2a"),
         "generate": (app_results.generate, 'generate results --trial 3f2a --prompt "def "'),
     },

@@ -126,3 +126,14 @@ def show(
     from scalebench.cli.commands.show import show_trial
 
     return show_trial(results, trial, as_json=as_json)
+
+
+def drop(
+    study: Annotated[Path, Parameter(help="The study's folder, as in results/gpt.")],
+    trials: Annotated[list[str], Parameter(help="Trial ids, or their first digits.")],
+    /,
+) -> int:
+    """Forget planned TRIALS without a result of the study in folder STUDY."""
+    from scalebench.cli.commands.stored import drop_trials
+
+    return drop_trials(study, trials)

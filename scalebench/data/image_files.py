@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.data.images import Images, Labels, Pixels, digest
+from scalebench.store import read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ class SplitImages(Images):
 
 # --- CIFAR-10 --------------------------------------------------------------------------------------------------------
 
+IMAGE_BYTES = 4 << 30  # of one file
 _CIFAR_ROW = 1 + 3 * 32 * 32  # a label and the red, green and blue planes (Krizhevsky 2009)
 
 
@@ -71,7 +74,7 @@ def open_cifar10(path: str) -> SplitImages:
 
 
 def _cifar(file: Path) -> tuple[Pixels, Labels]:
-    content = np.fromfile(file, dtype=np.uint8)
+    content = np.frombuffer(read_bytes(file, IMAGE_BYTES), dtype=np.uint8)
     if content.size == 0 or content.size % _CIFAR_ROW:
         raise ValueError(f"{file}: {content.size} bytes is not a multiple of {_CIFAR_ROW} bytes per image: corrupt")
     rows = content.reshape(-1, _CIFAR_ROW)
@@ -112,13 +115,22 @@ def _idx_part(root: Path, prefix: str) -> tuple[Pixels, Labels]:
     return pixels[:, None], labels.astype(np.int64)
 
 
+def _unpacked(path: Path) -> bytes:
+    """Return the content of a gzip file, at most ``IMAGE_BYTES``."""
+    with gzip.open(io.BytesIO(read_bytes(path, IMAGE_BYTES))) as file:
+        content = file.read(IMAGE_BYTES + 1)
+    if len(content) > IMAGE_BYTES:
+        raise ValueError(f"{path}: unpacks to more than {IMAGE_BYTES:,} bytes")
+    return content
+
+
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read one IDX file of bytes: two zeros, type 8, the dimensions, their sizes as big-endian words, the values."""
     packed = path.with_name(f"{path.name}.gz")
     if not path.exists() and not packed.exists():
         raise ValueError(f"{path}: no such file, nor {packed.name}")
     try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        content = read_bytes(path, IMAGE_BYTES) if path.exists() else _unpacked(packed)
     except (gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{packed}: not readable as gzip ({error})") from error
     if content[:4] != bytes((0, 0, 8, dimensions)):

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.data.corpus import Corpus, Tokens, Windows, spread_windows, uniform_windows
+from scalebench.store import read_bytes
 
 VOCABULARY = 256
+TEXT_BYTES = 8 << 30  # of all documents, which are held in memory
 SEPARATOR = b"\x00"  # at the end of each document, so that a model can learn where one begins
 
 
@@ -88,7 +90,11 @@ def _uniform(document: bytes) -> float:
 
 
 def _read(paths: Iterable[Path], origin: str) -> Text:
-    documents = tuple(dict.fromkeys(content for path in sorted(paths) if (content := path.read_bytes()).strip()))
+    files = sorted(paths)
+    size = sum(path.stat().st_size for path in files)
+    if size > TEXT_BYTES:
+        raise ValueError(f"{origin}: {size:,} bytes; at most {TEXT_BYTES:,} are read as text (tokens:PATH maps more)")
+    documents = tuple(dict.fromkeys(content for path in files if (content := read_bytes(path, TEXT_BYTES)).strip()))
     if not documents:
         raise ValueError(f"{origin}: no text")
     return Text(documents)
@@ -129,7 +135,7 @@ def open_path(path: str) -> Text:
     if root.is_dir():
         visible = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
         return _read(visible, f"text path {path!r}")
-    content = root.read_bytes()
+    content = read_bytes(root, TEXT_BYTES)
     if not content.strip():
         raise ValueError(f"text path {path!r} is empty")
     return Text(tuple(dict.fromkeys(_parts(content))))

@@ -7,24 +7,26 @@ from collections.abc import Iterable, Mapping
 
 HIDDEN = "***"
 # Names of options and variables: --hf-token, API_KEY, db.password; not --tokens, tokenizer or author.
-NAME = re.compile(
-    r"(?i)(token(?![a-z])|secret|passw(or)?d|passphrase|credential|api[-_]?key|access[-_]?key|private[-_]?key"
-    r"|(?<![a-z])auth(?![a-z])|bearer)"
+_NAME = (
+    r"(token(?![a-z])|secret|passw(or)?d|passphrase|credential|api[-_]?key|access[-_]?key|private[-_]?key"
+    r"|(?<![a-z])auth(orization)?(?![a-z]))"
 )
+NAME = re.compile(_NAME, re.IGNORECASE)
 # Values that are secrets whatever they are called: the prefixes of known issuers, JSON web tokens, PEM keys.
 VALUE = re.compile(
     r"\b(hf_|ghp_|gho_|ghs_|github_pat_|glpat-|sk-|pk-|xox[abprs]-|AKIA|ASIA|AIza|npm_|pypi-)[A-Za-z0-9_\-]{10,}"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
+    r"|\b[Bb]earer[ -]\S+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
 )
 IN_URL = re.compile(r"(://)[^/\s@]+@")  # user:password@ and token@
-ASSIGNED = re.compile(r"([\w.-]+)([=:]\s*)([^\s&,;'\"]+)")
+ASSIGNED = re.compile(rf"({_NAME}[\w.-]*[=:]\s*)[^\s&,;'\"]+", re.IGNORECASE)
 
 
 def hide(text: str) -> str:
     """Return a text with ``***`` for credentials in URLs, values of secret names, and values that look like keys."""
     text = VALUE.sub(HIDDEN, IN_URL.sub(rf"\1{HIDDEN}@", text))
-    return ASSIGNED.sub(lambda m: f"{m[1]}{m[2]}{HIDDEN}" if NAME.search(m[1]) else m[0], text)
+    return ASSIGNED.sub(rf"\g<1>{HIDDEN}", text)
 
 
 def hide_in_words(words: Iterable[str]) -> list[str]:

@@ -11,12 +11,12 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting.quantities import CLEAR, bounded, formula, percent, symbol, uncertain
+from scalebench.reporting.quantities import CLEAR, NO_SPREAD, bounded, formula, percent, symbol, uncertain
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
 PROJECTED = ("validation loss", "step time", "memory", "training time", "compute", "data", "checkpoint")
-PREFIXED = ("s", "B", "FLOP")  # units of predicted quantities that take a prefix
+PREFIXED = ("s", "B", "FLOP", "J")  # units of predicted quantities that take a prefix
 
 
 def _trends(series: Series) -> dict[str, tuple[Trend, str]]:
@@ -111,20 +111,22 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
             answers = {answer.quantity: answer for answer in predict_size(series, size).quantities}
             if series.x is not PARAMETERS:
                 answers = {"validation loss": predict_loss_at(series, size)}
-            cells = [_predicted_cell(answers.get(name)) for name in PROJECTED]
+            cells = [projected_cell(answers.get(name)) for name in PROJECTED]
             rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
     columns = ("series", "size", "largest size ×", "loss in nats", *PROJECTED[1:])
     caption = "Projections for a new run beyond the data, with 95 % intervals."
     return table(caption, columns, rows, len(all_series))
 
 
-def _predicted_cell(predicted: PredictedQuantity | None) -> Cell:
-    """Return value and interval, with the value to sort by."""
+def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> Cell:
+    """Return the cell of value and interval with ``between`` them, the value alone where it has no interval."""
     if predicted is None or predicted.value is None:
         return word(None)
-    low, high = (np.nan if end is None else end for end in (predicted.low, predicted.high))
-    value, interval = bounded(predicted.value, low, high, unit=predicted.unit if predicted.unit in PREFIXED else "")
-    return f"{value} ({interval})", predicted.value
+    unit = predicted.unit if predicted.unit in PREFIXED else ""
+    if predicted.low is None or predicted.high is None:
+        return number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+    value, interval = bounded(predicted.value, predicted.low, predicted.high, unit=unit)
+    return value if interval == NO_SPREAD else f"{value}{between}({interval})", predicted.value
 
 
 def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:

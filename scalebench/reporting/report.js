@@ -70,7 +70,7 @@ function button(text, action) {
 }
 
 function cellText(cell) {
-  const text = (cell.dataset.key ?? cell.innerText).trim().replace(/\s*\n\s*/g, " ");
+  const text = (cell.dataset.key ?? cell.textContent).trim().replace(/\s*\n\s*/g, " ");
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
@@ -115,7 +115,7 @@ function markScrollable() {
     const scrolls = region.scrollWidth > region.clientWidth + 1;
     if (scrolls) region.tabIndex = 0; else region.removeAttribute("tabindex");
     if (!scrolls) { region.removeAttribute("role"); region.removeAttribute("aria-label"); continue; }
-    region.setAttribute("role", "region");
+    region.setAttribute("role", "group");
     region.setAttribute("aria-label", region.querySelector("caption")?.textContent ?? "Text that scrolls");
   }
 }
@@ -154,7 +154,7 @@ function offerValues(figure, drawing) {
   drawing.after(line);
   drawing.tabIndex = 0;
   drawing.setAttribute("role", "group");
-  drawing.setAttribute("aria-label", `${figure.querySelector("h3").textContent}: arrow keys step through the values`);
+  drawing.setAttribute("aria-label", `${figure.querySelector("h2, h3").textContent}: arrow keys step through the values`);
   drawing.addEventListener("pointermove", (event) => showMark(figure, nearest(visible(), event)));
   drawing.addEventListener("pointerleave", () => showMark(figure, null));
   drawing.addEventListener("blur", () => showMark(figure, null));
@@ -168,15 +168,9 @@ function offerValues(figure, drawing) {
 }
 
 // A series is what is drawn in one of the page's colours for series, its entry in the legend included.
-function offerSeries(figure, tools) {
-  const names = new Map();
-  for (const text of figure.querySelectorAll(".drawing [id*=legend] text")) {
-    const shape = text.closest("g")?.querySelector("[style*='var(--s']") ?? text.previousElementSibling;
-    const color = /var\(--s\d\)/.exec(shape?.outerHTML ?? "")?.[0];
-    if (color && !names.has(color)) names.set(color, text.textContent);
-  }
-  if (names.size < 2) return;
-  for (const [color, name] of names) {
+function offerSeries(figure, svg, tools) {
+  for (const [name, variable] of Object.entries(JSON.parse(svg.dataset.series ?? "{}"))) {
+    const color = `var(${variable})`;
     const toggle = button(name, () => {
       const on = toggle.getAttribute("aria-pressed") === "false";
       toggle.setAttribute("aria-pressed", String(on));
@@ -191,13 +185,13 @@ function offerSeries(figure, tools) {
 
 function standalone(svg) {
   const copied = svg.cloneNode(true), box = svg.viewBox.baseVal, look = getComputedStyle(document.documentElement);
-  copied.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   copied.setAttribute("width", box.width);
   copied.setAttribute("height", box.height);
   copied.setAttribute("font-family", "sans-serif");
   const paper = `<rect width="100%" height="100%" fill="${look.getPropertyValue("--paper")}"/>`;
   return new XMLSerializer().serializeToString(copied).replace(/(<\/desc>)/, `$1${paper}`)
-    .replace(/var\((--[\w-]+)\)/g, (_, name) => look.getPropertyValue(name).trim());
+    .replace(/var\((--[\w-]+)\)/g, (_, name) => look.getPropertyValue(name).trim())
+    .replace(/var\((#\w+)\)/g, "$1");
 }
 
 function savePng(svg, name) {
@@ -215,7 +209,7 @@ function offerFigureTools(figure) {
   if (!svg) return;
   offerValues(figure, drawing);
   const tools = Object.assign(document.createElement("div"), { className: "tools" });
-  offerSeries(figure, tools);
+  offerSeries(figure, svg, tools);
   tools.append(
     button("SVG", () => save(new Blob([standalone(svg)], { type: "image/svg+xml" }), `${figure.id}.svg`)),
     button("PNG", () => savePng(svg, figure.id)));

@@ -96,6 +96,13 @@ def held_out_sentence(series: Series) -> str:
     )
 
 
+def far_sentence(series: Series) -> str:
+    """Return which sizes lie far from the fitted law of the loss; empty where none does."""
+    far = [f"{quantity(next(iter(point.inputs.values())))} ({percent(point.error_percent / 100)})"
+           for point in series.loss_all.far]  # fmt: skip
+    return f"Far from the fitted law, where the other sizes lie close to it: {', '.join(far)}." if far else ""
+
+
 def cost_sentence(series: Series, what: str) -> str:
     """Return how step time or memory grew, and the fitted trend."""
     timed = what == "step_time"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 from scalebench.analysis.ends import FACTORS, Ends, ends_of
-from scalebench.analysis.predictions import PredictedQuantity
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import PARAMETERS
+from scalebench.reporting.fit_tables import PREFIXED, projected_cell
 from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, significant
 from scalebench.reporting.tables import Cell, Table, word
-
-PREFIXED = ("s", "B", "FLOP", "J")
 
 
 def strip_table(series: Series) -> Table | None:
@@ -31,10 +29,10 @@ def _row(ends: Ends) -> tuple[Cell, ...]:
     unit = ends.unit if ends.unit in PREFIXED else ""
     name = ends.quantity if unit else f"{ends.quantity} ({ends.unit})"
     if ends.reason:
-        return (word(f"{name}\n{ends.reason}"), *[word(None)] * 3, *(_projected(q, unit) for q in ends.projected))
+        return (word(f"{name}\n{ends.reason}"), *[word(None)] * 3, *(projected_cell(q, "\n") for q in ends.projected))
     digits = 4 if ends.unit == "nats" else 3
     measured = [(quantity(value, unit, digits), value) for value in (ends.smallest, ends.largest)]
-    return (word(name), *measured, (_factor(ends), ends.factor), *(_projected(q, unit) for q in ends.projected))
+    return (word(name), *measured, (_factor(ends), ends.factor), *(projected_cell(q, "\n") for q in ends.projected))
 
 
 def _factor(ends: Ends) -> str:
@@ -42,12 +40,3 @@ def _factor(ends: Ends) -> str:
         return f"×{significant(ends.factor)}"
     value, interval = bounded(ends.factor, ends.low, ends.high)
     return f"×{value}" if interval == NO_SPREAD else f"×{value}\n({interval})"
-
-
-def _projected(predicted: PredictedQuantity | None, unit: str) -> Cell:
-    if predicted is None or predicted.value is None:
-        return word(None)
-    if predicted.low is None or predicted.high is None:
-        return quantity(predicted.value, unit), predicted.value
-    value, interval = bounded(predicted.value, predicted.low, predicted.high, unit=unit)
-    return value if interval == NO_SPREAD else f"{value}\n({interval})", predicted.value

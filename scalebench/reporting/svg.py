@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -183,7 +184,19 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     _rename_ids(root, name)
     _restyle(root)
     _flatten(root)
-    return _labelled(root, name, title, description)
+    return _labelled(root, name, title, description, _series(marks))
+
+
+def _series(marks: Marks) -> dict[str, str]:
+    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it."""
+    handles, labels = marks.axes.get_legend_handles_labels()
+    named: dict[str, list[str]] = {}
+    for handle, label in zip(handles, labels, strict=True):
+        colors = (getattr(handle, f"get_{kind}", lambda: None)() for kind in ("markeredgecolor", "color"))
+        variable = next((CSS_COLORS[str(color)] for color in colors if str(color) in CSS_COLORS), None)
+        if variable and variable.startswith("--s"):
+            named.setdefault(variable, []).append(label)
+    return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:
@@ -235,11 +248,11 @@ def _flatten(parent: ElementTree.Element) -> None:
     parent[:] = flat
 
 
-def _labelled(root: ElementTree.Element, name: str, title: str, description: str) -> str:
+def _labelled(root: ElementTree.Element, name: str, title: str, description: str, series: dict[str, str]) -> str:
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(tag, id=f"{name}-{tag}")
         element.text = text
         root.insert(position, element)
     box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
-    root.attrib = box
+    root.attrib = box | ({"data-series": json.dumps(series)} if len(series) > 1 else {})
     return printable(ElementTree.tostring(root, encoding="unicode"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalebench.running import processes
 from scalebench.running.node import limit_threads, pin
-from scalebench.store import read_json, write_json, write_record
+from scalebench.store import read_header, read_json, write_json, write_record
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import ProcessFailure
@@ -103,7 +103,7 @@ def run_rank(attempt: Path, parent: int, run: Callable[[Path, dict[str, Any], di
     """
     processes.end_with_parent(parent)
     rank = int(os.environ["RANK"])
-    header, placement = read_json(attempt / "trial.json"), read_json(attempt / "placement.json")
+    header, placement = read_header(attempt), read_json(attempt / "placement.json")
     take_share(placement, int(os.environ["LOCAL_RANK"]), header["resources"]["processes"])
     own = attempt if rank == 0 else attempt / f"rank-{rank}"
     own.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from scalebench.running.claims import Observer, driving, last_claim
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.planning import PlannedTrial, plan, trial_header
-from scalebench.store.plans import joined_plans
+from scalebench.store.plans import joined_plans, replaced_plan
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
 
@@ -60,6 +60,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
     """
     sweep = Sweep(results / study.name, plan(study, results))
+    store.read_study(sweep.study_dir, [])  # of a newer version: refused before anything starts
     fingerprint = code_fingerprint()
     for trial in sweep.planned:
         trial_dir = sweep.study_dir / "trials" / trial.trial_id
@@ -69,7 +70,7 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
         sweep.damaged.extend(damaged)
         if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
             continue
-        other = row["code_fingerprint"] not in (fingerprint, None)
+        other = row.get("code_fingerprint") not in (fingerprint, None)
         if other and fresh_code:
             continue
         sweep.other_code += other
@@ -79,8 +80,8 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
 
 def _unsaved(row: Mapping[str, Any]) -> bool:
     """Whether an ok trial lacks something that ``run.checkpoint`` saves: it ran without, or before that was saved."""
-    saves = WORKLOADS[str(row["workload"])].KEEPS
-    return row["status"] == "ok" and any(row.get(name) is None for name in saves)
+    workload = WORKLOADS.get(str(row.get("workload")))
+    return row["status"] == "ok" and workload is not None and any(row.get(name) is None for name in workload.KEEPS)
 
 
 def execute(
@@ -174,8 +175,8 @@ def prepare_attempts(
 ) -> list[tuple[Path, Resources]]:
     """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
 
-    Each process of every trial gets as many threads as there are cores for each of the most processes of any trial, so
-    that times differ by the number of processes alone.
+    Each process of every trial gets as many threads as there are cores for each process of the trial that has the most
+    of them, so that times differ by the number of processes alone.
     """
     study_wide = {
         "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
@@ -185,6 +186,7 @@ def prepare_attempts(
     for planned, number in trials:
         resources = replace(resources_of(planned, study), keep_order=keep_order)
         placing = {**study_wide, "resources": asdict(resources), "driver": driver, "claim": number}
+        placing |= {"memory_limit_bytes": study.run.memory_limit_bytes, "on_oom": study.run.on_oom}
         prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
     return prepared
 
@@ -223,7 +225,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
     """Save with the results what a report needs from the study: axes, plan, fit, command.
 
     A run without missing trials keeps the command that made the results. Runs of one file with other ``--set`` values
-    add to the plan; an edited file replaces it.
+    add to the plan; an edited file, or other data, replaces it: the trials of the earlier plan are remembered apart.
     """
     content: dict[str, Any] = {
         "schema": store.SCHEMA,
@@ -232,6 +234,7 @@ def save_study(sweep: Sweep, study: Study) -> None:
         "fields": {name.partition(".")[2]: list(values) for name, values in study.axes().items()},
         "fit": study.fit.model_dump(mode="json"),
         "planned": [{"trial_id": trial.trial_id, "flops": trial.flops} for trial in sweep.planned],
+        "inputs": inputs_of(sweep.planned),
         "study_toml": study.text,
         "workload": study.workload,
         "columns": [asdict(column) for column in columns_of(study.workload)],
@@ -239,12 +242,32 @@ def save_study(sweep: Sweep, study: Study) -> None:
     }
     before = store.read_study(sweep.study_dir, sweep.damaged)
     # Without "fields" it was written when trials had other ids: its plan would count the same trials twice.
-    if "fields" in before and same_file(before.get("study_toml", ""), study.text):
-        content = joined_plans(before, content)
+    if "fields" in before:
+        same = same_file(before.get("study_toml", ""), study.text) and same_inputs(
+            before.get("inputs"), content["inputs"]
+        )
+        content = (joined_plans if same else replaced_plan)(before, content)
     axes = {name: values for name, values in content["fields"].items() if len(values) > 1}
     command = command_line() if sweep.missing else before.get("command", command_line())
     sweep.study_dir.mkdir(parents=True, exist_ok=True)
     store.write_study(sweep.study_dir, content | {"axes": axes, "command": command})
+
+
+def inputs_of(planned: Sequence[PlannedTrial]) -> dict[str, str]:
+    """Return the SHA-256 of what the trials read: of each data source, and of each parent's weights."""
+    inputs = {}
+    for trial in planned:
+        data = trial.trial.data
+        inputs[f"{data.source} {data.vocab_size or ''}".strip()] = data.sha256
+        if trial.parent is not None:
+            inputs[f"weights of {trial.parent.trial_id}"] = trial.parent.identity.weights_sha256
+    return inputs
+
+
+def same_inputs(earlier: Any, inputs: Mapping[str, str]) -> bool:
+    """Whether no input has changed since an earlier run, as far as that is known."""
+    known = earlier if isinstance(earlier, dict) else {}
+    return all(known.get(name, sha256) == sha256 for name, sha256 in inputs.items())
 
 
 def same_file(earlier: str, text: str) -> bool:

@@ -11,12 +11,17 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scalebench.running import processes
+from scalebench.running.limits import limit_memory, with_smaller_micro_batches
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record
+
+if TYPE_CHECKING:
+    from scalebench.study import Trial
+    from scalebench.workloads.recorder import Recorder
 
 
 def run_and_exit(folder: str, parent: str | None = None) -> NoReturn:
@@ -54,11 +59,33 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
 def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
     """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
     from scalebench.measure.environment import environment, environment_file
-    from scalebench.workloads import WORKLOADS, read_trial
+    from scalebench.workloads import read_trial
     from scalebench.workloads.recorder import Recorder
 
     trial, recorder = read_trial(header["trial"]), Recorder(attempt, header, placement)
     write_json(attempt / "environment.json", environment_file(trial.device_kind))
+    limit_memory(header.get("memory_limit_bytes"))
+    outcome = attempt_trial(trial, recorder)
+    # One of several processes cannot change alone what all of them do.
+    accumulate = header.get("on_oom") == "accumulate" and header["resources"]["processes"] == 1
+    while accumulate and outcome["status"] == "oom" and (smaller := with_smaller_micro_batches(trial)):
+        trial = smaller
+        print(f"out of memory: again with {trial.spec.accumulation} micro-batches", file=sys.stderr)
+        outcome = attempt_trial(trial, recorder)
+        recorder.columns["accumulation"] = trial.spec.accumulation
+    recorder.columns["wall_time_s"] = recorder.age_s()
+    recorder.columns |= recorder.exclusivity()
+    row = recorder.columns | environment(trial.device_kind) | outcome
+    return row | {"invalid_reason": invalid_reason(row)}
+
+
+def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
+    """Run a trial and return the columns of its outcome; one that ran out of memory has the peak so far."""
+    import torch
+
+    from scalebench.measure.memory import peak_columns
+    from scalebench.workloads import WORKLOADS
+
     outcome: dict[str, Any] = {"status": "ok"}
     try:
         WORKLOADS[trial.workload].run(trial, recorder)
@@ -67,10 +94,9 @@ def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         traceback.print_exception(error)
         message = str(error).strip()[:2000]
         outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
-    recorder.columns["wall_time_s"] = recorder.age_s()
-    recorder.columns |= recorder.exclusivity()
-    row = recorder.columns | environment(trial.device_kind) | outcome
-    return row | {"invalid_reason": invalid_reason(row)}
+    if outcome["status"] == "oom":
+        recorder.columns |= peak_columns(torch.device(trial.device_kind))
+    return outcome
 
 
 def status_of(error: Exception) -> str:

@@ -14,7 +14,7 @@ from scalebench.store.files import (
 )
 from scalebench.store.names import check_inside, check_name, is_name
 from scalebench.store.outputs import write_output
-from scalebench.store.plans import left_out_line, of_plans, planned_ids, read_study, write_study
+from scalebench.store.plans import drop, earlier_ids, left_out_line, of_plans, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
 from scalebench.store.results import Results, export, load_results, read_results
 from scalebench.store.trials import latest_record, new_attempt, read_steps, study_dirs
@@ -32,6 +32,8 @@ __all__ = [
     "check_inside",
     "check_name",
     "check_writable",
+    "drop",
+    "earlier_ids",
     "export",
     "is_name",
     "latest_record",

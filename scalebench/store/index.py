@@ -75,7 +75,7 @@ def read_index(study_dir: Path) -> pd.DataFrame | None:
     for path in _indexes(study_dir):
         frame = _read(path)
         if frame is not None:
-            return frame[_unchanged(study_dir / "trials", frame)]
+            return frame[_unchanged(study_dir / "trials", frame)].reset_index(drop=True)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,8 +93,9 @@ def _is_text(value: Any) -> bool:
 
 
 SHAPES: Mapping[str, Callable[[Any], bool]] = {
-    "planned": _is_plan, "axes": _is_axes, "fields": _is_axes, "columns": _are_columns, "measured": _is_texts,
-    "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text, "workload": _is_text,
+    "planned": _is_plan, "earlier": _is_plan, "axes": _is_axes, "fields": _is_axes, "columns": _are_columns,
+    "measured": _is_texts, "fit": _is_fit, "title": _is_text, "command": _is_text, "study_toml": _is_text,
+    "workload": _is_text,
 }  # fmt: skip
 
 
@@ -111,6 +112,21 @@ def planned_ids(study: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(trial["trial_id"] if isinstance(trial, dict) else trial) for trial in planned)
 
 
+def earlier_ids(study: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the ids of trials that only earlier versions of a study planned: of another file, or of other data."""
+    return planned_ids({"planned": study.get("earlier")})
+
+
+def _as_plan(ids: Iterable[str]) -> list[dict[str, str]]:
+    return [{"trial_id": trial_id} for trial_id in ids]
+
+
+def replaced_plan(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str, Any]:
+    """Return a study's ``study.json`` that remembers what an earlier version planned, apart from its own plan."""
+    ids = dict.fromkeys([*earlier_ids(earlier), *planned_ids(earlier)])
+    return study | {"earlier": _as_plan(sorted(ids.keys() - set(planned_ids(study))))}
+
+
 def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     """Return a study's ``study.json`` with the planned trials and field values of both.
 
@@ -118,11 +134,40 @@ def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str,
     """
     if not (planned_ids(earlier) and planned_ids(study)):
         return study
+    before = dict.fromkeys([*earlier_ids(earlier), *earlier_ids(study)])
     ids = dict.fromkeys([*planned_ids(earlier), *planned_ids(study)])
     fields = {name: list(values) for name, values in (earlier.get("fields") or {}).items()}
     for name, values in (study.get("fields") or {}).items():
         fields[name] = list(dict.fromkeys([*fields.get(name, []), *values]))
-    return study | {"planned": [{"trial_id": trial_id} for trial_id in ids], "fields": fields}
+    apart = {"earlier": _as_plan(sorted(before.keys() - ids.keys()))} if before else {}
+    return study | {"planned": _as_plan(ids), "fields": fields} | apart
+
+
+def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:
+    """Forget trials of a study's plans that have no result, named by id or the start of one; return their ids.
+
+    Raises ``StoreError`` for a name that none or several of them begin with, and then forgets none.
+    """
+    damaged: list[str] = []
+    study = read_study(study_dir, damaged)
+    if damaged:
+        raise StoreError(damaged[0])
+    unfinished = [name for name in (*planned_ids(study), *earlier_ids(study)) if name not in finished]
+    dropped = []
+    for name in names:
+        matches = [trial_id for trial_id in unfinished if name and trial_id.startswith(name)]
+        if len(matches) != 1:
+            listed = ", ".join(unfinished[:10]) or "none"
+            raise StoreError(
+                f"{study_dir}: {name!a} begins {len(matches)} trials without a result (these are: {listed})"
+            )
+        dropped += matches
+    kept = {
+        key: [trial for trial in study.get(key) or [] if not {*planned_ids({"planned": [trial]})} & {*dropped}]
+        for key in ("planned", "earlier")
+    }
+    write_study(study_dir, study | kept)
+    return dropped
 
 
 def of_plans(results: Results) -> Results:

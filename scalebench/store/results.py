@@ -77,7 +77,9 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
     if indexed is not None:
         indexed = index.located(study_dir, indexed)
         files += index.missing_files(indexed)
-        fresh = joined([indexed, fresh]).sort_values("trial_id", kind="stable", ignore_index=True) if stale else indexed
+        fresh = joined([indexed, fresh]).reset_index(drop=True)
+        if not fresh["trial_id"].is_monotonic_increasing:
+            fresh = fresh.sort_values("trial_id", kind="stable", ignore_index=True)
     return fresh.drop(columns=index.STAMPS, errors="ignore"), files
 
 

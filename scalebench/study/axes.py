@@ -17,6 +17,13 @@ from pydantic import (
 
 from scalebench.errors import unknown
 
+# What a study may ask for is bounded before anything is expanded.
+MOST_VALUES = 100_000  # of an axis
+MOST_COUNTED = 10**15
+MOST_SAMPLES = 10_000_000
+LARGEST_INTEGER = 2**63 - 1
+LARGEST, LARGEST_EXPONENT = 1e300, 996  # of the ends of a geometric axis
+
 
 def _geometric(spec: dict[str, Any]) -> list[float | int]:
     """Expand { geom = [lo, hi], points = n } or { log2 = [a, b], points = n }; integers stay integers."""
@@ -27,10 +34,15 @@ def _geometric(spec: dict[str, Any]) -> list[float | int]:
     if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
         raise ValueError(f"{kind} needs two numbers, as in {kind} = [1, 8]")
     whole = all(isinstance(end, int) for end in ends)
+    if not all(abs(end) <= (LARGEST_EXPONENT if kind == "log2" else LARGEST) for end in ends):
+        allowed = f"-{LARGEST_EXPONENT} to {LARGEST_EXPONENT}" if kind == "log2" else f"up to {LARGEST:g}"
+        raise ValueError(f"{kind} takes ends of {allowed}")
     points = spec.get("points", abs(ends[1] - ends[0]) + 1 if kind == "log2" and whole else None)
     low, high = (2.0 ** ends[0], 2.0 ** ends[1]) if kind == "log2" else ends
     if not isinstance(points, int) or points < 2:
         raise ValueError(f"points must be a whole number of at least 2, as in {{ {kind} = {ends}, points = 5 }}")
+    if points > MOST_VALUES:
+        raise ValueError(f"points: {points:,} are given; an axis has at most {MOST_VALUES:,}")
     if low <= 0 or high <= 0:
         raise ValueError(f"{kind} needs positive ends, given {ends}")
     values = [low * (high / low) ** (i / (points - 1)) for i in range(points)]
@@ -44,6 +56,8 @@ def _expand(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list):
         if not value:
             raise ValueError("an axis needs at least one value")
+        if len(value) > MOST_VALUES:
+            raise ValueError(f"{len(value):,} values are given; an axis has at most {MOST_VALUES:,}")
         return tuple(value)
     return value if isinstance(value, tuple) else (value,)
 
@@ -73,8 +87,9 @@ def _learning_rate(value: Any) -> Any:
 
 T = TypeVar("T")
 Axis = Annotated[tuple[T, ...], BeforeValidator(_expand)]
-Count = Annotated[PositiveInt, BeforeValidator(_whole)]
-WholeNumber = Annotated[NonNegativeInt, BeforeValidator(_whole)]
+Count = Annotated[PositiveInt, Field(le=MOST_COUNTED), BeforeValidator(_whole)]
+Samples = Annotated[Count, Field(le=MOST_SAMPLES)]  # of a set that is held in memory
+WholeNumber = Annotated[NonNegativeInt, Field(le=LARGEST_INTEGER), BeforeValidator(_whole)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Finite = Annotated[PositiveFloat, Field(allow_inf_nan=False)]

@@ -13,15 +13,25 @@ from pydantic import ValidationError
 
 from scalebench.errors import StudyError, unknown
 from scalebench.study import Study, WorkloadTable, study_class
+from scalebench.study.axes import LARGEST_INTEGER
+
+STUDY_BYTES = 16 << 20
+MOST_TRIALS = 200_000
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise ``StudyError`` with the file and the line of the error."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(STUDY_BYTES + 1)
+        if len(content) > STUDY_BYTES:
+            raise StudyError([f"{path}: a study file has at most {STUDY_BYTES:,} bytes"])
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise StudyError([f"{path}: cannot be read ({error.strerror})"]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except StudyError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise StudyError([f"{path}: not valid TOML: {error}"]) from error
 
 
@@ -35,6 +45,8 @@ def override(raw: dict[str, Any], settings: Sequence[str]) -> None:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
+        except (ValueError, RecursionError) as error:
+            raise StudyError([f"--set {setting[:60]}: not valid TOML: {error}"]) from error
         *tables, leaf = key.strip().split(".")
         node = raw
         for table in tables:
@@ -96,6 +108,26 @@ def _from_lines(study: Study) -> Iterator[str]:
         yield 'from: needs either study = "NAME" or results = "PATH"'
 
 
+def _oversized(value: Any, key: str = "") -> Iterator[str]:
+    """Yield a line for every integer that no field can hold."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _oversized(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _oversized(item, f"{key}[{index}]")
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        digits = len(str(abs(value)))
+        yield f"{key}: an integer of {digits:,} digits; at most {LARGEST_INTEGER} is allowed"
+
+
+def _grid_lines(study: Study) -> Iterator[str]:
+    if (combinations := study.combinations()) > MOST_TRIALS:
+        lengths = {name: len(values) for name, values in study.axes().items() if len(values) > 1}
+        axes = " x ".join(f"{name} {length:,}" for name, length in lengths.items())
+        yield f"axes: {combinations:,} combinations ({axes}); a study has at most {MOST_TRIALS:,}"
+
+
 def _lookup(raw: Any, path: Sequence[str | int]) -> Any:
     for part in path:
         try:
@@ -154,6 +186,8 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
     its valid part, or None, so that a caller can go on and find more.
     """
     lines: list[str] = []
+    if lines := list(_oversized(raw)):
+        return None, lines
     kind = study_class(workloads)
     try:
         study = kind.model_validate(_tupled(raw))
@@ -165,4 +199,7 @@ def parse_study(raw: Mapping[str, Any], workloads: Mapping[str, WorkloadTable]) 
             return None, lines
     unread = [] if any(line.startswith("workload:") for line in lines) else _unread_lines(study)
     lines += [*_zip_lines(raw, study), *_model_lines(study), *_exclusive_lines(study), *_from_lines(study), *unread]
-    return (None if any(line.startswith("zip") for line in lines) else study), lines
+    if any(line.startswith("zip") for line in lines):
+        return None, lines
+    too_many = [*_grid_lines(study)]
+    return (None if too_many else study), lines + too_many

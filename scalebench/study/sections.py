@@ -8,6 +8,7 @@ geometric axes. What depends on a family or the machine (names, defaults, sizes)
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape
@@ -17,9 +18,10 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from scalebench.measure.secrets import hide
-from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, one_of
+from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, one_of
 
 MEMORY = ("tracked", "allocator")
+ON_OOM = ("end", "accumulate")
 
 
 class Section(BaseModel):
@@ -59,7 +61,7 @@ class DataSection(Section):
     source: Axis[str] | None = None
     vocab_size: Axis[Count] | None = None
     validation_fraction: Axis[Fraction] = (0.2,)
-    validation_samples: Axis[Count] = (1024,)
+    validation_samples: Axis[Samples] = (1024,)
     noise_std: Axis[Finite] = (0.5,)
 
 
@@ -81,6 +83,9 @@ class RunSection(Section):
     """How trials are executed. Nothing here changes a result, so nothing here is part of a trial's identity."""
 
     timeout_s: Finite | None = None
+    memory_limit_bytes: Finite | None = None  # what a trial may allocate on a CPU; beyond it ends as oom
+    # When a training trial runs out of memory: let it end as oom, or halve its micro-batches and start it again.
+    on_oom: Annotated[str, one_of(ON_OOM)] = "end"
     checkpoint: bool = False  # keep weights and optimizer state beside the record
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
@@ -193,6 +198,13 @@ class Study(Section):
         for entry in self.zipped:
             axes |= entry.axes()
         return axes
+
+    def combinations(self) -> int:
+        """Return the size of the grid, before [[exclude]]."""
+        together = [entry.axes() for entry in self.zipped]
+        zipped = {name for entry in together for name in entry}
+        lengths = [len(values) for name, values in self.axes().items() if name not in zipped]
+        return math.prod([*lengths, *(len(next(iter(entry.values()))) for entry in together if entry)])
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Yield every combination of the axes as {"model.params": 1e4, …}, in the order of the file."""

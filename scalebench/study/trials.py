@@ -11,7 +11,7 @@ from scalebench.study.sections import Section
 
 SCHEMA = 2
 # Fields of specs that were added when trials had ids already, with the value that stands for "as before".
-LATER: Mapping[str, Any] = {"processes": 1, "parallel": "none"}
+LATER: Mapping[str, Any] = {"processes": 1, "parallel": "none", "gradient_sums": False}
 Scalar = bool | int | float | str | None
 
 

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
-from scalebench.cli.output import print_json, say, table, trials, warn
+from scalebench.cli.output import print_json, say, table, trials, visible
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
-MOST_ALIKE = 10  # failures of one kind that are all listed
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
+    planned = store.of_plans(stored).frame
     folders = {folder.name: folder for folder in store.study_dirs(results)}
-    counts = {name: _study_counts(stored, name, folders[name]) for name in stored.studies}
+    counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
-    failed = stored.frame[stored.frame["status"] != "ok"]
+    failed = planned[planned["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
+    damaged = [*stored.damaged, *compared.damaged]
     if as_json:
         not_ok = json.loads(failed.to_json(orient="records"))
-        damaged = [*stored.damaged, *compared.damaged]
-        print_json(
-            {
-                "studies": counts,
-                "queued": queued,
-                "comparisons": _counts(compared),
-                "not_ok": not_ok,
-                "damaged": damaged,
-            }
-        )
+        unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
+        notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
+        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
@@ -46,16 +45,76 @@ def show_status(results: Path, *, as_json: bool) -> int:
         if rows:
             table(str(results), ("study", *used), rows)
         reasons = (
-            f"{row.study!s}/{row.trial_id!s} {row.status!s}: {row.error_message or row.error_class!s}"
+            f"{row.study!s}/{row.trial_id!s} {row.status!s}: {shortened(row.error_message or row.error_class)}"
             for row in failed.itertuples(index=False)
         )
         say(*counted(reasons, MOST_ALIKE))
         say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
-        damaged = counted([*stored.damaged, *compared.damaged])
-        say(*(f"damaged, counts as missing: {line}" for line in damaged))
+        say(*(f"damaged, counts as missing: {line}" for line in grouped(damaged)))
+        say(*stored.incomplete, *_notes(stored, planned))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
-    return 0 if complete and not stored.damaged and not compared.damaged else 1
+    return 0 if complete and not damaged else 1
+
+
+LONGEST_MESSAGE = 500
+MOST_ALIKE = 10  # failures of one kind that are all listed
+SHOWN_ALIKE = 3
+
+
+def shortened(message: object) -> str:
+    """Return the beginning of a message that would fill the screen."""
+    text = str(message)
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}… ({len(text):,} characters)"
+
+
+def grouped(lines: Sequence[str]) -> list[str]:
+    """Return lines ``path: reason``: of many with one reason and one name of a file, the first and their number."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        path, _, reason = line.partition(": ")
+        alike.setdefault((Path(path).name, re.sub(r"\d+|'.*'", "…", reason)), []).append(line)
+    return [
+        text
+        for group in alike.values()
+        for text in (
+            [shortened(line) for line in group]
+            if len(group) <= SHOWN_ALIKE
+            else [f"{shortened(group[0])} (and {len(group) - 1:,} more like this)"]
+        )
+    ]
+
+
+def _unfinished(stored: store.Results, name: str) -> list[str]:
+    """Return the trials that only earlier plans of a study had and that have no result."""
+    recorded = set(stored.frame["trial_id"])
+    return [trial_id for trial_id in store.earlier_ids(stored.studies[name]) if trial_id not in recorded]
+
+
+def _notes(stored: store.Results, planned: pd.DataFrame) -> list[str]:
+    """Return lines on what is in the folder and not in the table: other settings, earlier plans, no checksum."""
+    notes = [store.left_out_line(len(stored.frame) - len(planned))]
+    for name in stored.studies:
+        if ids := _unfinished(stored, name):
+            listed = " ".join(ids[:SHOWN_ALIKE]) + (" …" if ids[SHOWN_ALIKE:] else "")
+            count = trials(len(ids))
+            notes.append(
+                f"{name}: {count} of an earlier plan without a result: {listed} (`scalebench drop` forgets them)"
+            )
+    unchecked = int((~planned["checked"].astype(bool)).sum()) if "checked" in planned else 0
+    if unchecked:
+        notes.append(f"records without a checksum, of an earlier version, read unchecked: {unchecked:,}")
+    return [note for note in notes if note]
+
+
+def drop_trials(study_dir: Path, names: Sequence[str]) -> int:
+    """Forget planned trials without a result; return the exit code. Raises ``StoreError``."""
+    if not (study_dir / "study.json").exists():
+        raise store.StoreError(f"{study_dir}: no study.json here; name the folder of a study, as in results/STUDY")
+    finished = set(store.read_results(study_dir).frame["trial_id"])
+    dropped = store.drop(study_dir, names, finished)
+    say(f"{study_dir}: forgot {trials(len(dropped))}: {' '.join(dropped)}")
+    return 0
 
 
 def _counted(states: Mapping[str, int]) -> str:
@@ -81,13 +140,15 @@ def _comparison_lines(compared: Comparisons) -> list[str]:
     return lines
 
 
-def _study_counts(stored: store.Results, name: str, folder: Path) -> dict[str, int]:
-    """Count a study's trials by status; those that are run again now count by the result that they have."""
-    rows = stored.frame[stored.frame["study"] == name]
-    planned = {trial["trial_id"] for trial in stored.studies[name].get("planned", [])}
-    counts = Counter(str(status) for status in rows["status"])
-    without = tuple(planned - set(rows["trial_id"]))
-    running = len(running_trials(folder, Observer(folder), without))
+def _study_counts(stored: store.Results, planned: pd.DataFrame, name: str, folder: Path | None) -> dict[str, int]:
+    """Count a study's planned trials by status; those that are run again now count by the result that they have.
+
+    Trials of earlier plans that have no result count as missing, too.
+    """
+    counts = Counter(str(status) for status in planned.loc[planned["study"] == name, "status"])
+    ids = {*store.planned_ids(stored.studies[name]), *_unfinished(stored, name)}
+    without = tuple(ids - set(stored.frame["trial_id"]))
+    running = len(running_trials(folder, Observer(folder), without)) if folder is not None else 0
     more = {"running": running, "missing": len(without) - running}
     return dict(counts) | {status: count for status, count in more.items() if count}
 
@@ -111,8 +172,8 @@ def export_table(results: Path, output: Path) -> int:
     Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
     stored = store.read_results(results)
-    for line in counted(stored.damaged):
-        warn(f"damaged, left out: {line}")
+    for line in grouped(stored.damaged):
+        print(f"damaged, left out: {visible(line)}", file=sys.stderr)
     compared = read_comparisons(results).frame
     if len(stored.frame) or compared.empty:
         store.export(stored, output)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
+from scalebench.cli.commands.stored import grouped
 from scalebench.cli.counted import counted
 from scalebench.cli.live_page import LivePage
 from scalebench.cli.output import duration, quantity, say, say_exactly, trials, warn
@@ -110,7 +111,7 @@ def _execute(sweep: Sweep, study: Study, options: RunOptions, page: LivePage | N
 
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
-    for line in sweep.damaged:
+    for line in grouped(sweep.damaged):
         warn(f"damaged, counts as missing: {line}")
     if sweep.other_code:
         text = f"{sweep.other_code} result(s) were made by another version of the code; --fresh-code runs them again"

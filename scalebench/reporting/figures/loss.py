@@ -14,6 +14,7 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
 from scalebench.reporting.figures.base import curve_sentence, draw_curve, trial_titles
 from scalebench.reporting.quantities import quantity, uncertain
+from scalebench.reporting.sentences import far_sentence
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
 from scalebench.reporting.tables import number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -42,6 +43,11 @@ def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     return Caption(
         _caption(marks)
         + (" Intervals much wider than the range of the losses are cut off." if cut else "")
+        + "".join(
+            f" {series.label}: {text}" if series.label else f" {text}"
+            for series in study.series
+            if (text := far_sentence(series))
+        )
         + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else ""),
         table("Mean validation loss per size.", columns, rows, series=len(study.series)),
     )

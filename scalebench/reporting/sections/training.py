@@ -15,7 +15,13 @@ from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
 from scalebench.reporting.figures.tradeoffs import GAP, LOSS_BY_MEMORY, LOSS_BY_TIME
 from scalebench.reporting.fit_tables import fit_tables
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
-from scalebench.reporting.sentences import cost_sentence, held_out_sentence, law_sentence, series_sentences
+from scalebench.reporting.sentences import (
+    cost_sentence,
+    far_sentence,
+    held_out_sentence,
+    law_sentence,
+    series_sentences,
+)
 
 TEMPLATE = Path(__file__).with_name("training.html.j2")
 ANSWERS = (LOSS_BY_SIZE, STEP_TIMES, MEMORY, COMPUTE, EFFICIENCY, GAP, LOSS_BY_TIME, LOSS_BY_MEMORY, FRONTIER, BACKTEST)
@@ -39,7 +45,7 @@ METHODS = (
 def details(series: Series) -> tuple[str, ...]:
     """Return what one series found, beyond how its loss changed."""
     costs = (cost_sentence(series, "step_time"), cost_sentence(series, "memory"))
-    return law_sentence(series), held_out_sentence(series), *costs
+    return law_sentence(series), far_sentence(series), held_out_sentence(series), *costs
 
 
 SECTION = StudySection(

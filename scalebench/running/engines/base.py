@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
-from scalebench.store import StoreError, new_attempt, read_header, read_json, write_json, write_record
+from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def has_record(attempt: Path) -> bool:
 
 
 def another_attempt(attempt: Path) -> Path:
-    """Return a new attempt of the same trial, for an engine that tries again what it lost."""
-    following = new_attempt(attempt.parents[2], attempt.parent.name)
-    write_json(following / "trial.json", read_json(attempt / "trial.json"))
+    """Return a new attempt of the same trial, with the next claim, for an engine that tries again what it lost."""
+    following, header = new_attempt(attempt.parents[2], attempt.parent.name), read_header(attempt)
+    header |= {"attempt": following.name} | ({"claim": header["claim"] + 1} if "claim" in header else {})
+    write_header(following, header)
     return following
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
+from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Resources,
     Tick,
@@ -38,7 +39,7 @@ from scalebench.running.engines.base import (
 
 POLL_S = 0.2
 ANSWER_S = 5.0  # how long a cluster may take to accept a connection
-REACH_S = 60.0
+REACH_S = 20.0
 TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
 
@@ -120,8 +121,9 @@ def place(
         while waiting or running:
             while waiting and len(running) < most:
                 placed = waiting.popleft()
-                running[submit(ray, placed)] = placed
-            for reference in ray.wait(list(running), timeout=POLL_S)[0]:
+                if take(placed.attempt):  # else another driver runs this trial
+                    running[submit(ray, placed)] = placed
+            for reference in ray.wait(list(running), timeout=POLL_S)[0] if running else ():
                 placed = running.pop(reference)
                 again = ended(ray, reference, placed)
                 if again is None:

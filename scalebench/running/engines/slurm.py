@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from scalebench.errors import InputError
 from scalebench.running import processes
+from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Resources,
     Tick,
@@ -98,10 +99,14 @@ def place(
     A trial that an earlier run submitted, and that is still in the queue, is not submitted again: its folder is yielded
     in place of the new one.
     """
+    if not attempts:
+        return
     queued = {attempt.parent.name: (task, attempt) for task, attempt in unfinished(_study_dir(attempts)).items()}
     tasks: dict[Task, Path] = {}
     groups: dict[tuple[str, ...], list[tuple[Path, Resources]]] = {}
     for attempt, needs in zip(attempts, resources, strict=True):
+        if not take(attempt):  # another driver runs this trial
+            continue
         if attempt.parent.name in queued:
             tasks |= [queued[attempt.parent.name]]
         else:

@@ -1,0 +1,39 @@
+"""A worker's limit of memory, and what it does when memory runs out: smaller micro-batches, where the study asks so."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from scalebench.study import Trial
+
+
+def limit_memory(limit_bytes: float | None) -> None:
+    """Limit the memory that this process may allocate from now on, in bytes; None is no limit.
+
+    What the interpreter and the libraries have allocated already is not counted. Beyond the limit an allocation fails,
+    as on a machine without more memory, and the trial ends as oom. Memory of a GPU is not limited.
+    """
+    if limit_bytes is None:
+        return
+    total = int(limit_bytes) + data_bytes()
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))
+
+
+def data_bytes() -> int:
+    """Return the bytes of private writable memory of this process, which RLIMIT_DATA limits; 0 where unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
+
+
+def with_smaller_micro_batches(trial: Trial) -> Trial | None:
+    """Return the trial with twice as many micro-batches of half the size; None where they cannot be smaller."""
+    accumulation, batch_size = getattr(trial.spec, "accumulation", None), getattr(trial.spec, "batch_size", 0)
+    if accumulation is None or 2 * accumulation > batch_size:
+        return None
+    spec = trial.spec.model_copy(update={"accumulation": 2 * accumulation})
+    return trial.model_copy(update={"spec": spec})

@@ -1,0 +1,73 @@
+"""A trial's limit of memory is a real one, and running out of it can mean smaller micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import PLACEMENT, SMALL, SOURCE_PATH, train_spec
+
+from scalebench import store
+from scalebench.running.limits import with_smaller_micro_batches
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.sweep import run
+from scalebench.running.worker import run_trial
+from scalebench.study import Trial
+from scalebench.workloads import WORKLOADS
+
+LARGE = "model.params=3e7"
+
+
+def rows(tmp_path: Path, *settings: str) -> dict[str, Any]:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    study = load_study(path, ["train.seed=0", "train.steps=2", *settings])
+    return next(iter(run(study, tmp_path / "r", jobs=1).rows.values()))
+
+
+@pytest.mark.slow
+def test_a_trial_beyond_its_limit_is_oom_with_its_peak_and_one_below_it_is_ok(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+    row = rows(tmp_path, LARGE, "run.memory_limit_bytes=2e8")  # weights, gradients and AdamW take 5e8
+    assert row["status"] == "oom", row["error_message"]
+    assert row["peak_rss_bytes"] > 1e8
+    row = rows(tmp_path, "model.params=200", "run.memory_limit_bytes=2e9")
+    assert row["status"] == "ok", row["error_message"]
+
+
+def test_micro_batches_are_halved_down_to_one_row() -> None:
+    trial: Trial | None = Trial.model_construct(spec=train_spec(batch_size=8, accumulation=1))
+    seen = []
+    while trial is not None:
+        seen.append(trial.spec.accumulation)
+        trial = with_smaller_micro_batches(trial)
+    assert seen == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(("fits", "status", "accumulation"), [(8, "ok", 4), (2, "oom", 32), (32, "ok", 1)])
+def test_out_of_memory_is_tried_again_in_smaller_micro_batches(
+    small_study: Path, tmp_path: Path, monkeypatch, fits: int, status: str, accumulation: int
+) -> None:
+    """A device on which at most ``fits`` rows fit, of a batch of 32; with 2, nothing larger than one row would do."""
+    study = load_study(small_study, ["model.params=200", "train.seed=0", "train.steps=2"])
+    (planned,) = plan(study)
+    training = WORKLOADS["training"]
+    run_training = training.run
+
+    def run_on_a_small_device(trial: Any, recorder: Any) -> None:
+        if trial.spec.batch_size // trial.spec.accumulation > fits or fits == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        run_training(trial, recorder)
+
+    monkeypatch.setattr(training, "run", run_on_a_small_device)
+    attempt = store.new_attempt(tmp_path / "r" / study.name, planned.trial_id)
+    header = trial_header(study, planned, "a test") | {"on_oom": "accumulate", "resources": {"processes": 1}}
+    store.write_header(attempt, header)
+    assert run_trial(attempt, header, PLACEMENT) == status
+    row = store.read_record(attempt)
+    assert (row["accumulation"], row["trial_id"]) == (accumulation, planned.trial_id)
+    store.write_header(attempt, header)
+    again = "oom" if fits < 32 else "ok"
+    assert run_trial(attempt, header | {"on_oom": "end"}, PLACEMENT) == again

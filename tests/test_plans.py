@@ -1,0 +1,134 @@
+"""A study that is edited, narrowed or fed other data: what no longer belongs is kept apart, and nothing vanishes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from support import SMALL, edit_record
+
+from scalebench import store
+from scalebench.analysis.study import analyse
+from scalebench.data import open_data, open_source
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import save_study, survey
+
+
+def saved(folder: Path, *settings: str, text: str = SMALL, finish: int = 99) -> dict[str, Any]:
+    """Plan a study as a run does, record its first ``finish`` missing trials as ok, and return its ``study.json``."""
+    (folder / "small.toml").write_text(text)
+    study = load_study(folder / "small.toml", settings)
+    sweep = survey(study, folder / "results")
+    save_study(sweep, study)
+    for planned in sweep.missing[:finish]:
+        attempt = store.new_attempt(sweep.study_dir, planned.trial_id)
+        row = {"trial_id": planned.trial_id, "study": study.name, "status": "ok", "params": planned.counts.total}
+        store.write_record(attempt, row | {"validation_loss_nats": 1.0, "steps": planned.steps})
+    return store.read_study(sweep.study_dir, [])
+
+
+def status(command, folder: Path) -> dict[str, Any]:
+    return json.loads(command("status", folder / "results", "--json")[1])
+
+
+def test_trials_that_a_narrower_setting_leaves_out_stay_missing(tmp_path: Path, command) -> None:
+    saved(tmp_path, finish=1)
+    saved(tmp_path, "train.seed=0", finish=1)
+    assert status(command, tmp_path)["studies"] == {"small": {"ok": 2, "missing": 2}}
+    assert command("status", tmp_path / "results")[0] == 1
+
+
+def test_an_edited_study_keeps_the_trials_of_the_earlier_file_apart(tmp_path: Path, command) -> None:
+    saved(tmp_path, finish=3)
+    saved(tmp_path, text=SMALL.replace("steps = 30", "steps = 200"))
+    found = status(command, tmp_path)
+    assert found["studies"] == {"small": {"ok": 4, "missing": 1}}
+    ((missing,),) = found["unfinished_of_earlier_plans"].values()
+    results = store.read_results(tmp_path / "results")
+    assert len(results.frame) == 7
+    study = analyse(results, "small")
+    assert (study.rows["steps"].tolist(), study.left_out) == ([200] * 4, 3)
+    code, out, _ = command("status", tmp_path / "results")
+    assert code == 1
+    assert "3 more trials of other settings are" in out
+    assert missing in out
+    assert command("drop", tmp_path / "results" / "small", missing[:8])[0] == 0
+    code, out, _ = command("status", tmp_path / "results")
+    assert (code, missing in out) == (0, False)
+
+
+def test_a_file_that_is_edited_back_plans_its_first_trials_again(tmp_path: Path, command) -> None:
+    first = saved(tmp_path)
+    saved(tmp_path, text=SMALL.replace("steps = 30", "steps = 200"), finish=1)
+    again = saved(tmp_path)
+    assert again["planned"] == first["planned"]
+    assert len(again["earlier"]) == 4
+    assert status(command, tmp_path)["studies"] == {"small": {"ok": 4, "missing": 3}}
+
+
+def test_trials_of_changed_data_are_kept_apart(tmp_path: Path, command) -> None:
+    text = SMALL.replace('family = "mlp"', 'family = "gpt"').replace("params = [200, 800]\ndepth = 1", "params = 4000")
+    text = text.replace("[data]", f'sequence_length = 16\n[data]\nsource = "text:{tmp_path / "data"}"')
+    (tmp_path / "data").mkdir()
+    for number in range(40):
+        (tmp_path / "data" / f"{number}.txt").write_text(f"document {number} " * 50)
+    saved(tmp_path, text=text, finish=1)
+    (tmp_path / "data" / "new.txt").write_text("one more document " * 50)
+    open_source.cache_clear()
+    open_data.cache_clear()
+    study = saved(tmp_path, text=text)
+    assert len(study["planned"]) == 2
+    assert len(study["earlier"]) == 2
+    assert status(command, tmp_path)["studies"] == {"small": {"ok": 2, "missing": 1}}
+    assert len(store.of_plans(store.read_results(tmp_path / "results")).frame) == 2
+
+
+@pytest.mark.parametrize("name", ["", "zz", "0" * 16])
+def test_only_trials_without_a_result_can_be_dropped(tmp_path: Path, command, name: str) -> None:
+    study = saved(tmp_path, finish=2)
+    finished = study["planned"][0]["trial_id"]
+    for wrong in (name, finished):
+        code, _, err = command("drop", tmp_path / "results" / "small", study["planned"][2]["trial_id"], wrong)
+        assert code == 2
+        assert "begins 0 trials" in err
+    assert store.read_study(tmp_path / "results" / "small", []) == study
+
+
+def test_results_of_a_newer_version_are_refused_before_anything_starts(tmp_path: Path, command) -> None:
+    saved(tmp_path, finish=1)
+    study_dir = tmp_path / "results" / "small"
+    (attempt,) = study_dir.glob("trials/*/*")
+    study = store.read_study(study_dir, [])
+    run = ["run", "small.toml"]
+    reading = (["status", "results"], ["report", "results"], ["export", "results", "-o", "x.csv"])
+
+    def refused() -> None:
+        before = sorted(tmp_path.rglob("*"))
+        for line in (*reading, run, ["predict", "results/small", "--params", "1e4"]):
+            code, _, err = command(*line)
+            assert code == 2, line
+            assert len(err.splitlines()) == 1
+            assert "newer version of scalebench (schema 3" in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+    edit_record(attempt, schema=3)
+    refused()
+    edit_record(attempt, schema=store.SCHEMA)
+    store.write_study(study_dir, study | {"schema": 3})
+    refused()
+
+
+def test_missing_samples_are_one_line_and_the_records_count(tmp_path: Path, command) -> None:
+    saved(tmp_path, finish=0)
+    for trial in store.read_study(tmp_path / "results" / "small", [])["planned"]:
+        attempt = store.new_attempt(tmp_path / "results" / "small", trial["trial_id"])
+        pd.DataFrame({"step": [0]}).to_parquet(attempt / "steps.parquet")
+        store.write_record(attempt, {"trial_id": trial["trial_id"], "study": "small", "status": "ok"})
+        (attempt / "steps.parquet").unlink()
+    code, out, _ = command("status", tmp_path / "results")
+    assert code == 0
+    assert out.count("steps.parquet: missing, as in 3 more trials") == 1
+    assert out.count("steps.parquet") == 1
