@@ -16,6 +16,7 @@ from scalebench.cli.app import COMMANDS, app
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
 TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
+DROP = "drop"  # its example names a trial without a result
 
 
 def readme_tables() -> dict[str, str]:
@@ -95,7 +96,7 @@ def test_json_is_a_flag_everywhere() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in TORCH])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in (*TORCH, DROP)])
 def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> None:
     if name in ("predict", "next"):
         assert command(*runnable(EXAMPLES["fit"], prepared))[0] == 0
@@ -112,7 +113,7 @@ def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, na
 
 def test_the_examples_that_need_a_trained_model_are_read(prepared: Path) -> None:
     """The demo takes minutes (tests/test_demo.py checks what it made), and generate needs weights."""
-    for name in ("demo", "generate"):
+    for name in ("demo", "generate", DROP):
         app.parse_args(runnable(EXAMPLES[name], prepared), exit_on_error=False, print_error=False)
 
 

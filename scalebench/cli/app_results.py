@@ -10,13 +10,6 @@ from cyclopts import Parameter
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, SeveralResults, Where
 
 
-def drop(study: Annotated[Path, Parameter(help="Folder of a study, as in results/gpt.")], trials: list[str], /) -> int:
-    """Forget planned TRIALS of STUDY without a result, by id or its first digits."""
-    from scalebench.cli.commands.stored import drop_trials
-
-    return drop_trials(study, trials)
-
-
 def report(
     results: SeveralResults = [RESULTS],  # noqa: B006
     /,
@@ -133,3 +126,14 @@ def show(
     from scalebench.cli.commands.show import show_trial
 
     return show_trial(results, trial, as_json=as_json)
+
+
+def drop(
+    study: Annotated[Path, Parameter(help="The study's folder, as in results/gpt.")],
+    trials: Annotated[list[str], Parameter(help="Trial ids, or their first digits.")],
+    /,
+) -> int:
+    """Forget planned TRIALS without a result of the study in folder STUDY."""
+    from scalebench.cli.commands.stored import drop_trials
+
+    return drop_trials(study, trials)
