@@ -26,8 +26,8 @@ def two_modes(samples: ArrayLike) -> Modes | None:
 
     The samples are split at the widest gap between neighbours on a logarithmic scale that leaves at least three samples
     and 15 % on either side. They have two modes if there are at least 10, the gap is at least four times as wide as
-    the 20-80 % range of the wider cluster, and the medians are at least 10 % apart. In simulation one set in 250 or fewer
-    of ten log-normal, exponential or drifting times is split, and none of 40.
+    the 20-80 % range of the wider cluster, and the medians are at least 10 % apart. In simulation one set in 250 or
+    fewer of ten log-normal, exponential or drifting times is split, and none of 40.
     """
     x = np.sort(np.log(np.asarray(samples, dtype=np.float64)))
     least = max(FEWEST, int(np.ceil(SHARE * x.size)))
