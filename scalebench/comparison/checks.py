@@ -57,7 +57,11 @@ def check_again(
     inputs: Mapping[str, Any], pools: Pools,
 ) -> None:  # fmt: skip
     """Run what was timed again, on inputs not seen before and with its earlier results overwritten, and check it."""
-    timers = {name: timer for name, timer in timers.items() if results[name]["status"] == "ok"}
+    timers = {
+        name: timer
+        for name, timer in timers.items()
+        if results[name]["status"] == "ok" and results[name].get("accepted") is not False
+    }
     if not timers:
         return
     process.at(number, "", "inputs")
