@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,9 @@ from scalekernels.providers import Provider
 from torch import Tensor
 
 from scalebench.comparison.cuda_timing import CaptureBrokenError
-from scalebench.comparison.timing import CpuClock, Timer, Work
+from scalebench.comparison.draining import Work
+from scalebench.comparison.pool import Pool
+from scalebench.comparison.timing import CpuClock, Timer
 
 Results = Mapping[str, Tensor]
 STUCK_S = 600.0
@@ -74,6 +78,55 @@ def _first3(case: Case, given: Results, backward: bool) -> Callable[[], Results]
     return lambda: {"y": given["x"].exp().sin() if next(calls) < 3 else torch.zeros_like(given["x"])}
 
 
+def _memoised(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Compute once for an address and version of the inputs."""
+    known: dict[tuple[int, int], Tensor] = {}
+
+    def call() -> Results:
+        x = given["x"]
+        key = (x.data_ptr(), x._version)
+        if key not in known:
+            known.clear()
+            known[key] = x.exp().sin()
+        return {"y": known[key]}
+
+    return call
+
+
+def _deferred(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Return before a thread has filled the output."""
+
+    def call() -> Results:
+        out = torch.empty_like(given["x"])
+        threading.Thread(target=lambda: out.copy_(given["x"].exp().sin())).start()
+        return {"y": out}
+
+    return call
+
+
+def _pooled(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    """Leave the work to a thread that has run since before the call."""
+    pool = ThreadPoolExecutor(1)
+    pool.submit(int).result()
+
+    def call() -> Results:
+        out = torch.empty_like(given["x"])
+        pool.submit(lambda: out.copy_(given["x"].exp().sin()))
+        return {"y": out}
+
+    return call
+
+
+def _bimodal(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+    calls = iter(range(10**9))
+
+    def call() -> Results:
+        time.sleep(0.01 if next(calls) % 2 else 0.3)
+        return {"y": given["x"].exp().sin()}
+
+    return call
+
+
 def _stepping(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
     """As an optimizer's step: right at first, and from there on as often as it is called."""
     x = given["x"].clone()
@@ -107,10 +160,10 @@ def _waiting(case: Case, given: Results, backward: bool) -> Callable[[], Results
 _timer = CpuClock.timer
 
 
-def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "") -> Timer:
+def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
     if not refusal and getattr(work, "__name__", "") == "waiting":
         raise CaptureBrokenError("operation not permitted when stream is capturing")
-    made = _timer(clock, work, calls)
+    made = _timer(clock, work, calls, pool=pool)
     return Timer(calls, f"{made.method}; {refusal}" if refusal else made.method, made.take, made.rerun)
 
 
@@ -120,7 +173,8 @@ CpuClock.timer = _capturing  # type: ignore[method-assign]
 def providers() -> dict[str, Provider]:
     prepares: dict[str, Any] = {
         "eager": _eager, "cached": _cached, "first3": _first3, "stuck": _stuck, "waiting": _waiting,
-        "dying": _dying,
+        "dying": _dying, "again": _eager, "memoised": _memoised, "deferred": _deferred, "pooled": _pooled,
+        "bimodal": _bimodal,
     }  # fmt: skip
     made = {name: Provider(name, prepare) for name, prepare in prepares.items()}
     return made | {"stepping": Provider("stepping", _stepping, repeatable=False)}

@@ -15,12 +15,13 @@ import torch
 
 import scalebench
 from scalebench.comparison import Comparison
+from scalebench.comparison.draining import Work
 from scalebench.comparison.memory import peak_above_inputs
 from scalebench.comparison.operations import (
     decode,
     load_operation,
 )
-from scalebench.comparison.timing import CpuClock, Timer, Work, sample_interleaved
+from scalebench.comparison.timing import CpuClock, Timer, sample_interleaved
 from scalebench.measure.statistics import StoppingRule, ratio_of_medians, verdict
 from scalebench.reporting import render
 from scalebench.store import read_json, read_results

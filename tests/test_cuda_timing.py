@@ -13,6 +13,7 @@ import torch
 
 from scalebench.comparison import cuda_timing
 from scalebench.comparison.cuda_timing import CaptureBrokenError, CudaClock, NotCapturedError, capture
+from scalebench.comparison.pool import Pool
 from scalebench.comparison.timing import CpuClock, calls_per_sample, poison
 
 KERNEL_S, FLUSH_S = 17e-6, 80e-6
@@ -23,6 +24,7 @@ class Device:
     """A device with a clock of its own: kernels queue on it and take time, launching them takes the host none."""
 
     now: float = 0.0
+    busy_until: float = 0.0  # of other streams
     log: list[str] = field(default_factory=list)
     capturing: list[Callable[[], None]] | None = None
     broken: bool = False
@@ -38,7 +40,19 @@ class Device:
         else:
             self.capturing.append(run)
 
+    def launch_elsewhere(self, seconds: float) -> None:
+        """Launch on another stream: runs beside what is launched later."""
+
+        def run() -> None:
+            self.busy_until = self.now + seconds
+
+        if self.capturing is None:
+            run()
+        else:
+            self.capturing.append(run)
+
     def wait(self, *_: object) -> None:
+        self.now = max(self.now, self.busy_until)
         if self.capturing is not None:
             self.broken = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
@@ -80,7 +94,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
             fake.log.append("event")
 
         def synchronize(self) -> None:
-            fake.wait()
+            """Wait for this stream alone, which runs as it is launched on."""
 
         def elapsed_time(self, other: Event) -> float:
             return 1e3 * (other.at - self.at)
@@ -92,6 +106,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     }  # fmt: skip
     for name, value in names.items():
         monkeypatch.setattr(cuda_timing.torch.cuda, name, value)
+    monkeypatch.setattr(cuda_timing, "perf_counter", lambda: fake.now)
     monkeypatch.setattr(cuda_timing, "FLUSH_BYTES", 1 << 20)
     return fake
 
@@ -124,6 +139,41 @@ def test_a_sample_is_the_time_of_the_graph_alone(device: Device, clock: CudaCloc
     assert "L2 filled by a copy of 2 MiB" in timer.method
 
 
+def test_inputs_are_refreshed_before_each_replay_and_before_each_call_outside_the_events(
+    device: Device, clock: CudaClock
+) -> None:
+    class Logged(Pool):
+        def refresh(self) -> None:
+            super().refresh()
+            device.launch("refresh", 1e-3)
+
+    x = torch.zeros(1)
+    pool = Logged({"x": x}, [{"x": torch.full((1,), value)} for value in (1.0, 2.0, 3.0)])
+    seen: list[float] = []
+
+    def work() -> dict[str, torch.Tensor]:
+        device.launch("kernel", KERNEL_S, lambda: seen.append(float(x)))
+        return {"out": x}
+
+    for refusal, log in (("", ["event", "replay", "kernel", "kernel", "event"]), ("no", ["event", "kernel", "event"])):
+        timer = clock.timer(work, 2, refusal, pool)
+        device.log.clear()
+        seen.clear()
+        assert [timer.take() for _ in range(3)] == pytest.approx([KERNEL_S] * 3)
+        assert device.log == ["refresh", "sleep", "flush", *log] * (6 if refusal else 3)
+        assert seen == ([1.0, 2.0, 3.0, 1.0, 2.0, 3.0] if refusal else [1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
+        assert "from a pool of 3" in timer.method
+
+
+@pytest.mark.parametrize("refusal", ["", "no graphs"])
+def test_work_on_another_stream_counts_until_it_ends(device: Device, clock: CudaClock, refusal: str) -> None:
+    def work() -> dict[str, torch.Tensor]:
+        device.launch_elsewhere(5 * KERNEL_S)
+        return kernel(device)()
+
+    assert clock.timer(work, 1, refusal).take() == pytest.approx(5 * KERNEL_S)
+
+
 def test_the_results_are_those_of_a_replay_after_they_were_overwritten(device: Device, clock: CudaClock) -> None:
     timer = clock.timer(kernel(device), 2)
     device.log.clear()
@@ -148,9 +198,9 @@ def test_work_that_refuses_a_capture_is_timed_by_events_and_says_so(
     timer = clock.timer(work, 2, refusal)
     device.log.clear()
     assert timer.take() == pytest.approx(KERNEL_S)
-    assert device.log == ["sleep", "flush", "event", "kernel", "kernel", "event"]
+    assert device.log == ["sleep", "flush", "event", "kernel", "event"] * 2
     assert timer.method.endswith(f"no CUDA graph: {refusal or 'ValueError: tables changed'}")
-    assert "events around 2 calls launched behind a delay" in timer.method
+    assert "events around each of 2 calls launched behind a delay" in timer.method
     assert device.capturing is None
     assert torch.equal(timer.rerun(())["out"], torch.arange(3.0))
     assert "one CUDA graph" in clock.timer(plain, 1).method  # the next one is captured as if nothing had been

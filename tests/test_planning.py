@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalebench.errors import StudyError
-from scalebench.families import Unsupported, gpt
+from scalebench.families import gpt
 from scalebench.optim.optimizers import OPTIMIZERS
 from scalebench.running.planning import find_study, load_study, plan, studies_dir
 from scalebench.study import trial_id

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from scalebench.measure.modes import two_modes
 from scalebench.measure.statistics import (
     Interval,
     StoppingRule,
@@ -122,11 +123,65 @@ def test_one_process_with_few_samples_has_no_interval() -> None:
     assert ratio_of_medians([[1.0], [1.1]], [[2.0], [2.0]]).low < 0.525  # two processes tell of each other
 
 
+@pytest.mark.parametrize("levels", [(1e-3, 20e-3), (1.0, 1.5, 1.1), (2.0, 2.0, 2.0)])
+def test_the_interval_of_a_median_stays_within_the_samples(levels: tuple[float, ...]) -> None:
+    samples = [level * np.exp(RNG(8).normal(0, 0.01, 30)) for level in levels]
+    typical = typical_time(samples)
+    assert np.min(samples) <= typical.low <= typical.value <= typical.high <= np.max(samples)
+    assert typical.high > typical.low
+
+
 def test_processes_go_in_pairs() -> None:
     with pytest.raises(ValueError, match="in pairs"):
         ratio_of_medians([[1.0]], [])
     with pytest.raises(ValueError, match="in pairs"):
         ratio_of_medians([], [])
+
+
+# --- two modes -------------------------------------------------------------------------------------------------------
+
+ONE_MODE = {
+    "log-normal, 2 %": lambda rng, n: np.exp(rng.normal(0, 0.02, n)),
+    "log-normal, factor e": lambda rng, n: np.exp(rng.normal(0, 1, n)),
+    "short tail": lambda rng, n: 1 + 0.1 * rng.exponential(size=n),
+    "long tail": lambda rng, n: 1 + 10 * rng.exponential(size=n),
+    "drift of 65 %": lambda rng, n: np.exp(np.linspace(0, 0.5, n) + rng.normal(0, 0.03, n)),
+    "steady drift": lambda rng, n: np.exp(np.linspace(0, 2, n) + rng.normal(0, 0.01, n)),
+    "one outlier in ten": lambda rng, n: np.exp(rng.normal(0, 0.02, n)) * np.where(np.arange(n) % 10 == 3, 3, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_MODE)
+@pytest.mark.parametrize("size", [10, 15, 60])
+def test_one_mode_with_a_tail_or_a_drift_is_not_split(kind: str, size: int) -> None:
+    rng = RNG(9)
+    split = sum(two_modes(ONE_MODE[kind](rng, size)) is not None for _ in range(300))
+    assert split <= 3  # 1 %
+
+
+@pytest.mark.parametrize(("ratio", "share", "noise"), [(1.3, 0.3, 0.02), (2.0, 0.5, 0.03), (20.0, 0.8, 0.1)])
+@pytest.mark.parametrize("size", [20, 300])
+def test_two_modes_are_returned_with_their_medians_and_share(
+    ratio: float, share: float, noise: float, size: int
+) -> None:
+    rng, hits = RNG(10), 0
+    for _ in range(40):
+        fast = np.arange(size) < share * size
+        modes = two_modes(rng.permutation(np.exp(rng.normal(0, noise / 2, size)) * np.where(fast, 1.0, ratio)))
+        hits += modes is not None
+        if modes is not None:
+            assert modes.low == pytest.approx(1.0, rel=noise)
+            assert modes.high == pytest.approx(ratio, rel=noise)
+            assert modes.low_share == pytest.approx(fast.mean())
+    assert hits >= 38
+
+
+def test_levels_closer_than_a_tenth_and_fewer_than_ten_samples_are_one_mode() -> None:
+    assert two_modes([1.0, 1.09] * 20) is None
+    assert two_modes([1.0, 1.11] * 20) is not None
+    assert two_modes([1.0, 2.0] * 4) is None
+    assert two_modes([1.0] * 18 + [2.0, 2.0]) is None  # 10 % of the samples
+    assert two_modes([1.0] * 50) is None
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

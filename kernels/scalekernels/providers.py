@@ -23,9 +23,14 @@ class Provider:
     in the operation's ``reference``. ``prepare`` does what is not timed: compilation, and the forward pass before a
     timed backward. It raises ``Unsupported`` with the reason when this machine cannot run the case.
 
-    ``repeatable``: every call computes the same results, so they are checked again after timing (not so for an
-    optimizer's step). ``cost(case, backward)`` replaces the operation's ``cost`` for a provider that does other work,
-    such as an optimizer with 8-bit state.
+    The function reads its inputs in every call and keeps neither copies nor results: before each timed call, new values
+    are copied in place into the tensors in ``inputs``. Forward that is all of them, backward those called ``grad_…``,
+    since the forward pass has been done with the others; an operation whose calls read others has a function
+    ``live(case, backward)`` beside ``inputs`` that returns their names. All work of a call has to end with it.
+
+    ``repeatable``: every call computes its results from the inputs alone, so inputs are refreshed and results checked
+    again after timing (not so for an optimizer's step, which changes its own state). ``cost(case, backward)`` replaces
+    the operation's ``cost`` for a provider that does other work, such as an optimizer with 8-bit state.
     """
 
     summary: str

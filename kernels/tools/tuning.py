@@ -231,7 +231,7 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
 
 
 def _version(text: str) -> str:
-    """Return the number in what ptxas says of itself ("Cuda compilation tools, release 13.5, V13.5.37"), or the text."""
+    """Return the number in what ptxas says of itself ("… release 13.5, V13.5.37"), or the text."""
     number = re.search(r", V([\d.]+)", text)
     return number[1] if number else text
 

@@ -18,6 +18,7 @@ from scalebench.store import StoreError, read_json, write_json
 
 # Much larger than the last cache: 20 times the L2 of an H100.
 CPU_COPY_BYTES, CUDA_COPY_BYTES = 128 << 20, 1 << 30
+CACHED_COPY_BYTES = (256 << 10, 1 << 20, 4 << 20, 16 << 20)  # that may stay in the caches of a CPU
 LIFE_S = 3600.0  # how long stored ceilings are valid: clock rates and temperatures change
 CUDA_SIDES = (4096, 8192)
 
@@ -28,7 +29,9 @@ class Ceilings:
 
     ``cache_bytes`` is the size of the last cache, None if unknown: a kernel's last writes may still be in it when its
     time is taken. ``floor_s`` is the measured time of adding to a single number: no sample can be shorter, and one that
-    is not much longer means little.
+    is not much longer means little. ``cached_bytes_per_s`` is the best rate of smaller copies too, on a CPU, where
+    inputs may be in a cache; ``flops_limit_per_s`` the best rate of any arithmetic on the dtype: on a CPU also that of
+    float32, in which it may compute.
     """
 
     copy_bytes_per_s: float
@@ -36,6 +39,8 @@ class Ceilings:
     source: str
     cache_bytes: int | None = None
     floor_s: float | None = None
+    cached_bytes_per_s: float | None = None
+    flops_limit_per_s: float | None = None
 
 
 def _copy_rate(size: int, clock: Clock, device: torch.device, seconds: float) -> float:
@@ -67,7 +72,12 @@ def measure_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, sec
     cache = int(torch.cuda.get_device_properties(device).L2_cache_size) if cuda else None
     number = torch.zeros(1, device=device)
     floor = _shortest(lambda: number.add_(1), clock, seconds / 10)
-    return Ceilings(_copy_rate(size, clock, device, seconds), best, source, cache, floor)
+    copied = _copy_rate(size, clock, device, seconds)
+    if cuda:
+        return Ceilings(copied, best, source, cache, floor, None, best)
+    cached = max(copied, *(_copy_rate(small, clock, device, seconds / 4) for small in CACHED_COPY_BYTES))
+    limit = best if dtype == torch.float32 else max(best, best_product(sides, torch.float32, device, seconds / 4)[0])
+    return Ceilings(copied, best, source, cache, floor, cached, limit)
 
 
 def known_ceilings(clock: Clock, device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:

@@ -1,8 +1,11 @@
 """Timing on a CUDA device: replays of a captured graph between events, so that samples contain no host time.
 
 Everything runs on the current stream, which must not be the default one (``side_stream``): capture needs that, and a
-backward pass runs on the stream of its forward pass. Work that cannot be captured is also timed between events, with
-its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
+backward pass runs on the stream of its forward pass. Work that cannot be captured is also timed between events, around
+each call, with its launches queued behind a delay on the device; ``Timer.method`` says which way was used, and why.
+
+Before each replay or call, outside the events, the next set of the pool is copied into the inputs. After the end event
+the whole device is waited for, as work may have gone to other streams: what that takes beyond its usual time counts.
 
 Before each sample, a buffer of at least twice the L2 cache is copied (random numbers onto random numbers). The cache is
 then full of dirty lines of that buffer, as after another kernel: it holds none of the work's data, and the work pays
@@ -13,15 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
 
-from scalebench.comparison.timing import Clock, CpuClock, Timer, Work, poison, rerunning
+from scalebench.comparison.draining import Work, joining
+from scalebench.comparison.pool import Pool
+from scalebench.comparison.timing import Clock, CpuClock, Timer, counted, poison, rerunning
 
 SHORTEST_S = 10e-6  # some twenty ticks of an event's clock
 LONG_S = 500e-6  # starting a graph takes a few microseconds (``timing_floor_s`` in the rows): about one percent
@@ -124,13 +129,15 @@ class CudaClock:
         self.flush_bytes = max(FLUSH_BYTES, 2 * cache)
         self._source, self._target = (torch.randn(self.flush_bytes // 4, device=self.device) for _ in range(2))
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._usual_drain_s = 0.0
+        self._usual_drain_s = sorted(self._idle_drain_s() for _ in range(20))[17]
 
-    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
+    def timer(self, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
         """Return the timer of a function, by a graph unless it cannot be captured or ``refusal`` is a reason not to.
 
         Raises ``CaptureBrokenError``, after which the process has to end.
         """
-        refusal = refusal or self.refusal
+        refusal, work = refusal or self.refusal, joining(work)
         if not refusal:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()  # a capture cannot release cached memory to make room
@@ -140,54 +147,65 @@ class CudaClock:
             except NotCapturedError as error:
                 refusal = str(error)
             else:
-                return self._graph_timer(graph, results, calls)
-        return self._event_timer(work, calls, refusal)
+                return self._graph_timer(graph, results, calls, pool)
+        return self._event_timer(work, calls, refusal, pool)
 
-    def _graph_timer(self, graph: Any, results: Mapping[str, Any], calls: int) -> Timer:
+    def _graph_timer(self, graph: Any, results: Mapping[str, Any], calls: int, pool: Pool | None) -> Timer:
         def rerun(spared: Collection[int]) -> Mapping[str, Any]:
             poison(results, spared)
             graph.replay()
             return results
 
         delay_s = self._delay(graph.replay)
-        how = f"one CUDA graph of {_counted(calls)}, replayed between events"
-        return Timer(calls, f"{how}, {self._flushed}", lambda: self._sample(graph.replay, calls, delay_s), rerun)
+        method = f"one CUDA graph of {counted(calls)}, replayed between events, {self._before(pool)}"
+        return Timer(calls, method, lambda: self._sample(graph.replay, delay_s, pool) / calls, rerun)
 
-    def _event_timer(self, work: Work, calls: int, refusal: str) -> Timer:
-        def issue() -> None:
-            for _ in range(calls):
-                work()
+    def _event_timer(self, work: Work, calls: int, refusal: str, pool: Pool | None) -> Timer:
+        delay_s = self._delay(work)
+        how = f"events around each of {counted(calls)} launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
+        method = f"{how}, {self._before(pool)}; no CUDA graph: {refusal}"
 
-        delay_s = self._delay(issue)
-        how = f"events around {_counted(calls)} launched behind a delay of {1e6 * delay_s:.0f} µs on the device"
-        method = f"{how}, {self._flushed}; no CUDA graph: {refusal}"
-        return Timer(calls, method, lambda: self._sample(issue, calls, delay_s), rerunning(work))
+        def take() -> float:
+            return sum(self._sample(work, delay_s, pool) for _ in range(calls)) / calls
 
-    @property
-    def _flushed(self) -> str:
-        return f"L2 filled by a copy of {self.flush_bytes >> 20} MiB before"
+        return Timer(calls, method, take, rerunning(work))
+
+    def _before(self, pool: Pool | None) -> str:
+        flushed = f"L2 filled by a copy of {self.flush_bytes >> 20} MiB before"
+        return f"{pool.method}, {flushed}" if pool else flushed
 
     def _delay(self, issue: Callable[[], Any]) -> float:
         """Return how long the device should wait before it begins, in seconds: twice the host time of launching."""
         taken = []
         for _ in range(3):
             torch.cuda.synchronize(self.device)
-            begun = time.perf_counter()
+            begun = perf_counter()
             issue()
-            taken.append(time.perf_counter() - begun)
+            taken.append(perf_counter() - begun)
         torch.cuda.synchronize(self.device)
         return min(2 * min(taken) + 20e-6, LONGEST_DELAY_S)
 
-    def _sample(self, issue: Callable[[], Any], calls: int, delay_s: float) -> float:
+    def _sample(self, issue: Callable[[], Any], delay_s: float, pool: Pool | None) -> float:
+        """Return the seconds from the launch of ``issue`` until the whole device had finished."""
         torch.cuda.synchronize(self.device)
+        if pool is not None:
+            pool.refresh()
         torch.cuda._sleep(int(delay_s * CYCLES_PER_S))
         self._target.copy_(self._source)
         self._start.record()
         issue()
         self._end.record()
         self._end.synchronize()
-        return self._start.elapsed_time(self._end) * 1e-3 / calls
+        drained_s = self._drain_s()
+        return self._start.elapsed_time(self._end) * 1e-3 + drained_s
 
+    def _drain_s(self) -> float:
+        """Wait for all streams of the device; return how much longer than usual that took."""
+        begun = perf_counter()
+        torch.cuda.synchronize(self.device)
+        return max(0.0, perf_counter() - begun - self._usual_drain_s)
 
-def _counted(calls: int) -> str:
-    return f"{calls} call{'s' * (calls > 1)}"
+    def _idle_drain_s(self) -> float:
+        self._end.record()
+        self._end.synchronize()
+        return self._drain_s()

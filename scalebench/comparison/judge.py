@@ -82,10 +82,13 @@ class Judge:
         return columns | {"error_note": "; ".join(notes) or None}
 
     def columns_again(self, results: Tensors) -> dict[str, Any]:
-        """Return the columns that replace the first ones if results after timing are wrong; otherwise none."""
-        if self.expected is None:
-            return {}
+        """Return the columns that replace the first ones if results after timing are wrong; otherwise none.
+
+        If they could not be checked, the note says so.
+        """
         columns = self.columns(results)
+        if self.expected is None:
+            return {"error_note": f"after timing {columns['error_note']}"}
         if columns["accepted"] is not False:
             return {}
         return columns | {"error_note": f"wrong after timing: {columns['error_note']}"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from scalebench.comparison.timing import Work
+from scalebench.comparison.draining import Work
 
 CUDA_METHOD = "CUDA allocator: peak during the call above what was allocated before it was prepared"
 CPU_METHOD = (

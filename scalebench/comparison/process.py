@@ -10,28 +10,27 @@ leave out, and ``uncaptured.json`` those not to capture as a CUDA graph.
 from __future__ import annotations
 
 import gc
-import json
 import random
 import sys
-import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from scalebench.comparison.ceilings import known_ceilings
+from scalebench.comparison.checks import check_again, judge_of, look_for_work_left_behind
 from scalebench.comparison.cuda_timing import CaptureBrokenError, clock_for, side_stream
+from scalebench.comparison.draining import Work
 from scalebench.comparison.failure import failure
 from scalebench.comparison.judge import Judge
 from scalebench.comparison.memory import peak_above_inputs
-from scalebench.comparison.operations import Operation, decode, dtype_name, load_operation
+from scalebench.comparison.operations import decode, dtype_name, load_operation
+from scalebench.comparison.pool import Pool, draw_pool
+from scalebench.comparison.process_state import CAPTURE_BROKEN, Process, leave_if_lost
 from scalebench.comparison.timing import (
-    Clock,
     Timer,
-    Work,
     calls_per_sample,
     sample_interleaved,
     timed,
@@ -41,36 +40,6 @@ from scalebench.comparison.turns import turns
 from scalebench.measure.device_lock import DeviceLock, gpu_uuid
 from scalebench.measure.statistics import FEWEST, StoppingRule
 from scalebench.store import read_json, write_json
-
-DEVICE_LOST = 70  # exit status after an error that leaves the device unusable: start again without that provider
-WAITING = "waiting for the GPU"  # the phase in which no provider runs
-CAPTURE_BROKEN = 71  # exit status after a broken capture, which is recorded: start again without that capture
-
-
-@dataclass
-class Process:
-    """What all cases of this process share."""
-
-    folder: Path
-    index: int
-    request: Mapping[str, Any]
-    operation: Operation
-    device: torch.device
-    clock: Clock
-    lock: DeviceLock
-    crashed: list[dict[str, Any]] = field(default_factory=list)
-    uncaptured: list[dict[str, Any]] = field(default_factory=list)
-
-    def at(self, case: int, provider: str, phase: str) -> None:
-        """Write what begins now; not synced, since it only has to survive this process, not the machine."""
-        temporary = self.folder / ".at.json.tmp"
-        state = {"case": case, "provider": provider, "phase": phase, "time": time.time()}
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self.folder / "at.json")
-
-    def alone(self, case: int) -> AbstractContextManager[None]:
-        """Hold the GPU's lock, for everything that runs on the GPU; the phase is ``WAITING`` until it is free."""
-        return self.lock.held(waiting=lambda: self.at(case, "", WAITING))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,25 +116,25 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     inputs = process.operation.module.inputs(case, device=str(process.device), seed=process.request["seed"])
     results: dict[str, dict[str, Any]] = {}
     works: dict[str, Work] = {}
-    judge = _judge(process, number, case, inputs) if process.index == 0 else None
+    judge = judge_of(process, number, case, inputs) if process.index == 0 else None
     for name in process.request["providers"]:
-        results[name] = _crash_of(process, number, name)
+        results[name] = process.crash_of(number, name)
         if results[name]["status"] == "ok":
             process.at(number, name, "prepare")
             works |= _begin(
                 process, results[name], name, lambda n=name: providers[n].prepare(case, inputs, backward), judge
             )
-    if not any(providers[name].repeatable for name in works):
-        judge = None  # nothing is checked again, so free the oracle's memory before timing
+    judge = None  # frees the oracle's memory before timing
+    process.at(number, "", "inputs")
+    pools = _pools(process, case, inputs, [name for name in works if providers[name].repeatable])
     cost = process.operation.module.cost(case, backward)
-    timers = _timers(process, number, works, results, cost.bytes_read + cost.bytes_written)
+    timers = _timers(process, number, works, results, cost.bytes_read + cost.bytes_written, pools)
     _sample(process, number, timers, results)
-    if judge is not None:
-        _check_again(
-            process, number, {n: t for n, t in timers.items() if providers[n].repeatable}, results, judge, inputs
-        )
-    judge = None
+    if process.index == 0:
+        look_for_work_left_behind(process, number, {name: works[name] for name in timers}, results, pools)
+        check_again(process, number, case, {n: t for n, t in timers.items() if n in pools}, results, inputs, pools)
     timers.clear()
+    pools.clear()
     if process.index == 0:
         for name in list(works):
             if results[name]["status"] == "ok":
@@ -175,21 +144,10 @@ def measure_case(process: Process, number: int, case: Any) -> dict[str, Any]:
     return {"case": number, "label": case.label, "dtype": dtype_name(case), "providers": results}
 
 
-def _judge(process: Process, number: int, case: Any, inputs: Mapping[str, Any]) -> Judge:
-    crash = _crash_of(process, number, "eager")
-    reason = None if crash["status"] == "ok" else str(crash["error_message"])
-    return Judge.of(
-        process.operation.module, case, inputs, process.request["backward"], reason,
-        lambda provider: process.at(number, provider, "reference"),
-    )  # fmt: skip
-
-
-def _crash_of(process: Process, number: int, name: str) -> dict[str, Any]:
-    """Return how a provider killed this process before, or {"status": "ok"}."""
-    for crash in process.crashed:
-        if crash["case"] == number and crash["provider"] == name:
-            return {key: crash[key] for key in ("status", "error_class", "error_message")}
-    return {"status": "ok"}
+def _pools(process: Process, case: Any, inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Pool | None]:
+    """Return the pool of fresh inputs, the same for all of ``names``, the providers whose calls can be repeated."""
+    module, backward, seed = process.operation.module, process.request["backward"], process.request["seed"]
+    return dict.fromkeys(names, draw_pool(module, case, inputs, backward, seed) if names else None)
 
 
 def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, judge: Judge | None) -> dict[str, Work]:
@@ -203,38 +161,27 @@ def _begin(process: Process, columns: dict[str, Any], name: str, prepare: Any, j
         columns["warm_time_s"] = warm_up(work, process.device)
     except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
         columns |= failure(error)
-        _leave_if_lost(process, error)
+        leave_if_lost(process, error)
         return {}
     return {name: work}
 
 
-def _leave_if_lost(process: Process, error: Exception) -> None:
-    """Exit if a failure has left the device unusable; otherwise every later provider would fail for it."""
-    if process.device.type != "cuda":
-        return
-    try:
-        torch.cuda.synchronize(process.device)
-        torch.zeros(1, device=process.device).add_(1).item()
-    except RuntimeError:
-        (process.folder / "lost.json").write_text(json.dumps(failure(error)), encoding="utf-8")
-        sys.exit(DEVICE_LOST)
-
-
 def _timers(
-    process: Process, number: int, works: Mapping[str, Work], results: Mapping[str, dict[str, Any]], moved: int
-) -> dict[str, Timer]:
+    process: Process, number: int, works: Mapping[str, Work], results: Mapping[str, dict[str, Any]], moved: int,
+    pools: Mapping[str, Pool | None],
+) -> dict[str, Timer]:  # fmt: skip
     """Return the timers of the prepared providers; ``moved`` is the number of bytes that a call moves."""
     timers: dict[str, Timer] = {}
     for name, work in works.items():
         process.at(number, name, "capture")
         calls = calls_per_sample(results[name]["warm_time_s"], process.clock, moved)
         try:
-            timers[name] = process.clock.timer(work, calls, _refusal(process, number, name))
+            timers[name] = process.clock.timer(work, calls, _refusal(process, number, name), pools.get(name))
         except CaptureBrokenError as error:
             _leave_uncaptured(process, number, name, error)
         except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
             results[name] |= failure(error)
-            _leave_if_lost(process, error)
+            leave_if_lost(process, error)
     return timers
 
 
@@ -264,26 +211,9 @@ def _sample(process: Process, number: int, timers: Mapping[str, Timer], results:
         columns = results[name]
         if samples.error is not None:
             columns |= failure(samples.error)
-            _leave_if_lost(process, samples.error)
+            leave_if_lost(process, samples.error)
         columns |= {"calls_per_sample": samples.calls, "timing_method": timers[name].method}
         columns |= {"samples_s": samples.times_s, "stop_reason": samples.stop_reason}
-
-
-def _check_again(
-    process: Process, number: int, timers: Mapping[str, Timer], results: Mapping[str, dict[str, Any]], judge: Judge,
-    inputs: Mapping[str, Any],
-) -> None:  # fmt: skip
-    """Run what was timed once more, with its earlier results overwritten, and check the new results."""
-    spared = {tensor.untyped_storage().data_ptr() for tensor in inputs.values()}
-    for name, timer in timers.items():
-        if results[name]["status"] != "ok":
-            continue
-        process.at(number, name, "check after timing")
-        try:
-            results[name] |= judge.columns_again(timer.rerun(spared))
-        except Exception as error:  # noqa: BLE001 - whatever a provider raises goes into its row
-            results[name] |= failure(error)
-            _leave_if_lost(process, error)
 
 
 def _measure_memory(process: Process, columns: dict[str, Any], prepare: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scalebench.comparison.validity import invalid_columns, limits_of, mode_columns, two_modes_reason
 from scalebench.measure.statistics import (
     Interval,
     median_noise,
@@ -22,7 +23,6 @@ from scalebench.store import read_json
 from scalebench.store.comparisons import ROW_COLUMNS
 
 ABSENT = "absent"
-SLACK = 1.05  # a rate this far above the ceiling measured in the same run is impossible
 ProviderRun = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it
 
 
@@ -46,12 +46,12 @@ def collect(
     for number, runs in measured.items():
         case = {"case": runs[0]["label"], "case_index": number, "dtype": runs[0]["dtype"]}
         case |= {f"shape_{name}": value for name, value in request["cases"][number].items() if name != "dtype"}
-        limits = dict(ceilings[runs[0]["dtype"]])
-        cache = limits.pop("cache_bytes")
-        case |= limits
+        measured_ceilings = ceilings[runs[0]["dtype"]]
+        case |= {name: value for name, value in measured_ceilings.items() if name in ROW_COLUMNS}
         group = {name: [run_of_case["providers"][name] for run_of_case in runs] for name in request["providers"]}
         of_case = case_rows(head | case, group, costs[number], request["baseline"], request["margin"], summaries)
-        rows.extend(row | impossible_columns(row, cache) for row in of_case)
+        limits = limits_of(measured_ceilings)
+        rows.extend(row | invalid_columns(row, limits, request["device"]) for row in of_case)
     return rows
 
 
@@ -67,11 +67,18 @@ def _process_of(path: Path) -> int:
 
 
 def best_ceilings(processes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the ceilings of each dtype as columns, the best over processes, and ``cache_bytes``."""
+    """Return the ceilings of each dtype as columns, the best over processes, with ``cache_bytes`` and the limit."""
+
+    def best(dtype: str, name: str) -> float | None:
+        values = [ceilings[dtype][name] for ceilings in processes]
+        return None if None in values else max(values)
+
     return {
         dtype: {
-            "copy_ceiling_bytes_per_s": max(ceilings[dtype]["copy_bytes_per_s"] for ceilings in processes),
-            "matmul_ceiling_flops_per_s": max(ceilings[dtype]["matmul_flops_per_s"] for ceilings in processes),
+            "copy_ceiling_bytes_per_s": best(dtype, "copy_bytes_per_s"),
+            "cached_ceiling_bytes_per_s": best(dtype, "cached_bytes_per_s"),
+            "matmul_ceiling_flops_per_s": best(dtype, "matmul_flops_per_s"),
+            "flops_limit_per_s": best(dtype, "flops_limit_per_s"),
             "ceiling_source": processes[0][dtype]["source"],
             "cache_bytes": processes[0][dtype]["cache_bytes"],
             "timing_floor_s": min(ceilings[dtype]["floor_s"] for ceilings in processes),
@@ -114,7 +121,7 @@ def provider_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
             columns |= {name: process[name] for name in ("status", "error_class", "error_message")}
     names = (
         "peak_memory_bytes", "memory_method", "max_abs_error", "eager_max_abs_error", "error_ratio", "error_result",
-        "accepted", "error_note",
+        "accepted", "error_note", "invalid_reason",
     )  # fmt: skip
     columns |= {name: process[name] for process in reversed(processes) for name in names if name in process}
     timed = [process for process in processes if process.get("samples_s")]
@@ -137,6 +144,7 @@ def time_columns(processes: Sequence[ProviderRun]) -> dict[str, Any]:
         "time_p20_s": p20,
         "time_p80_s": p80,
         "samples": pooled.size,
+        **mode_columns(samples),
         "outliers": int(sum(outlier_mask(x).sum() for x in samples)),
         "processes": len(samples),
         "noise": _finite(noise),
@@ -169,26 +177,6 @@ def rate_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def impossible_columns(row: Mapping[str, Any], cache_bytes: int | None) -> dict[str, Any]:
-    """Return why a row's rate is impossible, without a verdict; nothing if it is possible or the cache is unknown.
-
-    The last writes of a call may still be in the cache when its time is taken, so the cache size is subtracted.
-    """
-    time, columns = row.get("time_median_s"), ("matmul_ceiling_flops_per_s", "copy_ceiling_bytes_per_s")
-    if cache_bytes is None or not time or any(row.get(column) is None for column in columns):
-        return {}
-    counted = {"FLOP/s": row["flops"] or 0, "B/s": (row["bytes_moved"] or 0) - cache_bytes}
-    above = [
-        f"{amount / time:.3g} {unit} of {row[column]:.3g}"
-        for (unit, amount), column in zip(counted.items(), columns, strict=True)
-        if amount / time > SLACK * row[column]
-    ]
-    if not above:
-        return {}
-    reason = f"faster than the device can be: {', '.join(above)} measured in the same run"
-    return {"invalid_reason": reason, "verdict": None, "verdict_reason": reason}
-
-
 def verdict_columns(
     name: str,
     status: str,
@@ -207,7 +195,11 @@ def verdict_columns(
     pairs = [(x, y) for x, y in zip(processes, against, strict=True) if _timed(x) and _timed(y)]
     if not pairs:
         return {"verdict_reason": f"no baseline: {baseline} has no samples of this case"}
-    ratio = ratio_of_medians([x["samples_s"] for x, _ in pairs], [y["samples_s"] for _, y in pairs])
+    ours, theirs = ([pair[side]["samples_s"] for pair in pairs] for side in (0, 1))
+    split = [two_modes_reason(name, ours), two_modes_reason(baseline, theirs)]
+    if reason := "; ".join(filter(None, split)):  # a median between two modes describes neither
+        return {"verdict_reason": f"no verdict: {reason}"}
+    ratio = ratio_of_medians(ours, theirs)
     judged = verdict(ratio, margin)
     return _ratio_columns(ratio) | {"verdict": judged.word, "verdict_reason": judged.reason}
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import scalekernels
 
-from scalebench.comparison.process import CAPTURE_BROKEN, DEVICE_LOST, WAITING
+from scalebench.comparison.process_state import CAPTURE_BROKEN, DEVICE_LOST, WAITING
 from scalebench.comparison.turns import last_turn
 from scalebench.running import processes
 from scalebench.store import StoreError, read_json, write_json
@@ -93,8 +93,10 @@ def _run_once(
     run: Path, folder: Path, index: int, request: dict[str, Any], tick: Tick, limits: Limits
 ) -> dict[str, Any] | None:
     """Run one process to its end; return None if it measured everything, otherwise how it died."""
-    # Threads that spin while waiting would take the cores that the next provider is timed on.
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PYTHONPATH": os.pathsep.join(_roots())}
+    # Threads that spin while waiting would take the cores that the next provider is timed on, and look like work that
+    # goes on after a call.
+    quiet = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+    environment = os.environ | quiet | {"PYTHONPATH": os.pathsep.join(_roots())}
     command = [sys.executable, "-m", "scalebench.comparison.process", str(run), str(index)]
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
         process = processes.start(command, environment, stdout=out, stderr=err)

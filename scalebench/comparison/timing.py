@@ -8,13 +8,15 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 import torch
 
+from scalebench.comparison.draining import Work, joining
+from scalebench.comparison.pool import Pool
 from scalebench.measure.statistics import FEWEST, TIMEOUT, StoppingRule
-
-Work = Callable[[], Mapping[str, Any]]
 
 # A sample repeats the call until it lasts this long, about a hundred times the clock's resolution and overhead.
 SHORTEST_CPU_S = 100e-6
@@ -47,33 +49,55 @@ class Clock(Protocol):
     cold_bytes: float
     long_s: float
 
-    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
-        """Return the timer of a function. A non-empty ``refusal`` is why it must not be captured as a CUDA graph."""
+    def timer(self, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
+        """Return the timer of a function, whose inputs are refreshed from the pool outside the clock.
+
+        Threads and streams that the function leaves busy are waited for inside the clock. A non-empty ``refusal`` is
+        why it must not be captured as a CUDA graph.
+        """
         ...
 
 
 @dataclass
 class CpuClock:
-    """The monotonic clock. Work on a CPU is done when the call returns; caches are left as they are."""
+    """The monotonic clock, around each call by itself; Python threads that a call starts are waited for."""
 
     shortest_s: float = SHORTEST_CPU_S
     cold_bytes: float = math.inf
     long_s: float = SHORTEST_CPU_S
 
-    def timer(self, work: Work, calls: int, refusal: str = "") -> Timer:
+    def timer(self, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
         """See ``Clock``."""
         del refusal
+        overhead_ns, work = clock_overhead_ns(), joining(work)
 
         def take() -> float:
-            begun = time.perf_counter_ns()
-            for _ in range(calls):
-                work()
-            return (time.perf_counter_ns() - begun) * 1e-9 / calls
+            taken = sum(_call_ns(work, pool) for _ in range(calls))
+            return max(taken - calls * overhead_ns, 1) * 1e-9 / calls
 
-        counted = f"{calls} call{'s' * (calls > 1)}"
-        return Timer(
-            calls, f"perf_counter_ns around {counted}, caches as the interleaved calls left them", take, rerunning(work)
-        )
+        fresh = pool.method if pool else "the same inputs"
+        method = f"perf_counter_ns around each of {counted(calls)}, {fresh}, caches as left by that and by other calls"
+        return Timer(calls, method, take, rerunning(work))
+
+
+def counted(calls: int) -> str:
+    """Return "1 call", "2 calls"."""
+    return f"{calls} call{'s' * (calls > 1)}"
+
+
+def _call_ns(work: Work, pool: Pool | None) -> int:
+    if pool is not None:
+        pool.refresh()
+    begun = perf_counter_ns()
+    work()
+    return perf_counter_ns() - begun
+
+
+@cache
+def clock_overhead_ns() -> int:
+    """Return the time of a call that does nothing, the least of a hundred, in nanoseconds."""
+    nothing = joining(dict)
+    return min(_call_ns(nothing, None) for _ in range(100))
 
 
 def rerunning(work: Work) -> Callable[[Collection[int]], Mapping[str, Any]]:
@@ -106,12 +130,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """Call once and return the result and the time until the device had finished, in seconds."""
+    """Call once and return the result and the time until the device and its threads had finished, in seconds."""
     synchronize(device)
-    begun = time.perf_counter_ns()
-    result = work()
+    begun = perf_counter_ns()
+    result = joining(work)()
     synchronize(device)
-    return result, (time.perf_counter_ns() - begun) * 1e-9
+    return result, (perf_counter_ns() - begun) * 1e-9
 
 
 def warm_up(work: Work, device: torch.device) -> float:

@@ -195,12 +195,15 @@ def typical_time(samples: Sequence[ArrayLike], level: float = 0.95, resamples: i
     """Return the geometric mean over processes of the median of each one's positive samples, with its interval.
 
     ``samples`` holds one array per process. With one process the interval is that of its samples alone, and NaN below
-    six of them.
+    six of them. The interval stays within the range of the samples, which Student's t with few processes would leave.
     """
     rng = np.random.default_rng(seed)
     logs = np.log([np.median(np.asarray(x)) for x in samples])
     draws = np.stack([_log_medians(x, (resamples, len(samples)), rng) for x in samples])
-    return _known(_interval(logs, draws, rng, level), samples)
+    interval = _known(_interval(logs, draws, rng, level), samples)
+    pooled = np.concatenate([np.asarray(x, dtype=np.float64) for x in samples])
+    low, high = (float(np.clip(end, pooled.min(), pooled.max())) for end in (interval.low, interval.high))
+    return Interval(interval.value, low, high, interval.processes)
 
 
 def ratio_of_medians(

@@ -42,10 +42,11 @@ STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
 ROW_COLUMNS = tuple(
     """
     operation run source backward case case_index dtype provider summary status error_class error_message
-    time_median_s time_low_s time_high_s time_p20_s time_p80_s samples outliers processes calls_per_sample
+    time_median_s time_low_s time_high_s time_p20_s time_p80_s
+    fast_mode_s slow_mode_s fast_mode_share samples outliers processes calls_per_sample
     noise stop_reason stop_reasons prepare_time_s first_call_time_s timing_method timing_floor_s
     flops bytes_moved achieved_flops_per_s achieved_bytes_per_s
-    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s ceiling_source invalid_reason
+    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s cached_ceiling_bytes_per_s ceiling_source invalid_reason
     peak_memory_bytes memory_method
     max_abs_error eager_max_abs_error error_ratio error_result accepted error_note
     baseline ratio ratio_low ratio_high margin verdict verdict_reason

@@ -42,6 +42,7 @@ from scalekernels.cross_entropy.cases import (
     class_weight,
     cost,
     inputs,
+    live,
     prepared,
 )
 from scalekernels.cross_entropy.products import weight_gradient_path
@@ -50,7 +51,7 @@ from scalekernels.providers import Provider, Unsupported
 
 __all__ = [
     "CASES", "DTYPES", "GOALS", "LADDER", "LARGER", "REDUCTIONS", "Case", "compilations", "cost", "inputs",
-    "linear_cross_entropy", "providers", "reference", "results", "weight_gradient_path",
+    "linear_cross_entropy", "live", "providers", "reference", "results", "weight_gradient_path",
 ]  # fmt: skip
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

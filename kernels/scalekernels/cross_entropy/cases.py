@@ -79,6 +79,12 @@ def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
     return made | {"grad_loss": torch.randn(shape, generator=generator, device=device)}
 
 
+def live(case: Case, backward: bool) -> tuple[str, ...]:
+    """Return the inputs that a timed call reads: with ``backward`` all of them, since it includes the forward pass."""
+    del case
+    return ("x", "weight", "target", *(["grad_loss"] * backward))
+
+
 def evaluation(function: Loss, inputs: Mapping[str, Tensor], backward: bool) -> Run:
     """Return a call of ``function``, with ``backward`` including its gradients, since some compute both at once."""
     x, weight, target = inputs["x"].detach(), inputs["weight"].detach(), inputs["target"]

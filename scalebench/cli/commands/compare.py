@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scalebench.cli.output import duration, print_json, quantity, say, table, wa
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
+from scalebench.comparison.summary import SuiteSummary, summarize_suite
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded
@@ -69,7 +71,8 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
         warn(f"ended early, what was measured is kept: {comparison.ended}{left}")
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
-        print_json({"run": str(comparison.run), "rows": comparison.rows, **end})
+        summaries = [asdict(summary) for summary in summarize_suite(comparison.rows)]
+        print_json({"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
         return code
     lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
@@ -78,8 +81,26 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
         lines.append(_cells(row))
     table("", HEADER, lines)
     say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
+    _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
+
+
+def _print_summary(summaries: Sequence[SuiteSummary]) -> None:
+    """Print how providers compare over all cases; nothing for a single case."""
+    if not summaries:
+        return
+    header = ("over all cases", "compared", "geometric mean speedup", "at least as fast (fast_1)")
+    lines = [
+        (
+            summary.provider,
+            f"{summary.compared} of {summary.cases}",
+            "-" if summary.speedup is None else f"×{summary.speedup:.3g}",
+            f"{100 * summary.fast_1:.0f} %",
+        )
+        for summary in summaries
+    ]
+    table("", header, lines, text_columns=1)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
