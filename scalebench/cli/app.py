@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -81,6 +81,10 @@ def run(
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
     engine: str = "local",
+    with_parents: Annotated[
+        bool,
+        Parameter(negative=(), help="First run the studies that STUDY starts from ([from]), with their weights kept."),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run the trials of STUDY (a TOML file, or the name of one that ships) that have no result yet.
@@ -96,9 +100,8 @@ def run(
     """
     from scalebench.cli.commands.sweeps import run_study, statuses
 
-    return run_study(
-        study, settings, results, jobs, statuses(retry), engine=engine, fresh_code=fresh_code, as_json=as_json
-    )
+    how: dict[str, Any] = {"engine": engine, "fresh_code": fresh_code, "with_parents": with_parents}
+    return run_study(study, settings, results, jobs, statuses(retry), **how, as_json=as_json)
 
 
 @app.command

@@ -109,12 +109,25 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
         return [*_parents(source, path, study.name)]
     except (InputError, store.StoreError) as error:
         key = "from." if str(error).startswith("optimizer_state:") else "from: "
-        raise StudyError([f"{study.origin}: {key}{error}; to make its parents: {again}"]) from error
+        reason = f"{error}{_others(path) if source.study is not None else ''}"
+        raise StudyError([f"{study.origin}: {key}{reason}; to make its parents: {again}"]) from error
+
+
+def _others(path: Path) -> str:
+    """Return the names of the studies beside one that has no results, for an error message."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    names = [folder.name for folder in sorted(path.parent.iterdir()) if (folder / "trials").is_dir()]
+    return f"; studies with results there: {', '.join(names)}" if names else ""
 
 
 def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTrial]:
-    frame = select_rows(path, _finished(path, child), source.where)
+    rows = select_rows(path, _rows(path, child), source.where)
+    frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
+    if frame.empty and not rows.empty:
+        counts = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
+        raise InputError(f"{path} has no ok trial{chosen}: {counts}")
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
         raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
@@ -127,16 +140,15 @@ def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTria
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
 
 
-def _finished(path: Path, child: str) -> pd.DataFrame:
-    """Return the ok trials in a results folder, except those of the study ``child`` itself."""
+def _rows(path: Path, child: str) -> pd.DataFrame:
+    """Return the trials in a results folder, except those of the study ``child`` itself."""
     results = store.read_results(*(folder for folder in store.study_dirs(path) if folder.name != child))
     if results.damaged:
         raise store.StoreError(results.damaged[0])
     frame = results.frame[results.frame["study"].ne(child)]
     if frame.empty:
         raise InputError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
-    frame = store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
-    return frame[frame["status"].eq("ok")]
+    return store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
 
 
 def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:

@@ -16,6 +16,7 @@ from scalebench.errors import StudyError, unknown
 if TYPE_CHECKING:
     from scalebench.running.planning import PlannedTrial
     from scalebench.running.sweep import Sweep
+    from scalebench.study import Study
 
 SHOWN_SIZES = 40
 
@@ -33,7 +34,7 @@ def statuses(text: str) -> list[str]:
 
 
 def run_study(
-    name: str,
+    name: str | Study,
     settings: Sequence[str],
     results: Path,
     jobs: int | None,
@@ -42,17 +43,23 @@ def run_study(
     engine: str = "local",
     fresh_code: bool,
     as_json: bool,
+    with_parents: bool = False,
 ) -> int:
-    """Run a study's missing trials; return the exit code."""
+    """Run a study's missing trials, ``with_parents`` first those of the studies it starts from; return the exit code."""
     from scalebench.cli.progress import Progress, SweepProgress
+    from scalebench.running.chain import ancestors
     from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
     from scalebench.running.sweep import execute, resources_of, survey
 
     begun = time.monotonic()
     find_engine(engine)
-    study = load_study(name, settings)
+    study = load_study(name, settings) if isinstance(name, str) else name
     store.check_writable(results)
+    how: dict[str, Any] = {"engine": engine, "fresh_code": fresh_code, "as_json": as_json}
+    codes = [
+        run_study(parent, (), results, jobs, retry, **how) for parent in (ancestors(study) if with_parents else ())
+    ]
     sweep = survey(study, results, retry, fresh_code=fresh_code)
     _announce(sweep, as_json=as_json)
     expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
@@ -61,7 +68,7 @@ def run_study(
         for row in execute(sweep, study, jobs=jobs, engine=engine, tick=progress.tick):
             progress.finish(row, as_json=as_json)
     _conclude(sweep, time.monotonic() - begun, as_json=as_json)
-    return 0 if set(sweep.statuses()) <= {"ok"} else 1
+    return max([*codes, 0 if set(sweep.statuses()) <= {"ok"} else 1])
 
 
 def _announce(sweep: Sweep, *, as_json: bool) -> None:
