@@ -1,4 +1,4 @@
-"""``run --with-parents``: the whole chain of studies that [from] names runs first, or is refused before anything runs."""
+"""``run --with-parents``: the chain of studies that [from] names runs first, or is refused before anything runs."""
 
 from __future__ import annotations
 

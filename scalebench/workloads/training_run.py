@@ -88,14 +88,19 @@ class TrainingRun:
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """Return model and optimizer of the trial: initialised, or as the parent left them."""
-        model = build_model(self.trial, device)
-        if (parent := self.trial.parent) is not None:
-            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        model = self.build(device)
         if self.spec.checkpointing:
             recompute_blocks(model)
         optimizer = build_optimizer(model, self.spec)
         self.start.restore(optimizer)
         return model, optimizer
+
+    def build(self, device: torch.device) -> nn.Module:
+        """Return the trial's model with initial weights, or its parent's."""
+        model = build_model(self.trial, device)
+        if (parent := self.trial.parent) is not None:
+            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        return model
 
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
         """Take the steps under measurement and return the state of the random number generators after them."""

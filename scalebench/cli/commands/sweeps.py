@@ -45,7 +45,7 @@ def run_study(
     as_json: bool,
     with_parents: bool = False,
 ) -> int:
-    """Run a study's missing trials, ``with_parents`` first those of the studies it starts from; return the exit code."""
+    """Run a study's missing trials, ``with_parents`` first those of its parents' studies; return the exit code."""
     from scalebench.cli.progress import Progress, SweepProgress
     from scalebench.running.chain import ancestors
     from scalebench.running.engines import find_engine
