@@ -75,7 +75,7 @@ class FinetuneRun(TrainingRun):
             return validate(running.module, task, self.spec, running.device)
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
-        """Return memory by category; from sizes with LoRA, as torch's MemTracker cannot follow weights that are sums."""
+        """Return memory by category: with LoRA from sizes, as torch's MemTracker cannot follow such weights."""
         if self.spec.method == "full":
             return super().split_columns(running, task)
         peak = self.columns["peak_memory_allocated_bytes"]
