@@ -57,8 +57,8 @@ def train(
     """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
     A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
-    device: ``check`` does, every ``CHECK_EVERY`` steps, after each of ``stops`` and after the last one. Returns how many steps the loss scaler
-    of float16 skipped, their gradients being too large for the format.
+    device: ``check`` does, every ``CHECK_EVERY`` steps, after each of ``stops`` and after the last one. Returns how
+    many steps the loss scaler of float16 skipped, their gradients being too large for the format.
     """
     device = losses.device
     run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))

@@ -154,7 +154,7 @@ class TrainingRun:
         return memory.held_columns(running.model, running.optimizer, peak, *held)
 
     def check(self, done: int) -> None:
-        """Report progress, keep what the study asks for after so many steps, and raise ``Diverged`` when one of the losses so far is not finite."""
+        """Report progress and keep checkpoints; raise ``Diverged`` when one of the losses so far is not finite."""
         self.recorder.progress(done, self.spec.steps)
         assert self.losses is not None
         check_finite(self.losses, done)
