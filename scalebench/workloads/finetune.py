@@ -6,16 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
 from scalebench.store import Column
-from scalebench.study.axes import Axis, Count, Finite, one_of
 from scalebench.workloads import training
 from scalebench.workloads.base import Decided, Request
-from scalebench.workloads.training_spec import TrainSection, TrainSpec
+from scalebench.workloads.finetune_spec import FinetuneSection, FinetuneSpec
 
 if TYPE_CHECKING:
     from scalebench.study import Trial
@@ -27,31 +24,13 @@ SUMMARY = "go on training a model of another study, on other data: all weights, 
 TABLE = "finetune"
 TAKES_WEIGHTS = True
 KEEPS = ("weights_sha256",)
-METHODS = ("full", "lora")
 DEFAULT_RANK = 8
 ALPHA_PER_RANK = 2.0
 PLAIN = ("eager", "sdpa")  # implementations in which a weight may be a sum
 
 cost = training.cost
-
-
-class Section(TrainSection):
-    """How each model is fine-tuned: the fields of [train], and which weights are trained."""
-
-    method: Axis[Annotated[str, one_of(METHODS)]] = ("full",)
-    rank: Axis[Count] | None = None  # of LoRA's products
-    alpha: Axis[Finite] | None = None  # they are scaled by alpha / rank
-    matrices: Axis[str] | None = None  # names of linear layers, as in "qkv,out", or "all"
-
-
-class Spec(TrainSpec):
-    """One trial's fine-tuning, every value decided. Rank, alpha and matrices are None where all weights are trained."""
-
-    method: str = Field(description="what is trained: full (all weights) or lora")
-    rank: int | None = Field(description="rank of LoRA's products")
-    alpha: float | None = Field(description="LoRA's products are scaled by alpha / rank")
-    matrices: str | None = Field(description="matrices that LoRA adds to")
-
+Section = FinetuneSection
+Spec = FinetuneSpec
 
 COLUMNS = (
     Column("trainable_params", "1", "parameters that are trained"),
@@ -77,7 +56,7 @@ def decide(request: Request) -> Decided:
     except InputError as error:
         raise InputError([line.replace("train.", "finetune.", 1) for line in error.lines]) from error
     spec = dict(decided.spec)
-    return replace(decided, spec=Spec.model_construct(**spec, **_method(request, decided.config, spec, own)))
+    return replace(decided, spec=FinetuneSpec.model_construct(**spec, **_method(request, decided.config, spec, own)))
 
 
 def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scalebench.measure import memory
 from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads.building import configuration, planned_data
-from scalebench.workloads.finetune import Spec
+from scalebench.workloads.finetune_spec import FinetuneSpec
 from scalebench.workloads.loop import Validation, validate
 from scalebench.workloads.lora import adapt, merge, trainable
 from scalebench.workloads.recorder import Recorder
@@ -36,7 +36,7 @@ def run(trial: Trial, recorder: Recorder) -> None:
 class FinetuneRun(TrainingRun):
     """A fine-tuning trial under way. ``old_task`` has the held-out sample of the parent."""
 
-    spec: Spec
+    spec: FinetuneSpec
     old_task: Task
 
     def prepare_task(self) -> Task:
