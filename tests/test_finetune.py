@@ -197,3 +197,10 @@ def test_a_family_without_linear_layers_inside_is_refused() -> None:
 
     with pytest.raises(InputError, match="this family has none"):
         chosen(model_of("linear", params=100), "all", 1)
+
+
+def test_the_cpp_source_is_other_text_than_pythons() -> None:
+    cpp, python = open_data("cpp", None, 0.2), open_data("stdlib", None, 0.2)
+    assert cpp.training_tokens(0.2) > 1_000_000
+    assert not set(cpp.documents) & set(python.documents)
+    assert sum(b"#include" in document for document in cpp.documents) > len(cpp.documents) / 2
