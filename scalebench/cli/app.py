@@ -113,6 +113,10 @@ def run(
         Literal["auto", "given", "cheapest", "largest"],
         Parameter(help="By predicted cost, or as in the study; auto leaves it to the engine."),
     ] = "auto",
+    with_parents: Annotated[
+        bool,
+        Parameter(negative=(), help="First run the studies that STUDY starts from ([from]), with their weights kept."),
+    ] = False,
     report: Annotated[
         bool, Parameter(negative=(), help="Keep RESULTS/<study>/report.html current while trials finish.")
     ] = False,
@@ -130,7 +134,7 @@ def run(
     """
     from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
 
-    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report)
+    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report, with_parents)
     return run_study(study, settings, results, options, as_json=as_json)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from scalebench.data import (
     glyphs,
+    headers,
     hub,
     image_files,
     images,
@@ -70,6 +71,7 @@ class Source:
 
 SOURCES: Mapping[str, Source] = {
     "stdlib": Source("source code of the Python standard library, as bytes", text.open_stdlib),
+    "cpp": Source("C++: headers of the installed PyTorch, as bytes", headers.open_headers),
     "text": Source("text in any encoding, as bytes: a file or a folder of files", text.open_path, "PATH"),
     "tokens": Source(
         "token numbers, memory-mapped: 16-bit .bin or .u16, 32-bit .u32, .npy", shards.open_shards, "PATH"

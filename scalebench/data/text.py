@@ -89,7 +89,8 @@ def _uniform(document: bytes) -> float:
     return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
 
 
-def _read(paths: Iterable[Path], origin: str) -> Text:
+def read_documents(paths: Iterable[Path], origin: str) -> Text:
+    """Return the files as documents, each content once. Raises ``ValueError`` naming ``origin`` if there is no text."""
     files = sorted(paths)
     size = sum(path.stat().st_size for path in files)
     if size > TEXT_BYTES:
@@ -108,7 +109,7 @@ def open_stdlib(_argument: str = "") -> Text:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in skipped]
         files += [Path(folder, name) for name in names if name.endswith(".py")]
-    return _read(files, f"stdlib ({root})")
+    return read_documents(files, f"stdlib ({root})")
 
 
 # A single file is divided at line ends into documents of this size, so that some can be held out.
@@ -134,7 +135,7 @@ def open_path(path: str) -> Text:
         raise ValueError(f"text path {path!r} does not exist")
     if root.is_dir():
         visible = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
-        return _read(visible, f"text path {path!r}")
+        return read_documents(visible, f"text path {path!r}")
     content = read_bytes(root, TEXT_BYTES)
     if not content.strip():
         raise ValueError(f"text path {path!r} is empty")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from scalebench.points.table import select_rows
 from scalebench.study import FromSection, Parent, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Configure, Request
+from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import STATE, WEIGHTS, check_sha256, sha256_of
 
 if TYPE_CHECKING:
@@ -27,17 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParentTrial:
-    """A finished trial with weights. ``flops`` is what it, and every parent before it, cost."""
+    """A finished trial with weights, in the folder ``attempt``, or a checkpoint of its run (then that is its folder).
+
+    ``flops`` is what it, and every parent before it, cost; ``branch_step`` is how many steps lie before a checkpoint.
+    """
 
     trial_id: str
     trial: Trial
     attempt: Path
     identity: Parent
     flops: int
+    branch_step: int | None = None
 
     def request(self, name: str, values: Mapping[str, Any], configure: Configure) -> Request:
         """Return what the workload decides of a child."""
-        return Request(name, values, configure, self.trial, self.identity.state_sha256 is not None)
+        continues = self.identity.state_sha256 is not None
+        return Request(name, values, configure, self.trial, continues, self.branch_step)
 
     def check_fits(self, model: Mapping[str, Any], config: Any) -> None:
         """Raise ``InputError`` when the weights are not those of a model with these fields."""
@@ -111,13 +117,29 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     try:
         return [*_parents(source, path, study.name)]
     except (InputError, store.StoreError) as error:
-        key = "from." if str(error).startswith("optimizer_state:") else "from: "
-        raise StudyError([f"{study.origin}: {key}{error}; to make its parents: {again}"]) from error
+        key = "from." if str(error).startswith(("optimizer_state:", "step:")) else "from: "
+        reason = f"{error}{_others(path) if source.study is not None else ''}"
+        raise StudyError([f"{study.origin}: {key}{reason}; to make its parents: {again}"]) from error
+
+
+def _others(path: Path) -> str:
+    """Return the names of the studies beside one that has no results, for an error message."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    names = [folder.name for folder in sorted(path.parent.iterdir()) if (folder / "trials").is_dir()]
+    return f"; studies with results there: {', '.join(names)}" if names else ""
 
 
 def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTrial]:
-    frame = select_rows(path, _finished(path, child), source.where)
+    rows = select_rows(path, _rows(path, child), source.where)
+    frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
+    if frame.empty and not rows.empty:
+        counts = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
+        raise InputError(f"{path} has no ok trial{chosen}: {counts}")
+    if source.step is not None:
+        yield from _branches(frame, source.step, needs_state=source.optimizer_state)
+        return
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
         raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
@@ -130,16 +152,51 @@ def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTria
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
 
 
-def _finished(path: Path, child: str) -> pd.DataFrame:
-    """Return the ok trials in a results folder, except those of the study ``child`` itself."""
+def _rows(path: Path, child: str) -> pd.DataFrame:
+    """Return the trials in a results folder, except those of the study ``child`` itself."""
     results = store.read_results(*(folder for folder in store.study_dirs(path) if folder.name != child))
     if results.damaged:
         raise store.StoreError(results.damaged[0])
     frame = results.frame[results.frame["study"].ne(child)]
     if frame.empty:
         raise InputError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
-    frame = store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
-    return frame[frame["status"].eq("ok")]
+    return store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
+
+
+def _branches(frame: pd.DataFrame, steps: Sequence[int], *, needs_state: bool) -> Iterator[ParentTrial]:
+    """Yield the checkpoints of each trial after these numbers of steps."""
+    if frame.empty:
+        raise InputError("step: no trial matches")
+    for row in frame.sort_values("trial_id").to_dict("records"):
+        for step in steps:
+            yield _branch({str(name): value for name, value in row.items()}, step, needs_state=needs_state)
+
+
+def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTrial:
+    """Return one checkpoint as a parent, its files checked against the SHA-256 noted when they were written."""
+    attempt, trial_id = Path(str(row["attempt_dir"])), str(row["trial_id"])
+    known, folder = checkpoints(attempt), checkpoint_folder(attempt, step)
+    if step not in known:
+        have = f"it has {', '.join(map(str, known))}" if known else "it has none (run.checkpoint_steps)"
+        raise InputError(f"step: {trial_id} kept no checkpoint after {step} steps; {have}")
+    about = known[step]
+    check_sha256(folder / WEIGHTS, about["weights_sha256"])
+    if needs_state:
+        check_sha256(folder / STATE, about["state_sha256"])
+    identity = Parent(
+        weights_sha256=about["weights_sha256"], state_sha256=about["state_sha256"] if needs_state else None
+    )
+    trial = trial_of(attempt)
+    until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
+    return ParentTrial(trial_id, trial, folder, identity, _flops(until, row), about["end"])
+
+
+def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
+    """Return the FLOPs of a trial and of every parent before it, as its record has those."""
+    family = FAMILIES[trial.family]
+    counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
+    before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
+    return WORKLOADS[trial.workload].cost(trial, counts).flops + before
 
 
 def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
@@ -154,9 +211,5 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
-    family = FAMILIES[trial.family]
-    counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
-    before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
-    flops = WORKLOADS[trial.workload].cost(trial, counts).flops + before
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
-    return ParentTrial(str(row["trial_id"]), trial, attempt, identity, flops)
+    return ParentTrial(str(row["trial_id"]), trial, attempt, identity, _flops(trial, row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -142,11 +142,23 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
             lines.append(line)
         else:
             trials.setdefault(planned.trial_id, planned)
+    lines += _checkpoint_lines(study, trials.values())
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
     if lines:
         raise StudyError([f"{study.origin}: {line}" for line in lines])
     return list(trials.values())
+
+
+def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[str]:
+    """Yield a line for checkpoints that a trial cannot keep."""
+    steps, trials = study.run.checkpoint_steps, list(trials)
+    if steps and any(trial.cost.processes > 1 for trial in trials):
+        yield "run.checkpoint_steps: trials of several processes keep no checkpoints; leave it out"
+    if steps and "state_sha256" not in WORKLOADS[study.workload].KEEPS:
+        yield f"run.checkpoint_steps: the workload {study.workload!r} keeps no state to branch from; leave it out"
+    elif steps and max(steps) > (shortest := min((trial.steps for trial in trials), default=max(steps))):
+        yield f"run.checkpoint_steps: {max(steps)} is beyond the {shortest} steps of the shortest trial"
 
 
 def _resolved(study: Study, parents: Sequence[ParentTrial | None]) -> Iterator[tuple[PlannedTrial | None, str]]:
@@ -290,8 +302,10 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "trial_id": planned.trial_id,
         "command": command,
         "checkpoint": study.run.checkpoint,
+        "checkpoint_steps": list(study.run.checkpoint_steps),
         "memory": study.run.memory,
         "parent_dir": parent and str(parent.attempt.resolve()),
+        "parent_trial": parent and parent.trial.model_dump(),
         "columns": list(dict.fromkeys([*(column.name for column in columns_of(trial.workload)), *trial.model])),
         "identity": identity,
         "trial": trial.model_dump(),

@@ -24,6 +24,7 @@ from scalebench.running.planning import PlannedTrial, plan, trial_header
 from scalebench.store.plans import joined_plans, replaced_plan
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
+from scalebench.workloads.checkpoints import has_checkpoints
 
 WAIT_S = 0.2  # between looks at trials that another driver runs
 
@@ -69,6 +70,8 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
         row, damaged = store.latest_record(trial_dir)
         sweep.damaged.extend(damaged)
         if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
+            continue
+        if row["status"] == "ok" and not has_checkpoints(Path(row["attempt_dir"]), study.run.checkpoint_steps):
             continue
         other = row.get("code_fingerprint") not in (fingerprint, None)
         if other and fresh_code:

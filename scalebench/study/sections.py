@@ -87,6 +87,7 @@ class RunSection(Section):
     # When a training trial runs out of memory: let it end as oom, or halve its micro-batches and start it again.
     on_oom: Annotated[str, one_of(ON_OOM)] = "end"
     checkpoint: bool = False  # keep weights and optimizer state beside the record
+    checkpoint_steps: Axis[Count] = ()  # and after these numbers of steps, to branch from ([from] step)
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"
@@ -97,13 +98,15 @@ class FromSection(Section):
     """Where the weights come from that every trial starts with: the ok trials of another study that kept theirs.
 
     Each of these parents is a point of an axis. A child has its parent's family, model, data and seed unless the file
-    names others. With ``optimizer_state`` it continues the parent's run: all else in [train] is the parent's, too.
+    names others. With ``optimizer_state`` it continues the parent's run: all else in [train] is the parent's, too. With
+    ``step`` a parent is a checkpoint of a run under way (``run.checkpoint_steps``); several are several points.
     """
 
     study: Name | None = None  # in the same results folder
     results: str | None = None  # or the path of a results folder
     where: str | None = None  # which of its trials: an expression as for --where
     optimizer_state: bool = False
+    step: Axis[Count] | None = None
 
 
 class Point(Section):

@@ -44,7 +44,8 @@ class Request:
     """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
 
     ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
-    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on).
+    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
+    how many steps lie before the checkpoint that it starts from; None for the end of a run.
     """
 
     family_name: str
@@ -52,6 +53,7 @@ class Request:
     configure: Configure
     parent: Trial | None = None
     continues: bool = False
+    branch_step: int | None = None
 
     @property
     def family(self) -> Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
@@ -55,12 +55,13 @@ def train(
     *,
     scaler: GradScaler | None = None,
     first_step: int = 0,
+    stops: Collection[int] = (),
 ) -> int:
     """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
     A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
-    device: ``check`` does, every ``CHECK_EVERY`` steps and after the last one. Returns how many steps the loss scaler
-    of float16 skipped, their gradients being too large for the format.
+    device: ``check`` does, every ``CHECK_EVERY`` steps, after each of ``stops`` and after the last one. Returns how
+    many steps the loss scaler of float16 skipped, their gradients being too large for the format.
     """
     device = losses.device
     run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))
@@ -72,8 +73,9 @@ def train(
             set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == spec.steps:
-                check(step + 1)
+            done = step + 1
+            if done % CHECK_EVERY == 0 or done == spec.steps or done in stops:
+                check(done)
     return run.skipped
 
 

@@ -59,6 +59,11 @@ class Recorder:
         return bool(self.header["checkpoint"])
 
     @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """After how many steps weights and state are kept (``run.checkpoint_steps``)."""
+        return tuple(self.header.get("checkpoint_steps", ()))
+
+    @property
     def memory_method(self) -> str:
         """How memory is split by category: "tracked" or "allocator" (``run.memory``).
 

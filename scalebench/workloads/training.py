@@ -72,7 +72,7 @@ def decide(request: Request) -> Decided:
     values = _filled(request)
     length = values["sequence_length"] = _sequence_length(request, values.get("sequence_length"))
     config, counts = request.configure(length)
-    budget = {key: values.pop(key) for key in BUDGETS if key in values}
+    budget = {key: values.pop(key) for key in BUDGETS if key in values} or _decay_steps(request, values)
     values["steps"] = _steps(budget, counts, values["batch_size"], length)
     optimizer = OPTIMIZERS[values["optimizer"]]
     if values["learning_rate"] == "auto":
@@ -119,6 +119,17 @@ def _sequence_length(request: Request, asked: int | None) -> int | None:
     if asked is not None:
         raise InputError(f"train.sequence_length: {request.family_name} takes no sequences: leave it out")
     return None
+
+
+def _decay_steps(request: Request, values: dict[str, Any]) -> dict[str, int]:
+    """Return the budget of a branch whose file names none: the steps of the decay that begins at its checkpoint.
+
+    They are ``decay_fraction`` of all steps, so that the branch is the end of a run of this length with this schedule.
+    """
+    stable = 1 - values["decay_fraction"]
+    if not request.continues or request.branch_step is None or values["schedule"] != "wsd" or not stable:
+        return {}
+    return {"steps": max(1, round(request.branch_step / stable) - request.branch_step)}
 
 
 def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int | None) -> int:

@@ -29,6 +29,7 @@ from scalebench.workloads.building import (
     usable_device,
 )
 from scalebench.workloads.checkpointing import recompute_blocks
+from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
 from scalebench.workloads.loop import Validation, check_finite, check_risen, loss_scaler, train, validate
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running, backward_of
@@ -94,9 +95,7 @@ class TrainingRun:
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """Return model and optimizer of the trial: initialised, or as the parent left them."""
-        model = build_model(self.trial, device)
-        if (parent := self.trial.parent) is not None:
-            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        model = self.build(device)
         if self.spec.checkpointing:
             recompute_blocks(model)
         if self.spec.parallel == "fsdp":
@@ -105,10 +104,18 @@ class TrainingRun:
         self.start.restore(optimizer)
         return model, optimizer
 
+    def build(self, device: torch.device) -> nn.Module:
+        """Return the trial's model with initial weights, or its parent's."""
+        model = build_model(self.trial, device)
+        if (parent := self.trial.parent) is not None:
+            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        return model
+
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
         """Take the steps under measurement and return the state of the random number generators after them."""
         spec, device = self.spec, running.device
-        clock = self.clock = StepClock(device)
+        self.running, clock = running, StepClock(device)
+        self.clock = clock
         losses = self.losses = torch.full((spec.steps,), torch.nan, device=device)
         energy = EnergyMeter(device)
         self.scaler = loss_scaler(device, spec)
@@ -119,7 +126,7 @@ class TrainingRun:
         with running.attention():
             skipped = train(
                 running.compiled, running.optimizer, task, spec, clock, losses, self.check, running.make_step,
-                scaler=self.scaler, first_step=self.start.step,
+                scaler=self.scaler, first_step=self.start.step, stops=self.recorder.checkpoint_steps,
             )  # fmt: skip
         self.columns |= energy.columns()
         self.columns |= time_columns(clock) | memory.peak_columns(device)
@@ -129,13 +136,23 @@ class TrainingRun:
 
     def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, torch.Tensor]) -> None:
         """Write weights and state, so that another trial can start from them; of several processes the first does."""
-        attempt, columns = self.recorder.attempt, self.columns
+        attempt, samples = self.recorder.attempt, self.columns["samples_seen"]
         if self.spec.parallel == "fsdp":
             model = parallel.whole_model(model, build_model(self.trial, torch.device("cpu")))
         if parallel.rank() == 0:
-            columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(model, attempt)
+            self.columns["weights_sha256"], self.columns["weights_file_bytes"] = save_weights(model, attempt)
         end = self.start.step + self.spec.steps
-        columns["state_sha256"] = save_state(attempt, optimizer, self.scaler, rng, end, columns["samples_seen"])
+        self.columns["state_sha256"] = save_state(attempt, optimizer, self.scaler, rng, end, samples)
+
+    def checkpoint(self, done: int) -> None:
+        """Write weights and state after ``done`` steps; the time that this takes is in that of the next step."""
+        attempt, end = self.recorder.attempt, self.start.step + done
+        folder = checkpoint_folder(attempt, done)
+        folder.mkdir()
+        weights_sha256, _ = save_weights(self.running.model, folder)
+        samples, rng = self.start.samples_seen + done * self.spec.batch_size, rng_state(self.running.device)
+        state_sha256 = save_state(folder, self.running.optimizer, self.scaler, rng, end, samples)
+        add_checkpoint(attempt, done, {"weights_sha256": weights_sha256, "state_sha256": state_sha256, "end": end})
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
@@ -148,13 +165,15 @@ class TrainingRun:
         return memory.held_columns(running.model, running.optimizer, peak, *held)
 
     def check(self, done: int) -> None:
-        """Report progress, and raise ``Diverged`` when one of the losses so far is not finite, in every process."""
+        """Report progress, keep checkpoints; raise ``Diverged`` when a loss is not finite, in every process."""
         losses = self.losses
         assert losses is not None
         self.recorder.progress(done, self.spec.steps, lambda: float(losses[done - 1]))
         parallel.average(losses[self.checked : done])
         self.checked = done
         check_finite(losses, done)
+        if done in self.recorder.checkpoint_steps:
+            self.checkpoint(done)
 
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step."""

@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,8 @@ def statuses(text: str) -> list[str]:
 class RunOptions:
     """How ``run`` runs a study. ``retry`` has the statuses to run again; ``force`` ignores predicted memory.
 
-    With ``report`` the study's page is kept current while trials finish; at the end its ``verdict`` is printed.
+    With ``report`` the study's page is kept current while trials finish; ``with_parents`` runs its parents' studies
+    first; at the end its ``verdict`` is printed.
     """
 
     jobs: int | None = None
@@ -54,20 +55,35 @@ class RunOptions:
     fail_fast: bool = False
     force: bool = False
     report: bool = False
+    with_parents: bool = False
     verdict: bool = True
 
 
 def run_study(name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool) -> int:
-    """Run a study's missing trials; return the exit code."""
+    """Run a study's missing trials, and first those of its parents' studies if asked; return the exit code."""
+    from scalebench.running.chain import ancestors
     from scalebench.running.engines import find_engine
-    from scalebench.running.memory import check_memory
     from scalebench.running.planning import load_study
-    from scalebench.running.sweep import survey
 
-    begun = time.monotonic()
     find_engine(options.engine)
     study = load_study(name, settings)
     store.check_writable(results)
+    codes = []
+    for parent in ancestors(study) if options.with_parents else ():
+        codes.append(_run_one(parent, parent.name, (), results, replace(options, verdict=False), as_json=as_json))
+        if codes[-1] == STOPPED:
+            return STOPPED
+    return max([*codes, _run_one(study, name, settings, results, options, as_json=as_json)])
+
+
+def _run_one(
+    study: Study, name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool
+) -> int:
+    """Run the missing trials of one study and return the exit code; ``name`` and ``settings`` are how it was named."""
+    from scalebench.running.memory import check_memory
+    from scalebench.running.sweep import survey
+
+    begun = time.monotonic()
     sweep = survey(study, results, options.retry, fresh_code=options.fresh_code)
     if options.engine == "local" and not options.force:
         check_memory(sweep.missing)

@@ -1,0 +1,60 @@
+"""[from] over several studies: the studies whose trials must exist before a study can run, oldest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalebench.errors import StudyError, unknown
+from scalebench.running.planning import load_study, studies_dir
+from scalebench.study import Study
+
+KEEPING = "run.checkpoint=true"  # what a parent is run with, so that its weights can be started from
+
+
+def ancestors(study: Study) -> list[Study]:
+    """Return the studies that ``study`` starts from, directly or through others, oldest first; each keeps its weights.
+
+    A parent is the file NAME.toml beside the file that names it, else a study that ships. One that [from] gives by
+    results path is taken as it is. Raises ``StudyError`` with one line for a study that is not there, for a circle, and
+    for a family that the parents do not have.
+    """
+    chain = [study]
+    while (parents := chain[-1].parents) is not None and parents.study is not None:
+        names = [member.name for member in chain]
+        if parents.study in names:
+            circle = " → ".join([*names[names.index(parents.study) :], parents.study])
+            raise StudyError([f"{chain[-1].origin}: from.study: {circle}: these studies start from each other"])
+        chain.append(_parent_of(chain[-1], parents.study))
+    _check_families(chain)
+    return chain[:0:-1]
+
+
+def _parent_of(study: Study, name: str) -> Study:
+    """Load the study that another one names in [from]."""
+    files = {path.stem: path for path in _files(study)}
+    if name not in files:
+        raise StudyError([f"{study.origin}: from.study: {unknown(name, sorted(files))}"])
+    parent = load_study(files[name], [KEEPING])
+    if parent.name != name:
+        raise StudyError([f"{parent.origin}: name: {parent.name!r}, and {study.origin} starts from {name!r}"])
+    return parent
+
+
+def _files(study: Study) -> Iterator[Path]:
+    """Yield the study files that a study can name as its parents, those beside its own file last."""
+    yield from sorted(studies_dir().glob("*.toml"))
+    if (origin := Path(study.origin)).exists():
+        yield from sorted(origin.parent.glob("*.toml"))
+
+
+def _check_families(chain: list[Study]) -> None:
+    """Raise ``StudyError`` where a study names a family that the studies it starts from do not train."""
+    known: set[str] = set()
+    for study in reversed(chain):
+        named = study.axes().get("model.family", ())
+        for family in named:
+            if known and family not in known:
+                line = f"model.family: {family!r}, but its parents are of family {', '.join(sorted(known))}"
+                raise StudyError([f"{study.origin}: {line}"])
+        known = {family for family in named if family} or known

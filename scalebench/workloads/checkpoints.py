@@ -1,0 +1,38 @@
+"""Checkpoints of a run under way (``run.checkpoint_steps``), each a folder with weights and state from which to branch.
+
+``attempt/step-N/`` has what an attempt keeps at its end; ``attempt/checkpoints.json`` maps N, the steps done, to the
+SHA-256 of both files and to the step count of the whole chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scalebench.store import read_json, write_json
+
+INDEX = "checkpoints.json"
+
+
+def checkpoint_folder(attempt: Path, step: int) -> Path:
+    """Return where a checkpoint after ``step`` steps of the attempt is, or would be."""
+    return attempt / f"step-{step}"
+
+
+def add_checkpoint(attempt: Path, step: int, about: dict[str, Any]) -> None:
+    """Enter a checkpoint whose files are written."""
+    write_json(
+        attempt / INDEX, {str(number): each for number, each in checkpoints(attempt).items()} | {str(step): about}
+    )
+
+
+def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
+    """Return the checkpoints of an attempt by their step: ``weights_sha256``, ``state_sha256`` and ``end``."""
+    path = attempt / INDEX
+    return {int(step): about for step, about in read_json(path).items()} if path.exists() else {}
+
+
+def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:
+    """Return whether an attempt kept a checkpoint after each of these numbers of steps."""
+    return set(steps) <= set(checkpoints(attempt))

@@ -1,0 +1,87 @@
+"""The workload "finetune": go on training another trial's model, on other data, with all weights or with LoRA.
+
+``finetune_run`` does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from scalebench.errors import InputError
+from scalebench.store import Column
+from scalebench.workloads import training
+from scalebench.workloads.base import Decided, Request
+from scalebench.workloads.finetune_spec import FinetuneSection, FinetuneSpec
+
+if TYPE_CHECKING:
+    from scalebench.study import Trial
+    from scalebench.workloads.recorder import Recorder
+
+__all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
+
+SUMMARY = "go on training a model of another study, on other data: all weights, or LoRA"
+TABLE = "finetune"
+TAKES_WEIGHTS = True
+KEEPS = ("weights_sha256",)
+DEFAULT_RANK = 8
+ALPHA_PER_RANK = 2.0
+PLAIN = ("eager", "sdpa")  # implementations in which a weight may be a sum
+
+cost = training.cost
+Section = FinetuneSection
+Spec = FinetuneSpec
+
+COLUMNS = (
+    Column("trainable_params", "1", "parameters that are trained"),
+    Column("loss_before_nats", "nat", "loss on the held-out sample before the first step"),
+    Column("old_loss_before_nats", "nat", "loss on the parent's held-out sample before the first step"),
+    Column("old_loss_nats", "nat", "loss on the parent's held-out sample after the last step"),
+    Column("old_loss_se_nats", "nat", "standard error of old_loss_nats, clustered by document or chain"),
+    Column("forgetting_nats", "nat", "old_loss_nats minus old_loss_before_nats"),
+    *(column for column in training.COLUMNS if column.name != "state_sha256"),
+)
+
+
+def decide(request: Request) -> Decided:
+    """Decide a trial as training does, and which weights are trained. It is a new run: steps count from 0."""
+    if request.parent is None:
+        raise InputError("from: fine-tuning starts from a trained model; add a [from] table that names its study")
+    if request.continues:
+        raise InputError("from.optimizer_state: fine-tuning is a new run; leave it out, or use workload = 'training'")
+    values = dict(request.values)
+    own = {name: values.pop(name, None) for name in ("method", "rank", "alpha", "matrices")}
+    try:
+        decided = training.decide(replace(request, values=values))
+    except InputError as error:
+        raise InputError([line.replace("train.", "finetune.", 1) for line in error.lines]) from error
+    spec = dict(decided.spec)
+    if spec["processes"] > 1:
+        raise InputError(f"finetune.processes: {spec['processes']}: fine-tuning runs in one process")
+    return replace(decided, spec=FinetuneSpec.model_construct(**spec, **_method(request, decided.config, spec, own)))
+
+
+def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the method and, for LoRA, what it trains; a setting without effect would make two trials of one."""
+    if own["method"] != "lora":
+        return {"method": "full", "rank": None, "alpha": None, "matrices": None}
+    if spec["implementation"] not in PLAIN:
+        raise InputError(f"finetune.implementation: lora runs with {' or '.join(PLAIN)}, not {spec['implementation']}")
+    if spec["optimizer"] == "muon":
+        raise InputError("finetune.optimizer: muon is for whole matrices, and lora trains factors; use another")
+    import torch
+
+    from scalebench.workloads.lora import chosen
+
+    with torch.device("meta"):
+        model = request.family.build(config, "eager")
+    rank = own["rank"] or DEFAULT_RANK
+    names = chosen(model, own["matrices"] or "all", rank)
+    return {"method": "lora", "rank": rank, "alpha": own["alpha"] or ALPHA_PER_RANK * rank, "matrices": names}
+
+
+def run(trial: Trial, recorder: Recorder) -> None:
+    """Run one trial, filling the record's columns as it goes."""
+    from scalebench.workloads.finetune_run import run as measure  # imports torch
+
+    measure(trial, recorder)

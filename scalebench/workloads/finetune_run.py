@@ -1,0 +1,90 @@
+"""One fine-tuning trial: a training run between two validations, on its own data and on the parent's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalebench.families import FAMILIES
+from scalebench.measure import memory
+from scalebench.study import Trial
+from scalebench.tasks import Task
+from scalebench.workloads.building import configuration, planned_data
+from scalebench.workloads.finetune_spec import FinetuneSpec
+from scalebench.workloads.loop import Validation, validate
+from scalebench.workloads.lora import adapt, merge, trainable
+from scalebench.workloads.recorder import Recorder
+from scalebench.workloads.running import Running
+from scalebench.workloads.training_run import TrainingRun
+from scalebench.workloads.weights import save_weights
+
+
+def run(trial: Trial, recorder: Recorder) -> None:
+    """Fine-tune and validate the trial's model; the samples of a trial that fails are kept, too."""
+    finetuning = FinetuneRun(trial, recorder)
+    try:
+        finetuning.run()
+    finally:
+        finetuning.save_samples()
+
+
+class FinetuneRun(TrainingRun):
+    """A fine-tuning trial under way. ``old_task`` has the held-out sample of the parent."""
+
+    spec: FinetuneSpec
+    old_task: Task
+
+    def prepare_task(self) -> Task:
+        """Open the data of both, so that a source that is missing or changed ends the trial before it starts."""
+        parent = Trial.model_validate(self.recorder.header["parent_trial"])
+        spec = self.spec.model_copy(update={"seed": parent.spec["seed"]})  # it can decide what is held out
+        self.old_task = FAMILIES[parent.family].task(configuration(self.trial), planned_data(parent), parent.data, spec)
+        return super().prepare_task()
+
+    def build(self, device: torch.device) -> nn.Module:
+        """Return the parent's model, adapted where only the products of LoRA are trained."""
+        model = super().build(device)
+        if self.spec.method == "lora":
+            assert self.spec.matrices is not None
+            assert self.spec.rank is not None
+            assert self.spec.alpha is not None
+            adapt(model, self.spec.matrices.split(","), self.spec.rank, self.spec.alpha)
+        self.columns["trainable_params"] = trainable(model)
+        return model
+
+    def train(self, running: Running, task: Task) -> dict[str, Tensor]:
+        """Train, with both validations before it and that on the parent's data after it."""
+        columns = self.columns
+        columns["loss_before_nats"] = self.validated(running, task).loss_nats
+        columns["old_loss_before_nats"] = self.validated(running, self.old_task).loss_nats
+        rng = super().train(running, task)
+        old = self.validated(running, self.old_task)
+        error = old.standard_error_nats
+        columns |= {"old_loss_nats": old.loss_nats, "old_loss_se_nats": None if math.isnan(error) else error}
+        columns["forgetting_nats"] = old.loss_nats - columns["old_loss_before_nats"]
+        return rng
+
+    def validated(self, running: Running, task: Task) -> Validation:
+        """Return the losses on a task's held-out sample."""
+        with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
+            return validate(running.module, task, self.spec, running.device)
+
+    def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
+        """Return memory by category: with LoRA from sizes, as torch's MemTracker cannot follow such weights."""
+        if self.spec.method == "full":
+            return super().split_columns(running, task)
+        peak = self.columns["peak_memory_allocated_bytes"]
+        gradients = 4 * trainable(running.model)
+        return memory.held_columns(running.model, running.optimizer, peak, gradient_bytes=gradients)
+
+    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
+        """Write the weights, merged, under the family's own names; a fine-tuning run is not continued."""
+        merged = copy.deepcopy(model)
+        merge(merged)
+        columns: dict[str, Any] = self.columns
+        columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(merged, self.recorder.attempt)

@@ -1,0 +1,206 @@
+"""Fine-tuning: all weights or LoRA, on other data, measured on the old data, too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_from import PARENT, planned, refused, trained
+from torch import nn
+
+from scalebench import store
+from scalebench.data import open_data
+from scalebench.families import FAMILIES, configure, model_fields
+from scalebench.workloads import columns_of
+from scalebench.workloads.lora import LowRank, adapt, chosen, matrices, merge, trainable
+from scalebench.workloads.trained import load_trained
+
+CHILD = """
+schema = 1
+name = "child"
+workload = "finetune"
+[from]
+study = "parent"
+[finetune]
+steps = 20
+batch_size = 8
+learning_rate = 0.01
+[run]
+checkpoint = true
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a parent, and another text: lower-case words in place of Python."""
+    folder = tmp_path_factory.mktemp("base")
+    trained(folder, PARENT)
+    text = folder / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"der Fluss {number} fließt ins Meer; " * 20)
+    return folder
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def other(folder: Path) -> list[str]:
+    return [f"data.source=text:{folder / 'text'}"]
+
+
+def model_of(name: str, **fields: Any) -> nn.Module:
+    family = FAMILIES[name]
+    config = configure(family, fields, open_data(family.DATA, None, 0.2), 16 if family.SEQUENCES else None)
+    torch.manual_seed(0)
+    return family.build(config, "eager")
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapted_model_starts_as_it_was_and_trains_only_the_products() -> None:
+    model, tokens = model_of("gpt", params=3000), torch.randint(256, (2, 16))
+    before = model(tokens)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    adapt(model, ["qkv", "down"], 2, 4.0)
+    assert torch.equal(model(tokens), before)
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 0.1)
+    for _ in range(2):  # B starts at zero, so the first step changes B alone
+        optimizer.zero_grad()
+        model(tokens).square().mean().backward()
+        optimizer.step()
+    adapted = model(tokens)
+    assert not torch.equal(adapted, before)
+    merge(model)
+    assert torch.equal(model(tokens), adapted)
+    after = model.state_dict()
+    assert after.keys() == weights.keys()
+    changed = {name for name in weights if not torch.equal(weights[name], after[name])}
+    assert changed == {name for name in weights if name.endswith(("qkv.weight", "down.weight"))}
+    for name in changed:
+        assert torch.linalg.matrix_rank((after[name] - weights[name]).double(), atol=1e-6) == 2
+
+
+def test_the_product_is_the_written_out_formula() -> None:
+    part = LowRank(torch.zeros(5, 3), 2, 6.0)
+    nn.init.normal_(part.b)
+    weight = torch.randn(5, 3)
+    expected = weight + 3.0 * torch.einsum("or,ri->oi", part.b, part.a)
+    torch.testing.assert_close(part(weight), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_trained_parameters_are_counted_exactly(rank: int) -> None:
+    model = model_of("gpt", depth=2, width=16, heads=2, head_dim=6, hidden=30)
+    adapt(model, ["qkv", "out", "up", "down"], rank, 1.0)
+    inner, width, hidden = 12, 16, 30
+    sides = (width + 3 * inner) + (inner + width) + 2 * (width + hidden)
+    assert trainable(model) == 2 * rank * sides
+
+
+def test_a_tied_head_is_no_matrix_to_adapt_and_an_outer_one_only_by_name() -> None:
+    assert "head" not in matrices(model_of("gpt", params=3000))
+    untied = model_of("gpt", params=3000, tied=False)
+    assert chosen(untied, "all", 2) == "qkv,out,up,down"
+    assert chosen(untied, "head, qkv", 2) == "head,qkv"
+
+
+# --- the workload ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_is_fine_tuned_on_another_text_and_forgets_some_of_the_old(copied: Path, method: str) -> None:
+    (parent,) = store.load_results(copied / "results").to_dict("records")
+    (row,) = trained(copied, CHILD, f"finetune.method={method}", *other(copied))
+    assert row["old_loss_before_nats"] == pytest.approx(parent["validation_loss_nats"], abs=1e-6)
+    assert row["validation_loss_nats"] < row["loss_before_nats"] - 0.1
+    assert row["forgetting_nats"] == row["old_loss_nats"] - row["old_loss_before_nats"] > 0
+    assert row["parent_flops"] == 50 * parent["flops_per_step"]
+    assert (row["trainable_params"] == row["params"]) is (method == "full")
+    assert row["samples_seen"] == 20 * 8
+    assert not (Path(row["attempt_dir"]) / "state.safetensors").exists()
+    saved, old = (load_file(Path(each["attempt_dir"]) / "weights.safetensors") for each in (row, parent))
+    assert saved.keys() == old.keys()
+    frozen = {name for name in old if torch.equal(saved[name], old[name])}
+    names = ("qkv.weight", "out.weight", "up.weight", "down.weight")
+    assert frozen == (set() if method == "full" else {name for name in old if not name.endswith(names)})
+    _, model = load_trained(Path(row["attempt_dir"]))
+    assert trainable(model) == row["params"]
+
+
+def test_the_columns_of_a_record_are_the_declared_ones(copied: Path) -> None:
+    (row,) = trained(copied, CHILD, "finetune.steps=2", "finetune.method=lora", *other(copied))
+    record = json.loads((Path(row["attempt_dir"]) / "record.json").read_text())
+    declared = {column.name for column in columns_of("finetune")}
+    assert declared | set(model_fields(FAMILIES["gpt"])) >= set(record) - {"schema", "files", "sha256"} >= declared
+    filled = {"trainable_params", "loss_before_nats", "old_loss_before_nats", "old_loss_nats", "forgetting_nats"}
+    assert all(record[name] is not None for name in filled | {"old_loss_se_nats", "rank", "alpha", "matrices"})
+    assert (record["rank"], record["alpha"], record["matrices"]) == (8, 16.0, "qkv,out,up,down")
+
+
+def test_all_weights_on_the_same_data_train_as_the_workload_training_does(copied: Path) -> None:
+    same = CHILD.replace('workload = "finetune"\n', "").replace("[finetune]", "[train]")
+    (tuned,) = trained(copied, CHILD)
+    (continued,) = trained(copied, same.replace('"child"', '"same"'))
+    assert tuned["validation_loss_nats"] == continued["validation_loss_nats"] == tuned["old_loss_nats"]
+    assert tuned["weights_sha256"] == continued["weights_sha256"]
+
+
+def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
+    found = planned(copied, CHILD, 'finetune.method=["full", "lora"]', "finetune.rank=[2, 4]")
+    assert [(trial.trial.spec.method, trial.trial.spec.rank) for trial in found] == [
+        ("full", None), ("lora", 2), ("lora", 4),
+    ]  # fmt: skip
+
+
+def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
+    (child,) = trained(copied, CHILD, "finetune.steps=2", *other(copied))
+    (grandchild,) = trained(copied, CHILD.replace('"parent"', '"child"'), "name=grandchild", "finetune.steps=1")
+    assert grandchild["parent_flops"] == child["parent_flops"] + 2 * child["flops_per_step"]
+    assert grandchild["old_loss_before_nats"] == pytest.approx(child["validation_loss_nats"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["finetune.method=lorra"], "did you mean 'lora'?"),
+        (["finetune.method=lora", "finetune.matrices=query"], "finetune.matrices: unknown 'query'"),
+        (["finetune.method=lora", "finetune.matrices=head"], "known: all, qkv, out, up, down"),
+        (["finetune.method=lora", "finetune.rank=500"], "finetune.rank: 500"),
+        (["finetune.method=lora", "finetune.optimizer=muon"], "finetune.optimizer: muon"),
+        (["finetune.method=lora", "finetune.implementation=compile"], "finetune.implementation: lora runs with"),
+        (["finetune.batch_size=2", "finetune.accumulation=3"], "finetune.accumulation: 3 micro-batches"),
+        (["from.optimizer_state=true"], "from.optimizer_state: fine-tuning is a new run"),
+        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+    ],
+)
+def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:
+    assert expected in refused(copied, CHILD, *settings)
+
+
+def test_fine_tuning_without_a_parent_is_refused(tmp_path: Path) -> None:
+    alone = CHILD.replace('[from]\nstudy = "parent"\n', '[model]\nfamily = "gpt"\nparams = 3000\n')
+    assert "add a [from] table" in refused(tmp_path, alone)
+
+
+def test_a_family_without_linear_layers_inside_is_refused() -> None:
+    from scalebench.errors import InputError
+
+    with pytest.raises(InputError, match="this family has none"):
+        chosen(model_of("linear", params=100), "all", 1)
+
+
+def test_the_cpp_source_is_other_text_than_pythons() -> None:
+    cpp, python = open_data("cpp", None, 0.2), open_data("stdlib", None, 0.2)
+    assert cpp.training_tokens(0.2) > 1_000_000
+    assert not set(cpp.documents) & set(python.documents)
+    assert sum(b"#include" in document for document in cpp.documents) > len(cpp.documents) / 2
