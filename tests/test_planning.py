@@ -11,7 +11,8 @@ from scalebench.errors import StudyError
 from scalebench.families import gpt
 from scalebench.optim.optimizers import OPTIMIZERS
 from scalebench.running.chain import ancestors
-from scalebench.running.planning import find_study, load_study, plan, studies_dir
+from scalebench.running.planning import load_study, plan
+from scalebench.running.shipped import find_study, studies_dir
 from scalebench.study import trial_id
 from scalebench.workloads import read_trial
 from scalebench.workloads.building import usable_device

@@ -32,6 +32,10 @@ class Here:
     """An engine that runs trials in this process, one after the other."""
 
     @staticmethod
+    def check(_needs: object) -> None:
+        """Take every trial."""
+
+    @staticmethod
     def place(attempts: list[Path], _needs: object, **_options: object) -> Iterator[Path]:
         for attempt in attempts:
             run_trial(attempt, store.read_json(attempt / "trial.json"), PLACEMENT)

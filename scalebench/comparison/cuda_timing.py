@@ -166,7 +166,7 @@ class CudaClock:
         method = f"{how}, {self._before(pool)}; no CUDA graph: {refusal}"
 
         def take() -> float:
-            return sum(self._sample(work, delay_s, pool) for _ in range(calls)) / calls
+            return sum([self._sample(work, delay_s, pool) for _ in range(calls)]) / calls
 
         return Timer(calls, method, take, rerunning(work))
 

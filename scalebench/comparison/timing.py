@@ -72,7 +72,8 @@ class CpuClock:
         overhead_ns, work = clock_overhead_ns(), joining(work)
 
         def take() -> float:
-            taken = sum(_call_ns(work, pool) for _ in range(calls))
+            # A list, not a generator, which would turn a StopIteration of the work into another error.
+            taken = sum([_call_ns(work, pool) for _ in range(calls)])
             return max(taken - calls * overhead_ns, 1) * 1e-9 / calls
 
         fresh = pool.method if pool else "the same inputs"

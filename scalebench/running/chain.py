@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scalebench.errors import StudyError, unknown
-from scalebench.running.planning import load_study, studies_dir
+from scalebench.running.planning import load_study
+from scalebench.running.shipped import studies_dir
 from scalebench.study import Study
 
 KEEPING = "run.checkpoint=true"  # what a parent is run with, so that its weights can be started from

@@ -17,6 +17,7 @@ from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
 from scalebench.running.parents import ParentTrial, find_parents, inherited
+from scalebench.running.shipped import find_study
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
@@ -52,24 +53,6 @@ class PlannedTrial:
     def memory_bytes(self) -> int:
         """Estimated peak of the memory."""
         return self.cost.memory_bytes
-
-
-def studies_dir() -> Path:
-    """Return the folder of the studies that ship: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "studies"
-    return inside if inside.is_dir() else package.parent / "studies"
-
-
-def find_study(name: str) -> Path:
-    """Return the path of a study given by path or by the name of one that ships; ``StudyError`` when there is none."""
-    shipped = {path.stem: path for path in sorted(studies_dir().glob("*.toml"))}
-    if name in shipped:
-        return shipped[name]
-    path = Path(name)
-    if not path.exists() and path.suffix != ".toml":
-        raise StudyError([f"{name}: {unknown(name, list(shipped)).replace('unknown', 'no such file or study', 1)}"])
-    return path
 
 
 def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:

@@ -13,7 +13,7 @@ def catalogue() -> dict[str, Any]:
     from scalebench.families import FAMILIES, model_fields
     from scalebench.laws import LAWS
     from scalebench.optim.optimizers import OPTIMIZERS
-    from scalebench.running.planning import studies_dir
+    from scalebench.running.shipped import studies_dir
     from scalebench.study.file import read_toml
     from scalebench.workloads import WORKLOADS
 

@@ -9,7 +9,7 @@ from typing import Any
 from scalebench.cli.output import say_exactly
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES, Family
-from scalebench.running.planning import studies_dir
+from scalebench.running.shipped import studies_dir
 from scalebench.study.file import read_toml
 from scalebench.workloads.training_spec import TrainSpec
 

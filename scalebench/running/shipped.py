@@ -1,0 +1,25 @@
+"""Studies by name: those that ship with the package, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scalebench.errors import StudyError, unknown
+
+
+def studies_dir() -> Path:
+    """Return the folder of the studies that ship: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "studies"
+    return inside if inside.is_dir() else package.parent / "studies"
+
+
+def find_study(name: str) -> Path:
+    """Return the path of a study given by path or by the name of one that ships; ``StudyError`` when there is none."""
+    shipped = {path.stem: path for path in sorted(studies_dir().glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if not path.exists() and path.suffix != ".toml":
+        raise StudyError([f"{name}: {unknown(name, list(shipped)).replace('unknown', 'no such file or study', 1)}"])
+    return path
