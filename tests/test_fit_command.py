@@ -69,7 +69,7 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
         "--bootstrap",
         300,
         "--backtest",
-        "--json",
+        "--output",
         "f.json",
     )
     code, out, _ = command(*arguments)
@@ -154,8 +154,9 @@ def test_rows_of_one_run_are_one_configuration(command, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
     section = (REPOSITORY / "README.md").read_text().split("## Bring your own points")[1].split("\n## ")[0]
-    table, commands = (part.split("```")[0] for part in section.split("```")[1::2][:2])
-    (tmp_path / "points.csv").write_text(table.partition("\n")[2])
+    blocks = [part.partition("\n") for part in section.split("```")[1::2]]
+    (tmp_path / "points.csv").write_text(next(text for kind, _, text in blocks if kind == "csv"))
+    commands = next(text for kind, _, text in blocks if kind == "sh")
     said = [line for line in commands.replace("\\\n", " ").splitlines() if line.startswith("scalebench ")]
     assert len(said) == 3
     for line in said:

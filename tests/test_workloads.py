@@ -88,7 +88,7 @@ def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
     (record,) = tmp_path.glob("results/*/trials/*/*/record.json")
     row = json.loads(record.read_text())
     declared = {column.name for column in columns_of(workload)}
-    assert set(row) - {"schema", "files"} == declared | set(model_fields(FAMILIES["gpt"]))
+    assert set(row) - {"schema", "files", "sha256"} == declared | set(model_fields(FAMILIES["gpt"]))
     empty = {name for name in declared if row[name] is None}
     assert empty <= set().union(*ELSEWHERE.values())
     about = store.read_results(tmp_path / "results").studies
@@ -203,7 +203,7 @@ def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (copy / "scalebench" / "workloads" / "toy.py").write_text(TOY)
     catalogue = copy / "scalebench" / "workloads" / "__init__.py"
     text = catalogue.read_text()
-    line, entry = "from scalebench.workloads import inference", '    "inference": inference,\n'
+    line, entry = "from scalebench.workloads import finetune, inference", '    "inference": inference,\n'
     assert text.count(line) == text.count(entry) == 1
     catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}

@@ -176,9 +176,14 @@ class TrainingRun:
             self.checkpoint(done)
 
     def check_risen(self, validation: Validation) -> None:
-        """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step."""
+        """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
+
+        Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
+        """
         assert self.losses is not None
-        check_risen(float(self.losses[0]), training=self.columns["train_loss_nats"], validation=validation.loss_nats)
+        if self.trial.parent is None:
+            first, training = float(self.losses[0]), self.columns["train_loss_nats"]
+            check_risen(first, training=training, validation=validation.loss_nats)
 
     def save_samples(self) -> None:
         """Write loss and time of the finished steps to steps.parquet."""

@@ -255,7 +255,11 @@ def providers() -> dict[str, Provider]:
         "triton-pointers": Provider(
             "fused, deterministic backward, by the kernels of all devices", _fused(gluon=False)
         ),
-        "triton-atomic": Provider("fused, backward with atomic additions", _fused(deterministic=False)),
+        "triton-atomic": Provider("fused, gradients of queries added in any order", _fused(deterministic=False)),
+        "triton-atomic-pointers": Provider(
+            "fused, backward with atomic additions, by the kernels of all devices",
+            _fused(deterministic=False, gluon=False),
+        ),
         "triton-descriptors": Provider("fused, forward and dQ by tensor descriptors", _fused(descriptors=True)),
     }
 
