@@ -24,6 +24,8 @@ from scalebench.comparison.operations import (
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.reporting.sections.comparison_figures import BYTES, FLOPS, part_of
+from scalebench.store import write_json
+from scalebench.store.comparisons import new_run, read_comparisons, write_run
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 
@@ -147,3 +149,13 @@ def test_cases_without_an_order_are_shown_by_their_work() -> None:
     ]  # fmt: skip
     part = part_of(pd.DataFrame(rows), [])
     assert (part.x, part.variants, part.rate) == ("bytes_moved", ("case",), BYTES)
+
+
+def test_the_shapes_of_a_case_are_read_as_the_command_line_spells_them(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "optimizer")
+    write_json(run / "request.json", {"schema": 1})
+    row = {"operation": "optimizer", "case": "small", "provider": "eager", "status": "ok"}
+    write_run(run, [row | {"shape_shapes": [[768, 512], [768]], "shape_name": "small"}], pd.DataFrame())
+    found = read_comparisons(tmp_path)
+    assert found.damaged == ()
+    assert found.frame[["shape_shapes", "shape_name"]].to_numpy().tolist() == [["768x512+768", "small"]]

@@ -119,12 +119,26 @@ def read_run(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise StoreError(f"{path}: expected a list of rows")
     try:
-        rows = [dict.fromkeys(ROW_COLUMNS) | plain_row(row) | {"run": run.name} for row in rows]
+        rows = [dict.fromkeys(ROW_COLUMNS) | plain_row(_spelled_shapes(row)) | {"run": run.name} for row in rows]
     except ValueError as error:
         raise StoreError(f"{path}: {error}") from error
     if any(row["status"] not in STATUSES for row in rows):
         raise StoreError(f"{path}: status: missing or unknown")
     return rows, read_json(run / "request.json")
+
+
+def _spelled_shapes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with the shapes of a case as the command line spells them: 768x768+768 for [[768, 768], [768]]."""
+    return {
+        name: _spelled(value) if name.startswith("shape_") and isinstance(value, list) else value
+        for name, value in row.items()
+    }
+
+
+def _spelled(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return ("+" if any(isinstance(part, list) for part in value) else "x").join(map(_spelled, value))
 
 
 def _runs(path: Path) -> Iterator[Path]:
