@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from scalebench.measure.environment import machine_id
-from scalebench.store import StoreError, read_json
+from scalebench.store import StoreError, read_header, read_json
 
 BEAT_EVERY_S = 1.0
 STALE_S = 30.0
@@ -66,7 +66,7 @@ def take(attempt: Path) -> bool:
 
     ``trial.json`` has the number of the claim. An attempt without one (of a test, or another program) needs no claim.
     """
-    header = read_json(attempt / "trial.json")
+    header = read_header(attempt)
     if "claim" not in header:
         return True
     claim = attempt.parent / f"claim-{header['claim']:06d}"
