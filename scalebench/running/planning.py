@@ -135,10 +135,15 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
 
 def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[str]:
     """Yield a line for checkpoints that a trial cannot keep."""
-    steps, trials = study.run.checkpoint_steps, list(trials)
+    steps, trials, workload = study.run.checkpoint_steps, list(trials), WORKLOADS[study.workload]
+    for key in ("checkpoint_every_steps", "checkpoint_every_s"):
+        if getattr(study.run, key) and not any(column.name == "resumed_from_step" for column in workload.COLUMNS):
+            yield f"run.{key}: trials of the workload {study.workload!r} begin anew when interrupted; leave it out"
+        elif getattr(study.run, key) and any(getattr(trial.trial.spec, "parallel", "") == "fsdp" for trial in trials):
+            yield f'run.{key}: trials with parallel = "fsdp" begin anew when interrupted; use "ddp", or leave it out'
     if steps and any(trial.cost.processes > 1 for trial in trials):
         yield "run.checkpoint_steps: trials of several processes keep no checkpoints; leave it out"
-    if steps and "state_sha256" not in WORKLOADS[study.workload].KEEPS:
+    if steps and "state_sha256" not in workload.KEEPS:
         yield f"run.checkpoint_steps: the workload {study.workload!r} keeps no state to branch from; leave it out"
     elif steps and max(steps) > (shortest := min((trial.steps for trial in trials), default=max(steps))):
         yield f"run.checkpoint_steps: {max(steps)} is beyond the {shortest} steps of the shortest trial"
@@ -286,6 +291,8 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "command": command,
         "checkpoint": study.run.checkpoint,
         "checkpoint_steps": list(study.run.checkpoint_steps),
+        "checkpoint_every_steps": study.run.checkpoint_every_steps,
+        "checkpoint_every_s": study.run.checkpoint_every_s,
         "memory": study.run.memory,
         "parent_dir": parent and str(parent.attempt.resolve()),
         "parent_trial": parent and parent.trial.model_dump(),

@@ -62,6 +62,10 @@ COLUMNS = (
     Column("samples_seen", "1", "samples trained on, those of the parent's run included where it is continued"),
     Column("tokens_seen", "1", "tokens trained on, those of the parent's run included where it is continued"),
     Column("epochs_seen", "1", "passes over the training data"),
+    Column(
+        "resumed_from_step", "1", "steps that earlier, interrupted attempts took; times are of the steps after them"
+    ),
+    Column("resumed_attempts", "1", "earlier attempts whose steps count"),
     Column("first_step", "1", "number of the first step: 0, or where the continued run of the parent ended"),
 )
 
