@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -16,6 +14,7 @@ from scalebench.errors import InputError, StudyError, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
+from scalebench.running.devices import device_kind
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.running.shipped import find_study
 from scalebench.study import DataSpec, Study, Trial, trial_id
@@ -128,8 +127,8 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     lines += _checkpoint_lines(study, trials.values())
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
-    if lines:
-        raise StudyError([f"{study.origin}: {line}" for line in lines])
+    if lines:  # seeds and rates have the same ones
+        raise StudyError([f"{study.origin}: {line}" for line in dict.fromkeys(lines)])
     return list(trials.values())
 
 
@@ -177,7 +176,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     configure = partial(_configured, name, tuple(model.items()), opening)
     request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(request)
+    decided = workload.decide(replace(request, device=device))
     opened = open_data(*opening)
     trial = Trial.model_construct(
         workload=workload_name,
@@ -186,7 +185,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         spec=decided.spec,
         data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
         parent=None if parent is None else parent.identity,
-        device_kind=_device_kind(device),
+        device_kind=device_kind(device),
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
@@ -234,31 +233,6 @@ def _configured(
     except InputError as error:
         raise _at_model(error) from error
     return config, family.count(config, length)
-
-
-@lru_cache(maxsize=1)
-def _cuda_usable() -> bool:
-    """Whether torch can use a CUDA device. Importing torch takes seconds, so it is asked only if there is a driver."""
-    if "torch" not in sys.modules and not _has_driver():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _has_driver() -> bool:
-    """Whether this machine has the library of NVIDIA's driver."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _device_kind(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if _cuda_usable() else "cpu"
 
 
 def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from scalebench.families import FAMILIES, Counts
 from scalebench.measure import memory
-from scalebench.measure.clock import StepClock, time_columns, warm_mask
+from scalebench.measure.clock import StepClock, time_columns
 from scalebench.measure.energy import EnergyMeter
 from scalebench.optim.fused import FUSED
 from scalebench.optim.optimizers import build_optimizer
@@ -36,10 +36,9 @@ from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.resuming import Snapshot, Standing, find_snapshot, write_snapshot
 from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
+from scalebench.workloads.training_columns import RESUMED_ENERGY, rate_columns, samples_frame
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
-
-RESUMED_ENERGY = {"energy_j": None, "energy_method": "none: the trial was resumed, its earlier steps are not counted"}
 
 
 def run(trial: Trial, recorder: Recorder) -> None:
@@ -235,17 +234,9 @@ class TrainingRun:
         """Write loss and time of the finished steps to steps.parquet; no times of steps before an interruption."""
         if self.clock is None or self.losses is None or not (times := self.clock.step_times_s()).size:
             return
-        import pandas as pd
-
-        done = self.resumed.done + times.size
-        frame = pd.DataFrame({"step": range(self.start.step, self.start.step + done)})
         if self.spec.processes > 1:
             self.losses[self.checked :] = torch.nan  # those of this process' own rows
-        frame["train_loss_nats"] = self.losses[:done].float().cpu().numpy()
-        frame["step_time_s"] = frame["data_time_s"] = float("nan")
-        own = frame.index >= self.resumed.done
-        frame.loc[own, "step_time_s"], frame.loc[own, "data_time_s"] = times, self.clock.data_times_s()
-        frame["warm"] = [*[False] * self.resumed.done, *warm_mask(times.size)]
+        frame = samples_frame(self.losses, times, self.clock.data_times_s(), self.start.step, self.resumed.done)
         self.recorder.save_samples("steps.parquet", frame)
 
 
@@ -285,17 +276,3 @@ def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: in
         "tokens_seen": tokens,
         "epochs_seen": epochs,
     }
-
-
-def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: float | None) -> dict[str, Any]:
-    """Return throughput and efficiency at the median step time; no mfu without a known peak."""
-    step_time = columns.get("step_time_median_s")
-    if not step_time:
-        return {}
-    achieved = columns["flops_per_step"] / step_time
-    rates = {"samples_per_s": spec.batch_size / step_time, "achieved_flops_per_s": achieved}
-    if spec.sequence_length:
-        rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
-    if peak_flops_per_s:
-        rates["mfu"] = achieved / (peak_flops_per_s * spec.processes)
-    return rates
