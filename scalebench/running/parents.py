@@ -40,10 +40,10 @@ class ParentTrial:
     flops: int
     branch_step: int | None = None
 
-    def request(self, name: str, values: Mapping[str, Any], configure: Configure) -> Request:
+    def request(self, name: str, values: Mapping[str, Any], configure: Configure, data: Data) -> Request:
         """Return what the workload decides of a child."""
         continues = self.identity.state_sha256 is not None
-        return Request(name, values, configure, self.trial, continues, self.branch_step)
+        return Request(name, values, configure, self.trial, continues, self.branch_step, data)
 
     def check_fits(self, model: Mapping[str, Any], config: Any) -> None:
         """Raise ``InputError`` when the weights are not those of a model with these fields."""
@@ -211,5 +211,8 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
+    if (reason := getattr(trial.spec, "changed_form", None)) is not None:
+        raise InputError(f"{row['trial_id']} {reason}: its weights are no longer those of a {trial.family} alone; "
+                         "choose other parents with from.where")  # fmt: skip
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
     return ParentTrial(str(row["trial_id"]), trial, attempt, identity, _flops(trial, row))

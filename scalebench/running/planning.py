@@ -22,6 +22,7 @@ from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
+from scalebench.workloads.heads import task_of
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,10 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     source = data.pop("source", FAMILIES[name].DATA)
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     configure = partial(_configured, name, tuple(model.items()), opening)
-    request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(request)
     opened = open_data(*opening)
+    asked = (name, values, configure)
+    request = Request(*asked, data=opened) if parent is None else parent.request(*asked, opened)
+    decided = workload.decide(request)
     trial = Trial.model_construct(
         workload=workload_name,
         family=name,
@@ -195,7 +197,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
 def _check_task(trial: Trial, config: Any, data: Data) -> None:
     """Refuse data that the model cannot take, before any trial starts."""
     try:
-        FAMILIES[trial.family].task(config, data, trial.data, trial.spec).check()
+        task_of(trial, config, data).check()
     except InputError as error:
         raise _at_model(error) from error
     except ValueError as error:

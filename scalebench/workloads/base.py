@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scalebench.data import Data
 from scalebench.families import FAMILIES, Counts, Family
 from scalebench.store import Column
 from scalebench.study import Section as Table
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+PLAIN = ("eager", "sdpa")  # those that run any module of torch, operation by operation
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
 # Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
@@ -45,7 +47,8 @@ class Request:
 
     ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
     starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
-    how many steps lie before the checkpoint that it starts from; None for the end of a run.
+    how many steps lie before the checkpoint that it starts from; None for the end of a run. ``data`` is what the trial
+    is trained or validated on.
     """
 
     family_name: str
@@ -54,6 +57,7 @@ class Request:
     parent: Trial | None = None
     continues: bool = False
     branch_step: int | None = None
+    data: Data | None = None
 
     @property
     def family(self) -> Family:
