@@ -103,7 +103,8 @@ def _parent_lines(study: Study) -> Iterator[str]:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
     if source.study == study.name:
-        yield f"{source.KEY}.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
+        own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
+        yield f"{source.KEY}.study: {own}"
     for key in ("model.params", "model.size"):
         if study.start is not None and key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
