@@ -72,7 +72,9 @@ def decided_head(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"finetune.head: 'classes' goes on {' and '.join(BODIES)}, not on {name}")
     if not isinstance(data, LabelledText):
         sources = ", ".join(source for source in source_names() if source.partition(":")[0] in LABELLED)
-        raise InputError(f"finetune.head: 'classes' needs data with labels; give data.source = one of {sources}")
+        raise InputError(
+            f"finetune.head: 'classes' needs labels, which {request.about.source!r} has none of; with labels: {sources}"
+        )
     body, classes = BODIES[name], values.get("head_classes") or len(data.names)
     pooling = values.get("pooling") or body.poolings[0]
     if pooling not in body.poolings:
