@@ -48,5 +48,6 @@ PLANTED = {
         {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
         {"t0": 1e-4, "F": 3e14, "W": 2e12},
     ),
+    "transfer": ({"params": _N, "tokens": _D}, {"k": 1.9e4, "a": 0.18, "b": 0.38}),  # as published, text to Python
     "data_constrained": ({"params": np.tile(_N, 3), "tokens": _REPEATED, "unique_tokens": _UNIQUE}, MUENNIGHOFF),
 }

@@ -61,6 +61,7 @@ TERMS = {
     "offset_linear": lambda x, _: (torch.ones_like(x["x"]), x["x"]),
     "offset_power": lambda x, s: (torch.ones_like(x["x"]), x["x"] ** s["p"]),
     "roofline": lambda x, _: (torch.ones_like(x["flops"]), x["flops"], x["bytes"]),
+    "transfer": lambda x, s: (x["tokens"] ** s["a"] * x["params"] ** s["b"],),
 }  # fmt: skip
 
 
