@@ -13,6 +13,7 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import Room, SectionView, Subject
@@ -131,7 +132,7 @@ class StudySection:
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
-            figures=draw_figures(name, specs, study),
+            figures=draw_figures(name, (*specs, *OF_STUDY), study),
             strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
