@@ -120,6 +120,7 @@ class TrainingRun:
         model = build_model(self.trial, device)
         if (parent := self.trial.parent) is not None:
             load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        self.columns["weight_bytes"] = memory.weight_bytes(model)
         return model
 
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
