@@ -68,11 +68,7 @@ def spread_windows(parts: list[Tokens], samples: int, span: int) -> Windows:
         raise ValueError(f"no validation document has {span} tokens; use a shorter sequence_length")
     chosen = np.linspace(0, len(long) - 1, min(len(long), samples)).astype(int)
     each = max(1, samples // len(chosen))
-    starts = [
-        (index, start)
-        for index in chosen
-        for start in np.unique(middles(long[index].size - span + 1, each))
-    ]
+    starts = [(index, start) for index in chosen for start in np.unique(middles(long[index].size - span + 1, each))]
     windows = np.stack([long[index][start : start + span] for index, start in starts])
     return windows, np.array([index for index, _ in starts], dtype=np.int64)
 
