@@ -13,6 +13,7 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
@@ -119,7 +120,7 @@ class StudySection:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
-        specs, tables = self.figures(study), tuple(self.tables(study))
+        specs, tables = self.figures(study), (*self.tables(study), *chain_tables(study))
         if room.brief:
             specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
             tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
