@@ -73,14 +73,15 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
         raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; {len(kept)} trials have weights"])
     steps, attempts = _steps(folders[found[0]]), _kept(folders[found[0]])
-    beside = f"{found[0]}/{{}}: it has {', '.join(steps)}" if steps else "run its study with --set run.checkpoint=true"
     if named:
         if step not in steps:
             have = f"; it has {', '.join(steps)}" if steps else ", as it kept no checkpoints (run.checkpoint_steps)"
             raise InputError([f"--trial: {found[0]} has no {step!r}{have}"])
         return steps[step].parent, steps[step]
     if not attempts:
-        raise InputError([f"--trial: {found[0]} kept no weights of its end; {beside.format('step-N')}"])
+        known = " or ".join(f"{found[0]}/{name}" for name in steps)
+        instead = f"name a checkpoint, {known}" if steps else "run its study with --set run.checkpoint=true"
+        raise InputError([f"--trial: {found[0]} kept no weights{' of its end' if steps else ''}; {instead}"])
     return attempts[-1], None
 
 
