@@ -39,8 +39,10 @@ class Conversion:
     @property
     def invalid_reason(self) -> str | None:
         """Why a model with skipped layers is not the one asked for; None without."""
-        reasons = "; ".join(f"{name} was not converted: {reason}" for name, reason in self.skipped.items())
-        return reasons or None
+        names: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            names.setdefault(reason, []).append(name)
+        return "; ".join(f"not converted: {', '.join(those)}: {reason}" for reason, those in names.items()) or None
 
 
 class OneType(nn.Module):
@@ -78,9 +80,9 @@ def convertible(shape: tuple[int, ...], spec: QuantizeSpec) -> bool:
 def _obstacle(shape: tuple[int, ...], spec: QuantizeSpec) -> str | None:
     rows, width = shape
     if spec.group_size is not None and width % spec.group_size:
-        return f"its width {width} is not divisible by the group size {spec.group_size}"
+        return f"width {width} is not divisible by the group size {spec.group_size}"
     if spec.scheme == INT4 and rows % INT4_ROWS:
-        return f"its {rows} rows are not a multiple of {INT4_ROWS}"
+        return f"{rows} rows are not a multiple of {INT4_ROWS}"
     return None
 
 
@@ -103,7 +105,7 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
             layer.weight = nn.Parameter(rounded(layer.weight, spec.bits, spec.group_size), requires_grad=False)
     elif chosen:
         by_torchao(model, tuple(chosen), spec)
-        skipped |= {path: "torchao skipped it" for path, layer in chosen.items() if not is_quantized(layer.weight)}
+        skipped |= {path: "skipped by torchao" for path, layer in chosen.items() if not is_quantized(layer.weight)}
     replaced = sum(math.prod(shape) for path, shape in shapes.items() if path not in tied)
     stored = sum(matrix_bytes(shape, spec) for shape in shapes.values())
     done = tuple(path for path in chosen if path not in skipped)
@@ -130,15 +132,15 @@ def is_quantized(weight: Tensor) -> bool:
 def matrix_bytes(shape: tuple[int, ...], spec: QuantizeSpec) -> int:
     """Return the bytes of a converted matrix (rows, width) by closed form.
 
-    torchao's int8 has a scale in the model's format and a zero point of a byte for each group, its int4 a scale and a
-    zero point in bfloat16. Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
+    torchao's int8 has a scale in float32 and a zero point of a byte for each group, its int4 a scale and a zero point in
+    bfloat16. Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
     """
     rows, width = shape
     groups = rows * (width // (spec.group_size or width))
     if spec.scheme == INT4:
         return rows * width // 2 + 4 * groups
     if spec.scheme in (INT8, INT8_DYNAMIC):
-        return rows * width + groups * ((2 if spec.precision == "bfloat16" else 4) + 1)
+        return rows * width + 5 * groups
     return rows * math.ceil(width * spec.bits / 8) + 4 * groups
 
 
