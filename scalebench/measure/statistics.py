@@ -79,6 +79,17 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> tuple[float, float
     return mean, float(np.sqrt(sums.size / (sums.size - 1) * np.square(sums).sum()) / x.size)
 
 
+def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of independent values (n,) and its interval by Student's t; the ends are NaN for one value."""
+    from scipy.special import stdtrit
+
+    x = np.asarray(values, dtype=np.float64)
+    if x.size < 2:
+        return float(x.mean()), float("nan"), float("nan")
+    reach = float(stdtrit(x.size - 1, (1 + level) / 2)) * float(x.std(ddof=1)) / float(np.sqrt(x.size))
+    return float(x.mean()), float(x.mean()) - reach, float(x.mean()) + reach
+
+
 def combined_standard_error(losses: Sequence[float], errors: Sequence[float]) -> float:
     """Standard error of a mean over seeds: seed variance and validation error together, same unit as the losses.
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
@@ -84,7 +85,8 @@ class StudySection:
 
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
-    ``tables`` yields further tables for ``template``.
+    ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
+    the published findings that it tests (``reporting.outcomes``).
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -94,6 +96,7 @@ class StudySection:
     methods: tuple[str, ...]
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
+    outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
