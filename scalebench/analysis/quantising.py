@@ -68,7 +68,14 @@ def quantised(study: StudyAnalysis) -> pd.DataFrame:
         data=seen, ratio=seen / trials[N],
         run=trials["parent_trial_id"] if "parent_trial_id" in trials else trials["trial_id"],
     )  # fmt: skip
-    return rows.assign(real=rows["scheme"] != SIMULATED).sort_values(["real", "bits", "level", N, "data"], kind="stable")
+    return rows.assign(real=rows["scheme"] != SIMULATED).sort_values(
+        ["real", "bits", "level", N, "data"], kind="stable"
+    )
+
+
+def last_of_runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials of each run's last checkpoint: those with the most data."""
+    return rows[rows["data"].isna() | (rows["data"] == rows.groupby(["run"])["data"].transform("max"))]
 
 
 def levels(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -134,10 +141,10 @@ def _slope(level: str, value: float, error: float, freedom: int, runs: int, comp
 
 @lru_cache(maxsize=8)
 def precision_law(study: StudyAnalysis) -> Trend:
-    """Return Kumar's law of what simulated bits add to the loss, fitted to every trial, or the reason why there is none.
+    """Return Kumar's law of what simulated bits add to the loss, or the reason why there is none.
 
-    Its points are those bits at which every trial lost: to leave out only the trials that did not would raise the rest.
-    Runs are the configurations of its intervals, as checkpoints of one run are not independent.
+    Its points are all trials with a number of bits at which every trial lost: to leave out only those that did not
+    would raise the rest. Runs are the configurations of its intervals, as checkpoints of one run are not independent.
     """
     rows = quantised(study)
     rows = rows[(rows["scheme"] == SIMULATED) & (rows["bits"] >= FEWEST_BITS)]

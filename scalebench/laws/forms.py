@@ -51,8 +51,8 @@ class Law:
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
     `same_unit` maps an input to another with the same unit; it need not vary on its own. `by_difference` names inputs
-    in the exponent of e, as bits are: how far they vary is their difference, not their ratio. `naming` is for laws whose
-    published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
+    in the exponent of e, as bits are: how far they vary is their difference, not their ratio. `naming` is for laws
+    whose published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
     geometric means.
     """
 

@@ -17,9 +17,7 @@ def precision(log: Values, shape: Values) -> Sequence[Any]:
 
     With gamma_D = gamma_N it depends on tokens per parameter alone: models trained longer for their size lose more.
     """
-    return (
-        shape["gamma_D"] * log["tokens"] - shape["gamma_N"] * log["params"] - np.exp(log["bits"]) / shape["gamma"],
-    )
+    return (shape["gamma_D"] * log["tokens"] - shape["gamma_N"] * log["params"] - np.exp(log["bits"]) / shape["gamma"],)
 
 
 EXPONENT = (-3.0, 3.0)  # of either sign: that larger models lose less is a finding, not an assumption

@@ -125,7 +125,9 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
     found = layers(model, outer=spec.outer_layers)
     if not found:
         what = "linear layer" if spec.outer_layers else "hidden linear layer (outer_layers = true takes the others)"
-        raise InputError(f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {what}")
+        raise InputError(
+            f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {what}"
+        )
     shapes = [tuple(layer.weight.shape) for layer in found.values()]
     if not any(convertible(shape, spec) for shape in shapes):
         sides = ", ".join(sorted({f"{rows} x {width}" for rows, width in shapes}))

@@ -132,8 +132,8 @@ def is_quantized(weight: Tensor) -> bool:
 def matrix_bytes(shape: tuple[int, ...], spec: QuantizeSpec) -> int:
     """Return the bytes of a converted matrix (rows, width) by closed form.
 
-    torchao's int8 has a scale in float32 and a zero point of a byte for each group, its int4 a scale and a zero point in
-    bfloat16. Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
+    torchao's int8 has a scale in float32 and a zero point of a byte for each group, its int4 a scale and a zero point
+    in bfloat16. Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
     """
     rows, width = shape
     groups = rows * (width // (spec.group_size or width))
@@ -176,7 +176,9 @@ def _config(spec: QuantizeSpec) -> Any:
     )
 
     if spec.scheme == INT4:
-        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.prototype.quantization.int4 import (  # type: ignore[import-untyped]
+            PrototypeInt4WeightOnlyConfig,
+        )
 
         return PrototypeInt4WeightOnlyConfig(group_size=spec.group_size, set_inductor_config=False)
     if spec.scheme == INT8_DYNAMIC:

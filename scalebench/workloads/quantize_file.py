@@ -74,7 +74,9 @@ def read_quantized(trial: Trial, attempt: Path, device: torch.device) -> nn.Modu
     model, _ = convert(build_model(trial, device), trial.spec)
     own = inner_tensors(model)
     if wrong := {name for name in {*own, *tensors} if _form(own.get(name)) != _form(tensors.get(name))}:
-        raise StoreError(f"{path}: not the weights of this trial: {', '.join(sorted(wrong)[:3])} differ in shape or type")
+        raise StoreError(
+            f"{path}: not the weights of this trial: {', '.join(sorted(wrong)[:3])} differ in shape or type"
+        )
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
     return model

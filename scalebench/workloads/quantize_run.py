@@ -131,8 +131,7 @@ def in_floats(unchanged: nn.Module, model: nn.Module, conversion: Conversion, sp
 
 def dequantized(layer: nn.Module) -> Tensor:
     """Return a linear layer's weight (rows, width) in floats."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    weight: Any = layer.weight
     if not is_quantized(weight):
         return weight
     if hasattr(weight, "scale_and_zero"):  # packed int4: what it multiplies the unit vectors to

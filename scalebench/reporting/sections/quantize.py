@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from scalebench.analysis.quantising import (
     Slope,
     data_trends,
+    last_of_runs,
     levels,
     means,
     precision_law,
@@ -18,129 +19,22 @@ from scalebench.analysis.quantising import (
 )
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
-from scalebench.reporting.quantities import bounded, formula, quantity, significant, symbol, uncertain
+from scalebench.reporting.outcomes import Finding, Outcome, law_text
+from scalebench.reporting.quantities import bounded, formula, quantity, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
-from scalebench.reporting.tables import Cell, Table, number, share, table, word
-from scalebench.reporting.views import Caption, FigureSpec
+from scalebench.reporting.sections.quantize_figures import (
+    BY_DATA,
+    BY_SIZE,
+    LATENCY,
+    RATIO,
+    nats_text,
+    size_text,
+    unit_of,
+)
+from scalebench.reporting.tables import Table, number, share, table, word
+from scalebench.reporting.views import FigureSpec
 
-RATIO, LOW, HIGH = "latency_ratio", "latency_ratio_low", "latency_ratio_high"
-SMALLEST = 1e-3  # nats: below this the axis is linear, so that a loss added of 0 or less has a place
-
-
-def last_of_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials of each run's last checkpoint: those with the most data."""
-    return rows[rows["data"].isna() | (rows["data"] == rows.groupby(["run"])["data"].transform("max"))]
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def size_figure(marks: Marks, study: StudyAnalysis) -> Caption | str:
-    """Mean loss added against size, a line for each level."""
-    rows = last_of_runs(quantised(study))
-    if rows.empty:
-        return "No trial has a loss added."
-    cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        points, style = means(part), series_style(i)
-        titles = [f"{level}, {_size(size)}: {_nats(mean, se)}" for size, mean, se in _triples(points, N)]
-        _draw(marks, points[N], points, titles, style, level)
-        cells += [
-            (word(level), number(size), number(runs), (uncertain(mean, se), mean))
-            for size, runs, mean, se in points.itertuples(index=False)
-        ]
-    _added_axis(marks)
-    size_axis(marks.axes)
-    legend(marks)
-    several = rows["run"].nunique() < len(quantised(study)["run"]) and quantised(study)["data"].nunique() > 1
-    return Caption(
-        "Loss on the same held-out sample with fewer bits, minus that of the unchanged model. Marks are means over runs, "
-        "bars two standard errors; the axis is linear below 0.001 nats." + " Last checkpoints only." * several,
-        table("Loss added by level and size.", ("level", "size", "runs", "loss added (nats)"), cells),
-    )
-
-
-def data_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Mean loss added against tokens (or samples) per parameter, a colour for each level, a line for each size."""
-    rows = quantised(study)
-    if rows.groupby("run")["data"].nunique().max() < 2:
-        return None
-    cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        style = series_style(i)
-        for size, of_size in part.groupby(N):
-            points = means(of_size, "ratio")
-            titles = [
-                f"{level}, {_size(size)}, {significant(ratio)} {_unit(study)} per parameter: {_nats(mean, se)}"
-                for ratio, mean, se in _triples(points, "ratio")
-            ]
-            _draw(marks, points["ratio"], points, titles, style, level if size == part[N].min() else None)
-            cells += [
-                (word(level), number(size), number(ratio), number(runs), (uncertain(mean, se), mean))
-                for ratio, runs, mean, se in points.itertuples(index=False)
-            ]
-    _added_axis(marks)
-    size_axis(marks.axes, f"{_unit(study)} per parameter")
-    legend(marks)
-    columns = ("level", "size", f"{_unit(study)} per parameter", "runs", "loss added (nats)")
-    return Caption(
-        "Loss added to the checkpoints of each run; a line joins the means of one size, bars are two standard errors.",
-        table("Loss added by level, size and data.", columns, cells),
-    )
-
-
-def _draw(
-    marks: Marks, x: pd.Series[float], points: pd.DataFrame, titles: Sequence[str], style: dict[str, str], label: str | None
-) -> None:
-    marks.axes.plot(x, points["mean"], color=style["color"], linewidth=1)
-    marks.bars(x, points["mean"] - 2 * points["se"], points["mean"] + 2 * points["se"], color=style["color"], linewidth=1.2)
-    marks.draw(x, points["mean"], titles, **style, label=label)
-
-
-def _added_axis(marks: Marks) -> None:
-    axes = marks.axes
-    axes.set_yscale("symlog", linthresh=SMALLEST, linscale=0.5)
-    axes.axhline(0, color=MUTED, linewidth=0.8, zorder=0)
-    largest = max(axes.get_ylim()[1], SMALLEST)
-    ticks = [tick for tick in (0.0, *10.0 ** np.arange(-3, 3)) if tick <= largest]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_yticks([], minor=True)
-    axes.set_ylabel("loss added (nats)")
-
-
-def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Latency over that of the unchanged model, each trial with its interval; hollow where the machine was shared."""
-    rows = last_of_runs(quantised(study))
-    rows = rows[numeric(rows, RATIO) > 0]
-    if rows.empty:
-        return None
-    cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        style, shared = series_style(i), part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
-        marks.bars(part[N], numeric(part, LOW), numeric(part, HIGH), color=style["color"], linewidth=1.2)
-        for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
-            titles = [f"{level}, {_size(row[N])}: {_times(row)}" for _, row in chosen.iterrows()]
-            named = face != PAPER or shared.all()
-            marks.draw(chosen[N], numeric(chosen, RATIO), titles, **style, markerfacecolor=face,
-                       label=level if named else None)  # fmt: skip
-        cells += [
-            (word(level), number(row[N]), number(row.get("latency_before_s"), "s"), number(row.get("latency_s"), "s"),
-             (_times(row), float(row[RATIO])))
-            for _, row in part.iterrows()
-        ]  # fmt: skip
-    marks.axes.axhline(1, color=MUTED, linewidth=0.8, zorder=0)
-    if numeric(rows, RATIO).max() > 4 * numeric(rows, RATIO).min():
-        marks.axes.set_yscale("log")
-    size_axis(marks.axes)
-    marks.axes.set_ylabel("latency over the unchanged model's")
-    legend(marks)
-    columns = ("level", "size", "unchanged", "with fewer bits", "ratio (95 % interval)")
-    hollow = " Hollow marks shared the machine." if "hollow" in marks.drawn else ""
-    return Caption(
-        f"A forward pass of one sample over that of the unchanged model, timed in turns; bars are 95 % intervals.{hollow}",
-        table("Latency by trial.", columns, cells),
-    )
+USUAL = "4 bits"  # the level by which published findings are judged
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -175,7 +69,7 @@ def _bytes_table(rows: pd.DataFrame) -> Table:
 
 def _trends_table(rows: pd.DataFrame, study: StudyAnalysis) -> Table:
     cells = []
-    for what, slopes in (("size", size_trends(rows)), (_unit(study), data_trends(rows))):
+    for what, slopes in (("size", size_trends(rows)), (unit_of(study), data_trends(rows))):
         for slope in slopes:
             text, interval = bounded(slope.value, slope.low, slope.high)
             cells.append((word(slope.level), word(what), (text, slope.value), word(interval), number(slope.runs)))
@@ -186,7 +80,9 @@ def _trends_table(rows: pd.DataFrame, study: StudyAnalysis) -> Table:
 def _law_table(study: StudyAnalysis) -> Table:
     trend = precision_law(study)
     if trend.fit is None:
-        return table("Law of the loss added.", ("law", "status"), [(word("precision"), word(f"no fit: {trend.reason}"))])
+        return table(
+            "Law of the loss added.", ("law", "status"), [(word("precision"), word(f"no fit: {trend.reason}"))]
+        )
     cells = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
@@ -205,34 +101,40 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
         return
     largest = last_of_runs(rows)
     largest = largest[largest[N] == largest[N].max()]
-    each = [f"{level} {_nats(*_mean(part))}" for level, part in levels(largest)]
-    yield f"Loss added to the largest model ({_size(largest[N].max())}): {', '.join(each)}."
-    if found := size_trends(rows):
-        where = "at the same data" if rows.groupby(N)["data"].mean().nunique() == 1 else "trained as the study says"
-        yield f"Larger models ({where}) lose {_verdict(found)}, per doubling of the size."
-    if found := data_trends(rows):
-        yield f"Models trained longer lose {_verdict(found)}, per doubling of the {_unit(study)}."
+    if by_data := data_trends(rows):
+        yield _verdict("Models trained longer", by_data, f"per doubling of the {unit_of(study)}")
+    if by_size := size_trends(rows):
+        same = rows.groupby(N)["data"].mean().nunique() == 1
+        yield _verdict(f"Larger models{' trained on as much data' * same}", by_size, "per doubling of the size")
+    each = [f"{level} {nats_text(*_mean(part))}" for level, part in levels(largest)]
+    yield f"Loss added to the largest model ({size_text(largest[N].max())}): {', '.join(each)}."
     yield _law_sentence(study)
     yield from _costs(largest)
 
 
-def _verdict(slopes: Sequence[Slope]) -> str:
-    """Return at which levels the loss added rises, falls, or does neither beyond the noise."""
-    parts = []
-    for word_, chosen in (
-        ("more", [s for s in slopes if s.sign > 0]),
-        ("less", [s for s in slopes if s.sign < 0]),
-    ):
-        if chosen:
-            parts.append(f"{word_} at {', '.join(f'{s.level} ({_change(s)})' for s in chosen)}")
-    if unclear := [slope.level for slope in slopes if not slope.sign]:
-        parts.append(f"neither more nor less beyond the noise between runs at {', '.join(unclear)}")
-    return "; ".join(parts)
+def _verdict(who: str, slopes: Sequence[Slope], per: str) -> str:
+    """Return at which levels the loss added rises, falls, or does neither beyond the noise between runs."""
+    runs = max(slope.runs for slope in slopes)
+    if not any(slope.sign for slope in slopes):
+        widest = max(slopes, key=lambda slope: abs(slope.value))
+        return (
+            f"{who} lose neither more nor less at any of {len(slopes)} levels, beyond the noise between {runs} runs: "
+            f"the largest change is at {widest.level}, {_change(widest)}, {per}."
+        )
+    parts = [f"{text} at {_those(chosen)}" for text, sign in (("more", 1), ("less", -1))
+             if (chosen := [slope for slope in slopes if slope.sign == sign])]  # fmt: skip
+    unclear = [slope.level for slope in slopes if not slope.sign]
+    rest = f"; at {', '.join(unclear)} the noise between runs hides any change" if unclear else ""
+    return f"{who} lose {' and '.join(parts)}, {per} over {runs} runs{rest}."
+
+
+def _those(slopes: Sequence[Slope]) -> str:
+    return ", ".join(f"{slope.level} ({_change(slope)})" for slope in slopes)
 
 
 def _change(slope: Slope) -> str:
     text, interval = bounded(slope.value, slope.low, slope.high)
-    return f"{'+' if slope.value > 0 else ''}{text} nats, {interval}"
+    return f"{'+' if slope.value > 0 else ''}{text} nats, interval {interval}"
 
 
 def _law_sentence(study: StudyAnalysis) -> str:
@@ -266,31 +168,48 @@ def _mean(part: pd.DataFrame) -> tuple[float, float]:
     return float(row["mean"]), float(row["se"])
 
 
-def _nats(mean: float, error: float) -> str:
-    return f"{uncertain(mean, error)} nats".replace("-", "−")
+def outcome(study: StudyAnalysis) -> Outcome:
+    """Return the study's row on a page of several, with what Kumar et al. found about size and data."""
+    rows = quantised(study)
+    level, part = _usual(rows)
+    source, noun = "Kumar et al., arXiv:2411.04330", f"loss added at {level}"
+    by_size, by_data = part.groupby(N), part.groupby("data")
+    findings = (
+        Finding.of_differences(
+            "larger models trained on as much data lose less to quantisation", source,
+            f"{noun}, {quantity(part[N].min())} minus {quantity(part[N].max())} parameters",
+            _differences(by_size, part[N].max(), part[N].min()),
+        ),
+        Finding.of_differences(
+            "models trained on more data lose more to quantisation", source,
+            f"{noun}, {quantity(part['data'].max())} minus {quantity(part['data'].min())} {unit_of(study)}",
+            _differences(by_data, part["data"].min(), part["data"].max()),
+        ),
+    )  # fmt: skip
+    return Outcome("loss added, bytes, latency", law_text(precision_law(study)), findings)
 
 
-def _size(size: float) -> str:
-    return f"{quantity(size)} parameters"
+def _usual(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return the level by which findings are judged: 4 simulated bits, else the first level."""
+    each = dict(levels(rows))
+    level = USUAL if USUAL in each else next(iter(each), "")
+    return level, each.get(level, rows)
 
 
-def _times(row: pd.Series[float]) -> str:
-    return f"{row[RATIO]:.2f} ({row[LOW]:.2f} to {row[HIGH]:.2f})"
-
-
-def _unit(study: StudyAnalysis) -> str:
-    return "tokens" if numeric(study.trials, "tokens_seen").notna().any() else "samples"
-
-
-def _triples(points: pd.DataFrame, by: str) -> Iterator[tuple[float, float, float]]:
-    return zip(points[by], points["mean"], points["se"], strict=True)
+def _differences(groups: Any, first: float, second: float) -> list[float]:
+    """Return the mean loss added in the group ``second`` minus that in ``first``, one of each seed that has both."""
+    if first == second or pd.isna(first):
+        return []
+    means_of = [groups.get_group(value).groupby("seed")["added"].mean() for value in (first, second)]
+    return (means_of[1] - means_of[0]).dropna().tolist()
 
 
 METHODS = (
     "Loss added is the difference of two losses on the same held-out samples; its standard error over the sample is "
     "paired and clustered by document or chain, that of a mean also has the spread between runs. Trends are least "
-    "squares over runs for size, means over runs of each run's own slope for data, with Student's t intervals that hold "
-    "for all levels together (Bonferroni). The law is fitted to the simulated bits, 2 and more, at which every trial lost.",
+    "squares over runs for size, means over runs of each run's own slope for data, with Student's t intervals that "
+    "hold for all levels together (Bonferroni). The law is fitted to those simulated bits, 2 and more, at which every "
+    "trial lost.",
     DRAWN_WITH,
 )
 COLUMNS = (
@@ -305,9 +224,6 @@ COLUMNS = (
     Column("ratio", RATIO),
     *RESOURCES,
 )
-BY_SIZE = FigureSpec("added-size", "Loss added against size", size_figure)
-BY_DATA = FigureSpec("added-data", "Loss added against data per parameter", data_figure, optional=True)
-LATENCY = FigureSpec("latency-ratio", "Latency against the unchanged model", latency_figure, optional=True)
 
 
 def _figures(study: StudyAnalysis) -> Sequence[FigureSpec[StudyAnalysis]]:
@@ -323,4 +239,5 @@ SECTION = StudySection(
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=tables,
+    outcome=outcome,
 )
