@@ -152,7 +152,8 @@ def rounded(weight: Tensor, bits: int, group_size: int | None) -> Tensor:
     else:
         lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         scale = (groups.abs().amax(-1, keepdim=True) / ((highest - lowest) / 2)).clamp(min=SMALLEST)
-        levels = (groups / scale).round().clamp(lowest, highest) * scale
+        # As torchao multiplies: at 2 bits the largest weight lies half-way between two levels.
+        levels = (groups * (1 / scale)).round().clamp(lowest, highest) * scale
     return levels.flatten(1).to(weight.dtype)
 
 

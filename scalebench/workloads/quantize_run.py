@@ -125,7 +125,7 @@ def in_floats(unchanged: nn.Module, model: nn.Module, conversion: Conversion, sp
     plain = copy.deepcopy(unchanged).to(getattr(torch, spec.precision))
     inner = model.model if isinstance(model, OneType) else model
     for path in conversion.converted:
-        plain.get_submodule(path).weight.copy_(dequantized(inner.get_submodule(path)))
+        plain.get_parameter(f"{path}.weight").copy_(dequantized(inner.get_submodule(path)))
     return plain
 
 
