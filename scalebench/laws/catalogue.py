@@ -9,6 +9,7 @@ import numpy as np
 
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.forms import FitRefused, Law, Naming
+from scalebench.laws.precision import PRECISION
 
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
@@ -281,6 +282,7 @@ LAWS: dict[str, Law] = {
             same=("t0",),
         ),
     ),
+    "precision": PRECISION,
 }
 
 
