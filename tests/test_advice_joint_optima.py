@@ -66,7 +66,7 @@ def test_one_column_is_the_parabola_of_a_single_sweep() -> None:
 
 @pytest.mark.slow
 def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:
-    studies, covered = 100, 0
+    studies, covered = 40, 0
     for seed in range(studies):
         for law in optimum_laws(grid(4e-4, seed), ("lr", "bs"), ("N", "D")):
             covered += sum(
@@ -74,8 +74,8 @@ def test_intervals_of_joint_optima_cover_the_planted_laws() -> None:
                 for name in ("constant", "N", "D")
                 for low, high in [law.interval(name)]
             )
-    # 95 % of 600; those of one study are correlated: within four standard errors of 600 independent ones.
-    assert 0.91 <= covered / (6 * studies) <= 0.99
+    # 95 % of 240, within three standard errors of 240 independent ones (those of one study are correlated).
+    assert 0.90 <= covered / (6 * studies) <= 0.99
 
 
 @pytest.mark.parametrize(

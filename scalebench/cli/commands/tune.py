@@ -37,8 +37,9 @@ def run_tune(
     except FitRefused as refusal:
         raise InputError([f"{path}: {refusal}"]) from refusal
     if as_json:
-        at = [{"sizes": dict(sizes), "value": value, "interval": [low, high]} for value, low, high in predicted]
-        documents = [{**law.to_dict(), "at": place} for law, place in zip(laws, at or [None] * len(laws), strict=True)]
+        documents = [law.to_dict() | {"at": None} for law in laws]
+        for document, (value, *ends) in zip(documents, predicted, strict=False):
+            document["at"] = {"sizes": dict(sizes), "value": value, "interval": ends}
         print_json(json_safe(documents[0] if len(documents) == 1 else {"laws": documents}))
         return 0
     for law in laws:
