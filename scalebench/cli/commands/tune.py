@@ -38,8 +38,8 @@ def run_tune(
         raise InputError([f"{path}: {refusal}"]) from refusal
     if as_json:
         documents = [law.to_dict() | {"at": None} for law in laws]
-        for document, (value, *ends) in zip(documents, predicted, strict=False):
-            document["at"] = {"sizes": dict(sizes), "value": value, "interval": ends}
+        for document, (value, low, high) in zip(documents, predicted, strict=False):
+            document["at"] = {"sizes": dict(sizes), "value": value, "interval": [low, high]}
         print_json(json_safe(documents[0] if len(documents) == 1 else {"laws": documents}))
         return 0
     for law in laws:
@@ -48,9 +48,9 @@ def run_tune(
     _print_optima(laws)
     say(*[""] * bool(predicted))
     place = ", ".join(f"{name} {quantity(value)}" for name, value in sizes.items())
-    for law, ends in zip(laws, predicted, strict=False):
-        value, interval = bounded(*ends)
-        say(f"at {place}: {law.optimised} {value}, 95 % interval {interval}")
+    for law, prediction in zip(laws, predicted, strict=False):
+        best, interval = bounded(*prediction)
+        say(f"at {place}: {law.optimised} {best}, 95 % interval {interval}")
     return 0
 
 
