@@ -181,8 +181,8 @@ class TrainingRun:
 
         Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
         """
-        assert self.losses is not None
         if self.trial.parent is None:
+            assert self.losses is not None
             first, training = float(self.losses[0]), self.columns["train_loss_nats"]
             check_risen(first, training=training, validation=validation.loss_nats)
 
