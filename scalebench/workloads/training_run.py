@@ -30,7 +30,15 @@ from scalebench.workloads.building import (
 )
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
-from scalebench.workloads.loop import Validation, check_finite, check_risen, loss_scaler, train, validate
+from scalebench.workloads.loop import (
+    Validation,
+    check_finite,
+    check_risen,
+    loss_scaler,
+    train,
+    validate,
+    validation_columns,
+)
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
@@ -220,17 +228,6 @@ def trainable_device(trial: Trial) -> torch.device:
     if spec.graph == "step" and trial.device_kind == "cpu":
         raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
     return device
-
-
-def validation_columns(validation: Validation) -> dict[str, float | None]:
-    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
-    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
-    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
-    return {name: _number(value) for name, value in columns.items()}
-
-
-def _number(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself
 
 
 def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:
