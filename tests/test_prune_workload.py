@@ -102,6 +102,7 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     (row,) = trained(copied, CHILD, f"prune.method={method}")
     assert row[field] == left == parent[field] // 2
     assert row["density_found"] == 0.5
+    assert row["tokens_before"] == 30 * 4 * 16
     assert row["params_before"] == parent["params"]
     assert row["params"] < parent["params"]
     assert row["weight_bytes"] == 4 * row["params"] < row["weight_bytes_before"] == 4 * parent["params"]
@@ -113,6 +114,7 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     (next_row,) = trained(copied, GRANDCHILD, "prune.density=0.8")
     assert next_row["loss_before_nats"] == pytest.approx(row["validation_loss_nats"], abs=1e-6)
     assert next_row["params_before"] == row["params"]
+    assert next_row["tokens_before"] is None
 
 
 def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:

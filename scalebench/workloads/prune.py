@@ -41,6 +41,7 @@ COLUMNS = (
     Column("params_before", "1", "parameters of the unpruned model, tied ones once"),
     Column("params_non_embedding_before", "1", "the unpruned model's parameters without embeddings and output matrix"),
     Column("params_remaining", "1", "parameters without embeddings and output matrix that were not pruned"),
+    Column("tokens_before", "1", "tokens that the unpruned model was trained on, where that was one run from scratch"),
     Column("packed_bytes", "B", "weight_bytes if each pruned matrix is stored as a bit mask and its remaining weights"),
     Column("sparse_kernel", "", "kernel that multiplies by the 2:4 matrices, or why there is no time and size with it"),
     *(column for column in training.COLUMNS if column.name != "state_sha256"),

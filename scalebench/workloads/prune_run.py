@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ def run(trial: Trial, recorder: Recorder) -> None:
         pruning.save_samples()
 
 
+def tokens_before(parent: Trial, folder: Path) -> int | None:
+    """Return the tokens of the parent's training; None where it went on from another or is a checkpoint of its run."""
+    length = parent.spec.get("sequence_length")
+    if parent.workload != "training" or parent.parent is not None or not length or folder.name.startswith("step-"):
+        return None
+    return int(parent.spec["steps"] * parent.spec["batch_size"] * length)
+
+
 class PruneRun(TrainingRun):
     """A pruning trial under way. ``before`` is the unpruned model, ``masks`` what remains of matrices that have one."""
 
@@ -62,6 +71,7 @@ class PruneRun(TrainingRun):
             model, self.masks = whole, prune_weights(whole, spec.method, spec.density, spec.seed)
         larger = FAMILIES[parent.family].Config(**parent.model)
         self.columns |= size_columns(self.trial, larger, self.before.model, model, self.masks)
+        self.columns["tokens_before"] = tokens_before(parent, Path(self.recorder.header["parent_dir"]))
         return model
 
     def smaller(self, whole: nn.Module, device: torch.device) -> nn.Module:
