@@ -1,4 +1,4 @@
-"""What pruning did to trained models: loss against density, by size and method; the dense model of equal bytes; the law.
+"""What pruning did to trained models: loss against density by size and method, dense models of equal bytes, the law.
 
 Trials of one parent are repeated measurements of one model, so parents (sizes and seeds) are what intervals count.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
 from scalebench.laws import Fit, FitRefused, fit
 
@@ -22,6 +24,7 @@ TOLERATED_NATS = 0.1
 UNITS = ("heads", "hidden", "layers")
 SAME_TOKENS = 1.01  # largest over smallest number of tokens that count as one
 FEWEST_SIZES = 2
+FEWEST_DENSITIES = 3  # from which the density tolerated is interpolated
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ def groups(trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{method}, {steps} recovery steps" if several else str(method), part
 
 
+def by_density(trials: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
+    """Yield the trials of each requested density, lowest first."""
+    for density in sorted(trials["density"].unique()):
+        yield float(density), trials[trials["density"] == density]
+
+
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
@@ -81,10 +90,10 @@ def slope(sizes: ArrayLike, values: ArrayLike) -> Estimate | None:
 
 def slopes(trials: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
     """Yield each requested density of one group's trials with the change of the loss added per doubling of size."""
-    for density, part in trials.groupby("density"):
+    for density, part in by_density(trials):
         change = slope(part[SIZE], part[ADDED])
         if change is not None:
-            yield float(density), change
+            yield density, change
 
 
 def tolerated(trials: pd.DataFrame, nats: float = TOLERATED_NATS) -> pd.DataFrame:
@@ -128,9 +137,9 @@ def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, 
     keys = [PARENT, "recovery_steps", "density"]
     chosen, control = (trials[trials["method"] == name].set_index(keys)[ADDED] for name in (method, CONTROL))
     both = (control - chosen).dropna()
-    for density, differences in both.groupby(level="density"):
-        if len(differences) > 1:
-            yield float(density), mean(differences)
+    for density, part in by_density(both.rename("more").reset_index()):
+        if len(part) > 1:
+            yield density, mean(part["more"])
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -149,10 +158,10 @@ def against_dense(trials: pd.DataFrame, parents: pd.DataFrame) -> Iterator[tuple
     The dense loss is that of the parents of the same seed, interpolated linearly in the logarithm of bytes; models
     smaller than the smallest parent have none. Seeds are what is independent: each counts once, with its mean.
     """
-    for density, part in trials.groupby("density"):
+    for density, part in by_density(trials):
         each = part.assign(excess=part[LOSS] - dense_loss(part, parents)).dropna(subset=["excess"])
         if len(each):
-            yield float(density), mean(each.groupby("seed")["excess"].mean())
+            yield density, mean(each.groupby("seed")["excess"].mean())
 
 
 def dense_loss(part: pd.DataFrame, parents: pd.DataFrame) -> pd.Series[float]:
@@ -166,6 +175,13 @@ def dense_loss(part: pd.DataFrame, parents: pd.DataFrame) -> pd.Series[float]:
 
 
 # --- the law ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def sparsity_fits(study: StudyAnalysis) -> dict[str, Fit | str]:
+    """Return the law of each group of a study's trials but the control, or why there is none; fitted once."""
+    parts = groups(pruned(study.trials))
+    return {label: sparsity_fit(part) for label, part in parts if CONTROL not in set(part["method"])}
 
 
 def sparsity_fit(trials: pd.DataFrame) -> Fit | str:

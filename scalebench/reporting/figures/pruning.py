@@ -1,8 +1,9 @@
-"""Figures of pruned models: loss against density by size and by method, against bytes, and what is tolerated by size."""
+"""Figures of pruned models: loss against density by size and method, loss against bytes, density tolerated by size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -41,11 +42,15 @@ def _line(marks: Marks, part: pd.DataFrame, name: str, i: int, *, control: bool 
     points, style = means(part, ADDED), series_style(i)
     titles = [f"{name}, density {significant(row['density'], 2)}: {significant(row['mean'])} nats added"
               for row in points.to_dict("records")]  # fmt: skip
-    marks.axes.plot(points["density"], points["mean"], color=style["color"], linewidth=1, linestyle="--" if control else "-")
+    marks.axes.plot(
+        points["density"], points["mean"], color=style["color"], linewidth=1, linestyle="--" if control else "-"
+    )
     marks.bars(points["density"], points["mean"] - points["se"], points["mean"] + points["se"], color=style["color"],
                linewidth=1.2)  # fmt: skip
     face = PAPER if control else style["color"]
-    marks.draw(points["density"], points["mean"], titles, **style, markerfacecolor=face, label=None if control else name)
+    marks.draw(
+        points["density"], points["mean"], titles, **style, markerfacecolor=face, label=None if control else name
+    )
 
 
 def _finish(marks: Marks) -> None:
@@ -107,8 +112,8 @@ def methods_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         rows += _rows(label, part)
     _finish(marks)
     return Caption(
-        f"Models of {quantity(trials[SIZE].max())} parameters. A density is the share that remains of the matrices that "
-        "a method prunes, which are not the same for all methods.",
+        f"Models of {quantity(trials[SIZE].max())} parameters. A density is the share that remains of the matrices "
+        "that a method prunes, which are not the same for all methods.",
         table("Loss added by each method at the largest size.", TABLE_COLUMNS, rows),
     )
 
@@ -158,8 +163,14 @@ def bytes_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             marks.axes.plot(part["bytes"] / factor, part["loss"], color=series_style(i)["color"], linewidth=1)
         marks.draw(part["bytes"] / factor, part["loss"], titles, **series_style(i), label=str(kind))
     front = frame.iloc[pareto_front(frame["bytes"], frame["loss"])]
-    marks.axes.plot(front["bytes"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
-                    label="Pareto front")  # fmt: skip
+    line: dict[str, Any] = {
+        "color": MUTED,
+        "linewidth": 1.2,
+        "drawstyle": "steps-post",
+        "zorder": 1,
+        "label": "Pareto front",
+    }
+    marks.axes.plot(front["bytes"] / factor, front["loss"], **line)
     cost_axis(marks.axes, frame["bytes"] / factor)
     marks.axes.set(xlabel=f"stored size ({unit})", ylabel="validation loss (nats)")
     legend(marks)

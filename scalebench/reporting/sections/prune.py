@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from scalebench.analysis.pruning import (
     CONTROL,
+    FEWEST_DENSITIES,
+    SIZE,
     TOLERATED_NATS,
     Estimate,
     against_control,
@@ -17,7 +19,7 @@ from scalebench.analysis.pruning import (
     pruned,
     slope,
     slopes,
-    sparsity_fit,
+    sparsity_fits,
     tolerated,
 )
 from scalebench.analysis.study import StudyAnalysis
@@ -41,14 +43,15 @@ COLUMNS = (
     Column("recovery steps", "recovery_steps"),
 )
 METHODS = (
-    "Pruned are the matrices of hidden layers; embeddings, the first and the last layer (tied or not), norms and biases "
-    "are not. magnitude-global removes the smallest weights of all of them together, magnitude-layer of each, random any: "
-    "the control. Heads, hidden units and layers are left out by the norm of what they write on one training batch. "
-    "density is the share that remains of the pruned matrices.",
-    "Loss added is the loss on the held-out sample minus that of the unpruned model on the same sample. Parents, each of "
-    "one size and seed, are the independent models of every interval; intervals are 95 % t intervals. A mask saves neither "
-    "bytes nor time by itself: packed bytes are those of a file that stores each pruned matrix as a bit mask and the "
-    "weights that remain, which is expanded when it is loaded.",
+    "Pruned are the matrices of hidden layers; embeddings, the first and the last layer (tied or not), norms and "
+    "biases are not. The method magnitude-global removes the smallest weights of all of them together, "
+    "magnitude-layer those of each, and random, the control, any. Heads, hidden units and layers are left out that "
+    "write least on one training batch, by the norm of what they add to the residual stream. The density is the share "
+    "of the pruned matrices' weights that remains.",
+    "Loss added is the loss on the held-out sample minus that of the unpruned model on the same sample. Intervals are "
+    "95 % t intervals over the unpruned models, each of one size and seed. A mask saves neither bytes nor time by "
+    "itself: packed bytes are those of a file that stores each pruned matrix as a bit mask and the weights that "
+    "remain, which has to be expanded when it is loaded.",
     DRAWN_WITH,
 )
 
@@ -66,9 +69,9 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     for label, part in parts.items():
         yield from _bytes_sentence(label, part, dense(trials))
     yield from _time_sentence(trials)
-    for label, part in parts.items():
-        if CONTROL not in set(part["method"]) and (part["recovery_steps"] > 0).all():
-            yield law_sentence(label, sparsity_fit(part))
+    for label, fitted in sparsity_fits(study).items():
+        if (parts[label]["recovery_steps"] > 0).all():
+            yield law_sentence(label, fitted)
 
 
 def interval(estimate: Estimate, unit: str = "") -> str:
@@ -79,6 +82,9 @@ def interval(estimate: Estimate, unit: str = "") -> str:
 
 def _size_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     """Yield whether larger models tolerate a lower density, where all parents reach the loss that decides."""
+    if part["density"].nunique() < FEWEST_DENSITIES:
+        yield from _slope_sentences(label, part)
+        return
     points = tolerated(part)
     change = None if points["density"].isna().any() else slope(points["size"], points["density"])
     if change is None:
@@ -94,10 +100,28 @@ def _size_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     if change.clear:
         verdict = f"larger models tolerate {'less' if change.value > 0 else 'more'} pruning"
     yield (
-        f"{label}: {verdict}: the density down to which less than {TOLERATED_NATS:g} nats are lost is "
-        f"{significant(means.iloc[0], 2)} at {quantity(means.index[0])} parameters and {significant(means.iloc[-1], 2)} "
-        f"at {quantity(means.index[-1])}; it changes by {interval(change)} per doubling, over {change.n} models."
+        f"{label}: {verdict}: the density down to which less than {TOLERATED_NATS:g} nats are lost is {_ends(means)}; "
+        f"it changes by {interval(change)} per doubling, over {change.n} models."
     )
+
+
+def _ends(by_size: pd.Series[float], unit: str = "") -> str:
+    """Return the values at the smallest and at the largest size."""
+    values = (f"{significant(by_size.iloc[i], 2)}{unit} at {quantity(by_size.index[i])} parameters" for i in (0, -1))
+    return " and ".join(values)
+
+
+def _slope_sentences(label: str, part: pd.DataFrame) -> Iterator[str]:
+    """Yield how the loss added at each of a few densities changes with size."""
+    for density, change in slopes(part):
+        verdict = "no clear change with size"
+        if change.clear:
+            verdict = f"larger models lose {'more' if change.value > 0 else 'less'}"
+        added = part[part["density"] == density].groupby(SIZE)["loss_added_nats"].mean()
+        yield (
+            f"{label}: {verdict}: the loss added at density {density:g} is {_ends(added, ' nats')}; it changes by "
+            f"{interval(change, ' nats')} per doubling, over {change.n} models."
+        )
 
 
 def _control_sentences(trials: pd.DataFrame) -> Iterator[str]:
@@ -131,7 +155,11 @@ def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
         if len(ratios):
             low, middle, high = ratios.quantile([0.1, 0.5, 0.9])
             sizes = part["weight_bytes"] / part["weight_bytes_before"]
-            kept = "as many bytes as" if (sizes.dropna() == 1).all() else f"{percent(sizes.median(), sign=False)} of the bytes of"
+            kept = (
+                "as many bytes as"
+                if (sizes.dropna() == 1).all()
+                else f"{percent(sizes.median(), sign=False)} of the bytes of"
+            )
             yield (
                 f"The {what} have {kept} the unpruned ones (median) and take {significant(middle, 2)} times as long "
                 f"(10th to 90th percentile of {len(ratios)} trials: {significant(low, 2)} to {significant(high, 2)})."
@@ -168,7 +196,7 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
     parts = dict(groups(trials))
     yield _sizes_table(parts)
     yield _bytes_table(parts, dense(trials))
-    yield _law_table(parts)
+    yield _law_table(sparsity_fits(study))
 
 
 def estimated(estimate: Estimate) -> tuple[Cell, Cell]:
@@ -183,7 +211,14 @@ def _sizes_table(parts: dict[str, pd.DataFrame]) -> Table:
         for density, change in slopes(part):
             added = part[part["density"] == density]["loss_added_nats"].mean()
             rows.append((word(label), number(density), number(added), *estimated(change), number(change.n)))
-    columns = ("method", "density", "loss added (nats)", "change per doubling of size (nats)", "95 % interval", "models")
+    columns = (
+        "method",
+        "density",
+        "loss added (nats)",
+        "change per doubling of size (nats)",
+        "95 % interval",
+        "models",
+    )
     return table("Loss added by pruning, and how it changes with the size of the model.", columns, rows)
 
 
@@ -197,15 +232,20 @@ def _bytes_table(parts: dict[str, pd.DataFrame], parents: pd.DataFrame) -> Table
     return table("Loss of pruned models beside dense models of equal bytes (masked ones packed).", columns, rows)
 
 
-def _law_table(parts: dict[str, pd.DataFrame]) -> Table:
+def _law_table(fits: Mapping[str, Fit | str]) -> Table:
     rows: list[Sequence[Cell]] = []
-    for label, part in parts.items():
-        fitted = sparsity_fit(part)
+    for label, fitted in fits.items():
         if isinstance(fitted, str):
             rows.append((word(label), word(None), word(None), word(None), word(f"not fitted: {fitted}")))
             continue
         rows += [
-            (word(label), word(symbol(name)), (value, fitted.parameters[name]), word(ends), word(formula(fitted.law.formula)))
+            (
+                word(label),
+                word(symbol(name)),
+                (value, fitted.parameters[name]),
+                word(ends),
+                word(formula(fitted.law.formula)),
+            )
             for name, value, ends in parameters(fitted)
         ]
     columns = ("method", "parameter", "value", "95 % interval", "law")
