@@ -188,7 +188,8 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     _check_task(trial, decided.config, opened)
     if parent is not None:
         parent.check_held_out(trial, opened)
-        parent.check_fits(trial.model, decided.config)
+        start = decided.config if decided.starts_as is None else decided.starts_as
+        parent.check_fits(asdict(start), start)
     return PlannedTrial(trial_id(trial), trial, requested, decided.counts, workload.cost(trial, decided.counts), parent)
 
 

@@ -65,11 +65,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Decided:
-    """One trial, decided: its spec, the model's Config and what that costs."""
+    """One trial, decided: its spec, the model's Config and what that costs.
+
+    ``starts_as`` is the Config that the parent's weights must fit, where the trial turns it into another.
+    """
 
     spec: Table
     config: Any
     counts: Counts
+    starts_as: Any = None
 
 
 @dataclass(frozen=True)

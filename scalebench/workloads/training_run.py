@@ -79,7 +79,7 @@ class TrainingRun:
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
-        self.columns |= validation_columns(validation)
+        self.columns |= self.outcome(running, validation)
         self.check_risen(validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
@@ -114,9 +114,7 @@ class TrainingRun:
 
     def build(self, device: torch.device) -> nn.Module:
         """Return the trial's model with initial weights, or its parent's."""
-        model = build_model(self.trial, device)
-        if (parent := self.trial.parent) is not None:
-            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        model = initial_model(self.trial, self.recorder, device)
         self.columns["weight_bytes"] = memory.weight_bytes(model)
         return model
 
@@ -184,13 +182,17 @@ class TrainingRun:
         if done in self.recorder.checkpoint_steps:
             self.checkpoint(done)
 
+    def outcome(self, running: Running, validation: Validation) -> dict[str, Any]:  # noqa: ARG002 - for workloads
+        """Return the columns of the validation after the last step."""
+        return validation_columns(validation)
+
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
         Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
         """
-        assert self.losses is not None
         if self.trial.parent is None:
+            assert self.losses is not None
             first, training = float(self.losses[0]), self.columns["train_loss_nats"]
             check_risen(first, training=training, validation=validation.loss_nats)
 
@@ -207,6 +209,14 @@ class TrainingRun:
         frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
         frame["warm"] = warm_mask(times.size)
         self.recorder.save_samples("steps.parquet", frame)
+
+
+def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
+    """Return the trial's model with initial weights, or its parent's."""
+    model = build_model(trial, device)
+    if trial.parent is not None:
+        load_weights(model, Path(recorder.header["parent_dir"]), trial.parent.weights_sha256)
+    return model
 
 
 def trainable_device(trial: Trial) -> torch.device:
