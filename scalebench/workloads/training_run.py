@@ -79,8 +79,7 @@ class TrainingRun:
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
-        self.columns |= validation_columns(validation)
-        self.check_risen(validation)
+        self.judge(validation, running)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
@@ -182,6 +181,11 @@ class TrainingRun:
         check_finite(losses, done)
         if done in self.recorder.checkpoint_steps:
             self.checkpoint(done)
+
+    def judge(self, validation: Validation, running: Running) -> None:  # noqa: ARG002 - for workloads that compare
+        """Record the validation, and raise ``Diverged`` when training ended far above where it started."""
+        self.columns |= validation_columns(validation)
+        self.check_risen(validation)
 
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
