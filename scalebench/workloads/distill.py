@@ -111,8 +111,8 @@ def _check_teacher(request: Request, teacher: Trial, decided: Decided) -> Counts
     if not isinstance(task, GivesLogits):
         raise InputError(f"model.family: {request.family_name}: what it predicts of {source!r} are no classes")
     try:
-        _check_classes(config, decided.config)
         _check_reads(teacher, config, request, spec, task)
+        _check_classes(config, decided.config)
     except ValueError as error:
         raise InputError(f"distill.teacher: {trial_id(teacher)} ({teacher.family}): {error}") from error
     return family.count(config, spec.sequence_length)
