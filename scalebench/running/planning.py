@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -95,22 +95,24 @@ def _name_lines(study: Study) -> Iterator[str]:
 
 
 def _parent_lines(study: Study) -> Iterator[str]:
-    """Yield a line for what [from] cannot be in this study."""
-    if study.parents is None:
+    """Yield a line for what the parents cannot be in this study."""
+    source = study.parents
+    if source is None:
         return
-    if not WORKLOADS[study.workload].TAKES_WEIGHTS:
+    if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
-    if study.parents.study == study.name:
-        yield f"from.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
+    if source.study == study.name:
+        own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
+        yield f"{source.KEY}.study: {own}"
     for key in ("model.params", "model.size"):
-        if key in study.axes():
+        if study.start is not None and key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
     try:
-        if study.parents.where is not None:
-            parse(study.parents.where)
+        if source.where is not None:
+            parse(source.where)
     except WhereError as error:
-        yield f"from.where: {error}"
+        yield f"{source.KEY}.where: {error}"
 
 
 def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
@@ -170,16 +172,17 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     requested.pop("family", None)
     source = data.pop("source", FAMILIES[name].DATA)
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
-    configure = partial(_configured, name, tuple(model.items()), opening)
-    request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(replace(request, device_kind=device_kind))
     opened = open_data(*opening)
+    about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
+    configure = partial(_configured, name, tuple(model.items()), opening)
+    request = Request(name, values, configure, opened, about, device_kind=device_kind)
+    decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
         workload=workload_name,
         family=name,
         model=asdict(decided.config),
         spec=decided.spec,
-        data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
+        data=about,
         parent=None if parent is None else parent.identity,
         device_kind=device_kind,
     )

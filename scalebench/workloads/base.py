@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scalebench.data import Data
 from scalebench.families import FAMILIES, Counts, Family
 from scalebench.store import Column
+from scalebench.study import DataSpec, Trial
 from scalebench.study import Section as Table
-from scalebench.study import Trial
 
 if TYPE_CHECKING:
     from scalebench.workloads.recorder import Recorder
@@ -43,15 +44,17 @@ class Configure(Protocol):
 class Request:
     """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
 
-    ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
-    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
-    how many steps lie before the checkpoint that it starts from; None for the end of a run. ``device_kind`` is where
-    the trial is to run, "cpu" or "cuda".
+    ``data`` is opened, and ``about`` says which part of it a trial takes. ``values`` holds every field of the table
+    that the file names, and the defaults of the others unless the trial has a ``parent`` (its Trial; ``continues`` if
+    its run goes on). ``branch_step`` is how many steps lie before the checkpoint that it starts from; None for the end
+    of a run. ``device_kind`` is where the trial is to run, "cpu" or "cuda".
     """
 
     family_name: str
     values: Mapping[str, Any]
     configure: Configure
+    data: Data
+    about: DataSpec
     parent: Trial | None = None
     continues: bool = False
     branch_step: int | None = None

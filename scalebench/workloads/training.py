@@ -100,7 +100,7 @@ def _filled(request: Request) -> dict[str, Any]:
     parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
-    if isinstance(parent, TrainSpec):
+    if isinstance(parent, TrainSpec) and request.family.SEQUENCES:
         defaults["sequence_length"] = parent.sequence_length
     if request.continues:
         if not isinstance(parent, TrainSpec):
