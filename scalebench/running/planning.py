@@ -22,6 +22,7 @@ from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
+from scalebench.workloads.heads import task_of
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
 def _check_task(trial: Trial, config: Any, data: Data) -> None:
     """Refuse data that the model cannot take, before any trial starts."""
     try:
-        FAMILIES[trial.family].task(config, data, trial.data, trial.spec).check()
+        task_of(trial, config, data).check()
     except InputError as error:
         raise _at_model(error) from error
     except ValueError as error:

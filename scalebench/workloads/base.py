@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+PLAIN = ("eager", "sdpa")  # those that run any module of torch, operation by operation
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
 # Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start

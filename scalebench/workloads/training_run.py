@@ -95,11 +95,14 @@ class TrainingRun:
         family, config = FAMILIES[self.trial.family], configuration(self.trial)
         if (parent := self.trial.parent) is not None and parent.state_sha256 is not None:
             self.start = read_state(Path(self.recorder.header["parent_dir"]), parent.state_sha256)
-        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
-        counts = family.count(config, self.spec.sequence_length)
+        task, counts = self.open_task(config), family.count(config, self.spec.sequence_length)
         self.columns |= size_columns(counts, task, self.spec, self.start.samples_seen)
         self.columns["first_step"] = self.start.step
         return task
+
+    def open_task(self, config: Any) -> Task:
+        """Return the task of the trial's model and data."""
+        return FAMILIES[self.trial.family].task(config, planned_data(self.trial), self.trial.data, self.spec)
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """Return model and optimizer of the trial: initialised, or as the parent left them."""
