@@ -89,6 +89,8 @@ class Marks:
         """Draw vertical bars from low to high at places, each (n,), those that have both ends."""
         ends = np.array([places, low, high], dtype=float).reshape(3, -1)
         ends = ends[:, np.isfinite(ends).all(axis=0) & (ends[2] > ends[1])]
+        if ends.shape[1] > MAX_MARKS:
+            ends = ends[:, np.linspace(0, ends.shape[1] - 1, MAX_MARKS).round().astype(int)]
         if ends.size:
             self.axes.vlines(*ends, **style)
             self.drawn.add("bars")

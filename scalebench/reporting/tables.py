@@ -12,7 +12,7 @@ import pandas as pd
 from scalebench.reporting.quantities import NOT_MEASURED, percent, present, quantity
 
 MAX_ROWS = 1000
-MAX_DATA_ROWS = 500  # of the table behind a figure
+MAX_DATA_ROWS = 300  # of the table behind a figure
 
 Cell = tuple[str, float | str | None]  # what is printed, and what the column sorts by
 

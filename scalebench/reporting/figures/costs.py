@@ -109,7 +109,7 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
     return Caption(
         f"{means_sentence('median', study.series, f' ({names})') if many(study.series) else f'Marks are the {names}.'} "
-        f"{curve_sentence(marks, f'the fitted trend{laws([series.memory for series in all_series])}')}"
+        f"{curve_sentence(marks, f'the fitted trend{laws([] if many(study.series) else [series.memory for series in all_series])}')}"
         f"{split}The table gives the maximum of each part, which may occur at another time.",
         table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
     )
