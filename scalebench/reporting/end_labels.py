@@ -31,10 +31,14 @@ class End:
 
 
 def end_of(line: Line2D, color: str, name: str) -> End | None:
-    """Return the rightmost finite point of a line as its end; None of a line without one, such as a legend's entry."""
+    """Return the rightmost finite point of a line as its end; None of a line without one, such as a legend's entry.
+
+    Dashed lines and steps are references beside the series: they stay in the legend.
+    """
     x, y = (np.asarray(values, dtype=float) for values in line.get_data())
     finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if not finite.size or not line.get_transform().contains_branch(line.axes.transData):  # type: ignore[union-attr]
+    drawn_as_reference = line.get_drawstyle() != "default" or line.get_linestyle() == "--"
+    if drawn_as_reference or not finite.size or not line.get_transform().contains_branch(line.axes.transData):  # type: ignore[union-attr]
         return None
     last = finite[np.argmax(x[finite])]
     return End(float(x[last]), float(y[last]), color, name)

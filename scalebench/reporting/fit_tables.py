@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_size
 from scalebench.analysis.series import Series, ranked, to_fit
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting.quantities import CLEAR, NO_SPREAD, bounded, formula, percent, symbol, uncertain
+from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
@@ -92,8 +91,9 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
     rows, places = [], ranked(all_series)
     for series in places:
         best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
-        behind, noise = last["mean"] - best["mean"], CLEAR * np.hypot(last["se"], best["se"])
-        place = "lowest" if series is places[0] else "within noise of the lowest" if behind < noise else "higher"
+        behind = last["mean"] - best["mean"]
+        near = "within noise of the lowest" if within_noise(last, best) else "higher"
+        place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
         rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), word(place)))
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "verdict")

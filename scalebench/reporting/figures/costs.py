@@ -107,10 +107,13 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     columns = ("series", "size", "peak", *MEMORY_PARTS)
     split = "Bars split the peak by content. " if marks.axes.patches else ""
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
+    if many(study.series):
+        drawn = f"{means_sentence('median', study.series, f' ({names})')} "
+    else:
+        trends = laws([series.memory for series in all_series])
+        drawn = f"Marks are the {names}. {curve_sentence(marks, f'the fitted trend{trends}')}"
     return Caption(
-        f"{means_sentence('median', study.series, f' ({names})') if many(study.series) else f'Marks are the {names}.'} "
-        f"{curve_sentence(marks, f'the fitted trend{laws([] if many(study.series) else [series.memory for series in all_series])}')}"
-        f"{split}The table gives the maximum of each part, which may occur at another time.",
+        f"{drawn}{split}The table gives the maximum of each part, which may occur at another time.",
         table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
     )
 
