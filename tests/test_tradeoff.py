@@ -9,7 +9,7 @@ import pytest
 from chain_support import BITS, SEEDS, SIZES, analysed, base, bytes_of, flops_of, latency_of, loss_of, quant, quantised
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.tradeoff import chain, main_group, tradeoff_points
+from scalebench.analysis.tradeoff import by_weights, chain, main_group, tradeoff_points
 from scalebench.reporting.figures.after_training import OF_ALL, OF_STUDY
 from scalebench.reporting.views import Caption, draw_figure
 
@@ -39,7 +39,7 @@ def test_a_child_costs_what_its_whole_chain_cost(studies) -> None:
     assert child["loss"] == pytest.approx(loss_of(16_000, 2) + 0.05)
     assert child["settings"] == "bits 8"
     assert not child["unchanged"]
-    known = {row["trial_id"]: row for row in points.reset_index().to_dict("records")}
+    known = by_weights(points.reset_index())
     assert chain(known[f"b8{16_000:06x}{2:08x}"], known) == "base a0003e80 → quant b8003e80 (bits 8)"
 
 
@@ -50,6 +50,16 @@ def test_parents_of_another_folder_are_points_too() -> None:
     assert len(points) == MODELS * (1 + len(BITS))
     assert sorted(unchanged["loss"]) == pytest.approx(sorted(loss_of(size, seed) for size in SIZES for seed in SEEDS))
     assert set(unchanged["bytes"]) == {bytes_of(size) for size in SIZES}
+
+
+def test_two_checkpoints_of_a_run_are_two_models() -> None:
+    early = [quantised(4_000, 0, bits) | {"trial_id": f"e{bits:015x}", "parent_weights_sha256": "ea",
+                                          "parent_flops": 1e9, "loss_before_nats": 3.0} for bits in BITS]  # fmt: skip
+    late = [quantised(4_000, 0, bits) | {"parent_weights_sha256": "1a"} for bits in BITS]
+    points = tradeoff_points([analysed("tokens", [*early, *late], bits=[*BITS])])
+    unchanged = points[points["unchanged"].astype(bool)].set_index("weights")
+    assert dict(unchanged["loss"]) == {"ea": 3.0, "1a": pytest.approx(loss_of(4_000, 0))}
+    assert dict(unchanged["flops"]) == {"ea": 1e9, "1a": pytest.approx(flops_of(4_000))}
 
 
 def test_trials_validated_on_other_data_and_failed_ones_are_not_compared(studies) -> None:

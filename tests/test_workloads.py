@@ -204,7 +204,7 @@ def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (copy / "scalebench" / "workloads" / "toy.py").write_text(TOY)
     catalogue = copy / "scalebench" / "workloads" / "__init__.py"
     text = catalogue.read_text()
-    line, entry = "from scalebench.workloads import finetune, inference", '    "inference": inference,\n'
+    line, entry = "from scalebench.workloads import distill, finetune, inference", '    "inference": inference,\n'
     assert text.count(line) == text.count(entry) == 1
     catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}

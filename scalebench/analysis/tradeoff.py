@@ -16,8 +16,8 @@ HELD_OUT = ("family", "source", "data_sha256", "validation_fraction", "sequence_
 COSTS = ("bytes", "latency")
 UNCHANGED = "unchanged"
 COLUMNS = (
-    "trial_id", "study", "settings", "label", "unchanged", "size", "seed", "loss", "se", "bytes", "latency", "flops",
-    "parent", "held_out",
+    "weights", "trial_id", "study", "settings", "label", "unchanged", "size", "seed", "loss", "se", "bytes", "latency",
+    "flops", "parent", "held_out",
 )  # fmt: skip
 
 
@@ -25,8 +25,9 @@ def tradeoff_points(studies: Sequence[StudyAnalysis]) -> pd.DataFrame:
     """Return a row per valid trial with a loss, and per parent that is no trial of these studies (``COLUMNS``).
 
     ``bytes`` and ``latency`` are NaN where they were not measured; ``flops`` is the cost of the whole chain.
-    A model that another trial started from (``parent``) has the time that was measured beside its children, and is
-    ``unchanged`` as is every model that was only trained; ``label`` is the series of any other.
+    ``weights`` identifies a model (by SHA-256, where its weights were kept) and ``parent`` the one that it was made of:
+    a trial, or a checkpoint of one, which has the time that was measured beside its children. ``unchanged`` is every
+    model that was only trained; ``label`` is the series of any other.
     """
     rows = [_points_of(study) for study in studies]
     points = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*COLUMNS])
@@ -34,7 +35,7 @@ def tradeoff_points(studies: Sequence[StudyAnalysis]) -> pd.DataFrame:
     points["latency"] = points["latency"].fillna(_looked_up(points, parents, "latency"))
     points["bytes"] = points["bytes"].fillna(_looked_up(points, parents, "bytes"))
     known = set(_keys(points))
-    absent = parents[[key not in known for key in _keys(parents)]].drop_duplicates(["trial_id", "held_out"])
+    absent = parents[[key not in known for key in _keys(parents)]].drop_duplicates(["weights", "held_out"])
     return pd.concat([points, absent], ignore_index=True) if len(absent) else points
 
 
@@ -43,10 +44,11 @@ def _points_of(study: StudyAnalysis) -> pd.DataFrame:
     trials = study.trials
     done = trials[trials["valid"] & trials[LOSS].notna()]
     settings, labels = _settings(study, done), _labels(study, done)
-    parent = _column(done, "parent_trial_id")
+    parent, own = _parents(done), _column(done, "weights_sha256").fillna(done["trial_id"])
     return pd.DataFrame(
         {
-            "trial_id": done["trial_id"].astype(str), "study": study.name, "settings": settings, "label": labels,
+            "weights": own.astype(str), "trial_id": done["trial_id"].astype(str),
+            "study": study.name, "settings": settings, "label": labels,
             "unchanged": parent.isna() | (first_step(done) > 0), "size": done[N], "seed": done["seed"],
             "loss": done[LOSS], "se": done[LOSS_SE], "bytes": numeric(done, "weight_bytes"),
             "latency": _alone(done, "latency_s"), "flops": chain_flops(done), "parent": parent,
@@ -59,14 +61,15 @@ def _parents_of(study: StudyAnalysis) -> pd.DataFrame:
     """Return the unchanged models that trials of a study started from, as measured beside their children."""
     trials = study.trials
     done = trials[trials["valid"] & _column(trials, "parent_trial_id").notna()]
-    done = done.assign(held_out=_held_out(done))
+    done = done.assign(held_out=_held_out(done), weights=_parents(done))
     rows = []
-    for (trial_id, held_out), children in done.groupby(["parent_trial_id", "held_out"]):
+    for (weights, held_out), children in done.groupby(["weights", "held_out"]):
         loss = numeric(children, "loss_before_nats").dropna()
         if loss.empty:
             continue
         rows.append({
-            "trial_id": str(trial_id), "study": "", "settings": "", "label": UNCHANGED, "unchanged": True,
+            "weights": str(weights), "trial_id": str(children["parent_trial_id"].iloc[0]),
+            "study": "", "settings": "", "label": UNCHANGED, "unchanged": True,
             "size": children[N].max(),  # no change makes a model larger
             "seed": children["seed"].iloc[0], "loss": loss.iloc[0], "se": np.nan,
             "bytes": numeric(children, "weight_bytes_before").median(),
@@ -83,7 +86,12 @@ def _looked_up(points: pd.DataFrame, parents: pd.DataFrame, cost: str) -> pd.Ser
 
 
 def _keys(points: pd.DataFrame) -> list[tuple[str, Any]]:
-    return [*zip(points["trial_id"], points["held_out"], strict=True)]
+    return [*zip(points["weights"], points["held_out"], strict=True)]
+
+
+def _parents(trials: pd.DataFrame) -> pd.Series[Any]:
+    """Return what identifies the weights that each trial started from; missing where it started from none."""
+    return _column(trials, "parent_weights_sha256").fillna(_column(trials, "parent_trial_id"))
 
 
 def chain_flops(trials: pd.DataFrame) -> pd.Series[float]:
@@ -135,12 +143,21 @@ def main_group(points: pd.DataFrame) -> pd.DataFrame:
     return points if largest.empty else points[points["held_out"] == largest.index[0]]
 
 
+def by_weights(points: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
+    """Return the points by what identifies their weights; of equal ones the unchanged model, which is the parent."""
+    ordered = points.sort_values("unchanged", key=lambda column: column.astype(bool), kind="stable")
+    return {row["weights"]: row for row in ordered.to_dict("records")}
+
+
 def chain(point: Mapping[Any, Any], points: Mapping[Any, Mapping[Any, Any]]) -> str:
-    """Return a trial with the trials that it came from, oldest first; ``points`` are all known ones by trial_id."""
+    """Return a trial with the trials that it came from, oldest first; ``points`` are those of ``by_weights``."""
     links, seen = [point], {point["trial_id"]}
-    while isinstance(parent := links[0]["parent"], str) and parent not in seen:
-        seen.add(parent)
-        links.insert(0, points.get(parent, {"trial_id": parent, "study": "", "settings": "", "parent": None}))
+    while isinstance(parent := links[0]["parent"], str):
+        link = points.get(parent, {"trial_id": parent, "study": "", "settings": "", "parent": None})
+        if link["trial_id"] in seen:
+            break
+        seen.add(link["trial_id"])
+        links.insert(0, link)
     return " → ".join(_link(link) for link in links)
 
 

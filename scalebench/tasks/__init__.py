@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalebench.tasks.base import Batch, LossAlone, MeanLoss, Task
+from scalebench.tasks.base import Batch, GivesLogits, LossAlone, MeanLoss, Task
 from scalebench.tasks.classification import Classification, classification
 from scalebench.tasks.language import COLUMNS as LANGUAGE_COLUMNS
 from scalebench.tasks.language import BalancedNextToken, NextToken
@@ -21,6 +21,7 @@ __all__ = [
     "BalancedNextToken",
     "Batch",
     "Classification",
+    "GivesLogits",
     "LossAlone",
     "MaskedPairs",
     "MeanLoss",

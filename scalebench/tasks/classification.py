@@ -66,6 +66,18 @@ class Classification(MeanLoss):
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
         return images, torch.from_numpy(labels)
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each image's class, (B, classes)."""
+        logits: Tensor = model(batch[0])
+        return logits
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, classes) and the training loss (), of one forward pass."""
+        from torch.nn import functional as F
+
+        logits = self.logits(model, batch)
+        return logits, F.cross_entropy(logits.float(), batch[1])
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each image, (B,)."""
         from torch.nn import functional as F

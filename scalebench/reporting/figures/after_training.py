@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.tradeoff import UNCHANGED, chain, main_group, tradeoff_points
+from scalebench.analysis.tradeoff import UNCHANGED, by_weights, chain, main_group, tradeoff_points
 from scalebench.reporting.figures.tradeoffs import draw_front
 from scalebench.reporting.quantities import quantity, scale, uncertain
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
@@ -80,7 +80,7 @@ def _text(points: pd.DataFrame, front: pd.DataFrame, name: str, left_out: int) -
 
 
 def _rows(points: pd.DataFrame, front: set[Any], everything: pd.DataFrame, unit: str) -> Iterator[Sequence[Cell]]:
-    known = {row["trial_id"]: row for row in everything.to_dict("records")}
+    known = by_weights(everything)
     for index, row in enumerate(points.to_dict("records")):
         yield (
             word(row["trial_id"]), word(chain(row, known)), number(row["size"]), number(row["cost"], unit),

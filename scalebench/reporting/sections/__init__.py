@@ -13,6 +13,8 @@ from scalebench.reporting.sections import (
     finetune,
     generic,
     inference,
+    prune,
+    quantize,
     scaling,
     training,
 )
@@ -23,6 +25,8 @@ SECTIONS: tuple[Section, ...] = (
     inference.SECTION,
     finetune.SECTION,
     branches.SECTION,
+    quantize.SECTION,
+    prune.SECTION,
     scaling.SECTION,
     data.SECTION,
     choices.SECTION,
