@@ -22,6 +22,11 @@ Inputs = Annotated[
 ]
 
 
+def _names(text: str) -> list[str]:
+    """Read ``lr,bs``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _numbers(option: str, text: str | None) -> Mapping[str, float]:
     """Read ``params=7e9,tokens=1e12``."""
     from scalebench.cli.commands import fit as fitting
@@ -247,6 +252,7 @@ def tune(
     optimised: str = "learning_rate",
     against: str = "params_non_embedding",
     loss_column: Annotated[str | None, Parameter(show_default=False)] = None,
+    replicates: str = "seed",
     where: Where = None,
     at: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
@@ -256,16 +262,18 @@ def tune(
     Parameters
     ----------
     optimised:
-        The swept column.
+        The swept column, or several that are swept together, as lr,bs: then their joint optimum.
     loss_column:
         Loss column; default "loss", or "validation_loss_nats" for a results folder.
     against:
         Columns that define the size, such as params_non_embedding or params,tokens.
+    replicates:
+        Columns that may differ between the runs of a sweep; any other setting that varies must be optimised, a size, or
+        selected by --where.
     at:
         Predict the best value at this size, such as params_non_embedding=1e8.
     """
-    from scalebench.cli.commands import design as command
+    from scalebench.cli.commands.tune import run_tune
 
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    sizes = _numbers("--at", at)
-    return command.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
+    swept, names, repeats = map(_names, (optimised, against, replicates))
+    return run_tune(points, swept, names, loss_column, repeats, where, _numbers("--at", at), as_json=as_json)

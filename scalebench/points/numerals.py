@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B and G are both 10^9
@@ -91,6 +90,8 @@ def plain(text: str, mark: Mark | None) -> str:
 
 def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:
     """Return texts as float64 (n,), NaN for what is not a number."""
+    import pandas as pd
+
     series = pd.Series(cells).astype(object)
     return np.asarray(pd.to_numeric(series.map(lambda cell: plain(str(cell), mark)), errors="coerce"), dtype=np.float64)
 
