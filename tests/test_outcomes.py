@@ -66,7 +66,7 @@ def test_a_ratio_is_compared_with_one() -> None:
 def test_the_sentence_counts_verdicts() -> None:
     findings = [finding(0.20, 0.22, 0.21), finding(-0.2, -0.21, -0.19), finding(0.2, -0.2, 0.0), finding()]
     assert findings_sentence(findings).startswith(
-        "Of 4 published findings these studies agree with 1 and disagree with 1; 1 are not resolved and 1 not tested."
+        "Of 4 published findings these studies agree with 1 and disagree with 1; not resolved: 1, not tested: 1."
     )
 
 

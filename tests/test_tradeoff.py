@@ -84,6 +84,17 @@ def test_times_of_trials_that_shared_their_cores_are_left_out() -> None:
     points = tradeoff_points([analysed("quant", [shared])])
     assert points["latency"].isna().all()
     assert points["bytes"].notna().all()
+    view = draw_figure("a", OF_STUDY[1], analysed("quant", [shared]))
+    assert view is not None
+    assert view.caption.startswith("Of 1 trials that were timed none")
+
+
+def test_settings_leave_out_what_the_others_decide() -> None:
+    formats = {8: "int8", 4: "simulated", 3: "simulated"}
+    rows = [quantised(4_000, 0, bits) | {"scheme": scheme, "precision": "bfloat16" if bits == 8 else "float32"}
+            for bits, scheme in formats.items()]  # fmt: skip
+    study = analysed("quant", rows, precision=["a", "b"], scheme=["a", "b"], bits=[3, 4, 8])
+    assert set(tradeoff_points([study]).query("study == 'quant'")["settings"]) == {"bits 3", "bits 4", "bits 8"}
 
 
 def beaten(points: pd.DataFrame, cost: str) -> set[str]:

@@ -122,9 +122,18 @@ def _held_out(trials: pd.DataFrame) -> pd.Series[Any]:
 def _settings(study: StudyAnalysis, trials: pd.DataFrame) -> list[str]:
     """Return what each trial was made with, of what its study varied beside size and seed."""
     names = [name for name in study.varied if name in trials and name not in ("params", "seed", N)]
-    names = [name for name in names if study.trials[name].astype(str).nunique() > 1]
-    rows = trials[names].to_dict("records")
+    rows = trials[_telling(study.trials[names].astype(str))].to_dict("records")
     return [", ".join(f"{name} {_text(value)}" for name, value in row.items() if pd.notna(value)) for row in rows]
+
+
+def _telling(values: pd.DataFrame) -> list[str]:
+    """Return the columns that vary, without those that the others decide, such as the bits of a number format."""
+    names = [str(name) for name in values if values[name].nunique() > 1]
+    for name in list(names):
+        rest = [other for other in names if other != name]
+        if rest and len(values[names].drop_duplicates()) == len(values[rest].drop_duplicates()):
+            names.remove(name)
+    return names
 
 
 def _text(value: Any) -> str:
