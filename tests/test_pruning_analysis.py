@@ -47,7 +47,7 @@ def rows(method="magnitude-global", *, factor=1.0, exponent=0.0, steps=0, scatte
                     "validation_loss_nats": before + added, "validation_loss_se_nats": 0.01,
                     "weight_bytes": 4 * size, "weight_bytes_before": 4 * size, "packed_bytes": 4 * size * density,
                     "latency_ratio": 1.0, "latency_ratio_low": 0.9, "latency_ratio_high": 1.1,
-                    "tokens_before": 1e6, "tokens_seen": 1e5 * bool(steps),
+                    "tokens_before": 1e6, "tokens_seen": 1e5 if steps else None,
                 })  # fmt: skip
     return pd.DataFrame(made)
 

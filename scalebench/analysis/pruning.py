@@ -193,7 +193,7 @@ def sparsity_fit(trials: pd.DataFrame) -> Fit | str:
         return "the law is for single weights that are removed, not for heads, hidden units or layers"
     if not (trials["recovery_steps"] > 0).all():
         return "the law is for models trained while or after they are pruned, and these were not (recovery_steps)"
-    tokens = trials["tokens_before"] + trials["tokens_seen"]
+    tokens = trials["tokens_before"] + trials["tokens_seen"].fillna(0)
     several = not bool(tokens.max() <= SAME_TOKENS * tokens.min())  # also where they are not known
     columns = {"density": trials[DENSITY], "params": trials["params_remaining"], "loss": trials[LOSS]}
     columns |= {"config": trials[PARENT]} | ({"tokens": tokens} if several else {})

@@ -259,4 +259,5 @@ SECTION = StudySection(
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=tables,
+    strip=False,
 )
