@@ -27,6 +27,7 @@ def epoch_points(dropped=5):
 # One set of inputs and parameters for each law that has no data of its own: (inputs, parameters).
 _N, _D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
 _ONE = np.geomspace(1e5, 1e10, 30)
+_BITS = np.tile([3.0, 4.0, 6.0, 8.0], 9)
 _UNIQUE = np.repeat([1e9, 1e10, 1e11], 36)
 _REPEATED = np.maximum(np.tile(np.geomspace(1e9, 3e12, 6).repeat(6), 3), _UNIQUE)
 MUENNIGHOFF = {
@@ -51,6 +52,10 @@ PLANTED = {
     "roofline": (
         {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
         {"t0": 1e-4, "F": 3e14, "W": 2e12},
+    ),
+    "precision": (
+        {"params": _N, "tokens": _D, "bits": _BITS},
+        {"C": 0.06, "gamma_D": 0.5, "gamma_N": 0.35, "gamma": 0.6},
     ),
     "sparsity": ({"density": _DENSITY, "params": _LEFT, "tokens": _SEEN}, FRANTAR),
     "sparsity_one_length": (

@@ -68,6 +68,9 @@ TERMS = {
     "offset_linear": lambda x, _: (torch.ones_like(x["x"]), x["x"]),
     "offset_power": lambda x, s: (torch.ones_like(x["x"]), x["x"] ** s["p"]),
     "roofline": lambda x, _: (torch.ones_like(x["flops"]), x["flops"], x["bytes"]),
+    "precision": lambda x, s: (
+        x["tokens"] ** s["gamma_D"] * x["params"] ** -s["gamma_N"] * torch.exp(-x["bits"] / s["gamma"]),
+    ),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -163,7 +163,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     workload = WORKLOADS[workload_name]
     requested, values, data = (_table(point, table) for table in ("model", workload.TABLE, "data"))
     model = dict(requested)
-    device = values.pop("device", "auto")
+    device_kind = _device_kind(values.pop("device", "auto"))
     if parent is not None:
         model, data = inherited(parent, model, data)
     name = model.pop("family")
@@ -172,7 +172,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
     configure = partial(_configured, name, tuple(model.items()), opening)
     request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(request)
+    decided = workload.decide(replace(request, device_kind=device_kind))
     opened = open_data(*opening)
     trial = Trial.model_construct(
         workload=workload_name,
@@ -181,7 +181,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
         spec=decided.spec,
         data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
         parent=None if parent is None else parent.identity,
-        device_kind=_device_kind(device),
+        device_kind=device_kind,
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")

@@ -45,7 +45,8 @@ class Request:
 
     ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
     starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
-    how many steps lie before the checkpoint that it starts from; None for the end of a run.
+    how many steps lie before the checkpoint that it starts from; None for the end of a run. ``device_kind`` is where
+    the trial is to run, "cpu" or "cuda".
     """
 
     family_name: str
@@ -54,6 +55,7 @@ class Request:
     parent: Trial | None = None
     continues: bool = False
     branch_step: int | None = None
+    device_kind: str = "cpu"
 
     @property
     def family(self) -> Family:

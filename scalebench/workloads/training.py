@@ -55,6 +55,7 @@ COLUMNS = (
     *memory.SPLIT_COLUMNS,
     Column("attention_backend", "", "what computes attention"),
     Column("checkpoint_bytes", "B", "size of parameters, buffers and optimizer state"),
+    Column("weight_bytes", "B", "size of parameters and persistent buffers"),
     Column("weights_file_bytes", "B", "size of weights.safetensors, where the study keeps weights (run.checkpoint)"),
     Column("weights_sha256", "", "SHA-256 of weights.safetensors"),
     Column("state_sha256", "", "SHA-256 of state.safetensors: optimizer state, step, random number generators"),

@@ -114,7 +114,9 @@ class TrainingRun:
 
     def build(self, device: torch.device) -> nn.Module:
         """Return the trial's model with initial weights, or its parent's."""
-        return initial_model(self.trial, self.recorder, device)
+        model = initial_model(self.trial, self.recorder, device)
+        self.columns["weight_bytes"] = memory.weight_bytes(model)
+        return model
 
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
         """Take the steps under measurement and return the state of the random number generators after them."""

@@ -80,10 +80,7 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
         titles = [f"{row['name']}: {uncertain(row['loss'], row['se'])} nats for {quantity(row['cost'], unit)}"
                   for row in part.to_dict("records")]  # fmt: skip
         marks.draw(part["cost"] / factor, part["loss"], titles, **series_style(i), label=series.label or None)
-    front = everything.iloc[pareto_front(everything["cost"], everything["loss"])]
-    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
-                    label="Pareto front")  # fmt: skip
-    cost_axis(marks.axes, everything["cost"] / factor)
+    front = draw_front(marks, everything, factor)
     marks.axes.set(xlabel=f"{name} ({prefixed})", ylabel="validation loss (nats)")
     legend(marks)
     on_front = set(front.index)
@@ -94,6 +91,15 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
         f"sizes that none beats in both. {len(front)} of {len(everything)} are on it.",
         table(f"Loss against {name}.", ("size", name, "validation loss (nats)", "on the Pareto front"), rows),
     )
+
+
+def draw_front(marks: Marks, points: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Draw the Pareto front of points (columns cost, loss) as steps, scale the axis of costs, and return its rows."""
+    front = points.iloc[pareto_front(points["cost"], points["loss"])]
+    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
+                    label="Pareto front")  # fmt: skip
+    cost_axis(marks.axes, points["cost"] / factor)
+    return front
 
 
 def _tradeoff_points(series: Series, cost: pd.Series[float]) -> pd.DataFrame:
