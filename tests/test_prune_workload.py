@@ -18,6 +18,9 @@ from test_prune import SHAPE, config_of
 from scalebench import store
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, model_fields
+from scalebench.running.parents import ParentTrial
+from scalebench.running.planning import load_study, plan, resolve
+from scalebench.study import Parent
 from scalebench.workloads import columns_of
 from scalebench.workloads.base import Request
 from scalebench.workloads.prune import decide
@@ -224,6 +227,25 @@ def test_a_family_that_has_no_such_units_is_named(
 def test_a_parent_that_is_not_ok_is_refused(copied: Path) -> None:
     edit_record(Path(parent_of(copied)["attempt_dir"]), status="diverged")
     assert "has no ok trial: 1 diverged" in refused(copied, CHILD)
+
+
+@pytest.mark.parametrize(
+    ("name", "parents", "trials"),
+    [
+        ("prune", "lifecycle-base", 7), ("prune-units", "lifecycle-base", 5), ("prune-recovery", "lifecycle-base", 4),
+        ("prune-gpu", "lifecycle-base-gpu", 12), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
+    ],
+)  # fmt: skip
+def test_the_studies_that_ship_can_be_planned_from_every_size(name: str, parents: str, trials: int) -> None:
+    study, identity = load_study(name), Parent(weights_sha256="0" * 64, state_sha256=None)
+    assert study.parents is not None
+    assert study.parents.study == parents
+    sizes = {each.counts.non_embedding: each for each in plan(load_study(parents))}
+    assert len(sizes) == 4
+    for each in sizes.values():
+        parent = ParentTrial(each.trial_id, each.trial, Path(), identity, each.flops)
+        made = {resolve("prune", point, parent).trial_id for point in study.points()}
+        assert len(made) == trials
 
 
 def test_pruning_without_a_parent_is_refused(tmp_path: Path) -> None:
