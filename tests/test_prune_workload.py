@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import edit_record
-from test_from import PARENT, planned, refused, trained
+from test_from import PARENT, PLACEMENT, planned, refused, trained
 from test_prune import SHAPE, config_of
 
 from scalebench import store
@@ -93,6 +93,39 @@ def test_a_mask_removes_weights_but_neither_bytes_nor_parameters(copied: Path, m
     _, model = load_trained(Path(row["attempt_dir"]))
     weights = [getattr(module, name) for module, name in prunable(model).values()]
     assert sum(int(weight.count_nonzero()) for weight in weights) == BIAS_FREE // 2
+
+
+def test_bytes_and_time_of_2_4_are_those_of_the_compressed_16_bit_model(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for the device and for the compressed form, which a CPU has neither of."""
+    monkeypatch.setattr("scalebench.workloads.prune_kernels.unavailable", lambda *_: None)
+    monkeypatch.setitem(PLACEMENT["peaks"], "bfloat16", PLACEMENT["peaks"]["float32"])  # type: ignore[arg-type]
+    shapes: list[tuple[int, ...]] = []
+
+    def compress(weight: torch.Tensor) -> torch.Tensor:
+        assert weight.dtype == torch.bfloat16
+        shapes.append(tuple(weight.shape))
+        return weight[:, ::2].repeat_interleave(2, dim=1)
+
+    monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", compress)
+    settings = ["prune.method=2:4", "prune.precision=bfloat16"]
+    (row,) = trained(copied, CHILD, *settings)
+    assert shapes == 2 * [(24, 8), (8, 8), (16, 8), (8, 16)]
+    assert row["weight_bytes"] == row["weight_bytes_before"] == 2 * row["params"]
+    assert row["latency_ratio_low"] <= row["latency_ratio"] <= row["latency_ratio_high"]
+    assert row["sparse_kernel"] == "torch.sparse.to_sparse_semi_structured"
+    _, model = load_trained(Path(row["attempt_dir"]))
+    assert next(model.parameters()).dtype == torch.float32  # the trial's weights are what was trained
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Error original_tensor.shape torch.Size([24, 8]) is not supported!")
+
+    monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", refuse)
+    (row,) = trained(copied, CHILD, *settings)
+    assert "blocks.0.attention.qkv.weight: Error original_tensor.shape" in row["sparse_kernel"]
+    assert (row["weight_bytes"], row["latency_s"]) == (None, None)
+    assert row["loss_added_nats"] is not None
 
 
 @pytest.mark.parametrize(
@@ -236,13 +269,15 @@ def test_a_parent_that_is_not_ok_is_refused(copied: Path) -> None:
         ("prune-gpu", "lifecycle-base-gpu", 12), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
     ],
 )  # fmt: skip
-def test_the_studies_that_ship_can_be_planned_from_every_size(name: str, parents: str, trials: int) -> None:
+def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_model(
+    name: str, parents: str, trials: int
+) -> None:
     study, identity = load_study(name), Parent(weights_sha256="0" * 64, state_sha256=None)
     assert study.parents is not None
     assert study.parents.study == parents
     sizes = {each.counts.non_embedding: each for each in plan(load_study(parents))}
     assert len(sizes) == 4
-    for each in sizes.values():
+    for each in (sizes[min(sizes)], sizes[max(sizes)]):
         parent = ParentTrial(each.trial_id, each.trial, Path(), identity, each.flops)
         made = {resolve("prune", point, parent).trial_id for point in study.points()}
         assert len(made) == trials

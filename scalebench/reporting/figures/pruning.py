@@ -12,6 +12,7 @@ from scalebench.analysis.pruning import (
     ADDED,
     CONTROL,
     DENSITY,
+    FEWEST_DENSITIES,
     SIZE,
     TOLERATED_NATS,
     dense,
@@ -122,7 +123,8 @@ def tolerance_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """The density at which a fixed loss is added, against size."""
     trials = pruned(study.trials)
     rows: list[Sequence[Cell]] = []
-    for i, (label, part) in enumerate(groups(trials)):
+    parts = [(label, part) for label, part in groups(trials) if part["density"].nunique() >= FEWEST_DENSITIES]
+    for i, (label, part) in enumerate(parts):
         points = tolerated(part).dropna()
         style = series_style(i)
         titles = [f"{label}, {quantity(row['size'])} parameters, seed {row['seed']:g}: density {row['density']:.2f}"

@@ -147,8 +147,8 @@ def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     lower = sum(each.high < 0 for _, each in compared)
     yield (
         f"{label}: beside dense models of equal {'packed ' if part['packed_bytes'].notna().any() else ''}bytes, pruned "
-        f"ones have a clearly lower loss at {lower} of {len(compared)} densities. The best, {density:g}, differs by "
-        f"{interval(excess, ' nats')} over {excess.n} seeds."
+        f"ones have a clearly lower loss at {lower or 'none'} of {len(compared)} densities tried. The best, "
+        f"{density:g}, differs by {interval(excess, ' nats')} over {excess.n} seeds."
     )
 
 
