@@ -62,5 +62,6 @@ PLANTED = {
         {"density": _DENSITY[::3], "params": _LEFT[::3]},
         {name: value for name, value in FRANTAR.items() if name not in ("B", "beta")},
     ),
+    "transfer": ({"params": _N, "tokens": _D}, {"k": 1.9e4, "a": 0.18, "b": 0.38}),  # as published, text to Python
     "data_constrained": ({"params": np.tile(_N, 3), "tokens": _REPEATED, "unique_tokens": _UNIQUE}, MUENNIGHOFF),
 }

@@ -71,6 +71,7 @@ TERMS = {
     "precision": lambda x, s: (
         x["tokens"] ** s["gamma_D"] * x["params"] ** -s["gamma_N"] * torch.exp(-x["bits"] / s["gamma"]),
     ),
+    "transfer": lambda x, s: (x["tokens"] ** s["a"] * x["params"] ** s["b"],),
 }  # fmt: skip
 
 

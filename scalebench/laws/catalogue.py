@@ -11,6 +11,7 @@ from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.forms import FitRefused, Law, Naming
 from scalebench.laws.precision import PRECISION
 from scalebench.laws.sparsity import SPARSITY, SPARSITY_OF_ONE_LENGTH
+from scalebench.laws.transfer import TRANSFER
 
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
@@ -286,6 +287,7 @@ LAWS: dict[str, Law] = {
     "precision": PRECISION,
     "sparsity": SPARSITY,
     "sparsity_one_length": SPARSITY_OF_ONE_LENGTH,
+    "transfer": TRANSFER,
 }
 
 

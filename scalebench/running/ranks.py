@@ -36,6 +36,8 @@ Row = dict[str, Any]
 
 def run_processes(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run a trial in its ``processes``, write its record and return its status."""
+    for path in ranks_written(attempt):  # before Slurm requeued this attempt
+        path.unlink()
     failures = launch(attempt, header["resources"]["processes"])
     rows = {int(path.stem.partition("-")[2]): read_json(path) for path in ranks_written(attempt)}
     row = rows[0] if not failures else failed_row(attempt, header, placement, rows, failures)
