@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from support import edit_record
 from test_from import PARENT, PLACEMENT, planned, refused, trained
 from test_prune import SHAPE, config_of
+from test_resuming import finish, interrupt
 
 from scalebench import store
+from scalebench.data import open_data
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, model_fields
 from scalebench.running.parents import ParentTrial
-from scalebench.running.planning import load_study, plan, resolve
+from scalebench.running.planning import load_study, plan, resolve, trial_header
 from scalebench.study import Parent
 from scalebench.workloads import columns_of
 from scalebench.workloads.base import Request
@@ -43,6 +45,9 @@ checkpoint = true
 """
 GRANDCHILD = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "grandchild"')
 BIAS_FREE = 2 * (4 * 8 * 8 + 2 * 8 * 16)  # weights of the hidden matrices of the parent
+
+
+DATA = open_data("stdlib", None, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +179,24 @@ def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     assert child["loss_before_nats"] == pytest.approx(row["validation_loss_nats"], abs=1e-6)
 
 
+def test_an_interrupted_recovery_goes_on_bit_for_bit_with_its_mask(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["prune.method=random", "prune.recovery_steps=6", "run.checkpoint_every_steps=2"]
+    (whole,) = trained(copied, CHILD, *settings[:2])
+    study = load_study(copied / "study.toml", settings)
+    (trial,) = plan(study, copied / "results")
+    header = trial_header(study, trial, "a test")
+    attempts = [store.new_attempt(copied / "results" / study.name, trial.trial_id) for _ in range(2)]
+    for attempt in attempts:
+        store.write_header(attempt, header)
+    interrupt(monkeypatch, attempts[0], store.read_header(attempts[0]), after=3)
+    row = finish(attempts[1], store.read_header(attempts[1]))
+    assert row["resumed_from_step"] == 2
+    assert row["weights_sha256"] == whole["weights_sha256"]
+    assert row["loss_added_nats"] == whole["loss_added_nats"]
+
+
 def test_a_smaller_model_is_trained_on_too(copied: Path) -> None:
     (row,) = trained(copied, CHILD, "prune.method=layers", "prune.recovery_steps=8", "prune.learning_rate=0.01")
     (alone,) = trained(copied, CHILD, "prune.method=layers")
@@ -249,7 +272,7 @@ def test_a_family_that_has_no_such_units_is_named(
     (parent,) = planned(copied, SMALL)
     config = config_of(family, **fields)
     counts = FAMILIES[family].count(config, 16)
-    request = Request(family, {"method": method}, lambda _: (config, counts), parent.trial)
+    request = Request(family, {"method": method}, lambda _: (config, counts), DATA, parent.trial.data, parent.trial)
     if not FAMILIES[family].SEQUENCES:
         request = replace(request, parent=parent.trial.model_copy(
             update={"spec": parent.trial.spec.model_copy(update={"sequence_length": None})}))  # fmt: skip
