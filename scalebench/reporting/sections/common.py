@@ -88,7 +88,8 @@ class StudySection:
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
     ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
-    the published findings that it tests (``reporting.outcomes``).
+    the published findings that it tests (``reporting.outcomes``). ``strip`` is whether the first screen has what a
+    larger size will need and reach.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -99,6 +100,7 @@ class StudySection:
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
     outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
+    strip: bool = True
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
@@ -134,7 +136,7 @@ class StudySection:
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
             figures=draw_figures(name, (*specs, *OF_STUDY), study),
-            strip=_strip(study),
+            strip=_strip(study) if self.strip else None,
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
