@@ -148,7 +148,9 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
     handles, labels = marks.axes.get_legend_handles_labels()
     ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
             for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
-    if len(named := [end for end in ends if end is not None]) >= DIRECT_FROM:
+    named = [end for end in ends if end is not None]
+    # Trials, means and fit of one series share its colour: a legend tells them apart.
+    if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
         label_ends(marks.axes, named)
         rest = [i for i, end in enumerate(ends) if end is None]
         handles, labels = [handles[i] for i in rest], [labels[i] for i in rest]
