@@ -84,10 +84,7 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
         marks.draw(part["cost"] / factor, part["loss"], titles, **style, label=series.label or None)
         if many(study.series):
             marks.axes.plot(part["cost"] / factor, part["loss"], color=style["color"], linewidth=0.8)
-    front = everything.iloc[pareto_front(everything["cost"], everything["loss"])]
-    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
-                    label="Pareto front")  # fmt: skip
-    cost_axis(marks.axes, everything["cost"] / factor)
+    front = draw_front(marks, everything, factor)
     marks.axes.set(xlabel=f"{name} ({prefixed})", ylabel="validation loss (nats)")
     legend(marks)
     on_front = set(front.index)
@@ -99,6 +96,15 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
         + (" Lines join the sizes of a series." if many(study.series) else ""),
         table(f"Loss against {name}.", ("size", name, "validation loss (nats)", "on the Pareto front"), rows),
     )
+
+
+def draw_front(marks: Marks, points: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Draw the Pareto front of points (columns cost, loss) as steps, scale the axis of costs, and return its rows."""
+    front = points.iloc[pareto_front(points["cost"], points["loss"])]
+    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
+                    label="Pareto front")  # fmt: skip
+    cost_axis(marks.axes, points["cost"] / factor)
+    return front
 
 
 def _tradeoff_points(series: Series, cost: pd.Series[float]) -> pd.DataFrame:

@@ -13,6 +13,8 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.figures.after_training import OF_STUDY
+from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
@@ -84,7 +86,8 @@ class StudySection:
 
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
-    ``tables`` yields further tables for ``template``.
+    ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
+    the published findings that it tests (``reporting.outcomes``).
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -94,6 +97,7 @@ class StudySection:
     methods: tuple[str, ...]
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
+    outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
@@ -128,7 +132,7 @@ class StudySection:
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
-            figures=draw_figures(name, specs, study),
+            figures=draw_figures(name, (*specs, *OF_STUDY), study),
             strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
