@@ -45,6 +45,7 @@ RC = {
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
 MOST_MARKS = 1000  # of all groups of a figure
+DESCRIBED = 4  # groups of marks in a figure's description
 DIRECT_FROM = 5  # series: as many lines are labelled at their ends, fewer in a legend
 
 
@@ -84,6 +85,14 @@ class Marks:
             rows = np.unique(np.linspace(0, len(x) - 1, left).round().astype(int))
             line.set_data(x[rows], y[rows])
             self.titles[gid] = [self.titles[gid][i] for i in rows]
+
+    def shown(self) -> str:
+        """Return what is drawn against what, and from where to where the marks of each group go."""
+        axes = self.axes
+        names = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        ends = [texts for texts in self.titles.values() if len(texts) > 1][:DESCRIBED]
+        spans = [f"{len(texts)} marks from {texts[0]} to {texts[-1]}." for texts in ends]
+        return " ".join([*([f"{names[0].upper()}{names[1:]}."] if names else []), *spans])
 
     def bars(self, places: Any, low: Any, high: Any, **style: Any) -> None:
         """Draw vertical bars from low to high at places, each (n,), those that have both ends."""
