@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,12 @@ def counts(study: StudyAnalysis) -> str:
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
     left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}"
+    edited = (
+        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
+        if study.earlier
+        else ""
+    )
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -261,4 +266,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
-    return table("Every trial, by size.", titles, rows, total=len(frame))
+    units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
+    return replace(table("Every trial, by size.", titles, rows, total=len(frame)), units=units)
