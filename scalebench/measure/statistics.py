@@ -103,6 +103,23 @@ def combined_standard_error(losses: Sequence[float], errors: Sequence[float]) ->
     return float(np.sqrt(x.var(ddof=1) / x.size + np.mean(np.square(errors))))
 
 
+def new_run_interval(losses: ArrayLike, errors: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean loss of seeds (n,) and the interval of the loss of another one.
+
+    ``errors`` (n,) are the standard errors over the validation sample, which all seeds share. The spread between seeds
+    is Student's with n - 1 degrees of freedom; with one seed it is unknown, and the interval that of the sample alone.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    x, sample = np.asarray(losses, dtype=np.float64), float(np.mean(np.square(errors)))
+    mean, tail = float(x.mean()), (1 + level) / 2
+    if x.size > 1:
+        reach = float(stdtrit(x.size - 1, tail)) * float(np.sqrt(x.var(ddof=1) * (1 + 1 / x.size) + sample))
+    else:
+        reach = float(ndtri(tail)) * float(np.sqrt(sample)) if sample > 0 else float("nan")
+    return mean, mean - reach, mean + reach
+
+
 # --- when to stop measuring ------------------------------------------------------------------------------------------
 
 TARGET_NOISE, STABLE_NOISE, TIMEOUT = "target noise", "stable noise", "timeout"

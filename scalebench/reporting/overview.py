@@ -12,6 +12,7 @@ from scalebench.analysis.growth import Growth, growth
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
+from scalebench.reporting.figures.after_training import OF_ALL
 from scalebench.reporting.outcomes import findings_sentence, findings_table, outcome_row, outcomes_table
 from scalebench.reporting.quantities import bounded, quantity, uncertain
 from scalebench.reporting.sections import section_for
@@ -19,7 +20,7 @@ from scalebench.reporting.sections.base import SectionView
 from scalebench.reporting.sections.common import StudySection, workload_of
 from scalebench.reporting.svg import MUTED, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, Table, number, word
-from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure
+from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure, draw_figures
 
 COLUMNS = (
     "study", "sizes", "from and to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
@@ -79,7 +80,7 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
     rows = [outcome_row(study, workload_of(study), outcome) for study, outcome in pairs]
     sentence = findings_sentence([finding for _, finding in named])
     tables = (findings_table(named),) if named else ()
-    return Overview(sentence, outcomes_table(rows, links), tables)
+    return Overview(sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies))
 
 
 def conclusion(rows: Sequence[GrowthRow]) -> str:

@@ -66,7 +66,7 @@ def decide(request: Request) -> Decided:
     if values["implementation"] not in request.family.IMPLEMENTATIONS:
         raise InputError(f"quantize.implementation: {request.family_name} has no {values['implementation']!r}")
     if scheme == INT4:
-        _check_int4(request.device_kind)
+        _check_int4(request.device)
     parent = request.parent.spec
     length = getattr(parent, "sequence_length", None)
     config, counts = request.configure(length)
@@ -85,8 +85,8 @@ def decide(request: Request) -> Decided:
     return Decided(spec, config, counts)
 
 
-def _check_int4(device_kind: str) -> None:
-    if device_kind != "cpu":
+def _check_int4(device: str) -> None:
+    if device == "cuda":
         raise InputError(f"quantize.scheme: {INT4!r} is for CPUs here; set quantize.device = 'cpu'")
     if find_spec("torchao") is None:
         raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which this machine has not: pip install torchao")
