@@ -29,9 +29,9 @@ from scalebench.workloads.base import Request
 from scalebench.workloads.building import planned_data
 from scalebench.workloads.loop import validate
 from scalebench.workloads.quantize_convert import convert, layers, rounded
-from scalebench.workloads.quantize_file import QUANTIZED, load_quantized
+from scalebench.workloads.quantize_file import QUANTIZED
 from scalebench.workloads.quantize_spec import SCHEMES, QuantizeSpec
-from scalebench.workloads.trained import load_trained
+from scalebench.workloads.trained import load_quantized, load_trained
 
 SHAPE = "depth = 2\nwidth = 32\nheads = 2\nhead_dim = 16\nhidden = 64\n"  # widths that int4's groups of 32 divide
 SOURCE = PARENT.replace("params = 3000\n", SHAPE).replace("steps = 50", "steps = 20")
