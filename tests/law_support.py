@@ -38,6 +38,8 @@ MUENNIGHOFF = {
     "R_N": 5.309743,
     "R_D": 15.387756,
 }
+_STUDENT, _SHOWN, _TAUGHT = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e8, 8e9, 3), np.geomspace(4e9, 5e11, 3),
+                                                                 np.linspace(1.7, 2.9, 4)))  # fmt: skip
 PLANTED = {
     "skaling": ({"params": _N, "tokens": _D}, {"E": 1.7, "A": 480, "alpha": 0.4, "B": 2100, "beta": 0.42, "k": 0.8}),
     "kaplan": ({"params": _N, "tokens": _D}, {"N_c": 8.8e13, "alpha_N": 0.076, "D_c": 5.4e13, "alpha_D": 0.095}),
@@ -47,6 +49,26 @@ PLANTED = {
     "roofline": (
         {"flops": np.geomspace(1e9, 1e14, 36), "bytes": np.tile(np.geomspace(1e6, 1e10, 6), 6)},
         {"t0": 1e-4, "F": 3e14, "W": 2e12},
+    ),
+    "distillation": (
+        {
+            "params": _STUDENT,
+            "tokens": _SHOWN,
+            "teacher_loss": _TAUGHT,
+            "supervised_loss": 1.2 + 406 * _STUDENT**-0.34 + 410 * _SHOWN**-0.28,
+        },
+        # A, B and their exponents as published; a wider bend, of which four teachers show something.
+        {
+            "c0": 1.5,
+            "c1": 20.0,
+            "d1": 1.3,
+            "f1": 0.2,
+            "A": 2243.0,
+            "alpha": 0.321,
+            "B": 24181.0,
+            "beta": 0.637,
+            "gamma": 0.764,
+        },
     ),
     "data_constrained": ({"params": np.tile(_N, 3), "tokens": _REPEATED, "unique_tokens": _UNIQUE}, MUENNIGHOFF),
 }

@@ -4,6 +4,8 @@ Each law is written down a second time, in torch and from its formula, as a func
 coefficients of the terms divided by their geometric means, and exponents.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -58,12 +60,19 @@ TERMS = {
         (x["tokens"] / x["params"] / (6 * x["params"] * x["tokens"])) ** s["eta"],
         (x["tokens"] / x["params"] * (6 * x["params"] * x["tokens"])) ** -s["eta"],
     ),
+    "distillation": lambda x, s: (
+        x["teacher_loss"] ** -s["c0"]
+        * (1 + (x["teacher_loss"] / (torch.exp(s["log_d1"]) * x["supervised_loss"])) ** (1 / s["f1"]))
+        ** (-s["c1"] * s["f1"])
+        * (x["params"] ** -s["alpha"] + torch.exp(s["mix"]) * x["tokens"] ** -s["beta"]) ** s["gamma"],
+    ),
     "offset_linear": lambda x, _: (torch.ones_like(x["x"]), x["x"]),
     "offset_power": lambda x, s: (torch.ones_like(x["x"]), x["x"] ** s["p"]),
     "roofline": lambda x, _: (torch.ones_like(x["flops"]), x["flops"], x["bytes"]),
 }  # fmt: skip
 
 
+@cache
 def posed(name, space):
     """Problem and coordinates [P] a little off the optimum, with noise so that both branches of Huber's loss occur."""
     logs = {key: np.log(value) for key, value in INPUTS[name].items()}
