@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from law_support import PLANTED
+from law_support import DISTILLED, PLANTED
 
 from scalebench.laws import LAWS, fit
 
@@ -17,12 +17,16 @@ INPUTS = {name: inputs for name, (inputs, _) in PLANTED.items()} | {
     "power": PLANTED["broken"][0],
     "chinchilla": PLANTED["skaling"][0],
     "offset_linear": PLANTED["offset_power"][0],
+    "distillation": DISTILLED[0],
 }
 TRUTH = {name: parameters for name, (_, parameters) in PLANTED.items()} | {
     "power": {"E": 1.7, "A": 30.0, "alpha": 0.3},
     "chinchilla": {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
     "offset_linear": {"c0": 0.02, "c1": 1e-9},
+    "distillation": DISTILLED[1],
 }
+# The fit of the last takes seconds.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "distillation" else name for name in LAWS]
 NOISE = 0.02
 
 
@@ -106,7 +110,7 @@ def corner(problem, theta):
 
 
 @pytest.mark.parametrize("space", ["log", "raw"])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
     problem, theta = posed(name, space)
     at = torch.tensor(theta, requires_grad=True)
@@ -125,7 +129,7 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     problem, theta = posed(name, "log")
     jacobian = torch.autograd.functional.jacobian(lambda t: residuals(problem, t), torch.tensor(theta)).numpy()
@@ -136,7 +140,7 @@ def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     np.testing.assert_allclose(problem.derivatives(theta[None], width)[2][0], expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_that_of_finite_differences(name):
     problem, theta = posed(name, "log")
     width = corner(problem, theta)
