@@ -56,7 +56,8 @@ ELSEWHERE = {
     "a trial with a parent": {"parent_trial_id", "parent_weights_sha256", "parent_flops"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {
-        "metric_accuracy", "metric_f1", "metric_mlm_loss_nats", "metric_nsp_loss_nats", "metric_mlm_accuracy",
+        "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",
+        "metric_nsp_loss_nats", "metric_mlm_accuracy",
         "metric_nsp_accuracy", "metric_nsp_f1", "metric_token_accuracy", "metric_exact_match",
     },
     "a checkout with its own repository": {"git_commit", "git_dirty"},

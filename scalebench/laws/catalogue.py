@@ -10,6 +10,9 @@ import numpy as np
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.distillation import DISTILLATION
 from scalebench.laws.forms import FitRefused, Law, Naming, log_sum
+from scalebench.laws.precision import PRECISION
+from scalebench.laws.sparsity import SPARSITY, SPARSITY_OF_ONE_LENGTH
+from scalebench.laws.transfer import TRANSFER
 
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
@@ -277,6 +280,10 @@ LAWS: dict[str, Law] = {
         ),
     ),
     "distillation": DISTILLATION,
+    "precision": PRECISION,
+    "sparsity": SPARSITY,
+    "sparsity_one_length": SPARSITY_OF_ONE_LENGTH,
+    "transfer": TRANSFER,
 }
 
 

@@ -57,8 +57,9 @@ class Law:
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
     `same_unit` maps an input to another with the same unit; it need not vary on its own. `narrow` names inputs that
-    cannot vary by a large factor, as losses. `naming` is for laws whose published parameters are not the coefficients
-    and exponents; they are fitted with inputs divided by their geometric means.
+    cannot vary by a large factor, as losses. `by_difference` names inputs in the exponent of e, as bits are: how far
+    they vary is their difference, not their ratio. `naming` is for laws whose published parameters are not the
+    coefficients and exponents; they are fitted with inputs divided by their geometric means.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Law:
     positions: Mapping[str, str] = field(default_factory=dict)
     same_unit: Mapping[str, str] = field(default_factory=dict)
     narrow: tuple[str, ...] = ()
+    by_difference: tuple[str, ...] = ()
     naming: Naming | None = None
 
     @property

@@ -95,7 +95,8 @@ def check_design(law: Law, points: Points, free: int) -> None:
         )
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
-        spread, least = float(np.exp(np.ptp(log))), NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
+        spread = float(np.exp(np.ptp(np.exp(log) if name in law.by_difference else log)))
+        least = NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
         if spread <= least:
             raise FitRefused(
                 f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {least:g}: widen it"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import safetensors
 
 from scalebench import store
@@ -15,7 +14,6 @@ from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
-from scalebench.points.table import select_rows
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Request
@@ -23,6 +21,7 @@ from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import STATE, WEIGHTS, check_sha256, sha256_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
 
@@ -134,6 +133,8 @@ def _others(path: Path) -> str:
 
 
 def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTrial]:
+    from scalebench.points.table import select_rows
+
     rows = select_rows(path, _rows(path, child), source.where)
     frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
@@ -198,6 +199,8 @@ def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
     """Return the FLOPs of a trial and of every parent before it, as its record has those."""
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
+    import pandas as pd
+
     before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
     return WORKLOADS[trial.workload].cost(trial, counts).flops + before
 
@@ -214,5 +217,8 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
+    if (reason := getattr(trial.spec, "changed_form", None)) is not None:
+        raise InputError(f"{row['trial_id']} {reason}: its weights are no longer those of a {trial.family} alone; "
+                         "choose other parents with from.where")  # fmt: skip
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
     return ParentTrial(str(row["trial_id"]), trial, attempt, identity, _flops(trial, row))

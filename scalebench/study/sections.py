@@ -88,6 +88,10 @@ class RunSection(Section):
     on_oom: Annotated[str, one_of(ON_OOM)] = "end"
     checkpoint: bool = False  # keep weights and optimizer state beside the record
     checkpoint_steps: Axis[Count] = ()  # and after these numbers of steps, to branch from ([from] step)
+    # While a trial trains, keep the newest state to go on from after an interruption: every so many steps, or seconds
+    # (at the check of the losses that follows, every 20 steps).
+    checkpoint_every_steps: Count | None = None
+    checkpoint_every_s: Finite | None = None
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"

@@ -1,4 +1,4 @@
-"""Classification of images: cross-entropy in nats, accuracy, and F1."""
+"""Classification of images: cross-entropy in nats, and the scores of its classes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from numpy.typing import NDArray
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
-from scalebench.store import Column
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
+from scalebench.tasks.scores import class_scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
-
-COLUMNS = (
-    Column("metric_accuracy", "1", "share of the validation images whose class is predicted"),
-    Column("metric_f1", "1", "F1, averaged over the classes that occur"),
-)
 
 
 @dataclass(frozen=True)
@@ -100,14 +95,8 @@ class Classification(MeanLoss):
         return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return accuracy, and F1 averaged over the classes present."""
-        from sklearn.metrics import f1_score
-
-        label, predicted = judged["label"], judged["predicted"]
-        return {
-            "accuracy": float(np.mean(label == predicted)),
-            "f1": float(f1_score(label, predicted, average="macro")),
-        }
+        """Return accuracy, and macro precision, recall and F1."""
+        return class_scores(judged["label"], judged["predicted"])
 
 
 def classification(

@@ -98,12 +98,11 @@ class DistillRun(TrainingRun):
             return None
         return Distilled(self.task, self.teacher, self.spec.soft_weight, self.spec.temperature)
 
-    def judge(self, validation: Validation, running: Running) -> None:
-        """Record the validation, and the student's loss, bytes and time beside the teacher's."""
-        super().judge(validation, running)
+    def outcome(self, running: Running, validation: Validation) -> dict[str, Any]:
+        """Return the columns of the validation, and the student's loss, bytes and time beside the teacher's."""
         teacher = self.load_teacher(running.device)  # again where it was stored: it is not in memory while training
         before = Before(teacher, self.teacher_validation, self.task, self.spec, running.device)
-        self.columns |= effect_columns(before, running.module, validation=validation)
+        return super().outcome(running, validation) | effect_columns(before, running.module, validation=validation)
 
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when either loss ended far above that of the first step, or of a uniform guess if higher.

@@ -56,11 +56,13 @@ def train(
     *,
     scaler: GradScaler | None = None,
     first_step: int = 0,
+    done: int = 0,
     stops: Collection[int] = (),
 ) -> int:
     """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
-    A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
+    A continued run has the batches and the learning rates from ``first_step`` on; ``done`` of the steps were taken by
+    an attempt that was interrupted. Nothing within a step waits for the
     device: ``check`` does, every ``CHECK_EVERY`` steps, after each of ``stops`` and after the last one. Returns how
     many steps the loss scaler of float16 skipped, their gradients being too large for the format.
     """
@@ -68,15 +70,14 @@ def train(
     run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))
     model.train()
     clock.lap()
-    with closing(batches(task, range(first_step, first_step + spec.steps), device)) as coming:
-        for step, batch in enumerate(coming):
+    with closing(batches(task, range(first_step + done, first_step + spec.steps), device)) as coming:
+        for step, batch in enumerate(coming, done):
             clock.data_ready()
             set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
-            done = step + 1
-            if done % CHECK_EVERY == 0 or done == spec.steps or done in stops:
-                check(done)
+            if (taken := step + 1) % CHECK_EVERY == 0 or taken == spec.steps or taken in stops:
+                check(taken)
     return run.skipped
 
 
