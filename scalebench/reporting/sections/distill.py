@@ -38,8 +38,8 @@ def best_sentence(student: Student, name: str) -> str:
     """Return the best teacher of a student, and those that are as good within noise."""
     best = student.best
     loss, teacher = uncertain(best.loss, best.error), quantity(best.teacher)
-    lead = (f"At {quantity(student.flops, 'FLOP')} in all, the student of {name} has its lowest loss, {loss} nats, with "
-            f"the teacher of {teacher} parameters")  # fmt: skip
+    lead = (f"At {quantity(student.flops, 'FLOP')} in all, the student of {name} has its lowest loss, {loss} nats, "
+            f"with the teacher of {teacher} parameters")  # fmt: skip
     if best.seeds < FEWEST_SEEDS:
         return f"{lead}; with {best.seeds} seed{'s' * (best.seeds != 1)} nothing is told apart."
     if student.tied:
@@ -52,14 +52,14 @@ def supervised_sentence(student: Student, name: str) -> str:
     """Return how far the best student ends from supervised training at equal FLOPs, with the chain, on equal data."""
     best = student.best
     each = (
-        ("at the same FLOPs", best.equal_flops),
-        ("with the teacher's training counted", best.equal_chain),
-        ("on the same data", best.equal_data),
+        ("at equal FLOPs", best.equal_flops),
+        ("at equal FLOPs with the teacher's training counted", best.equal_chain),
+        ("on equal data", best.equal_data),
     )
     parts = [f"{_beside(difference)} {where}" for where, difference in each if np.isfinite(difference.value)]
     if not parts:
         return f"No supervised run of {name} is as long as its distillation."
-    return f"Against supervised training it ends {', '.join(parts)} ({best.seeds} seeds)."
+    return f"Beside supervised training the student of {name} ends {', '.join(parts)} ({best.seeds} seeds)."
 
 
 def _beside(difference: Difference) -> str:
@@ -67,10 +67,10 @@ def _beside(difference: Difference) -> str:
     side = difference.side()
     if not side:
         value, interval = bounded(difference.value, difference.low, difference.high)
-        return f"within noise of it ({value} nats, {interval})"
+        return f"within noise ({value} nats, {interval})"
     low, high = sorted((side * difference.low, side * difference.high))
     value, interval = bounded(side * difference.value, low, high)
-    return f"{value} nats {'above' if side > 0 else 'below'} it ({interval})"
+    return f"{value} nats {'above' if side > 0 else 'below'} ({interval})"
 
 
 def break_even_sentence(student: Student, name: str) -> str:
