@@ -38,7 +38,7 @@ validation_samples = 128
 """
 
 # The arguments of `scalebench run` that made the results of the fixture `finished`, with SMALL as small.toml.
-FINISHED = ("small.toml", "--set", "train.seed=0", "--set", 'train.implementation=["eager", "triton"]')
+FINISHED = ("small.toml", "--set", "train.seed=0", "--set", 'train.precision=["float32", "float16"]')
 
 # What an engine tells a worker about its node.
 PLACEMENT = {"exclusive": True, "peaks": {"float32": {"flops_per_s": 1e12, "source": "a test"}}}

@@ -85,7 +85,7 @@ def test_export_writes_both_formats(command, finished: Path, tmp_path: Path) -> 
     table, same = pd.read_csv(tmp_path / "out.csv"), pd.read_parquet(tmp_path / "out.parquet")
     assert len(table) == len(same) == 4
     assert set(table["status"]) == {"ok", "unsupported"}
-    assert table["implementation"].value_counts().to_dict() == {"eager": 2, "triton": 2}
+    assert table["precision"].value_counts().to_dict() == {"float32": 2, "float16": 2}
     assert command("export", finished, "-o", "out.xlsx")[0] == 2
 
 

@@ -58,9 +58,20 @@ TERMS = {
         (x["tokens"] / x["params"] / (6 * x["params"] * x["tokens"])) ** s["eta"],
         (x["tokens"] / x["params"] * (6 * x["params"] * x["tokens"])) ** -s["eta"],
     ),
+    "sparsity": lambda x, s: (
+        torch.ones_like(x["params"]),
+        x["density"] ** s["b"] / x["params"] ** s["alpha"], x["params"] ** -s["alpha"], x["tokens"] ** -s["beta"],
+    ),
+    "sparsity_one_length": lambda x, s: (
+        torch.ones_like(x["params"]), x["density"] ** s["b"] / x["params"] ** s["alpha"], x["params"] ** -s["alpha"],
+    ),
     "offset_linear": lambda x, _: (torch.ones_like(x["x"]), x["x"]),
     "offset_power": lambda x, s: (torch.ones_like(x["x"]), x["x"] ** s["p"]),
     "roofline": lambda x, _: (torch.ones_like(x["flops"]), x["flops"], x["bytes"]),
+    "precision": lambda x, s: (
+        x["tokens"] ** s["gamma_D"] * x["params"] ** -s["gamma_N"] * torch.exp(-x["bits"] / s["gamma"]),
+    ),
+    "transfer": lambda x, s: (x["tokens"] ** s["a"] * x["params"] ** s["b"],),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from scalekernels import Unsupported
 
 from scalebench.errors import StudyError
@@ -30,9 +31,9 @@ def load(tmp_path: Path):
     return loader
 
 
-def refused(load, text: str) -> list[str]:
+def refused(load, text: str, *settings: str) -> list[str]:
     with pytest.raises(StudyError) as caught:
-        plan(load(text))
+        plan(load(text, *settings))
     return list(caught.value.lines)
 
 
@@ -114,8 +115,9 @@ def test_all_kinds_of_errors_are_reported_at_once(load) -> None:
         "train.batch_size: input should be greater than 0 (given 0)",
         "train.optimizer: unknown 'adamww'; did you mean 'adamw'? (known: sgd, momentum, nesterov, adagrad, rmsprop, "
         "adam, adamw, lion, muon)",
-        "data.source: unknown 'stdlob'; did you mean 'stdlib'? (known: stdlib, cpp, text:PATH, tokens:PATH, hf:NAME, "
-        "markov, teacher, glyphs, digits, cifar10:PATH, idx:PATH, retrieval, transduction:KIND)",
+        "data.source: unknown 'stdlob'; did you mean 'stdlib'? (known: stdlib, cpp, languages, packages, folders:PATH, "
+        "text:PATH, tokens:PATH, hf:NAME, markov, teacher, glyphs, digits, cifar10:PATH, idx:PATH, retrieval, "
+        "transduction:KIND)",
         "fit.law: unknown 'pover'; did you mean 'power'?",
         "fit.best_over: unknown 'learning_rat'; did you mean 'learning_rate'?",
     ):
@@ -238,6 +240,38 @@ def test_impossible_graphs_are_refused_with_the_field(load, settings: dict[str, 
     with pytest.raises(StudyError, match=r"train\.graph: ") as caught:
         plan(load(GPT + "params = 1e4", *(f"train.{key}={value}" for key, value in settings.items())))
     assert message in str(caught.value)
+
+
+MLP = 'schema = 1\nname = "m"\n[model]\nfamily = "{}"\nparams = [200, 300]\n'
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "line"),
+    [
+        ("mlp", ["train.implementation=sdpa"], "train.implementation: mlp has no implementation 'sdpa', it has eager"),
+        ("linear", ["train.optimizer=muon"], "train.optimizer: muon needs hidden matrices, and linear of this size"),
+        ("gpt", ["train.optimizer=muon", "train.implementation=triton"], "train.optimizer: no fused kernel for 'muon'"),
+        ("mlp", ["train.precision=float16", "train.device=cpu"], "train.precision: float16 needs a GPU"),
+        (
+            "gpt",
+            ["train.implementation=fused", "train.precision=bfloat16", "train.graph=step", "train.device=cpu"],
+            "train.graph: a step is captured as a CUDA graph, which a CPU has none of",
+        ),
+        ("mlp", ["workload=inference", "inference.implementation=sdpa"], "inference.implementation: mlp has no"),
+    ],
+)
+def test_what_no_machine_can_run_is_refused_once_with_the_field(load, family, settings, line) -> None:
+    text = MLP.format(family).replace("200, 300", "1e4, 2e4" if family == "gpt" else "200, 300")
+    (found,) = refused(load, text, *settings)
+    assert line in found
+
+
+def test_what_another_machine_could_run_is_planned(load) -> None:
+    """The trial ends as unsupported where there is no GPU."""
+    settings = ['train.precision=["float16", "float32"]', 'train.device=["auto", "cuda"]']
+    assert len(plan(load(MLP.format("mlp").replace("200, 300", "1e4, 2e4"), *settings))) == (
+        4 if torch.cuda.is_available() else 8
+    )
 
 
 def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:

@@ -306,7 +306,7 @@ def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> N
 
 
 def test_float16_is_unsupported_on_a_cpu_with_the_reason(tmp_path: Path) -> None:
-    trial = planned(tmp_path, "train.precision=float16", "train.device=cpu").trial
+    trial = planned(tmp_path, "train.precision=float16").trial.model_copy(update={"device_kind": "cpu"})
     with pytest.raises(Unsupported, match="float16 training needs a GPU"):
         trainable_device(trial)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
+MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -132,4 +133,6 @@ def _percent(error: float) -> str:
 def _points(trials: pd.DataFrame, column: str, size: str) -> pd.DataFrame:
     points = pd.DataFrame({"x": numeric(trials, size), "y": numeric(trials, column)})
     points = points[(points["x"] > 0) & (points["y"] > 0)]
+    if len(points) > MAX_POINTS:  # sorted by size
+        points = points.iloc[np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int)]
     return points.assign(config=points["x"].map("{:.0f}".format)).reset_index(drop=True)

@@ -103,6 +103,9 @@ def run(
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
     engine: str = "local",
+    slots: Annotated[
+        str | None, Parameter(help="GPUs of this machine to use, such as gpu=4 (default: all of them).")
+    ] = None,
     fail_fast: Annotated[
         bool, Parameter(negative="--keep-going", help="Stop at the first trial that does not end ok; or go on.")
     ] = False,
@@ -127,14 +130,16 @@ def run(
     Parameters
     ----------
     jobs:
-        Number of trials to run at the same time (default: one per core on a CPU, one on a GPU).
+        Number of trials to run at the same time (default: one per core on a CPU, one per GPU).
     engine:
         Where trials run: local is this machine, ray a Ray cluster (that at RAY_ADDRESS, or an embedded one), slurm job
         arrays.
     """
-    from scalebench.cli.commands.sweeps import RunOptions, run_study, statuses
+    from scalebench.cli.commands.sweeps import RunOptions, gpu_slots, run_study, statuses
 
-    options = RunOptions(jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report, with_parents)
+    options = RunOptions(
+        jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report, with_parents, slots=gpu_slots(slots)
+    )
     return run_study(study, settings, results, options, as_json=as_json)
 
 

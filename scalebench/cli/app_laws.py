@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
-from scalebench.cli.options import Json, Law, Number, Points, Quantity, Where
+from scalebench.cli.options import Bytes, Json, Law, Number, Points, Quantity, Seconds, Where
 
 Inputs = Annotated[
     list[str],
@@ -97,10 +97,15 @@ def predict(
     params: Number = None,
     tokens: Number = None,
     inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
+    max_loss: Number = None,
+    max_bytes: Bytes = None,
+    max_latency: Seconds = None,
     where: Where = None,
     as_json: Json = False,
 ) -> int:
     """Predict loss, time, memory, compute, data and storage of a model size from measured trials, or loss from a fit.
+
+    With --max-loss: the cheapest model that is good enough, among all trials of a results folder and what laws predict.
 
     Parameters
     ----------
@@ -112,12 +117,23 @@ def predict(
         Training tokens D; by default as many as the trials used at this size.
     inputs:
         Another input of a fitted law, as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; repeatable.
+    max_loss:
+        Find the model of the fewest FLOPs, those of all its parents included, with at most this loss in nats.
+    max_bytes:
+        With --max-loss: at most this size of the weights, such as 40k, 40kB or 64KiB.
+    max_latency:
+        With --max-loss: at most this time of a forward pass of a batch of one, such as 2ms.
     where:
         Keep only trials that match this expression, such as "implementation == 'sdpa'".
     """
     from scalebench.cli.commands import fit as fitting
     from scalebench.cli.commands import predict as command
 
+    limits = {"--max-loss": max_loss, "--max-bytes": max_bytes, "--max-latency": max_latency}
+    if any(value is not None for value in limits.values()):
+        from scalebench.cli.commands import cheapest
+
+        return cheapest.run_cheapest(source, limits, {"--params": params, "--tokens": tokens}, where, as_json=as_json)
     others = fitting.assigned("--input", inputs)
     return command.run_predict(source, params, tokens, others, where, as_json=as_json)
 

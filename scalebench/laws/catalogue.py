@@ -9,6 +9,9 @@ import numpy as np
 
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.laws.forms import FitRefused, Law, Naming
+from scalebench.laws.precision import PRECISION
+from scalebench.laws.sparsity import SPARSITY, SPARSITY_OF_ONE_LENGTH
+from scalebench.laws.transfer import TRANSFER
 
 Values = Mapping[str, Any]
 EXPONENT = (0.01, 3.0)
@@ -281,6 +284,10 @@ LAWS: dict[str, Law] = {
             same=("t0",),
         ),
     ),
+    "precision": PRECISION,
+    "sparsity": SPARSITY,
+    "sparsity_one_length": SPARSITY_OF_ONE_LENGTH,
+    "transfer": TRANSFER,
 }
 
 

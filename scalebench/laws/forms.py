@@ -50,8 +50,9 @@ class Law:
     also called with complex exponents, but no `abs`, `max` or comparison of exponents.
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
-    `same_unit` maps an input to another with the same unit; it need not vary on its own. `naming` is for laws whose
-    published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
+    `same_unit` maps an input to another with the same unit; it need not vary on its own. `by_difference` names inputs
+    in the exponent of e, as bits are: how far they vary is their difference, not their ratio. `naming` is for laws
+    whose published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
     geometric means.
     """
 
@@ -67,6 +68,7 @@ class Law:
     offset: str | None = None
     positions: Mapping[str, str] = field(default_factory=dict)
     same_unit: Mapping[str, str] = field(default_factory=dict)
+    by_difference: tuple[str, ...] = ()
     naming: Naming | None = None
 
     @property

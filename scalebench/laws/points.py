@@ -94,7 +94,7 @@ def check_design(law: Law, points: Points, free: int) -> None:
         )
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
-        spread = float(np.exp(np.ptp(log)))
+        spread = float(np.exp(np.ptp(np.exp(log) if name in law.by_difference else log)))
         if spread <= MINIMUM_SPREAD:
             raise FitRefused(
                 f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {MINIMUM_SPREAD:g}: widen it"

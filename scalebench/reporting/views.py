@@ -115,9 +115,10 @@ def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = Fal
     The attempt's folder is left out: it is a path on one machine.
     """
     rows = rows.drop(columns="attempt_dir", errors="ignore")
-    records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-    yield from _embedded(f"{name}.csv", "text/csv", rows.to_csv(index=False), limit, compress=compress)
-    if not compress:
+    table = rows.to_csv(index=False)
+    yield from _embedded(f"{name}.csv", "text/csv", table, limit, compress=compress)
+    if not compress and len(table) <= limit:  # the names of the columns are in each row: it is never smaller
+        records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
         yield from _embedded(f"{name}.json", "application/json", records, limit)
 
 

@@ -38,6 +38,8 @@ def settle(attempt: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     path = attempt / "placement.json"
     placement = read_json(path) if path.exists() else {}
     assigned, resources = placement.get("cpus") or [], header["resources"]
+    if placement.get("gpus"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(placement["gpus"])
     pin(assigned)
     cpus = usable_cpus()
     confirmed = not assigned or not hasattr(os, "sched_getaffinity") or set(cpus) == set(assigned)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -16,12 +14,14 @@ from scalebench.errors import InputError, StudyError, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
+from scalebench.running.devices import device_kind
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.running.shipped import find_study
 from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
+from scalebench.workloads.heads import task_of
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,24 @@ def _name_lines(study: Study) -> Iterator[str]:
 
 
 def _parent_lines(study: Study) -> Iterator[str]:
-    """Yield a line for what [from] cannot be in this study."""
-    if study.parents is None:
+    """Yield a line for what the parents cannot be in this study."""
+    source = study.parents
+    if source is None:
         return
-    if not WORKLOADS[study.workload].TAKES_WEIGHTS:
+    if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
-    if study.parents.study == study.name:
-        yield f"from.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
+    if source.study == study.name:
+        own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
+        yield f"{source.KEY}.study: {own}"
     for key in ("model.params", "model.size"):
-        if key in study.axes():
+        if study.start is not None and key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
     try:
-        if study.parents.where is not None:
-            parse(study.parents.where)
+        if source.where is not None:
+            parse(source.where)
     except WhereError as error:
-        yield f"from.where: {error}"
+        yield f"{source.KEY}.where: {error}"
 
 
 def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
@@ -128,17 +130,22 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     lines += _checkpoint_lines(study, trials.values())
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
-    if lines:
-        raise StudyError([f"{study.origin}: {line}" for line in lines])
+    if lines:  # seeds and rates have the same ones
+        raise StudyError([f"{study.origin}: {line}" for line in dict.fromkeys(lines)])
     return list(trials.values())
 
 
 def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[str]:
     """Yield a line for checkpoints that a trial cannot keep."""
-    steps, trials = study.run.checkpoint_steps, list(trials)
+    steps, trials, workload = study.run.checkpoint_steps, list(trials), WORKLOADS[study.workload]
+    for key in ("checkpoint_every_steps", "checkpoint_every_s"):
+        if getattr(study.run, key) and not any(column.name == "resumed_from_step" for column in workload.COLUMNS):
+            yield f"run.{key}: trials of the workload {study.workload!r} begin anew when interrupted; leave it out"
+        elif getattr(study.run, key) and any(getattr(trial.trial.spec, "parallel", "") == "fsdp" for trial in trials):
+            yield f'run.{key}: trials with parallel = "fsdp" begin anew when interrupted; use "ddp", or leave it out'
     if steps and any(trial.cost.processes > 1 for trial in trials):
         yield "run.checkpoint_steps: trials of several processes keep no checkpoints; leave it out"
-    if steps and "state_sha256" not in WORKLOADS[study.workload].KEEPS:
+    if steps and "state_sha256" not in workload.KEEPS:
         yield f"run.checkpoint_steps: the workload {study.workload!r} keeps no state to branch from; leave it out"
     elif steps and max(steps) > (shortest := min((trial.steps for trial in trials), default=max(steps))):
         yield f"run.checkpoint_steps: {max(steps)} is beyond the {shortest} steps of the shortest trial"
@@ -170,32 +177,34 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     requested.pop("family", None)
     source = data.pop("source", FAMILIES[name].DATA)
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
-    configure = partial(_configured, name, tuple(model.items()), opening)
-    request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(request)
     opened = open_data(*opening)
+    about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
+    configure = partial(_configured, name, tuple(model.items()), opening)
+    request = Request(name, values, configure, opened, about, device=device)
+    decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
         workload=workload_name,
         family=name,
         model=asdict(decided.config),
         spec=decided.spec,
-        data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
+        data=about,
         parent=None if parent is None else parent.identity,
-        device_kind=_device_kind(device),
+        device_kind=device_kind(device),
     )
     if reason := unserved(trial):
         raise InputError(f"model.{reason}; choose another implementation, or exclude the combination")
     _check_task(trial, decided.config, opened)
     if parent is not None:
         parent.check_held_out(trial, opened)
-        parent.check_fits(trial.model, decided.config)
+        start = decided.config if decided.starts_as is None else decided.starts_as
+        parent.check_fits(asdict(start), start)
     return PlannedTrial(trial_id(trial), trial, requested, decided.counts, workload.cost(trial, decided.counts), parent)
 
 
 def _check_task(trial: Trial, config: Any, data: Data) -> None:
     """Refuse data that the model cannot take, before any trial starts."""
     try:
-        FAMILIES[trial.family].task(config, data, trial.data, trial.spec).check()
+        task_of(trial, config, data).check()
     except InputError as error:
         raise _at_model(error) from error
     except ValueError as error:
@@ -231,31 +240,6 @@ def _configured(
     return config, family.count(config, length)
 
 
-@lru_cache(maxsize=1)
-def _cuda_usable() -> bool:
-    """Whether torch can use a CUDA device. Importing torch takes seconds, so it is asked only if there is a driver."""
-    if "torch" not in sys.modules and not _has_driver():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _has_driver() -> bool:
-    """Whether this machine has the library of NVIDIA's driver."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _device_kind(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if _cuda_usable() else "cpu"
-
-
 def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str, Any]:
     """Return what the attempt's ``trial.json`` holds: all that a worker needs, and the columns of its record."""
     trial, parent = planned.trial, planned.parent
@@ -286,6 +270,8 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "command": command,
         "checkpoint": study.run.checkpoint,
         "checkpoint_steps": list(study.run.checkpoint_steps),
+        "checkpoint_every_steps": study.run.checkpoint_every_steps,
+        "checkpoint_every_s": study.run.checkpoint_every_s,
         "memory": study.run.memory,
         "parent_dir": parent and str(parent.attempt.resolve()),
         "parent_trial": parent and parent.trial.model_dump(),

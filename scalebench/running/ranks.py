@@ -36,6 +36,8 @@ Row = dict[str, Any]
 
 def run_processes(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
     """Run a trial in its ``processes``, write its record and return its status."""
+    for path in ranks_written(attempt):  # before Slurm requeued this attempt
+        path.unlink()
     failures = launch(attempt, header["resources"]["processes"])
     rows = {int(path.stem.partition("-")[2]): read_json(path) for path in ranks_written(attempt)}
     row = rows[0] if not failures else failed_row(attempt, header, placement, rows, failures)
@@ -83,8 +85,11 @@ def failed_row(
     """Return the record of a trial that failed: of the process whose error it was, not of one that lost its peer."""
     signalled = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     wrong = [rank for rank, row in rows.items() if row["status"] != "ok"]
-    if not signalled and wrong:
-        first = wrong[0]  # the rows are in the order they were written
+    # A process that lost its peer fails; whatever else a row says (diverged, oom, ...) was that process' own end, after
+    # which the others may be stopped by a signal.
+    own = [rank for rank in wrong if rows[rank]["status"] != "failed"]
+    if own or (wrong and not signalled):
+        first = (own or wrong)[0]  # the rows are in the order they were written
         return rows[first] | {"error_message": f"process {first}: {rows[first]['error_message']}"}
     known = next(iter(rows.values()), {"timing_exclusive": placement["exclusive"], **header["identity"]})
     rank, code = next(iter(signalled.items() or [(rank, failure.exitcode) for rank, failure in failures.items()]))

@@ -93,6 +93,7 @@ def execute(
     *,
     jobs: int | None = None,
     engine: str = "local",
+    slots: int | None = None,
     order: str = "auto",
     tick: Tick = no_tick,
 ) -> Generator[dict[str, Any]]:
@@ -103,7 +104,7 @@ def execute(
     the iterator stops the workers; their trials count as missing again. Raises ``InputError`` for an unknown engine,
     and for one that cannot run the trials.
     """
-    placing = find_engine(engine)
+    placing = find_engine(engine, slots)
     if missing := sweep.missing:
         placing.check([resources_of(planned, study) for planned in missing])
     save_study(sweep, study)

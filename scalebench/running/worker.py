@@ -19,6 +19,8 @@ from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record
 
+SETTLED = ("ok", "diverged")  # another attempt would end as this one did
+
 if TYPE_CHECKING:
     from scalebench.study import Trial
     from scalebench.workloads.recorder import Recorder
@@ -46,6 +48,10 @@ def main(folder: str) -> int:
         status = run_processes(attempt, header, placement)
     else:
         status = run_trial(attempt, header, placement)
+    if status in SETTLED:
+        from scalebench.workloads.resuming import delete_snapshots
+
+        delete_snapshots(attempt.parent)
     return 0 if status == "ok" else 1
 
 
@@ -73,7 +79,8 @@ def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         print(f"out of memory: again with {trial.spec.accumulation} micro-batches", file=sys.stderr)
         outcome = attempt_trial(trial, recorder)
         recorder.columns["accumulation"] = trial.spec.accumulation
-    recorder.columns["wall_time_s"] = recorder.age_s()
+    if not recorder.columns.get("resumed_from_step"):  # else most of the trial's time was another process'
+        recorder.columns["wall_time_s"] = recorder.age_s()
     recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
     return row | {"invalid_reason": invalid_reason(row)}
@@ -115,7 +122,12 @@ def status_of(error: Exception) -> str:
 
 
 def invalid_reason(row: dict[str, Any]) -> str | None:
-    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits."""
+    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits.
+
+    A reason that the workload recorded comes first.
+    """
+    if row.get("invalid_reason"):
+        return str(row["invalid_reason"])
     if (row.get("mfu") or 0) > 1:
         return f"achieved {row['mfu']:.0%} of the peak ({row['peak_source']})"
     negative = [name for name, value in row.items() if name.endswith(("_s", "_bytes")) and (value or 0) < 0]

@@ -15,7 +15,7 @@ from scalebench.families import FAMILIES
 from scalebench.measure import environment
 from scalebench.store import STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
-from scalebench.workloads import finetune, inference, recorder, training
+from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
 from scalebench.workloads.base import Workload, spec_columns
 
 __all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial", "trial_of"]
@@ -24,6 +24,9 @@ WORKLOADS: dict[str, Workload] = {
     "training": training,
     "inference": inference,
     "finetune": finetune,
+    "distill": distill,
+    "quantize": quantize,
+    "prune": prune,
 }
 
 # What is planned of every trial, whatever is done in it.

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scalebench.data import Data
+from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts, Family
 from scalebench.store import Column
+from scalebench.study import DataSpec, Trial
 from scalebench.study import Section as Table
-from scalebench.study import Trial
 
 if TYPE_CHECKING:
     from scalebench.workloads.recorder import Recorder
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+PLAIN = ("eager", "sdpa")  # those that run any module of torch, operation by operation
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
 # Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
@@ -43,17 +46,22 @@ class Configure(Protocol):
 class Request:
     """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
 
-    ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
-    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
-    how many steps lie before the checkpoint that it starts from; None for the end of a run.
+    ``data`` is opened, and ``about`` says which part of it a trial takes. ``values`` holds every field of the table
+    that the file names, and the defaults of the others unless the trial has a ``parent`` (its Trial; ``continues`` if
+    its run goes on). ``branch_step`` is how many steps lie before the checkpoint that it starts from; None for the end
+    of a run. ``device`` is as the file says: with "auto" only the
+    machine that runs the trial knows.
     """
 
     family_name: str
     values: Mapping[str, Any]
     configure: Configure
+    data: Data
+    about: DataSpec
     parent: Trial | None = None
     continues: bool = False
     branch_step: int | None = None
+    device: str = "auto"
 
     @property
     def family(self) -> Family:
@@ -63,11 +71,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Decided:
-    """One trial, decided: its spec, the model's Config and what that costs."""
+    """One trial, decided: its spec, the model's Config and what that costs.
+
+    ``starts_as`` is the Config that the parent's weights must fit, where the trial turns it into another.
+    """
 
     spec: Table
     config: Any
     counts: Counts
+    starts_as: Any = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,18 @@ def offering(capability: str) -> str:
     """Say which families have a capability, for an error message."""
     names = [name for name, family in FAMILIES.items() if capability in family.CAPABILITIES]
     return f"families that can: {', '.join(names)}"
+
+
+def check_served(request: Request, values: Mapping[str, Any], table: str) -> None:
+    """Raise ``InputError`` for an implementation that the family lacks, or a precision that the asked device lacks."""
+    known, asked = request.family.IMPLEMENTATIONS, values["implementation"]
+    if asked not in known:
+        raise InputError(
+            f"{table}.implementation: {request.family_name} has no implementation {asked!r}, it has "
+            f"{', '.join(known)}; exclude the combination"
+        )
+    if values.get("precision") == "float16" and request.device == "cpu":
+        raise InputError(f"{table}.precision: float16 needs a GPU; bfloat16 is the 16-bit format on a CPU")
 
 
 def spec_columns(spec: type[Table]) -> tuple[Column, ...]:

@@ -6,6 +6,7 @@ SHA-256 of both files and to the step count of the whole chain.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,13 @@ def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
 def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:
     """Return whether an attempt kept a checkpoint after each of these numbers of steps."""
     return set(steps) <= set(checkpoints(attempt))
+
+
+def copy_checkpoints(earlier: Path, attempt: Path, done: int) -> None:
+    """Copy the checkpoints of the first ``done`` steps of an interrupted attempt to the one that goes on with it."""
+    if earlier == attempt:
+        return
+    for step, about in checkpoints(earlier).items():
+        if step <= done:
+            shutil.copytree(checkpoint_folder(earlier, step), checkpoint_folder(attempt, step))
+            add_checkpoint(attempt, step, about)

@@ -14,8 +14,6 @@ GRAPHS_OF = {"compile": ("model", "blocks"), "fused": ("blocks", "model", "step"
 
 def decided_graph(name: str, train: Mapping[str, Any]) -> str:
     """Decide ``train.graph`` of a trial; ``InputError`` for a value that its implementation does not have."""
-    if train["implementation"] not in FAMILIES[name].IMPLEMENTATIONS:
-        return "none"  # the trial will end as unsupported
     allowed = GRAPHS_OF.get(train["implementation"], ("none",))
     graph = str(allowed[0] if train["graph"] == "auto" else train["graph"])
     if graph not in allowed:

@@ -18,6 +18,7 @@ from scalebench.workloads.base import (
     Cost,
     Decided,
     Request,
+    check_served,
     offering,
 )
 from scalebench.workloads.inference_spec import InferenceSection, InferenceSpec, call_flops, held_bytes
@@ -60,7 +61,12 @@ if TYPE_CHECKING:
 def decide(request: Request) -> Decided:
     """Decide prompt length and new tokens; a generating family's context holds both."""
     name, values = request.family_name, dict(request.values)
+    check_served(request, values, "inference")
     generates = "generation" in request.family.CAPABILITIES
+    if generates and values["implementation"] == "compile":
+        raise InputError(
+            "inference.implementation: torch.compile would recompile for every length of the cache; use eager or sdpa"
+        )
     if not generates:
         _refuse_generation(name, values)
     if values["beams"] > 1 and values["temperature"] > 0:

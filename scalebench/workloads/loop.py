@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -55,11 +56,13 @@ def train(
     *,
     scaler: GradScaler | None = None,
     first_step: int = 0,
+    done: int = 0,
     stops: Collection[int] = (),
 ) -> int:
     """Train for ``spec.steps`` steps, filling ``losses`` (steps,) and ``clock``; ``check(done)`` may raise Diverged.
 
-    A continued run has the batches and the learning rates from ``first_step`` on. Nothing within a step waits for the
+    A continued run has the batches and the learning rates from ``first_step`` on; ``done`` of the steps were taken by
+    an attempt that was interrupted. Nothing within a step waits for the
     device: ``check`` does, every ``CHECK_EVERY`` steps, after each of ``stops`` and after the last one. Returns how
     many steps the loss scaler of float16 skipped, their gradients being too large for the format.
     """
@@ -67,15 +70,14 @@ def train(
     run = (make_step or Step)(model, optimizer, task, spec, scaler or loss_scaler(device, spec))
     model.train()
     clock.lap()
-    with closing(batches(task, range(first_step, first_step + spec.steps), device)) as coming:
-        for step, batch in enumerate(coming):
+    with closing(batches(task, range(first_step + done, first_step + spec.steps), device)) as coming:
+        for step, batch in enumerate(coming, done):
             clock.data_ready()
             set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
-            done = step + 1
-            if done % CHECK_EVERY == 0 or done == spec.steps or done in stops:
-                check(done)
+            if (taken := step + 1) % CHECK_EVERY == 0 or taken == spec.steps or taken in stops:
+                check(taken)
     return run.skipped
 
 
@@ -154,15 +156,30 @@ def check_risen(first: float, **ends: float) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation results: mean loss and its standard error in nats, and metrics by name."""
+    """Validation results: mean loss and its standard error in nats, and metrics by name.
+
+    ``losses_nats`` (n,) are the losses of the held-out samples, always in the same order, and ``clusters`` (n,) the
+    document or chain of each: what a paired difference of two models needs (``effect``).
+    """
 
     loss_nats: float
     standard_error_nats: float
     metrics: Mapping[str, float]
+    losses_nats: NDArray[np.float64] = field(repr=False)
+    clusters: NDArray[np.int64] = field(repr=False)
+
+
+class Computation(Protocol):
+    """Any Spec: what decides the number format that a model computes in."""
+
+    @property
+    def precision(self) -> str:
+        """One of ``PRECISIONS``."""
+        ...
 
 
 @torch.no_grad()
-def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Validation:
+def validate(model: nn.Module, task: Task, spec: Computation, device: torch.device) -> Validation:
     """Evaluate the model on the held-out sample; the standard error of the loss uses the task's clusters.
 
     Raises ``Diverged`` when the loss is not finite.
@@ -176,7 +193,19 @@ def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device
         parts.append({name: values.double().cpu().numpy() for name, values in judged.items()})
         clusters.append(cluster)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    mean, error = clustered_mean(whole["loss_nats"], np.concatenate(clusters))
+    losses, of = whole["loss_nats"], np.concatenate(clusters)
+    mean, error = clustered_mean(losses, of)
     if not np.isfinite(mean):
         raise Diverged("the validation loss is not finite")
-    return Validation(mean, error, task.metrics(whole))
+    return Validation(mean, error, task.metrics(whole), losses, of)
+
+
+def validation_columns(validation: Validation) -> dict[str, float | None]:
+    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
+    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
+    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
+    return {name: _number(value) for name, value in columns.items()}
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself

@@ -79,6 +79,15 @@ def average_buffers(model: nn.Module) -> None:
             average(buffer)
 
 
+def agree(value: int) -> bool:
+    """Return whether all processes have the same value."""
+    if processes() == 1:
+        return True
+    gathered: list[Any] = [None] * processes()
+    distributed.all_gather_object(gathered, value)
+    return len({*gathered}) == 1
+
+
 def take_turns(action: Callable[[], object]) -> None:
     """Call ``action`` in one process after the other, so that two trials cannot each hold what the other waits for."""
     for turn in range(processes()):

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 HEARTBEAT_EVERY_S = 1.0
 COLUMNS = (
     Column("startup_time_s", "s", "from the start of the process to the first measured step (waiting for a GPU apart)"),
-    Column("wall_time_s", "s", "from the start of the process to the end of the trial (waiting for a GPU apart)"),
+    Column(
+        "wall_time_s",
+        "s",
+        "from the start of the process to the end of the trial (waiting for a GPU apart); null if resumed",
+    ),
     Column("timing_exclusive", "", "whether the trial had its cores, or the GPU, to itself"),
     Column("others_cpu_share", "1", "share of the time of the trial's cores that other processes used"),
     Column("peak_flops_per_s", "FLOP/s", "peak rate of the device at the trial's precision"),
@@ -62,6 +66,21 @@ class Recorder:
     def checkpoint_steps(self) -> tuple[int, ...]:
         """After how many steps weights and state are kept (``run.checkpoint_steps``)."""
         return tuple(self.header.get("checkpoint_steps", ()))
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether the study wants a trial to go on where it was interrupted."""
+        return bool(self.header.get("checkpoint_every_steps") or self.header.get("checkpoint_every_s"))
+
+    def snapshot_steps(self, steps: int) -> Sequence[int]:
+        """Return after how many of ``steps`` steps a snapshot is due (``run.checkpoint_every_steps``)."""
+        every = self.header.get("checkpoint_every_steps")
+        return range(every, steps, every) if every else ()
+
+    def snapshot_due(self, done: int, since_s: float) -> bool:
+        """Return whether to write a snapshot after ``done`` steps, ``since_s`` seconds after the last one."""
+        every, every_s = self.header.get("checkpoint_every_steps"), self.header.get("checkpoint_every_s")
+        return bool((every and done % every == 0) or (every_s and since_s >= every_s))
 
     @property
     def memory_method(self) -> str:

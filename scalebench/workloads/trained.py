@@ -12,6 +12,7 @@ from scalebench.store import StoreError
 from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.building import build_model, configuration
+from scalebench.workloads.classifier import with_head
 from scalebench.workloads.weights import WEIGHTS, load_weights
 
 
@@ -24,7 +25,7 @@ def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
     check_size(trial, attempt)
     # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
-    model = build_model(trial, torch.device("cpu"), plain)
+    model = with_head(build_model(trial, torch.device("cpu"), plain), trial)
     load_weights(model, attempt)
     return trial, model.eval()
 

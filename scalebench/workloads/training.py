@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
-from scalebench.families import Counts
+from scalebench.families import FAMILIES, Counts
 from scalebench.measure import clock, energy, memory
-from scalebench.optim.optimizers import OPTIMIZERS
+from scalebench.optim.fused import FUSED
+from scalebench.optim.optimizers import OPTIMIZERS, hidden_matrices
 from scalebench.store import Column
 from scalebench.study import Trial
 from scalebench.tasks import METRIC_COLUMNS
 from scalebench.workloads.base import (
     DEFAULT_SEQUENCE_LENGTH,
+    KERNELS,
     SIZE_COLUMNS,
     Cost,
     Decided,
     Request,
+    check_served,
     offering,
     step_flops,
 )
@@ -55,6 +59,7 @@ COLUMNS = (
     *memory.SPLIT_COLUMNS,
     Column("attention_backend", "", "what computes attention"),
     Column("checkpoint_bytes", "B", "size of parameters, buffers and optimizer state"),
+    Column("weight_bytes", "B", "size of parameters and persistent buffers"),
     Column("weights_file_bytes", "B", "size of weights.safetensors, where the study keeps weights (run.checkpoint)"),
     Column("weights_sha256", "", "SHA-256 of weights.safetensors"),
     Column("state_sha256", "", "SHA-256 of state.safetensors: optimizer state, step, random number generators"),
@@ -62,6 +67,10 @@ COLUMNS = (
     Column("samples_seen", "1", "samples trained on, those of the parent's run included where it is continued"),
     Column("tokens_seen", "1", "tokens trained on, those of the parent's run included where it is continued"),
     Column("epochs_seen", "1", "passes over the training data"),
+    Column(
+        "resumed_from_step", "1", "steps that earlier, interrupted attempts took; times are of the steps after them"
+    ),
+    Column("resumed_attempts", "1", "earlier attempts whose steps count"),
     Column("first_step", "1", "number of the first step: 0, or where the continued run of the parent ended"),
 )
 
@@ -70,6 +79,7 @@ def decide(request: Request) -> Decided:
     """Decide a trial's steps, learning rate, weight decay and graph; a continued run goes on as its parent did."""
     name, family = request.family_name, request.family
     values = _filled(request)
+    check_served(request, values, "train")
     length = values["sequence_length"] = _sequence_length(request, values.get("sequence_length"))
     config, counts = request.configure(length)
     budget = {key: values.pop(key) for key in BUDGETS if key in values} or _decay_steps(request, values)
@@ -79,6 +89,7 @@ def decide(request: Request) -> Decided:
         values["learning_rate"] = family.learning_rate(config) * optimizer.rate_factor
     values.setdefault("weight_decay", optimizer.weight_decay)
     values["graph"] = decided_graph(name, values)
+    _check_update(request, config, values)
     # A setting without effect would make two trials of one.
     values["gradient_sums"] &= values["implementation"] == "fused" and values["precision"] != "float32"
     if values["accumulation"] > (size := values["batch_size"]):
@@ -87,6 +98,29 @@ def decide(request: Request) -> Decided:
         raise InputError(f"train.checkpointing: {name} has no blocks to recompute; {offering('checkpointing')}")
     values["parallel"] = decided_parallel(values, continues=request.continues)
     return Decided(TrainSpec.model_construct(**values), config, counts)
+
+
+def _check_update(request: Request, config: Any, values: dict[str, Any]) -> None:
+    """Refuse an optimizer that cannot train this model or has no fused kernel, and a CUDA graph on a CPU."""
+    optimizer = values["optimizer"]
+    if values["implementation"] in KERNELS and optimizer not in FUSED:
+        raise InputError(f"train.optimizer: no fused kernel for {optimizer!r}; there are {', '.join(FUSED)}")
+    if optimizer == "muon" and not _has_hidden_matrices(request.family_name, config):
+        raise InputError(
+            f"train.optimizer: muon needs hidden matrices, and {request.family_name} of this size has none; "
+            "use another optimizer, or exclude the combination"
+        )
+    if values["graph"] == "step" and request.device == "cpu":
+        raise InputError('train.graph: a step is captured as a CUDA graph, which a CPU has none of; use "blocks"')
+
+
+@lru_cache(maxsize=4096)
+def _has_hidden_matrices(family: str, config: Any) -> bool:
+    """Return whether a model has parameters for Muon. Imports torch."""
+    import torch
+
+    with torch.device("meta"):
+        return bool(hidden_matrices(FAMILIES[family].build(config, "eager")))
 
 
 def _filled(request: Request) -> dict[str, Any]:
@@ -99,7 +133,7 @@ def _filled(request: Request) -> dict[str, Any]:
     parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
-    if isinstance(parent, TrainSpec):
+    if isinstance(parent, TrainSpec) and request.family.SEQUENCES:
         defaults["sequence_length"] = parent.sequence_length
     if request.continues:
         if not isinstance(parent, TrainSpec):

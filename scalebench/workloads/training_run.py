@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from scalebench.families import FAMILIES, Counts
 from scalebench.measure import memory
-from scalebench.measure.clock import StepClock, time_columns, warm_mask
+from scalebench.measure.clock import StepClock, time_columns
 from scalebench.measure.energy import EnergyMeter
 from scalebench.optim.fused import FUSED
 from scalebench.optim.optimizers import build_optimizer
@@ -30,10 +31,21 @@ from scalebench.workloads.building import (
 )
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
-from scalebench.workloads.loop import Validation, check_finite, check_risen, loss_scaler, train, validate
+from scalebench.workloads.loop import (
+    Step,
+    Validation,
+    check_finite,
+    check_risen,
+    loss_scaler,
+    train,
+    validate,
+    validation_columns,
+)
 from scalebench.workloads.recorder import Recorder
+from scalebench.workloads.resuming import Snapshot, Standing, find_snapshot, write_snapshot
 from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
+from scalebench.workloads.training_columns import RESUMED_ENERGY, rate_columns, samples_frame
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
 
@@ -48,12 +60,18 @@ def run(trial: Trial, recorder: Recorder) -> None:
 
 
 class TrainingRun:
-    """A training trial under way. ``start`` is the state of the parent's run where that is continued."""
+    """A training trial under way.
+
+    ``start`` is the state of the parent's run where that is continued, ``resumed`` that of an attempt at this trial
+    that was interrupted.
+    """
 
     def __init__(self, trial: Trial, recorder: Recorder) -> None:
         self.trial, self.recorder, self.columns = trial, recorder, recorder.columns
         self.spec: TrainSpec = trial.spec
         self.start = TrainState()
+        self.resumed = Snapshot()
+        self.saved_s = time.monotonic()  # when the last snapshot was written
         self.clock: StepClock | None = None
         self.losses: torch.Tensor | None = None
         self.checked = 0  # steps whose losses are those of the whole batch
@@ -71,7 +89,7 @@ class TrainingRun:
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
-        self.columns |= validation_columns(validation)
+        self.columns |= self.outcome(running, validation)
         self.check_risen(validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
@@ -87,11 +105,14 @@ class TrainingRun:
         family, config = FAMILIES[self.trial.family], configuration(self.trial)
         if (parent := self.trial.parent) is not None and parent.state_sha256 is not None:
             self.start = read_state(Path(self.recorder.header["parent_dir"]), parent.state_sha256)
-        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
-        counts = family.count(config, self.spec.sequence_length)
+        task, counts = self.open_task(config), family.count(config, self.spec.sequence_length)
         self.columns |= size_columns(counts, task, self.spec, self.start.samples_seen)
         self.columns["first_step"] = self.start.step
         return task
+
+    def open_task(self, config: Any) -> Task:
+        """Return the task of the trial's model and data."""
+        return FAMILIES[self.trial.family].task(config, planned_data(self.trial), self.trial.data, self.spec)
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """Return model and optimizer of the trial: initialised, or as the parent left them."""
@@ -106,9 +127,8 @@ class TrainingRun:
 
     def build(self, device: torch.device) -> nn.Module:
         """Return the trial's model with initial weights, or its parent's."""
-        model = build_model(self.trial, device)
-        if (parent := self.trial.parent) is not None:
-            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        model = initial_model(self.trial, self.recorder, device)
+        self.columns["weight_bytes"] = memory.weight_bytes(model)
         return model
 
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
@@ -120,19 +140,40 @@ class TrainingRun:
         energy = EnergyMeter(device)
         self.scaler = loss_scaler(device, spec)
         self.start.restore_generators(self.scaler)
+        self.resume(running, losses)
         memory.reset_peaks(device)
         self.columns["startup_time_s"] = self.recorder.age_s()
         energy.start()
         with running.attention():
             skipped = train(
-                running.compiled, running.optimizer, task, spec, clock, losses, self.check, running.make_step,
-                scaler=self.scaler, first_step=self.start.step, stops=self.recorder.checkpoint_steps,
+                running.compiled, running.optimizer, task, spec, clock, losses, self.check, self.make_step,
+                scaler=self.scaler, first_step=self.start.step, done=self.resumed.done,
+                stops={*self.recorder.checkpoint_steps, *self.recorder.snapshot_steps(spec.steps)},
             )  # fmt: skip
-        self.columns |= energy.columns()
+        self.columns |= RESUMED_ENERGY if self.resumed.done else energy.columns()
         self.columns |= time_columns(clock) | memory.peak_columns(device)
         self.columns["skipped_steps"] = skipped if spec.precision == "float16" else None
         self.columns["train_loss_nats"] = float(losses[-max(1, spec.steps // 20) :].mean())
         return rng_state(device)
+
+    def resume(self, running: Running, losses: torch.Tensor) -> None:
+        """Go on where an earlier attempt at this trial was interrupted, if it left a snapshot."""
+        if self.recorder.snapshots:
+            attempt = self.recorder.attempt if parallel.rank() == 0 else self.recorder.attempt.parent
+            snapshot = find_snapshot(attempt, self.trial)
+            if parallel.agree(snapshot.done):
+                self.resumed = snapshot
+        self.resumed.restore(running.model, running.optimizer, self.scaler, losses)
+        if running.copy is not None:
+            running.copy.refresh()
+        self.checked = done = self.resumed.done
+        self.columns |= {"resumed_from_step": done or None, "resumed_attempts": self.resumed.attempts}
+
+    def make_step(self, *arguments: Any) -> Step:
+        """Return the object that takes the training steps."""
+        self.step = self.running.make_step(*arguments)
+        self.step.skipped = self.resumed.skipped
+        return self.step
 
     def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, torch.Tensor]) -> None:
         """Write weights and state, so that another trial can start from them; of several processes the first does."""
@@ -148,11 +189,24 @@ class TrainingRun:
         """Write weights and state after ``done`` steps; the time that this takes is in that of the next step."""
         attempt, end = self.recorder.attempt, self.start.step + done
         folder = checkpoint_folder(attempt, done)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # of this attempt before it was requeued
         weights_sha256, _ = save_weights(self.running.model, folder)
         samples, rng = self.start.samples_seen + done * self.spec.batch_size, rng_state(self.running.device)
         state_sha256 = save_state(folder, self.running.optimizer, self.scaler, rng, end, samples)
         add_checkpoint(attempt, done, {"weights_sha256": weights_sha256, "state_sha256": state_sha256, "end": end})
+
+    def snapshot(self, done: int) -> None:
+        """Write what the next attempt goes on from if this one is interrupted."""
+        running, losses = self.running, self.losses
+        assert losses is not None
+        samples = self.start.samples_seen + done * self.spec.batch_size
+        standing = Standing(
+            running.model, running.optimizer, self.scaler, rng_state(running.device), losses[:done], done,
+            self.start.step + done, samples, self.resumed.attempts, self.step.skipped,
+        )  # fmt: skip
+        if parallel.rank() == 0:
+            write_snapshot(self.recorder.attempt, self.trial, standing)
+        self.saved_s = time.monotonic()
 
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category, measured as the study asks; of a working copy from its tensors alone."""
@@ -174,30 +228,39 @@ class TrainingRun:
         check_finite(losses, done)
         if done in self.recorder.checkpoint_steps:
             self.checkpoint(done)
+        if done < self.spec.steps and self.recorder.snapshot_due(done, time.monotonic() - self.saved_s):
+            self.snapshot(done)
+
+    def outcome(self, running: Running, validation: Validation) -> dict[str, Any]:  # noqa: ARG002 - for workloads
+        """Return the columns of the validation after the last step."""
+        return validation_columns(validation)
 
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
         Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
         """
-        assert self.losses is not None
         if self.trial.parent is None:
+            assert self.losses is not None
             first, training = float(self.losses[0]), self.columns["train_loss_nats"]
             check_risen(first, training=training, validation=validation.loss_nats)
 
     def save_samples(self) -> None:
-        """Write loss and time of the finished steps to steps.parquet."""
+        """Write loss and time of the finished steps to steps.parquet; no times of steps before an interruption."""
         if self.clock is None or self.losses is None or not (times := self.clock.step_times_s()).size:
             return
-        import pandas as pd
-
-        frame = pd.DataFrame({"step": range(self.start.step, self.start.step + times.size)})
         if self.spec.processes > 1:
             self.losses[self.checked :] = torch.nan  # those of this process' own rows
-        frame["train_loss_nats"] = self.losses[: times.size].float().cpu().numpy()
-        frame["step_time_s"], frame["data_time_s"] = times, self.clock.data_times_s()
-        frame["warm"] = warm_mask(times.size)
+        frame = samples_frame(self.losses, times, self.clock.data_times_s(), self.start.step, self.resumed.done)
         self.recorder.save_samples("steps.parquet", frame)
+
+
+def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
+    """Return the trial's model with initial weights, or its parent's."""
+    model = build_model(trial, device)
+    if trial.parent is not None:
+        load_weights(model, Path(recorder.header["parent_dir"]), trial.parent.weights_sha256)
+    return model
 
 
 def trainable_device(trial: Trial) -> torch.device:
@@ -213,17 +276,6 @@ def trainable_device(trial: Trial) -> torch.device:
     return device
 
 
-def validation_columns(validation: Validation) -> dict[str, float | None]:
-    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
-    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
-    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
-    return {name: _number(value) for name, value in columns.items()}
-
-
-def _number(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself
-
-
 def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:
     """Return what the trial's size alone decides; ``samples_before`` were seen by the parent's run."""
     samples = samples_before + spec.steps * spec.batch_size
@@ -236,17 +288,3 @@ def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: in
         "tokens_seen": tokens,
         "epochs_seen": epochs,
     }
-
-
-def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: float | None) -> dict[str, Any]:
-    """Return throughput and efficiency at the median step time; no mfu without a known peak."""
-    step_time = columns.get("step_time_median_s")
-    if not step_time:
-        return {}
-    achieved = columns["flops_per_step"] / step_time
-    rates = {"samples_per_s": spec.batch_size / step_time, "achieved_flops_per_s": achieved}
-    if spec.sequence_length:
-        rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
-    if peak_flops_per_s:
-        rates["mfu"] = achieved / (peak_flops_per_s * spec.processes)
-    return rates

@@ -10,6 +10,7 @@ from scalebench.cli.output import say
 from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
+from scalebench.workloads import trial_of
 from scalebench.workloads.weights import WEIGHTS
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def run_generate(results: Path, trial: str, request: Request) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``."""
     request.check()
     attempt = find_weights(results, trial)
+    if (reason := getattr(trial_of(attempt).spec, "changed_form", None)) is not None:
+        raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
     from scalebench.workloads.building import configuration
     from scalebench.workloads.completion import WRITERS
     from scalebench.workloads.trained import load_trained

@@ -36,6 +36,16 @@ def statuses(text: str) -> list[str]:
     return names
 
 
+def gpu_slots(text: str | None) -> int | None:
+    """Read ``gpu=4``; ``StudyError`` for anything else."""
+    if text is None:
+        return None
+    name, _, number = text.partition("=")
+    if name != "gpu" or not (number.isascii() and number.isdigit() and 0 < int(number) < 1000):
+        raise StudyError([f"--slots: expected gpu=N with a number of GPUs, such as gpu=4 (given {text!r})"])
+    return int(number)
+
+
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
@@ -57,6 +67,7 @@ class RunOptions:
     report: bool = False
     with_parents: bool = False
     verdict: bool = True
+    slots: int | None = None
 
 
 def run_study(name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool) -> int:
@@ -65,7 +76,7 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
     from scalebench.running.engines import find_engine
     from scalebench.running.planning import load_study
 
-    find_engine(options.engine)
+    find_engine(options.engine, options.slots)
     study = load_study(name, settings)
     store.check_writable(results)
     codes = []
@@ -115,7 +126,10 @@ def _execute(sweep: Sweep, study: Study, options: RunOptions, page: LivePage | N
     labels = {trial.trial_id: _label(trial) for trial in sweep.missing}
     with Progress(quiet=as_json) as display:
         progress = SweepProgress(expected, display, labels)
-        rows = execute(sweep, study, jobs=options.jobs, engine=options.engine, order=options.order, tick=progress.tick)
+        rows = execute(
+            sweep, study, jobs=options.jobs, engine=options.engine, slots=options.slots, order=options.order,
+            tick=progress.tick,
+        )  # fmt: skip
         with contextlib.closing(rows):
             for row in rows:
                 progress.finish(row, as_json=as_json)

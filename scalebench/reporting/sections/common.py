@@ -13,11 +13,13 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.reporting.figures.after_training import OF_STUDY
+from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
-from scalebench.reporting.tables import Cell, Table, environment_table, number, table, word
+from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
 from scalebench.store import left_out_line, planned_ids
 
@@ -84,7 +86,8 @@ class StudySection:
 
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
-    ``tables`` yields further tables for ``template``.
+    ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
+    the published findings that it tests (``reporting.outcomes``).
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -94,6 +97,7 @@ class StudySection:
     methods: tuple[str, ...]
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
+    outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
@@ -128,7 +132,7 @@ class StudySection:
             counts=counts(study),
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
-            figures=draw_figures(name, specs, study),
+            figures=draw_figures(name, (*specs, *OF_STUDY), study),
             strip=_strip(study),
             axes=axes_table(definition),
             problems=problems_table(study),
@@ -248,10 +252,10 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
     measured = [column for column in columns if numeric(frame, column.name).notna().any()]
     values = {column.name: numeric(frame, column.name).to_numpy() for column in measured}
     rows = []
-    for i, (_, row) in enumerate(frame.iterrows()):
+    for i, (_, row) in enumerate(frame.iloc[:MAX_ROWS].iterrows()):
         size = (f"{row[N]:,.0f}", float(row[N])) if present(row[N]) else word(None)
         cells = [number(values[c.name][i], c.unit, c.digits) for c in measured]
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
-    return table("Every trial, by size.", titles, rows)
+    return table("Every trial, by size.", titles, rows, total=len(frame))

@@ -15,8 +15,15 @@ ENGINES: dict[str, Engine] = {
 }
 
 
-def find_engine(name: str) -> Engine:
-    """Return an engine by name; raises ``InputError`` with the known names and a suggestion."""
+def find_engine(name: str, slots: int | None = None) -> Engine:
+    """Return an engine by name, with a number of this machine's GPUs if ``slots`` says so.
+
+    Raises ``InputError`` for an unknown name, with the known ones and a suggestion, and for slots of another engine.
+    """
     if name not in ENGINES:
         raise InputError([f"engine: {unknown(name, list(ENGINES))}"])
-    return ENGINES[name]
+    if slots is None:
+        return ENGINES[name]
+    if name != "local":
+        raise InputError(f"--slots: the engine {name} knows its GPUs itself; leave it out")
+    return local.Packed(slots)

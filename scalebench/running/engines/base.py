@@ -98,12 +98,14 @@ def worker_environment(variables: Mapping[str, str] = os.environ) -> dict[str, s
     }
 
 
-def write_placement(attempt: Path, engine: str, *, cpus: Sequence[int] = (), exclusive: bool = False) -> None:
-    """Write what the engine assigns to a worker: its cores (empty: not assigned), and whether it has the device alone.
+def write_placement(
+    attempt: Path, engine: str, *, cpus: Sequence[int] = (), gpus: Sequence[str] = (), exclusive: bool = False
+) -> None:
+    """Write what the engine assigns to a worker: cores, GPUs (none: not assigned), whether it has the device alone.
 
     Without this file the worker uses what it finds on the node, and its times are not marked exclusive.
     """
-    write_json(attempt / "placement.json", {"engine": engine, "cpus": list(cpus), "exclusive": exclusive})
+    write_json(attempt / "placement.json", {"engine": engine, "cpus": [*cpus], "gpus": [*gpus], "exclusive": exclusive})
 
 
 def has_record(attempt: Path) -> bool:

@@ -21,6 +21,7 @@ from scalebench.running.engines.base import (
     write_placement,
 )
 from scalebench.running.forked import start_worker
+from scalebench.running.slots import Slots, gpu_names
 
 POLL_S = 0.05
 
@@ -32,44 +33,45 @@ class _Worker:
     process: processes.Process
     timeout_s: float | None
     deadline: float | None
+    gpus: tuple[str, ...] = ()
 
 
-def check(resources: Sequence[Resources]) -> None:
-    """Raise ``InputError`` for a trial that asks for more GPUs than this machine has."""
+def check(resources: Sequence[Resources], slots: int | None = None) -> None:
+    """Raise ``InputError`` for a trial that asks for more GPUs than this machine, or its ``slots``, has."""
     asked = max((needs.gpus for needs in resources), default=0)
-    if asked and asked > (there := gpu_count()):
-        raise InputError(f"engine local: a trial asks for {asked} GPUs and this machine has {there}")
-
-
-def gpu_count() -> int:
-    """Return how many GPUs this process may use, without starting a CUDA context."""
-    import torch
-
-    return torch.cuda.device_count()
+    if asked and asked > (there := len(gpu_names(slots))):
+        where = "this machine has" if slots is None else "there are slots for"
+        raise InputError(f"engine local: a trial asks for {asked} GPUs and {where} {there}")
 
 
 def place(
-    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-) -> Iterator[Path]:
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick,
+    slots: int | None = None,
+) -> Iterator[Path]:  # fmt: skip
     """Run the attempts' workers as processes of this machine; see ``base.Engine``.
 
-    By default there is one worker per usable core for trials on a CPU, and one in all for trials on a GPU. More workers
-    on a GPU take turns on it (``measure/device_lock.py``) unless their trials share it.
+    By default there is one worker per usable core for trials on a CPU, and one per GPU, of which ``slots`` are used,
+    for trials on a GPU. More workers on a GPU take turns on it (``measure/device_lock.py``) unless their trials share
+    it.
     """
-    free = core_sets(worker_count(resources, jobs))
+    gpus = Slots(gpu_names(slots) if any(needs.gpus for needs in resources) else (), share=jobs is not None)
+    free = core_sets(worker_count(resources, jobs, len(gpus.names)))
     own_cores = len(set(free)) == len(free)
-    waiting = start_order(attempts, resources, len(free))
+    waiting = start_order(attempts, resources, len(free), len(gpus.names))
     running: list[_Worker] = []
     try:
         while waiting or running:
-            while waiting and free:
-                attempt, needs = waiting.pop(0)
+            while free and (following := _next(waiting, gpus)):
+                attempt, needs, devices = following
                 if not take(attempt):  # another driver runs this trial
+                    gpus.give_back(devices)
                     continue
-                running.append(_start(attempt, needs, free.pop(0), exclusive=_exclusive(needs, own_cores=own_cores)))
+                exclusive = _exclusive(needs, own_cores=own_cores)
+                running.append(_start(attempt, needs, free.pop(0), devices, exclusive=exclusive))
             for worker in [worker for worker in running if _finished(worker)]:
                 running.remove(worker)
                 free.append(worker.cpus)
+                gpus.give_back(worker.gpus)
                 yield worker.attempt
             tick([worker.attempt for worker in running])
             time.sleep(POLL_S)
@@ -78,12 +80,40 @@ def place(
             processes.stop(worker.process)
 
 
-def worker_count(resources: Sequence[Resources], jobs: int | None) -> int:
-    """Return how many workers run at a time."""
+@dataclass(frozen=True)
+class Packed:
+    """This engine with a number of the machine's GPUs (``--slots gpu=4``)."""
+
+    slots: int
+
+    def check(self, resources: Sequence[Resources]) -> None:
+        """See ``check``."""
+        check(resources, self.slots)
+
+    def place(
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
+    ) -> Iterator[Path]:
+        """See ``place``."""
+        return place(attempts, resources, jobs=jobs, tick=tick, slots=self.slots)
+
+
+def _next(waiting: list[tuple[Path, Resources]], gpus: Slots) -> tuple[Path, Resources, tuple[str, ...]] | None:
+    """Take the first attempt for which enough GPUs are free out of ``waiting``; None where there is none."""
+    for index, (attempt, needs) in enumerate(waiting):
+        if (devices := gpus.take(needs.gpus)) is not None:
+            del waiting[index]
+            return attempt, needs, devices
+        if needs.keep_order:
+            return None
+    return None
+
+
+def worker_count(resources: Sequence[Resources], jobs: int | None, gpus: int = 1) -> int:
+    """Return how many workers run at a time on a machine with this number of ``gpus``."""
     if jobs is not None:
         return jobs
     if any(needs.gpus for needs in resources):
-        return 1
+        return max(1, min(gpus // min(max(1, needs.gpus) for needs in resources), len(resources)))
     widest = max((needs.cpus for needs in resources), default=1)
     return max(1, min(len(usable_cpus()) // widest, len(resources)))
 
@@ -97,13 +127,15 @@ def core_sets(workers: int) -> list[tuple[int, ...]]:
     return [tuple(cpus[worker * each : (worker + 1) * each]) for worker in range(workers)]
 
 
-def start_order(attempts: Sequence[Path], resources: Sequence[Resources], workers: int) -> list[tuple[Path, Resources]]:
+def start_order(
+    attempts: Sequence[Path], resources: Sequence[Resources], workers: int, gpus: int = 1
+) -> list[tuple[Path, Resources]]:
     """Return attempts in the order they start: as given if one runs at a time or asked for, else the longest first.
 
     The longest trial, started last, would keep one worker busy while the others have nothing left to do.
     """
     pairs = list(zip(attempts, resources, strict=True))
-    take_turns = any(needs.gpus and not needs.share_device for needs in resources)
+    take_turns = any(needs.gpus * workers > gpus and not needs.share_device for needs in resources)
     as_given = workers == 1 or take_turns or any(needs.keep_order for needs in resources)
     return pairs if as_given else sorted(pairs, key=lambda pair: -pair[1].expected_s)
 
@@ -112,11 +144,13 @@ def _exclusive(needs: Resources, *, own_cores: bool) -> bool:
     return not needs.share_device if needs.gpus else own_cores
 
 
-def _start(attempt: Path, needs: Resources, cpus: tuple[int, ...], *, exclusive: bool) -> _Worker:
-    write_placement(attempt, "local", cpus=cpus, exclusive=exclusive)
+def _start(
+    attempt: Path, needs: Resources, cpus: tuple[int, ...], gpus: tuple[str, ...], *, exclusive: bool
+) -> _Worker:
+    write_placement(attempt, "local", cpus=cpus, gpus=gpus, exclusive=exclusive)
     process = start_worker(attempt, worker_environment())
     deadline = None if needs.timeout_s is None else time.monotonic() + needs.timeout_s
-    return _Worker(attempt, cpus, process, needs.timeout_s, deadline)
+    return _Worker(attempt, cpus, process, needs.timeout_s, deadline, gpus)
 
 
 def _finished(worker: _Worker) -> bool:

@@ -1,0 +1,49 @@
+"""What a training run's losses and times become: the table of its samples, throughput and efficiency."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scalebench.measure.clock import warm_mask
+from scalebench.workloads.training_spec import TrainSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESUMED_ENERGY = {"energy_j": None, "energy_method": "none: the trial was resumed, its earlier steps are not counted"}
+
+
+def samples_frame(
+    losses: torch.Tensor, times: NDArray[np.float64], data_times: NDArray[np.float64], first_step: int, before: int
+) -> pd.DataFrame:
+    """Return loss and times in seconds of each step; null times for the steps ``before`` an interruption.
+
+    ``losses`` (steps,) has those of all steps, ``times`` and ``data_times`` those since.
+    """
+    import pandas as pd
+
+    done, untimed = before + times.size, np.full(before, np.nan)
+    frame = pd.DataFrame({"step": range(first_step, first_step + done)})
+    frame["train_loss_nats"] = losses[:done].float().cpu().numpy()
+    frame["step_time_s"] = np.concatenate([untimed, times])
+    frame["data_time_s"] = np.concatenate([untimed, data_times])
+    frame["warm"] = [*[False] * before, *warm_mask(times.size)]
+    return frame
+
+
+def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: float | None) -> dict[str, Any]:
+    """Return throughput and efficiency at the median step time; no mfu without a known peak."""
+    step_time = columns.get("step_time_median_s")
+    if not step_time:
+        return {}
+    achieved = columns["flops_per_step"] / step_time
+    rates = {"samples_per_s": spec.batch_size / step_time, "achieved_flops_per_s": achieved}
+    if spec.sequence_length:
+        rates["tokens_per_s"] = spec.batch_size * spec.sequence_length / step_time
+    if peak_flops_per_s:
+        rates["mfu"] = achieved / (peak_flops_per_s * spec.processes)
+    return rates
