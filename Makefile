@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo families compare reports test test-fast check format bench kernels gpu gpu-carry coverage faults report clean
+.PHONY: demo families lifecycle compare reports test test-fast check format bench kernels gpu gpu-carry coverage faults report clean
 
 # Pages are written under results/, which is not tracked; `make reports` runs the same commands and writes the tracked
 # pages under reports/ instead.
 DEMO_PAGE := results/demo/report.html
 FAMILIES_PAGE := results/families/report.html
+LIFECYCLE_PAGE := results/lifecycle/report.html
 COMPARE_PAGE := results/compare/report.html
 
 demo: $(READY)
@@ -17,8 +18,9 @@ demo: $(READY)
 
 reports: DEMO_PAGE := reports/demo/index.html
 reports: FAMILIES_PAGE := reports/families/index.html
+reports: LIFECYCLE_PAGE := reports/lifecycle/index.html
 reports: COMPARE_PAGE := reports/compare-cpu/index.html
-reports: demo families compare
+reports: demo families lifecycle compare
 
 # All tests, each once: kernels (test_kernel_*.py) need a process with TRITON_INTERPRET=1, the others one without.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
@@ -85,6 +87,13 @@ FAMILIES := linear mlp attention cnn resnet rnn transformer bert gpt vit moe opt
 families: $(READY)
 	for study in $(FAMILIES); do $(BIN)/scalebench run $$study --results results/families || exit; done
 	$(BIN)/scalebench report results/families --output $(FAMILIES_PAGE) --pictures
+
+# Every study for a CPU of what follows training, each after those that its trials start from; their outcomes come first.
+AFTER_TRAINING := lifecycle decay finetune distill prune quantize
+LIFECYCLE := $(filter-out %-gpu,$(basename $(notdir $(foreach name,$(AFTER_TRAINING),$(sort $(wildcard studies/$(name)*.toml))))))
+lifecycle: $(READY)
+	for study in $(LIFECYCLE); do $(BIN)/scalebench run $$study --results results/lifecycle --with-parents || exit; done
+	$(BIN)/scalebench report results/lifecycle --output $(LIFECYCLE_PAGE) --pictures
 
 # Every provider of every operation that runs on a CPU, over growing sizes.
 COMPARE := $(BIN)/scalebench compare --results results/compare

@@ -6,7 +6,7 @@ that the others return, and gives back a plain value. Wrong types get a sentence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -209,23 +209,34 @@ def worth(baseline: Any, changed: Any, *, law: str = "power", loss: float | None
 
 
 def tune(
-    points: Any, optimised: str = "learning_rate", against: Iterable[str] = ("params_non_embedding",)
-) -> OptimumLaw:
-    """Return the law of the best value of a swept column against size."""
-    from scalebench.advice import optimum_law
-    from scalebench.points.table import read_columns
+    points: Any,
+    optimised: str | Sequence[str] = "learning_rate",
+    against: str | Iterable[str] = ("params_non_embedding",),
+    *,
+    replicates: Iterable[str] = ("seed",),
+) -> OptimumLaw | tuple[OptimumLaw, ...]:
+    """Return the law of the best value of a swept column against size; of several names, a law each of the joint best.
+
+    Raises ``InputError`` for another column that varies within a sweep and is not among ``replicates``.
+    """
+    from scalebench.advice import optimum_laws
+    from scalebench.analysis.sweep import optimum_laws_of, unmodelled_lines
 
     names = [against] if isinstance(against, str) else list(against)
+    swept = [optimised] if isinstance(optimised, str) else list(optimised)
     if isinstance(points, str | Path):
-        path = Path(points)
-        loss = OF_RESULTS["loss"] if is_results(path) else "loss"
-        points = read_columns(path, {**{name: name for name in (*names, optimised)}, "loss": loss}).values
+        laws = optimum_laws_of(Path(points), swept, names, replicates=list(replicates))
     elif isinstance(points, Mapping | pd.DataFrame):
         points = {str(name): points[name] for name in points}
         points.setdefault("loss", points.get(OF_RESULTS["loss"]))
+        others = points.keys() - {*names, *swept, *replicates, "loss", OF_RESULTS["loss"]}
+        settings = {} if OF_RESULTS["loss"] in points else {name: points[name] for name in sorted(others)}
+        if {*names, *swept} <= points.keys() and (lines := unmodelled_lines(points, settings, swept, names)):
+            raise InputError([f"tune: {line}" for line in lines])
+        laws = optimum_laws(points, swept, names)
     else:
         raise InputError([f"tune: points are {POINTS}, not {_kind(points)}"])
-    return optimum_law(points, optimised, names)
+    return laws[0] if isinstance(optimised, str) else laws
 
 
 def _fit_of(function: str, source: Any, law: str, where: str | None) -> Fit:

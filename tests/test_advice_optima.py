@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.advice.optima import optimum_law, quadratic_optimum, regress, vertex_variances
+from scalebench.advice.optima import optimum_law, regress, vertex_variances
+from scalebench.advice.vertex import quadratic_optimum
 from scalebench.laws import FitRefused
 
 SIZES = np.geomspace(1e6, 1e9, 7)

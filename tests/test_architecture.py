@@ -164,20 +164,26 @@ def test_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
     assert not loaded & {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}
 
 
-def test_planning_listing_and_errors_load_no_torch(tmp_path: Path) -> None:
-    """Its import takes longer than anything that these commands do."""
+# What takes longer to import than these commands take: they answer within a second, as experiments/bench_commands.py
+# measures. A results folder or a table that is there needs pandas.
+DRAWN_OR_BUILT = {"torch", "triton", "matplotlib", "seaborn", "sklearn", "scipy.stats", "scipy.optimize", "ray"}
+OF_TABLES = {"pandas", "pyarrow", "scipy"}
+
+
+def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
-    fine = (["plan", "mlp"], ["list"], ["list", "--columns"])
-    wrong = (
-        ["run", "nothere"],
-        ["plan", "wrong.toml"],
-        ["compare", "nothere"],
-        ["fit", "none.csv"],
-        ["status", "none"],
-    )
+    lines = "plan mlp|plan gpt|list|list --columns|run nothere|plan wrong.toml|plan mlp --set train.stepz=3"
+    others = "compare nothere|compare|status none|export none -o x.csv|new study nothere|nothere|schema"
     generate = ["generate", "none", "--trial", "1", "--prompt", "a"]
-    loaded = loaded_after(command_lines(*fine, *wrong, generate, codes=(0, 2)), tmp_path)
-    assert not loaded & {"torch", "triton", "matplotlib", "seaborn"}
+    script = command_lines(*(line.split() for line in f"{lines}|{others}".split("|")), generate, codes=(0, 2))
+    assert not loaded_after(script, tmp_path) & (DRAWN_OR_BUILT | OF_TABLES)
+
+
+def test_errors_about_tables_load_no_statistics(tmp_path: Path) -> None:
+    files = "fit none.csv|predict none --params 1|optimal none.csv|worth a b|tune none.csv|diff a b|report none|show 3f"
+    lines = [line.split() for line in files.split("|")]
+    following = ["next", "none.csv", "--predict", "params=1"]
+    assert not loaded_after(command_lines(*lines, following, codes=(2,)), tmp_path) & DRAWN_OR_BUILT
 
 
 @pytest.mark.slow

@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES, gpt, mlp
+from scalebench.measure.memory import weight_bytes
 from scalebench.running.planning import PlannedTrial, load_study, plan
 from scalebench.workloads.building import build_model
 from scalebench.workloads.inference_run import latency_columns, make_call, timed
 from scalebench.workloads.inference_run import run as run_inference
 from scalebench.workloads.inference_spec import InferenceSpec, call_flops
-from scalebench.workloads.quantization import weight_bytes, with_weights
+from scalebench.workloads.quantization import with_weights
 from scalebench.workloads.recorder import Recorder
 
 STUDY = 'schema = 1\nname = "at-work"\nworkload = "inference"\n'

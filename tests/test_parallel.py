@@ -218,7 +218,12 @@ def test_the_row_of_a_failed_trial_is_that_of_the_process_that_failed_first(tmp_
     failures: Any = {0: type("Failure", (), {"exitcode": 1}), 2: type("Failure", (), {"exitcode": 1})}
     row = failed_row(tmp_path, header, {"exclusive": True}, rows, failures)
     assert (row["status"], row["error_message"]) == ("oom", "process 2: no memory")
+    failures[1] = type("Failure", (), {"exitcode": -6})  # lost its peer, or was stopped with the others
+    row = failed_row(tmp_path, header, {"exclusive": True}, rows, failures)
+    assert (row["status"], row["error_message"]) == ("oom", "process 2: no memory")
     failures[1] = type("Failure", (), {"exitcode": -11})
+    row = failed_row(tmp_path, header, {"exclusive": True}, {0: rows[0]}, failures)
+    assert (row["status"], row["error_message"]) == ("killed", "process 1 of 3 ended: SIGSEGV")
     row = failed_row(tmp_path, header, {"exclusive": True}, {}, failures)
     assert (row["status"], row["error_message"]) == ("killed", "process 1 of 3 ended: SIGSEGV")
     (tmp_path / "stderr.log").write_text("Traceback\nImportError: no such module\n")

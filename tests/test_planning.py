@@ -115,8 +115,9 @@ def test_all_kinds_of_errors_are_reported_at_once(load) -> None:
         "train.batch_size: input should be greater than 0 (given 0)",
         "train.optimizer: unknown 'adamww'; did you mean 'adamw'? (known: sgd, momentum, nesterov, adagrad, rmsprop, "
         "adam, adamw, lion, muon)",
-        "data.source: unknown 'stdlob'; did you mean 'stdlib'? (known: stdlib, cpp, text:PATH, tokens:PATH, hf:NAME, "
-        "markov, teacher, glyphs, digits, cifar10:PATH, idx:PATH, retrieval, transduction:KIND)",
+        "data.source: unknown 'stdlob'; did you mean 'stdlib'? (known: stdlib, cpp, languages, packages, folders:PATH, "
+        "text:PATH, tokens:PATH, hf:NAME, markov, teacher, glyphs, digits, cifar10:PATH, idx:PATH, retrieval, "
+        "transduction:KIND)",
         "fit.law: unknown 'pover'; did you mean 'power'?",
         "fit.best_over: unknown 'learning_rat'; did you mean 'learning_rate'?",
     ):

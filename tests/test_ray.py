@@ -32,7 +32,7 @@ DEADLINE_S = 120.0
 def path(tmp_path: Path) -> Path:
     """A study of two trials that take some seconds each."""
     path = tmp_path / "small.toml"
-    path.write_text(SMALL.replace("steps = 30", "steps = 6000").replace("seed = [0, 1]", "seed = 0"))
+    path.write_text(SMALL.replace("steps = 30", "steps = 3000").replace("seed = [0, 1]", "seed = 0"))
     return path
 
 

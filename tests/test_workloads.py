@@ -53,10 +53,11 @@ ELSEWHERE = {
     "float16, which needs a GPU": {"skipped_steps"},
     "a trial that fails": {"error_class", "error_message", "invalid_reason"},
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
-    "a trial with a parent": {"parent_trial_id", "parent_weights_sha256", "parent_flops"},
+    "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {
-        "metric_accuracy", "metric_f1", "metric_mlm_loss_nats", "metric_nsp_loss_nats", "metric_mlm_accuracy",
+        "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",
+        "metric_nsp_loss_nats", "metric_mlm_accuracy",
         "metric_nsp_accuracy", "metric_nsp_f1", "metric_token_accuracy", "metric_exact_match",
     },
     "a checkout with its own repository": {"git_commit", "git_dirty"},
@@ -203,7 +204,7 @@ def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (copy / "scalebench" / "workloads" / "toy.py").write_text(TOY)
     catalogue = copy / "scalebench" / "workloads" / "__init__.py"
     text = catalogue.read_text()
-    line, entry = "from scalebench.workloads import finetune, inference", '    "inference": inference,\n'
+    line, entry = "from scalebench.workloads import distill, finetune, inference", '    "inference": inference,\n'
     assert text.count(line) == text.count(entry) == 1
     catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}

@@ -11,7 +11,7 @@ from scalebench.advice.data_constrained import data_constrained_optimum
 from scalebench.advice.design import best_set, next_trial
 from scalebench.advice.envelope import envelope
 from scalebench.advice.multiplier import compute_multiplier
-from scalebench.advice.optima import optimum_law
+from scalebench.advice.optima import optimum_law, optimum_laws
 
 __all__ = [
     "Allocation",
@@ -24,5 +24,6 @@ __all__ = [
     "isoflop",
     "next_trial",
     "optimum_law",
+    "optimum_laws",
     "parametric",
 ]

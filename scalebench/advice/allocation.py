@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scalebench.advice.optima import Optimum, Refused, refused_to_list
+from scalebench.advice.optima import Refused, refused_to_list
+from scalebench.advice.vertex import Optimum
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.intervals.bootstrap import tails

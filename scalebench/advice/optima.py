@@ -7,36 +7,15 @@ log-log regression of the vertices on size gives the law x* = constant * size^ex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalebench.advice.vertex import Optimum, joint_optimum
 from scalebench.laws.columns import Columns, positive_columns
 from scalebench.laws.forms import Array, FitRefused
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The vertex of loss = loss* + curvature / 2 * (ln x - ln x*)^2, fitted by least squares.
-
-    `gain` is the standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over
-    `degrees_of_freedom` estimates the variance of that noise.
-    """
-
-    x: float
-    loss: float
-    curvature: float
-    gain: float
-    residual_squares: float
-    degrees_of_freedom: int
-    n_points: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 # Groups without an optimum: their values by column, and why.
 Refused = tuple[tuple[dict[str, float], str], ...]
@@ -45,57 +24,6 @@ Refused = tuple[tuple[dict[str, float], str], ...]
 def refused_to_list(refused: Refused) -> list[dict[str, Any]]:
     """JSON-safe: each group with its reason."""
     return [{"group": group, "reason": reason} for group, reason in refused]
-
-
-def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
-    """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss.
-
-    Uses `neighbours` values of x on each side of the best, or all if None; repeats of an x count separately.
-    Raises FitRefused with fewer than three values of x, the best at an edge, or a vertex outside the values swept.
-    """
-    log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
-    grid, member = np.unique(log, return_inverse=True)
-    if len(grid) < 3:
-        few = "1 value" if len(grid) == 1 else f"{len(grid)} values"
-        raise FitRefused(f"{few} of x for a parabola; it needs at least 3: sweep more values")
-    best = int((np.bincount(member, values) / np.bincount(member)).argmin())
-    if best in (0, len(grid) - 1):
-        side, where = ("below", "lowest") if best == 0 else ("above", "highest")
-        raise FitRefused(
-            f"the lowest loss is at the {where} of {len(grid)} values, x = {np.exp(grid[best]):.4g}; "
-            f"an optimum needs higher losses on both sides: add values {side}"
-        )
-    reach = len(grid) if neighbours is None else neighbours
-    near = np.abs(member - best) <= reach
-    return _vertex(log[near], values[near])
-
-
-def _vertex(log: Array, loss: Array) -> Optimum:
-    """Least-squares parabola and its vertex. Raises FitRefused unless it is a minimum inside the sampled range."""
-    centre = log.mean()
-    design = np.vander(log - centre, 3)
-    bend, slope, level = coefficients = np.linalg.lstsq(design, loss, rcond=None)[0]
-    if bend <= 0:
-        raise FitRefused(
-            f"the parabola through {len(log)} points bends down (curvature {2 * bend:.3g}); a minimum needs it to "
-            "bend up: sweep a wider range or repeat runs"
-        )
-    shift = -slope / (2 * bend)
-    if not log.min() < centre + shift < log.max():
-        raise FitRefused(
-            f"the vertex x = {np.exp(centre + shift):.4g} lies outside the values fitted, {np.exp(log.min()):.4g} to "
-            f"{np.exp(log.max()):.4g}; an optimum needs values on both sides: widen the sweep"
-        )
-    gradient = np.array([slope / (2 * bend**2), -1 / (2 * bend), 0.0])
-    return Optimum(
-        x=float(np.exp(centre + shift)),
-        loss=float(level - bend * shift**2),
-        curvature=float(2 * bend),
-        gain=float(np.sqrt(gradient @ np.linalg.inv(design.T @ design) @ gradient)),
-        residual_squares=float(((design @ coefficients - loss) ** 2).sum()),
-        degrees_of_freedom=len(log) - 3,
-        n_points=len(log),
-    )
 
 
 def vertex_variances(optima: Sequence[Optimum], design: Array) -> Array:
@@ -230,30 +158,51 @@ def optimum_law(
     `refused`. Raises FitRefused if too few sweeps remain for the line and its interval.
     Form: Kaplan et al. 2020 (2001.08361), equation D.1; Porian et al. 2024 (2406.19146), section 4.
     """
-    columns = positive_columns(points, (*against, optimised, "loss"))
-    by_group, refused = sweep_optima(columns, optimised, against, neighbours)
+    return optimum_laws(points, (optimised,), against, neighbours)[0]
+
+
+def optimum_laws(
+    points: Columns, optimised: Sequence[str], against: Sequence[str] = ("params",), neighbours: int | None = 2
+) -> tuple[OptimumLaw, ...]:
+    """Laws of the joint optimum of the columns `optimised`, which are swept together; see `optimum_law`."""
+    columns = positive_columns(points, (*against, *optimised, "loss"))
+    by_group, refused = joint_sweep_optima(columns, optimised, against, neighbours)
     if len(by_group) <= len(against) + 1:
         why = f"; refused: {refused[0][1]}" if refused else ""
         raise FitRefused(
-            f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {optimised} have an interior optimum; the "
-            f"line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
+            f"{len(by_group)} of {len(by_group) + len(refused)} sweeps of {' and '.join(optimised)} have an interior "
+            f"optimum; the line and its interval need {len(against) + 2}: add sizes or widen the sweeps{why}"
         )
-    optima = [optimum for _, optimum in by_group]
     design = np.array([[1.0, *(np.log(group[name]) for name in against)] for group, _ in by_group])
-    line = regress(design, np.log([o.x for o in optima]), vertex_variances(optima, design))
-    exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
-    return OptimumLaw(optimised, float(np.exp(line.coefficients[0])), exponents, tuple(by_group), refused, line)
+    laws = []
+    for i, name in enumerate(optimised):
+        optima = [joint[i] for _, joint in by_group]
+        line = regress(design, np.log([optimum.x for optimum in optima]), vertex_variances(optima, design))
+        exponents = dict(zip(against, map(float, line.coefficients[1:]), strict=True))
+        pairs = tuple((group, joint[i]) for group, joint in by_group)
+        laws.append(OptimumLaw(name, float(np.exp(line.coefficients[0])), exponents, pairs, refused, line))
+    return tuple(laws)
 
 
 def sweep_optima(
     columns: Mapping[str, Array], swept: str, against: Sequence[str], neighbours: int | None
 ) -> tuple[list[tuple[dict[str, float], Optimum]], Refused]:
     """Optimum of each group of rows with equal `against`, and the groups without one with the reason."""
-    by_group: list[tuple[dict[str, float], Optimum]] = []
+    by_group, refused = joint_sweep_optima(columns, (swept,), against, neighbours)
+    return [(group, optimum) for group, (optimum,) in by_group], refused
+
+
+def joint_sweep_optima(
+    columns: Mapping[str, Array], swept: Sequence[str], against: Sequence[str], neighbours: int | None
+) -> tuple[list[tuple[dict[str, float], tuple[Optimum, ...]]], Refused]:
+    """Joint optimum of each group of rows with equal `against`, and the groups without one with the reason."""
+    by_group: list[tuple[dict[str, float], tuple[Optimum, ...]]] = []
     refused: list[tuple[dict[str, float], str]] = []
+    x = np.stack([columns[name] for name in swept], axis=1)
+    names = ("x",) if len(swept) == 1 else swept
     for group, rows in groups(columns, against):
         try:
-            by_group.append((group, quadratic_optimum(columns[swept][rows], columns["loss"][rows], neighbours)))
+            by_group.append((group, joint_optimum(x[rows], columns["loss"][rows], names, neighbours)))
         except FitRefused as reason:
             refused.append((group, str(reason)))
     return by_group, tuple(refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.replicates import replicate_notes
-from scalebench.analysis.trends import Trend, cost_trend, trend_of
+from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, trend_of
 from scalebench.analysis.trials import (
     LOSS,
     MEMORY_PEAKS,
@@ -29,6 +29,7 @@ from scalebench.analysis.trials import (
 from scalebench.laws import FitRefused
 
 PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
+MOST_FITTED, BEST_FITTED = 8, 3
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:
@@ -108,7 +109,22 @@ class Series:
     @cached_property
     def step_time(self) -> Trend:
         """Median step time in seconds against N."""
-        return cost_trend(self.timed, STEP_TIME, N)
+        trend = cost_trend(self.timed, STEP_TIME, N)
+        return trend if trend.fit else replace(trend, reason=self._why_untimed or trend.reason)
+
+    @property
+    def _why_untimed(self) -> str:
+        """How many step times are left out because other work shared the machine, and what to do; "" for none."""
+        measured = self.trials[self.trials["valid"] & (self.trials[STEP_TIME] > 0)]
+        shared = int((~measured["timed"].astype(bool)).sum())
+        if not shared:
+            return ""
+        study = next(iter(measured["study"]), "STUDY") if "study" in measured else "STUDY"
+        left = "none is left" if shared == len(measured) else "too few are left for a law"
+        return (
+            f"{shared} of {len(measured)} step times were measured while other work shared the machine "
+            f"(timing_exclusive = false), and {left}: run `scalebench run {study} --jobs 1 --results NEW` on it alone"
+        )
 
     @cached_property
     def memory(self) -> Trend:
@@ -142,6 +158,8 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     law, holds_out = str(options.get("law") or "power"), options.get("holdout", "largest") != "none"
     known = {x.column, *tuned_axes(definition), *split_columns(trials, definition)}
     notes = (*notes, *replicate_notes(usable, x, known))
+    if len(usable) > MAX_POINTS:
+        notes += (f"each fit takes {MAX_POINTS:,} of {len(usable):,} trials, spread evenly over sizes and seeds",)
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 
@@ -162,6 +180,16 @@ def of_one_size(series: Sequence[Series]) -> bool:
     """Tell whether there are several series, all of the same single size."""
     sizes = pd.concat([each.trials[each.x.column] for each in series]) if series else pd.Series(dtype=float)
     return len(series) > 1 and sizes.nunique() == 1
+
+
+def ranked(all_series: Sequence[Series]) -> list[Series]:
+    """Return the series that have a loss by their mean loss at their largest size, lowest first."""
+    return sorted((series for series in all_series if len(series.sizes)), key=lambda each: each.sizes["mean"].iloc[-1])
+
+
+def to_fit(all_series: Sequence[Series]) -> Sequence[Series]:
+    """Return the series whose laws a reader can look at: all of them, the best BEST_FITTED of more than MOST_FITTED."""
+    return all_series if len(all_series) <= MOST_FITTED else ranked(all_series)[:BEST_FITTED]
 
 
 def mean_loss(series: Series) -> float:

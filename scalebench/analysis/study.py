@@ -15,7 +15,7 @@ import pandas as pd
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import PARAMETERS, SizeAxis, by_size, prepare, size_axis_of, split_columns, tuned_axes
-from scalebench.store import Results, StoreError, of_plans, planned_ids, read_steps
+from scalebench.store import Results, StoreError, earlier_ids, of_plans, planned_ids, read_steps
 
 MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
 
@@ -26,7 +26,8 @@ class StudyAnalysis:
 
     ``definition`` is its ``study.json`` (axes, fit, planned, command, study_toml), ``rows`` its records as stored,
     ``damaged`` has a line for each attempt that cannot be read, and ``left_out`` is the number of trials in its folder
-    that it did not plan (of earlier settings, or of more than a narrower ``--set``), which are in no row.
+    that it did not plan (of earlier settings, or of more than a narrower ``--set``), which are in no row. ``beside``
+    has the records of the other studies in the same results, which it may be compared with.
     """
 
     name: str
@@ -34,6 +35,12 @@ class StudyAnalysis:
     rows: pd.DataFrame = field(repr=False)
     damaged: tuple[str, ...] = ()
     left_out: int = 0
+    beside: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    @cached_property
+    def others(self) -> pd.DataFrame:
+        """The trials of the other studies, prepared."""
+        return prepare(self.beside)
 
     @cached_property
     def _prepared(self) -> pd.DataFrame:
@@ -94,6 +101,11 @@ class StudyAnalysis:
         return len(planned_ids(self.definition))
 
     @property
+    def earlier(self) -> int:
+        """How many trials only earlier versions of the study planned: its file, or its data, changed between runs."""
+        return len(earlier_ids(self.definition))
+
+    @property
     def by_status(self) -> dict[str, int]:
         """How many trials ended with each status, ok first."""
         counts = Counter(self.trials["status"].dropna().astype(str))
@@ -117,9 +129,10 @@ def _read_steps(attempt: Any) -> pd.DataFrame | None:
 def analyse(results: Results, name: str) -> StudyAnalysis:
     """Analyse one study of results folders: the trials that it planned, all of them where it does not list them."""
     recorded, planned = _named(results.frame), _named(of_plans(results).frame)
-    rows, damaged = planned[planned["study"] == name], _damaged_by_study(results).get(name, ())
+    own, damaged = planned["study"] == name, _damaged_by_study(results).get(name, ())
+    rows = planned[own]
     left_out = int((recorded["study"] == name).sum()) - len(rows)
-    return StudyAnalysis(name, results.studies.get(name) or {}, rows, damaged, left_out)
+    return StudyAnalysis(name, results.studies.get(name) or {}, rows, damaged, left_out, planned[~own])
 
 
 def analyse_all(results: Results) -> tuple[StudyAnalysis, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
+MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -103,6 +104,8 @@ def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     """Fit a cost (time, memory, FLOPs, bytes) by the law of ``COST_LAWS`` that predicts the larger sizes best."""
     points = _points(trials, column, size)
+    if points.empty:
+        return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
     return replace(fit_trend(points, law), choice=choice)
 
@@ -132,4 +135,6 @@ def _percent(error: float) -> str:
 def _points(trials: pd.DataFrame, column: str, size: str) -> pd.DataFrame:
     points = pd.DataFrame({"x": numeric(trials, size), "y": numeric(trials, column)})
     points = points[(points["x"] > 0) & (points["y"] > 0)]
+    if len(points) > MAX_POINTS:  # sorted by size
+        points = points.iloc[np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int)]
     return points.assign(config=points["x"].map("{:.0f}".format)).reset_index(drop=True)

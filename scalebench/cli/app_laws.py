@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
-from scalebench.cli.options import Json, Law, Number, Points, Quantity, Where
+from scalebench.cli.options import Bytes, Json, Law, Number, Points, Quantity, Seconds, Where
 
 Inputs = Annotated[
     list[str],
@@ -20,6 +20,11 @@ Inputs = Annotated[
         help="Column of another input of the law, as INPUT=COLUMN; repeatable.",
     ),
 ]
+
+
+def _names(text: str) -> list[str]:
+    """Read ``lr,bs``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _numbers(option: str, text: str | None) -> Mapping[str, float]:
@@ -92,10 +97,15 @@ def predict(
     params: Number = None,
     tokens: Number = None,
     inputs: Annotated[list[str], Parameter("--input", negative=(), show_default=False)] = [],  # noqa: B006
+    max_loss: Number = None,
+    max_bytes: Bytes = None,
+    max_latency: Seconds = None,
     where: Where = None,
     as_json: Json = False,
 ) -> int:
     """Predict loss, time, memory, compute, data and storage of a model size from measured trials, or loss from a fit.
+
+    With --max-loss: the cheapest model that is good enough, among all trials of a results folder and what laws predict.
 
     Parameters
     ----------
@@ -107,12 +117,23 @@ def predict(
         Training tokens D; by default as many as the trials used at this size.
     inputs:
         Another input of a fitted law, as NAME=NUMBER, such as unique_tokens=2.5e10 or flops=1e15; repeatable.
+    max_loss:
+        Find the model of the fewest FLOPs, those of all its parents included, with at most this loss in nats.
+    max_bytes:
+        With --max-loss: at most this size of the weights, such as 40k, 40kB or 64KiB.
+    max_latency:
+        With --max-loss: at most this time of a forward pass of a batch of one, such as 2ms.
     where:
         Keep only trials that match this expression, such as "implementation == 'sdpa'".
     """
     from scalebench.cli.commands import fit as fitting
     from scalebench.cli.commands import predict as command
 
+    limits = {"--max-loss": max_loss, "--max-bytes": max_bytes, "--max-latency": max_latency}
+    if any(value is not None for value in limits.values()):
+        from scalebench.cli.commands import cheapest
+
+        return cheapest.run_cheapest(source, limits, {"--params": params, "--tokens": tokens}, where, as_json=as_json)
     others = fitting.assigned("--input", inputs)
     return command.run_predict(source, params, tokens, others, where, as_json=as_json)
 
@@ -231,6 +252,7 @@ def tune(
     optimised: str = "learning_rate",
     against: str = "params_non_embedding",
     loss_column: Annotated[str | None, Parameter(show_default=False)] = None,
+    replicates: str = "seed",
     where: Where = None,
     at: Annotated[str | None, Parameter(show_default=False)] = None,
     as_json: Json = False,
@@ -240,16 +262,18 @@ def tune(
     Parameters
     ----------
     optimised:
-        The swept column.
+        The swept column, or several that are swept together, as lr,bs: then their joint optimum.
     loss_column:
         Loss column; default "loss", or "validation_loss_nats" for a results folder.
     against:
         Columns that define the size, such as params_non_embedding or params,tokens.
+    replicates:
+        Columns that may differ between the runs of a sweep; any other setting that varies must be optimised, a size, or
+        selected by --where.
     at:
         Predict the best value at this size, such as params_non_embedding=1e8.
     """
-    from scalebench.cli.commands import design as command
+    from scalebench.cli.commands.tune import run_tune
 
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    sizes = _numbers("--at", at)
-    return command.run_tune(points, optimised, names, loss_column, where, sizes, as_json=as_json)
+    swept, names, repeats = map(_names, (optimised, against, replicates))
+    return run_tune(points, swept, names, loss_column, repeats, where, _numbers("--at", at), as_json=as_json)

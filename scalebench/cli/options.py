@@ -18,6 +18,18 @@ def _quantity(_type: Any, tokens: Sequence[Token]) -> float:
     return number(tokens[0].value)
 
 
+def _seconds(_type: Any, tokens: Sequence[Token]) -> float:
+    from scalebench.points.numerals import SECONDS, number_with_unit
+
+    return number_with_unit(tokens[0].value, SECONDS)
+
+
+def _bytes(_type: Any, tokens: Sequence[Token]) -> float:
+    from scalebench.points.numerals import BYTES, number_with_unit
+
+    return number_with_unit(tokens[0].value, BYTES)
+
+
 Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 Settings = Annotated[
     list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
@@ -35,4 +47,6 @@ Where = Annotated[
 ]
 Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
 Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
+Seconds = Annotated[float | None, Parameter(show_default=False, converter=_seconds)]  # 0.002, 2ms
+Bytes = Annotated[float | None, Parameter(show_default=False, converter=_bytes)]  # 40k, 40kB, 64KiB
 Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.")]

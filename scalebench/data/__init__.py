@@ -17,6 +17,7 @@ from scalebench.data import (
     hub,
     image_files,
     images,
+    labelled,
     markov,
     retrieval,
     shards,
@@ -72,6 +73,9 @@ class Source:
 SOURCES: Mapping[str, Source] = {
     "stdlib": Source("source code of the Python standard library, as bytes", text.open_stdlib),
     "cpp": Source("C++: headers of the installed PyTorch, as bytes", headers.open_headers),
+    "languages": Source("Python and C++ (stdlib and cpp), labelled by language", labelled.open_languages),
+    "packages": Source("four packages of the Python standard library, labelled by package", labelled.open_packages),
+    "folders": Source("text labelled by sub-folder: a folder with one for each class", labelled.open_folders, "PATH"),
     "text": Source("text in any encoding, as bytes: a file or a folder of files", text.open_path, "PATH"),
     "tokens": Source(
         "token numbers, memory-mapped: 16-bit .bin or .u16, 32-bit .u32, .npy", shards.open_shards, "PATH"

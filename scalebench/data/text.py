@@ -101,14 +101,20 @@ def read_documents(paths: Iterable[Path], origin: str) -> Text:
     return Text(documents)
 
 
-def open_stdlib(_argument: str = "") -> Text:
-    """Open the running Python's standard library source, without its test suites, which vary by distribution."""
+def stdlib_files() -> tuple[Path, list[Path]]:
+    """Return the folder of the running Python's standard library and its source files, without its test suites."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     files: list[Path] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in skipped]
         files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return root, files
+
+
+def open_stdlib(_argument: str = "") -> Text:
+    """Open the running Python's standard library source, without its test suites, which vary by distribution."""
+    root, files = stdlib_files()
     return read_documents(files, f"stdlib ({root})")
 
 

@@ -174,3 +174,16 @@ def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     """Return what storing parameters and optimizer state takes, tied parameters once, headers left out."""
     state = (value for tensors in optimizer.state.values() for value in tensors.values())
     return _tensor_bytes(model.parameters()) + _tensor_bytes(model.buffers()) + _tensor_bytes(state)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of the model's parameters and persistent buffers, tied ones once: what storing it takes."""
+    stored = set(model.state_dict())
+    buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
+    return sum(_bytes_inside(tensor) for tensor in [*model.parameters(), *buffers])
+
+
+def _bytes_inside(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor; of a quantised or sparse one, those of the tensors inside."""
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    return sum(_bytes_inside(getattr(tensor, name)) for name in inner()[0]) if inner else tensor.nbytes

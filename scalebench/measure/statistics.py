@@ -79,6 +79,17 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> tuple[float, float
     return mean, float(np.sqrt(sums.size / (sums.size - 1) * np.square(sums).sum()) / x.size)
 
 
+def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of independent values (n,) and its interval by Student's t; the ends are NaN for one value."""
+    from scipy.special import stdtrit
+
+    x = np.asarray(values, dtype=np.float64)
+    if x.size < 2:
+        return float(x.mean()), float("nan"), float("nan")
+    reach = float(stdtrit(x.size - 1, (1 + level) / 2)) * float(x.std(ddof=1)) / float(np.sqrt(x.size))
+    return float(x.mean()), float(x.mean()) - reach, float(x.mean()) + reach
+
+
 def combined_standard_error(losses: Sequence[float], errors: Sequence[float]) -> float:
     """Standard error of a mean over seeds: seed variance and validation error together, same unit as the losses.
 
@@ -90,6 +101,23 @@ def combined_standard_error(losses: Sequence[float], errors: Sequence[float]) ->
     if x.size < 2:
         return float("nan")
     return float(np.sqrt(x.var(ddof=1) / x.size + np.mean(np.square(errors))))
+
+
+def new_run_interval(losses: ArrayLike, errors: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean loss of seeds (n,) and the interval of the loss of another one.
+
+    ``errors`` (n,) are the standard errors over the validation sample, which all seeds share. The spread between seeds
+    is Student's with n - 1 degrees of freedom; with one seed it is unknown, and the interval that of the sample alone.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    x, sample = np.asarray(losses, dtype=np.float64), float(np.mean(np.square(errors)))
+    mean, tail = float(x.mean()), (1 + level) / 2
+    if x.size > 1:
+        reach = float(stdtrit(x.size - 1, tail)) * float(np.sqrt(x.var(ddof=1) * (1 + 1 / x.size) + sample))
+    else:
+        reach = float(ndtri(tail)) * float(np.sqrt(sample)) if sample > 0 else float("nan")
+    return mean, mean - reach, mean + reach
 
 
 # --- when to stop measuring ------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}  # B and G are both 10^9
@@ -38,6 +37,19 @@ def number(text: str) -> float:
         return float(value)
     except ValueError as error:
         raise ValueError(f"{text!r} is not a number such as 7e9, 124M or 300B") from error
+
+
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+
+def number_with_unit(text: str, units: Mapping[str, float]) -> float:
+    """Return the number that a text stands for, times its unit where it names one: 2ms, 40kB. Raises ``ValueError``."""
+    unit = max((unit for unit in units if text.endswith(unit)), key=len, default="")
+    try:
+        return number(text.removesuffix(unit).strip()) * units.get(unit, 1.0)
+    except ValueError as error:
+        raise ValueError(f"{error}, or one with a unit: {', '.join(units)}") from error
 
 
 def mark_of(cells: Iterable[str]) -> Mark | None:
@@ -78,6 +90,8 @@ def plain(text: str, mark: Mark | None) -> str:
 
 def numbers(cells: Any, mark: Mark | None) -> NDArray[np.float64]:
     """Return texts as float64 (n,), NaN for what is not a number."""
+    import pandas as pd
+
     series = pd.Series(cells).astype(object)
     return np.asarray(pd.to_numeric(series.map(lambda cell: plain(str(cell), mark)), errors="coerce"), dtype=np.float64)
 

@@ -99,6 +99,20 @@ def read_columns(
     return points
 
 
+def read_texts(path: Path, names: Sequence[str], where: str | None = None) -> dict[str, NDArray[Any]]:
+    """Return columns as texts, each (n,), of the rows that match ``where``. Raises ``PointsError``."""
+    condition, table = _parse(where), open_table(path)
+    needed = list(dict.fromkeys([*names, *(condition.names if condition else ())]))
+    _check_names(path, needed, table.names)
+    mark = cache(lambda: _decimal_mark(table, needed))
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    for batch in table.batches(needed) if needed else ():
+        selected = batch.filter(pa.array(_mask(batch, condition, mark)))
+        for name, column in parts.items():
+            column.append(np.asarray(texts(selected.column(name)), dtype=object))
+    return {name: np.concatenate(column) for name, column in parts.items()}
+
+
 def _decimal_mark(table: Table, names: Sequence[str]) -> numerals.Mark | None:
     """Return the decimal mark that a text file's numbers show; None if there is no comma in them, or no telling."""
     for batch in table.batches(names):

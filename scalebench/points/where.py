@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
@@ -152,6 +151,8 @@ def _has_text(side: ast.expr) -> bool:
 
 def _link(op: ast.cmpop, left: ast.expr, right: ast.expr, kind: Kind, columns: Columns) -> Mask:
     if isinstance(op, ast.In | ast.NotIn):
+        import pandas as pd
+
         within = pd.Series(_side(left, kind, columns)).isin(_list(right, kind))
         return np.asarray(within, dtype=bool) ^ isinstance(op, ast.NotIn)
     if type(op) not in COMPARISONS:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-import numpy as np
+from dataclasses import replace
 
 from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_size
-from scalebench.analysis.series import Series
+from scalebench.analysis.series import Series, ranked, to_fit
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting.quantities import CLEAR, NO_SPREAD, bounded, formula, percent, symbol, uncertain
+from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
@@ -88,12 +88,12 @@ def backtest_table(all_series: Sequence[Series]) -> Table:
 
 def ranking_table(all_series: Sequence[Series]) -> Table:
     """Return the series by their loss at their largest size, lowest first, and which are within noise of the first."""
-    ranked = sorted((series for series in all_series if len(series.sizes)), key=lambda s: s.sizes["mean"].iloc[-1])
-    rows = []
-    for series in ranked:
-        best, last = ranked[0].sizes.iloc[-1], series.sizes.iloc[-1]
-        behind, noise = last["mean"] - best["mean"], CLEAR * np.hypot(last["se"], best["se"])
-        place = "lowest" if series is ranked[0] else "within noise of the lowest" if behind < noise else "higher"
+    rows, places = [], ranked(all_series)
+    for series in places:
+        best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
+        behind = last["mean"] - best["mean"]
+        near = "within noise of the lowest" if within_noise(last, best) else "higher"
+        place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
         rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), word(place)))
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "verdict")
@@ -129,8 +129,19 @@ def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> C
     return value if interval == NO_SPREAD else f"{value}{between}({interval})", predicted.value
 
 
+def fitted_note(all_series: Sequence[Series]) -> str:
+    """Return a sentence where the laws of some series only are shown; it begins with a space."""
+    shown = to_fit(all_series)
+    if len(shown) == len(all_series):
+        return ""
+    return f" Of the {len(shown)} of {len(all_series)} series with the lowest loss at their largest size."
+
+
 def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tuple[Table, ...]:
-    """Return every table of fits; ``surfaces`` are those of size and data."""
-    parameters, made = parameters_table(all_series, surfaces), fits_table(all_series, surfaces)
-    ranked = [ranking_table(all_series)] if len(all_series) > 1 else []
-    return (predictions_table(all_series), *ranked, backtest_table(all_series), parameters, made)
+    """Return every table of fits, of the series ``to_fit``; ``surfaces`` are those of size and data."""
+    shown, note = to_fit(all_series), fitted_note(all_series)
+    of_fits = (predictions_table(shown), backtest_table(shown), parameters_table(shown, surfaces),
+               fits_table(shown, surfaces))  # fmt: skip
+    predictions, *others = (replace(table, caption=table.caption + note) for table in of_fits)
+    rankings = [ranking_table(all_series)] if len(all_series) > 1 else []
+    return (*rankings, predictions, *others) if len(all_series) > len(shown) else (predictions, *rankings, *others)

@@ -12,11 +12,15 @@ from scalebench.analysis.growth import Growth, growth
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
+from scalebench.reporting.figures.after_training import OF_ALL
+from scalebench.reporting.outcomes import findings_sentence, findings_table, outcome_row, outcomes_table
 from scalebench.reporting.quantities import bounded, quantity, uncertain
+from scalebench.reporting.sections import section_for
 from scalebench.reporting.sections.base import SectionView
+from scalebench.reporting.sections.common import StudySection, workload_of
 from scalebench.reporting.svg import MUTED, Marks, legend, series_style
 from scalebench.reporting.tables import Cell, Table, number, word
-from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure
+from scalebench.reporting.views import Caption, FigureSpec, FigureView, draw_figure, draw_figures
 
 COLUMNS = (
     "study", "sizes", "from and to", "trials ok", "loss at smallest", "loss at largest", "loss exponent",
@@ -37,22 +41,46 @@ class GrowthRow:
 
 @dataclass(frozen=True)
 class Overview:
-    """What heads a page of several studies."""
+    """What heads a page of several studies; the rest of its tables and figures follow the first ``table``."""
 
     sentence: str
     table: Table
-    figure: FigureView | None
+    tables: tuple[Table, ...] = ()
+    figures: tuple[FigureView, ...] = ()
 
 
 def build_overview(studies: Sequence[StudyAnalysis], views: Sequence[SectionView]) -> Overview | None:
-    """Return the overview of studies whose sections are ``views``; None where none of them has a row."""
+    """Return the overview of studies whose sections are ``views``; None where none of them has a row.
+
+    Studies whose trials start from others' weights are compared by what they did to quality, bytes and time; all
+    others by how their costs grow with size.
+    """
+    if any(has_parents(study) for study in studies):
+        return after_training(studies, [view.id for view in views])
     linked = [(row, view.id) for study, view in zip(studies, views, strict=True)
               for row in overview_rows(study.name, study.series)]  # fmt: skip
     rows = [row for row, _ in linked]
     if not rows:
         return None
-    figure = draw_figure("overview-growth", GROWTH, rows)
-    return Overview(conclusion(rows), overview_table([row.cells for row in rows], [name for _, name in linked]), figure)
+    figure, names = draw_figure("overview-growth", GROWTH, rows), [name for _, name in linked]
+    return Overview(conclusion(rows), overview_table([row.cells for row in rows], names),
+                    figures=(figure,) if figure else ())  # fmt: skip
+
+
+def has_parents(study: StudyAnalysis) -> bool:
+    """Return whether any trial of a study started from another trial's weights."""
+    return "parent_trial_id" in study.trials and bool(study.trials["parent_trial_id"].notna().any())
+
+
+def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Overview:
+    """Return the outcome of each study, and the published findings that they test."""
+    outcomes = [section.outcome(study) for study in studies if isinstance(section := section_for(study), StudySection)]
+    pairs = list(zip(studies, outcomes, strict=True))
+    named = [(study.name, finding) for study, outcome in pairs for finding in outcome.findings]
+    rows = [outcome_row(study, workload_of(study), outcome) for study, outcome in pairs]
+    sentence = findings_sentence([finding for _, finding in named])
+    tables = (findings_table(named),) if named else ()
+    return Overview(sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies))
 
 
 def conclusion(rows: Sequence[GrowthRow]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import Series
+from scalebench.analysis.series import Series, ranked
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.quantities import (
@@ -23,6 +23,7 @@ from scalebench.reporting.quantities import (
     uncertain,
 )
 
+NAMED = 6  # series within noise of the best, in a sentence
 MANY_SERIES = 3  # with more, details are in figures and tables only: nobody reads a wall of sentences
 
 
@@ -30,12 +31,33 @@ def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[
     """Yield how the loss of each series changed, and further sentences on each where there are few series."""
     many = len(study.series) > MANY_SERIES
     if many:
-        yield f"{len(study.series)} series were run; details are in the figures and tables below."
-    for series in study.series:
+        yield from ranking_sentences(study.series)
+    for series in ranked(study.series)[:1] if many else study.series:
         prefix = f"{series.label}: " if series.label else ""
-        for sentence in (loss_sentence(series), *(() if many else details(series))):
+        for sentence in (loss_sentence(series), *details(series)):
             if sentence:
                 yield (prefix + sentence).replace(" %", f"{NBSP}%")
+
+
+def ranking_sentences(all_series: Sequence[Series]) -> Iterator[str]:
+    """Yield which of many series has the lowest loss at its largest size, and which are within noise of it."""
+    places = ranked(all_series)
+    if not places:
+        yield f"{len(all_series)} series were run; none measured a validation loss."
+        return
+    last = [series.sizes.iloc[-1] for series in places]
+    best, worst = (f"{series.label} ({uncertain(row['mean'], row['se'])} nats)"
+                   for series, row in ((places[0], last[0]), (places[-1], last[-1])))  # fmt: skip
+    yield f"Of {len(places)} series the lowest validation loss at the largest size is that of {best}."
+    near = [series.label for series, row in zip(places[1:], last[1:], strict=True) if within_noise(row, last[0])]
+    more = f" and {len(near) - NAMED} more" if len(near) > NAMED else ""
+    yield f"Within noise of it: {', '.join(near[:NAMED])}{more}." if near else "No other is within noise of it."
+    yield f"The highest is that of {worst}."
+
+
+def within_noise(row: pd.Series[float], best: pd.Series[float]) -> bool:
+    """Return whether two mean losses (mean, se) differ by less than ``CLEAR`` combined standard errors."""
+    return bool(row["mean"] - best["mean"] < CLEAR * np.hypot(row["se"], best["se"]))
 
 
 def loss_sentence(series: Series) -> str:

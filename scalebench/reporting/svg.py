@@ -16,19 +16,23 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
+from scalebench.reporting.end_labels import end_of, label_ends
 from scalebench.reporting.quantities import printable, tick
 
 # Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
 INK, MUTED, GRID, PAPER = "#111111", "#777777", "#dddddd", "#fefefe"
 SERIES_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#5e4fa2")
+RAMP = tuple(f"#{100 + i:06d}" for i in range(9))  # of sizes, smallest first; the page has the colours
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one fewer than the colours: a pair repeats only after 56 series
 CSS_COLORS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
-    color: f"--s{i}" for i, color in enumerate(SERIES_COLORS, 1)
+    color: f"--{kind}{i}" for kind, colors in (("s", SERIES_COLORS), ("r", RAMP)) for i, color in enumerate(colors, 1)
 }
 RC = {
     "font.size": 10.5, "axes.labelsize": 10.5, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 9.5,
@@ -40,6 +44,9 @@ RC = {
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
+MOST_MARKS = 1000  # of all groups of a figure
+DESCRIBED = 4  # groups of marks in a figure's description
+DIRECT_FROM = 5  # series: as many lines are labelled at their ends, fewer in a legend
 
 
 @dataclass
@@ -49,6 +56,7 @@ class Marks:
     figure: Figure
     axes: Axes
     titles: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[str, Line2D] = field(default_factory=dict)
     thinned: bool = False
     drawn: set[str] = field(default_factory=set)  # what captions may speak of: "band", "curve", "hollow", …
 
@@ -62,13 +70,36 @@ class Marks:
         if good.size:
             gid = f"marks{len(self.titles)}"
             self.titles[gid] = [titles[i] for i in good.tolist()]
-            self.axes.plot(x[good], y[good], linestyle="none", gid=gid, **style)
+            (self.groups[gid],) = self.axes.plot(x[good], y[good], linestyle="none", gid=gid, **style)
             self.drawn |= {"hollow"} if style.get("markerfacecolor", style.get("color")) == PAPER else {"filled"}
+
+    def thin(self) -> None:
+        """Thin every group evenly where all of them together have more than MOST_MARKS."""
+        total = sum(map(len, self.titles.values()))
+        if total <= MOST_MARKS:
+            return
+        self.thinned = True
+        for gid, line in self.groups.items():
+            x, y = map(np.asarray, line.get_data())
+            left = max(2, len(x) * MOST_MARKS // total)
+            rows = np.unique(np.linspace(0, len(x) - 1, left).round().astype(int))
+            line.set_data(x[rows], y[rows])
+            self.titles[gid] = [self.titles[gid][i] for i in rows]
+
+    def shown(self) -> str:
+        """Return what is drawn against what, and from where to where the marks of each group go."""
+        axes = self.axes
+        names = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        ends = [texts for texts in self.titles.values() if len(texts) > 1][:DESCRIBED]
+        spans = [f"{len(texts)} marks from {texts[0]} to {texts[-1]}." for texts in ends]
+        return " ".join([*([f"{names[0].upper()}{names[1:]}."] if names else []), *spans])
 
     def bars(self, places: Any, low: Any, high: Any, **style: Any) -> None:
         """Draw vertical bars from low to high at places, each (n,), those that have both ends."""
         ends = np.array([places, low, high], dtype=float).reshape(3, -1)
         ends = ends[:, np.isfinite(ends).all(axis=0) & (ends[2] > ends[1])]
+        if ends.shape[1] > MAX_MARKS:
+            ends = ends[:, np.linspace(0, ends.shape[1] - 1, MAX_MARKS).round().astype(int)]
         if ends.size:
             self.axes.vlines(*ends, **style)
             self.drawn.add("bars")
@@ -79,6 +110,19 @@ class Marks:
         if (np.isfinite(low) & np.isfinite(high)).sum() > 1:
             self.axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
             self.drawn.add("band")
+
+
+def ramp(n: int) -> list[str]:
+    """Return a colour for each of n sizes, smallest first."""
+    return [RAMP[i] for i in np.linspace(len(RAMP) - 1 if n == 1 else 0, len(RAMP) - 1, n).round().astype(int)]
+
+
+def series_styles(ranks: Sequence[int]) -> list[dict[str, Any]]:
+    """Return colour and marker of each series by its rank, 0 the best; no colour twice: the others are grey."""
+    if len(ranks) <= len(SERIES_COLORS):
+        return [series_style(i) for i in range(len(ranks))]
+    grey = {"color": MUTED, "marker": "."}
+    return [series_style(rank) if rank < len(SERIES_COLORS) else grey for rank in ranks]
 
 
 def series_style(i: int) -> dict[str, Any]:
@@ -105,13 +149,25 @@ def legend_width(labels: Sequence[str], columns: int) -> int:
     return int(sum(share.max() + 9 for share in shares))
 
 
-def legend(marks: Marks, title: str | None = None) -> None:
-    """Put the legend above the axes, where it hides no data, in as many columns as fit."""
-    labels = marks.axes.get_legend_handles_labels()[1]
+def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
+    """Name what is drawn: many series at the ends of their lines where ``direct``, all else in a legend.
+
+    The legend is above the axes, where it hides no data, in as many columns as fit.
+    """
+    handles, labels = marks.axes.get_legend_handles_labels()
+    ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
+            for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
+    named = [end for end in ends if end is not None]
+    # Trials, means and fit of one series share its colour: a legend tells them apart.
+    if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
+        label_ends(marks.axes, named)
+        rest = [i for i, end in enumerate(ends) if end is None]
+        handles, labels = [handles[i] for i in rest], [labels[i] for i in rest]
     if not labels:
         return
     columns = next((n for n in range(len(labels), 1, -1) if legend_width(labels, n) <= LEGEND_ROOM), 1)
-    marks.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, title=title, alignment="left")
+    marks.axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, title=title,
+                      alignment="left")  # fmt: skip
     rows = -(-len(labels) // columns) + bool(title)
     marks.figure.set_figheight(marks.figure.get_figheight() + 0.19 * rows)
 
@@ -172,6 +228,7 @@ def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
 
 def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     """Return the figure as an inline SVG element whose ids all start with ``name``."""
+    marks.thin()
     buffer = io.StringIO()
     # With every entry empty, matplotlib writes no date, version or address.
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -192,11 +249,16 @@ def _series(marks: Marks) -> dict[str, str]:
     handles, labels = marks.axes.get_legend_handles_labels()
     named: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
-        colors = (getattr(handle, f"get_{kind}", lambda: None)() for kind in ("markeredgecolor", "color"))
-        variable = next((CSS_COLORS[str(color)] for color in colors if str(color) in CSS_COLORS), None)
-        if variable and variable.startswith("--s"):
+        variable = CSS_COLORS.get(color_of(handle) or "", "")
+        if variable.startswith("--s"):
             named.setdefault(variable, []).append(label)
     return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+
+
+def color_of(handle: Artist) -> str | None:
+    """Return the colour that tells a line or its marks from the others; None where it is not one of the page's."""
+    colors = (str(getattr(handle, f"get_{kind}", lambda: None)()) for kind in ("markeredgecolor", "color"))
+    return next((color for color in colors if color in CSS_COLORS), None)
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from scalebench.reporting.quantities import NOT_MEASURED, percent, present, quantity
 
 MAX_ROWS = 1000
+MAX_DATA_ROWS = 300  # of the table behind a figure
 
 Cell = tuple[str, float | str | None]  # what is printed, and what the column sorts by
 
@@ -24,6 +25,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     appendix: bool = False  # a diagnostic, which the page folds
+    units: tuple[str, ...] = ()  # of the columns' sort keys, for a script that draws them; none if empty
     links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
 
     @property
@@ -51,11 +53,43 @@ def share(fraction: Any) -> Cell:
     return (percent(fraction, sign=False), float(fraction)) if pd.notna(fraction) else word(None)
 
 
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], series: int = 0) -> Table:
-    """Make a table of at most MAX_ROWS rows; with one series, the first column (its name) is left out."""
+class Rows(list[Sequence[Cell]]):
+    """Rows of the table behind a figure: of each of ``groups`` groups of trials, MAX_DATA_ROWS in all, spread evenly.
+
+    The others are never made; ``total`` counts them too.
+    """
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.total = 0
+        self.most = max(5, MAX_DATA_ROWS // max(groups, 1))
+
+    def add(self, trials: pd.DataFrame, cells: Callable[[pd.Series[Any]], Sequence[Cell]]) -> None:
+        """Add the rows of a group: the ``cells`` of each trial."""
+        self.total += len(trials)
+        self.extend(cells(row) for _, row in evenly(trials, self.most).iterrows())
+
+
+def evenly(trials: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return at most ``most`` rows, spread evenly, the first and the last among them."""
+    if len(trials) <= most:
+        return trials
+    return trials.iloc[np.linspace(0, len(trials) - 1, most).round().astype(int)]
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], series: int = 0, total: int = 0
+) -> Table:
+    """Make a table of at most MAX_ROWS rows; with one series, the first column (its name) is left out.
+
+    ``total`` is the number of rows where ``rows`` has the first of them only.
+    """
     first = 1 if series == 1 else 0
     cells = [tuple(row[first:]) for row in rows]
-    cut = f" The first {MAX_ROWS:,} of {len(cells):,} rows." if len(cells) > MAX_ROWS else ""
+    total = max(total, len(cells))
+    cut = f" The first {MAX_ROWS:,} of {total:,} rows." if total > MAX_ROWS else ""
+    if isinstance(rows, Rows) and rows.total > len(rows):
+        cut = f" {len(rows):,} of {rows.total:,} rows, spread evenly."
     return Table(caption + cut, tuple(columns[first:]), tuple(cells[:MAX_ROWS]))
 
 

@@ -104,7 +104,7 @@ def draw_figures(section: str, specs: Iterable[FigureSpec[Subject]], subject: Su
 def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> FigureView:
     text = caption.text + (" Large groups of marks are thinned evenly." if marks.thinned else "")
     # Safe: ElementTree has escaped every text and attribute of it.
-    svg = Markup(to_svg(marks, name, spec.title, text))  # noqa: S704
+    svg = Markup(to_svg(marks, name, spec.title, f"{marks.shown()} {text}"))  # noqa: S704
     return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
 
 
@@ -115,9 +115,10 @@ def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = Fal
     The attempt's folder is left out: it is a path on one machine.
     """
     rows = rows.drop(columns="attempt_dir", errors="ignore")
-    records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-    yield from _embedded(f"{name}.csv", "text/csv", rows.to_csv(index=False), limit, compress=compress)
-    if not compress:
+    table = rows.to_csv(index=False)
+    yield from _embedded(f"{name}.csv", "text/csv", table, limit, compress=compress)
+    if not compress and len(table) <= limit:  # the names of the columns are in each row: it is never smaller
+        records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
         yield from _embedded(f"{name}.json", "application/json", records, limit)
 
 

@@ -1,4 +1,4 @@
-"""[from] over several studies: the studies whose trials must exist before a study can run, oldest first."""
+"""Parents over several studies: the studies whose trials must exist before a study can run, oldest first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KEEPING = "run.checkpoint=true"  # what a parent is run with, so that its weight
 
 
 def ancestors(study: Study) -> list[Study]:
-    """Return the studies that ``study`` starts from, directly or through others, oldest first; each keeps its weights.
+    """Return the studies that ``study`` builds on, directly or through others, oldest first; each keeps its weights.
 
-    A parent is the file NAME.toml beside the file that names it, else a study that ships. One that [from] gives by
-    results path is taken as it is. Raises ``StudyError`` with one line for a study that is not there, for a circle, and
+    A parent is the file NAME.toml beside the file that names it, else a study that ships. One that is given by results
+    path is taken as it is. Raises ``StudyError`` with one line for a study that is not there, for a circle, and
     for a family that the parents do not have.
     """
     chain = [study]
@@ -25,20 +25,20 @@ def ancestors(study: Study) -> list[Study]:
         names = [member.name for member in chain]
         if parents.study in names:
             circle = " → ".join([*names[names.index(parents.study) :], parents.study])
-            raise StudyError([f"{chain[-1].origin}: from.study: {circle}: these studies start from each other"])
-        chain.append(_parent_of(chain[-1], parents.study))
+            raise StudyError([f"{chain[-1].origin}: {parents.KEY}.study: {circle}: these studies need each other"])
+        chain.append(_parent_of(chain[-1], parents.KEY, parents.study))
     _check_families(chain)
     return chain[:0:-1]
 
 
-def _parent_of(study: Study, name: str) -> Study:
-    """Load the study that another one names in [from]."""
+def _parent_of(study: Study, key: str, name: str) -> Study:
+    """Load the study that another one names at ``key``."""
     files = {path.stem: path for path in _files(study)}
     if name not in files:
-        raise StudyError([f"{study.origin}: from.study: {unknown(name, sorted(files))}"])
+        raise StudyError([f"{study.origin}: {key}.study: {unknown(name, sorted(files))}"])
     parent = load_study(files[name], [KEEPING])
     if parent.name != name:
-        raise StudyError([f"{parent.origin}: name: {parent.name!r}, and {study.origin} starts from {name!r}"])
+        raise StudyError([f"{parent.origin}: name: {parent.name!r}, and {study.origin} names {name!r}"])
     return parent
 
 
@@ -55,7 +55,7 @@ def _check_families(chain: list[Study]) -> None:
     for study in reversed(chain):
         named = study.axes().get("model.family", ())
         for family in named:
-            if known and family not in known:
+            if known and study.start is not None and family not in known:
                 line = f"model.family: {family!r}, but its parents are of family {', '.join(sorted(known))}"
                 raise StudyError([f"{study.origin}: {line}"])
         known = {family for family in named if family} or known

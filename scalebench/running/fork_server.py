@@ -35,6 +35,8 @@ PRELOADED = (
     "scalebench.workloads.training_run",
     "scalebench.workloads.inference_run",
     "scalebench.workloads.finetune_run",
+    "scalebench.workloads.quantize_run",
+    "scalebench.workloads.distill_run",
     "scalebench.measure.energy",
     "scalebench.measure.tracker",
     "torch._dynamo",

@@ -1,13 +1,12 @@
-"""[from]: the trials whose weights other trials start from, looked up and checked before anything runs."""
+"""The trials whose weights other trials need ([from], a teacher), looked up and checked before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import safetensors
 
 from scalebench import store
@@ -15,14 +14,14 @@ from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
-from scalebench.points.table import select_rows
-from scalebench.study import FromSection, Parent, Study, Trial
+from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
-from scalebench.workloads.base import Configure, Request
+from scalebench.workloads.base import Request
 from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import STATE, WEIGHTS, check_sha256, sha256_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
 
@@ -31,23 +30,26 @@ class ParentTrial:
     """A finished trial with weights, in the folder ``attempt``, or a checkpoint of its run (then that is its folder).
 
     ``flops`` is what it, and every parent before it, cost; ``branch_step`` is how many steps lie before a checkpoint.
+    Without ``starts`` a child learns from it and starts from other weights.
     """
 
     trial_id: str
+    study: str
     trial: Trial
     attempt: Path
     identity: Parent
     flops: int
     branch_step: int | None = None
+    starts: bool = True
 
-    def request(self, name: str, values: Mapping[str, Any], configure: Configure) -> Request:
-        """Return what the workload decides of a child."""
+    def request(self, request: Request) -> Request:
+        """Return what the workload decides of a child, with this parent."""
         continues = self.identity.state_sha256 is not None
-        return Request(name, values, configure, self.trial, continues, self.branch_step)
+        return replace(request, parent=self.trial, continues=continues, branch_step=self.branch_step)
 
     def check_fits(self, model: Mapping[str, Any], config: Any) -> None:
-        """Raise ``InputError`` when the weights are not those of a model with these fields."""
-        if model == self.trial.model:
+        """Raise ``InputError`` when a child starts from the weights and its model has other fields than theirs."""
+        if not self.starts or model == self.trial.model:
             return
         import torch
 
@@ -87,22 +89,23 @@ def inherited(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a child's [model] and [data]: its parent's, with the fields that the file names in their place.
 
-    Raises ``InputError`` for a model of another family.
+    A child that starts from other weights has a [model] of its own, by default of the parent's family. Raises
+    ``InputError`` for weights of another family.
     """
     own = parent.trial
     family = model.get("family", own.family)
-    if family != own.family:
+    if parent.starts and family != own.family:
         raise InputError(
             f"model.family: {parent.trial_id}, which [from] names, is of family {own.family!r}, not {family!r}"
         )
     about = own.data.model_dump(exclude={"sha256"})
     if data.get("source", own.data.source) != own.data.source:
         del about["vocab_size"]  # of the parent's source
-    return {"family": family, **own.model, **model}, about | data
+    return {"family": family, **(own.model if parent.starts else {}), **model}, about | data
 
 
 def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
-    """Return the parents of a study's trials, which [from] names; [None] for a study without.
+    """Return the parents of a study's trials, which [from] or the workload's table names; [None] for a study without.
 
     Raises ``StudyError`` with one line when there are none, when one changed since it was trained, or when the state
     of its run was not kept and is asked for; the line has the command that makes them.
@@ -115,9 +118,9 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     place = path.parent if source.study is not None else path
     again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
     try:
-        return [*_parents(source, path, study.name)]
+        return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study.name)]
     except (InputError, store.StoreError) as error:
-        key = "from." if str(error).startswith(("optimizer_state:", "step:")) else "from: "
+        key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:")) else ": ")
         reason = f"{error}{_others(path) if source.study is not None else ''}"
         raise StudyError([f"{study.origin}: {key}{reason}; to make its parents: {again}"]) from error
 
@@ -130,7 +133,9 @@ def _others(path: Path) -> str:
     return f"; studies with results there: {', '.join(names)}" if names else ""
 
 
-def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTrial]:
+def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTrial]:
+    from scalebench.points.table import select_rows
+
     rows = select_rows(path, _rows(path, child), source.where)
     frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
@@ -138,18 +143,18 @@ def _parents(source: FromSection, path: Path, child: str) -> Iterator[ParentTria
         counts = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
         raise InputError(f"{path} has no ok trial{chosen}: {counts}")
     if source.step is not None:
-        yield from _branches(frame, source.step, needs_state=source.optimizer_state)
+        yield from _branches(frame, source.step, needs_state=source.continues)
         return
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
         raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
-    if source.optimizer_state:
+    if source.continues:
         trials, saved = len(saved), saved[saved["state_sha256"].notna()]
         if saved.empty:
             what = f"{path} has {trials} ok trials with weights{chosen}"
             raise InputError(f"optimizer_state: {what}, none of which kept the state of its run")
     for row in saved.sort_values("trial_id").to_dict("records"):
-        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.optimizer_state)
+        yield _parent({str(name): value for name, value in row.items()}, needs_state=source.continues)
 
 
 def _rows(path: Path, child: str) -> pd.DataFrame:
@@ -188,13 +193,15 @@ def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTr
     )
     trial = trial_of(attempt)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
-    return ParentTrial(trial_id, trial, folder, identity, _flops(until, row), about["end"])
+    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, _flops(until, row), about["end"])
 
 
 def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
     """Return the FLOPs of a trial and of every parent before it, as its record has those."""
     family = FAMILIES[trial.family]
     counts = family.count(family.Config(**trial.model), getattr(trial.spec, "sequence_length", None))
+    import pandas as pd
+
     before = 0 if pd.isna(row["parent_flops"]) else int(row["parent_flops"])
     return WORKLOADS[trial.workload].cost(trial, counts).flops + before
 
@@ -211,5 +218,8 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
             check_sha256(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
+    if (reason := getattr(trial.spec, "changed_form", None)) is not None:
+        raise InputError(f"{row['trial_id']} {reason}: its weights are no longer those of a {trial.family} alone; "
+                         "choose other parents with from.where")  # fmt: skip
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
-    return ParentTrial(str(row["trial_id"]), trial, attempt, identity, _flops(trial, row))
+    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, _flops(trial, row))

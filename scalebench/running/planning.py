@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from scalebench.study import DataSpec, Study, Trial, trial_id
 from scalebench.study.file import override, parse_study, read_toml
 from scalebench.workloads import WORKLOADS, columns_of
 from scalebench.workloads.base import Cost, Request, unserved
+from scalebench.workloads.heads import task_of
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,24 @@ def _name_lines(study: Study) -> Iterator[str]:
 
 
 def _parent_lines(study: Study) -> Iterator[str]:
-    """Yield a line for what [from] cannot be in this study."""
-    if study.parents is None:
+    """Yield a line for what the parents cannot be in this study."""
+    source = study.parents
+    if source is None:
         return
-    if not WORKLOADS[study.workload].TAKES_WEIGHTS:
+    if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
         yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
-    if study.parents.study == study.name:
-        yield f"from.study: a study cannot start from its own trials; give this one another name than {study.name!r}"
+    if source.study == study.name:
+        own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
+        yield f"{source.KEY}.study: {own}"
     for key in ("model.params", "model.size"):
-        if key in study.axes():
+        if study.start is not None and key in study.axes():
             yield f"{key}: with [from] a model has the size of its parent; leave it out"
     try:
-        if study.parents.where is not None:
-            parse(study.parents.where)
+        if source.where is not None:
+            parse(source.where)
     except WhereError as error:
-        yield f"from.where: {error}"
+        yield f"{source.KEY}.where: {error}"
 
 
 def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
@@ -174,16 +177,17 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     requested.pop("family", None)
     source = data.pop("source", FAMILIES[name].DATA)
     opening = (source, data.get("vocab_size"), data["validation_fraction"])
-    configure = partial(_configured, name, tuple(model.items()), opening)
-    request = Request(name, values, configure) if parent is None else parent.request(name, values, configure)
-    decided = workload.decide(replace(request, device=device))
     opened = open_data(*opening)
+    about = DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data))
+    configure = partial(_configured, name, tuple(model.items()), opening)
+    request = Request(name, values, configure, opened, about, device=device)
+    decided = workload.decide(request if parent is None else parent.request(request))
     trial = Trial.model_construct(
         workload=workload_name,
         family=name,
         model=asdict(decided.config),
         spec=decided.spec,
-        data=DataSpec.model_construct(source=source, sha256=opened.sha256, **({"vocab_size": None} | data)),
+        data=about,
         parent=None if parent is None else parent.identity,
         device_kind=device_kind(device),
     )
@@ -192,14 +196,15 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     _check_task(trial, decided.config, opened)
     if parent is not None:
         parent.check_held_out(trial, opened)
-        parent.check_fits(trial.model, decided.config)
+        start = decided.config if decided.starts_as is None else decided.starts_as
+        parent.check_fits(asdict(start), start)
     return PlannedTrial(trial_id(trial), trial, requested, decided.counts, workload.cost(trial, decided.counts), parent)
 
 
 def _check_task(trial: Trial, config: Any, data: Data) -> None:
     """Refuse data that the model cannot take, before any trial starts."""
     try:
-        FAMILIES[trial.family].task(config, data, trial.data, trial.spec).check()
+        task_of(trial, config, data).check()
     except InputError as error:
         raise _at_model(error) from error
     except ValueError as error:
@@ -256,6 +261,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "family": trial.family,
         "device_kind": trial.device_kind,
         "parent_trial_id": parent and parent.trial_id,
+        "parent_study": parent and parent.study,
         "parent_weights_sha256": parent and parent.identity.weights_sha256,
         "parent_flops": parent and parent.flops,
     }

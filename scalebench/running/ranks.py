@@ -85,8 +85,11 @@ def failed_row(
     """Return the record of a trial that failed: of the process whose error it was, not of one that lost its peer."""
     signalled = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     wrong = [rank for rank, row in rows.items() if row["status"] != "ok"]
-    if not signalled and wrong:
-        first = wrong[0]  # the rows are in the order they were written
+    # A process that lost its peer fails; whatever else a row says (diverged, oom, ...) was that process' own end, after
+    # which the others may be stopped by a signal.
+    own = [rank for rank in wrong if rows[rank]["status"] != "failed"]
+    if own or (wrong and not signalled):
+        first = (own or wrong)[0]  # the rows are in the order they were written
         return rows[first] | {"error_message": f"process {first}: {rows[first]['error_message']}"}
     known = next(iter(rows.values()), {"timing_exclusive": placement["exclusive"], **header["identity"]})
     rank, code = next(iter(signalled.items() or [(rank, failure.exitcode) for rank, failure in failures.items()]))

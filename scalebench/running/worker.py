@@ -122,7 +122,12 @@ def status_of(error: Exception) -> str:
 
 
 def invalid_reason(row: dict[str, Any]) -> str | None:
-    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits."""
+    """Return why a row's numbers are impossible, or None. Such a row stays visible and out of the fits.
+
+    A reason that the workload recorded comes first.
+    """
+    if row.get("invalid_reason"):
+        return str(row["invalid_reason"])
     if (row.get("mfu") or 0) > 1:
         return f"achieved {row['mfu']:.0%} of the peak ({row['peak_source']})"
     negative = [name for name, value in row.items() if name.endswith(("_s", "_bytes")) and (value or 0) < 0]

@@ -1,9 +1,9 @@
 """What to grow and how: the study file, its axes, and its trials."""
 
-from scalebench.study.sections import FromSection, Point, Section, Study, WorkloadTable, study_class
+from scalebench.study.sections import FromSection, ParentSection, Point, Section, Study, WorkloadTable, study_class
 from scalebench.study.trials import Batching, DataSpec, Parent, Scalar, Trial, trial_id
 
 __all__ = [
-    "Batching", "DataSpec", "FromSection", "Parent", "Point", "Scalar", "Section", "Study", "Trial", "WorkloadTable",
-    "study_class", "trial_id",
+    "Batching", "DataSpec", "FromSection", "Parent", "ParentSection", "Point", "Scalar", "Section", "Study", "Trial",
+    "WorkloadTable", "study_class", "trial_id",
 ]  # fmt: skip

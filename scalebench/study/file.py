@@ -105,7 +105,7 @@ def _unread_lines(study: Study) -> Iterator[str]:
 def _from_lines(study: Study) -> Iterator[str]:
     source = study.parents
     if source is not None and (source.study is None) == (source.results is None):
-        yield 'from: needs either study = "NAME" or results = "PATH"'
+        yield f'{source.KEY}: needs either study = "NAME" or results = "PATH"'
 
 
 def _oversized(value: Any, key: str = "") -> Iterator[str]:

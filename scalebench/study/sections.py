@@ -98,19 +98,42 @@ class RunSection(Section):
     share_device: bool = False  # let trials (with --jobs) run on a GPU at the same time: their times are not exclusive
 
 
-class FromSection(Section):
-    """Where the weights come from that every trial starts with: the ok trials of another study that kept theirs.
+class ParentSection(Section):
+    """Which trials of another study are the parents: its ok ones that kept their weights. Each is a point of an axis.
 
-    Each of these parents is a point of an axis. A child has its parent's family, model, data and seed unless the file
-    names others. With ``optimizer_state`` it continues the parent's run: all else in [train] is the parent's, too. With
-    ``step`` a parent is a checkpoint of a run under way (``run.checkpoint_steps``); several are several points.
+    With ``step`` a parent is a checkpoint of a run under way (``run.checkpoint_steps``); several are several points.
     """
+
+    KEY: ClassVar[str]  # where it stands in a study file
+    STARTS: ClassVar[bool]  # whether trials start from the parents' weights, and so have their family and model
 
     study: Name | None = None  # in the same results folder
     results: str | None = None  # or the path of a results folder
     where: str | None = None  # which of its trials: an expression as for --where
-    optimizer_state: bool = False
     step: Axis[Count] | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether a trial goes on with its parent's run."""
+        return False
+
+
+class FromSection(ParentSection):
+    """Where the weights come from that every trial starts with.
+
+    A child has its parent's family, model, data and seed unless the file names others. With ``optimizer_state`` it
+    continues the parent's run: all else in [train] is the parent's, too.
+    """
+
+    KEY: ClassVar[str] = "from"
+    STARTS: ClassVar[bool] = True
+
+    optimizer_state: bool = False
+
+    @property
+    def continues(self) -> bool:
+        """Whether a trial goes on with its parent's run."""
+        return self.optimizer_state
 
 
 class Point(Section):
@@ -150,7 +173,7 @@ class Study(Section):
     workload: str = "training"
     model: ModelSection = Field(default_factory=lambda: ModelSection.model_validate({}))
     data: DataSection = DataSection()
-    parents: FromSection | None = Field(default=None, alias="from")
+    start: FromSection | None = Field(default=None, alias="from")
     fit: FitSection = FitSection()
     run: RunSection = RunSection()
     zipped: tuple[Point, ...] = Field(default=(), alias="zip")
@@ -167,6 +190,12 @@ class Study(Section):
     def origin(self) -> str:
         """The file that this study was read from, or its name."""
         return self._origin or self.name
+
+    @property
+    def parents(self) -> ParentSection | None:
+        """Which trials this study's trials need the weights of: those of [from], or of its workload's own table."""
+        table = getattr(self, self.TABLES.get(self.workload, ""), ())
+        return self.start or next((value for _, value in table if isinstance(value, ParentSection)), None)
 
     def __repr__(self) -> str:
         """Return one line: the name, the axes with more than one value."""
@@ -195,13 +224,13 @@ class Study(Section):
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Return every field's values by dotted name, zipped ones included: the grid before zipping and excluding.
 
-        Fields that the file does not name have their defaults; with [from] they are left out, as the parent decides.
+        Fields that the file does not name have their defaults; with parents they are left out, as the parent decides.
         """
         axes: dict[str, tuple[Any, ...]] = {}
         for table in ("model", self.TABLES[self.workload], "data"):
             section: Section = getattr(self, table)
             values = section.given() if self.parents is None else section.named()
-            axes |= {f"{table}.{key}": value for key, value in values.items() if value is not None}
+            axes |= {f"{table}.{key}": value for key, value in values.items() if isinstance(value, tuple)}
         for entry in self.zipped:
             axes |= entry.axes()
         return axes

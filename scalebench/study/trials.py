@@ -11,7 +11,9 @@ from scalebench.study.sections import Section
 
 SCHEMA = 2
 # Fields of specs that were added when trials had ids already, with the value that stands for "as before".
-LATER: Mapping[str, Any] = {"processes": 1, "parallel": "none", "gradient_sums": False}
+LATER: Mapping[str, Any] = {
+    "processes": 1, "parallel": "none", "gradient_sums": False, "head": "own", "pooling": None, "head_classes": None,
+}  # fmt: skip
 Scalar = bool | int | float | str | None
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from scalebench.tasks.base import Batch, LossAlone, MeanLoss, Task
-from scalebench.tasks.classification import COLUMNS as CLASSIFICATION_COLUMNS
+from scalebench.tasks.base import Batch, GivesLogits, LossAlone, MeanLoss, Task
 from scalebench.tasks.classification import Classification, classification
 from scalebench.tasks.language import COLUMNS as LANGUAGE_COLUMNS
 from scalebench.tasks.language import BalancedNextToken, NextToken
 from scalebench.tasks.masked import COLUMNS as MASKED_COLUMNS
 from scalebench.tasks.masked import MaskedPairs
 from scalebench.tasks.regression import Regression, SetRegression, regression
+from scalebench.tasks.scores import COLUMNS as SCORE_COLUMNS
+from scalebench.tasks.text_classes import TextClasses
 from scalebench.tasks.transduction import COLUMNS as TRANSDUCTION_COLUMNS
 from scalebench.tasks.transduction import Transduce
 
-METRIC_COLUMNS = (*CLASSIFICATION_COLUMNS, *LANGUAGE_COLUMNS, *MASKED_COLUMNS, *TRANSDUCTION_COLUMNS)
+METRIC_COLUMNS = (*SCORE_COLUMNS, *LANGUAGE_COLUMNS, *MASKED_COLUMNS, *TRANSDUCTION_COLUMNS)
 
 __all__ = [
     "METRIC_COLUMNS",
     "BalancedNextToken",
     "Batch",
     "Classification",
+    "GivesLogits",
     "LossAlone",
     "MaskedPairs",
     "MeanLoss",
@@ -27,6 +29,7 @@ __all__ = [
     "Regression",
     "SetRegression",
     "Task",
+    "TextClasses",
     "Transduce",
     "classification",
     "regression",

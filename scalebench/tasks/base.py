@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,19 @@ class Task(Protocol):
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
         """Return the metrics of the validation sample by name, from the concatenated values of ``judge``."""
+        ...
+
+
+@runtime_checkable
+class GivesLogits(Task, Protocol):
+    """A task of choosing one of V classes, whose models give a distribution over them: what a teacher can teach."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each choice, (…, V)."""
+        ...
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (…, V) of a model in training, and its training loss (), of one forward pass."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Classification of images: cross-entropy in nats, accuracy, and F1."""
+"""Classification of images: cross-entropy in nats, and the scores of its classes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from numpy.typing import NDArray
 
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
-from scalebench.store import Column
 from scalebench.study import Batching, DataSpec
 from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
+from scalebench.tasks.scores import class_scores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
-
-COLUMNS = (
-    Column("metric_accuracy", "1", "share of the validation images whose class is predicted"),
-    Column("metric_f1", "1", "F1, averaged over the classes that occur"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,18 @@ class Classification(MeanLoss):
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
         return images, torch.from_numpy(labels)
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each image's class, (B, classes)."""
+        logits: Tensor = model(batch[0])
+        return logits
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, classes) and the training loss (), of one forward pass."""
+        from torch.nn import functional as F
+
+        logits = self.logits(model, batch)
+        return logits, F.cross_entropy(logits.float(), batch[1])
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each image, (B,)."""
         from torch.nn import functional as F
@@ -88,14 +95,8 @@ class Classification(MeanLoss):
         return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
 
     def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return accuracy, and F1 averaged over the classes present."""
-        from sklearn.metrics import f1_score
-
-        label, predicted = judged["label"], judged["predicted"]
-        return {
-            "accuracy": float(np.mean(label == predicted)),
-            "f1": float(f1_score(label, predicted, average="macro")),
-        }
+        """Return accuracy, and macro precision, recall and F1."""
+        return class_scores(judged["label"], judged["predicted"])
 
 
 def classification(

@@ -74,6 +74,16 @@ class NextToken(LossAlone):
             rows = slice(start, start + VALIDATION_BATCH)
             yield _shifted(windows[rows]), clusters[rows]
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each next token, (B, T, V)."""
+        logits: Tensor = model(batch[0])
+        return logits
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, T, V) and the training loss (), of one forward pass."""
+        logits = self.logits(model, batch)
+        return logits, token_losses(logits, batch[1]).mean()
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each window, (B,)."""
         tokens, targets = batch  # (B, T)
@@ -112,6 +122,11 @@ class BalancedNextToken(NextToken):
     """Next-token prediction for a mixture of experts, which in training returns logits and its balance loss."""
 
     balance_weight: float = 0.0
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, T, V) and the training loss (), the weighted balance loss included."""
+        logits, balance = model(batch[0])
+        return logits, token_losses(logits, batch[1]).mean() + self.balance_weight * balance
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each window, (B,), in training plus the weighted balance loss."""

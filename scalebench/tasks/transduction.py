@@ -70,6 +70,16 @@ class Transduce(MeanLoss):
             stop = min(start + VALIDATION_BATCH, self.validation_samples)
             yield self._draw(stop - start, VALIDATION, start, held_out=True), np.arange(start, stop)
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each token of the answers, (B, S, V)."""
+        logits: Tensor = model(batch[0], batch[1])
+        return logits
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, S, V) and the training loss (), of one forward pass."""
+        logits = self.logits(model, batch)
+        return logits, token_losses(logits, batch[2]).mean()
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy per token of each answer, (B,)."""
         source, prefix, target = batch

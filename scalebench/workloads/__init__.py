@@ -15,7 +15,7 @@ from scalebench.families import FAMILIES
 from scalebench.measure import environment
 from scalebench.store import STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
-from scalebench.workloads import finetune, inference, recorder, training
+from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
 from scalebench.workloads.base import Workload, spec_columns
 
 __all__ = ["TRIAL_COLUMNS", "WORKLOADS", "Workload", "columns_of", "read_trial", "trial_of"]
@@ -24,6 +24,9 @@ WORKLOADS: dict[str, Workload] = {
     "training": training,
     "inference": inference,
     "finetune": finetune,
+    "distill": distill,
+    "quantize": quantize,
+    "prune": prune,
 }
 
 # What is planned of every trial, whatever is done in it.
@@ -38,6 +41,7 @@ TRIAL_COLUMNS = (
     Column("validation_fraction", "1", "share of the data held out"),
     Column("noise_std", "1", "standard deviation of the noise of generated targets"),
     Column("parent_trial_id", "", "trial whose weights this one started from ([from])"),
+    Column("parent_study", "", "study that the parent belongs to"),
     Column("parent_weights_sha256", "", "SHA-256 of the parent's weights"),
     Column("parent_flops", "FLOP", "FLOPs of the parent and of all its own parents"),
 )

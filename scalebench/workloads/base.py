@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from scalebench.data import Data
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, Counts, Family
 from scalebench.store import Column
+from scalebench.study import DataSpec, Trial
 from scalebench.study import Section as Table
-from scalebench.study import Trial
 
 if TYPE_CHECKING:
     from scalebench.workloads.recorder import Recorder
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "bfloat16", "float16")
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
 KERNELS = ("triton", "fused")  # the implementations on the fused kernels
+PLAIN = ("eager", "sdpa")  # those that run any module of torch, operation by operation
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_SEQUENCE_LENGTH = 128
 # Measured with 2-layer models of 1,500 parameters on one core: a forked worker's start
@@ -44,15 +46,18 @@ class Configure(Protocol):
 class Request:
     """One point of a study, to be decided: the family, the values of the workload's table, how to size the model.
 
-    ``values`` holds every field of the table that the file names, and the defaults of the others unless the trial
-    starts from a ``parent``'s weights (whose Trial is ``parent``; ``continues`` if its run goes on). ``branch_step`` is
-    how many steps lie before the checkpoint that it starts from; None for the end of a run. ``device`` is as the file
-    says: with "auto" only the machine that runs the trial knows.
+    ``data`` is opened, and ``about`` says which part of it a trial takes. ``values`` holds every field of the table
+    that the file names, and the defaults of the others unless the trial has a ``parent`` (its Trial; ``continues`` if
+    its run goes on). ``branch_step`` is how many steps lie before the checkpoint that it starts from; None for the end
+    of a run. ``device`` is as the file says: with "auto" only the
+    machine that runs the trial knows.
     """
 
     family_name: str
     values: Mapping[str, Any]
     configure: Configure
+    data: Data
+    about: DataSpec
     parent: Trial | None = None
     continues: bool = False
     branch_step: int | None = None
@@ -66,11 +71,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Decided:
-    """One trial, decided: its spec, the model's Config and what that costs."""
+    """One trial, decided: its spec, the model's Config and what that costs.
+
+    ``starts_as`` is the Config that the parent's weights must fit, where the trial turns it into another.
+    """
 
     spec: Table
     config: Any
     counts: Counts
+    starts_as: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The workload "finetune": go on training another trial's model, on other data, with all weights or with LoRA.
+"""The workload "finetune": go on training another trial's model, on other data or with another head, with all weights
+or with LoRA.
 
 ``finetune_run`` does it.
 """
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from scalebench.errors import InputError
 from scalebench.store import Column
 from scalebench.workloads import training
-from scalebench.workloads.base import Decided, Request
+from scalebench.workloads.base import PLAIN, Decided, Request
 from scalebench.workloads.finetune_spec import FinetuneSection, FinetuneSpec
+from scalebench.workloads.heads import counts_with_head, decided_head
+from scalebench.workloads.training_spec import TrainSection
 
 if TYPE_CHECKING:
     from scalebench.study import Trial
@@ -26,7 +29,6 @@ TAKES_WEIGHTS = True
 KEEPS = ("weights_sha256",)
 DEFAULT_RANK = 8
 ALPHA_PER_RANK = 2.0
-PLAIN = ("eager", "sdpa")  # implementations in which a weight may be a sum
 
 cost = training.cost
 Section = FinetuneSection
@@ -44,13 +46,13 @@ COLUMNS = (
 
 
 def decide(request: Request) -> Decided:
-    """Decide a trial as training does, and which weights are trained. It is a new run: steps count from 0."""
+    """Decide a trial as training does, which weights are trained, and the head. It is a new run: steps count from 0."""
     if request.parent is None:
         raise InputError("from: fine-tuning starts from a trained model; add a [from] table that names its study")
     if request.continues:
         raise InputError("from.optimizer_state: fine-tuning is a new run; leave it out, or use workload = 'training'")
     values = dict(request.values)
-    own = {name: values.pop(name, None) for name in ("method", "rank", "alpha", "matrices")}
+    own = {name: values.pop(name, None) for name in set(FinetuneSection.model_fields) - set(TrainSection.model_fields)}
     try:
         decided = training.decide(replace(request, values=values))
     except InputError as error:
@@ -58,7 +60,13 @@ def decide(request: Request) -> Decided:
     spec = dict(decided.spec)
     if spec["processes"] > 1:
         raise InputError(f"finetune.processes: {spec['processes']}: fine-tuning runs in one process")
-    return replace(decided, spec=FinetuneSpec.model_construct(**spec, **_method(request, decided.config, spec, own)))
+    head = decided_head(request, own)
+    chosen = FinetuneSpec.model_construct(**spec, **_method(request, decided.config, spec, own), **head)
+    if chosen.head != "own" and chosen.implementation not in PLAIN:
+        allowed = " or ".join(PLAIN)
+        raise InputError(f"finetune.implementation: a head of classes runs with {allowed}, not {chosen.implementation}")
+    counts = counts_with_head(request.family_name, decided.config, decided.counts, chosen)
+    return replace(decided, spec=chosen, counts=counts)
 
 
 def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +79,12 @@ def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, 
         raise InputError("finetune.optimizer: muon is for whole matrices, and lora trains factors; use another")
     import torch
 
-    from scalebench.workloads.lora import chosen
+    from scalebench.workloads.lora import chosen as chosen_matrices
 
     with torch.device("meta"):
         model = request.family.build(config, "eager")
     rank = own["rank"] or DEFAULT_RANK
-    names = chosen(model, own["matrices"] or "all", rank)
+    names = chosen_matrices(model, own["matrices"] or "all", rank)
     return {"method": "lora", "rank": rank, "alpha": own["alpha"] or ALPHA_PER_RANK * rank, "matrices": names}
 
 

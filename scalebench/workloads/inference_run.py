@@ -29,7 +29,7 @@ from scalebench.workloads.building import (
 )
 from scalebench.workloads.decoding import Sampling, beam_search, chooser, generate
 from scalebench.workloads.inference_spec import InferenceSpec, call_flops
-from scalebench.workloads.quantization import weight_bytes, with_weights
+from scalebench.workloads.quantization import with_weights
 from scalebench.workloads.recorder import Recorder
 
 # A percentile needs samples beyond it: with fewer calls than these it is null.
@@ -85,7 +85,10 @@ class InferenceRun:
             inputs = inputs.to(getattr(torch, spec.precision))
         flops = call_flops(family, config, spec)
         self.columns |= count_columns(family.count(config, spec.sequence_length)) | {"flops_per_call": flops}
-        self.columns |= {"timing_method": "perf_counter_ns, device synchronised", "weight_bytes": weight_bytes(model)}
+        self.columns |= {
+            "timing_method": "perf_counter_ns, device synchronised",
+            "weight_bytes": memory.weight_bytes(model),
+        }
         if "generation" not in family.CAPABILITIES:
             runs = compile_model(model) if spec.implementation == "compile" else model
             return lambda _: runs(inputs), model

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -155,15 +156,30 @@ def check_risen(first: float, **ends: float) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation results: mean loss and its standard error in nats, and metrics by name."""
+    """Validation results: mean loss and its standard error in nats, and metrics by name.
+
+    ``losses_nats`` (n,) are the losses of the held-out samples, always in the same order, and ``clusters`` (n,) the
+    document or chain of each: what a paired difference of two models needs (``effect``).
+    """
 
     loss_nats: float
     standard_error_nats: float
     metrics: Mapping[str, float]
+    losses_nats: NDArray[np.float64] = field(repr=False)
+    clusters: NDArray[np.int64] = field(repr=False)
+
+
+class Computation(Protocol):
+    """Any Spec: what decides the number format that a model computes in."""
+
+    @property
+    def precision(self) -> str:
+        """One of ``PRECISIONS``."""
+        ...
 
 
 @torch.no_grad()
-def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device) -> Validation:
+def validate(model: nn.Module, task: Task, spec: Computation, device: torch.device) -> Validation:
     """Evaluate the model on the held-out sample; the standard error of the loss uses the task's clusters.
 
     Raises ``Diverged`` when the loss is not finite.
@@ -177,7 +193,19 @@ def validate(model: nn.Module, task: Task, spec: TrainSpec, device: torch.device
         parts.append({name: values.double().cpu().numpy() for name, values in judged.items()})
         clusters.append(cluster)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    mean, error = clustered_mean(whole["loss_nats"], np.concatenate(clusters))
+    losses, of = whole["loss_nats"], np.concatenate(clusters)
+    mean, error = clustered_mean(losses, of)
     if not np.isfinite(mean):
         raise Diverged("the validation loss is not finite")
-    return Validation(mean, error, task.metrics(whole))
+    return Validation(mean, error, task.metrics(whole), losses, of)
+
+
+def validation_columns(validation: Validation) -> dict[str, float | None]:
+    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
+    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
+    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
+    return {name: _number(value) for name, value in columns.items()}
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself

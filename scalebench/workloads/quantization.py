@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from scalekernels import Unsupported
-from torch import Tensor, nn
+from torch import nn
 
 
 def with_weights(model: nn.Module, dtype: str) -> nn.Module:
@@ -24,16 +24,3 @@ def with_weights(model: nn.Module, dtype: str) -> nn.Module:
         raise Unsupported(f"int8 weights need torchao ({error}): pip install torchao") from error
     quantize_(model, Int8WeightOnlyConfig())
     return model
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's parameters and persistent buffers, tied ones once."""
-    stored = set(model.state_dict())
-    buffers = [buffer for name, buffer in model.named_buffers() if name in stored]
-    return sum(_bytes(tensor) for tensor in [*model.parameters(), *buffers])
-
-
-def _bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor; of a quantised one, those of the tensors inside."""
-    inner = getattr(tensor, "__tensor_flatten__", None)
-    return sum(_bytes(getattr(tensor, name)) for name in inner()[0]) if inner else tensor.nbytes

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from scalebench.store import StoreError
+from scalebench.store import StoreError, read_record
 from scalebench.workloads.parallel import rank, whole_state
 from scalebench.workloads.weights import STATE, check_sha256, replaced, sha256_of
 
@@ -79,6 +79,22 @@ def save_state(
     with replaced(path) as temporary:
         save_file(tensors, str(temporary), metadata={"state": json.dumps(about)})
     return sha256_of(path)
+
+
+def samples_seen(attempt: Path) -> int | None:
+    """Return the samples that the weights in a folder were trained on, as the state of their run has it.
+
+    Without a state it is what the record beside the weights says: of a fine-tuned model, the samples of that run.
+    """
+    path = attempt / STATE
+    if not path.exists():
+        recorded = read_record(attempt).get("samples_seen")
+        return None if recorded is None else int(recorded)
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            return int(json.loads(file.metadata()["state"])["samples_seen"])
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise StoreError(f"{path}: not the state of a training run ({error})") from error
 
 
 def read_state(attempt: Path, sha256: str) -> TrainState:

@@ -59,6 +59,7 @@ COLUMNS = (
     *memory.SPLIT_COLUMNS,
     Column("attention_backend", "", "what computes attention"),
     Column("checkpoint_bytes", "B", "size of parameters, buffers and optimizer state"),
+    Column("weight_bytes", "B", "size of parameters and persistent buffers"),
     Column("weights_file_bytes", "B", "size of weights.safetensors, where the study keeps weights (run.checkpoint)"),
     Column("weights_sha256", "", "SHA-256 of weights.safetensors"),
     Column("state_sha256", "", "SHA-256 of state.safetensors: optimizer state, step, random number generators"),
@@ -132,7 +133,7 @@ def _filled(request: Request) -> dict[str, Any]:
     parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
-    if isinstance(parent, TrainSpec):
+    if isinstance(parent, TrainSpec) and request.family.SEQUENCES:
         defaults["sequence_length"] = parent.sequence_length
     if request.continues:
         if not isinstance(parent, TrainSpec):

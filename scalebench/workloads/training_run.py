@@ -31,7 +31,16 @@ from scalebench.workloads.building import (
 )
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
-from scalebench.workloads.loop import Step, Validation, check_finite, check_risen, loss_scaler, train, validate
+from scalebench.workloads.loop import (
+    Step,
+    Validation,
+    check_finite,
+    check_risen,
+    loss_scaler,
+    train,
+    validate,
+    validation_columns,
+)
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.resuming import Snapshot, Standing, find_snapshot, write_snapshot
 from scalebench.workloads.running import Running, backward_of
@@ -80,7 +89,7 @@ class TrainingRun:
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
-        self.columns |= validation_columns(validation)
+        self.columns |= self.outcome(running, validation)
         self.check_risen(validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
@@ -96,11 +105,14 @@ class TrainingRun:
         family, config = FAMILIES[self.trial.family], configuration(self.trial)
         if (parent := self.trial.parent) is not None and parent.state_sha256 is not None:
             self.start = read_state(Path(self.recorder.header["parent_dir"]), parent.state_sha256)
-        task = family.task(config, planned_data(self.trial), self.trial.data, self.spec)
-        counts = family.count(config, self.spec.sequence_length)
+        task, counts = self.open_task(config), family.count(config, self.spec.sequence_length)
         self.columns |= size_columns(counts, task, self.spec, self.start.samples_seen)
         self.columns["first_step"] = self.start.step
         return task
+
+    def open_task(self, config: Any) -> Task:
+        """Return the task of the trial's model and data."""
+        return FAMILIES[self.trial.family].task(config, planned_data(self.trial), self.trial.data, self.spec)
 
     def prepare(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """Return model and optimizer of the trial: initialised, or as the parent left them."""
@@ -115,9 +127,8 @@ class TrainingRun:
 
     def build(self, device: torch.device) -> nn.Module:
         """Return the trial's model with initial weights, or its parent's."""
-        model = build_model(self.trial, device)
-        if (parent := self.trial.parent) is not None:
-            load_weights(model, Path(self.recorder.header["parent_dir"]), parent.weights_sha256)
+        model = initial_model(self.trial, self.recorder, device)
+        self.columns["weight_bytes"] = memory.weight_bytes(model)
         return model
 
     def train(self, running: Running, task: Task) -> dict[str, torch.Tensor]:
@@ -220,13 +231,17 @@ class TrainingRun:
         if done < self.spec.steps and self.recorder.snapshot_due(done, time.monotonic() - self.saved_s):
             self.snapshot(done)
 
+    def outcome(self, running: Running, validation: Validation) -> dict[str, Any]:  # noqa: ARG002 - for workloads
+        """Return the columns of the validation after the last step."""
+        return validation_columns(validation)
+
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
         Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
         """
-        assert self.losses is not None
         if self.trial.parent is None:
+            assert self.losses is not None
             first, training = float(self.losses[0]), self.columns["train_loss_nats"]
             check_risen(first, training=training, validation=validation.loss_nats)
 
@@ -240,6 +255,14 @@ class TrainingRun:
         self.recorder.save_samples("steps.parquet", frame)
 
 
+def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
+    """Return the trial's model with initial weights, or its parent's."""
+    model = build_model(trial, device)
+    if trial.parent is not None:
+        load_weights(model, Path(recorder.header["parent_dir"]), trial.parent.weights_sha256)
+    return model
+
+
 def trainable_device(trial: Trial) -> torch.device:
     """Return the trial's device, or raise ``Unsupported`` with why this machine cannot train there."""
     spec: TrainSpec = trial.spec
@@ -251,17 +274,6 @@ def trainable_device(trial: Trial) -> torch.device:
     if spec.graph == "step" and trial.device_kind == "cpu":
         raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
     return device
-
-
-def validation_columns(validation: Validation) -> dict[str, float | None]:
-    """Return the held-out loss, its standard error and the metrics, null where there is no number."""
-    columns = {"validation_loss_nats": validation.loss_nats, "validation_loss_se_nats": validation.standard_error_nats}
-    columns |= {f"metric_{name}": value for name, value in validation.metrics.items()}
-    return {name: _number(value) for name, value in columns.items()}
-
-
-def _number(value: float) -> float | None:
-    return value if value == value else None  # noqa: PLR0124 - NaN is the one number unlike itself
 
 
 def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:

@@ -1,20 +1,18 @@
-"""The commands `next` (what to run next), `worth` (compute multiplier of a change) and `tune` (swept optima)."""
+"""The commands `next` (what to run next) and `worth` (compute multiplier of a change)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.advice import best_set, compute_multiplier, next_trial, optimum_law
+from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
-from scalebench.analysis.trials import LOSS
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
-from scalebench.points.files import is_results
 from scalebench.points.fit_file import json_safe, open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
@@ -22,7 +20,6 @@ from scalebench.reporting.quantities import bounded, quantity, significant
 if TYPE_CHECKING:
     from scalebench.advice.design import Candidate, Design
     from scalebench.advice.multiplier import ComputeMultiplier
-    from scalebench.advice.optima import OptimumLaw
 
 GRID = 9  # values of each input in the grid of candidates
 FAR = 1.1  # extrapolation factor in compute from which a warning is printed
@@ -154,52 +151,3 @@ def print_worth(found: ComputeMultiplier) -> None:
     if found.unreached:
         say(f"{100 * found.unreached:.3g} % of bootstrap refits never reach that loss and count as infinite compute")
     say(f"intervals: {'; '.join(dict.fromkeys(found.method.split('; ')))}")
-
-
-def run_tune(
-    path: Path,
-    optimised: str,
-    against: Sequence[str],
-    loss_column: str | None,
-    where: str | None,
-    sizes: Mapping[str, float],
-    *,
-    as_json: bool,
-) -> int:
-    """Print the law of the best value of a swept column, and the best value at the requested sizes."""
-    names = {name: name for name in (*against, optimised)}
-    loss = loss_column or (LOSS if is_results(path) else "loss")
-    options = {**dict.fromkeys(against, "--against"), optimised: "--optimised", "loss": "--loss-column"}
-    points = read_columns(path, {**names, "loss": loss}, where, options=options).values
-    try:
-        law = optimum_law(points, optimised, against)
-        at = None if not sizes else (law.predict(**sizes), *law.prediction_interval(**sizes))
-    except FitRefused as refusal:
-        raise InputError([f"{path}: {refusal}"]) from refusal
-    if as_json:
-        predicted = at and {"sizes": dict(sizes), "value": at[0], "interval": list(at[1:])}
-        print_json(json_safe({**law.to_dict(), "at": predicted}))
-    else:
-        print_tune(law, sizes, at)
-    return 0
-
-
-def print_tune(law: OptimumLaw, sizes: Mapping[str, float], at: tuple[float, float, float] | None) -> None:
-    """Print the law, the optima it was fitted to, and the sweeps left out."""
-    powers = " * ".join(f"{name}^{exponent:.3g}" for name, exponent in law.exponents.items())
-    say(f"{law.optimised}* = {law.constant:.4g} * {powers}", "")
-    values = {"constant": law.constant, **law.exponents}
-    rows = [(name, *bounded(value, *law.interval(name))) for name, value in values.items()]
-    table("", ("parameter", "value", "95 % interval"), rows)
-    say("", f"t with {law.regression.degrees_of_freedom} degrees of freedom, {len(law.optima)} sweeps")
-    optima = [
-        (*map(quantity, group.values()), significant(optimum.x), f"{optimum.loss:.5g}", f"{optimum.n_points}")
-        for group, optimum in law.optima
-    ]
-    table("", (*law.exponents, f"best {law.optimised}", "loss", "points"), optima, text_columns=0)
-    for group, reason in law.refused:
-        say(f"{', '.join(f'{name} {quantity(value)}' for name, value in group.items())}: left out: {reason}")
-    if at is not None:
-        place = ", ".join(f"{name} {quantity(value)}" for name, value in sizes.items())
-        value, interval = bounded(*at)
-        say("", f"at {place}: {law.optimised} {value}, 95 % interval {interval}")

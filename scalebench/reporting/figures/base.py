@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import Series
+from scalebench.analysis.series import Series, ranked
 from scalebench.analysis.trends import Trend
 from scalebench.reporting.quantities import quantity
-from scalebench.reporting.svg import MUTED, Marks
+from scalebench.reporting.svg import DIRECT_FROM, MUTED, SERIES_COLORS, Marks, series_styles
 
 
 def trial_label(row: pd.Series[Any], series: Series) -> str:
@@ -20,9 +20,67 @@ def trial_label(row: pd.Series[Any], series: Series) -> str:
     return ", ".join(filter(None, (series.label, f"{quantity(row[series.x.column])} {series.x.noun}{seed}")))
 
 
-def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) -> list[str]:
+class Titles(Sequence[str]):
+    """The titles of ``count`` marks, each made when it is asked for: of many marks only some are drawn."""
+
+    def __init__(self, count: int, title: Callable[[int], str]) -> None:
+        self.number, self.title = count, title
+
+    def __len__(self) -> int:
+        return self.number
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self.title(i) for i in range(*index.indices(self.number))]
+        if index >= self.number:
+            raise IndexError(index)
+        return self.title(index)
+
+
+def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) -> Sequence[str]:
     """Return the title of each trial's mark: name and value."""
-    return [f"{trial_label(row, series)}: {quantity(row[column], unit)}" for _, row in frame.iterrows()]
+
+    def title(i: int) -> str:
+        row = frame.iloc[i]
+        return f"{trial_label(row, series)}: {quantity(row[column], unit)}"
+
+    return Titles(len(frame), title)
+
+
+def many(all_series: Sequence[Series]) -> bool:
+    """Return whether there are too many series to show trials and fitted curves of each: means alone are drawn."""
+    return len(all_series) >= DIRECT_FROM
+
+
+def styles_of(all_series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Return colour and marker of each series, the same in every figure of a study; see ``series_styles``."""
+    places = {id(series): place for place, series in enumerate(ranked(all_series))}
+    return series_styles([places.get(id(series), len(all_series)) for series in all_series])
+
+
+def draw_means(
+    marks: Marks, series: Series, values: pd.Series[float], style: dict[str, Any], unit: str, factor: float = 1.0,
+    middle: str = "median",
+) -> None:  # fmt: skip
+    """Draw the ``middle`` of the values of trials (by their index) at each size, joined by a line."""
+    by_size = values.groupby(series.trials.loc[values.index, series.x.column]).agg(middle).dropna()
+    if by_size.empty:
+        return
+    titles = [f"{series.label}: {middle} at {quantity(size)} {series.x.noun}: {quantity(value, unit, 4)}"
+              for size, value in by_size.items()]  # fmt: skip
+    marks.axes.plot(by_size.index, by_size / factor, color=style["color"], linewidth=1.1)
+    marks.draw(by_size.index, by_size / factor, titles, **style, markersize=4, label=series.label)
+    marks.drawn.add("means")
+
+
+def means_sentence(middle: str, all_series: Sequence[Series], of: str = "") -> str:
+    """Return what marks and lines of ``draw_means`` are (``of`` what), and what is grey."""
+    grey = " Grey: series beyond the eight of the lowest loss." if len(all_series) > len(SERIES_COLORS) else ""
+    return f"Marks are the {middle}s{of} of the sizes, joined by lines.{grey}"
 
 
 def draw_curve(

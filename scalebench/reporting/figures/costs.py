@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
-from scalebench.reporting.figures.base import curve_sentence, draw_curve, trial_label, trial_titles
-from scalebench.reporting.quantities import formula, quantity, scale
-from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, series_style
-from scalebench.reporting.tables import Cell, number, share, table, word
+from scalebench.reporting.figures.base import (
+    curve_sentence,
+    draw_curve,
+    draw_means,
+    many,
+    means_sentence,
+    styles_of,
+    trial_label,
+    trial_titles,
+)
+from scalebench.reporting.quantities import formula, quantity, scale, tick
+from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
+from scalebench.reporting.tables import Cell, Rows, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 ROOM = 1.25  # height of the axis over the highest mark: a wide band is cut, so that the marks stay apart
@@ -27,9 +39,13 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     if frame.empty:
         return None
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
-    rows: list[Sequence[Cell]] = []
-    for i, series in enumerate(study.series):
-        part, style = series.trials.loc[series.trials.index.intersection(frame.index)], series_style(i)
+    rows = Rows(len(study.series))
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        part = series.trials.loc[series.trials.index.intersection(frame.index)]
+        rows.add(part, partial(_step_time_cells, series))
+        if many(study.series):
+            draw_means(marks, series, series.timed[STEP_TIME], style, "s", factor)
+            continue
         low, high = (numeric(part, f"step_time_{p}_s") for p in ("p20", "p80"))
         marks.bars(part[N], low / factor, high / factor, color=style["color"], linewidth=1.2)
         for good, face in ((part["timed"], style["color"]), (~part["timed"], PAPER)):
@@ -38,18 +54,30 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             marks.draw(chosen[N], chosen[STEP_TIME] / factor, titles, **style, markerfacecolor=face, label=label)
         if len(part):
             draw_curve(marks, series.step_time, part[N].tolist(), factor=factor, color=style["color"])
-        rows += [(word(trial_label(row, series)), number(row[N]), number(row[STEP_TIME], "s"),
-                  number(row.get("step_time_p20_s"), "s"), number(row.get("step_time_p80_s"), "s"),
-                  word("yes" if row["timed"] else "no")) for _, row in part.iterrows()]  # fmt: skip
     finish(marks, f"time per training step ({unit})", log=True)
     columns = ("trial", "size", "median", "p20", "p80", "in the fit")
     return Caption(
-        "Median over the steps after warm-up"
-        + ("; bars span the 20th to the 80th percentile. " if "bars" in marks.drawn else ". ")
-        + curve_sentence(marks, f"the fitted trend{laws([series.step_time for series in study.series])}")
-        + ("Hollow marks shared the machine and are not in the fit." if "hollow" in marks.drawn else ""),
+        _step_time_caption(marks, study),
         table("Time per training step.", columns, rows),
     )
+
+
+def _step_time_caption(marks: Marks, study: StudyAnalysis) -> str:
+    text = "Median over the steps after warm-up"
+    if many(study.series):
+        return f"{text}. {means_sentence('median', study.series)}"
+    return (
+        text
+        + ("; bars span the 20th to the 80th percentile. " if "bars" in marks.drawn else ". ")
+        + curve_sentence(marks, f"the fitted trend{laws([series.step_time for series in study.series])}")
+        + ("Hollow marks shared the machine and are not in the fit." if "hollow" in marks.drawn else "")
+    )
+
+
+def _step_time_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
+    return (word(trial_label(row, series)), number(row[N]), number(row[STEP_TIME], "s"),
+            number(row.get("step_time_p20_s"), "s"), number(row.get("step_time_p80_s"), "s"),
+            word("yes" if row["timed"] else "no"))  # fmt: skip
 
 
 def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
@@ -59,31 +87,41 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         return None
     peaks = [series.usable[series.memory_column] for series in all_series]
     factor, unit = scale(float(pd.concat(peaks).max()), "B")
-    rows: list[Sequence[Cell]] = []
+    rows = Rows(len(all_series))
     if len(all_series) == 1:
         _memory_stack(marks, all_series[0], factor)
+    styles = dict(zip(map(id, study.series), styles_of(study.series), strict=True))
     for i, series in enumerate(all_series):
         column = str(series.memory_column)
-        style = series_style(i) if len(all_series) > 1 else {"color": INK, "marker": "o"}
+        rows.add(series.usable.drop_duplicates(N), partial(_memory_cells, series))
+        style = styles[id(series)] if len(all_series) > 1 else {"color": INK, "marker": "o"}
+        if many(study.series):
+            draw_means(marks, series, series.usable[column], style, "B", factor)
+            continue
         size = max(4, 11 - 4 * i) if len(all_series) > 1 else 6  # series that need the same memory stay visible
         label = series.label or "peak"
         titles = trial_titles(series, series.usable, column, "B")
         marks.draw(series.usable[N], series.usable[column] / factor, titles, **style, markersize=size, label=label)
         draw_curve(marks, series.memory, series.usable[N].tolist(), factor=factor, color=style["color"])
-        for _, row in series.usable.drop_duplicates(N).iterrows():
-            parts = [number(row.get(f"memory_{part}_bytes"), "B") for part in MEMORY_PARTS]
-            rows.append([word(series.label or "all trials"), number(row[N]), number(row[column], "B"), *parts])
     marks.axes.set_ylim(0, ROOM * float(pd.concat(peaks).max()) / factor)
     finish(marks, f"memory ({unit})")
     columns = ("series", "size", "peak", *MEMORY_PARTS)
     split = "Bars split the peak by content. " if marks.axes.patches else ""
     names = ", ".join(dict.fromkeys(MEMORY_PEAKS[str(series.memory_column)] for series in all_series))
+    if many(study.series):
+        drawn = f"{means_sentence('median', study.series, f' ({names})')} "
+    else:
+        trends = laws([series.memory for series in all_series])
+        drawn = f"Marks are the {names}. {curve_sentence(marks, f'the fitted trend{trends}')}"
     return Caption(
-        f"Marks are the {names}. "
-        f"{curve_sentence(marks, f'the fitted trend{laws([series.memory for series in all_series])}')}"
-        f"{split}The table gives the maximum of each part, which may occur at another time.",
+        f"{drawn}{split}The table gives the maximum of each part, which may occur at another time.",
         table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
     )
+
+
+def _memory_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
+    parts = [number(row.get(f"memory_{part}_bytes"), "B") for part in MEMORY_PARTS]
+    return word(series.label or "all trials"), number(row[N]), number(row[str(series.memory_column)], "B"), *parts
 
 
 def laws(trends: Sequence[Trend]) -> str:
@@ -107,34 +145,57 @@ def _memory_stack(marks: Marks, series: Series, factor: float) -> None:
 
 def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Achieved FLOP/s against size, beside the peak it is measured against."""
-    achieved, rows = "achieved_flops_per_s", []
+    achieved, rows = "achieved_flops_per_s", Rows(len(study.series))
     known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
     if known.empty:
         return None
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
     factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
-    for i, series in enumerate(study.series):
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
         part = known.loc[known.index.intersection(series.trials.index)]
+        rows.add(part, partial(_rate_cells, series))
+        if many(study.series):
+            draw_means(marks, series, numeric(part, achieved), style, "FLOP/s", factor)
+            continue
         titles = trial_titles(series, part, achieved, "FLOP/s")
-        marks.draw(part[N], numeric(part, achieved) / factor, titles, **series_style(i), label=series.label or None)
-        for _, row in part.iterrows():
-            rates = number(row.get("tokens_per_s")), number(row[achieved], "FLOP/s"), share(row.get("mfu"))
-            rows.append((word(trial_label(row, series)), *rates))
+        marks.draw(part[N], numeric(part, achieved) / factor, titles, **style, label=series.label or None)
     for peak in peaks:
         label = f"peak {quantity(peak, 'FLOP/s')}"
         marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
     finish(marks, f"achieved {unit}", log=True)
+    mfu = _mfu_axis(marks, peaks, factor) if not many(study.series) else ""
     sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
     reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
     what = "step" if study.trials[STEP_TIME].notna().any() else "call"
     return Caption(
-        f"FLOPs of the model over the time of a {what}. {reference}",
+        f"FLOPs of the model over the time of a {what}. {reference}{mfu}"
+        + (f" {means_sentence('median', study.series)}" if many(study.series) else ""),
         table(
             "Throughput, achieved FLOP/s and model FLOP/s utilisation (MFU).",
             ("trial", "tokens/s", "achieved", "MFU"),
             rows,
         ),
     )
+
+
+def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
+    """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
+    if len(peaks) != 1:
+        return ""
+    share_of_peak = 100 * factor / peaks[0]
+    right = marks.axes.secondary_yaxis(
+        "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
+    )
+    right.set_ylabel("MFU (% of the peak)")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    right.yaxis.set_minor_locator(NullLocator())
+    return " The right axis has the MFU, the share of that peak."
+
+
+def _rate_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
+    rates = number(row.get("tokens_per_s")), number(row["achieved_flops_per_s"], "FLOP/s"), share(row.get("mfu"))
+    return word(trial_label(row, series)), *rates
 
 
 STEP_TIMES = FigureSpec("step-time", "Time per training step against size", step_time_figure)

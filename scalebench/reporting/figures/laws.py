@@ -3,58 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from scalebench.analysis.series import Series
+from scalebench.analysis.series import Series, to_fit
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS
-from scalebench.reporting.figures.base import trial_titles
-from scalebench.reporting.fit_tables import backtest_table
+from scalebench.reporting.figures.base import Titles, trial_titles
+from scalebench.reporting.fit_tables import backtest_table, fitted_note
 from scalebench.reporting.quantities import percent, quantity
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
-from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.tables import Cell, Rows, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 
 def why_no_fit(study: StudyAnalysis) -> str | None:
     """Return the reasons why no series has a fit of loss against size, or None where there is nothing to fit."""
-    reasons = dict.fromkeys(series.loss_all.reason for series in study.series if series.loss_all.fit is None)
+    reasons = dict.fromkeys(series.loss_all.reason for series in to_fit(study.series) if series.loss_all.fit is None)
     return " ".join(f"No fit of loss against size alone: {reason}." for reason in reasons if reason) or None
 
 
 def residuals_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Residual of each trial in percent of the fitted loss, against the fitted loss; every size is in the fit."""
-    all_series = [series for series in study.series if series.loss_all.fit is not None]
+    all_series = [series for series in to_fit(study.series) if series.loss_all.fit is not None]
     if not all_series:
         return why_no_fit(study)
-    rows: list[Sequence[Cell]] = []
+    rows = Rows(len(all_series))
     for i, series in enumerate(all_series):
         assert series.loss_all.fit is not None
         points = series.usable[series.usable[LOSS] > 0]
         fitted = series.loss_all.fit.predict(x=points[series.x.column])
-        errors = points[LOSS].to_numpy() / fitted - 1
-        titles = [f"{text}, residual {percent(error)}" for text, error in
-                  zip(trial_titles(series, points, LOSS, "nats"), errors, strict=True)]  # fmt: skip
-        marks.draw(fitted, 100 * errors, titles, **series_style(i), label=series.label or None)
-        rows += [
-            (word(series.label or "all trials"), number(size), number(y, "nats", 4), (percent(error), error))
-            for size, y, error in zip(points[series.x.column], fitted, errors, strict=True)
-        ]
+        points = points.assign(fitted=fitted, error=points[LOSS].to_numpy() / fitted - 1)
+        marks.draw(fitted, 100 * points["error"], _titles(series, points), **series_style(i),
+                   label=series.label or None)  # fmt: skip
+        rows.add(points, partial(_residual_cells, series))
     marks.axes.axhline(0, color=MUTED, linewidth=1.2)
     marks.axes.set(xlabel="fitted validation loss (nats)", ylabel="residual (% of fitted loss)")
-    legend(marks)
+    legend(marks, direct=False)
     columns = ("series", "size", "fitted loss", "residual")
     return Caption(
         "One mark per trial; the law is fitted to every size. A trend in the residuals means that the law has the "
-        "wrong shape; a spread that widens means that the noise grows.",
+        f"wrong shape; a spread that widens means that the noise grows.{fitted_note(study.series)}",
         table("Residuals of the law fitted to every size.", columns, rows, series=len(study.series)),
     )
 
 
+def _titles(series: Series, points: pd.DataFrame) -> Sequence[str]:
+    texts = trial_titles(series, points, LOSS, "nats")
+    return Titles(len(points), lambda i: f"{texts[i]}, residual {percent(points['error'].iloc[i])}")
+
+
+def _residual_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
+    return (word(series.label or "all trials"), number(row[series.x.column]), number(row["fitted"], "nats", 4),
+            (percent(row["error"]), row["error"]))  # fmt: skip
+
+
 def backtest_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Error of predicting each larger size from all sizes below it, with 95 % prediction intervals."""
-    all_series = [series for series in study.series if series.backtest]
+    all_series = [series for series in to_fit(study.series) if series.backtest]
     if not all_series:
         return why_no_fit(study)
     for i, series in enumerate(all_series):
@@ -62,7 +71,7 @@ def backtest_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     marks.axes.axhline(0, color=MUTED, linewidth=1.2)
     size_axis(marks.axes, "held-out size N (non-embedding parameters)")
     marks.axes.set_ylabel("prediction error (%)")
-    legend(marks)
+    legend(marks, direct=False)
     return Caption(
         "Each size is predicted by the law fitted to all smaller sizes. "
         + (
@@ -71,8 +80,8 @@ def backtest_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
             else ""
         )
         + "Crosses: the naive prediction, which "
-        "repeats the loss of the next-smaller size.",
-        backtest_table(study.series),
+        f"repeats the loss of the next-smaller size.{fitted_note(study.series)}",
+        backtest_table(to_fit(study.series)),
     )
 
 

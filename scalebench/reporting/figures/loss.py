@@ -12,10 +12,18 @@ from scalebench.analysis.predictions import predict_loss_at
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
-from scalebench.reporting.figures.base import curve_sentence, draw_curve, trial_titles
+from scalebench.reporting.figures.base import (
+    curve_sentence,
+    draw_curve,
+    draw_means,
+    many,
+    means_sentence,
+    styles_of,
+    trial_titles,
+)
 from scalebench.reporting.quantities import quantity, uncertain
 from scalebench.reporting.sentences import far_sentence
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
+from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, size_axis
 from scalebench.reporting.tables import number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -24,9 +32,11 @@ def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Validation loss against size or data: trials, means, the law fitted without the largest, and its projection."""
     if not any(len(series.sizes) for series in study.series):
         return None
-    for i, series in enumerate(study.series):
-        if len(series.sizes):
-            _loss_series(marks, series, series_style(i), single=len(study.series) == 1)
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        if many(study.series):
+            draw_means(marks, series, series.usable[LOSS], style, "nats", middle="mean")
+        elif len(series.sizes):
+            _loss_series(marks, series, style, single=len(study.series) == 1)
     floor = numeric(study.trials, "floor_nats").dropna().unique()
     for height in floor[:1]:
         marks.axes.axhline(height, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
@@ -41,11 +51,11 @@ def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     ]  # fmt: skip
     columns = ("series", study.x.title, "trials", "validation loss (nats)")
     return Caption(
-        _caption(marks)
+        (means_sentence("mean", study.series) if many(study.series) else _caption(marks))
         + (" Intervals much wider than the range of the losses are cut off." if cut else "")
         + "".join(
             f" {series.label}: {text}" if series.label else f" {text}"
-            for series in study.series
+            for series in (() if many(study.series) else study.series)
             if (text := far_sentence(series))
         )
         + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else ""),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scalebench.analysis.series import Series
+from scalebench.analysis.series import Series, to_fit
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import numeric
 from scalebench.reporting.figures.laws import why_no_fit
@@ -25,7 +25,7 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     The rise is drawn in percent of the optimum, so that all series share one axis; the 95 % interval of E is that of
     the table of parameters.
     """
-    profiles = [(series, series.profile) for series in study.series if series.loss_all.fit is not None]
+    profiles = [(series, series.profile) for series in to_fit(study.series) if series.loss_all.fit is not None]
     if not profiles:
         return why_no_fit(study)
     refusals = [_with_label(series, f"no profile: {why}.") for series, why in profiles if isinstance(why, str)]
@@ -38,7 +38,7 @@ def profile_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     for floor in numeric(study.trials, "floor_nats").dropna().unique()[:1]:
         marks.axes.axvline(floor, color=MUTED, linestyle="--", linewidth=1.2, label="known floor")
     marks.axes.set(xlabel="irreducible loss E (nats)", ylabel="rise of the objective (%)")
-    legend(marks)
+    legend(marks, direct=False)
     values = [_with_label(series, f"E = {_interval(series)}.") for _, series, _ in drawn]
     band = "The shaded band is the 95 % interval of E. " if "band" in marks.drawn else ""
     return Caption(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,25 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
 from scalebench.analysis.trials import LOSS, PARAMETERS, numeric, training_flops
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
-from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.figures.base import many, styles_of, trial_label, trial_titles
 from scalebench.reporting.quantities import quantity, significant
-from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, series_style, size_axis
-from scalebench.reporting.tables import Cell, number, table, word
+from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, ramp, size_axis
+from scalebench.reporting.tables import Cell, Rows, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 Times = NDArray[np.float64]
 CURVE_POINTS = 100
-DASHES: tuple[Any, ...] = ("", (4, 2), (1, 1.5), (6, 1.5, 1, 1.5))
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of few series, each its own
+SIZES_NAMED = 6  # in the legend of a colour ramp
+Curve = tuple[Any, Series, pd.DataFrame]  # the record of a trial, its series and its averaged steps
 
 
 def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
     """Yield each trial whose steps were read, smallest first, with its series and its steps."""
     by_index = {index: series for series in study.series for index in series.trials.index}
-    for index, row in study.trials[study.trials[study.x.column].notna()].iterrows():
-        if row["trial_id"] in study.steps and index in by_index:
+    read = study.trials[study.trials[study.x.column].notna() & study.trials["trial_id"].isin(list(study.steps))]
+    for index, row in read.iterrows():
+        if index in by_index:
             yield row, by_index[index], study.steps[row["trial_id"]]
 
 
@@ -49,49 +53,73 @@ def binned(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Training loss over the steps, one line per trial, coloured by size, or by series where there is one size."""
+    """Training loss over the steps, one line per trial, coloured by size, or by series where these are what differs."""
     trials = [(row, series, binned(steps)) for row, series, steps in with_steps(study)]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
         return None
     sizes = sorted({float(row[study.x.column]) for row, _, _ in trials})
-    by_size = len(sizes) > 1 or len(study.series) == 1
-    # Colours distinguish sizes and dashes series; with one size, colours distinguish series until they repeat.
-    turn = 1 if by_size else len(SERIES_COLORS)
-    dashes = {series.label: DASHES[i // turn % len(DASHES)] for i, series in enumerate(study.series)}
-    hues: list[Any] = sizes if by_size else list(dashes)
-    colors = {value: SERIES_COLORS[i % len(SERIES_COLORS)] for i, value in enumerate(hues)}
-    lines = [
-        line.assign(step=line["step"] + 1, trial=i, size=row[study.x.column], series=series.label)
-        for i, (row, series, line) in enumerate(trials)
-    ]
-    # One index over all lines: seaborn aligns by it where it drops the rows of an infinite loss.
-    data = pd.concat(lines, ignore_index=True)
-    sns.lineplot(data, x="step", y="train_loss_nats", hue="size" if by_size else "series", style="series",
-                 units="trial", estimator=None, palette=colors, dashes=dashes, ax=marks.axes, linewidth=1.1,
-                 legend=False)  # fmt: skip
-    for value, color in colors.items():
-        dash = () if by_size else dashes[value]
-        marks.axes.plot([], [], color=color, dashes=dash or (None, None), label=quantity(value) if by_size else value)
-    for label in filter(None, dashes if by_size else ()):
-        marks.axes.plot([], [], color=MUTED, dashes=dashes[label] or (None, None), label=label)
+    by_series = many(study.series) or (len(sizes) == 1 and len(study.series) > 1)
+    if by_series:  # one line for each: of more, none could be followed
+        trials = [_largest([trial for trial in trials if trial[1] is series]) for series in _with_curves(study, trials)]
+        lines = [(line, style["color"], "-", series.label)
+                 for (_, series, line), style in zip(trials, _styles(study, trials), strict=True)]  # fmt: skip
+    else:
+        dashes = dict(zip(map(id, study.series), DASHES, strict=False))
+        colors = dict(zip(sizes, ramp(len(sizes)), strict=True))
+        lines = [(line, colors[float(row[study.x.column])], dashes[id(series)], "") for row, series, line in trials]
+    for line, color, dash, label in lines:
+        finite = line[np.isfinite(line["train_loss_nats"])]
+        marks.axes.plot(finite["step"] + 1, finite["train_loss_nats"], color=color, linewidth=1.1, linestyle=dash,
+                        label=label or None)  # fmt: skip
     size_axis(marks.axes, "training step")
     marks.axes.set_ylabel("training loss (nats)")
-    what = "size N" if study.x is PARAMETERS else study.x.noun
-    legend(marks, title=what if by_size else None)
-    rows = []
-    for row, series, line in trials:
-        ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]
-        rows.append([word(trial_label(row, series)), word(row["trial_id"]), *ends])
+    if not by_series:
+        _legend_of_sizes(marks, study, colors)
+    legend(marks, title=None if by_series else _sizes_title(study))
+    columns = ("trial", "id", "first", "middle", "last")
+    rows = [_curve_cells(*trial) for trial in trials]
+    what = "Each line is the first trial of a series at its largest size" if by_series else "Each line is one trial"
+    shade = " The larger the model, the darker the line (in the dark theme, the brighter)." if len(sizes) > 1 else ""
     return Caption(
-        f"Each line is one trial; the loss is averaged over at most {CURVE_POINTS} equal intervals of its steps."
-        f"{subset_note(study)}",
-        table(
-            "Training loss (nats), averaged over the first, middle and last interval.",
-            ("trial", "id", "first", "middle", "last"),
-            rows,
-        ),
+        f"{what}; the loss is averaged over at most {CURVE_POINTS} equal intervals of its steps."
+        f"{'' if by_series else shade}{'' if by_series else subset_note(study)}",
+        table("Training loss (nats), averaged over the first, middle and last interval.", columns, rows),
     )
+
+
+def _with_curves(study: StudyAnalysis, trials: Sequence[Curve]) -> list[Series]:
+    drawn = {id(series) for _, series, _ in trials}
+    return [series for series in study.series if id(series) in drawn]
+
+
+def _styles(study: StudyAnalysis, trials: Sequence[Curve]) -> list[dict[str, Any]]:
+    styles = dict(zip(map(id, study.series), styles_of(study.series), strict=True))
+    return [styles[id(series)] for _, series, _ in trials]
+
+
+def _largest(trials: Sequence[Curve]) -> Curve:
+    """Return the first trial of the largest size."""
+    return max(trials, key=lambda trial: float(trial[0][trial[1].x.column]))
+
+
+def _sizes_title(study: StudyAnalysis) -> str:
+    return "size N" if study.x is PARAMETERS else study.x.noun
+
+
+def _legend_of_sizes(marks: Marks, study: StudyAnalysis, colors: dict[float, str]) -> None:
+    """Enter at most SIZES_NAMED sizes, spread evenly, and the dashes of the series in the legend."""
+    sizes = list(colors)
+    for i in sorted({*np.linspace(0, len(sizes) - 1, min(len(sizes), SIZES_NAMED)).round().astype(int).tolist()}):
+        marks.axes.plot([], [], color=colors[sizes[i]], label=quantity(sizes[i]))
+    for series, dash in zip(study.series, DASHES, strict=False):
+        if series.label:
+            marks.axes.plot([], [], color=MUTED, linestyle=dash, label=series.label)
+
+
+def _curve_cells(row: pd.Series[Any], series: Series, line: pd.DataFrame) -> Sequence[Cell]:
+    ends = [number(line["train_loss_nats"].iloc[k], digits=4) for k in (0, len(line) // 2, -1)]
+    return [word(trial_label(row, series)), word(row["trial_id"]), *ends]
 
 
 def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
@@ -100,16 +128,17 @@ def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     frame = frame[frame["valid"] & (frame["compute"] > 0) & frame[LOSS].notna()]
     if frame.empty:
         return None
-    rows: list[Sequence[Cell]] = []
-    for i, series in enumerate(study.series):
-        part, style = frame.loc[frame.index.intersection(series.usable.index)], series_style(i)
-        marks.draw(
-            part["compute"], part[LOSS], trial_titles(series, part, LOSS, "nats"), **style, label=series.label or None
-        )
+    rows = Rows(len(study.series))
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        part = frame.loc[frame.index.intersection(series.usable.index)]
         means = part.groupby(study.x.column)[["compute", LOSS]].mean()
-        marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1)
-        for _, row in part.iterrows():
-            rows.append((word(trial_label(row, series)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)))
+        few = not many(study.series)
+        if few:
+            marks.draw(part["compute"], part[LOSS], trial_titles(series, part, LOSS, "nats"), **style,
+                       label=series.label or None)  # fmt: skip
+        marks.axes.plot(means["compute"], means[LOSS], color=style["color"], linewidth=1,
+                        label=None if few else series.label)  # fmt: skip
+        rows.add(part, partial(_compute_cells, series))
     finish(marks, "validation loss (nats)")
     marks.axes.set_xlabel("training compute (FLOP)")
     return Caption(
@@ -117,6 +146,10 @@ def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         "includes the FLOPs of its parents, a fine-tuned one does not.",
         table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
     )
+
+
+def _compute_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
+    return word(trial_label(row, series)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)
 
 
 def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from scalebench.analysis.pareto import pareto_front
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric, own_steps
+from scalebench.reporting.figures.base import many, styles_of
 from scalebench.reporting.quantities import quantity, scale, uncertain
-from scalebench.reporting.svg import MUTED, PAPER, Marks, cost_axis, legend, series_style, size_axis
+from scalebench.reporting.svg import MUTED, PAPER, Marks, cost_axis, legend, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -21,8 +23,8 @@ from scalebench.reporting.views import Caption, FigureSpec
 def gap_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Mean training and validation loss of each size; the distance between them is the generalisation gap."""
     rows: list[Sequence[Cell]] = []
-    for i, series in enumerate(study.series):
-        rows += _gap_series(marks, series, i)
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        rows += _gap_series(marks, series, style)
     if not rows:
         return None
     size_axis(marks.axes, study.x.label)
@@ -36,10 +38,10 @@ def gap_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     )
 
 
-def _gap_series(marks: Marks, series: Series, i: int) -> Iterator[Sequence[Cell]]:
+def _gap_series(marks: Marks, series: Series, style: dict[str, Any]) -> Iterator[Sequence[Cell]]:
     usable = series.usable.assign(train=numeric(series.usable, "train_loss_nats"))
     means = usable.dropna(subset=["train", LOSS]).groupby(series.x.column)[["train", LOSS]].mean()
-    style, prefix = series_style(i), f"{series.label}: " if series.label else ""
+    prefix = f"{series.label}: " if series.label else ""
     for column, what, line, face in (("train", "training", "--", PAPER), (LOSS, "validation", "-", style["color"])):
         if means.empty:
             continue
@@ -76,14 +78,13 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
     if len(everything) < 2:
         return None
     factor, prefixed = scale(float(everything["cost"].median()), unit)
-    for i, (series, part) in enumerate(zip(study.series, points, strict=True)):
+    for series, part, style in zip(study.series, points, styles_of(study.series), strict=True):
         titles = [f"{row['name']}: {uncertain(row['loss'], row['se'])} nats for {quantity(row['cost'], unit)}"
                   for row in part.to_dict("records")]  # fmt: skip
-        marks.draw(part["cost"] / factor, part["loss"], titles, **series_style(i), label=series.label or None)
-    front = everything.iloc[pareto_front(everything["cost"], everything["loss"])]
-    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
-                    label="Pareto front")  # fmt: skip
-    cost_axis(marks.axes, everything["cost"] / factor)
+        marks.draw(part["cost"] / factor, part["loss"], titles, **style, label=series.label or None)
+        if many(study.series):
+            marks.axes.plot(part["cost"] / factor, part["loss"], color=style["color"], linewidth=0.8)
+    front = draw_front(marks, everything, factor)
     marks.axes.set(xlabel=f"{name} ({prefixed})", ylabel="validation loss (nats)")
     legend(marks)
     on_front = set(front.index)
@@ -91,9 +92,19 @@ def tradeoff_figure(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | 
              word("yes" if index in on_front else "no")) for index, row in everything.iterrows()]  # fmt: skip
     return Caption(
         f"Marks are the sizes: their mean loss against their median {name}. The grey steps are the Pareto front: "
-        f"sizes that none beats in both. {len(front)} of {len(everything)} are on it.",
+        f"sizes that none beats in both. {len(front)} of {len(everything)} are on it."
+        + (" Lines join the sizes of a series." if many(study.series) else ""),
         table(f"Loss against {name}.", ("size", name, "validation loss (nats)", "on the Pareto front"), rows),
     )
+
+
+def draw_front(marks: Marks, points: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """Draw the Pareto front of points (columns cost, loss) as steps, scale the axis of costs, and return its rows."""
+    front = points.iloc[pareto_front(points["cost"], points["loss"])]
+    marks.axes.plot(front["cost"] / factor, front["loss"], color=MUTED, linewidth=1.2, drawstyle="steps-post", zorder=1,
+                    label="Pareto front")  # fmt: skip
+    cost_axis(marks.axes, points["cost"] / factor)
+    return front
 
 
 def _tradeoff_points(series: Series, cost: pd.Series[float]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from scalebench.analysis.series import Series, mean_loss
@@ -14,9 +13,10 @@ from scalebench.analysis.trials import LOSS, STEP_TIME
 from scalebench.reporting.figures.base import trial_titles
 from scalebench.reporting.figures.runs import CURVES, NOISE
 from scalebench.reporting.fit_tables import fit_tables
-from scalebench.reporting.quantities import CLEAR, quantity, uncertain
+from scalebench.reporting.quantities import quantity, uncertain
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
+from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.svg import PAPER, Marks, series_style
 from scalebench.reporting.tables import number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -79,7 +79,7 @@ def choice_sentences(all_series: Sequence[Series]) -> Iterator[str]:
     yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
            f"that of {worst}.")  # fmt: skip
     near = [series.label for series, row in zip(ranked[1:], rows[1:], strict=True)
-            if row["mean"] - rows[0]["mean"] < CLEAR * np.hypot(row["se"], rows[0]["se"])]  # fmt: skip
+            if within_noise(row, rows[0])]  # fmt: skip
     if near:
         yield f"Within noise of the lowest: {', '.join(near)}."
 

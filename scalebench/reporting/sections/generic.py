@@ -12,6 +12,7 @@ import pandas as pd
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
 from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.outcomes import Outcome
 from scalebench.reporting.quantities import quantity, scale
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection
 from scalebench.reporting.svg import Marks, finish, series_style
@@ -120,6 +121,11 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
     yield Table("Columns that this workload records.", ("column", "unit", "meaning"), tuple(rows))
 
 
+def outcome(study: StudyAnalysis) -> Outcome:
+    """Return the first columns that were measured; no law is fitted to them."""
+    return Outcome(", ".join(column.title for column in numeric_columns(study)[:MAX_SENTENCES]), "none fitted")
+
+
 SECTION = StudySection(
     shows=lambda _: True,
     sentences=sentences,
@@ -127,5 +133,6 @@ SECTION = StudySection(
     columns=table_columns,
     methods=METHODS,
     tables=tables,
+    outcome=outcome,
     template=Path(__file__).with_name("generic.html.j2"),
 )

@@ -12,6 +12,7 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric, split_columns
 from scalebench.reporting.figures.base import trial_label, trial_titles
 from scalebench.reporting.figures.costs import EFFICIENCY, MEMORY
+from scalebench.reporting.outcomes import Outcome
 from scalebench.reporting.quantities import NBSP, quantity, scale
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.svg import PAPER, Marks, finish, legend, series_style
@@ -146,4 +147,5 @@ SECTION = StudySection(
     figures=lambda _: (LATENCIES, THROUGHPUT, MEMORY, EFFICIENCY),
     columns=lambda _: COLUMNS,
     methods=METHODS,
+    outcome=lambda _: Outcome("latency, throughput, memory", "none fitted"),
 )

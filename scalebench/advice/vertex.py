@@ -1,0 +1,147 @@
+"""The optimum of a sweep: the minimum of a quadratic of loss in the logarithms of one swept column or of several.
+
+Around the best run the loss is loss* + 1/2 (z - z*)' H (z - z*), where z has the logarithms of the swept columns. The
+optimum of one of them moves with the others wherever H has off-diagonal terms, so columns that are swept together have
+one joint optimum; at any fixed value of the others a column has another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scalebench.laws.forms import Array, FitRefused
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best value of one swept column: where the quadratic through the losses about it has its minimum.
+
+    `curvature` is the second derivative of loss in ln x there, with other swept columns at their optimum. `gain` is the
+    standard error of ln x* per unit of noise in the loss (delta method); `residual_squares` over `degrees_of_freedom`
+    estimates the variance of that noise.
+    """
+
+    x: float
+    loss: float
+    curvature: float
+    gain: float
+    residual_squares: float
+    degrees_of_freedom: int
+    n_points: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def quadratic_optimum(x: ArrayLike, loss: ArrayLike, neighbours: int | None = 2) -> Optimum:
+    """Vertex of the parabola of loss [n] in ln x [n] about the lowest mean loss; see `joint_optimum`."""
+    return joint_optimum(np.asarray(x, dtype=np.float64)[:, None], loss, ("x",), neighbours)[0]
+
+
+def joint_optimum(
+    x: ArrayLike, loss: ArrayLike, names: Sequence[str], neighbours: int | None = 2
+) -> tuple[Optimum, ...]:
+    """The optimum of each swept column, x [n, k] with k `names`, at the joint minimum of loss [n].
+
+    Uses `neighbours` values of each column on each side of the best, or all if None; repeats count separately.
+    Raises FitRefused with fewer than three values of a column, the best at an edge, points that do not determine the
+    quadratic, or a minimum outside the values swept.
+    """
+    log, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(loss, dtype=np.float64)
+    axes = [np.unique(column, return_inverse=True) for column in log.T]
+    for name, (grid, _) in zip(names, axes, strict=True):
+        if len(grid) < 3:
+            few = "1 value" if len(grid) == 1 else f"{len(grid)} values"
+            raise FitRefused(f"{few} of {name} for a parabola; it needs at least 3: sweep more values")
+    member = np.stack([of_axis.reshape(-1) for _, of_axis in axes], axis=1)
+    cells, cell = np.unique(member, axis=0, return_inverse=True)
+    best = cells[(np.bincount(cell.reshape(-1), values) / np.bincount(cell.reshape(-1))).argmin()]
+    for name, place, (grid, _) in zip(names, best, axes, strict=True):
+        _check_inside(name, int(place), grid)
+    reach = len(values) if neighbours is None else neighbours
+    near = (np.abs(member - best) <= reach).all(axis=1)
+    return _minimum(log[near], values[near], names)
+
+
+def _check_inside(name: str, place: int, grid: Array) -> None:
+    if place not in (0, len(grid) - 1):
+        return
+    side, where = ("below", "lowest") if place == 0 else ("above", "highest")
+    raise FitRefused(
+        f"the lowest loss is at the {where} of {len(grid)} values, {name} = {np.exp(grid[place]):.4g}; "
+        f"an optimum needs higher losses on both sides: add values {side}"
+    )
+
+
+def _pairs(k: int) -> list[tuple[int, int]]:
+    return list(combinations_with_replacement(range(k), 2))
+
+
+def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ...]:
+    """Least-squares quadratic and its minimum. Raises FitRefused unless that is inside the sampled range."""
+    centre = log.mean(axis=0)
+    z = log - centre
+    products = [z[:, i] * z[:, j] for i, j in _pairs(len(names))]
+    design = np.column_stack([np.ones(len(z)), z, *products])
+    coefficients, _, rank, _ = np.linalg.lstsq(design, loss, rcond=None)
+    if rank < design.shape[1]:
+        raise FitRefused(
+            f"{len(z)} runs about the best do not determine a quadratic in {' and '.join(names)} "
+            f"({design.shape[1]} coefficients): combine each value of one with several of the other"
+        )
+    slope, hessian = coefficients[1 : len(names) + 1], _hessian(coefficients[len(names) + 1 :], len(names))
+    lowest = float(np.linalg.eigvalsh(hessian).min())
+    if lowest <= 0:
+        what = "parabola" if len(names) == 1 else f"quadratic in {' and '.join(names)}"
+        raise FitRefused(
+            f"the {what} through {len(z)} points bends down (curvature {lowest:.3g}); a minimum needs it to "
+            "bend up: sweep a wider range or repeat runs"
+        )
+    vertex = -np.linalg.solve(hessian, slope)
+    for name, at, column in zip(names, centre + vertex, log.T, strict=True):
+        if not column.min() < at < column.max():
+            raise FitRefused(
+                f"the vertex {name} = {np.exp(at):.4g} lies outside the values fitted, {np.exp(column.min()):.4g} to "
+                f"{np.exp(column.max()):.4g}; an optimum needs values on both sides: widen the sweep"
+            )
+    jacobian = np.column_stack(list(_derivatives(hessian, vertex)))
+    covariance = jacobian @ np.linalg.inv(design.T @ design) @ jacobian.T
+    residual_squares = float(((design @ coefficients - loss) ** 2).sum())
+    return tuple(
+        Optimum(
+            x=float(np.exp(centre[i] + vertex[i])),
+            loss=float(coefficients[0] + slope @ vertex / 2),
+            curvature=float(hessian[i, i]),
+            gain=float(np.sqrt(covariance[i, i])),
+            residual_squares=residual_squares,
+            degrees_of_freedom=len(z) - design.shape[1],
+            n_points=len(z),
+        )
+        for i in range(len(names))
+    )
+
+
+def _hessian(products: Array, k: int) -> Array:
+    """Second derivatives [k, k] from the coefficients of the products of the columns."""
+    hessian = np.zeros((k, k))
+    for (i, j), coefficient in zip(_pairs(k), products, strict=True):
+        hessian[i, j] += coefficient
+        hessian[j, i] += coefficient
+    return hessian
+
+
+def _derivatives(hessian: Array, vertex: Array) -> Iterator[Array]:
+    """Derivative [k] of the minimum by each coefficient: constant, slopes, products (of H z* = -slope)."""
+    inverse, unit = np.linalg.inv(hessian), np.eye(len(vertex))
+    yield np.zeros(len(vertex))
+    for direction in unit:
+        yield -inverse @ direction
+    for i, j in _pairs(len(vertex)):
+        yield -inverse @ (unit[i] * vertex[j] + unit[j] * vertex[i])

@@ -1,0 +1,206 @@
+"""What pruning did to trained models: loss against density by size and method, dense models of equal bytes, the law.
+
+Trials of one parent are repeated measurements of one model, so parents (sizes and seeds) are what intervals count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trials import LOSS, numeric
+from scalebench.laws import Fit, FitRefused, fit
+from scalebench.measure.statistics import mean_interval
+
+PARENT, SIZE = "parent_trial_id", "size_before"
+ADDED, DENSITY, BEFORE = "loss_added_nats", "density_found", "loss_before_nats"
+CONTROL = "random"
+TOLERATED_NATS = 0.1
+UNITS = ("heads", "hidden", "layers")
+SAME_TOKENS = 1.01  # largest over smallest number of tokens that count as one
+FEWEST_SIZES = 2
+FEWEST_DENSITIES = 3  # from which the density tolerated is interpolated
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, from ``n`` models; the ends are NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return bool(self.low > 0 or self.high < 0)
+
+
+def pruned(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the valid trials with a loss, and in ``SIZE`` the size of the unpruned model, in ``bytes`` what is stored.
+
+    ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise.
+    """
+    columns = (ADDED, DENSITY, BEFORE, "weight_bytes", "weight_bytes_before", "packed_bytes", "recovery_steps",
+               "params_remaining", "tokens_before", "tokens_seen", "latency_ratio")  # fmt: skip
+    known = trials.assign(**{name: numeric(trials, name) for name in columns})
+    known = known.assign(
+        **{SIZE: numeric(trials, "params_non_embedding_before")},
+        bytes=known["packed_bytes"].fillna(known["weight_bytes"]),
+        recovery_steps=known["recovery_steps"].fillna(0).astype(int),
+    )
+    good = known["valid"] & known[ADDED].notna() & (known[DENSITY] > 0) & (known[SIZE] > 0)
+    return known[good].sort_values([SIZE, "seed", DENSITY], kind="stable")
+
+
+def groups(trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the trials of each method and number of recovery steps, with a label; the control last."""
+    several = trials["recovery_steps"].nunique() > 1
+    pairs = sorted(trials.groupby(["method", "recovery_steps"]), key=lambda item: (item[0][0] == CONTROL, item[0]))
+    for (method, steps), part in pairs:
+        yield f"{method}, {steps} recovery steps" if several else str(method), part
+
+
+def by_density(trials: pd.DataFrame) -> Iterator[tuple[float, pd.DataFrame]]:
+    """Yield the trials of each requested density, lowest first."""
+    for density in sorted(trials["density"].unique()):
+        yield float(density), trials[trials["density"] == density]
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def slope(sizes: ArrayLike, values: ArrayLike) -> Estimate | None:
+    """Return the change of values (n,) per doubling of sizes (n,): least squares, t interval; None for one size."""
+    from scipy.stats import linregress, t
+
+    x, y = np.log2(np.asarray(sizes, dtype=float)), np.asarray(values, dtype=float)
+    if len(np.unique(x)) < FEWEST_SIZES:
+        return None
+    line, freedom = linregress(x, y), len(x) - 2
+    half = float(t.ppf(0.975, freedom) * line.stderr) if freedom > 0 else float("nan")
+    return Estimate(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(x))
+
+
+def slopes(trials: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
+    """Yield each requested density of one group's trials with the change of the loss added per doubling of size."""
+    for density, part in by_density(trials):
+        change = slope(part[SIZE], part[ADDED])
+        if change is not None:
+            yield density, change
+
+
+def tolerated(trials: pd.DataFrame, nats: float = TOLERATED_NATS) -> pd.DataFrame:
+    """Return one row per parent of one group: size, seed, and ``density``, down to which less than ``nats`` are lost.
+
+    Between two densities tried the loss added is taken as linear; at density 1 it is zero. NaN where even the lowest
+    density tried loses less.
+    """
+    rows = [
+        (part[SIZE].iloc[0], part["seed"].iloc[0], crossing(part[DENSITY], part[ADDED], nats))
+        for _, part in trials.groupby(PARENT)
+    ]
+    return pd.DataFrame(rows, columns=["size", "seed", "density"]).sort_values(["size", "seed"], ignore_index=True)
+
+
+def crossing(density: ArrayLike, added: ArrayLike, nats: float) -> float:
+    """Return the density at which the loss added first exceeds ``nats``, coming from 1; NaN where it does not."""
+    points = sorted(zip(np.asarray(density, float), np.asarray(added, float), strict=True), reverse=True)
+    high, before = 1.0, 0.0
+    for low, after in points:
+        if after > nats:
+            return float(high + (nats - before) / (after - before) * (low - high)) if after > before else float(high)
+        high, before = low, after
+    return float("nan")
+
+
+# --- method ----------------------------------------------------------------------------------------------------------
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Return the mean of independent values (n,) with its 95 % t interval."""
+    return Estimate(*mean_interval(values), len(np.asarray(values)))
+
+
+def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, Estimate]]:
+    """Yield each density that a method and the control share with how much more the control loses, paired by parent."""
+    keys = [PARENT, "recovery_steps", "density"]
+    chosen, control = (trials[trials["method"] == name].set_index(keys)[ADDED] for name in (method, CONTROL))
+    both = (control - chosen).dropna()
+    for density, part in by_density(both.rename("more").reset_index()):
+        if len(part) > 1:
+            yield density, mean(part["more"])
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def dense(part: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per parent of one group, smallest first: size, seed, its bytes, and its loss without pruning.
+
+    Where models were trained after pruning, the loss is that of the parent trained as long (density 1); no rows
+    without such trials.
+    """
+    trained = bool((part["recovery_steps"] > 0).any())
+    parents = part[part["density"] == 1] if trained else part.drop_duplicates(PARENT)
+    table = parents[[SIZE, "seed", "weight_bytes_before", LOSS if trained else BEFORE]]
+    return table.set_axis(["size", "seed", "bytes", "loss"], axis=1).sort_values(["bytes", "seed"], ignore_index=True)
+
+
+def against_dense(part: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
+    """Yield each density of one group with how much higher its loss is than that of a dense model of equal bytes.
+
+    The dense loss is that of the parents of the same seed, interpolated linearly in the logarithm of bytes; models
+    smaller than the smallest parent have none. Seeds are what is independent: each counts once, with its mean.
+    """
+    parents = dense(part)
+    for density, trials in by_density(part):
+        each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
+        if len(each):
+            yield density, mean(each.groupby("seed")["excess"].mean())
+
+
+def dense_loss(part: pd.DataFrame, parents: pd.DataFrame) -> pd.Series[float]:
+    """Return the loss of the dense model of each trial's seed and bytes; NaN outside the parents' range."""
+    losses = pd.Series(np.nan, index=part.index, dtype=float)
+    for seed, own in parents.groupby("seed"):
+        rows = part.index[part["seed"] == seed]
+        x, known = np.log(own["bytes"].to_numpy()), np.log(part.loc[rows, "bytes"].to_numpy(dtype=float))
+        losses[rows] = np.interp(known, x, own["loss"].to_numpy(), left=np.nan, right=np.nan)
+    return losses
+
+
+# --- the law ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def sparsity_fits(study: StudyAnalysis) -> dict[str, Fit | str]:
+    """Return the law of each group of a study's trials but the control, or why there is none; fitted once."""
+    parts = groups(pruned(study.trials))
+    return {label: sparsity_fit(part) for label, part in parts if CONTROL not in set(part["method"])}
+
+
+def sparsity_fit(trials: pd.DataFrame) -> Fit | str:
+    """Fit the law of sparse models to one group's trials; the reason where its design does not support that.
+
+    The law is for masks that the remaining weights were trained under; trials of one parent are one configuration.
+    """
+    if set(trials["method"]) & set(UNITS):
+        return "the law is for single weights that are removed, not for heads, hidden units or layers"
+    if not (trials["recovery_steps"] > 0).all():
+        return "the law is for models trained while or after they are pruned, and these were not (recovery_steps)"
+    tokens = trials["tokens_before"] + trials["tokens_seen"].fillna(0)
+    several = not bool(tokens.max() <= SAME_TOKENS * tokens.min())  # also where they are not known
+    columns = {"density": trials[DENSITY], "params": trials["params_remaining"], "loss": trials[LOSS]}
+    columns |= {"config": trials[PARENT]} | ({"tokens": tokens} if several else {})
+    try:
+        return fit(pd.DataFrame(columns), "sparsity" if several else "sparsity_one_length")
+    except FitRefused as reason:
+        return str(reason)

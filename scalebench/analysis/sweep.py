@@ -1,0 +1,69 @@
+"""Laws of the best value of swept columns, from a table of runs or a results folder, where nothing else varies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalebench.advice.optima import OptimumLaw, optimum_laws
+from scalebench.advice.settings import setting_line, unmodelled
+from scalebench.analysis.replicates import SETTINGS
+from scalebench.analysis.trials import ALWAYS_SPLIT, LOSS
+from scalebench.errors import InputError
+from scalebench.points.files import is_results, open_table
+from scalebench.points.table import read_columns, read_texts
+from scalebench.store import read_results
+
+OF_MACHINES = ("machine_id", "device_name")  # what these change is the time, not the best value
+
+
+def optimum_laws_of(
+    path: Path,
+    optimised: Sequence[str],
+    against: Sequence[str],
+    loss_column: str | None = None,
+    replicates: Sequence[str] = (),
+    where: str | None = None,
+) -> tuple[OptimumLaw, ...]:
+    """Return the law of each swept column of a table on disk; see ``optimum_laws``.
+
+    Raises ``InputError`` for settings that vary within a sweep and are neither swept nor among ``replicates``, and
+    ``FitRefused``.
+    """
+    names = {name: name for name in (*against, *optimised)}
+    loss = loss_column or (LOSS if is_results(path) else "loss")
+    options = {**dict.fromkeys(against, "--against"), **dict.fromkeys(optimised, "--optimised")}
+    points = read_columns(path, {**names, "loss": loss}, where, options=options | {"loss": "--loss-column"}).values
+    used = {*names, loss, *replicates}
+    others = [name for name in _settings(path) if name not in used]
+    lines = unmodelled_lines(points, read_texts(path, others, where), optimised, against)
+    if lines:
+        raise InputError([f"{path}: {line}" for line in lines])
+    return optimum_laws(points, optimised, against)
+
+
+def _settings(path: Path) -> list[str]:
+    """Return the columns that may hold a setting: all of a file, and what the studies of a results folder may vary."""
+    names = open_table(path).names
+    if not is_results(path):
+        return list(names)
+    axes = [axis for study in read_results(path).studies.values() for axis in study.get("axes") or {}]
+    return [name for name in dict.fromkeys([*ALWAYS_SPLIT, *SETTINGS, *axes]) if name in {*names} - {*OF_MACHINES}]
+
+
+def unmodelled_lines(
+    points: Mapping[str, Any], others: Mapping[str, Any], optimised: Sequence[str], against: Sequence[str]
+) -> list[str]:
+    """Return a line for each of the ``others`` that varies within a sweep, with what to do about it."""
+    sizes = np.stack([np.asarray(points[name], dtype=float) for name in against], axis=1)
+    sweep = np.unique(sizes, axis=0, return_inverse=True)[1].reshape(-1)
+    varied = unmodelled(others, sweep, [points[name] for name in optimised])
+    return [
+        f"{setting_line(name, values)}, and the best {' and '.join(optimised)} may depend on it: optimise it as well "
+        f"(--optimised {','.join([*optimised, name])}), make it a size (--against {','.join([*against, name])}), "
+        f"select one of its values (--where), or count it as noise (--replicates {name})"
+        for name, values in varied.items()
+    ]

@@ -1,0 +1,80 @@
+"""The command `tune`: how the best value of a swept column, or the joint best of several, moves with size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalebench.analysis.sweep import optimum_laws_of
+from scalebench.cli.output import print_json, say, table
+from scalebench.errors import InputError
+from scalebench.laws import FitRefused
+from scalebench.points.fit_file import json_safe
+from scalebench.reporting.quantities import bounded, quantity, significant
+
+if TYPE_CHECKING:
+    from scalebench.advice.optima import OptimumLaw
+
+At = tuple[float, float, float]  # a value and the ends of its interval
+
+
+def run_tune(
+    path: Path,
+    optimised: Sequence[str],
+    against: Sequence[str],
+    loss_column: str | None,
+    replicates: Sequence[str],
+    where: str | None,
+    sizes: Mapping[str, float],
+    *,
+    as_json: bool,
+) -> int:
+    """Print the law of the best value of each swept column, and the best values at the requested sizes."""
+    try:
+        laws = optimum_laws_of(path, optimised, against, loss_column, replicates, where)
+        predicted = [(law.predict(**sizes), *law.prediction_interval(**sizes)) for law in laws] if sizes else []
+    except FitRefused as refusal:
+        raise InputError([f"{path}: {refusal}"]) from refusal
+    if as_json:
+        documents = [law.to_dict() | {"at": None} for law in laws]
+        for document, (value, low, high) in zip(documents, predicted, strict=False):
+            document["at"] = {"sizes": dict(sizes), "value": value, "interval": [low, high]}
+        print_json(json_safe(documents[0] if len(documents) == 1 else {"laws": documents}))
+        return 0
+    for law in laws:
+        _print_law(law)
+        say("")
+    _print_optima(laws)
+    say(*[""] * bool(predicted))
+    place = ", ".join(f"{name} {quantity(value)}" for name, value in sizes.items())
+    for law, prediction in zip(laws, predicted, strict=False):
+        best, interval = bounded(*prediction)
+        say(f"at {place}: {law.optimised} {best}, 95 % interval {interval}")
+    return 0
+
+
+def _print_law(law: OptimumLaw) -> None:
+    powers = " * ".join(f"{name}^{exponent:.3g}" for name, exponent in law.exponents.items())
+    say(f"{law.optimised}* = {law.constant:.4g} * {powers}", "")
+    values = {"constant": law.constant, **law.exponents}
+    rows = [(name, *bounded(value, *law.interval(name))) for name, value in values.items()]
+    table("", ("parameter", "value", "95 % interval"), rows)
+    say("", f"t with {law.regression.degrees_of_freedom} degrees of freedom, {len(law.optima)} sweeps")
+
+
+def _print_optima(laws: Sequence[OptimumLaw]) -> None:
+    """Print the optimum of each sweep, and the sweeps left out."""
+    first = laws[0]
+    rows = [
+        (
+            *map(quantity, group.values()),
+            *(significant(law.optima[i][1].x) for law in laws),
+            f"{optimum.loss:.5g}",
+            f"{optimum.n_points}",
+        )
+        for i, (group, optimum) in enumerate(first.optima)
+    ]
+    table("", (*first.exponents, *(f"best {law.optimised}" for law in laws), "loss", "points"), rows, text_columns=0)
+    for group, reason in first.refused:
+        say(f"{', '.join(f'{name} {quantity(value)}' for name, value in group.items())}: left out: {reason}")

@@ -1,0 +1,37 @@
+"""Scores of a classification from labels and predicted classes: accuracy, and macro precision, recall and F1."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalebench.store import Column
+
+COLUMNS = (
+    Column("metric_accuracy", "1", "share of the validation samples whose class is predicted"),
+    Column("metric_precision", "1", "precision, averaged over the classes that are labels or predictions"),
+    Column("metric_recall", "1", "recall, averaged over the classes that are labels or predictions"),
+    Column("metric_f1", "1", "F1, averaged over the classes that are labels or predictions"),
+)
+
+
+def class_scores(labels: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, float]:
+    """Return accuracy, precision, recall and F1 of labels and predictions, both (n,).
+
+    The last three are macro averages: of a class's true positives over its predictions, over its labels, and of the
+    harmonic mean of both, each 0 where it would be 0 / 0. Classes that are neither label nor prediction do not count.
+    """
+    import torch
+
+    truth, guess = (torch.from_numpy(np.asarray(values, dtype=np.int64)) for values in (labels, predicted))
+    size = int(torch.cat([truth, guess]).max()) + 1
+    hits = torch.bincount(truth[truth == guess], minlength=size).double()
+    of_label, of_guess = (torch.bincount(values, minlength=size).double() for values in (truth, guess))
+    known = of_label + of_guess > 0
+    quotients = {
+        "precision": hits / of_guess.clamp(min=1),
+        "recall": hits / of_label.clamp(min=1),
+        "f1": 2 * hits / (of_label + of_guess).clamp(min=1),
+    }
+    macro = {name: float(values[known].mean()) for name, values in quotients.items()}
+    return {"accuracy": float((truth == guess).double().mean()), **macro}

@@ -1,0 +1,406 @@
+"""Quantisation: rounding against torchao and by hand, bytes against closed forms, files, and whole trials."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from scalekernels import Unsupported
+from test_from import PARENT, PLACEMENT, planned, refused, trained
+from torch import nn
+
+from scalebench import store
+from scalebench.errors import InputError
+from scalebench.families import FAMILIES, gpt, model_fields
+from scalebench.measure.memory import weight_bytes
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.worker import run_trial
+from scalebench.store import StoreError
+from scalebench.workloads import columns_of, quantize, quantize_convert
+from scalebench.workloads.base import Request
+from scalebench.workloads.building import planned_data
+from scalebench.workloads.loop import validate
+from scalebench.workloads.quantize_convert import convert, layers, rounded
+from scalebench.workloads.quantize_file import QUANTIZED
+from scalebench.workloads.quantize_spec import SCHEMES, QuantizeSpec
+from scalebench.workloads.trained import load_quantized, load_trained
+
+SHAPE = "depth = 2\nwidth = 32\nheads = 2\nhead_dim = 16\nhidden = 64\n"  # widths that int4's groups of 32 divide
+SOURCE = PARENT.replace("params = 3000\n", SHAPE).replace("steps = 50", "steps = 20")
+CHILD = 'schema = 1\nname = "child"\nworkload = "quantize"\n[from]\nstudy = "parent"\n[run]\ncheckpoint = true\n'
+TOKENS = torch.arange(48).remainder(256).view(3, 16)
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a parent."""
+    folder = tmp_path_factory.mktemp("parent")
+    trained(folder, SOURCE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a parent and of a child of every scheme."""
+    pytest.importorskip("torchao")
+    folder = Path(shutil.copytree(parent, tmp_path_factory.mktemp("base"), dirs_exist_ok=True))
+    trained(folder, CHILD, f"quantize.scheme={json.dumps(SCHEMES)}", "quantize.bits=3")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(base: Path) -> dict[str, dict[str, Any]]:
+    """The record of each scheme's trial."""
+    return {row["scheme"]: row for row in store.load_results(base / "results" / "child").to_dict("records")}
+
+
+@pytest.fixture
+def copied(parent: Path, tmp_path: Path) -> Path:
+    shutil.copytree(parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def spec(scheme: str, **changes: Any) -> QuantizeSpec:
+    bits = {"float32": 32, "bfloat16": 16, "simulated": 3, "int4-weight-only": 4}.get(scheme, 8)
+    plain = {
+        "scheme": scheme, "bits": bits, "group_size": 32 if scheme == "int4-weight-only" else None,
+        "outer_layers": False, "precision": "bfloat16" if bits in (4, 16) else "float32", "implementation": "eager",
+        "sequence_length": 16, "seed": 0,
+    }  # fmt: skip
+    return QuantizeSpec(**(plain | changes))
+
+
+def model(*, tied: bool = True, **changes: int) -> nn.Module:
+    shape = {"depth": 2, "width": 32, "heads": 2, "head_dim": 16, "hidden": 64, "vocab_size": 61, "context": 16}
+    torch.manual_seed(0)
+    return gpt.build(gpt.Config(**(shape | changes), tied=tied), "eager")
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+def test_simulated_bits_are_torchaos(bits: int, group_size: int | None) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    torch.manual_seed(bits)
+    layer = nn.Linear(24, 40, bias=False)
+    layer.weight.data[3] = 0
+    ours = rounded(layer.weight, bits, group_size)
+    granularity = quantization.PerAxis(0) if group_size is None else quantization.PerGroup(group_size)
+    dtype = getattr(torch, f"int{bits}")
+    quantization.quantize_(layer, quantization.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity))
+    assert torch.equal(ours, layer.weight.dequantize())
+    per_group = ours.unflatten(1, (-1, group_size or 24))
+    assert max(len(group.unique()) for row in per_group for group in row) <= 2**bits
+
+
+def test_one_bit_has_two_levels_and_the_least_squared_error() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(1, 33).double()
+    levels = rounded(weight, 1, None)
+    low, high = levels.unique().tolist()
+    assert high == -low == pytest.approx(weight.abs().mean().item())
+    error = (levels - weight).square().sum()
+    for scale in (0.9, 0.99, 1.01, 1.1):
+        assert (levels * scale - weight).square().sum() > error
+    assert (levels.sign() == weight.sign()).all()
+
+
+# --- conversion and bytes --------------------------------------------------------------------------------------------
+
+WIDTH, HIDDEN, VOCABULARY, DEPTH = 32, 64, 61, 2
+ROWS = DEPTH * (3 * WIDTH + WIDTH + HIDDEN + WIDTH)  # of the hidden matrices, those of width 64 last
+HIDDEN_WEIGHTS = DEPTH * (4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN)
+EMBEDDING, NORMS = VOCABULARY * WIDTH, (2 * DEPTH + 1) * WIDTH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "changes", "expected"),
+    [
+        ("float32", {}, 4 * (HIDDEN_WEIGHTS + EMBEDDING + NORMS)),
+        ("bfloat16", {}, 2 * (HIDDEN_WEIGHTS + EMBEDDING + NORMS)),
+        ("int8-weight-only", {}, HIDDEN_WEIGHTS + 5 * ROWS + 4 * (EMBEDDING + NORMS)),
+        ("int8-weight-only", {"group_size": 16}, HIDDEN_WEIGHTS * (1 + 5 / 16) + 4 * (EMBEDDING + NORMS)),
+        ("int8-weight-only", {"precision": "bfloat16"}, HIDDEN_WEIGHTS + 5 * ROWS + 2 * (EMBEDDING + NORMS)),
+        ("int8-dynamic", {}, HIDDEN_WEIGHTS + 5 * ROWS + 4 * (EMBEDDING + NORMS)),
+        ("int4-weight-only", {}, HIDDEN_WEIGHTS * (1 / 2 + 4 / 32) + 2 * (EMBEDDING + NORMS)),
+        # A tied head becomes a copy: the embedding stays.
+        ("int8-weight-only", {"outer_layers": True},
+         HIDDEN_WEIGHTS + EMBEDDING + 5 * (ROWS + VOCABULARY) + 4 * (EMBEDDING + NORMS)),
+    ],
+)  # fmt: skip
+def test_real_bytes_are_the_closed_form(scheme: str, changes: dict[str, Any], expected: float) -> None:
+    if scheme.startswith("int"):
+        pytest.importorskip("torchao")
+    changed, conversion = convert(model(), spec(scheme, **changes))
+    assert weight_bytes(changed) == conversion.closed_form_bytes == expected
+    assert conversion.invalid_reason is None
+
+
+@pytest.mark.parametrize(("bits", "bytes_each"), [(1, 4 + 8), (3, 12 + 24), (8, 32 + 64)])
+def test_simulated_bytes_are_those_of_packed_rows(bits: int, bytes_each: int) -> None:
+    _, conversion = convert(model(), spec("simulated", bits=bits))
+    narrow, wide = DEPTH * (4 * WIDTH + HIDDEN), DEPTH * WIDTH  # rows of width 32 and of width 64
+    assert bytes_each == (WIDTH * bits + HIDDEN * bits) // 8
+    expected = narrow * WIDTH * bits // 8 + wide * HIDDEN * bits // 8 + 4 * ROWS + 4 * (EMBEDDING + NORMS)
+    assert conversion.closed_form_bytes == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["simulated", "int8-weight-only"])
+def test_a_tied_head_stays_tied_or_becomes_a_counted_copy(scheme: str) -> None:
+    if scheme != "simulated":
+        pytest.importorskip("torchao")
+    whole = model()
+    changed, conversion = convert(whole, spec(scheme))
+    assert changed.head.weight is changed.tokens.weight
+    assert (len(conversion.converted), conversion.copied) == (8, ())
+    assert conversion.converted_params == HIDDEN_WEIGHTS
+    tokens = (whole := model()).tokens.weight.detach().clone()
+    changed, conversion = convert(whole, spec(scheme, outer_layers=True))
+    assert changed.head.weight is not changed.tokens.weight
+    assert torch.equal(changed.tokens.weight, tokens)
+    assert not torch.equal(changed.head.weight.dequantize() if scheme != "simulated" else changed.head.weight, tokens)
+    assert (len(conversion.converted), conversion.copied) == (9, ("head",))
+    assert conversion.converted_params == HIDDEN_WEIGHTS + EMBEDDING
+
+
+def test_an_untied_head_is_an_outer_layer() -> None:
+    whole = model(tied=False)
+    assert "head" not in layers(whole, outer=False)
+    _, conversion = convert(whole, spec("simulated", outer_layers=True))
+    assert ("head" in conversion.converted, conversion.copied) == (True, ())
+
+
+def test_a_width_that_groups_do_not_divide_is_skipped_by_name() -> None:
+    before = (whole := model(hidden=40)).state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    changed, conversion = convert(whole, spec("simulated", group_size=32))
+    assert list(conversion.skipped) == ["blocks.0.down", "blocks.1.down"]
+    expected = "not converted: blocks.0.down, blocks.1.down: width 40 is not divisible by the group size 32"
+    assert conversion.invalid_reason == expected
+    same = {name for name, value in changed.state_dict().items() if torch.equal(value, before[name])}
+    assert {"blocks.0.down.weight", "blocks.1.down.weight"} < same
+    assert "blocks.0.up.weight" not in same
+
+
+def test_a_layer_that_torchao_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_convert, "by_torchao", lambda *_: None)
+    _, conversion = convert(model(), spec("int8-weight-only"))
+    assert "blocks.1.down: skipped by torchao" in str(conversion.invalid_reason)
+    assert conversion.converted == ()
+
+
+# --- trials ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_scheme_is_measured(rows: dict[str, dict[str, Any]], base: Path) -> None:
+    (parent,) = store.load_results(base / "results" / "parent").to_dict("records")
+    assert set(rows) == set(SCHEMES)
+    for scheme, row in rows.items():
+        assert row["status"] == "ok", row["error_message"]
+        assert row["invalid_reason"] is None
+        assert row["round_trip_equal"] is True
+        assert row["loss_before_nats"] == pytest.approx(parent["validation_loss_nats"], abs=1e-6)
+        added = row["validation_loss_nats"] - row["loss_before_nats"]
+        assert row["loss_added_nats"] == pytest.approx(added, abs=1e-9)
+        assert (row["samples_seen"], row["tokens_seen"]) == (80, 80 * 16)
+        assert row["parent_flops"] == 20 * parent["flops_per_step"]
+        assert row["weight_bytes_before"] == 4 * row["params"]
+        real = row["weight_bytes"] == row["closed_form_bytes"]
+        timed = row["latency_ratio_low"] <= row["latency_ratio"] <= row["latency_ratio_high"]
+        assert (real, timed) == (scheme != "simulated", scheme != "simulated")
+    assert (rows["float32"]["loss_added_nats"], rows["float32"]["loss_added_se_nats"]) == (0, 0)
+    assert abs(rows["simulated"]["loss_added_nats"]) > 10 * abs(rows["int8-weight-only"]["loss_added_nats"])
+    assert [rows[name]["quantized_matrices"] for name in ("bfloat16", "int8-dynamic")] == [0, 8]
+    assert rows["bfloat16"]["quantized_share"] == 1
+    assert rows["simulated"]["quantized_share"] == HIDDEN_WEIGHTS / rows["simulated"]["params"]
+
+
+@pytest.mark.slow
+def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str, Any]]) -> None:
+    record = json.loads((Path(rows["int8-weight-only"]["attempt_dir"]) / "record.json").read_text())
+    declared = {column.name for column in columns_of("quantize")}
+    assert declared | set(model_fields(FAMILIES["gpt"])) >= set(record) - {"schema", "files", "sha256"} >= declared
+    own = {column.name for column in quantize.COLUMNS if not column.name.startswith("metric_")} - {"copied_layers"}
+    assert {name for name in own if record[name] is None} == set()
+    assert record["metric_bits_per_byte"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_saved_loads_and_gives_equal_outputs(rows: dict[str, dict[str, Any]], scheme: str) -> None:
+    row = rows[scheme]
+    trial, read = load_quantized(Path(row["attempt_dir"]), row["quantized_sha256"])
+    task = FAMILIES["gpt"].task(gpt.Config(**trial.model), planned_data(trial), trial.data, trial.spec)
+    assert validate(read, task, trial.spec, torch.device("cpu")).loss_nats == row["validation_loss_nats"]
+    _, plain = load_trained(Path(row["attempt_dir"]))  # what generate and export read
+    with torch.no_grad():
+        exact, near = read(TOKENS), plain(TOKENS)
+    computed_otherwise = trial.spec.precision == "bfloat16" or scheme == "int8-dynamic"
+    torch.testing.assert_close(near, exact, atol=0.1 if computed_otherwise else 1e-5, rtol=0)
+    assert plain.head.weight is plain.tokens.weight
+    with safe_open(Path(row["attempt_dir"]) / QUANTIZED, "pt") as file:
+        parts = {name.rpartition(".")[2] for name in file.keys()}  # noqa: SIM118
+    assert ("qdata" in parts) is scheme.startswith("int")
+
+
+def test_without_checkpoint_nothing_stays_on_disk(copied: Path) -> None:
+    (row,) = trained(copied, CHILD, "run.checkpoint=false", "quantize.scheme=simulated", "quantize.bits=2")
+    assert not list(Path(row["attempt_dir"]).glob("*.safetensors"))
+    assert (row["round_trip_equal"], row["quantized_sha256"], row["weights_sha256"]) == (True, None, None)
+
+
+@pytest.mark.slow
+def test_a_quantised_model_can_be_a_parent_unless_a_layer_was_copied(copied: Path) -> None:
+    (child,) = trained(copied, CHILD, "quantize.scheme=simulated", "quantize.bits=1")
+    again = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "again"')
+    (row,) = trained(copied, again, "quantize.scheme=simulated", "quantize.bits=1")
+    assert row["loss_before_nats"] == child["validation_loss_nats"]
+    assert row["loss_added_nats"] == pytest.approx(0, abs=1e-6)  # the two levels of each row are there already
+    assert child["loss_added_nats"] > 0.001
+    assert row["tokens_seen"] == child["tokens_seen"]
+    tuned = again.replace('workload = "quantize"\n', "") + "[train]\nsteps = 2\nbatch_size = 4\nsequence_length = 16\n"
+    assert trained(copied, tuned, "name=tuned")[0]["status"] == "ok"
+    settings = ("name=copy", "quantize.scheme=simulated", "quantize.bits=1", "quantize.outer_layers=true")
+    (copy,) = trained(copied, CHILD, *settings)
+    assert (copy["copied_layers"], copy["weights_sha256"], copy["quantized_sha256"] is None) == ("head", None, False)
+    assert "none of which kept its weights" in refused(copied, again.replace('"child"', '"copy"'))
+
+
+def test_a_skipped_layer_makes_the_row_invalid_with_its_name(copied: Path) -> None:
+    settings = ("quantize.scheme=simulated", "quantize.bits=4", "quantize.group_size=64")
+    (row,) = trained(copied, CHILD, *settings)
+    assert row["status"] == "ok"
+    assert "blocks.1.up: width 32 is not divisible by the group size 64" in row["invalid_reason"]
+    assert "down" not in row["invalid_reason"]
+
+
+def test_int4_on_a_gpu_is_unsupported() -> None:
+    with torch.device("meta"), pytest.raises(Unsupported, match=r"set quantize\.device = 'cpu'"):
+        convert(model(), spec("int4-weight-only"))
+
+
+@pytest.mark.slow
+def test_int8_without_torchao_is_unsupported(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    path = copied / "study.toml"
+    path.write_text(CHILD)
+    study = load_study(path)
+    (trial,) = plan(study, copied / "results")
+    attempt = store.new_attempt(copied / "results" / "child", trial.trial_id)
+    store.write_json(attempt / "trial.json", trial_header(study, trial, "a test"))
+    assert run_trial(attempt, store.read_header(attempt), PLACEMENT) == "unsupported"
+    assert "pip install torchao" in store.read_record(attempt)["error_message"]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attempt(rows: dict[str, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of the attempt of int8 weights."""
+    original = Path(rows["int8-weight-only"]["attempt_dir"])
+    return Path(shutil.copytree(original, tmp_path / original.parent.name / original.name))
+
+
+def other_shape(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["blocks.0.up.weight.scale"] = torch.ones(3)
+    save_file(tensors, path, metadata={"layout": "plain"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (Path.unlink, "not a quantised model"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), "not a quantised model"),
+        (other_shape, "blocks.0.up.weight.scale"),
+        (lambda path: save_file(load_file(path), path, metadata={"layout": "AVX512"}), "packed as 'AVX512'"),
+    ],
+    ids=["missing", "cut short", "another shape", "packed for another CPU"],
+)
+def test_a_damaged_file_is_refused_by_name(attempt: Path, damage: Callable[[Path], Any], expected: str) -> None:
+    damage(attempt / QUANTIZED)
+    with pytest.raises(StoreError, match=expected):
+        load_quantized(attempt)
+
+
+@pytest.mark.slow
+def test_a_file_that_changed_is_refused(attempt: Path) -> None:
+    with pytest.raises(StoreError, match="the file changed"):
+        load_quantized(attempt, "0" * 64)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["quantize.scheme=int9"], "quantize.scheme: unknown 'int9'"),
+        (["quantize.scheme=simulated"], "quantize.bits: scheme = 'simulated' needs a number of bits, 1 to 8"),
+        (["quantize.scheme=simulated", "quantize.bits=9"], "quantize.bits"),
+        (["quantize.scheme=simulated", "quantize.bits=0"], "quantize.bits"),
+        (["quantize.group_size=48"], "quantize.group_size: 48: int8-weight-only fits none of the matrices: 32 x 32"),
+        (["quantize.scheme=int4-weight-only", "quantize.group_size=16"], "groups of 32, 64, 128"),
+        (["quantize.scheme=int4-weight-only", "quantize.device=cuda"], "'int4-weight-only' is for CPUs here"),
+        (["quantize.implementation=compile"], "quantize.implementation: unknown 'compile'"),
+        (["from.optimizer_state=true"], "from.optimizer_state: quantisation continues no run"),
+        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+    ],
+)
+def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:
+    assert expected in refused(copied, CHILD, *settings)
+
+
+@pytest.mark.parametrize(("name", "device"), [("quantize", "cpu"), ("quantize-gpu", "cuda")])
+def test_shipped_studies_plan_their_children(tmp_path: Path, name: str, device: str) -> None:
+    study = load_study(name)
+    trained(tmp_path, SOURCE, f"name={study.parents.study}", "train.steps=1")  # type: ignore[union-attr]
+    trials = [each.trial for each in plan(study, tmp_path / "results")]
+    assert {trial.device_kind for trial in trials} == {device}
+    simulated = [trial.spec.bits for trial in trials if trial.spec.scheme == "simulated"]
+    assert (len(trials), simulated) == (10, [1, 2, 3, 4, 5, 6, 8])
+
+
+def test_int4_without_torchao_is_refused_before_anything_runs(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "find_spec", lambda _: None)
+    expected = "quantize.scheme: 'int4-weight-only' needs torchao, which this machine has not: pip install torchao"
+    assert expected in refused(copied, CHILD, "quantize.scheme=int4-weight-only")
+
+
+def test_quantisation_without_a_parent_is_refused(tmp_path: Path) -> None:
+    alone = CHILD.replace('[from]\nstudy = "parent"\n', '[model]\nfamily = "gpt"\nparams = 3000\n')
+    assert "add a [from] table" in refused(tmp_path, alone)
+
+
+def test_a_family_without_linear_layers_is_refused() -> None:
+    parent: Any = SimpleNamespace(spec=SimpleNamespace(seed=0))
+    family = FAMILIES["resnet"]
+    config = family.SIZES["resnet20-cifar"]
+    unused: Any = None
+    request = Request("resnet", {"scheme": "int8-weight-only"}, lambda _: (config, unused), unused, unused, parent)
+    with pytest.raises(InputError, match="resnet has no hidden linear layer"):
+        quantize.decide(request)
+
+
+def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
+    schemes = 'quantize.scheme=["float32", "int8-dynamic", "simulated"]'
+    trials = planned(copied, CHILD, schemes, "quantize.bits=[2, 4]", "quantize.precision=float32")
+    specs = [(trial.trial.spec.scheme, trial.trial.spec.bits) for trial in trials]
+    assert specs == [("float32", 32), ("int8-dynamic", 8), ("simulated", 2), ("simulated", 4)]
