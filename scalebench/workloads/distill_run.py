@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from scalebench.study import Trial
 from scalebench.tasks import GivesLogits, Task
-from scalebench.workloads import read_trial
 from scalebench.workloads.building import build_model, configuration
 from scalebench.workloads.distill import classes_of, teacher_flops
 from scalebench.workloads.distill_loss import Distilled
@@ -72,7 +71,7 @@ class DistillRun(TrainingRun):
         """Return the teacher, its weights checked against their SHA-256."""
         header, parent = self.recorder.header, self.trial.parent
         assert parent is not None
-        teacher = read_trial(header["parent_trial"])
+        teacher = Trial.model_validate(header["parent_trial"])
         return load_teacher(teacher, Path(header["parent_dir"]), parent.weights_sha256, device)
 
     def stored(self, teacher: RunningTeacher, k: int, device: torch.device) -> StoredTeacher:
