@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
@@ -87,7 +88,8 @@ class StudySection:
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
     ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
-    the published findings that it tests (``reporting.outcomes``).
+    the published findings that it tests (``reporting.outcomes``). ``strip`` is whether the first screen has what a
+    larger size will need and reach.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -98,6 +100,7 @@ class StudySection:
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
     outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
+    strip: bool = True
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
@@ -119,7 +122,7 @@ class StudySection:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
-        specs, tables = self.figures(study), tuple(self.tables(study))
+        specs, tables = self.figures(study), (*self.tables(study), *chain_tables(study))
         if room.brief:
             specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
             tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
@@ -133,7 +136,7 @@ class StudySection:
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
             figures=draw_figures(name, (*specs, *OF_STUDY), study),
-            strip=_strip(study),
+            strip=_strip(study) if self.strip else None,
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
@@ -188,7 +191,12 @@ def counts(study: StudyAnalysis) -> str:
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
     left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}"
+    edited = (
+        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
+        if study.earlier
+        else ""
+    )
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -263,4 +271,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
-    return table("Every trial, by size.", titles, rows, total=len(frame))
+    units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
+    return replace(table("Every trial, by size.", titles, rows, total=len(frame)), units=units)
