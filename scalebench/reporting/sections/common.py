@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
 from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
@@ -152,8 +152,13 @@ class StudySection:
 
 
 def _strip(study: StudyAnalysis) -> Table | None:
-    """Return the strip of the first screen: of the series with the lowest loss at its largest size."""
+    """Return the strip of the first screen: of the series with the lowest loss at its largest size.
+
+    None where no trial took a training step, as most of its rows are what training costs.
+    """
     with_loss = [series for series in study.series if len(series.sizes) > 1]
+    if study.trials[STEP_TIME].isna().all():
+        return None
     if not with_loss:
         return None
     return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
