@@ -163,7 +163,7 @@ def against_dense(part: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
     parents = dense(part)
     for density, trials in by_density(part):
         each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
-        if len(each):
+        if len(each) and density < 1:
             yield density, mean(each.groupby("seed")["excess"].mean())
 
 

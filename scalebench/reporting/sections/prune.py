@@ -140,7 +140,7 @@ def _control_sentences(trials: pd.DataFrame) -> Iterator[str]:
 
 def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     """Yield the density at which a group does best beside dense models of equal bytes."""
-    compared = [each for each in against_dense(part) if each[0] < 1]
+    compared = list(against_dense(part))
     if not compared:
         return
     density, excess = min(compared, key=lambda each: each[1].value)
@@ -205,7 +205,10 @@ def _sizes_table(parts: dict[str, pd.DataFrame]) -> Table:
         "95 % interval",
         "models",
     )
-    return table("Loss added by pruning, and how it changes with the size of the model.", columns, rows)
+    caption = (
+        "Loss added by pruning, and how it changes with the size of the model; intervals are of each density alone."
+    )
+    return table(caption, columns, rows)
 
 
 def _bytes_table(parts: dict[str, pd.DataFrame]) -> Table:
