@@ -90,10 +90,14 @@ def test_what_no_law_reaches_within_the_limits_is_refused_with_the_limit_that_it
     only = points[points["unchanged"].astype(bool)]
     answer = find_cheapest(only, Limits(loss_of(12_000), latency=1e-6))
     assert not answer.candidates
-    assert "measured: no configuration is within the limits of bytes and time" in answer.refused
-    assert "latency" in answer.refused[1]
-    assert "above 1e-06 s" in answer.refused[1]
-    assert "stays above 1 nats" in find_cheapest(only, Limits(1.0)).refused[1]
+    measured, predicted = answer.refused
+    assert measured.reason == "no configuration is within the limits of bytes and time"
+    assert predicted.what == "base unchanged"
+    assert predicted.reason.endswith("ms, above 0.001 ms")
+    assert "stays above 1 nats" in find_cheapest(only, Limits(1.0)).refused[1].reason
+    shared = find_cheapest(only.assign(latency=np.nan), Limits(loss_of(12_000), latency=1.0)).refused
+    assert "to itself" in shared[0].reason
+    assert shared[1].reason == "no trend of its latency: not measured"
 
 
 def test_times_and_bytes_are_read_with_their_units() -> None:

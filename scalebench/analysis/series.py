@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,22 @@ class Series:
     @cached_property
     def step_time(self) -> Trend:
         """Median step time in seconds against N."""
-        return cost_trend(self.timed, STEP_TIME, N)
+        trend = cost_trend(self.timed, STEP_TIME, N)
+        return trend if trend.fit else replace(trend, reason=self._why_untimed or trend.reason)
+
+    @property
+    def _why_untimed(self) -> str:
+        """How many step times are left out because other work shared the machine, and what to do; "" for none."""
+        measured = self.trials[self.trials["valid"] & (self.trials[STEP_TIME] > 0)]
+        shared = int((~measured["timed"].astype(bool)).sum())
+        if not shared:
+            return ""
+        study = next(iter(measured["study"]), "STUDY") if "study" in measured else "STUDY"
+        left = "none is left" if shared == len(measured) else "too few are left for a law"
+        return (
+            f"{shared} of {len(measured)} step times were measured while other work shared the machine "
+            f"(timing_exclusive = false), and {left}: run `scalebench run {study} --jobs 1 --results NEW` on it alone"
+        )
 
     @cached_property
     def memory(self) -> Trend:

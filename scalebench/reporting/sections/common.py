@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
@@ -121,7 +122,7 @@ class StudySection:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
-        specs, tables = self.figures(study), tuple(self.tables(study))
+        specs, tables = self.figures(study), (*self.tables(study), *chain_tables(study))
         if room.brief:
             specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
             tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
@@ -151,8 +152,13 @@ class StudySection:
 
 
 def _strip(study: StudyAnalysis) -> Table | None:
-    """Return the strip of the first screen: of the series with the lowest loss at its largest size."""
+    """Return the strip of the first screen: of the series with the lowest loss at its largest size.
+
+    None where no trial took a training step, as most of its rows are what training costs.
+    """
     with_loss = [series for series in study.series if len(series.sizes) > 1]
+    if study.trials[STEP_TIME].isna().all():
+        return None
     if not with_loss:
         return None
     return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
@@ -185,7 +191,12 @@ def counts(study: StudyAnalysis) -> str:
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
     left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}"
+    edited = (
+        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
+        if study.earlier
+        else ""
+    )
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -260,4 +271,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
-    return table("Every trial, by size.", titles, rows, total=len(frame))
+    units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
+    return replace(table("Every trial, by size.", titles, rows, total=len(frame)), units=units)
