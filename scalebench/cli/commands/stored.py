@@ -35,7 +35,7 @@ def show_status(results: Path, *, as_json: bool) -> int:
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
-    from scalebench.analysis.chain import chain_of
+    from scalebench.analysis.chain import chain_of  # pandas, which an error before this does not wait for
 
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
@@ -78,6 +78,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
 
 def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
     """Return a line on the trials that a study's own started from, where they are and what the chain cost."""
+    from scalebench.analysis.chain import cost_of
+
     if len(chain) < 2:
         return []
     links = " → ".join(f"{link.study} ({trials(link.trials)}, {quantity(link.flops, 'FLOP')})" for link in chain)
