@@ -19,7 +19,6 @@ from scalebench.analysis.quantising import (
 )
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
-from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Finding, Outcome, law_text
 from scalebench.reporting.quantities import bounded, formula, quantity, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
@@ -232,7 +231,7 @@ COLUMNS = (
 def _figures(study: StudyAnalysis) -> Sequence[FigureSpec[StudyAnalysis]]:
     """Return the figures, that of the data first where one run gives several."""
     longer = bool(data_trends(quantised(study)))
-    return (*((BY_DATA,) if longer else ()), BY_SIZE, LATENCY, *OF_STUDY)
+    return (*((BY_DATA,) if longer else ()), BY_SIZE, LATENCY)
 
 
 SECTION = StudySection(
@@ -243,4 +242,5 @@ SECTION = StudySection(
     methods=METHODS,
     tables=tables,
     outcome=outcome,
+    strip=False,
 )
