@@ -146,6 +146,22 @@ def test_failed_invalid_and_shared_trials_stay_out(command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_times_that_were_all_shared_are_refused_with_the_command_that_measures_them(command, tmp_path: Path) -> None:
+    rows = planted(timing_exclusive=False)
+    write_study(tmp_path / "planted", rows)
+    answers = json.loads(command("predict", "planted", "--params", "1e6", "--json")[1])["answers"]
+    for name in ("step_time", "training_time"):
+        assert answers[name]["value"] is None
+        assert "14 of 14 step times were measured while other work shared the machine" in answers[name]["reason"]
+        assert "none is left: run `scalebench run planted --jobs 1 --results NEW`" in answers[name]["reason"]
+    assert answers["memory"]["value"] is not None
+    for row in rows[:1]:
+        row["timing_exclusive"] = True
+    write_study(tmp_path / "partly", rows)
+    answers = json.loads(command("predict", "partly", "--params", "1e6", "--json")[1])["answers"]
+    assert "13 of 14" in answers["step_time"]["reason"]
+
+
 def test_what_was_not_measured_is_refused_with_its_reason(command, tmp_path: Path) -> None:
     write_study(tmp_path / "planted", planted(checkpoint_bytes=None, memory_tracked_peak_bytes=None))
     answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from scalebench.laws import FitRefused
 
 PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
 MOST_FITTED, BEST_FITTED = 8, 3
+SHORT = {"teacher_params_non_embedding": "teacher"}  # names of columns in labels
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:
@@ -109,7 +110,22 @@ class Series:
     @cached_property
     def step_time(self) -> Trend:
         """Median step time in seconds against N."""
-        return cost_trend(self.timed, STEP_TIME, N)
+        trend = cost_trend(self.timed, STEP_TIME, N)
+        return trend if trend.fit else replace(trend, reason=self._why_untimed or trend.reason)
+
+    @property
+    def _why_untimed(self) -> str:
+        """How many step times are left out because other work shared the machine, and what to do; "" for none."""
+        measured = self.trials[self.trials["valid"] & (self.trials[STEP_TIME] > 0)]
+        shared = int((~measured["timed"].astype(bool)).sum())
+        if not shared:
+            return ""
+        study = next(iter(measured["study"]), "STUDY") if "study" in measured else "STUDY"
+        left = "none is left" if shared == len(measured) else "too few are left for a law"
+        return (
+            f"{shared} of {len(measured)} step times were measured while other work shared the machine "
+            f"(timing_exclusive = false), and {left}: run `scalebench run {study} --jobs 1 --results NEW` on it alone"
+        )
 
     @cached_property
     def memory(self) -> Trend:
@@ -148,6 +164,11 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 
+def _text(value: Any) -> str:
+    """Return a setting as a study file has it: whole numbers without a point, and true or false."""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).lower()
+
+
 def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Iterator[Series]:
     """Split prepared trials into series; one, without a label, where nothing but size and seed varies."""
     columns = split_columns(trials, definition)
@@ -156,7 +177,9 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
         return
     for values, group in trials.groupby(columns, dropna=False, sort=True):
         named = zip(columns, values, strict=True)
-        parts = [value if isinstance(value, str) else f"{name} {str(value).lower()}" for name, value in named]
+        parts = [
+            value if isinstance(value, str) else f"{SHORT.get(name, name)} {_text(value)}" for name, value in named
+        ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield make_series(label, group, definition, x)
 

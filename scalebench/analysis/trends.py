@@ -104,6 +104,8 @@ def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     """Fit a cost (time, memory, FLOPs, bytes) by the law of ``COST_LAWS`` that predicts the larger sizes best."""
     points = _points(trials, column, size)
+    if points.empty:
+        return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
     return replace(fit_trend(points, law), choice=choice)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -27,12 +27,16 @@ def export(
     results: ResultsArgument = RESULTS,
     /,
     *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file.")],
+    output: Annotated[Path, Parameter(["--output", "-o"], help="A .csv or .parquet file; with --to, a new folder.")],
+    to: Annotated[
+        Literal["tensorboard", "wandb-offline", "mlflow"] | None,
+        Parameter(show_default=False, help="Write runs of this experiment tracker, with their training curves."),
+    ] = None,
 ) -> int:
-    """Write every trial of every study under RESULTS as a table, one row per trial."""
-    from scalebench.cli.commands.stored import export_table
+    """Write every trial of every study under RESULTS as a table, one row per trial, or as runs of a tracker."""
+    from scalebench.cli.commands.stored import export_table, export_to
 
-    return export_table(results, output)
+    return export_table(results, output) if to is None else export_to(results, to, output)
 
 
 def generate(

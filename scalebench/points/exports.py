@@ -2,15 +2,18 @@
 
 A chart of Weights & Biases exported as CSV has a column per run, with its __MIN and __MAX beside it; it is reshaped.
 Folders of logs are read run by run: ``trainer_state.json`` of Hugging Face's Trainer, MLflow's ``mlruns``, and
-TensorBoard's event files (with the package tensorboard: `pip install "scalebench[tensorboard]"` by path).
+TensorBoard's event files with their hyperparameters (with the package tensorboard: `pip install tensorboard`). MLflow's
+database ``mlflow.db`` holds several runs.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from scalebench.points.batches import PointsError, Table, numbers
 
 TRAINER_STATE = "trainer_state.json"
 EVENTS = "events.out.tfevents.*"
+DATABASE = "mlflow.db"
 DEEPEST = 4  # folders below the one named
 RUN, STEP = "run", "step"
 CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>[^-]+)")
@@ -68,7 +72,7 @@ def reshaped(table: Table, series: Mapping[str, tuple[str, str]]) -> tuple[pd.Da
 def is_log(path: Path) -> bool:
     """Whether a path is, or is a folder that holds, the logs of another trainer."""
     if path.is_file():
-        return path.name == TRAINER_STATE or path.match(EVENTS)
+        return path.name in (TRAINER_STATE, DATABASE) or path.match(EVENTS)
     return path.is_dir() and next(_runs(path), None) is not None
 
 
@@ -79,6 +83,8 @@ def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
         here, depth = pending.pop(0)
         if (here / TRAINER_STATE).is_file():
             yield "trainer", here / TRAINER_STATE
+        elif (here / DATABASE).is_file():
+            yield "database", here / DATABASE
         elif (here / "metrics").is_dir() and (here / "meta.yaml").is_file():
             yield "mlflow", here
         elif next(here.glob(EVENTS), None) is not None:
@@ -91,15 +97,19 @@ def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
 def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
     """Return the logs at a path, one row per run and step. Raises ``PointsError``."""
     if path.is_file():
-        runs = [("trainer" if path.name == TRAINER_STATE else "events", path)]
+        runs = [({TRAINER_STATE: "trainer", DATABASE: "database"}.get(path.name, "events"), path)]
     else:
         runs = list(_runs(path))
         newest = {_run_name(path, place): (kind, place) for kind, place in runs}  # checkpoints of a run: the last one
         runs = list(newest.values())
-    frames = [READERS[kind](place).assign(**{RUN: _run_name(path, place)}) for kind, place in runs]
-    frame = pd.concat(frames, ignore_index=True)
+    frames = [READERS[kind](place) for kind, place in runs]
+    named = [
+        frame if kind == "database" else frame.assign(**{RUN: _run_name(path, place)})
+        for (kind, place), frame in zip(runs, frames, strict=True)
+    ]
+    frame = pd.concat(named, ignore_index=True)
     kinds = ", ".join(dict.fromkeys(NAMES[kind] for kind, _ in runs))
-    return frame, f"{kinds}, {len(runs)} runs; its columns are {', '.join(map(str, frame))}"
+    return frame, f"{kinds}, {frame[RUN].nunique()} runs; its columns are {', '.join(map(str, frame))}"
 
 
 def _run_name(path: Path, place: Path) -> str:
@@ -137,21 +147,72 @@ def _mlflow_rows(folder: Path) -> pd.DataFrame:
     return frame
 
 
+def _database_rows(path: Path) -> pd.DataFrame:
+    """Return the runs of MLflow's database: their metrics by step, and their parameters in every row."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            named = pd.read_sql_query("select run_uuid, name from runs where lifecycle_stage = 'active'", database)
+            metrics = pd.read_sql_query("select run_uuid, step, key, value from metrics where is_nan = 0", database)
+            parameters = pd.read_sql_query("select run_uuid, key, value from params", database)
+    except (sqlite3.Error, pd.errors.DatabaseError) as error:
+        raise PointsError([f"{path}: not a database of MLflow ({error})"]) from error
+    metrics = metrics[metrics["run_uuid"].isin(named["run_uuid"])]
+    if metrics.empty:
+        raise PointsError([f"{path}: no active run has a metric"])
+    wide = metrics.pivot_table("value", ["run_uuid", STEP], "key", aggfunc="last").reset_index()
+    if len(parameters):
+        wide = wide.merge(parameters.pivot_table("value", "run_uuid", "key", "last"), "left", "run_uuid")
+    repeated = named["name"].duplicated(keep=False) | named["name"].isna()
+    names = named["name"].where(~repeated, named["name"].fillna("") + " " + named["run_uuid"]).str.strip()
+    return wide.assign(**{RUN: wide["run_uuid"].map(dict(zip(named["run_uuid"], names, strict=True)))}).drop(
+        columns="run_uuid"
+    )
+
+
 def _event_rows(place: Path) -> pd.DataFrame:
     """Return the scalars of TensorBoard's event files by step."""
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.util.tensor_util import make_ndarray
-    except ImportError as error:
-        raise PointsError([f"{place}: event files are read by tensorboard: pip install tensorboard"]) from error
-    log = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
-    log.Reload()
+    log = _event_log(place)
+    from tensorboard.util.tensor_util import make_ndarray
+
     scalars = {tag: {event.step: event.value for event in log.Scalars(tag)} for tag in log.Tags()["scalars"]}
     for tag in log.Tags()["tensors"]:  # of TensorFlow 2
         values = {event.step: make_ndarray(event.tensor_proto) for event in log.Tensors(tag)}
         scalars[tag] = {step: float(value) for step, value in values.items() if value.shape == ()}
-    return pd.DataFrame({tag: pd.Series(values) for tag, values in scalars.items()}).rename_axis(STEP).reset_index()
+    frame = pd.DataFrame({tag: pd.Series(values) for tag, values in scalars.items()}).rename_axis(STEP).reset_index()
+    # SummaryWriter.add_hparams writes them, and the results, into a folder of their own below the run's.
+    below = sorted(child for child in place.glob("*") if next(child.glob(EVENTS), None) is not None)
+    for other in (log, *map(_event_log, below)):
+        frame = frame.assign(**{name: value for name, value in _hyperparameters(other).items() if name not in frame})
+    return frame
 
 
-READERS = {"trainer": _trainer_rows, "mlflow": _mlflow_rows, "events": _event_rows}
-NAMES = {"trainer": "logs of Hugging Face's Trainer", "mlflow": "MLflow's logs", "events": "TensorBoard's logs"}
+def _event_log(place: Path) -> Any:
+    """Return TensorBoard's reader of a file or folder, with all of its values. Raises ``PointsError``."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise PointsError([f"{place}: event files are read by tensorboard: pip install tensorboard"]) from error
+    log = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
+    log.Reload()
+    return log
+
+
+def _hyperparameters(log: Any) -> dict[str, Any]:
+    """Return the hyperparameters that event files hold, nothing where there are none."""
+    from tensorboard.plugins.hparams import metadata
+
+    tag = metadata.SESSION_START_INFO_TAG
+    if tag not in log.summary_metadata:
+        return {}
+    content = log.SummaryMetadata(tag).plugin_data.content
+    fields = metadata.parse_session_start_info_plugin_data(content).hparams
+    return {name: getattr(value, value.WhichOneof("kind") or "string_value") for name, value in fields.items()}
+
+
+READERS = {"trainer": _trainer_rows, "mlflow": _mlflow_rows, "database": _database_rows, "events": _event_rows}
+NAMES = {
+    "trainer": "logs of Hugging Face's Trainer",
+    "mlflow": "MLflow's logs",
+    "database": "MLflow's database",
+    "events": "TensorBoard's logs",
+}

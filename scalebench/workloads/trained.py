@@ -13,7 +13,8 @@ from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.building import build_model, configuration
 from scalebench.workloads.classifier import with_head
-from scalebench.workloads.weights import WEIGHTS, load_weights
+from scalebench.workloads.quantize_file import QUANTIZED, read_quantized
+from scalebench.workloads.weights import WEIGHTS, check_sha256, load_weights
 
 
 def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, nn.Module]:
@@ -29,6 +30,17 @@ def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, 
     model = with_head(build_model(trial, torch.device("cpu"), plain), trial)
     load_weights(model, folder)
     return trial, model.eval()
+
+
+def load_quantized(attempt: Path, sha256: str | None = None) -> tuple[Trial, nn.Module]:
+    """Return the trial of an attempt and its quantised model, on the CPU, in evaluation mode.
+
+    Raises ``StoreError`` for a file that is missing, damaged, changed, of another model, or packed for another CPU.
+    """
+    trial = trial_of(attempt)
+    if sha256 is not None:
+        check_sha256(attempt / QUANTIZED, sha256)
+    return trial, read_quantized(trial, attempt, torch.device("cpu"))
 
 
 def check_size(trial: Trial, folder: Path) -> None:

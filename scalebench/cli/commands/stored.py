@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
-from scalebench.cli.output import print_json, quantity, say, table, trials, warn
+from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
@@ -37,6 +37,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
+    from scalebench.analysis.chain import chain_of  # pandas, which an error before this does not wait for
+
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
@@ -174,6 +176,19 @@ def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> in
     say(str(write(studies, output, damaged_elsewhere(stored), read_comparisons(*results))))
     for study in studies if pictures else ():
         say(str(picture(study, output.with_name(f"{study.name}.png"))))
+    return 0
+
+
+def export_to(results: Path, tracker: str, folder: Path) -> int:
+    """Write the trials as runs of an experiment tracker; damaged attempts are reported on stderr and left out."""
+    from scalebench.store.trackers import export_runs
+
+    stored = store.read_results(results)
+    for line in counted(stored.damaged):
+        warn(f"damaged, left out: {line}")
+    count, command = export_runs(stored, tracker, folder)
+    say(f"{folder}: {trials(count)}")
+    say_exactly(f"look at them: {command}" if tracker != "wandb-offline" else f"upload them: {command}")
     return 0
 
 
