@@ -18,10 +18,11 @@ from support import SMALL, SOURCE_PATH
 
 from scalebench import store
 from scalebench.running import processes
+from scalebench.running.attempts import Attempts
 from scalebench.running.engines.base import worker_command, worker_environment, write_placement
 from scalebench.running.engines.local import start_worker
 from scalebench.running.planning import load_study
-from scalebench.running.sweep import prepare_attempts, survey
+from scalebench.running.sweep import survey
 
 ROUNDS = 5
 
@@ -40,7 +41,8 @@ def test_start_of_a_trial(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyP
     times: dict[str, list[float]] = {name: [] for name in starts}
 
     def run(name: str) -> None:
-        ((attempt, _),) = prepare_attempts(sweep, study, [(sweep.missing[0], 1)])
+        attempts = Attempts(sweep.study_dir, study, sweep.planned)
+        attempt = attempts.make(attempts.add(sweep.missing[0], 1))
         write_placement(attempt, "local", cpus=[0], exclusive=True)
         begun = time.perf_counter()
         process = starts[name](attempt, worker_environment())

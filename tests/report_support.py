@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.store import Results
+from scalebench.store.comparisons import ROW_COLUMNS, Comparisons
 
 SIZES = (1_536, 4_096, 10_240, 24_576, 49_152, 98_304)
 E, A, ALPHA = 1.4, 6.0, 0.28
@@ -117,3 +118,28 @@ class Outline(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def compared() -> Comparisons:
+    """Make a comparison of three providers on five sizes in float32: eager, a fused one twice as fast, a wrong one."""
+    rows = [
+        dict.fromkeys(ROW_COLUMNS) | {
+            "operation": "sum", "run": "run-1", "source": "measured", "backward": False, "case": f"n={n}",
+            "case_index": i, "dtype": "float32", "shape_n": n, "provider": provider, "summary": f"the {provider} way",
+            "status": "ok", "time_median_s": time * n, "time_low_s": 0.9 * time * n, "time_high_s": 1.2 * time * n,
+            "time_p20_s": 0.95 * time * n, "time_p80_s": 1.1 * time * n, "samples": 40, "outliers": 1, "processes": 3,
+            "calls_per_sample": 10, "noise": 0.01, "stop_reason": "noise", "stop_reasons": "noise",
+            "prepare_time_s": 0.1, "first_call_time_s": 0.2, "flops": float(n), "bytes_moved": 4.0 * n,
+            "achieved_flops_per_s": 1 / time, "achieved_bytes_per_s": 4 / time, "matmul_ceiling_flops_per_s": 1e10,
+            "copy_ceiling_bytes_per_s": 8e9, "ceiling_source": "measured", "peak_memory_bytes": 4.0 * n,
+            "memory_method": "allocator", "max_abs_error": 1e-6, "eager_max_abs_error": 1e-6, "error_ratio": 1.0,
+            "accepted": provider != "wrong", "error_note": "3 of 4 values are wrong" if provider == "wrong" else None,
+            "baseline": "eager", "ratio": time / 2e-9, "ratio_low": 0.9 * time / 2e-9, "ratio_high": 1.1 * time / 2e-9,
+            "margin": 0.05, "verdict": {"fused": "FASTER"}.get(provider), "verdict_reason": "the whole interval",
+            "machine_id": "m1", "device_kind": "cpu", "cpu_model": "a processor", "cpu_count": 2, "load_average": 0.1,
+            "threads": 1, "python_version": "3.11.9", "torch_version": "2.13.0", "command": "scalebench compare sum",
+        }
+        for i, n in enumerate((1_000, 4_000, 16_000, 64_000, 256_000))
+        for provider, time in (("eager", 2e-9), ("fused", 1e-9), ("wrong", 1.5e-9))
+    ]  # fmt: skip
+    return Comparisons(pd.DataFrame(rows), (), {"run-1": {}})

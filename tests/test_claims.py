@@ -115,10 +115,12 @@ class Instant:
     def check(self, resources: Sequence[Resources]) -> None:
         """It takes every trial."""
 
-    def place(self, attempts: Sequence[Path], resources: Sequence[Resources], **_: Any) -> Iterator[Path]:
+    def place(
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, begin: Callable[[Path], bool], **_: Any
+    ) -> Iterator[Path]:
         for attempt in attempts:
             self.before(attempt)
-            if take(attempt):
+            if begin(attempt):
                 self.ran.append(attempt.parent.name)
                 store.write_record(attempt, store.read_json(attempt / "trial.json")["identity"] | {"status": "ok"})
                 yield attempt

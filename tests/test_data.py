@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scalebench.data import DataError, open_source
+from scalebench.data.corpus import middles, spread_windows
 from scalebench.data.synthetic import Teacher, generator, teacher_weights
 from scalebench.data.text import Text, split, validation_windows
 from scalebench.families import linear
@@ -63,6 +64,15 @@ def test_targets_are_the_inputs_one_byte_on() -> None:
     assert inputs.shape == targets.shape == (4, 32)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert inputs.dtype == torch.int64
+
+
+def test_few_windows_of_a_document_are_middles_of_equal_shares_not_its_ends() -> None:
+    parts = [np.arange(103, dtype=np.uint8), np.arange(7, dtype=np.uint8), np.arange(3, dtype=np.uint8)]
+    windows, clusters = spread_windows(parts, 4, 4)
+    assert windows[:, 0].tolist() == [25, 75, 1, 3]  # of 100 and of 4 places; the last part is too short
+    assert clusters.tolist() == [0, 0, 1, 1]
+    assert middles(5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert middles(1, 1).tolist() == [0]
 
 
 def test_validation_windows_are_held_out_and_spread_over_documents() -> None:

@@ -20,9 +20,10 @@ from support import SMALL, SOURCE_PATH, run_here
 from scalebench import store
 from scalebench.measure.device_lock import WAITING
 from scalebench.running import processes
+from scalebench.running.attempts import resources_of
 from scalebench.running.engines import Resources, local
 from scalebench.running.planning import load_study, plan
-from scalebench.running.sweep import execute, resources_of, run, save_study, survey
+from scalebench.running.sweep import execute, run, save_study, survey
 from scalebench.store.files import CHECKSUM, write_checked_json
 from scalebench.study import Study
 

@@ -4,10 +4,12 @@ Each law is written down a second time, in torch and from its formula, as a func
 coefficients of the terms divided by their geometric means, and exponents.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from law_support import PLANTED
+from law_support import DISTILLED, PLANTED
 
 from scalebench.laws import LAWS, fit
 
@@ -15,12 +17,16 @@ INPUTS = {name: inputs for name, (inputs, _) in PLANTED.items()} | {
     "power": PLANTED["broken"][0],
     "chinchilla": PLANTED["skaling"][0],
     "offset_linear": PLANTED["offset_power"][0],
+    "distillation": DISTILLED[0],
 }
 TRUTH = {name: parameters for name, (_, parameters) in PLANTED.items()} | {
     "power": {"E": 1.7, "A": 30.0, "alpha": 0.3},
     "chinchilla": {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37},
     "offset_linear": {"c0": 0.02, "c1": 1e-9},
+    "distillation": DISTILLED[1],
 }
+# The fit of the last takes seconds.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "distillation" else name for name in LAWS]
 NOISE = 0.02
 
 
@@ -58,6 +64,12 @@ TERMS = {
         (x["tokens"] / x["params"] / (6 * x["params"] * x["tokens"])) ** s["eta"],
         (x["tokens"] / x["params"] * (6 * x["params"] * x["tokens"])) ** -s["eta"],
     ),
+    "distillation": lambda x, s: (
+        x["teacher_loss"] ** -s["c0"]
+        * (1 + (x["teacher_loss"] / (torch.exp(s["log_d1"]) * x["supervised_loss"])) ** (1 / s["f1"]))
+        ** (-s["c1"] * s["f1"])
+        * (x["params"] ** -s["alpha"] + torch.exp(s["mix"]) * x["tokens"] ** -s["beta"]) ** s["gamma"],
+    ),
     "sparsity": lambda x, s: (
         torch.ones_like(x["params"]),
         x["density"] ** s["b"] / x["params"] ** s["alpha"], x["params"] ** -s["alpha"], x["tokens"] ** -s["beta"],
@@ -75,6 +87,7 @@ TERMS = {
 }  # fmt: skip
 
 
+@cache
 def posed(name, space):
     """Problem and coordinates [P] a little off the optimum, with noise so that both branches of Huber's loss occur."""
     logs = {key: np.log(value) for key, value in INPUTS[name].items()}
@@ -108,7 +121,7 @@ def corner(problem, theta):
 
 
 @pytest.mark.parametrize("space", ["log", "raw"])
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
     problem, theta = posed(name, space)
     at = torch.tensor(theta, requires_grad=True)
@@ -127,7 +140,7 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     problem, theta = posed(name, "log")
     jacobian = torch.autograd.functional.jacobian(lambda t: residuals(problem, t), torch.tensor(theta)).numpy()
@@ -138,7 +151,7 @@ def test_majorant_is_the_reweighted_product_of_autograd_jacobians(name):
     np.testing.assert_allclose(problem.derivatives(theta[None], width)[2][0], expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_that_of_finite_differences(name):
     problem, theta = posed(name, "log")
     width = corner(problem, theta)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from math import sqrt
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from report_support import STUDY, synthetic
+from support import REPOSITORY
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
@@ -64,7 +66,7 @@ def test_a_ratio_is_compared_with_one() -> None:
 def test_the_sentence_counts_verdicts() -> None:
     findings = [finding(0.20, 0.22, 0.21), finding(-0.2, -0.21, -0.19), finding(0.2, -0.2, 0.0), finding()]
     assert findings_sentence(findings).startswith(
-        "Of 4 published findings these studies agree with 1 and disagree with 1; 1 are not resolved and 1 not tested."
+        "Of 4 published findings these studies agree with 1 and disagree with 1; not resolved: 1, not tested: 1."
     )
 
 
@@ -80,6 +82,16 @@ def test_the_row_of_a_study_has_its_sizes_its_law_and_its_time() -> None:
     assert row["trials ok"] == ("12 of 12", 12)
     assert row["wall time"][1] == 24.0
     assert "α = 0.2" in row["law"][0]
+
+
+def test_make_lifecycle_runs_every_study_for_a_cpu_that_starts_from_others() -> None:
+    names = re.search(r"^AFTER_TRAINING := (.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert names is not None
+    prefixes = tuple(names[1].split())
+    studies = [path.stem for path in (REPOSITORY / "studies").glob("*.toml") if "\n[from]" in path.read_text()]
+    chosen = [name for name in studies if not name.endswith("-gpu")]
+    assert chosen
+    assert [name for name in chosen if not name.startswith(prefixes)] == []
 
 
 def analysed(**changes: object) -> StudyAnalysis:

@@ -18,8 +18,9 @@ from support import REPOSITORY, SMALL, SOURCE_PATH, child_environment, run_here,
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES
+from scalebench.running.attempts import resources_of
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.sweep import execute, resources_of, run, survey
+from scalebench.running.sweep import execute, run, survey
 
 # What each family needs beside its name to be small; a family's default where there is nothing.
 SIZES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def test_trials_that_a_narrower_setting_leaves_out_stay_missing(tmp_path: Path, 
     saved(tmp_path, "train.seed=0", finish=1)
     assert status(command, tmp_path)["studies"] == {"small": {"ok": 2, "missing": 2}}
     assert command("status", tmp_path / "results")[0] == 1
+
+
+def test_joined_plans_keep_the_flops_of_every_trial(tmp_path: Path) -> None:
+    first = saved(tmp_path, "train.seed=0")["planned"]
+    both = saved(tmp_path, "train.seed=[1, 2]")["planned"]
+    assert both[:2] == first
+    assert len(both) == 6
+    assert all(trial["flops"] > 0 for trial in both)
+    folders = [tmp_path / "results", tmp_path / "copy"]
+    shutil.copytree(folders[0], folders[1])
+    assert store.read_results(*folders).studies["small"]["planned"] == both
 
 
 def test_an_edited_study_keeps_the_trials_of_the_earlier_file_apart(tmp_path: Path, command) -> None:

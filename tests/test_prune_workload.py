@@ -12,12 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import edit_record
-from test_from import PARENT, planned, refused, trained
+from test_from import PARENT, PLACEMENT, planned, refused, trained
 from test_prune import SHAPE, config_of
+from test_resuming import finish, interrupt
 
 from scalebench import store
+from scalebench.data import open_data
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, model_fields
+from scalebench.running.parents import ParentTrial
+from scalebench.running.planning import load_study, plan, resolve, trial_header
+from scalebench.study import Parent
 from scalebench.workloads import columns_of
 from scalebench.workloads.base import Request
 from scalebench.workloads.prune import decide
@@ -40,6 +45,9 @@ checkpoint = true
 """
 GRANDCHILD = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "grandchild"')
 BIAS_FREE = 2 * (4 * 8 * 8 + 2 * 8 * 16)  # weights of the hidden matrices of the parent
+
+
+DATA = open_data("stdlib", None, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,39 @@ def test_a_mask_removes_weights_but_neither_bytes_nor_parameters(copied: Path, m
     assert sum(int(weight.count_nonzero()) for weight in weights) == BIAS_FREE // 2
 
 
+def test_bytes_and_time_of_2_4_are_those_of_the_compressed_16_bit_model(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for the device and for the compressed form, which a CPU has neither of."""
+    monkeypatch.setattr("scalebench.workloads.prune_kernels.unavailable", lambda *_: None)
+    monkeypatch.setitem(PLACEMENT["peaks"], "bfloat16", PLACEMENT["peaks"]["float32"])  # type: ignore[arg-type]
+    shapes: list[tuple[int, ...]] = []
+
+    def compress(weight: torch.Tensor) -> torch.Tensor:
+        assert weight.dtype == torch.bfloat16
+        shapes.append(tuple(weight.shape))
+        return weight[:, ::2].repeat_interleave(2, dim=1)
+
+    monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", compress)
+    settings = ["prune.method=2:4", "prune.precision=bfloat16"]
+    (row,) = trained(copied, CHILD, *settings)
+    assert shapes == 2 * [(24, 8), (8, 8), (16, 8), (8, 16)]
+    assert row["weight_bytes"] == row["weight_bytes_before"] == 2 * row["params"]
+    assert row["latency_ratio_low"] <= row["latency_ratio"] <= row["latency_ratio_high"]
+    assert row["sparse_kernel"] == "torch.sparse.to_sparse_semi_structured"
+    _, model = load_trained(Path(row["attempt_dir"]))
+    assert next(model.parameters()).dtype == torch.float32  # the trial's weights are what was trained
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Error original_tensor.shape torch.Size([24, 8]) is not supported!")
+
+    monkeypatch.setattr("torch.sparse.to_sparse_semi_structured", refuse)
+    (row,) = trained(copied, CHILD, *settings)
+    assert "blocks.0.attention.qkv.weight: Error original_tensor.shape" in row["sparse_kernel"]
+    assert (row["weight_bytes"], row["latency_s"]) == (None, None)
+    assert row["loss_added_nats"] is not None
+
+
 @pytest.mark.parametrize(
     ("method", "field", "left"), [("heads", "heads", 2), ("hidden", "hidden", 8), ("layers", "depth", 1)]
 )
@@ -124,7 +165,7 @@ def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     (alone,) = trained(copied, CHILD, "prune.density=0.25")
     assert row["validation_loss_nats"] < alone["validation_loss_nats"]
     assert row["loss_before_nats"] == alone["loss_before_nats"]
-    assert (row["steps"], alone["steps"], alone["samples_seen"], row["samples_seen"]) == (5, 0, 0, 20)
+    assert (row["steps"], alone["steps"], row["samples_seen"], alone["samples_seen"]) == (5, 0, 20, None)
     assert row["step_time_median_s"] is None or row["step_time_median_s"] > 0
     saved, whole = (load_file(Path(each["attempt_dir"]) / "weights.safetensors") for each in (row, parent))
     _, model = load_trained(Path(row["attempt_dir"]))
@@ -136,6 +177,24 @@ def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     assert child["parent_flops"] == 30 * parent["flops_per_step"] + 5 * row["flops_per_step"]
     assert alone["parent_flops"] == 30 * parent["flops_per_step"]
     assert child["loss_before_nats"] == pytest.approx(row["validation_loss_nats"], abs=1e-6)
+
+
+def test_an_interrupted_recovery_goes_on_bit_for_bit_with_its_mask(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["prune.method=random", "prune.recovery_steps=6", "run.checkpoint_every_steps=2"]
+    (whole,) = trained(copied, CHILD, *settings[:2])
+    study = load_study(copied / "study.toml", settings)
+    (trial,) = plan(study, copied / "results")
+    header = trial_header(study, trial, "a test")
+    attempts = [store.new_attempt(copied / "results" / study.name, trial.trial_id) for _ in range(2)]
+    for attempt in attempts:
+        store.write_header(attempt, header)
+    interrupt(monkeypatch, attempts[0], store.read_header(attempts[0]), after=3)
+    row = finish(attempts[1], store.read_header(attempts[1]))
+    assert row["resumed_from_step"] == 2
+    assert row["weights_sha256"] == whole["weights_sha256"]
+    assert row["loss_added_nats"] == whole["loss_added_nats"]
 
 
 def test_a_smaller_model_is_trained_on_too(copied: Path) -> None:
@@ -213,7 +272,7 @@ def test_a_family_that_has_no_such_units_is_named(
     (parent,) = planned(copied, SMALL)
     config = config_of(family, **fields)
     counts = FAMILIES[family].count(config, 16)
-    request = Request(family, {"method": method}, lambda _: (config, counts), parent.trial)
+    request = Request(family, {"method": method}, lambda _: (config, counts), DATA, parent.trial.data, parent.trial)
     if not FAMILIES[family].SEQUENCES:
         request = replace(request, parent=parent.trial.model_copy(
             update={"spec": parent.trial.spec.model_copy(update={"sequence_length": None})}))  # fmt: skip
@@ -224,6 +283,27 @@ def test_a_family_that_has_no_such_units_is_named(
 def test_a_parent_that_is_not_ok_is_refused(copied: Path) -> None:
     edit_record(Path(parent_of(copied)["attempt_dir"]), status="diverged")
     assert "has no ok trial: 1 diverged" in refused(copied, CHILD)
+
+
+@pytest.mark.parametrize(
+    ("name", "parents", "trials"),
+    [
+        ("prune", "lifecycle-base", 7), ("prune-units", "lifecycle-base", 5), ("prune-recovery", "lifecycle-base", 4),
+        ("prune-gpu", "lifecycle-base-gpu", 12), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
+    ],
+)  # fmt: skip
+def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_model(
+    name: str, parents: str, trials: int
+) -> None:
+    study, identity = load_study(name), Parent(weights_sha256="0" * 64, state_sha256=None)
+    assert study.parents is not None
+    assert study.parents.study == parents
+    sizes = {each.counts.non_embedding: each for each in plan(load_study(parents))}
+    assert len(sizes) == 4
+    for each in (sizes[min(sizes)], sizes[max(sizes)]):
+        parent = ParentTrial(each.trial_id, parents, each.trial, Path(), identity, each.flops)
+        made = {resolve("prune", point, parent).trial_id for point in study.points()}
+        assert len(made) == trials
 
 
 def test_pruning_without_a_parent_is_refused(tmp_path: Path) -> None:

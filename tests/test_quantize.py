@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scalekernels import Unsupported
 from test_from import PARENT, PLACEMENT, planned, refused, trained
 from torch import nn
 
@@ -29,9 +30,9 @@ from scalebench.workloads.base import Request
 from scalebench.workloads.building import planned_data
 from scalebench.workloads.loop import validate
 from scalebench.workloads.quantize_convert import convert, layers, rounded
-from scalebench.workloads.quantize_file import QUANTIZED, load_quantized
+from scalebench.workloads.quantize_file import QUANTIZED
 from scalebench.workloads.quantize_spec import SCHEMES, QuantizeSpec
-from scalebench.workloads.trained import load_trained
+from scalebench.workloads.trained import load_quantized, load_trained
 
 SHAPE = "depth = 2\nwidth = 32\nheads = 2\nhead_dim = 16\nhidden = 64\n"  # widths that int4's groups of 32 divide
 SOURCE = PARENT.replace("params = 3000\n", SHAPE).replace("steps = 50", "steps = 20")
@@ -40,10 +41,18 @@ TOKENS = torch.arange(48).remainder(256).view(3, 16)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the results of a parent and of a child of every scheme."""
-    folder = tmp_path_factory.mktemp("base")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a parent."""
+    folder = tmp_path_factory.mktemp("parent")
     trained(folder, SOURCE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a parent and of a child of every scheme."""
+    pytest.importorskip("torchao")
+    folder = Path(shutil.copytree(parent, tmp_path_factory.mktemp("base"), dirs_exist_ok=True))
     trained(folder, CHILD, f"quantize.scheme={json.dumps(SCHEMES)}", "quantize.bits=3")
     return folder
 
@@ -55,8 +64,8 @@ def rows(base: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base / "results" / "parent", tmp_path / "results" / "parent")
+def copied(parent: Path, tmp_path: Path) -> Path:
+    shutil.copytree(parent, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -79,6 +88,7 @@ def model(*, tied: bool = True, **changes: int) -> nn.Module:
 # --- rounding --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [None, 8])
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_simulated_bits_are_torchaos(bits: int, group_size: int | None) -> None:
@@ -115,6 +125,7 @@ HIDDEN_WEIGHTS = DEPTH * (4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN)
 EMBEDDING, NORMS = VOCABULARY * WIDTH, (2 * DEPTH + 1) * WIDTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "changes", "expected"),
     [
@@ -147,6 +158,7 @@ def test_simulated_bytes_are_those_of_packed_rows(bits: int, bytes_each: int) ->
     assert conversion.closed_form_bytes == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["simulated", "int8-weight-only"])
 def test_a_tied_head_stays_tied_or_becomes_a_counted_copy(scheme: str) -> None:
     if scheme != "simulated":
@@ -194,6 +206,7 @@ def test_a_layer_that_torchao_leaves_is_found(monkeypatch: pytest.MonkeyPatch) -
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_scheme_is_measured(rows: dict[str, dict[str, Any]], base: Path) -> None:
     (parent,) = store.load_results(base / "results" / "parent").to_dict("records")
     assert set(rows) == set(SCHEMES)
@@ -217,6 +230,7 @@ def test_every_scheme_is_measured(rows: dict[str, dict[str, Any]], base: Path) -
     assert rows["simulated"]["quantized_share"] == HIDDEN_WEIGHTS / rows["simulated"]["params"]
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str, Any]]) -> None:
     record = json.loads((Path(rows["int8-weight-only"]["attempt_dir"]) / "record.json").read_text())
     declared = {column.name for column in columns_of("quantize")}
@@ -226,6 +240,7 @@ def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str,
     assert record["metric_bits_per_byte"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_saved_loads_and_gives_equal_outputs(rows: dict[str, dict[str, Any]], scheme: str) -> None:
     row = rows[scheme]
@@ -249,6 +264,7 @@ def test_without_checkpoint_nothing_stays_on_disk(copied: Path) -> None:
     assert (row["round_trip_equal"], row["quantized_sha256"], row["weights_sha256"]) == (True, None, None)
 
 
+@pytest.mark.slow
 def test_a_quantised_model_can_be_a_parent_unless_a_layer_was_copied(copied: Path) -> None:
     (child,) = trained(copied, CHILD, "quantize.scheme=simulated", "quantize.bits=1")
     again = CHILD.replace('"parent"', '"child"').replace('name = "child"', 'name = "again"')
@@ -273,6 +289,12 @@ def test_a_skipped_layer_makes_the_row_invalid_with_its_name(copied: Path) -> No
     assert "down" not in row["invalid_reason"]
 
 
+def test_int4_on_a_gpu_is_unsupported() -> None:
+    with torch.device("meta"), pytest.raises(Unsupported, match=r"set quantize\.device = 'cpu'"):
+        convert(model(), spec("int4-weight-only"))
+
+
+@pytest.mark.slow
 def test_int8_without_torchao_is_unsupported(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     path = copied / "study.toml"
@@ -301,6 +323,7 @@ def other_shape(path: Path) -> None:
     save_file(tensors, path, metadata={"layout": "plain"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -317,6 +340,7 @@ def test_a_damaged_file_is_refused_by_name(attempt: Path, damage: Callable[[Path
         load_quantized(attempt)
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_is_refused(attempt: Path) -> None:
     with pytest.raises(StoreError, match="the file changed"):
         load_quantized(attempt, "0" * 64)
@@ -344,6 +368,16 @@ def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: s
     assert expected in refused(copied, CHILD, *settings)
 
 
+@pytest.mark.parametrize(("name", "device"), [("quantize", "cpu"), ("quantize-gpu", "cuda")])
+def test_shipped_studies_plan_their_children(tmp_path: Path, name: str, device: str) -> None:
+    study = load_study(name)
+    trained(tmp_path, SOURCE, f"name={study.parents.study}", "train.steps=1")  # type: ignore[union-attr]
+    trials = [each.trial for each in plan(study, tmp_path / "results")]
+    assert {trial.device_kind for trial in trials} == {device}
+    simulated = [trial.spec.bits for trial in trials if trial.spec.scheme == "simulated"]
+    assert (len(trials), simulated) == (10, [1, 2, 3, 4, 5, 6, 8])
+
+
 def test_int4_without_torchao_is_refused_before_anything_runs(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "find_spec", lambda _: None)
     expected = "quantize.scheme: 'int4-weight-only' needs torchao, which this machine has not: pip install torchao"
@@ -359,7 +393,8 @@ def test_a_family_without_linear_layers_is_refused() -> None:
     parent: Any = SimpleNamespace(spec=SimpleNamespace(seed=0))
     family = FAMILIES["resnet"]
     config = family.SIZES["resnet20-cifar"]
-    request = Request("resnet", {"scheme": "int8-weight-only"}, lambda _: (config, None), parent)  # type: ignore[arg-type,return-value]
+    unused: Any = None
+    request = Request("resnet", {"scheme": "int8-weight-only"}, lambda _: (config, unused), unused, unused, parent)
     with pytest.raises(InputError, match="resnet has no hidden linear layer"):
         quantize.decide(request)
 

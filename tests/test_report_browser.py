@@ -306,3 +306,35 @@ def test_print_is_six_pages_at_most(page: Path) -> None:
     output = page.with_name("page.pdf")
     open_page(page, "--no-pdf-header-footer", f"--print-to-pdf={output}")
     assert 1 <= len(re.findall(rb"/Type /Page\b", output.read_bytes())) <= 6
+
+
+EXPLORE = """(() => {
+  const figure = document.querySelector('.explore'), [x, y] = figure.querySelectorAll('select');
+  const choose = (field, name) => {
+    field.value = [...field.options].findIndex((option) => option.text === name);
+    field.dispatchEvent(new Event('change'));
+  };
+  const read = () => [...figure.querySelectorAll('.drawing use')].map((use) => Number(use.getAttribute('x')));
+  choose(x, 'compute'); choose(y, 'validation loss (nats)');
+  const logX = [...figure.querySelectorAll('button')].find((each) => each.textContent === 'log x');
+  const table = figure.parentNode.querySelector('table');
+  const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+  const key = (row, name) => Number(row.cells[heads.indexOf(name)].dataset.key);
+  const rows = [...table.tBodies[0].rows].filter((row) => key(row, 'validation loss (nats)'));
+  const first = {pressed: logX.ariaPressed, at: read()};
+  logX.click();
+  return {first, second: {pressed: logX.ariaPressed, at: read()}, values: rows.map((row) => key(row, 'compute')),
+          names: [...x.options].map((option) => option.text), titles: figure.querySelectorAll('use title').length};
+})()"""
+
+
+@pytest.mark.slow
+def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(page: Path) -> None:
+    found = probe(page, EXPLORE)
+    assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(found["names"])
+    values = np.array(found["values"])
+    assert len(values) == found["titles"] == 11
+    scales = {"true": np.log, "false": np.asarray}
+    assert {found["first"]["pressed"], found["second"]["pressed"]} == set(scales)
+    for drawn in (found["first"], found["second"]):
+        assert np.corrcoef(scales[drawn["pressed"]](values), drawn["at"])[0, 1] == pytest.approx(1, abs=1e-9)

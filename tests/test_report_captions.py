@@ -11,9 +11,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
-from report_support import broken, changed, synthetic
+from report_support import broken, changed, compared, synthetic
 
 from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.reporting.sections.comparison_figures import FIGURES as COMPARED
+from scalebench.reporting.sections.comparison_figures import Part, part_of
+from scalebench.reporting.sections.comparison_tables import suite_table
 from scalebench.reporting.sections.training import FIGURES
 from scalebench.reporting.svg import PAPER, canvas
 from scalebench.reporting.views import Caption
@@ -121,3 +124,48 @@ def test_slow_outliers_alone_are_called_slow(analysed: dict[str, StudyAnalysis])
     assert isinstance(caption, Caption)
     assert "Arrows" not in caption.text
     assert {row[-1][1] for row in caption.table.rows} == {1.0}
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+COMPARED_WORDS: dict[str, Callable[[Axes], bool]] = {
+    "bars are its 95 %": segments,
+    "Dashed": lambda axes: any(line.get_linestyle() == "--" for line in axes.lines),
+    "Lines join": lambda axes: any(
+        line.get_linestyle() == "-" and np.size(line.get_xdata()) > 1 for line in axes.lines
+    ),
+}
+NOT_MEASURED = {
+    "everything": [],
+    "no intervals": ["time_low_s", "time_high_s"],
+    "no ceilings": ["matmul_ceiling_flops_per_s", "copy_ceiling_bytes_per_s"],
+    "no matrix product": ["matmul_ceiling_flops_per_s"],
+}
+
+
+def parts() -> dict[str, Part]:
+    """The comparison whole, without some columns, and of one case, which no line can join to another."""
+    rows = compared().frame
+    frames = {name: rows.assign(**dict.fromkeys(columns, np.nan)) for name, columns in NOT_MEASURED.items()}
+    frames["one case"] = rows[rows["case_index"] == 0]
+    return {name: part_of(frame, ["eager", "fused", "wrong"]) for name, frame in frames.items()}
+
+
+@pytest.mark.parametrize("spec", COMPARED, ids=lambda spec: spec.key)
+@pytest.mark.parametrize(("name", "part"), parts().items(), ids=list(parts()))
+def test_captions_of_comparisons_speak_of_what_is_drawn(name: str, part: Part, spec) -> None:
+    with canvas("x") as drawn:
+        caption = spec.draw(drawn, part)
+    if not isinstance(caption, Caption):
+        assert name in ("no ceilings", "no matrix product")
+        return
+    for words, shown in COMPARED_WORDS.items():
+        assert (words in caption.text) == shown(drawn.axes), f"{words!r}: {caption.text}"
+
+
+def test_a_comparison_has_its_providers_over_all_cases_in_one_table() -> None:
+    rows = {row[0][0]: row for row in suite_table(parts()["everything"]).rows}
+    assert set(rows) == {"fused", "wrong"}
+    assert [cell[1] for cell in rows["fused"]][1:] == [5, 5, 0, 0, 0, 0, pytest.approx(2), 1]
+    assert rows["wrong"][-3][1] == 5
+    assert rows["wrong"][-2][1] is None

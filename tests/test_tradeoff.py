@@ -52,6 +52,14 @@ def test_parents_of_another_folder_are_points_too() -> None:
     assert set(unchanged["bytes"]) == {bytes_of(size) for size in SIZES}
 
 
+def test_a_student_pays_for_its_teacher_and_the_teachers_passes() -> None:
+    student = quantised(4_000, 0, 8) | {"total_flops": 5e9, "flops_per_step": 1e7, "steps": 100,
+                                        "teacher_params_non_embedding": 32_000}  # fmt: skip
+    points = tradeoff_points([analysed("distill", [student])]).set_index("unchanged")
+    assert points.loc[False, "flops"] == pytest.approx(5e9 + flops_of(4_000))
+    assert points.loc[True, "size"] == 32_000
+
+
 def test_two_checkpoints_of_a_run_are_two_models() -> None:
     early = [quantised(4_000, 0, bits) | {"trial_id": f"e{bits:015x}", "parent_weights_sha256": "ea",
                                           "parent_flops": 1e9, "loss_before_nats": 3.0} for bits in BITS]  # fmt: skip
@@ -76,6 +84,17 @@ def test_times_of_trials_that_shared_their_cores_are_left_out() -> None:
     points = tradeoff_points([analysed("quant", [shared])])
     assert points["latency"].isna().all()
     assert points["bytes"].notna().all()
+    view = draw_figure("a", OF_STUDY[1], analysed("quant", [shared]))
+    assert view is not None
+    assert view.caption.startswith("Of 1 trials that were timed none")
+
+
+def test_settings_leave_out_what_the_others_decide() -> None:
+    formats = {8: "int8", 4: "simulated", 3: "simulated"}
+    rows = [quantised(4_000, 0, bits) | {"scheme": scheme, "precision": "bfloat16" if bits == 8 else "float32"}
+            for bits, scheme in formats.items()]  # fmt: skip
+    study = analysed("quant", rows, precision=["a", "b"], scheme=["a", "b"], bits=[3, 4, 8])
+    assert set(tradeoff_points([study]).query("study == 'quant'")["settings"]) == {"bits 3", "bits 4", "bits 8"}
 
 
 def beaten(points: pd.DataFrame, cost: str) -> set[str]:

@@ -53,7 +53,7 @@ ELSEWHERE = {
     "float16, which needs a GPU": {"skipped_steps"},
     "a trial that fails": {"error_class", "error_message", "invalid_reason"},
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
-    "a trial with a parent": {"parent_trial_id", "parent_weights_sha256", "parent_flops"},
+    "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {
         "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",

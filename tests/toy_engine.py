@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scalebench.running import processes
-from scalebench.running.engines.base import Resources, Tick, close_attempt, has_record, no_tick, worker_command
+from scalebench.running.claims import take
+from scalebench.running.engines.base import Begin, Resources, Tick, close_attempt, has_record, no_tick, worker_command
 
 # Runs commands in turn, and leaves the exit code of each in the attempt's folder.
 QUEUE = """
@@ -31,10 +32,12 @@ def check(resources: Sequence[Resources]) -> None:
 
 
 def place(
-    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-) -> Iterator[Path]:
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick,
+    begin: Begin = take,
+) -> Iterator[Path]:  # fmt: skip
     """See ``scalebench.running.engines.base.Engine``."""
     assert len(attempts) == len(resources)
+    attempts = [attempt for attempt in attempts if begin(attempt)]
     queue = processes.start(
         [sys.executable, "-c", QUEUE], os.environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=None
     )

@@ -66,12 +66,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why there is no measured model within the limits, or no predicted one of a kind (``what``)."""
+
+    basis: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Cheapest:
-    """The answer: the cheapest candidates, cheapest first, and a line for each reason why there are no others."""
+    """The answer: the cheapest candidates, and why each kind of model without one has none."""
 
     limits: Limits
     candidates: tuple[Candidate, ...]
-    refused: tuple[str, ...]
+    refused: tuple[Refusal, ...]
 
 
 def find_cheapest(points: pd.DataFrame, limits: Limits) -> Cheapest:
@@ -86,7 +95,7 @@ def find_cheapest(points: pd.DataFrame, limits: Limits) -> Cheapest:
     chosen = within[:1]
     if chosen and not chosen[0].sure:
         chosen += [candidate for candidate in within if candidate.sure][:1]
-    refused = [] if within else [_nearest(measured, limits)]
+    refused = [] if within else [_nearest(points, measured, limits)]
     predicted, reasons = _predicted(points, limits)
     return Cheapest(limits, (*chosen, *predicted), (*refused, *reasons))
 
@@ -117,16 +126,19 @@ def measured_candidates(points: pd.DataFrame, limits: Limits) -> Iterator[Candid
         )  # fmt: skip
 
 
-def _nearest(measured: Sequence[Candidate], limits: Limits) -> str:
+def _nearest(points: pd.DataFrame, measured: Sequence[Candidate], limits: Limits) -> Refusal:
     """Return why no measured configuration is within the limits: the lowest loss within the others."""
+    if limits.latency is not None and points["latency"].isna().all():
+        return Refusal(MEASURED, "all", "no time was measured in a trial that had its cores, or the GPU, to itself")
     others = Limits(math.inf, limits.bytes, limits.latency)
     rest = [candidate for candidate in measured if not others.broken(_values(candidate))]
     if not rest:
-        return "measured: no configuration is within the limits of bytes and time"
+        return Refusal(MEASURED, "all", "no configuration is within the limits of bytes and time")
     best = min(rest, key=lambda candidate: candidate.loss.value)
     where = " within the other limits" if limits.bytes or limits.latency else ""
     name = " ".join(filter(None, (best.study, best.settings)))
-    return f"measured: the lowest loss{where} is {best.loss.value:.4g} nats ({name}, {best.size:,.0f} parameters)"
+    reason = f"the lowest loss{where} is {best.loss.value:.4g} nats ({name}, {best.size:,.0f} parameters)"
+    return Refusal(MEASURED, "all", reason)
 
 
 # --- predicted -------------------------------------------------------------------------------------------------------
@@ -157,14 +169,14 @@ class Reached:
         )  # fmt: skip
 
 
-def _predicted(points: pd.DataFrame, limits: Limits) -> tuple[list[Candidate], list[str]]:
+def _predicted(points: pd.DataFrame, limits: Limits) -> tuple[list[Candidate], list[Refusal]]:
     """Return the predicted candidate of the fewest FLOPs, at most one, or the reason of each kind of model."""
     reached, reasons = [], []
     kind = points["settings"].where(~points["unchanged"].astype(bool), UNCHANGED)
     for (study, settings), group in points.groupby([points["study"], kind], sort=True):
         answer = _predict(group, str(study), str(settings), limits)
         if isinstance(answer, str):
-            reasons.append(f"predicted, {' '.join(filter(None, (str(study), str(settings))))}: {answer}")
+            reasons.append(Refusal(PREDICTED, " ".join(filter(None, (str(study), str(settings)))), answer))
         else:
             reached.append(answer)
     if not reached:
@@ -181,18 +193,26 @@ def _predict(group: pd.DataFrame, study: str, settings: str, limits: Limits) -> 
     good = sizes[loss.fit.predict({"x": sizes}) <= limits.loss]
     if not len(good):
         return f"its law of the loss stays above {limits.loss:g} nats up to {REACH * largest:,.0f} parameters"
-    trends = {"loss": loss, **{name: cost_trend(group, name, "size") for name, _ in QUANTITIES[1:]}}
+    trends = {"loss": loss, **{name: _cost_trend(group, name) for name, _ in QUANTITIES[1:]}}
     reached = Reached(study, settings, float(good[0]), trends, largest)
     return _broken(reached, limits) or reached
 
 
+def _cost_trend(group: pd.DataFrame, name: str) -> Trend:
+    return cost_trend(group, name, "size") if group[name].notna().any() else Trend(None, "not measured")
+
+
 def _broken(reached: Reached, limits: Limits) -> str:
     """Return which limit of the costs a size exceeds, or for which there is no trend; empty where it is within all."""
-    for name, unit in QUANTITIES[1:]:
+    for name, _ in QUANTITIES[1:]:
         most, trend = getattr(limits, name, None), reached.trends[name]
         if most is not None and trend.fit is None:
-            return f"its {name} has no trend: {trend.reason}"
+            return f"no trend of its {name}: {trend.reason}"
         if most is not None and reached.value(name) > most:
-            what = f"{name} {reached.value(name):.3g} {unit}, above {most:.3g} {unit}"
-            return f"{limits.loss:g} nats take {reached.size:,.0f} parameters: {what}"
+            needed = f"{limits.loss:g} nats take {reached.size:,.0f} parameters"
+            return f"{needed}: {_shown(name, reached.value(name))}, above {_shown(name, most)}"
     return ""
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:,.0f} B" if name == "bytes" else f"{1e3 * value:.3g} ms"

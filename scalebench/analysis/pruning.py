@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, numeric
 from scalebench.laws import Fit, FitRefused, fit
+from scalebench.measure.statistics import mean_interval
 
 PARENT, SIZE = "parent_trial_id", "size_before"
 ADDED, DENSITY, BEFORE = "loss_added_nats", "density_found", "loss_before_nats"
@@ -45,7 +46,8 @@ class Estimate:
 def pruned(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the valid trials with a loss, and in ``SIZE`` the size of the unpruned model, in ``bytes`` what is stored.
 
-    ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise.
+    ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise. Trials that shared
+    the machine have no latency.
     """
     columns = (ADDED, DENSITY, BEFORE, "weight_bytes", "weight_bytes_before", "packed_bytes", "recovery_steps",
                "params_remaining", "tokens_before", "tokens_seen", "latency_ratio")  # fmt: skip
@@ -54,6 +56,7 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
         **{SIZE: numeric(trials, "params_non_embedding_before")},
         bytes=known["packed_bytes"].fillna(known["weight_bytes"]),
         recovery_steps=known["recovery_steps"].fillna(0).astype(int),
+        latency_ratio=known["latency_ratio"].where(known["timing_exclusive"] != False),  # noqa: E712 - also unknown
     )
     good = known["valid"] & known[ADDED].notna() & (known[DENSITY] > 0) & (known[SIZE] > 0)
     return known[good].sort_values([SIZE, "seed", DENSITY], kind="stable")
@@ -125,11 +128,7 @@ def crossing(density: ArrayLike, added: ArrayLike, nats: float) -> float:
 
 def mean(values: ArrayLike) -> Estimate:
     """Return the mean of independent values (n,) with its 95 % t interval."""
-    from scipy.stats import t
-
-    x = np.asarray(values, dtype=float)
-    half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-    return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+    return Estimate(*mean_interval(values), len(np.asarray(values)))
 
 
 def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, Estimate]]:
@@ -145,22 +144,28 @@ def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-def dense(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per parent, smallest first: size, seed, its bytes and its loss."""
-    parents = trials.drop_duplicates(PARENT)
-    table = parents[[SIZE, "seed", "weight_bytes_before", BEFORE]]
+def dense(part: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per parent of one group, smallest first: size, seed, its bytes, and its loss without pruning.
+
+    Where models were trained after pruning, the loss is that of the parent trained as long (density 1); no rows
+    without such trials.
+    """
+    trained = bool((part["recovery_steps"] > 0).any())
+    parents = part[part["density"] == 1] if trained else part.drop_duplicates(PARENT)
+    table = parents[[SIZE, "seed", "weight_bytes_before", LOSS if trained else BEFORE]]
     return table.set_axis(["size", "seed", "bytes", "loss"], axis=1).sort_values(["bytes", "seed"], ignore_index=True)
 
 
-def against_dense(trials: pd.DataFrame, parents: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
+def against_dense(part: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
     """Yield each density of one group with how much higher its loss is than that of a dense model of equal bytes.
 
     The dense loss is that of the parents of the same seed, interpolated linearly in the logarithm of bytes; models
     smaller than the smallest parent have none. Seeds are what is independent: each counts once, with its mean.
     """
-    for density, part in by_density(trials):
-        each = part.assign(excess=part[LOSS] - dense_loss(part, parents)).dropna(subset=["excess"])
-        if len(each):
+    parents = dense(part)
+    for density, trials in by_density(part):
+        each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
+        if len(each) and density < 1:
             yield density, mean(each.groupby("seed")["excess"].mean())
 
 
@@ -193,7 +198,7 @@ def sparsity_fit(trials: pd.DataFrame) -> Fit | str:
         return "the law is for single weights that are removed, not for heads, hidden units or layers"
     if not (trials["recovery_steps"] > 0).all():
         return "the law is for models trained while or after they are pruned, and these were not (recovery_steps)"
-    tokens = trials["tokens_before"] + trials["tokens_seen"]
+    tokens = trials["tokens_before"] + trials["tokens_seen"].fillna(0)
     several = not bool(tokens.max() <= SAME_TOKENS * tokens.min())  # also where they are not known
     columns = {"density": trials[DENSITY], "params": trials["params_remaining"], "loss": trials[LOSS]}
     columns |= {"config": trials[PARENT]} | ({"tokens": tokens} if several else {})

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, trend_by
@@ -126,16 +127,15 @@ def data_trends(rows: pd.DataFrame) -> list[Slope]:
 
 def _line(x: Any, y: Any) -> tuple[float, float, int, int]:
     """Return the slope of least squares, its standard error, its degrees of freedom and the number of points."""
-    from scipy.stats import linregress
-
-    line = linregress(x, y)
-    return float(line.slope), float(line.stderr) if len(x) > 2 else np.nan, len(x) - 2, len(x)
+    across, freedom = x - x.mean(), len(x) - 2
+    slope = float(across @ y / (across @ across))
+    residuals = y - y.mean() - slope * across
+    error = float(np.sqrt(residuals @ residuals / freedom / (across @ across))) if freedom > 0 else np.nan
+    return slope, error, freedom, len(x)
 
 
 def _slope(level: str, value: float, error: float, freedom: int, runs: int, comparisons: int) -> Slope:
-    from scipy.stats import t
-
-    half = float(t.ppf(1 - 0.025 / comparisons, freedom) * error) if freedom > 0 else np.nan
+    half = float(stdtrit(freedom, 1 - 0.025 / comparisons)) * error if freedom > 0 else np.nan
     return Slope(level, value, value - half, value + half, runs)
 
 

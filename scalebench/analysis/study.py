@@ -15,7 +15,7 @@ import pandas as pd
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
 from scalebench.analysis.trials import PARAMETERS, SizeAxis, by_size, prepare, size_axis_of, split_columns, tuned_axes
-from scalebench.store import Results, StoreError, of_plans, planned_ids, read_steps
+from scalebench.store import Results, StoreError, earlier_ids, of_plans, planned_ids, read_steps
 
 MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
 
@@ -99,6 +99,11 @@ class StudyAnalysis:
     def planned(self) -> int:
         """How many trials were planned; 0 where the study does not say."""
         return len(planned_ids(self.definition))
+
+    @property
+    def earlier(self) -> int:
+        """How many trials only earlier versions of the study planned: its file, or its data, changed between runs."""
+        return len(earlier_ids(self.definition))
 
     @property
     def by_status(self) -> dict[str, int]:

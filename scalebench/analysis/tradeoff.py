@@ -70,7 +70,8 @@ def _parents_of(study: StudyAnalysis) -> pd.DataFrame:
         rows.append({
             "weights": str(weights), "trial_id": str(children["parent_trial_id"].iloc[0]),
             "study": "", "settings": "", "label": UNCHANGED, "unchanged": True,
-            "size": children[N].max(),  # no change makes a model larger
+            # No change makes a model larger; a teacher's size is in the records of its students.
+            "size": numeric(children, "teacher_params_non_embedding").fillna(children[N]).max(),
             "seed": children["seed"].iloc[0], "loss": loss.iloc[0], "se": np.nan,
             "bytes": numeric(children, "weight_bytes_before").median(),
             "latency": _alone(children, "latency_before_s").median(),
@@ -95,8 +96,8 @@ def _parents(trials: pd.DataFrame) -> pd.Series[Any]:
 
 
 def chain_flops(trials: pd.DataFrame) -> pd.Series[float]:
-    """Return the FLOPs of each trial and of all trials before it."""
-    own = numeric(trials, "flops_per_step") * own_steps(trials)
+    """Return the FLOPs of each trial (with its teacher's, where it has one) and of all trials before it."""
+    own = numeric(trials, "total_flops").fillna(numeric(trials, "flops_per_step") * own_steps(trials))
     return own.fillna(0.0) + numeric(trials, "parent_flops").fillna(0.0)
 
 
@@ -121,9 +122,18 @@ def _held_out(trials: pd.DataFrame) -> pd.Series[Any]:
 def _settings(study: StudyAnalysis, trials: pd.DataFrame) -> list[str]:
     """Return what each trial was made with, of what its study varied beside size and seed."""
     names = [name for name in study.varied if name in trials and name not in ("params", "seed", N)]
-    names = [name for name in names if study.trials[name].astype(str).nunique() > 1]
-    rows = trials[names].to_dict("records")
+    rows = trials[_telling(study.trials[names].astype(str))].to_dict("records")
     return [", ".join(f"{name} {_text(value)}" for name, value in row.items() if pd.notna(value)) for row in rows]
+
+
+def _telling(values: pd.DataFrame) -> list[str]:
+    """Return the columns that vary, without those that the others decide, such as the bits of a number format."""
+    names = [str(name) for name in values if values[name].nunique() > 1]
+    for name in list(names):
+        rest = [other for other in names if other != name]
+        if rest and len(values[names].drop_duplicates()) == len(values[rest].drop_duplicates()):
+            names.remove(name)
+    return names
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -65,6 +65,11 @@ class Transfer:
     high: float = float("nan")
     by_seed: tuple[float, ...] = ()
     reason: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the runs from scratch reach its loss."""
+        return not self.reason
 
     @property
     def transferred(self) -> float:
@@ -123,6 +128,7 @@ def _law_points(points: list[Transfer]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@lru_cache(maxsize=8)  # its law takes a second, and a page asks for it several times
 def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
     """Compare the valid trials of a fine-tuning study with the runs from scratch among the other studies."""
     tuned = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]

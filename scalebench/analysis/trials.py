@@ -16,6 +16,7 @@ DATA_SEEN = "data_seen"  # tokens_seen, or samples_seen of tasks without tokens
 LOSS = "validation_loss_nats"
 LOSS_SE = "validation_loss_se_nats"
 STEP_TIME = "step_time_median_s"
+TRAINING_FLOPS, TRAINING_TIME = "training_flops", "training_time_s"  # computed, in no record
 
 # The first of these that a series measured is "the" memory of its figure and fit: a device allocator's own count, the
 # tensors tracked in the untimed pass, and only then the whole process, interpreter and libraries included.
@@ -29,7 +30,7 @@ MEMORY_PEAKS = {
 SIZE_AXES = frozenset({"params", "requested_params", N, "size", "depth", "width", "heads", "head_dim", "seed"})
 # How long a trial trains: an axis that splits series of sizes, but not surfaces of size and data.
 LENGTH_AXES = frozenset({"steps", "tokens", "tokens_per_param", "flops"})
-ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name")
+ALWAYS_SPLIT = ("family", "implementation", "optimizer", "precision", "device_name", "teacher_params_non_embedding")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def numeric(frame: pd.DataFrame, column: str) -> pd.Series[float]:
 def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     """Return records with every column the analysis computes with, sorted by size; absent columns are all NaN.
 
-    Adds ``valid`` (ended ok with valid numbers) and ``timed`` (valid, and alone on the machine).
+    Adds ``valid`` (ended ok with valid numbers), ``timed`` (valid, and alone on the machine), and what the training of
+    each trial took: TRAINING_FLOPS and TRAINING_TIME.
     """
     trials = rows.copy()
     for column in ("status", "invalid_reason", "trial_id", "timing_exclusive"):
@@ -78,6 +80,8 @@ def prepare(rows: pd.DataFrame) -> pd.DataFrame:
     # `!= False` also keeps a trial that does not say whether it had the machine to itself.
     alone = trials["timing_exclusive"] != False  # noqa: E712
     trials["timed"] = trials["valid"] & alone & (trials[STEP_TIME] > 0)
+    trials[TRAINING_FLOPS] = training_flops(trials)
+    trials[TRAINING_TIME] = trials[STEP_TIME] * own_steps(trials)
     return by_size(trials, PARAMETERS)
 
 

@@ -57,7 +57,8 @@ def generate(
     Parameters
     ----------
     trial:
-        Trial id, or the first digits of it; `scalebench export` and the report list them.
+        Trial id, or the first digits of it; `scalebench export` and the report list them. ID/step-80 is the
+        checkpoint after 80 steps (`[run] checkpoint_steps`).
     prompt:
         Text to continue.
     tokens:

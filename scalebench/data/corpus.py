@@ -59,17 +59,20 @@ def uniform_windows(rng: np.random.Generator, tokens: Tokens, count: int, span: 
 def spread_windows(parts: list[Tokens], samples: int, span: int) -> Windows:
     """Return about ``samples`` windows spread evenly over ``parts`` and evenly within each; a part is a cluster.
 
-    Long parts thus weigh no more than others. Raises ``ValueError`` if all parts are shorter than a window.
+    Long parts thus weigh no more than others. Each window is the middle of an equal share of its part, so that few
+    windows do not see beginnings and ends alone, which are much alike between files and easier than the rest. Raises
+    ``ValueError`` if all parts are shorter than a window.
     """
     long = [part for part in parts if part.size >= span]
     if not long:
         raise ValueError(f"no validation document has {span} tokens; use a shorter sequence_length")
     chosen = np.linspace(0, len(long) - 1, min(len(long), samples)).astype(int)
     each = max(1, samples // len(chosen))
-    starts = [
-        (index, start)
-        for index in chosen
-        for start in np.unique(np.linspace(0, long[index].size - span, each).astype(int))
-    ]
+    starts = [(index, start) for index in chosen for start in np.unique(middles(long[index].size - span + 1, each))]
     windows = np.stack([long[index][start : start + span] for index, start in starts])
     return windows, np.array([index for index, _ in starts], dtype=np.int64)
+
+
+def middles(size: int, count: int) -> NDArray[np.int64]:
+    """Return the place (count,) in the middle of each of ``count`` equal shares of the places 0 … ``size`` - 1."""
+    return ((np.arange(count) + 0.5) / count * size).astype(np.int64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scalebench.data.corpus import Tokens, spread_windows, uniform_windows
+from scalebench.data.corpus import Tokens, middles, spread_windows, uniform_windows
 from scalebench.data.headers import open_headers
 from scalebench.data.text import Text, open_stdlib, read_documents, split, stdlib_files
 
@@ -58,7 +58,7 @@ class LabelledText(Text):
         parts, documents = [], 0
         for label, (_, held_out) in enumerate(class_sides(self, validation_fraction)):
             windows, clusters = spread_windows(held_out, 2 * each, span)  # spreading leaves up to half of them out
-            chosen = np.linspace(0, len(windows) - 1, min(each, len(windows))).astype(int)
+            chosen = middles(len(windows), min(each, len(windows)))
             parts.append((windows[chosen], np.full(len(chosen), label), clusters[chosen] + documents))
             documents += len(held_out)
         windows, labels, clusters = map(np.concatenate, zip(*parts, strict=True))

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.data.corpus import middles
 from scalebench.data.text import Text, split
 
 NEWLINE, END = 10, 0  # the bytes at the end of a line and of a document
@@ -66,5 +67,5 @@ def spread(sides: Boundaries, samples: int) -> Indices:
     documents, starts, sizes = np.unique(sides.documents, return_index=True, return_counts=True)
     chosen = np.linspace(0, documents.size - 1, min(documents.size, samples)).astype(int)
     each = max(1, samples // chosen.size)
-    inside = [np.unique(np.linspace(0, sizes[d] - 1, each).astype(int)) + starts[d] for d in chosen]
+    inside = [np.unique(middles(sizes[d], each)) + starts[d] for d in chosen]
     return np.concatenate(inside).astype(np.int64)

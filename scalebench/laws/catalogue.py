@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
-from scalebench.laws.forms import FitRefused, Law, Naming
+from scalebench.laws.distillation import DISTILLATION
+from scalebench.laws.forms import FitRefused, Law, Naming, log_sum
 from scalebench.laws.precision import PRECISION
 from scalebench.laws.sparsity import SPARSITY, SPARSITY_OF_ONE_LENGTH
 from scalebench.laws.transfer import TRANSFER
@@ -34,15 +35,9 @@ def overtraining(log: Values, shape: Values) -> Sequence[Any]:
     return 0.0, shape["eta"] * (ratio - compute), -shape["eta"] * (ratio + compute)
 
 
-def _log_sum(first: Any, second: Any) -> Any:
-    """Log of the sum of two exponentials, also of complex arguments; the larger is taken out lest it overflow."""
-    larger = np.maximum(np.real(first), np.real(second))
-    return larger + np.log(np.exp(first - larger) + np.exp(second - larger))
-
-
 def skaling(log: Values, shape: Values) -> Sequence[Any]:
     """Loss with terms that interact, L = E + (A * N^-alpha + B * D^-beta)^k: arXiv 2608.07222."""
-    inner = _log_sum(-shape["alpha"] * log["params"], shape["mix"] - shape["beta"] * log["tokens"])
+    inner = log_sum(-shape["alpha"] * log["params"], shape["mix"] - shape["beta"] * log["tokens"])
     return 0.0, shape["k"] * inner
 
 
@@ -60,7 +55,7 @@ def _skaling_coordinates(p: Values) -> dict[str, Any]:
 def kaplan(log: Values, shape: Values) -> Sequence[Any]:
     """Loss without a floor, L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D: Kaplan et al. 2020, equation 1.5."""
     ratio = shape["alpha_N"] / shape["alpha_D"]
-    return (shape["alpha_D"] * _log_sum(-ratio * log["params"], shape["mix"] - log["tokens"]),)
+    return (shape["alpha_D"] * log_sum(-ratio * log["params"], shape["mix"] - log["tokens"]),)
 
 
 def _kaplan_usual(c: Values, centre: Mapping[str, float]) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def broken(log: Values, shape: Values) -> Sequence[Any]:
     The slope in log space goes from -alpha to -(alpha + c) about N_b; f is the width of the bend in log units.
     """
     along = (log["params"] - shape["log_break"]) / shape["f"]
-    return 0.0, -shape["alpha"] * log["params"] - shape["c"] * shape["f"] * _log_sum(0.0, along)
+    return 0.0, -shape["alpha"] * log["params"] - shape["c"] * shape["f"] * log_sum(0.0, along)
 
 
 def _broken_usual(c: Values, centre: Mapping[str, float]) -> dict[str, Any]:
@@ -106,7 +101,7 @@ def data_constrained(log: Values, shape: Values) -> Sequence[Any]:
     excess = log["params"] - base
     params = np.where(excess.real > 0, base + _worth(excess, shape["R_N"]), log["params"])
     tokens = unique + _worth(log["tokens"] - unique, shape["R_D"])
-    return 0.0, _log_sum(-alpha * params, shape["mix"] - beta * tokens)
+    return 0.0, log_sum(-alpha * params, shape["mix"] - beta * tokens)
 
 
 def _worth(excess: Any, half_life: Any) -> Any:
@@ -284,6 +279,7 @@ LAWS: dict[str, Law] = {
             same=("t0",),
         ),
     ),
+    "distillation": DISTILLATION,
     "precision": PRECISION,
     "sparsity": SPARSITY,
     "sparsity_one_length": SPARSITY_OF_ONE_LENGTH,

@@ -23,6 +23,12 @@ class FitRefused(ValueError):  # noqa: N818 - expected input, not a bug
     """The points do not support the requested fit, interval or advice; the message has what was given and needed."""
 
 
+def log_sum(first: Any, second: Any) -> Any:
+    """Log of the sum of two exponentials, also of complex arguments; the larger is taken out lest it overflow."""
+    larger = np.maximum(np.real(first), np.real(second))
+    return larger + np.log(np.exp(first - larger) + np.exp(second - larger))
+
+
 @dataclass(frozen=True)
 class Naming:
     """The published parameters (`names`) of a law that is fitted in other coordinates.
@@ -50,10 +56,10 @@ class Law:
     also called with complex exponents, but no `abs`, `max` or comparison of exponents.
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
-    `same_unit` maps an input to another with the same unit; it need not vary on its own. `by_difference` names inputs
-    in the exponent of e, as bits are: how far they vary is their difference, not their ratio. `naming` is for laws
-    whose published parameters are not the coefficients and exponents; they are fitted with inputs divided by their
-    geometric means.
+    `same_unit` maps an input to another with the same unit; it need not vary on its own. `narrow` names inputs that
+    cannot vary by a large factor, as losses. `by_difference` names inputs in the exponent of e, as bits are: how far
+    they vary is their difference, not their ratio. `naming` is for laws whose published parameters are not the
+    coefficients and exponents; they are fitted with inputs divided by their geometric means.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Law:
     offset: str | None = None
     positions: Mapping[str, str] = field(default_factory=dict)
     same_unit: Mapping[str, str] = field(default_factory=dict)
+    narrow: tuple[str, ...] = ()
     by_difference: tuple[str, ...] = ()
     naming: Naming | None = None
 

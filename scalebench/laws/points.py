@@ -13,6 +13,7 @@ from scalebench.laws.forms import Array, FitRefused, Law
 
 # Below this ratio of largest to smallest size an exponent and an offset cannot be separated.
 MINIMUM_SPREAD = 3.0
+NARROW_SPREAD = 1.1  # of an input that cannot vary by much (`Law.narrow`)
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ def check_design(law: Law, points: Points, free: int) -> None:
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
         spread = float(np.exp(np.ptp(np.exp(log) if name in law.by_difference else log)))
-        if spread <= MINIMUM_SPREAD:
+        least = NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
+        if spread <= least:
             raise FitRefused(
-                f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {MINIMUM_SPREAD:g}: widen it"
+                f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {least:g}: widen it"
             )
     logs = np.stack([log - log.mean() for log in own.values()], axis=1)
     # If one input is a power of another, as in tokens = 20 * params, their exponents are not identified separately.

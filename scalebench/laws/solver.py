@@ -12,7 +12,7 @@ from scalebench.laws.forms import Array
 from scalebench.laws.problem import Problem
 
 # By number of exponents: grid points per exponent.
-GRID_POINTS = {0: 1, 1: 64, 2: 32, 3: 12, 4: 7, 5: 5}
+GRID_POINTS = {0: 1, 1: 64, 2: 32, 3: 12, 4: 7, 5: 5, 8: 2}
 STARTS = 8
 STARTS_MANY = 24  # with three exponents or more there are several local minima
 BLOCK = 60_000  # residuals per block, to stay in the processor's cache
@@ -33,7 +33,8 @@ def starts(problem: Problem) -> Array:
     grid = np.array(list(itertools.product(*axes))).reshape(math.prod(map(len, axes)), len(axes))
     block = np.array(list(itertools.product(*(np.arange(len(axis)) * blocks // points for axis in axes))))
     thin = thinned(problem, GRID_ROWS if len(axes) < 3 else GRID_ROWS_MANY)
-    coefficients, squares = _project(thin, grid)
+    with np.errstate(over="ignore", invalid="ignore"):  # grid points far from the data, which come last
+        coefficients, squares = _project(thin, grid)
     order = np.argsort(squares, kind="stable")
     first = np.unique(block.reshape(len(grid), -1)[order], axis=0, return_index=True)[1] if axes else np.array([0])
     chosen = order[np.sort(first)[: STARTS if len(axes) < 3 else STARTS_MANY]]
@@ -114,7 +115,8 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
         part = problem.rows(live)
         step, predicted = _step(part, theta[live], width, damping[live])
         trial = np.clip(theta[live] + step, part.lower, part.upper)
-        trial_value = part.value(trial, width)
+        with np.errstate(over="ignore"):  # a step much too far, which is not taken
+            trial_value = part.value(trial, width)
         better = trial_value < value[live]
         done[live] = predicted <= tolerance * value[live] + rounding[live]
         stalled[live] = (damping[live] > 1e10) & ~better

@@ -11,7 +11,8 @@ from scalebench.laws import LAWS, Law
 from scalebench.points.files import is_results, open_table
 from scalebench.points.table import CONFIG, read_columns
 
-OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats"}
+OF_RESULTS = {"params": "params_non_embedding", "tokens": "tokens_seen", "loss": "validation_loss_nats",
+              "loss_added": "loss_added_nats"}  # fmt: skip
 ALIASES = {"x": ("params",), "y": ("loss",), "params": ("x",), "loss": ("y",)}
 LAWS_OF_ONE_INPUT = tuple(name for name, law in LAWS.items() if len(law.inputs) == 1)
 # What `--law auto` chooses among: losses of size alone, or of size and data.

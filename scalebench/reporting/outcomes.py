@@ -148,5 +148,5 @@ def findings_sentence(findings: Sequence[Finding]) -> str:
     agree, disagree, unclear, untested = counts
     return (
         f"Of {len(findings)} published findings these studies agree with {agree} and disagree with {disagree}; "
-        f"{unclear} are not resolved and {untested} not tested."
+        f"not resolved: {unclear}, not tested: {untested}."
     )

@@ -147,8 +147,9 @@ def percent(fraction: float, sign: bool = True) -> str:
 
 
 def symbol(name: str) -> str:
-    """Return a parameter's Greek letter, or its name."""
-    return GREEK.get(name, name)
+    """Return a parameter's name with its Greek letter, where it has one: γ_D."""
+    letter, mark, index = name.partition("_")
+    return f"{GREEK.get(letter, letter)}{mark}{index}"
 
 
 def formula(text: str) -> str:

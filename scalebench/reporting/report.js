@@ -1,6 +1,4 @@
 // The page is complete without this: it adds the theme, sorting and filtering, values of marks, and files to save.
-"use strict";
-
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -246,6 +244,7 @@ offerTheme(document.getElementById("theme"));
 offerPrint(document.getElementById("print"));
 document.querySelectorAll("table.sortable").forEach(offerSorting);
 document.querySelectorAll("details.data table, table.overview").forEach(offerTableTools);
+document.querySelectorAll("details.trials").forEach(offerPlot);
 document.querySelectorAll("figure").forEach(offerFigureTools);
 document.querySelectorAll("details").forEach((each) => each.addEventListener("toggle", markScrollable));
 addEventListener("resize", markScrollable);

@@ -45,6 +45,7 @@ RC = {
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
 MOST_MARKS = 1000  # of all groups of a figure
+DESCRIBED = 4  # groups of marks in a figure's description
 DIRECT_FROM = 5  # series: as many lines are labelled at their ends, fewer in a legend
 
 
@@ -84,6 +85,14 @@ class Marks:
             rows = np.unique(np.linspace(0, len(x) - 1, left).round().astype(int))
             line.set_data(x[rows], y[rows])
             self.titles[gid] = [self.titles[gid][i] for i in rows]
+
+    def shown(self) -> str:
+        """Return what is drawn against what, and from where to where the marks of each group go."""
+        axes = self.axes
+        names = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        ends = [texts for texts in self.titles.values() if len(texts) > 1][:DESCRIBED]
+        spans = [f"{len(texts)} marks from {texts[0]} to {texts[-1]}." for texts in ends]
+        return " ".join([*([f"{names[0].upper()}{names[1:]}."] if names else []), *spans])
 
     def bars(self, places: Any, low: Any, high: Any, **style: Any) -> None:
         """Draw vertical bars from low to high at places, each (n,), those that have both ends."""
@@ -148,7 +157,9 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
     handles, labels = marks.axes.get_legend_handles_labels()
     ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
             for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
-    if len(named := [end for end in ends if end is not None]) >= DIRECT_FROM:
+    named = [end for end in ends if end is not None]
+    # Trials, means and fit of one series share its colour: a legend tells them apart.
+    if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
         label_ends(marks.axes, named)
         rest = [i for i, end in enumerate(ends) if end is None]
         handles, labels = [handles[i] for i in rest], [labels[i] for i in rest]

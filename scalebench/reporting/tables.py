@@ -25,6 +25,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     appendix: bool = False  # a diagnostic, which the page folds
+    units: tuple[str, ...] = ()  # of the columns' sort keys, for a script that draws them; none if empty
     links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
 
     @property

@@ -61,6 +61,11 @@ def last_claim(trial_dir: Path) -> Claim | None:
     return Claim(int(path.name.removeprefix("claim-")), trial_dir / attempt, str(header.get("driver", "")))
 
 
+def claim_path(trial_dir: Path, number: int) -> Path:
+    """Return where a trial's claim of this number is, or would be."""
+    return trial_dir / f"claim-{number:06d}"
+
+
 def take(attempt: Path) -> bool:
     """Claim the trial of an attempt for the driver that made it; False where another driver was faster.
 
@@ -69,7 +74,7 @@ def take(attempt: Path) -> bool:
     header = read_header(attempt)
     if "claim" not in header:
         return True
-    claim = attempt.parent / f"claim-{header['claim']:06d}"
+    claim = claim_path(attempt.parent, header["claim"])
     try:
         os.link(attempt / "trial.json", claim)
     except FileExistsError:

@@ -34,6 +34,7 @@ class ParentTrial:
     """
 
     trial_id: str
+    study: str
     trial: Trial
     attempt: Path
     identity: Parent
@@ -192,7 +193,7 @@ def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTr
     )
     trial = trial_of(attempt)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
-    return ParentTrial(trial_id, trial, folder, identity, _flops(until, row), about["end"])
+    return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, _flops(until, row), about["end"])
 
 
 def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
@@ -221,4 +222,4 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
         raise InputError(f"{row['trial_id']} {reason}: its weights are no longer those of a {trial.family} alone; "
                          "choose other parents with from.where")  # fmt: skip
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
-    return ParentTrial(str(row["trial_id"]), trial, attempt, identity, _flops(trial, row))
+    return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, _flops(trial, row))

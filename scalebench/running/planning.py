@@ -261,6 +261,7 @@ def trial_header(study: Study, planned: PlannedTrial, command: str) -> dict[str,
         "family": trial.family,
         "device_kind": trial.device_kind,
         "parent_trial_id": parent and parent.trial_id,
+        "parent_study": parent and parent.study,
         "parent_weights_sha256": parent and parent.identity.weights_sha256,
         "parent_flops": parent and parent.flops,
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,10 +16,11 @@ from scalebench import store
 from scalebench.errors import InputError
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.attempts import Attempts, resources_of
 from scalebench.running.claims import Observer, driving, last_claim
 from scalebench.running.engines import find_engine
-from scalebench.running.engines.base import Resources, Tick, no_tick
-from scalebench.running.planning import PlannedTrial, plan, trial_header
+from scalebench.running.engines.base import Tick, no_tick
+from scalebench.running.planning import PlannedTrial, plan
 from scalebench.store.plans import joined_plans, replaced_plan
 from scalebench.study import Study
 from scalebench.workloads import WORKLOADS, columns_of
@@ -63,28 +63,41 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     sweep = Sweep(results / study.name, plan(study, results))
     store.read_study(sweep.study_dir, [])  # of a newer version: refused before anything starts
     fingerprint = code_fingerprint()
-    for trial in sweep.planned:
-        trial_dir = sweep.study_dir / "trials" / trial.trial_id
-        if claim := last_claim(trial_dir):
-            sweep.claims[trial.trial_id] = claim.number if claim.settled else claim.number - 1
-        row, damaged = store.latest_record(trial_dir)
-        sweep.damaged.extend(damaged)
-        if row is None or row["status"] in retry or (study.run.checkpoint and _unsaved(row)):
-            continue
-        if row["status"] == "ok" and not has_checkpoints(Path(row["attempt_dir"]), study.run.checkpoint_steps):
-            continue
+
+    def counts(row: Mapping[str, Any]) -> bool:
         other = row.get("code_fingerprint") not in (fingerprint, None)
-        if other and fresh_code:
-            continue
-        sweep.other_code += other
-        sweep.rows[trial.trial_id] = row
+        return not (row["status"] in retry or _unsaved(row, study) or (other and fresh_code))
+
+    indexed = store.latest_records(sweep.study_dir, [trial.trial_id for trial in sweep.planned], sweep.damaged)
+    for trial in sweep.planned:
+        row = indexed.get(trial.trial_id)
+        if row is None or not counts(row):
+            row = _latest_record(sweep, trial.trial_id)
+        if row is not None and counts(row):
+            sweep.other_code += row.get("code_fingerprint") not in (fingerprint, None)
+            sweep.rows[trial.trial_id] = row
+    sweep.damaged = [*dict.fromkeys(sweep.damaged)]
     return sweep
 
 
-def _unsaved(row: Mapping[str, Any]) -> bool:
-    """Whether an ok trial lacks something that ``run.checkpoint`` saves: it ran without, or before that was saved."""
-    workload = WORKLOADS.get(str(row.get("workload")))
-    return row["status"] == "ok" and workload is not None and any(row.get(name) is None for name in workload.KEEPS)
+def _latest_record(sweep: Sweep, trial_id: str) -> dict[str, Any] | None:
+    """Read a trial's latest record, and before it the number of its last claim."""
+    trial_dir = sweep.study_dir / "trials" / trial_id
+    if claim := last_claim(trial_dir):
+        sweep.claims[trial_id] = claim.number if claim.settled else claim.number - 1
+    row, damaged = store.latest_record(trial_dir)
+    sweep.damaged.extend(damaged)
+    return row
+
+
+def _unsaved(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether an ok trial lacks something that [run] saves: it ran without, or before that was saved."""
+    if row["status"] != "ok":
+        return False
+    if study.run.checkpoint_steps and not has_checkpoints(Path(row["attempt_dir"]), study.run.checkpoint_steps):
+        return True
+    workload = WORKLOADS.get(str(row.get("workload"))) if study.run.checkpoint else None
+    return workload is not None and any(row.get(name) is None for name in workload.KEEPS)
 
 
 def execute(
@@ -115,8 +128,11 @@ def execute(
         observer = Observer(sweep.study_dir)
         while pending:
             rows, free = _look(sweep, pending, observer)
-            prepared = prepare_attempts(sweep, study, in_order(free, order), driver, keep_order=order != "auto")
-            for row in chain(rows, _run_here(sweep, prepared, partial(placing.place, jobs=jobs, tick=tick))):
+            attempts = Attempts(sweep.study_dir, study, sweep.planned, driver, keep_order=order != "auto")
+            for planned, claim in in_order(free, order):
+                attempts.add(planned, claim)
+            here = _records(sweep, attempts.run(partial(placing.place, jobs=jobs, tick=tick)))
+            for row in chain(rows, here):
                 del pending[row["trial_id"]]
                 yield row
             if pending and not free:  # other drivers run them
@@ -145,68 +161,20 @@ def _look(
     return rows, free
 
 
+def _records(sweep: Sweep, finished: Iterator[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the records of attempts that this driver has run."""
+    for attempt in finished:
+        row = store.read_record(attempt)
+        sweep.rows[row["trial_id"]] = row
+        sweep.executed += 1
+        yield row
+
+
 def in_order(free: Sequence[tuple[PlannedTrial, int]], order: str) -> list[tuple[PlannedTrial, int]]:
     """Return trials in the order to start them."""
     if order in ("auto", "given"):
         return list(free)
     return sorted(free, key=lambda pair: pair[0].seconds(NOMINAL_FLOPS_PER_S["cpu"]), reverse=order == "largest")
-
-
-def _run_here(
-    sweep: Sweep, prepared: Sequence[tuple[Path, Resources]], place: Callable[..., Iterator[Path]]
-) -> Iterator[dict[str, Any]]:
-    """Run attempts, and yield the records of those whose trial no other driver claimed first."""
-    attempts, needs = [attempt for attempt, _ in prepared], [resources for _, resources in prepared]
-    try:
-        for attempt in place(attempts, needs):
-            row = store.read_record(attempt)
-            sweep.rows[row["trial_id"]] = row
-            sweep.executed += 1
-            yield row
-    finally:
-        for attempt in attempts:
-            if [path.name for path in attempt.glob("*")] == ["trial.json"]:  # not begun
-                shutil.rmtree(attempt, ignore_errors=True)
-
-
-def prepare_attempts(
-    sweep: Sweep,
-    study: Study,
-    trials: Sequence[tuple[PlannedTrial, int]],
-    driver: str = "",
-    *,
-    keep_order: bool = False,
-) -> list[tuple[Path, Resources]]:
-    """Make an attempt folder for each trial and number of a claim, and return it with what the trial needs.
-
-    Each process of every trial gets as many threads as there are cores for each process of the trial that has the most
-    of them, so that times differ by the number of processes alone.
-    """
-    study_wide = {
-        "precisions": sorted({planned.trial.spec.precision for planned in sweep.planned}),
-        "most_processes": max(planned.cost.processes for planned in sweep.planned),
-    }
-    prepared = []
-    for planned, number in trials:
-        resources = replace(resources_of(planned, study), keep_order=keep_order)
-        placing = {**study_wide, "resources": asdict(resources), "driver": driver, "claim": number}
-        placing |= {"memory_limit_bytes": study.run.memory_limit_bytes, "on_oom": study.run.on_oom}
-        prepared.append((_prepare(sweep.study_dir, study, planned, placing), resources))
-    return prepared
-
-
-def resources_of(planned: PlannedTrial, study: Study) -> Resources:
-    """Return what a planned trial needs of the machine that runs it."""
-    device_kind, processes = planned.trial.device_kind, planned.cost.processes
-    return Resources(
-        cpus=processes,
-        gpus=processes if device_kind == "cuda" else 0,
-        memory_bytes=planned.memory_bytes,
-        processes=processes,
-        timeout_s=study.run.timeout_s,
-        expected_s=planned.seconds(NOMINAL_FLOPS_PER_S[device_kind]),
-        share_device=study.run.share_device,
-    )
 
 
 def run(study: Study, results: str | Path = "results", *, jobs: int | None = None, engine: str = "local") -> Sweep:
@@ -278,11 +246,3 @@ def same_file(earlier: str, text: str) -> bool:
     """Whether two texts of a study come from the same file, whatever ``--set`` changed (see ``Study.text``)."""
     texts = [[line for line in content.splitlines() if not line.startswith("# --set ")] for content in (earlier, text)]
     return bool(text) and texts[0] == texts[1]
-
-
-def _prepare(study_dir: Path, study: Study, planned: PlannedTrial, placing: Mapping[str, Any]) -> Path:
-    """Make an attempt folder with its ``trial.json``. Its precisions are those of the whole study, see ``node.py``."""
-    attempt = store.new_attempt(study_dir, planned.trial_id)
-    header = trial_header(study, planned, command_line()) | {**placing, "attempt": attempt.name}
-    store.write_header(attempt, header)
-    return attempt

@@ -135,12 +135,18 @@ def joined_plans(earlier: Mapping[str, Any], study: dict[str, Any]) -> dict[str,
     if not (planned_ids(earlier) and planned_ids(study)):
         return study
     before = dict.fromkeys([*earlier_ids(earlier), *earlier_ids(study)])
-    ids = dict.fromkeys([*planned_ids(earlier), *planned_ids(study)])
+    trials = _trials(earlier) | _trials(study)
     fields = {name: list(values) for name, values in (earlier.get("fields") or {}).items()}
     for name, values in (study.get("fields") or {}).items():
         fields[name] = list(dict.fromkeys([*fields.get(name, []), *values]))
-    apart = {"earlier": _as_plan(sorted(before.keys() - ids.keys()))} if before else {}
-    return study | {"planned": _as_plan(ids), "fields": fields} | apart
+    apart = {"earlier": _as_plan(sorted(before.keys() - trials.keys()))} if before else {}
+    return study | {"planned": [*trials.values()], "fields": fields} | apart
+
+
+def _trials(study: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a study's plan has of each trial, by its id: the id, and its FLOPs where they are known."""
+    plan = [trial if isinstance(trial, dict) else {"trial_id": trial} for trial in study.get("planned") or []]
+    return {str(trial["trial_id"]): trial for trial in plan}
 
 
 def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from scalebench.store import index
 from scalebench.store.columns import STORE_NAMES
 from scalebench.store.files import plain_text, write_table
 from scalebench.store.plans import joined_plans, read_study
-from scalebench.store.trials import Reading, read_trial_dir, study_dirs, trial_names
+from scalebench.store.trials import Reading, is_folder, read_trial_dir, study_dirs, trial_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +81,22 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
         if not fresh["trial_id"].is_monotonic_increasing:
             fresh = fresh.sort_values("trial_id", kind="stable", ignore_index=True)
     return fresh.drop(columns=index.STAMPS, errors="ignore"), files
+
+
+def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the records of a large study's trials by id, from its index as far as that holds; {} for a small one.
+
+    Damage of these trials adds lines to ``damaged``.
+    """
+    folder = study_dir / "trials"
+    if len(trial_ids) < index.SMALLEST or not is_folder(folder):
+        return {}
+    lines: list[str] = []
+    frame, _ = study_table(study_dir, lines)
+    wanted, start = set(trial_ids), len(f"{folder}/")
+    damaged += [line for line in lines if line[start:].split("/")[0] in wanted]
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return {row["trial_id"]: {str(name): value for name, value in row.items()} for row in rows}
 
 
 def table_of(readings: Iterable[Reading]) -> pd.DataFrame:

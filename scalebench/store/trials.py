@@ -48,14 +48,24 @@ class Reading:
 
 
 def new_attempt(study_dir: Path, trial_id: str) -> Path:
-    """Make and return a new attempt folder; its name sorts by time and is unique.
+    """Make and return a new attempt folder; see ``name_attempt`` and ``make_attempt``."""
+    return make_attempt(name_attempt(study_dir, trial_id))
 
-    Raises ``StoreError`` for an id that cannot name a folder, or where a symbolic link leads out of the results.
+
+def name_attempt(study_dir: Path, trial_id: str) -> Path:
+    """Return a folder for a new attempt; its name sorts by time and is unique.
+
+    Raises ``StoreError`` for an id that cannot name a folder.
     """
     trial_dir = study_dir / "trials" / check_name(f"{study_dir}: trial id", trial_id)
-    check_inside(study_dir.parent, trial_dir)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    attempt = trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
+    return trial_dir / f"attempt-{stamp}-{secrets.token_hex(3)}"
+
+
+def make_attempt(attempt: Path) -> Path:
+    """Make an attempt's folder; ``StoreError`` where it cannot be, or a symbolic link leads out of the results."""
+    trial_dir = attempt.parent
+    check_inside(trial_dir.parents[2], trial_dir)
     try:
         attempt.mkdir(parents=True)
     except OSError as error:

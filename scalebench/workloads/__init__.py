@@ -41,6 +41,7 @@ TRIAL_COLUMNS = (
     Column("validation_fraction", "1", "share of the data held out"),
     Column("noise_std", "1", "standard deviation of the noise of generated targets"),
     Column("parent_trial_id", "", "trial whose weights this one started from ([from])"),
+    Column("parent_study", "", "study that the parent belongs to"),
     Column("parent_weights_sha256", "", "SHA-256 of the parent's weights"),
     Column("parent_flops", "FLOP", "FLOPs of the parent and of all its own parents"),
 )

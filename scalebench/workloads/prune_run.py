@@ -56,8 +56,10 @@ class PruneRun(TrainingRun):
     masks: Mapping[str, Tensor]
 
     def prepare_task(self) -> Task:
-        """Open the data; which units are left out depends on a training batch."""
+        """Open the data, which a model without recovery steps is validated on only."""
         self.task = super().prepare_task()
+        if not self.spec.steps:
+            self.columns |= dict.fromkeys(("samples_seen", "tokens_seen", "epochs_seen"))
         return self.task
 
     def build(self, device: torch.device) -> nn.Module:

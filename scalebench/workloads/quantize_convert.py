@@ -159,6 +159,8 @@ def rounded(weight: Tensor, bits: int, group_size: int | None) -> Tensor:
 
 def by_torchao(model: nn.Module, names: tuple[str, ...], spec: QuantizeSpec) -> None:
     """Convert the named layers by torchao, in place; ``Unsupported`` where this machine cannot."""
+    if spec.scheme == INT4 and next(model.parameters()).device.type != "cpu":
+        raise Unsupported(f"{INT4} is for CPUs here; set quantize.device = 'cpu'")
     try:
         from torchao.quantization import quantize_  # type: ignore[import-untyped]
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from scalebench.store import StoreError
 from scalebench.study import Trial
-from scalebench.workloads import trial_of
 from scalebench.workloads.building import build_model
 from scalebench.workloads.quantize_convert import OneType, convert, is_quantized
 from scalebench.workloads.quantize_spec import INT4
-from scalebench.workloads.weights import check_sha256, replaced, sha256_of
+from scalebench.workloads.weights import replaced, sha256_of
 
 QUANTIZED = "quantized.safetensors"
 
@@ -49,19 +48,11 @@ def save_quantized(model: nn.Module, trial: Trial, attempt: Path) -> tuple[str, 
     return sha256_of(path), path.stat().st_size
 
 
-def load_quantized(attempt: Path, sha256: str | None = None) -> tuple[Trial, nn.Module]:
-    """Return the trial of an attempt and its quantised model, on the CPU, in evaluation mode.
-
-    Raises ``StoreError`` for a file that is missing, damaged, changed, of another model, or packed for another CPU.
-    """
-    trial = trial_of(attempt)
-    if sha256 is not None:
-        check_sha256(attempt / QUANTIZED, sha256)
-    return trial, read_quantized(trial, attempt, torch.device("cpu"))
-
-
 def read_quantized(trial: Trial, attempt: Path, device: torch.device) -> nn.Module:
-    """Return the quantised model of a trial from its file in an attempt's folder; raises as ``load_quantized`` does."""
+    """Return the quantised model of a trial from its file in an attempt's folder, in evaluation mode.
+
+    Raises ``StoreError`` for a file that is missing, damaged, of another model, or packed for another CPU.
+    """
     path = attempt / QUANTIZED
     try:
         with safetensors.safe_open(str(path), "pt") as file:

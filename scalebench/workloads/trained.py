@@ -13,26 +13,39 @@ from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.building import build_model, configuration
 from scalebench.workloads.classifier import with_head
-from scalebench.workloads.weights import WEIGHTS, load_weights
+from scalebench.workloads.quantize_file import QUANTIZED, read_quantized
+from scalebench.workloads.weights import WEIGHTS, check_sha256, load_weights
 
 
-def load_trained(attempt: Path) -> tuple[Trial, nn.Module]:
+def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, nn.Module]:
     """Return an attempt's trial and its trained model, on the CPU, in evaluation mode.
 
-    Raises ``StoreError`` naming a file that is missing or damaged.
+    The weights are those of the end of the run, or of a ``checkpoint``, a folder in that of the attempt. Raises
+    ``StoreError`` naming a file that is missing or damaged.
     """
-    trial = trial_of(attempt)
-    check_size(trial, attempt)
+    trial, folder = trial_of(attempt), checkpoint or attempt
+    check_size(trial, folder)
     # Weights are the same for every implementation: those trained on a GPU's kernels load on any machine.
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
     model = with_head(build_model(trial, torch.device("cpu"), plain), trial)
-    load_weights(model, attempt)
+    load_weights(model, folder)
     return trial, model.eval()
 
 
-def check_size(trial: Trial, attempt: Path) -> None:
+def load_quantized(attempt: Path, sha256: str | None = None) -> tuple[Trial, nn.Module]:
+    """Return the trial of an attempt and its quantised model, on the CPU, in evaluation mode.
+
+    Raises ``StoreError`` for a file that is missing, damaged, changed, of another model, or packed for another CPU.
+    """
+    trial = trial_of(attempt)
+    if sha256 is not None:
+        check_sha256(attempt / QUANTIZED, sha256)
+    return trial, read_quantized(trial, attempt, torch.device("cpu"))
+
+
+def check_size(trial: Trial, folder: Path) -> None:
     """Raise ``StoreError`` for a trial whose model is larger than its file of weights, before anything is allocated."""
-    path, config = attempt / WEIGHTS, configuration(trial)
+    path, config = folder / WEIGHTS, configuration(trial)
     counts = FAMILIES[trial.family].count(config, getattr(trial.spec, "sequence_length", None))
     size = path.stat().st_size if path.exists() else 0
     if counts.total > size:  # a weight has at least one byte

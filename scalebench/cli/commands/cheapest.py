@@ -91,7 +91,9 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
     if answer.candidates:
         table("", HEADER, [_row(candidate) for candidate in answer.candidates])
         say("", *_notes(answer, points))
-    say(*(f"refused: {reason}" for reason in answer.refused))
+    if answer.refused:
+        say("")
+        table("", ("refused", "kind of model", "reason"), [(r.basis, r.what, r.reason) for r in answer.refused])
 
 
 def _asked(limits: Limits) -> str:

@@ -11,6 +11,7 @@ from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
 from scalebench.workloads import trial_of
+from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.weights import WEIGHTS
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ SHOWN_TRIALS = 10
 def run_generate(results: Path, trial: str, request: Request) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``."""
     request.check()
-    attempt = find_weights(results, trial)
+    attempt, checkpoint = find_weights(results, trial)
     if (reason := getattr(trial_of(attempt).spec, "changed_form", None)) is not None:
         raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
     from scalebench.workloads.building import configuration
     from scalebench.workloads.completion import WRITERS
     from scalebench.workloads.trained import load_trained
 
-    trained, model = load_trained(attempt)
+    trained, model = load_trained(attempt, checkpoint)
     family = FAMILIES[trained.family]
     ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)
     asked = trained.data
@@ -55,22 +56,44 @@ def check_local(trial: str, source: str) -> None:
         raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
 
 
-def find_weights(results: Path, trial: str) -> Path:
-    """Return the newest attempt with weights of the trial whose id starts with ``trial``, under any study."""
+def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
+    """Return the newest attempt with weights of the trial whose id starts with ``trial``, under any study.
+
+    The second value is None for the weights at the end of the run, and the folder of a checkpoint for "ID/step-N".
+    """
+    trial, named, step = trial.partition("/")
     folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
     found = [name for name in folders if name.startswith(trial)] if trial else []
     if len(found) > 1:
         raise InputError([f"--trial: {trial} begins {len(found)} ids: {', '.join(found[:SHOWN_TRIALS])}"])
     if not found:
-        kept = [name for name, folder in folders.items() if _kept(folder)]
+        kept = [name for name, folder in folders.items() if _kept(folder) or _steps(folder)]
         if not kept:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
         raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; {len(kept)} trials have weights"])
-    attempts = _kept(folders[found[0]])
+    steps, attempts = _steps(folders[found[0]]), _kept(folders[found[0]])
+    if named:
+        if step not in steps:
+            have = f"; it has {', '.join(steps)}" if steps else ", as it kept no checkpoints (run.checkpoint_steps)"
+            raise InputError([f"--trial: {found[0]} has no {step!r}{have}"])
+        return steps[step].parent, steps[step]
     if not attempts:
-        raise InputError([f"--trial: {found[0]} kept no weights; run its study with --set run.checkpoint=true"])
-    return attempts[-1]
+        known = " or ".join(f"{found[0]}/{name}" for name in steps)
+        instead = f"name a checkpoint, {known}" if steps else "run its study with --set run.checkpoint=true"
+        raise InputError([f"--trial: {found[0]} kept no weights{' of its end' if steps else ''}; {instead}"])
+    return attempts[-1], None
+
+
+def _steps(folder: Path) -> dict[str, Path]:
+    """Return the checkpoints of a trial's newest finished attempt that has any, by the names of their folders."""
+    for attempt in sorted(folder.glob("attempt-*"), reverse=True):
+        found = {
+            path.name: path for step in checkpoints(attempt) if (path := checkpoint_folder(attempt, step)).exists()
+        }
+        if found and (attempt / "record.json").exists():
+            return found
+    return {}
 
 
 def _kept(folder: Path) -> list[Path]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
-from scalebench.cli.output import print_json, say, say_exactly, table, trials, warn
+from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.running.claims import Observer
 from scalebench.running.engines.slurm import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from scalebench.analysis.chain import Link
 
 MOST_ALIKE = 10  # failures of one kind that are all listed
 FIRST_IDS = 3
@@ -32,6 +35,9 @@ def show_status(results: Path, *, as_json: bool) -> int:
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
+    from scalebench.analysis.chain import chain_of  # pandas, which an error before this does not wait for
+
+    chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
     damaged = [*stored.damaged, *compared.damaged]
@@ -39,7 +45,17 @@ def show_status(results: Path, *, as_json: bool) -> int:
         not_ok = json.loads(failed.to_json(orient="records"))
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
         notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
-        print_json({"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged} | notes)
+        linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
+        print_json(
+            {
+                "studies": counts,
+                "comparisons": _counts(compared),
+                "not_ok": not_ok,
+                "damaged": damaged,
+                "chains": linked,
+            }
+            | notes
+        )
     else:
         names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]
@@ -51,12 +67,27 @@ def show_status(results: Path, *, as_json: bool) -> int:
             for row in failed.itertuples(index=False)
         )
         say(*counted(reasons, MOST_ALIKE))
+        say(*(line for name in stored.studies for line in _chain_lines(name, chains[name])))
         say(*(f"{name} in Slurm's queue: {_counted(states)}" for name, states in queued.items()))
         say(*_comparison_lines(compared))
         say(*(f"damaged, counts as missing: {shortened(line)}" for line in counted(damaged)))
         say(*stored.incomplete, *_notes(stored, planned))
     complete = all(set(count) <= {"ok"} for count in counts.values()) and went_wrong(latest(compared.frame)).empty
     return 0 if complete and not damaged else 1
+
+
+def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
+    """Return a line on the trials that a study's own started from, where they are and what the chain cost."""
+    from scalebench.analysis.chain import cost_of
+
+    if len(chain) < 2:
+        return []
+    links = " → ".join(f"{link.study} ({trials(link.trials)}, {quantity(link.flops, 'FLOP')})" for link in chain)
+    place = chain[-2].place
+    where = (
+        f"; its parents are in {place}{'' if Path(place).exists() else ', which is no longer there'}" if place else ""
+    )
+    return [f"{name} started from: {links}; {quantity(cost_of(chain), 'FLOP')} in all{where}"]
 
 
 def shortened(message: object) -> str:

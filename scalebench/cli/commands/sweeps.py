@@ -120,7 +120,8 @@ def _run_one(
 def _execute(sweep: Sweep, study: Study, options: RunOptions, page: LivePage | None, *, as_json: bool) -> None:
     """Run the missing trials and show their progress; with ``fail_fast`` up to the first that is not ok."""
     from scalebench.cli.progress import Progress, SweepProgress
-    from scalebench.running.sweep import execute, resources_of
+    from scalebench.running.attempts import resources_of
+    from scalebench.running.sweep import execute
 
     expected = {trial.trial_id: (resources_of(trial, study).expected_s, trial.steps) for trial in sweep.missing}
     labels = {trial.trial_id: _label(trial) for trial in sweep.missing}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.tradeoff import UNCHANGED, by_weights, chain, main_group, tradeoff_points
+from scalebench.analysis.trials import numeric
 from scalebench.reporting.figures.tradeoffs import draw_front
 from scalebench.reporting.quantities import quantity, scale, uncertain
 from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style
@@ -17,19 +18,19 @@ from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 COSTS = {"bytes": ("bytes of the weights", "B"), "latency": ("time of a forward pass, batch of one", "s")}
-MOST_LABELS = 6  # series of their own colour; more are drawn as one
-NAMED = 5  # trials of the front that the caption names; the table has all
+MOST_LABELS = 8  # series of their own colour; more are drawn as one
+NAMED = 8  # trials of the front that the caption names; the table has all
 COLUMNS = ("trial", "where it comes from", "parameters", "loss (nats)", "FLOPs of the chain", "on the Pareto front")
 
 
-def tradeoff_figure(marks: Marks, studies: Sequence[StudyAnalysis], cost: str) -> Caption | None:
+def tradeoff_figure(marks: Marks, studies: Sequence[StudyAnalysis], cost: str) -> Caption | str | None:
     """Loss of every trial against what it costs at inference, unchanged models hollow, with the Pareto front."""
     everything = tradeoff_points(studies)
     comparable = main_group(everything)
     points = comparable.assign(cost=comparable[cost]).dropna(subset=["cost", "loss"])
     points = points[points["cost"] > 0].sort_values(["cost", "loss", "trial_id"]).reset_index(drop=True)
     if points["unchanged"].all() or len(points) < 2:
-        return None
+        return _missing(studies) if cost == "latency" else None
     name, unit = COSTS[cost]
     factor, prefixed = scale(float(points["cost"].median()), unit)
     points["group"] = _groups(points, by="study" if len(studies) > 1 else "label")
@@ -42,6 +43,12 @@ def tradeoff_figure(marks: Marks, studies: Sequence[StudyAnalysis], cost: str) -
         table(f"Loss against {name}, cheapest first.", (*COLUMNS[:3], name, *COLUMNS[3:]),
               _rows(points, set(front.index), everything, unit)),
     )  # fmt: skip
+
+
+def _missing(studies: Sequence[StudyAnalysis]) -> str | None:
+    """Return why times that were measured are not shown."""
+    timed = sum(int(numeric(study.trials, "latency_s").notna().sum()) for study in studies)
+    return f"Of {timed} trials that were timed none had its cores, or the GPU, to itself." if timed else None
 
 
 def _groups(points: pd.DataFrame, by: str) -> pd.Series[str]:
@@ -89,7 +96,7 @@ def _rows(points: pd.DataFrame, front: set[Any], everything: pd.DataFrame, unit:
         )  # fmt: skip
 
 
-def _one(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | None:
+def _one(marks: Marks, study: StudyAnalysis, cost: str) -> Caption | str | None:
     return tradeoff_figure(marks, [study], cost)
 
 

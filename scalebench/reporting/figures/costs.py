@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -23,7 +24,7 @@ from scalebench.reporting.figures.base import (
     trial_label,
     trial_titles,
 )
-from scalebench.reporting.quantities import formula, quantity, scale
+from scalebench.reporting.quantities import formula, quantity, scale, tick
 from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
 from scalebench.reporting.tables import Cell, Rows, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
@@ -162,11 +163,12 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         label = f"peak {quantity(peak, 'FLOP/s')}"
         marks.axes.axhline(peak / factor, color=MUTED, linestyle="--", linewidth=1.2, label=label)
     finish(marks, f"achieved {unit}", log=True)
+    mfu = _mfu_axis(marks, peaks, factor) if not many(study.series) else ""
     sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
     reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
     what = "step" if study.trials[STEP_TIME].notna().any() else "call"
     return Caption(
-        f"FLOPs of the model over the time of a {what}. {reference}"
+        f"FLOPs of the model over the time of a {what}. {reference}{mfu}"
         + (f" {means_sentence('median', study.series)}" if many(study.series) else ""),
         table(
             "Throughput, achieved FLOP/s and model FLOP/s utilisation (MFU).",
@@ -174,6 +176,21 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             rows,
         ),
     )
+
+
+def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
+    """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
+    if len(peaks) != 1:
+        return ""
+    share_of_peak = 100 * factor / peaks[0]
+    right = marks.axes.secondary_yaxis(
+        "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
+    )
+    right.set_ylabel("MFU (% of the peak)")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    right.yaxis.set_minor_locator(NullLocator())
+    return " The right axis has the MFU, the share of that peak."
 
 
 def _rate_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:

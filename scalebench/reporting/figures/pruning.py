@@ -12,6 +12,7 @@ from scalebench.analysis.pruning import (
     ADDED,
     CONTROL,
     DENSITY,
+    FEWEST_DENSITIES,
     SIZE,
     TOLERATED_NATS,
     dense,
@@ -122,7 +123,8 @@ def tolerance_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """The density at which a fixed loss is added, against size."""
     trials = pruned(study.trials)
     rows: list[Sequence[Cell]] = []
-    for i, (label, part) in enumerate(groups(trials)):
+    parts = [(label, part) for label, part in groups(trials) if part["density"].nunique() >= FEWEST_DENSITIES]
+    for i, (label, part) in enumerate(parts):
         points = tolerated(part).dropna()
         style = series_style(i)
         titles = [f"{label}, {quantity(row['size'])} parameters, seed {row['seed']:g}: density {row['density']:.2f}"
@@ -145,21 +147,22 @@ def tolerance_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 
 def bytes_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
-    """Loss against bytes: the unpruned models of every size, and the pruned ones."""
+    """Loss against packed bytes: the unpruned models of every size, and the masked ones."""
     trials = pruned(study.trials)
-    parents = dense(trials).groupby("size")[["bytes", "loss"]].mean() if len(trials) else trials
+    masked = trials[trials["packed_bytes"].notna()]
+    if masked.empty:
+        return None
+    parents = dense(main_group(masked)[1]).groupby("size")[["bytes", "loss"]].mean()
     points = [("unpruned", quantity(size), row["bytes"], row["loss"]) for size, row in parents.iterrows()]
-    for label, part in groups(trials):
+    for label, part in groups(masked):
         for (size, density), own in part.groupby([SIZE, "density"]):
             points.append((label, f"{quantity(size)}, density {density:g}", own["bytes"].mean(), own[LOSS].mean()))
     frame = pd.DataFrame(points, columns=["kind", "what", "bytes", "loss"]).dropna()
-    if len(frame) < 2:
-        return None
     factor, unit = scale(float(frame["bytes"].median()), "B")
     for i, (kind, part) in enumerate(frame.groupby("kind", sort=False)):
         titles = [f"{kind} {row['what']}: {row['loss']:.3f} nats in {quantity(row['bytes'], 'B')}"
                   for row in part.to_dict("records")]  # fmt: skip
-        if i == 0:
+        if kind == "unpruned":
             marks.axes.plot(part["bytes"] / factor, part["loss"], color=series_style(i)["color"], linewidth=1)
         marks.draw(part["bytes"] / factor, part["loss"], titles, **series_style(i), label=str(kind))
     front = frame.iloc[pareto_front(frame["bytes"], frame["loss"])]
@@ -172,16 +175,16 @@ def bytes_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     }
     marks.axes.plot(front["bytes"] / factor, front["loss"], **line)
     cost_axis(marks.axes, frame["bytes"] / factor)
-    marks.axes.set(xlabel=f"stored size ({unit})", ylabel="validation loss (nats)")
+    marks.axes.set(xlabel=f"packed size ({unit})", ylabel="validation loss (nats)")
     legend(marks)
     on = set(front.index)
     rows = [(word(row["kind"]), word(row["what"]), number(row["bytes"], "B"), number(row["loss"], digits=4),
              word("yes" if index in on else "no")) for index, row in frame.iterrows()]  # fmt: skip
-    columns = ("models", "size and density", "stored size", "validation loss (nats)", "on the Pareto front")
+    columns = ("models", "size and density", "packed size", "validation loss (nats)", "on the Pareto front")
     return Caption(
-        "Means over seeds. Masked models are counted packed: a bit for every weight of the pruned matrices, and the "
-        f"weights that remain. {len(front)} of {len(frame)} points are on the Pareto front, which none beats in both.",
-        table("Loss against stored size.", columns, rows),
+        "Means over seeds. Masked models are counted as if packed: a bit for every weight of the pruned matrices, and "
+        f"the weights that remain. {len(front)} of {len(frame)} points are on the Pareto front.",
+        table("Loss against packed size.", columns, rows),
     )
 
 
@@ -213,5 +216,5 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 DENSITIES = FigureSpec("density", "Loss added against density", density_figure)
 METHODS_COMPARED = FigureSpec("methods", "Methods at the largest size", methods_figure, optional=True)
 TOLERANCE = FigureSpec("tolerance", "Density tolerated against size", tolerance_figure, optional=True)
-BYTES = FigureSpec("bytes", "Loss against stored size", bytes_figure, optional=True)
+BYTES = FigureSpec("bytes", "Loss against packed size", bytes_figure, optional=True)
 LATENCY = FigureSpec("latency", "Latency against density", latency_figure, optional=True, diagnostic=True)

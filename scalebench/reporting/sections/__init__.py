@@ -6,9 +6,12 @@ To add one: write a module with a ``Section`` (see ``base``), with its template 
 from __future__ import annotations
 
 from scalebench.reporting.sections import (
+    branches,
     choices,
     comparison,
     data,
+    distill,
+    finetune,
     generic,
     inference,
     prune,
@@ -21,8 +24,11 @@ from scalebench.reporting.sections.base import Section, Subject
 # The first that applies to a study or an operation shows it; FALLBACK shows a study for which none does.
 SECTIONS: tuple[Section, ...] = (
     inference.SECTION,
+    finetune.SECTION,
+    branches.SECTION,
     quantize.SECTION,
     prune.SECTION,
+    distill.SECTION,
     scaling.SECTION,
     data.SECTION,
     choices.SECTION,

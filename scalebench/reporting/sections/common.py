@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trials import MEMORY_PEAKS, N, numeric
+from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
-from scalebench.reporting.sections.base import Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, number, table, word
@@ -26,7 +27,6 @@ from scalebench.store import left_out_line, planned_ids
 TEMPLATE = Path(__file__).with_name("study.html.j2")
 BRIEF_FIGURES, BRIEF_TABLES = 3, 1  # of a study on a page of many
 GROUPED_FROM = 3  # trials that ended alike
-MAX_FINDINGS = 6  # bullets below the lead; the last says how many trials failed
 DRAWN_WITH = (
     f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
     f"{version('matplotlib')} and seaborn {version('seaborn')}."
@@ -87,7 +87,8 @@ class StudySection:
     ``shows`` returns whether it is for a study. ``sentences`` yields the findings, most important first; ``figures``
     are in order, headline first; ``columns`` are those of the table of trials, left out where nothing was measured;
     ``tables`` yields further tables for ``template``. ``outcome`` returns the study's row on a page of several, with
-    the published findings that it tests (``reporting.outcomes``).
+    the published findings that it tests (``reporting.outcomes``). ``strip`` is whether the first screen has what a
+    larger size will need and reach.
     """
 
     shows: Callable[[StudyAnalysis], bool]
@@ -98,6 +99,7 @@ class StudySection:
     tables: Callable[[StudyAnalysis], Iterable[Table]] = nothing
     template: Path = TEMPLATE
     outcome: Callable[[StudyAnalysis], Outcome] = loss_outcome
+    strip: bool = True
 
     def applies(self, subject: Subject) -> bool:
         """Return whether the subject is a study that this kind shows."""
@@ -119,7 +121,7 @@ class StudySection:
         """Analyse and draw a study."""
         assert isinstance(subject, StudyAnalysis)
         study, definition = subject, subject.definition
-        specs, tables = self.figures(study), tuple(self.tables(study))
+        specs, tables = self.figures(study), (*self.tables(study), *chain_tables(study))
         if room.brief:
             specs = [spec for spec in specs if not spec.diagnostic][:BRIEF_FIGURES]
             tables = tuple(table for table in tables if not table.appendix)[:BRIEF_TABLES]
@@ -133,7 +135,7 @@ class StudySection:
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
             figures=draw_figures(name, (*specs, *OF_STUDY), study),
-            strip=_strip(study),
+            strip=_strip(study) if self.strip else None,
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
@@ -149,8 +151,13 @@ class StudySection:
 
 
 def _strip(study: StudyAnalysis) -> Table | None:
-    """Return the strip of the first screen: of the series with the lowest loss at its largest size."""
+    """Return the strip of the first screen: of the series with the lowest loss at its largest size.
+
+    None where no trial took a training step, as most of its rows are what training costs.
+    """
     with_loss = [series for series in study.series if len(series.sizes) > 1]
+    if study.trials[STEP_TIME].isna().all():
+        return None
     if not with_loss:
         return None
     return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
@@ -183,7 +190,12 @@ def counts(study: StudyAnalysis) -> str:
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
     left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}"
+    edited = (
+        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
+        if study.earlier
+        else ""
+    )
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -258,4 +270,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
-    return table("Every trial, by size.", titles, rows, total=len(frame))
+    units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
+    return replace(table("Every trial, by size.", titles, rows, total=len(frame)), units=units)

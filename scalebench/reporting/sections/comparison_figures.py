@@ -11,7 +11,7 @@ import pandas as pd
 
 from scalebench.analysis.trials import numeric
 from scalebench.reporting.quantities import percent, present, quantity, scale
-from scalebench.reporting.svg import MUTED, Marks, finish, series_style
+from scalebench.reporting.svg import MUTED, Marks, finish, series_styles
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -19,6 +19,13 @@ FLOPS, BYTES = "achieved_flops_per_s", "achieved_bytes_per_s"
 CEILINGS = {FLOPS: "matmul_ceiling_flops_per_s", BYTES: "copy_ceiling_bytes_per_s"}
 UNITS = {FLOPS: "FLOP/s", BYTES: "B/s"}
 NAMES = {FLOPS: "FLOP/s", BYTES: "bandwidth"}
+
+
+LINES = " Lines join cases that differ only in size."
+ROOF = (
+    " Dashed: the roof, the smaller of a copy's rate times the intensity and a matrix product's rate, both measured in "
+    "the same run; points above it were served by caches."
+)
 
 
 @dataclass(frozen=True)
@@ -102,14 +109,17 @@ def rate_of(frame: pd.DataFrame) -> str:
 def _lines(marks: Marks, part: Part, x: pd.Series[Any], y: pd.Series[Any], titles: Sequence[str]) -> None:
     """Draw each provider's marks, joined along the cases that differ only in size."""
     timed, title_of = part.timed, dict(zip(part.timed.index, titles, strict=True))
+    styles = series_styles(range(len(part.providers)))
     for i, name in enumerate(part.providers):
         rows = timed[timed["provider"] == name]
         if rows.empty:
             continue
-        style = series_style(i)
+        style = styles[i]
         marks.draw(x[rows.index], y[rows.index], [title_of[j] for j in rows.index], **style, label=name, markersize=5.5)
         for _, line in rows.groupby(list(part.variants), dropna=False):
-            marks.axes.plot(x[line.index], y[line.index], color=style["color"], linewidth=1, alpha=0.55)
+            if len(line) > 1:
+                marks.axes.plot(x[line.index], y[line.index], color=style["color"], linewidth=1, alpha=0.55)
+                marks.drawn.add("joined")
 
 
 def time_figure(marks: Marks, part: Part) -> Caption | None:
@@ -123,7 +133,7 @@ def time_figure(marks: Marks, part: Part) -> Caption | None:
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
         low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
-        marks.axes.vlines(own[part.x], low, high, color=series_style(i)["color"], linewidth=1.2)
+        marks.bars(own[part.x], low, high, color=series_styles(range(len(part.providers)))[i]["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
     finish(marks, f"time per call ({unit})", log=True)
@@ -131,8 +141,12 @@ def time_figure(marks: Marks, part: Part) -> Caption | None:
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r["time_median_s"], "s"),
              number(r["time_low_s"], "s"), number(r["time_high_s"], "s")) for _, r in timed.iterrows()]  # fmt: skip
     return Caption(
-        "Median time per call; bars are its 95 % interval over processes, cut at four times the extremes."
-        + ("" if part.variants == ("case",) else " Lines join cases that differ only in size."),
+        "Median time per call"
+        + (
+            "; bars are its 95 % interval over processes, cut at four times the extremes." * ("bars" in marks.drawn)
+            or "."
+        )
+        + LINES * ("joined" in marks.drawn),
         table("Time per call.", ("case", "provider", part.x_label, "median", "low", "high"), rows),
     )
 
@@ -156,11 +170,16 @@ def rate_figure(marks: Marks, part: Part) -> Caption | None:
              share_of_ceiling(r, part.rate)) for _, r in timed.iterrows()]  # fmt: skip
     what = "FLOPs of the operation" if part.rate == FLOPS else "minimum of bytes to move"
     return Caption(
-        f"The {what} over the median time. Dashed: ceiling measured in the same run by a "
-        f"{'matrix product' if part.rate == FLOPS else 'copy'}. Small cases that fit in a cache may exceed the rate of "
-        "a copy.",
+        f"The {what} over the median time.{LINES * ('joined' in marks.drawn)}"
+        + (_ceiling_sentence(part.rate) if ceilings else " No ceiling was measured."),
         table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of ceiling"), rows),
     )
+
+
+def _ceiling_sentence(rate: str) -> str:
+    by = "matrix product" if rate == FLOPS else "copy"
+    cached = "" if rate == FLOPS else " Small cases that fit in a cache may exceed the rate of a copy."
+    return f" Dashed: ceiling measured in the same run by a {by}.{cached}"
 
 
 def _ceilings(frame: pd.DataFrame, rate: str) -> dict[str, float]:
@@ -197,7 +216,13 @@ def roofline_figure(marks: Marks, part: Part) -> Caption | None:
             f"{name}, {r['case']}: {quantity(r[FLOPS], 'FLOP/s')} at {quantity(r['intensity'])} FLOP per byte"
             for _, r in own.iterrows()
         ]
-        marks.draw(own["intensity"], numeric(own, FLOPS) / factor, titles, **series_style(i), label=name)
+        marks.draw(
+            own["intensity"],
+            numeric(own, FLOPS) / factor,
+            titles,
+            **series_styles(range(len(part.providers)))[i],
+            label=name,
+        )
     ridges = [peak / copy for peak in products.values()]
     x = np.geomspace(min([frame["intensity"].min(), *ridges]) / 1.5, max([frame["intensity"].max(), *ridges]) * 1.5, 80)
     for label, peak in products.items():
@@ -210,9 +235,8 @@ def roofline_figure(marks: Marks, part: Part) -> Caption | None:
              number(min(x for x in (r["intensity"] * copy, r[CEILINGS[FLOPS]]) if present(x)), "FLOP/s"))
             for _, r in frame.iterrows()]  # fmt: skip
     return Caption(
-        "Rate achieved against arithmetic intensity (FLOPs over the minimum of bytes to move). The roof is the smaller "
-        "of a copy's rate times the intensity and a matrix product's rate, both measured in the same run; points above "
-        "it were served by caches.",
+        "Rate achieved against arithmetic intensity (FLOPs over the minimum of bytes to move)."
+        + (ROOF if products else " No matrix product was measured, so that there is no roof."),
         table("Roofline.", ("case", "provider", "FLOP per byte", "achieved", "roof"), rows),
     )
 

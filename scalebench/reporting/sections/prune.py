@@ -14,7 +14,6 @@ from scalebench.analysis.pruning import (
     Estimate,
     against_control,
     against_dense,
-    dense,
     groups,
     pruned,
     slope,
@@ -24,12 +23,14 @@ from scalebench.analysis.pruning import (
 )
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, LOSS_SE
-from scalebench.laws import Fit, FitRefused
+from scalebench.laws import Fit
 from scalebench.reporting.figures.pruning import BYTES, DENSITIES, LATENCY, METHODS_COMPARED, TOLERANCE
 from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, Column, StudySection, workload_of
+from scalebench.reporting.sections.prune_findings import law_sentence, outcome, parameters
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
+FEWEST_FOR_PERCENTILES = 10
 COLUMNS = (
     Column("density", "density_found"),
     Column("loss added (nats)", "loss_added_nats"),
@@ -62,16 +63,22 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     if trials.empty:
         yield "No trial has a loss before and after pruning."
         return
-    parts = dict(groups(trials))
+    parts = methods(trials)
     for label, part in parts.items():
         yield from _size_sentence(label, part)
     yield from _control_sentences(trials)
     for label, part in parts.items():
-        yield from _bytes_sentence(label, part, dense(trials))
-    yield from _time_sentence(trials)
+        yield from _bytes_sentence(label, part)
     for label, fitted in sparsity_fits(study).items():
         if (parts[label]["recovery_steps"] > 0).all():
             yield law_sentence(label, fitted)
+    yield from _time_sentence(trials)
+
+
+def methods(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the trials of each group but the control; those of the control where there is no other."""
+    every = dict(groups(trials))
+    return {label: part for label, part in every.items() if CONTROL not in set(part["method"])} or every
 
 
 def interval(estimate: Estimate, unit: str = "") -> str:
@@ -91,8 +98,8 @@ def _size_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
         lowest = part["density"].min()
         reached = int(points["density"].notna().sum())
         yield (
-            f"{label}: {reached} of {len(points)} models lose more than {TOLERATED_NATS:g} nats at a density of "
-            f"{lowest:g} or above, so how low a density they tolerate is not compared by size."
+            f"{label}: {reached} of {len(points)} models lose more than {TOLERATED_NATS:g} nats at a density tried, "
+            f"down to {lowest:g}: how low a density they tolerate is not compared by size."
         )
         return
     means = points.groupby("size")["density"].mean()
@@ -100,7 +107,7 @@ def _size_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     if change.clear:
         verdict = f"larger models tolerate {'less' if change.value > 0 else 'more'} pruning"
     yield (
-        f"{label}: {verdict}: the density down to which less than {TOLERATED_NATS:g} nats are lost is {_ends(means)}; "
+        f"{label}: {verdict}. The density down to which less than {TOLERATED_NATS:g} nats are lost is {_ends(means)}; "
         f"it changes by {interval(change)} per doubling, over {change.n} models."
     )
 
@@ -119,7 +126,7 @@ def _slope_sentences(label: str, part: pd.DataFrame) -> Iterator[str]:
             verdict = f"larger models lose {'more' if change.value > 0 else 'less'}"
         added = part[part["density"] == density].groupby(SIZE)["loss_added_nats"].mean()
         yield (
-            f"{label}: {verdict}: the loss added at density {density:g} is {_ends(added, ' nats')}; it changes by "
+            f"{label}: {verdict}. The loss added at density {density:g} is {_ends(added, ' nats')}; it changes by "
             f"{interval(change, ' nats')} per doubling, over {change.n} models."
         )
 
@@ -132,57 +139,36 @@ def _control_sentences(trials: pd.DataFrame) -> Iterator[str]:
             yield f"Pruning at random loses more than {method} by {', '.join(texts)} ({compared[0][1].n} models)."
 
 
-def _bytes_sentence(label: str, part: pd.DataFrame, parents: pd.DataFrame) -> Iterator[str]:
+def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     """Yield the density at which a group does best beside dense models of equal bytes."""
-    compared = [each for each in against_dense(part, parents) if each[0] < 1]
+    compared = list(against_dense(part))
     if not compared:
         return
     density, excess = min(compared, key=lambda each: each[1].value)
-    packed = ", packed," if part["packed_bytes"].notna().any() else ""
-    beats = "lower than" if excess.value < 0 else "higher than"
-    clear = "" if excess.clear else ", not clearly"
+    lower = sum(each.high < 0 for _, each in compared)
     yield (
-        f"{label}: at its best density beside dense models of equal bytes, {density:g}, the pruned model{packed} has a "
-        f"loss {beats} theirs{clear}: by {interval(excess)} nats over {excess.n} seeds."
+        f"{label}: beside dense models of equal {'packed ' if part['packed_bytes'].notna().any() else ''}bytes, pruned "
+        f"ones have a clearly lower loss at {lower or 'none'} of {len(compared)} densities tried. The best, "
+        f"{density:g}, differs by {interval(excess, ' nats')} over {excess.n} seeds."
     )
 
 
 def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
-    """Yield the ratio of latencies of models that really are smaller, and of those that are only masked."""
-    masked, smaller = trials[trials["packed_bytes"].notna()], trials[trials["packed_bytes"].isna()]
-    for part, what in ((masked, "masked models"), (smaller, "models with fewer units")):
-        ratios = part["latency_ratio"].dropna()
-        if len(ratios):
-            low, middle, high = ratios.quantile([0.1, 0.5, 0.9])
-            sizes = part["weight_bytes"] / part["weight_bytes_before"]
-            kept = (
-                "as many bytes as"
-                if (sizes.dropna() == 1).all()
-                else f"{percent(sizes.median(), sign=False)} of the bytes of"
-            )
-            yield (
-                f"The {what} have {kept} the unpruned ones (median) and take {significant(middle, 2)} times as long "
-                f"(10th to 90th percentile of {len(ratios)} trials: {significant(low, 2)} to {significant(high, 2)})."
-            )
-
-
-def law_sentence(label: str, fitted: Fit | str) -> str:
-    """Return the fitted law of sparse models with its parameters, or why there is none."""
-    if isinstance(fitted, str):
-        return f"{label}: the law of sparse models is not fitted: {fitted}."
-    parts = [f"{symbol(name)} = {value} ({ends})" for name, value, ends in parameters(fitted)]
-    return f"{label}: the fitted law is {formula(fitted.law.formula)} with {', '.join(parts)}."
-
-
-def parameters(fitted: Fit) -> Iterator[tuple[str, str, str]]:
-    """Yield each parameter of a fit with its value and 95 % interval, as printed."""
-    for name, value in fitted.parameters.items():
-        try:
-            low, high = fitted.interval(name)
-        except FitRefused:
-            low = high = float("nan")
-        text, ends = bounded(value, low, high)
-        yield name, text, f"{ends}, at its bound" if name in fitted.bounds_hit else ends
+    """Yield bytes and time of models that are only masked, that run on 2:4 kernels, and that really are smaller."""
+    kernels, masked = trials["method"] == "2:4", trials["packed_bytes"].notna()
+    kinds = {"masked models": masked & ~kernels, "2:4 models on their kernels": kernels, "smaller models": ~masked}
+    for what, rows in kinds.items():
+        part = trials[rows].dropna(subset=["latency_ratio"])
+        if part.empty:
+            continue
+        low, middle, high = part["latency_ratio"].quantile([0.1, 0.5, 0.9])
+        sizes = part["weight_bytes"] / part["weight_bytes_before"]
+        size = "as many bytes as" if (sizes == 1).all() else f"{percent(sizes.median(), sign=False)} of the bytes of"
+        spread = f"; 10th to 90th percentile {significant(low, 2)} to {significant(high, 2)}"
+        yield (
+            f"The {what} have {size} the unpruned ones and take {significant(middle, 2)} times as long (medians of "
+            f"{len(part)} trials{spread if len(part) >= FEWEST_FOR_PERCENTILES else ''})."
+        )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -195,7 +181,7 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
         return
     parts = dict(groups(trials))
     yield _sizes_table(parts)
-    yield _bytes_table(parts, dense(trials))
+    yield _bytes_table(parts)
     yield _law_table(sparsity_fits(study))
 
 
@@ -219,14 +205,17 @@ def _sizes_table(parts: dict[str, pd.DataFrame]) -> Table:
         "95 % interval",
         "models",
     )
-    return table("Loss added by pruning, and how it changes with the size of the model.", columns, rows)
+    caption = (
+        "Loss added by pruning, and how it changes with the size of the model; intervals are of each density alone."
+    )
+    return table(caption, columns, rows)
 
 
-def _bytes_table(parts: dict[str, pd.DataFrame], parents: pd.DataFrame) -> Table:
+def _bytes_table(parts: dict[str, pd.DataFrame]) -> Table:
     rows = [
         (word(label), number(density), *estimated(excess), number(excess.n))
         for label, part in parts.items()
-        for density, excess in against_dense(part, parents)
+        for density, excess in against_dense(part)
     ]
     columns = ("method", "density", "loss above dense (nats)", "95 % interval", "seeds")
     return table("Loss of pruned models beside dense models of equal bytes (masked ones packed).", columns, rows)
@@ -259,4 +248,6 @@ SECTION = StudySection(
     columns=lambda _: COLUMNS,
     methods=METHODS,
     tables=tables,
+    strip=False,
+    outcome=outcome,
 )

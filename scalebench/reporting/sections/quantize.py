@@ -143,11 +143,12 @@ def _law_sentence(study: StudyAnalysis) -> str:
         return f"Kumar's law of precision is not fitted: {trend.reason}."
     if trend.no_interval:
         return f"Kumar's law of precision is fitted without intervals: {trend.no_interval}."
-    named = {name: bounded(value, *trend.interval(name)) for name, value in trend.fit.parameters.items()}
-    grows = f"D^{named['gamma_D'][0]} ({named['gamma_D'][1]}) and N^−{named['gamma_N'][0]} ({named['gamma_N'][1]})"
+    values = {name: (value, *trend.interval(name)) for name, value in trend.fit.parameters.items()}
+    of_data, of_bits, (value, low, high) = bounded(*values["gamma_D"]), bounded(*values["gamma"]), values["gamma_N"]
+    of_size = bounded(-value, -high, -low)
     return (
-        f"By Kumar's law the loss added goes as {grows} and falls by a factor e every {named['gamma'][0]} bits "
-        f"({named['gamma'][1]})."
+        f"By Kumar's law the loss added goes as D^{of_data[0]} ({of_data[1]}) and N^{of_size[0]} ({of_size[1]}), and "
+        f"falls by a factor e every {of_bits[0]} bits ({of_bits[1]})."
     )
 
 
@@ -157,7 +158,8 @@ def _costs(largest: pd.DataFrame) -> Iterator[str]:
     for level, part in levels(largest[largest["real"]]):
         stored = numeric(part, "weight_bytes") / numeric(part, "weight_bytes_before")
         ratios = numeric(part, RATIO).dropna().sort_values()
-        time = f" and {ratios.iloc[0]:.2f} to {ratios.iloc[-1]:.2f} times the latency" if len(ratios) else ""
+        ends = dict.fromkeys(f"{ratios.iloc[i]:.2f}" for i in (0, -1) if len(ratios))
+        time = f" and {' to '.join(ends)} times the latency" if ends else ""
         parts.append(f"{level} {100 * stored.median():.0f} % of the bytes{time}")
     if parts:
         yield f"The largest model takes with {'; with '.join(parts)}."
@@ -229,7 +231,7 @@ COLUMNS = (
 def _figures(study: StudyAnalysis) -> Sequence[FigureSpec[StudyAnalysis]]:
     """Return the figures, that of the data first where one run gives several."""
     longer = bool(data_trends(quantised(study)))
-    return (BY_DATA, BY_SIZE, LATENCY) if longer else (BY_SIZE, LATENCY)
+    return (*((BY_DATA,) if longer else ()), BY_SIZE, LATENCY)
 
 
 SECTION = StudySection(
@@ -240,4 +242,5 @@ SECTION = StudySection(
     methods=METHODS,
     tables=tables,
     outcome=outcome,
+    strip=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scalebench.analysis.series import Series
-from scalebench.analysis.trials import LOSS, LOSS_SE, STEP_TIME
+from scalebench.analysis.trials import DATA_SEEN, LOSS, LOSS_SE, STEP_TIME, TRAINING_FLOPS, TRAINING_TIME
 from scalebench.reporting.figures.costs import EFFICIENCY, MEMORY, STEP_TIMES
 from scalebench.reporting.figures.frontier import FRONTIER
 from scalebench.reporting.figures.laws import BACKTEST, RESIDUALS
@@ -30,6 +30,9 @@ COLUMNS = (
     Column("validation loss (nats)", LOSS, digits=5),
     Column("± (validation)", LOSS_SE, digits=2),
     Column("step time", STEP_TIME, "s"),
+    Column("training time", TRAINING_TIME, "s"),
+    Column("compute", TRAINING_FLOPS, "FLOP"),
+    Column("tokens or samples seen", DATA_SEEN),
     *RESOURCES,
 )
 METHODS = (

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scalebench.measure.device_lock import WAITING
+from scalebench.running.claims import take
 from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
 
 
@@ -55,6 +56,7 @@ ENVIRONMENT_PREFIXES = (
 )
 
 Tick = Callable[[Sequence[Path]], None]
+Begin = Callable[[Path], bool]
 
 
 def no_tick(_: Sequence[Path]) -> None:
@@ -68,16 +70,17 @@ class Engine(Protocol):
         """Raise ``InputError`` where the engine cannot run here, or has no place for what one of the trials needs."""
 
     def place(
-        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-    ) -> Iterator[Path]:
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None,
+        tick: Tick = no_tick, begin: Begin = take,
+    ) -> Iterator[Path]:  # fmt: skip
         """Run ``worker_command(attempt)`` for every attempt folder and yield each folder once it has a record.
 
         ``resources`` has one entry per attempt. The engine decides order and number of simultaneous workers, at most
         ``jobs`` where that is given; it may submit everything at once and yields in the order of completion.
         A worker that ends without a record, is lost or exceeds its time limit still yields its folder, with a record
         by ``close_attempt``. ``tick`` is called at least once a second with the attempts believed to be running.
-        Before it starts or submits a worker an engine calls ``claims.take(attempt)``. Where that returns False another
-        driver runs the trial: this attempt is neither started nor yielded.
+        Before it starts or submits a worker an engine calls ``begin(attempt)``, which makes the attempt's folder. Where
+        that returns False another driver runs the trial: this attempt is neither started nor yielded.
         Closing the iterator stops running workers and withdraws submitted ones; their attempts get no record, so that
         a later run executes those trials.
         """

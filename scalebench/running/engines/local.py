@@ -12,6 +12,7 @@ from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
 from scalebench.running.claims import take
 from scalebench.running.engines.base import (
+    Begin,
     Resources,
     Tick,
     close_attempt,
@@ -46,7 +47,7 @@ def check(resources: Sequence[Resources], slots: int | None = None) -> None:
 
 def place(
     attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick,
-    slots: int | None = None,
+    begin: Begin = take, slots: int | None = None,
 ) -> Iterator[Path]:  # fmt: skip
     """Run the attempts' workers as processes of this machine; see ``base.Engine``.
 
@@ -63,7 +64,7 @@ def place(
         while waiting or running:
             while free and (following := _next(waiting, gpus)):
                 attempt, needs, devices = following
-                if not take(attempt):  # another driver runs this trial
+                if not begin(attempt):  # another driver runs this trial
                     gpus.give_back(devices)
                     continue
                 exclusive = _exclusive(needs, own_cores=own_cores)
@@ -91,10 +92,11 @@ class Packed:
         check(resources, self.slots)
 
     def place(
-        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-    ) -> Iterator[Path]:
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None,
+        tick: Tick = no_tick, begin: Begin = take,
+    ) -> Iterator[Path]:  # fmt: skip
         """See ``place``."""
-        return place(attempts, resources, jobs=jobs, tick=tick, slots=self.slots)
+        return place(attempts, resources, jobs=jobs, tick=tick, begin=begin, slots=self.slots)
 
 
 def _next(waiting: list[tuple[Path, Resources]], gpus: Slots) -> tuple[Path, Resources, tuple[str, ...]] | None:

@@ -25,6 +25,7 @@ from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
 from scalebench.running.claims import take
 from scalebench.running.engines.base import (
+    Begin,
     Resources,
     Tick,
     another_attempt,
@@ -110,8 +111,9 @@ def check_answers(address: str) -> None:
 
 
 def place(
-    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-) -> Iterator[Path]:
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick,
+    begin: Begin = take,
+) -> Iterator[Path]:  # fmt: skip
     """Run the attempts' workers as Ray tasks; see ``base.Engine``."""
     ray = connect()
     waiting = deque(_Placed(attempt, needs, 1) for attempt, needs in zip(attempts, resources, strict=True))
@@ -121,7 +123,7 @@ def place(
         while waiting or running:
             while waiting and len(running) < most:
                 placed = waiting.popleft()
-                if take(placed.attempt):  # else another driver runs this trial
+                if begin(placed.attempt):  # else another driver runs this trial
                     running[submit(ray, placed)] = placed
             for reference in ray.wait(list(running), timeout=POLL_S)[0] if running else ():
                 placed = running.pop(reference)

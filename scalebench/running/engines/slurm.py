@@ -28,6 +28,7 @@ from scalebench.errors import InputError
 from scalebench.running import processes
 from scalebench.running.claims import take
 from scalebench.running.engines.base import (
+    Begin,
     Resources,
     Tick,
     close_attempt,
@@ -92,8 +93,9 @@ def check(resources: Sequence[Resources]) -> None:
 
 
 def place(
-    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick
-) -> Iterator[Path]:
+    attempts: Sequence[Path], resources: Sequence[Resources], *, jobs: int | None = None, tick: Tick = no_tick,
+    begin: Begin = take,
+) -> Iterator[Path]:  # fmt: skip
     """Run the attempts' workers as tasks of job arrays; see ``base.Engine``.
 
     A trial that an earlier run submitted, and that is still in the queue, is not submitted again: its folder is yielded
@@ -105,7 +107,7 @@ def place(
     tasks: dict[Task, Path] = {}
     groups: dict[tuple[str, ...], list[tuple[Path, Resources]]] = {}
     for attempt, needs in zip(attempts, resources, strict=True):
-        if not take(attempt):  # another driver runs this trial
+        if not begin(attempt):  # another driver runs this trial
             continue
         if attempt.parent.name in queued:
             tasks |= [queued[attempt.parent.name]]

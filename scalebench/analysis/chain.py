@@ -1,0 +1,75 @@
+"""The chain of a study: the trials that its own started from, those before these, and what all of it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from scalebench.analysis.trials import numeric, own_steps
+from scalebench.store import StoreError, read_header
+
+
+@dataclass(frozen=True)
+class Link:
+    """The trials of one study that a chain goes through, each once.
+
+    ``flops`` is what they cost themselves, up to the checkpoint where one was started from. ``whole`` says that their
+    records are not among these results: then it is what they and all trials before them cost. ``place`` is the folder
+    of the study as their children recorded it; empty for the study itself.
+    """
+
+    study: str
+    trials: int
+    flops: float
+    whole: bool = False
+    place: str = ""
+
+
+def chain_of(name: str, rows: pd.DataFrame) -> list[Link]:
+    """Return the chain of a study among the records of all studies, oldest first and the study itself last.
+
+    A study without parents has one link.
+    """
+    current = _texts(rows[rows["study"] == name])
+    own = (numeric(current, "flops_per_step") * own_steps(current)).fillna(0.0)
+    return [Link(name, len(current), float(own.sum())), *_before(current, _texts(rows), {name})][::-1]
+
+
+def _texts(rows: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in ("parent_trial_id", "parent_study", "attempt_dir") if name not in rows]
+    return rows.assign(**dict.fromkeys(names))
+
+
+def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Iterator[Link]:
+    """Yield the links before some trials, newest first."""
+    children = children[children["parent_trial_id"].notna()]
+    if children.empty:
+        return
+    reached = numeric(children, "parent_flops").groupby(children["parent_trial_id"]).max()
+    parents = rows[rows["trial_id"].isin(reached.index)].drop_duplicates("trial_id")
+    before = numeric(parents, "parent_flops").fillna(0.0).set_axis(parents["trial_id"]).reindex(reached.index)
+    name = ", ".join(sorted(set(children["parent_study"].dropna()) or set(parents["study"]))) or "a study"
+    flops = float((reached - before.fillna(0.0)).sum())
+    yield Link(name, len(reached), flops, parents.empty, place_of(children))
+    if name not in seen:
+        yield from _before(parents, rows, seen | {name})
+
+
+def place_of(children: pd.DataFrame) -> str:
+    """Return the folder of the study that the parents of some trials lie in, from the first that can be read."""
+    for attempt in children["attempt_dir"].dropna():
+        try:
+            parts = Path(str(read_header(Path(str(attempt))).get("parent_dir") or "")).parts
+        except StoreError:
+            continue
+        if "trials" in parts:
+            return str(Path(*parts[: parts.index("trials")]))
+    return ""
+
+
+def cost_of(chain: Sequence[Link]) -> float:
+    """Return the FLOPs of a whole chain."""
+    return sum(link.flops for link in chain)

@@ -1,0 +1,99 @@
+"""The attempts of a run: what each needs, and its folder, which is made when an engine begins it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scalebench import store
+from scalebench.measure.environment import command_line
+from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.claims import claim_path, take
+from scalebench.running.engines.base import Resources
+from scalebench.running.planning import PlannedTrial, trial_header
+from scalebench.study import Study
+
+
+def resources_of(planned: PlannedTrial, study: Study) -> Resources:
+    """Return what a planned trial needs of the machine that runs it."""
+    device_kind, processes = planned.trial.device_kind, planned.cost.processes
+    return Resources(
+        cpus=processes,
+        gpus=processes if device_kind == "cuda" else 0,
+        memory_bytes=planned.memory_bytes,
+        processes=processes,
+        timeout_s=study.run.timeout_s,
+        expected_s=planned.seconds(NOMINAL_FLOPS_PER_S[device_kind]),
+        share_device=study.run.share_device,
+    )
+
+
+@dataclass
+class Attempts:
+    """Attempts at trials, each with the number of its claim, by the folders that they will have.
+
+    ``planned`` are all trials of the study. Each process of every trial gets as many threads as there are cores for
+    each process of the trial that has the most of them, so that times differ by the number of processes alone.
+    """
+
+    study_dir: Path
+    study: Study
+    planned: Sequence[PlannedTrial]
+    driver: str = ""
+    keep_order: bool = False
+    begun: list[Path] = field(default_factory=list)
+    _coming: dict[Path, tuple[PlannedTrial, int, Resources]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find out what is the same for all trials."""
+        run = self.study.run
+        self._study_wide: Mapping[str, Any] = {
+            "precisions": sorted({planned.trial.spec.precision for planned in self.planned}),
+            "most_processes": max(planned.cost.processes for planned in self.planned),
+            "driver": self.driver,
+            "memory_limit_bytes": run.memory_limit_bytes,
+            "on_oom": run.on_oom,
+        }
+
+    def add(self, planned: PlannedTrial, claim: int) -> Path:
+        """Add an attempt at a trial and return the folder that it will have."""
+        attempt = store.name_attempt(self.study_dir, planned.trial_id)
+        self._coming[attempt] = (
+            planned, claim, replace(resources_of(planned, self.study), keep_order=self.keep_order)
+        )  # fmt: skip
+        return attempt
+
+    def begin(self, attempt: Path) -> bool:
+        """Make the folder of an attempt and claim its trial; False where another driver was faster."""
+        if attempt not in self._coming:  # made by an engine that tries a trial again
+            return take(attempt)
+        _, number, _ = self._coming[attempt]
+        if claim_path(attempt.parent, number).exists():
+            return False
+        self.make(attempt)
+        if take(attempt):
+            self.begun.append(attempt)
+            return True
+        shutil.rmtree(attempt, ignore_errors=True)
+        return False
+
+    def make(self, attempt: Path) -> Path:
+        """Make the folder of an attempt with its ``trial.json``."""
+        planned, number, resources = self._coming[attempt]
+        header = trial_header(self.study, planned, command_line()) | {**self._study_wide, "attempt": attempt.name}
+        store.make_attempt(attempt)
+        store.write_header(attempt, header | {"resources": asdict(resources), "claim": number})
+        return attempt
+
+    def run(self, place: Callable[..., Iterator[Path]]) -> Iterator[Path]:
+        """Place all attempts and yield those that have a record; the folders of those that did not begin go."""
+        needs = [resources for _, _, resources in self._coming.values()]
+        try:
+            yield from place([*self._coming], needs, begin=self.begin)
+        finally:
+            for attempt in self.begun:
+                if [path.name for path in attempt.glob("*")] == ["trial.json"]:
+                    shutil.rmtree(attempt, ignore_errors=True)

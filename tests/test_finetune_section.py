@@ -1,0 +1,97 @@
+"""The section about fine-tuning: gain, LoRA against all weights, forgetting, transfer, and a head of classes."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_transfer import AMOUNTS, SIZES, row, study, tuned
+
+from scalebench.analysis.finetuning import lora_against_full, tuned_alike
+from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.reporting import sections, verdict
+from scalebench.reporting.outcomes import AGREES, UNTESTED
+from scalebench.reporting.page import render_page
+from scalebench.reporting.sections import finetune
+from scalebench.store import Results
+
+
+def results(*, scratch: bool = True) -> Results:
+    """The planted study of ``test_transfer``, with LoRA at one amount of data: 0.1 nats worse, half the forgetting."""
+    planted = study(noise=0.002)
+    full = planted.rows.assign(loss_before_nats=4.0, forgetting_nats=0.4, trainable_params=1000, params=1000,
+                               parent_trial_id=[f"p{n}-{s}" for n, s in zip(planted.rows["params_non_embedding"],
+                                                planted.rows["seed"], strict=True)])  # fmt: skip
+    lora = full[full["tokens_seen"].eq(AMOUNTS[1])].assign(method="lora", rank=4, trainable_params=100)
+    noise = 0.001 * np.random.default_rng(0).standard_normal(len(lora))
+    lora = lora.assign(validation_loss_nats=lora["validation_loss_nats"] + 0.1 + noise, forgetting_nats=0.2 + noise,
+                       trial_id="l" + lora["trial_id"])  # fmt: skip
+    frames = [full, lora, *([planted.beside] if scratch else [])]
+    return Results(pd.concat(frames, ignore_index=True), (), {"tuned": {}} | ({"scratch": {}} if scratch else {}))
+
+
+@pytest.fixture(scope="module")
+def one() -> StudyAnalysis:
+    return analyse(results(), "tuned")
+
+
+def test_groups_are_what_was_tuned_how_on_how_much(one: StudyAnalysis) -> None:
+    groups = tuned_alike(one)
+    assert [(group.method, group.tokens, len(group.trials)) for group in groups] == [
+        *(("full", amount, 12) for amount in AMOUNTS), ("lora", AMOUNTS[1], 12),
+    ]  # fmt: skip
+    means = groups[0].means("validation_loss_nats")
+    assert means["size"].tolist() == list(SIZES)
+    assert means["mean"].tolist() == pytest.approx([tuned(n, AMOUNTS[0]) for n in SIZES], abs=0.01)
+
+
+def test_lora_is_compared_by_parent_and_seed(one: StudyAnalysis) -> None:
+    pairs = lora_against_full(one, "validation_loss_nats")
+    assert [(pair.size, pair.seeds, pair.tokens) for pair in pairs] == [(n, 3, AMOUNTS[1]) for n in SIZES]
+    assert all(pair.low < 0.1 < pair.high and pair.clear for pair in pairs)
+    assert all(pair.high - pair.low < 0.02 for pair in pairs)  # the spread of the seeds, shared by both, cancels
+
+
+def test_the_sentences_have_the_numbers(one: StudyAnalysis) -> None:
+    assert sections.section_for(one) is finetune.SECTION
+    text = " ".join(verdict(one)).replace("\u00a0", " ")
+    assert re.search(r"Fine-tuned on 320 k tokens .*the loss goes from 4.000 to \d\.\d+ ± 0.00\d+ nats at 4,000", text)
+    assert "The earlier training is worth, to a model that is fine-tuned on 80.0 k tokens" in text
+    assert re.search(r"The law of transfer is D_T = k·D_F\^a·N\^b: k = .* b = 0\.[56]\d* \(0\.", text)
+    assert "LoRA of rank 4 (trains 10.0 % to 10.0 % of the parameters) on 80.0 k tokens ends 0.1" in text
+    assert "On the parents' data the loss rises by 0.400 nats" in text
+
+
+def test_findings_need_their_trials(one: StudyAnalysis) -> None:
+    law, less, forgets = finetune.outcome(one).findings
+    assert law.verdict == less.verdict == forgets.verdict == AGREES
+    assert law.low < 0.6 < law.high
+    alone = analyse(results(scratch=False), "tuned")
+    assert finetune.outcome(alone).findings[0].verdict == UNTESTED
+    assert "No law of transfer: there are no training runs from scratch" in " ".join(verdict(alone))
+
+
+@pytest.mark.slow
+def test_the_page_has_every_figure(one: StudyAnalysis) -> None:
+    text = html.unescape(render_page([one]))
+    for title in ("Loss before and after fine-tuning", "Effective data transferred", "LoRA against all weights",
+                  "Forgetting: loss on the old data"):  # fmt: skip
+        assert f">{title}<" in text
+    assert "could not be drawn" not in text
+
+
+def test_a_head_of_classes_is_shown_by_its_scores() -> None:
+    rows = [
+        row("classes", n, 2e4, seed, 0.5 + 1e3 / n + 0.01 * seed, workload="finetune", method="full", head="classes",
+            pooling="last", parent_trial_id=f"p{n}", loss_before_nats=np.log(2), forgetting_nats=0.1,
+            metric_accuracy=0.8, metric_f1=0.75, trial_id=f"c{n}-{seed}")
+        for n in SIZES for seed in range(3)
+    ]  # fmt: skip
+    one = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
+    text = " ".join(verdict(one)).replace("\u00a0", " ")
+    assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
+    assert "transfer" not in text
+    assert [spec.key for spec in finetune.figures(one)][:2] == ["after", "lora"]
