@@ -30,6 +30,7 @@ from scalebench.laws import FitRefused
 
 PROFILED_STUDIES = 400  # simulated to find how far the profile of E is drawn
 MOST_FITTED, BEST_FITTED = 8, 3
+SHORT = {"teacher_params_non_embedding": "teacher"}  # names of columns in labels
 SAME_SIZE = 0.01  # sizes that differ by rounding to whole heads are held out together
 
 if TYPE_CHECKING:
@@ -163,6 +164,11 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 
+def _text(value: Any) -> str:
+    """Return a setting as a study file has it: whole numbers without a point, and true or false."""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).lower()
+
+
 def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Iterator[Series]:
     """Split prepared trials into series; one, without a label, where nothing but size and seed varies."""
     columns = split_columns(trials, definition)
@@ -171,7 +177,9 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
         return
     for values, group in trials.groupby(columns, dropna=False, sort=True):
         named = zip(columns, values, strict=True)
-        parts = [value if isinstance(value, str) else f"{name} {str(value).lower()}" for name, value in named]
+        parts = [
+            value if isinstance(value, str) else f"{SHORT.get(name, name)} {_text(value)}" for name, value in named
+        ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield make_series(label, group, definition, x)
 

@@ -15,7 +15,7 @@ from scalebench.study import Trial, trial_id
 from scalebench.tasks import GivesLogits, Task
 from scalebench.workloads import effect, training
 from scalebench.workloads.base import Cost, Decided, Request, step_flops
-from scalebench.workloads.distill_spec import DistillSection, DistillSpec
+from scalebench.workloads.distill_spec import DistillSection, DistillSpec, classes_of
 from scalebench.workloads.training_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def decide(request: Request) -> Decided:
     teacher_counts = _check_teacher(request, teacher, decided)
     spec = DistillSpec.model_construct(**train, **_learned(own, decided), **_described(teacher_counts))
     if budget:
-        per_step = step_flops(decided.counts, spec.batch_size) + _flops_per_step(spec)
+        per_step = step_flops(decided.counts, spec.batch_size) + spec.teacher_step_flops
         spec = spec.model_copy(update={"steps": max(1, round(budget["flops"] / per_step))})
     return replace(decided, spec=spec)
 
@@ -92,11 +92,6 @@ def _described(counts: Counts) -> dict[str, Any]:
         "teacher_params_non_embedding": counts.non_embedding,
         "teacher_forward_flops": counts.forward_flops,
     }
-
-
-def classes_of(config: Any) -> int:
-    """Return how many classes a model chooses from."""
-    return next(int(getattr(config, name)) for name in ("vocab_size", "classes", "outputs") if hasattr(config, name))
 
 
 def _check_teacher(request: Request, teacher: Trial, decided: Decided) -> Counts:
@@ -139,22 +134,12 @@ def _check_reads(teacher: Trial, config: Any, request: Request, spec: TrainSpec,
         raise InputError(f"it has the vocabulary of {teacher.data.source!r}, and {source!r} has another")
 
 
-def _flops_per_step(spec: DistillSpec) -> int:
-    """Return the FLOPs of the teacher's forward pass of a batch; 0 where nothing is learned of it."""
-    return spec.teacher_forward_flops * spec.batch_size if spec.soft_weight else 0
-
-
-def teacher_flops(spec: DistillSpec) -> int:
-    """Return the FLOPs of the teacher's forward passes in a whole trial."""
-    return _flops_per_step(spec) * spec.steps
-
-
 def cost(trial: Trial, counts: Counts) -> Cost:
     """Estimate a trial as training does, with the teacher's forward passes, and its weights where it runs along."""
     spec: DistillSpec = trial.spec
     student = training.cost(trial, counts)
     teacher_bytes = 4 * spec.teacher_params if spec.top_k is None and spec.soft_weight else 0
-    flops, memory_bytes = student.flops + teacher_flops(spec), student.memory_bytes + teacher_bytes
+    flops, memory_bytes = student.flops + spec.teacher_step_flops * spec.steps, student.memory_bytes + teacher_bytes
     return replace(student, flops=flops, memory_bytes=memory_bytes)
 
 

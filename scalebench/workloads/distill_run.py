@@ -13,11 +13,9 @@ from torch.optim import Optimizer
 
 from scalebench.study import Trial
 from scalebench.tasks import GivesLogits, Task
-from scalebench.workloads import read_trial
 from scalebench.workloads.building import build_model, configuration
-from scalebench.workloads.distill import classes_of, teacher_flops
 from scalebench.workloads.distill_loss import Distilled
-from scalebench.workloads.distill_spec import DistillSpec
+from scalebench.workloads.distill_spec import DistillSpec, classes_of
 from scalebench.workloads.distill_teacher import RunningTeacher, StoredTeacher, load_teacher, store
 from scalebench.workloads.effect import Before, effect_columns
 from scalebench.workloads.loop import Validation, check_risen, validate
@@ -51,11 +49,10 @@ class DistillRun(TrainingRun):
         task = super().prepare_task()
         assert isinstance(task, GivesLogits)
         self.task = task
-        student = self.columns["flops_per_step"]
-        whole = teacher_flops(self.spec)
-        self.columns |= {"teacher_flops": whole, "total_flops": student * self.spec.steps + whole}
+        student, teacher, steps = self.columns["flops_per_step"], self.spec.teacher_step_flops, self.spec.steps
+        self.columns |= {"teacher_flops": teacher * steps, "total_flops": (student + teacher) * steps}
         if self.spec.top_k is None:  # the teacher's pass is part of the step
-            self.columns["flops_per_step"] = student + whole // self.spec.steps
+            self.columns["flops_per_step"] = student + teacher
         return self.task
 
     def build(self, device: torch.device) -> nn.Module:
@@ -72,7 +69,7 @@ class DistillRun(TrainingRun):
         """Return the teacher, its weights checked against their SHA-256."""
         header, parent = self.recorder.header, self.trial.parent
         assert parent is not None
-        teacher = read_trial(header["parent_trial"])
+        teacher = Trial.model_validate(header["parent_trial"])
         return load_teacher(teacher, Path(header["parent_dir"]), parent.weights_sha256, device)
 
     def stored(self, teacher: RunningTeacher, k: int, device: torch.device) -> StoredTeacher:

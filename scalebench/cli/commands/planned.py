@@ -62,9 +62,9 @@ def show_plan(
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
     say(*_axes_lines(study, len(sweep.planned)), *_earlier_lines(sweep, rate.flops_per_s))
     for parent in parents[: None if every else SHOWN_SIZES]:
-        end = "its run continued" if parent["continued"] else "its weights"
-        cost = quantity(parent["flops"], "FLOP")
-        say(f"starts from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
+        end = "its run continued" if parent["continued"] else "its weights" if parent["starts"] else "a teacher"
+        cost, how = quantity(parent["flops"], "FLOP"), "starts" if parent["starts"] else "learns"
+        say(f"{how} from {parent['trial_id']} ({end}), which cost {cost}: {parent['attempt']}")
     if ceilings:
         print_steps(steps, ceilings)
     check_memory(() if force else sweep.missing)
@@ -108,7 +108,7 @@ def _earlier_lines(sweep: Sweep, peak: float | None) -> list[str]:
 
 
 def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
-    """Return the trials whose weights the planned ones start from."""
+    """Return the trials whose weights the planned ones need, to start from or as teachers."""
     parents = {trial.parent.trial_id: trial.parent for trial in planned if trial.parent is not None}
     return [
         {
@@ -116,6 +116,7 @@ def _parents(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
             "attempt": str(parent.attempt),
             "flops": parent.flops,
             "weights_sha256": parent.identity.weights_sha256,
+            "starts": parent.starts,
             "continued": parent.identity.state_sha256 is not None,
         }
         for trial_id, parent in parents.items()
@@ -175,5 +176,5 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
     say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
     say(
         f"columns are per trial; times assume 20 % of {quantity(total['assumed_flops_per_s'], 'FLOP/s')} "
-        f"({total['assumed_rate_source']}) and a minimum time per step; memory assumes float32"
+        f"({total['assumed_rate_source']}) and a minimum time per step"
     )

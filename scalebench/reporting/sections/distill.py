@@ -28,8 +28,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
         if student.reason:
             yield f"Nothing to compare with: {student.reason}."
         elif len(student.best.by_seed) >= FEWEST_SEEDS:
-            yield supervised_sentence(student, name)
-            yield break_even_sentence(student, name)
+            yield f"{supervised_sentence(student, name)} {break_even_sentence(student, name)}"
     if students and (law := distillation_law(study)).fit is None:
         yield f"No law of distillation: {law.reason}."
 
