@@ -317,6 +317,6 @@ FAULTS: dict[str, tuple[Callable[[Case], None], str]] = {
     "Ray killed": (ray_killed, LONG),
     "Slurm disturbed": (
         slurm_disturbed,
-        LONG.replace("steps = 400", "steps = 20_000").replace("[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1]"),
+        LONG.replace("steps = 400", "steps = 4_000").replace("[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1]"),
     ),
 }
