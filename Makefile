@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo families lifecycle compare reports test test-fast check format bench kernels gpu gpu-carry coverage report clean
+.PHONY: demo families lifecycle compare reports test test-fast check format bench kernels gpu gpu-carry coverage faults report clean
 
 # Pages are written under results/, which is not tracked; `make reports` runs the same commands and writes the tracked
 # pages under reports/ instead.
@@ -71,6 +71,10 @@ gpu-carry:
 	rm -r $(CARRIED)/assembler
 
 # Simulated studies against their intervals; what is already in results/coverage is not run again.
+# Faults injected into sweeps, against undisturbed runs; NAMES='"disk full"' injects one kind.
+faults: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python experiments/faults.py $(NAMES)
+
 coverage: $(READY)
 	$(BIN)/python experiments/coverage_laws.py
 

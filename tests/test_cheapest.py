@@ -21,7 +21,7 @@ from scalebench.analysis.cheapest import (
 )
 from scalebench.analysis.tradeoff import tradeoff_points
 from scalebench.measure.statistics import new_run_interval
-from scalebench.points.numerals import BYTES, SECONDS, number_with_unit
+from scalebench.points.numerals import SECONDS, byte_count, number_with_unit
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,10 @@ def test_what_no_law_reaches_within_the_limits_is_refused_with_the_limit_that_it
 def test_times_and_bytes_are_read_with_their_units() -> None:
     assert number_with_unit("2ms", SECONDS) == 2e-3
     assert number_with_unit("0.5 s", SECONDS) == 0.5
-    assert number_with_unit("40k", BYTES) == 4e4
-    assert number_with_unit("64KiB", BYTES) == 65_536
+    assert byte_count("40k") == byte_count("40kB") == 4e4
+    assert byte_count("64KiB") == 65_536
+    with pytest.raises(ValueError, match="may be bytes or"):
+        byte_count("40B")
     with pytest.raises(ValueError, match="or one with a unit: ns"):
         number_with_unit("soon", SECONDS)
 

@@ -14,12 +14,12 @@ import scalekernels
 import torch
 
 import scalebench
+from scalebench.analysis.suite import summarize_suite
 from scalebench.comparison import draining
 from scalebench.comparison.draining import joining, work_left_behind
 from scalebench.comparison.operations import load_operation
 from scalebench.comparison.pool import Pool, draw, draw_pool, live_names, set_count
 from scalebench.comparison.rows import verdict_columns
-from scalebench.comparison.summary import summarize_suite
 from scalebench.comparison.timing import CpuClock, clock_overhead_ns
 from scalebench.comparison.validity import invalid_columns, mode_columns
 

@@ -301,7 +301,7 @@ def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_
     sizes = {each.counts.non_embedding: each for each in plan(load_study(parents))}
     assert len(sizes) == 4
     for each in (sizes[min(sizes)], sizes[max(sizes)]):
-        parent = ParentTrial(each.trial_id, each.trial, Path(), identity, each.flops)
+        parent = ParentTrial(each.trial_id, parents, each.trial, Path(), identity, each.flops)
         made = {resolve("prune", point, parent).trial_id for point in study.points()}
         assert len(made) == trials
 

@@ -16,6 +16,7 @@ from report_support import broken, changed, compared, synthetic
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.reporting.sections.comparison_figures import FIGURES as COMPARED
 from scalebench.reporting.sections.comparison_figures import Part, part_of
+from scalebench.reporting.sections.comparison_tables import suite_table
 from scalebench.reporting.sections.training import FIGURES
 from scalebench.reporting.svg import PAPER, canvas
 from scalebench.reporting.views import Caption
@@ -160,3 +161,11 @@ def test_captions_of_comparisons_speak_of_what_is_drawn(name: str, part: Part, s
         return
     for words, shown in COMPARED_WORDS.items():
         assert (words in caption.text) == shown(drawn.axes), f"{words!r}: {caption.text}"
+
+
+def test_a_comparison_has_its_providers_over_all_cases_in_one_table() -> None:
+    rows = {row[0][0]: row for row in suite_table(parts()["everything"]).rows}
+    assert set(rows) == {"fused", "wrong"}
+    assert [cell[1] for cell in rows["fused"]][1:] == [5, 5, 0, 0, 0, 0, pytest.approx(2), 1]
+    assert rows["wrong"][-3][1] == 5
+    assert rows["wrong"][-2][1] is None

@@ -13,6 +13,7 @@ from scalebench import store
 from scalebench.cli.app import main
 from scalebench.errors import StudyError
 from scalebench.running.chain import ancestors
+from scalebench.running.engines.base import Begin
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import run_trial
 
@@ -36,8 +37,9 @@ class Here:
         """Take every trial."""
 
     @staticmethod
-    def place(attempts: list[Path], _needs: object, **_options: object) -> Iterator[Path]:
+    def place(attempts: list[Path], _needs: object, *, begin: Begin, **_options: object) -> Iterator[Path]:
         for attempt in attempts:
+            assert begin(attempt)
             run_trial(attempt, store.read_json(attempt / "trial.json"), PLACEMENT)
             yield attempt
 
@@ -85,7 +87,7 @@ def test_a_chain_that_cannot_be_is_one_line(tmp_path: Path, texts: dict[str, str
 def test_run_with_parents_runs_what_is_missing_of_the_whole_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scalebench.running.sweep.find_engine", lambda _: Here)
+    monkeypatch.setattr("scalebench.running.sweep.find_engine", lambda _name, _slots: Here)
     written(tmp_path, parent=SMALL, middle=MIDDLE, last=LAST)
     arguments = ["run", str(tmp_path / "last.toml"), "--with-parents", "--results", str(tmp_path / "results")]
     for executed in (3, 3):  # the second time nothing is run again
@@ -123,7 +125,7 @@ def test_a_parent_study_without_results_is_refused_with_those_that_have_some(tmp
 def test_json_has_the_events_of_parents_and_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("scalebench.running.sweep.find_engine", lambda _: Here)
+    monkeypatch.setattr("scalebench.running.sweep.find_engine", lambda _name, _slots: Here)
     written(tmp_path, parent=SMALL, middle=MIDDLE)
     with pytest.raises(SystemExit):
         main(["run", str(tmp_path / "middle.toml"), "--with-parents", "--json", "--results", str(tmp_path / "results")])

@@ -46,7 +46,8 @@ class Estimate:
 def pruned(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the valid trials with a loss, and in ``SIZE`` the size of the unpruned model, in ``bytes`` what is stored.
 
-    ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise.
+    ``bytes`` are the packed bytes where weights were masked, those of the smaller model otherwise. Trials that shared
+    the machine have no latency.
     """
     columns = (ADDED, DENSITY, BEFORE, "weight_bytes", "weight_bytes_before", "packed_bytes", "recovery_steps",
                "params_remaining", "tokens_before", "tokens_seen", "latency_ratio")  # fmt: skip
@@ -55,6 +56,7 @@ def pruned(trials: pd.DataFrame) -> pd.DataFrame:
         **{SIZE: numeric(trials, "params_non_embedding_before")},
         bytes=known["packed_bytes"].fillna(known["weight_bytes"]),
         recovery_steps=known["recovery_steps"].fillna(0).astype(int),
+        latency_ratio=known["latency_ratio"].where(known["timing_exclusive"] != False),  # noqa: E712 - also unknown
     )
     good = known["valid"] & known[ADDED].notna() & (known[DENSITY] > 0) & (known[SIZE] > 0)
     return known[good].sort_values([SIZE, "seed", DENSITY], kind="stable")
@@ -163,7 +165,7 @@ def against_dense(part: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
     parents = dense(part)
     for density, trials in by_density(part):
         each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
-        if len(each):
+        if len(each) and density < 1:
             yield density, mean(each.groupby("seed")["excess"].mean())
 
 

@@ -25,9 +25,9 @@ def _seconds(_type: Any, tokens: Sequence[Token]) -> float:
 
 
 def _bytes(_type: Any, tokens: Sequence[Token]) -> float:
-    from scalebench.points.numerals import BYTES, number_with_unit
+    from scalebench.points.numerals import byte_count
 
-    return number_with_unit(tokens[0].value, BYTES)
+    return byte_count(tokens[0].value)
 
 
 Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]

@@ -52,6 +52,13 @@ def number_with_unit(text: str, units: Mapping[str, float]) -> float:
         raise ValueError(f"{error}, or one with a unit: {', '.join(units)}") from error
 
 
+def byte_count(text: str) -> float:
+    """Return the bytes that a text stands for: 40k, 40kB, 64KiB. Raises ``ValueError``, also for 40B, which is two."""
+    if text.endswith("B") and not text.endswith(tuple(BYTES)):
+        raise ValueError(f"{text!r} may be bytes or 10^9 of them; write the number alone, or with G")
+    return number_with_unit(text, BYTES)
+
+
 def mark_of(cells: Iterable[str]) -> Mark | None:
     """Return the decimal mark that the cells of a file show, or None where none does."""
     for cell in cells:

@@ -5,8 +5,10 @@
 const PLOT = { width: Math.max(300, Math.min(640, document.documentElement.clientWidth - 32)), height: 360, left: 74, right: 16, top: 12, bottom: 44 };
 const X_FIRST = /^N /, Y_FIRST = /loss/, LOG_FROM = 20, MOST_PLOTTED = 2000, MOST_COLORS = 8;
 
+const SVG = new DOMParser().parseFromString("<svg>", "text/html").querySelector("svg").namespaceURI;
+
 function element(name, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;

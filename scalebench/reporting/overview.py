@@ -47,6 +47,7 @@ class Overview:
     table: Table
     tables: tuple[Table, ...] = ()
     figures: tuple[FigureView, ...] = ()
+    style: str = "overview"  # of the first table
 
 
 def build_overview(studies: Sequence[StudyAnalysis], views: Sequence[SectionView]) -> Overview | None:
@@ -80,7 +81,9 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
     rows = [outcome_row(study, workload_of(study), outcome) for study, outcome in pairs]
     sentence = findings_sentence([finding for _, finding in named])
     tables = (findings_table(named),) if named else ()
-    return Overview(sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies))
+    return Overview(
+        sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies), style="outcomes"
+    )
 
 
 def conclusion(rows: Sequence[GrowthRow]) -> str:

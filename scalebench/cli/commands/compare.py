@@ -10,12 +10,12 @@ from typing import Any
 
 import psutil
 
+from scalebench.analysis.suite import SuiteSummary, summarize_suite
 from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, quantity, say, table, warn
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
-from scalebench.comparison.summary import SuiteSummary, summarize_suite
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded

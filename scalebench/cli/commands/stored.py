@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
-from scalebench.analysis.chain import Link, chain_of, cost_of
 from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
@@ -21,6 +20,8 @@ from scalebench.store.comparisons import Comparisons, latest, read_comparisons, 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scalebench.analysis.chain import Link
+
 MOST_ALIKE = 10  # failures of one kind that are all listed
 FIRST_IDS = 3
 LONGEST_MESSAGE = 500
@@ -29,11 +30,14 @@ LONGEST_MESSAGE = 500
 def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
+    from scalebench.analysis.chain import chain_of  # with pandas, which an error about the folder does not need
+
     planned = store.of_plans(stored).frame
     folders = {folder.name: folder for folder in store.study_dirs(results)}
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
+
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
     failed = failed[["study", "trial_id", "status", "stop_step", "error_class", "error_message"]]
@@ -75,6 +79,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
 
 def _chain_lines(name: str, chain: Sequence[Link]) -> list[str]:
     """Return a line on the trials that a study's own started from, where they are and what the chain cost."""
+    from scalebench.analysis.chain import cost_of
+
     if len(chain) < 2:
         return []
     links = " → ".join(f"{link.study} ({trials(link.trials)}, {quantity(link.flops, 'FLOP')})" for link in chain)

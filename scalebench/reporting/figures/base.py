@@ -58,8 +58,10 @@ def many(all_series: Sequence[Series]) -> bool:
 
 def styles_of(all_series: Sequence[Series]) -> list[dict[str, Any]]:
     """Return colour and marker of each series, the same in every figure of a study; see ``series_styles``."""
-    places = {id(series): place for place, series in enumerate(ranked(all_series))}
-    return series_styles([places.get(id(series), len(all_series)) for series in all_series])
+    best = ranked(all_series)
+    others = [series for series in all_series if not len(series.sizes)]
+    places = {id(series): place for place, series in enumerate([*best, *others])}
+    return series_styles([places[id(series)] for series in all_series])
 
 
 def draw_means(

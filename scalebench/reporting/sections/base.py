@@ -29,6 +29,7 @@ class SectionView:
     methods: tuple[str, ...]
 
 
+MAX_FINDINGS = 6  # bullets below the lead
 MANY = 6  # sections of a kind on one page: with more, each shows its most important figures only
 
 

@@ -17,7 +17,7 @@ from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
-from scalebench.reporting.sections.base import Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, number, table, word
@@ -27,7 +27,6 @@ from scalebench.store import left_out_line, planned_ids
 TEMPLATE = Path(__file__).with_name("study.html.j2")
 BRIEF_FIGURES, BRIEF_TABLES = 3, 1  # of a study on a page of many
 GROUPED_FROM = 3  # trials that ended alike
-MAX_FINDINGS = 6  # bullets below the lead; the last says how many trials failed
 DRAWN_WITH = (
     f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
     f"{version('matplotlib')} and seaborn {version('seaborn')}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import pandas as pd
 
 from scalebench.analysis.trials import numeric
 from scalebench.reporting.quantities import NBSP, present, significant
-from scalebench.reporting.sections.base import Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
 from scalebench.reporting.sections.comparison_figures import FIGURES, TIMES, Part, part_of
 from scalebench.reporting.sections.comparison_tables import (
+    VERDICTS,
     details_table,
     problems_table,
     providers_table,
     rows_environment_table,
     runnable,
+    suite_table,
     verdicts_table,
 )
 from scalebench.reporting.sections.operations import Operation
@@ -49,6 +52,7 @@ class PartView:
     """One direction on one machine: figures and tables."""
 
     title: str
+    suite: Table
     figures: tuple[FigureView, ...]
     verdicts: Table
     details: Table
@@ -78,8 +82,10 @@ class ComparisonSection:
     def verdict(self, subject: Subject) -> tuple[str, ...]:
         """Return for each direction and machine which provider is fastest, and how each compares with the baseline."""
         assert isinstance(subject, Operation)
-        texts = (text for _, part in parts_of(subject) for text in sentences(subject.name, part))
-        return tuple(text.replace(" %", f"{NBSP}%") for text in texts)
+        texts = [text for _, part in parts_of(subject) for text in sentences(subject.name, part)]
+        if len(texts) > 1 + MAX_FINDINGS:  # which is fastest; the tables of all cases have the others
+            texts = [text for _, part in parts_of(subject) for text in islice(sentences(subject.name, part), 1)]
+        return tuple(text.replace(" %", f"{NBSP}%") for text in texts[: 1 + MAX_FINDINGS])
 
     def headline(self, marks: Marks, subject: Subject) -> Caption | str | None:
         """Draw the times of the first direction and machine."""
@@ -117,7 +123,8 @@ def _part_views(operation: Operation, name: str) -> Iterator[PartView]:
     several = operation.rows["machine_id"].nunique() > 1
     for i, (key, part) in enumerate(parts_of(operation), 1):
         figures = draw_figures(f"{name}-{i}", FIGURES, part)
-        yield PartView(_title(key, part.frame, several), figures, verdicts_table(part), details_table(part.frame))
+        yield PartView(_title(key, part.frame, several), suite_table(part), figures, verdicts_table(part),
+                       details_table(part.frame))  # fmt: skip
 
 
 def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
@@ -161,7 +168,7 @@ def _against_baseline(provider: str, rows: pd.DataFrame) -> str:
     if judged.empty:
         return f"{provider}: {', '.join(ends) or 'no verdict'} of {len(rows)} cases."
     counts = judged["verdict"].value_counts()
-    words = [f"{word_.lower()} in {counts[word_]}" for word_ in ("FASTER", "SAME", "SLOWER", "INCONCLUSIVE")
+    words = [f"{word_.lower()} in {counts[word_]}" for word_ in VERDICTS
              if word_ in counts]  # fmt: skip
     mean = significant(float(np.exp(-np.log(numeric(judged, "ratio")).mean())))
     return (

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scalebench.analysis.trials import numeric
 from scalebench.reporting.quantities import percent, present, quantity, scale
-from scalebench.reporting.svg import MUTED, Marks, finish, series_style
+from scalebench.reporting.svg import MUTED, Marks, finish, series_styles
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -109,11 +109,12 @@ def rate_of(frame: pd.DataFrame) -> str:
 def _lines(marks: Marks, part: Part, x: pd.Series[Any], y: pd.Series[Any], titles: Sequence[str]) -> None:
     """Draw each provider's marks, joined along the cases that differ only in size."""
     timed, title_of = part.timed, dict(zip(part.timed.index, titles, strict=True))
+    styles = series_styles(range(len(part.providers)))
     for i, name in enumerate(part.providers):
         rows = timed[timed["provider"] == name]
         if rows.empty:
             continue
-        style = series_style(i)
+        style = styles[i]
         marks.draw(x[rows.index], y[rows.index], [title_of[j] for j in rows.index], **style, label=name, markersize=5.5)
         for _, line in rows.groupby(list(part.variants), dropna=False):
             if len(line) > 1:
@@ -132,7 +133,7 @@ def time_figure(marks: Marks, part: Part) -> Caption | None:
     for i, name in enumerate(part.providers):
         own = timed[timed["provider"] == name]
         low, high = (numeric(own, f"time_{end}_s").clip(*edges) / factor for end in ("low", "high"))
-        marks.bars(own[part.x], low, high, color=series_style(i)["color"], linewidth=1.2)
+        marks.bars(own[part.x], low, high, color=series_styles(range(len(part.providers)))[i]["color"], linewidth=1.2)
     titles = [f"{r['provider']}, {r['case']}: {quantity(r['time_median_s'], 's')}" for _, r in timed.iterrows()]
     _lines(marks, part, timed[part.x], times / factor, titles)
     finish(marks, f"time per call ({unit})", log=True)
@@ -215,7 +216,13 @@ def roofline_figure(marks: Marks, part: Part) -> Caption | None:
             f"{name}, {r['case']}: {quantity(r[FLOPS], 'FLOP/s')} at {quantity(r['intensity'])} FLOP per byte"
             for _, r in own.iterrows()
         ]
-        marks.draw(own["intensity"], numeric(own, FLOPS) / factor, titles, **series_style(i), label=name)
+        marks.draw(
+            own["intensity"],
+            numeric(own, FLOPS) / factor,
+            titles,
+            **series_styles(range(len(part.providers)))[i],
+            label=name,
+        )
     ridges = [peak / copy for peak in products.values()]
     x = np.geomspace(min([frame["intensity"].min(), *ridges]) / 1.5, max([frame["intensity"].max(), *ridges]) * 1.5, 80)
     for label, peak in products.items():

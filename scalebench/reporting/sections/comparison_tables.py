@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.reporting.quantities import NBSP, bounded, percent, present
+from scalebench.analysis.suite import summarize_suite
+from scalebench.reporting.quantities import NBSP, bounded, percent, present, significant
 from scalebench.reporting.sections.comparison_figures import UNITS, Part, share_of_ceiling
-from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, table, word
+from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, share, table, word
 from scalebench.store.comparisons import went_wrong
 
+VERDICTS = ("FASTER", "SAME", "SLOWER", "INCONCLUSIVE")
 WIDEST = 1000.0  # high over low of an interval that is still written out
 
 
@@ -40,6 +42,22 @@ def problems_table(frame: pd.DataFrame) -> Table:
     ]  # fmt: skip
     columns = ("provider", "problem", "reason", "cases", "which")
     return table("Wrong results and crashes.", columns, rows)
+
+
+def suite_table(part: Part) -> Table:
+    """Return each provider over all cases: how often it is faster or slower, and by how much in the geometric mean."""
+    rows = []
+    plain = part.frame.astype(object).where(part.frame.notna(), None)
+    records = [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    for suite in summarize_suite(records):
+        own = part.frame[part.frame["provider"] == suite.provider]
+        counts = [number(int((own["verdict"] == name).sum())) for name in VERDICTS]
+        speedup = word(None) if suite.speedup is None else (f"×{significant(suite.speedup)}", suite.speedup)
+        rows.append((word(suite.provider), number(suite.cases), *counts, number(int(own["accepted"].eq(False).sum())),
+                     speedup, share(suite.fast_1)))  # fmt: skip
+    columns = ("provider", "cases", *(name.lower() for name in VERDICTS), "wrong", "geometric mean speedup",
+               "share of cases at least as fast")  # fmt: skip
+    return table("Providers against the baseline, over all cases.", columns, rows)
 
 
 def verdicts_table(part: Part) -> Table:

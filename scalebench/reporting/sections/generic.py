@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
-from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.figures.base import styles_of, trial_label, trial_titles
 from scalebench.reporting.outcomes import Outcome
 from scalebench.reporting.quantities import quantity, scale
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection
-from scalebench.reporting.svg import Marks, finish, series_style
-from scalebench.reporting.tables import Table, number, table, word
+from scalebench.reporting.svg import Marks, finish
+from scalebench.reporting.tables import Cell, Rows, Table, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
 MAX_SENTENCES = 3
@@ -81,20 +83,24 @@ def draw_column(marks: Marks, study: StudyAnalysis, column: Column) -> Caption:
     valid = study.trials[study.trials["valid"] & numeric(study.trials, column.name).notna()]
     values = numeric(valid, column.name)
     factor, unit = scale(float(values.abs().median()), column.unit)
-    rows = []
-    for i, series in enumerate(study.series):
-        part, style = valid.loc[valid.index.intersection(series.trials.index)], series_style(i)
+    rows = Rows(len(study.series))
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        part = valid.loc[valid.index.intersection(series.trials.index)]
         medians = (numeric(part, column.name) / factor).groupby(part[N]).median()
         marks.axes.plot(medians.index, medians, color=style["color"], linewidth=1)
         marks.draw(part[N], numeric(part, column.name) / factor, trial_titles(series, part, column.name, column.unit),
                    **style, label=series.label or None)  # fmt: skip
-        rows += [(word(trial_label(row, series)), number(row[column.name], column.unit)) for _, row in part.iterrows()]
+        rows.add(part, partial(_cells, series, column))
     finish(marks, f"{column.title} ({unit})" if unit else column.title, log=spans_decades(values))
     meaning = next(about["meaning"] for about in declared(study) if about["name"] == column.name)
     return Caption(
         f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}. One mark per trial; lines join the medians of the sizes.",
         table(f"{column.title.capitalize()} by trial.", ("trial", column.title), rows),
     )
+
+
+def _cells(series: Series, column: Column, row: pd.Series[Any]) -> Sequence[Cell]:
+    return word(trial_label(row, series)), number(row[column.name], column.unit)
 
 
 def spans_decades(values: pd.Series[float]) -> bool:

@@ -10,12 +10,12 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric, split_columns
-from scalebench.reporting.figures.base import trial_label, trial_titles
+from scalebench.reporting.figures.base import styles_of, trial_label, trial_titles
 from scalebench.reporting.figures.costs import EFFICIENCY, MEMORY
 from scalebench.reporting.outcomes import Outcome
 from scalebench.reporting.quantities import NBSP, quantity, scale
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
-from scalebench.reporting.svg import PAPER, Marks, finish, legend, series_style
+from scalebench.reporting.svg import PAPER, Marks, finish, legend, series_styles
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -34,8 +34,8 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         return None
     factor, unit = scale(float(numeric(known, LATENCY).median()), "s")
     rows: list[Sequence[Cell]] = []
-    for i, series in enumerate(study.series):
-        part, style = known.loc[known.index.intersection(series.trials.index)], series_style(i)
+    for series, style in zip(study.series, styles_of(study.series), strict=True):
+        part = known.loc[known.index.intersection(series.trials.index)]
         median, high = numeric(part, LATENCY) / factor, numeric(part, P95) / factor
         marks.bars(part[N], median, high, color=style["color"], linewidth=1.2)
         marks.axes.plot(part[N], median, color=style["color"], linewidth=1)
@@ -66,8 +66,9 @@ def throughput_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     column = "tokens_per_s" if numeric(known, "tokens_per_s").notna().any() else "samples_per_s"
     unit = "tokens/s" if column == "tokens_per_s" else "samples/s"
     rows: list[Sequence[Cell]] = []
-    for i, (label, part) in enumerate(_by_batch(known, study)):
-        style, rate = series_style(i), numeric(part, column)
+    lines = list(_by_batch(known, study))
+    for (label, part), style in zip(lines, series_styles(range(len(lines))), strict=True):
+        rate = numeric(part, column)
         titles = [f"{label}, batch {quantity(b)}: {_rate(r, unit)}" for b, r in zip(part[BATCH], rate, strict=True)]
         marks.axes.plot(part[BATCH], rate, color=style["color"], linewidth=1)
         marks.draw(part[BATCH], rate, titles, **style, label=label)

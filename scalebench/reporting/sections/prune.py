@@ -30,6 +30,7 @@ from scalebench.reporting.sections.common import DRAWN_WITH, Column, StudySectio
 from scalebench.reporting.sections.prune_findings import law_sentence, outcome, parameters
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
+FEWEST_FOR_PERCENTILES = 10
 COLUMNS = (
     Column("density", "density_found"),
     Column("loss added (nats)", "loss_added_nats"),
@@ -140,7 +141,7 @@ def _control_sentences(trials: pd.DataFrame) -> Iterator[str]:
 
 def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     """Yield the density at which a group does best beside dense models of equal bytes."""
-    compared = [each for each in against_dense(part) if each[0] < 1]
+    compared = list(against_dense(part))
     if not compared:
         return
     density, excess = min(compared, key=lambda each: each[1].value)
@@ -153,22 +154,21 @@ def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
 
 
 def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
-    """Yield the ratio of latencies of models that really are smaller, and of those that are only masked."""
-    masked, smaller = trials[trials["packed_bytes"].notna()], trials[trials["packed_bytes"].isna()]
-    for part, what in ((masked, "masked models"), (smaller, "models with fewer units")):
-        ratios = part["latency_ratio"].dropna()
-        if len(ratios):
-            low, middle, high = ratios.quantile([0.1, 0.5, 0.9])
-            sizes = part["weight_bytes"] / part["weight_bytes_before"]
-            kept = (
-                "as many bytes as"
-                if (sizes.dropna() == 1).all()
-                else f"{percent(sizes.median(), sign=False)} of the bytes of"
-            )
-            yield (
-                f"The {what} have {kept} the unpruned ones (median) and take {significant(middle, 2)} times as long "
-                f"(10th to 90th percentile of {len(ratios)} trials: {significant(low, 2)} to {significant(high, 2)})."
-            )
+    """Yield bytes and time of models that are only masked, that run on 2:4 kernels, and that really are smaller."""
+    kernels, masked = trials["method"] == "2:4", trials["packed_bytes"].notna()
+    kinds = {"masked models": masked & ~kernels, "2:4 models on their kernels": kernels, "smaller models": ~masked}
+    for what, rows in kinds.items():
+        part = trials[rows].dropna(subset=["latency_ratio"])
+        if part.empty:
+            continue
+        low, middle, high = part["latency_ratio"].quantile([0.1, 0.5, 0.9])
+        sizes = part["weight_bytes"] / part["weight_bytes_before"]
+        size = "as many bytes as" if (sizes == 1).all() else f"{percent(sizes.median(), sign=False)} of the bytes of"
+        spread = f"; 10th to 90th percentile {significant(low, 2)} to {significant(high, 2)}"
+        yield (
+            f"The {what} have {size} the unpruned ones and take {significant(middle, 2)} times as long (medians of "
+            f"{len(part)} trials{spread if len(part) >= FEWEST_FOR_PERCENTILES else ''})."
+        )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -205,7 +205,10 @@ def _sizes_table(parts: dict[str, pd.DataFrame]) -> Table:
         "95 % interval",
         "models",
     )
-    return table("Loss added by pruning, and how it changes with the size of the model.", columns, rows)
+    caption = (
+        "Loss added by pruning, and how it changes with the size of the model; intervals are of each density alone."
+    )
+    return table(caption, columns, rows)
 
 
 def _bytes_table(parts: dict[str, pd.DataFrame]) -> Table:

@@ -64,7 +64,7 @@ def findings(trials: pd.DataFrame, label: str, part: pd.DataFrame) -> Iterator[F
             f"{label}, loss added at random minus by magnitude at density {density:g}", more.value, more.low, more.high,
             seeds=more.n, unit="nats",
         )  # fmt: skip
-    excess = {density: each for density, each in against_dense(part) if density < 1}
+    excess = dict(against_dense(part))
     if excess:
         density = min(excess, key=lambda each: abs(each - 0.5))
         each = excess[density]

@@ -19,7 +19,6 @@ from scalebench.analysis.quantising import (
 )
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
-from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Finding, Outcome, law_text
 from scalebench.reporting.quantities import bounded, formula, quantity, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
@@ -154,11 +153,12 @@ def _law_sentence(study: StudyAnalysis) -> str:
 
 
 def _costs(largest: pd.DataFrame) -> Iterator[str]:
-    """Yield bytes and time of each scheme that saves any, at the largest size."""
+    """Yield bytes and time of each scheme that saves any, at the largest size; times of trials that ran alone."""
     parts = []
     for level, part in levels(largest[largest["real"]]):
         stored = numeric(part, "weight_bytes") / numeric(part, "weight_bytes_before")
-        ratios = numeric(part, RATIO).dropna().sort_values()
+        alone = part["timing_exclusive"] != False  # noqa: E712 - also where it is not known
+        ratios = numeric(part[alone], RATIO).dropna().sort_values()
         ends = dict.fromkeys(f"{ratios.iloc[i]:.2f}" for i in (0, -1) if len(ratios))
         time = f" and {' to '.join(ends)} times the latency" if ends else ""
         parts.append(f"{level} {100 * stored.median():.0f} % of the bytes{time}")
@@ -232,7 +232,7 @@ COLUMNS = (
 def _figures(study: StudyAnalysis) -> Sequence[FigureSpec[StudyAnalysis]]:
     """Return the figures, that of the data first where one run gives several."""
     longer = bool(data_trends(quantised(study)))
-    return (*((BY_DATA,) if longer else ()), BY_SIZE, LATENCY, *OF_STUDY)
+    return (*((BY_DATA,) if longer else ()), BY_SIZE, LATENCY)
 
 
 SECTION = StudySection(
@@ -243,4 +243,5 @@ SECTION = StudySection(
     methods=METHODS,
     tables=tables,
     outcome=outcome,
+    strip=False,
 )

@@ -11,7 +11,7 @@ from scalebench.analysis.quantising import last_of_runs, levels, means, quantise
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
 from scalebench.reporting.quantities import quantity, significant, uncertain
-from scalebench.reporting.svg import MUTED, PAPER, Marks, legend, series_style, size_axis
+from scalebench.reporting.svg import MUTED, PAPER, Marks, finish, legend, series_style, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -121,11 +121,8 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             for _, row in part.iterrows()
         ]  # fmt: skip
     marks.axes.axhline(1, color=MUTED, linewidth=0.8, zorder=0)
-    if numeric(rows, RATIO).max() > 4 * numeric(rows, RATIO).min():
-        marks.axes.set_yscale("log")
-    size_axis(marks.axes)
-    marks.axes.set_ylabel("latency over the unchanged model's")
-    legend(marks)
+    ratios = numeric(rows, RATIO)
+    finish(marks, "latency over the unchanged model's", log=bool(ratios.max() > 4 * ratios.min()))
     columns = ("level", "size", "unchanged", "with fewer bits", "ratio (95 % interval)")
     hollow = " Hollow marks shared the machine." if "hollow" in marks.drawn else ""
     return Caption(

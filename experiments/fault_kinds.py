@@ -1,0 +1,322 @@
+"""The faults that ``faults.py`` injects, by name, each with the study that it disturbs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from fault_support import RETRY, RUN, STUDY, Case, Unavailable, judge
+
+from scalebench import store
+
+FORTY, TEN, FOUR = STUDY % list(range(40)), STUDY % list(range(10)), STUDY % list(range(4))
+LONG = TEN.replace("steps = 40", "steps = 400")
+RANKS = (STUDY % [0, 1]).replace("batch_size = 8", "batch_size = 8\nprocesses = 2").replace("steps = 40", "steps = 300")
+
+
+def descendants(driver: Any, word: str) -> list[psutil.Process]:
+    """Return the processes below a driver with a word in their command line."""
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+        return [process for process in below if any(word in part for part in process.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def workers(driver: Any) -> list[psutil.Process]:
+    """Return the workers that a driver's fork server has forked: they lead their own process groups."""
+    servers = descendants(driver, "running.fork_server")
+    return [process for process in servers if process.ppid() in {server.pid for server in servers}]
+
+
+def driver_killed(case: Case) -> None:
+    """Kill the driver at random moments: while it starts, plans, and while trials run."""
+    for number in range(30):
+        driver, before = case.start(), len(case.records())
+        if number % 3:  # else while it starts
+            case.wait(lambda before=before: len(case.records()) > before, driver)
+        time.sleep(random.random() * (1.0 if number % 3 else 6.0))
+        if driver.poll() is None:
+            driver.kill()
+            case.injected += 1
+        driver.wait()
+    case.finish()
+
+
+def workers_killed(case: Case) -> None:
+    """Kill workers in the middle of their trials."""
+    signalled(case, signal.SIGKILL, 12)
+
+
+def workers_stopped(case: Case) -> None:
+    """Stop workers with SIGSTOP until their time limit is over."""
+    signalled(case, signal.SIGSTOP, 3, "--set", "run.timeout_s=4")
+
+
+def signalled(case: Case, number: signal.Signals, times: int, *words: str) -> None:
+    driver = case.start(*words)
+    while driver.poll() is None:
+        if case.injected < times and (running := workers(driver)) and random.random() < 0.05:
+            try:
+                random.choice(running).send_signal(number)
+                case.injected += 1
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.01)
+    case.finish()
+
+
+# Trials that misbehave, by their seed: the fork server's workers are patched before they are forked.
+FAULTY = """
+import os, signal, sys, time
+import torch
+from scalebench.running import fork_server
+from scalebench.workloads import loop
+take_step = loop.Step.__call__
+kept, taken = [], [0]
+def step(self, batch):
+    loss, seed = take_step(self, batch), self.spec.seed
+    taken[0] += 1
+    if taken[0] < 15:
+        return loss
+    if seed == 0:  # leaks memory
+        kept.append(torch.ones(20_000_000))
+    elif seed == 1 and taken[0] == 15:  # prints 100 MB
+        for _ in range(100):
+            os.write(1, b"x" * 999_999 + b"\\n")
+    elif seed == 2:
+        return loss * float("nan")
+    elif seed == 3:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif seed == 4:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    elif seed == 5:
+        raise RuntimeError("a defect")
+    elif seed == 6:
+        os._exit(0)
+    return loss
+loop.Step.__call__ = step
+sys.exit(fork_server.main())
+"""
+EXPECTED = {0: "oom", 1: "ok", 2: "diverged", 3: "killed", 4: "timeout", 5: "failed", 6: "failed"}
+FAULTY_RUN = (
+    "import sys\nfrom scalebench.running import forked\n"
+    "forked.COMMAND = (sys.executable, '-c', open('server.py').read())\n"
+    "from scalebench.cli.app import main\nmain(sys.argv[1:])"
+)
+
+
+def misbehaving(case: Case) -> None:
+    """Run trials that leak, print 100 MB, give NaN, segfault, ignore SIGTERM, raise or exit; then sound ones."""
+    (case.folder / "server.py").write_text(FAULTY)
+    limits = ("--set", "run.timeout_s=20", "--set", "run.memory_limit_bytes=1e9")
+    driver = case.start(*limits, command=[sys.executable, "-c", FAULTY_RUN, *RUN[3:]])
+    assert driver.wait(300) == 1
+    frame = store.load_results(case.folder / "results").set_index("seed")
+    for seed, status in EXPECTED.items():
+        case.injected += 1
+        if frame["status"][seed] != status:
+            case.notes.append(f"seed {seed}: {frame['status'][seed]} instead of {status}")
+    case.finish()
+
+
+def disk_full(case: Case) -> None:
+    """Let no file grow beyond a size, in the driver and in the workers, one size after the other."""
+    for size in (0, 200, 1_000, 3_000, 5_000, 8_000, 20_000):
+        limited = [sys.executable, "-c", LIMITED, str(size), *RUN[1:]]
+        driver = case.start(RETRY, command=limited)
+        code = driver.wait(300)
+        case.injected += 1
+        if code not in (0, 1, 2, 3):
+            case.notes.append(f"at most {size} bytes: exit status {code}")
+    if "Traceback" in (case.folder / "driver.log").read_text(errors="replace"):
+        case.notes.append("a traceback")
+    case.finish()
+
+
+LIMITED = (
+    "import os, resource, sys\nsize = int(sys.argv[1])\nresource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+
+
+def files_damaged(case: Case) -> None:
+    """Truncate and replace each file of a finished trial: its row is the same or said to be damaged, others hold."""
+    case.finish()
+    rows = {row["trial_id"]: row for row in store.load_results(case.folder / "results").to_dict("records")}
+    attempt = Path(next(iter(rows.values()))["attempt_dir"])
+    whole, _ = store.latest_record(attempt.parent)
+    for path in sorted(attempt.iterdir()):
+        content = path.read_bytes()
+        for damaged in damages(content):
+            path.write_bytes(damaged)
+            case.injected += 1
+            row, lines = store.latest_record(attempt.parent)
+            if row != whole and not (row is None and (lines or path.name == "record.json")):
+                case.notes.append(f"{path.name}: {len(damaged)} bytes: read as another row")
+        path.write_bytes(content)
+    for path in sorted(attempt.iterdir()):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (case.folder / "results" / "tiny" / "study.json").write_bytes(b"\xff" * 100)
+    case.finish()
+    for path in attempt.iterdir():  # a new attempt has the result; what is damaged counts for nothing
+        path.unlink()
+    attempt.rmdir()
+
+
+def damages(content: bytes) -> Iterator[bytes]:
+    """Yield a file's content cut at every byte of its first and last 300 and at some others, and as garbage."""
+    size = len(content)
+    yield from (content[:end] for end in sorted({*range(min(size, 300)), *range(max(0, size - 300), size), size // 2}))
+    yield from (random.randbytes(size), b"\0" * size, b"[" * 100_000, b"null", b'{"status": "ok"}')
+
+
+def clocks(case: Case) -> None:
+    """Let two drivers share the study, whose clocks are days behind and ahead."""
+    together(case, [[sys.executable, "-c", OTHER_CLOCK, str(days), *RUN[3:]] for days in (-3, 3)])
+
+
+OTHER_CLOCK = """
+import datetime, sys, time
+shift = int(sys.argv.pop(1)) * 86400
+now = time.time
+time.time = lambda: now() + shift
+class Shifted(datetime.datetime):
+    @classmethod
+    def now(cls, zone=None):
+        return datetime.datetime.fromtimestamp(time.time(), zone)
+from scalebench.store import trials
+trials.datetime = Shifted
+from scalebench.cli.app import main
+main(sys.argv[1:])
+"""
+
+
+def two_drivers(case: Case) -> None:
+    """Start two drivers at once."""
+    together(case, [RUN] * 2)
+
+
+def four_drivers(case: Case) -> None:
+    """Start four drivers at once."""
+    together(case, [RUN] * 4)
+
+
+def together(case: Case, commands: list[Any]) -> None:
+    drivers = [case.start(command=command) for command in commands]
+    codes = [driver.wait(600) for driver in drivers]
+    case.injected += len(drivers)
+    if any(codes):
+        case.notes.append(f"exit codes {codes}")
+
+
+def copied(case: Case) -> None:
+    """Copy the folder while trials run; each copy, finished, has all of them."""
+    driver = case.start()
+    names = []
+    for number in range(3):
+        case.wait(lambda number=number: len(case.records()) > 2 * number, driver)
+        names.append(f"copy{number}")
+        try:
+            shutil.copytree(case.folder / "results", case.folder / names[-1])
+        except shutil.Error as error:  # temporary files that were renamed meanwhile
+            case.notes += [] if all(".tmp" in str(each) or "-" in str(each) for each in error.args[0]) else [str(error)]
+    driver.wait(600)
+    for name in names:
+        case.injected += 1
+        case.finish(name)
+        if any(judge(case, name).values()):
+            case.notes.append(f"{name}: {judge(case, name)}")
+
+
+def rank_killed(case: Case) -> None:
+    """Kill one process of a trial that two processes train, after its first snapshot."""
+    driver = case.start()
+    snapshot = case.folder / "results" / "tiny" / "trials"
+    if case.wait(lambda: [*snapshot.glob("*/*/resume.json")], driver):
+        random.choice(descendants(driver, "running.worker")).kill()
+        case.injected += 1
+    driver.wait(300)
+    case.finish()
+    frame = store.load_results(case.folder / "results")
+    case.notes.append(f"resumed from step {frame['resumed_from_step'].max()}")
+
+
+def ray_killed(case: Case) -> None:
+    """Kill a worker of Ray, then the head of its embedded cluster."""
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise Unavailable("Ray is not installed") from error
+    trials = case.folder / "results" / "tiny" / "trials"
+    for word in ("ray::", "gcs_server"):
+        driver, before = case.start("--engine", "ray", RETRY), len(case.records())
+        case.wait(lambda before=before: len(case.records()) > before and [*trials.glob("*/*/resume.json")], driver)
+        found = descendants(driver, word)
+        if found:
+            random.choice(found).kill()
+            case.injected += 1
+        try:
+            driver.wait(120)
+        except subprocess.TimeoutExpired:
+            case.notes.append(f"the driver went on without {word}")
+            driver.kill()
+    case.finish()
+
+
+def slurm_disturbed(case: Case) -> None:
+    """Cancel one Slurm task and requeue another."""
+    from slurm_node import CannotStartError, slurm_node
+
+    try:
+        with slurm_node() as variables:
+            driver = case.start("--engine", "slurm", **variables)
+            environment = os.environ | variables
+            trials = case.folder / "results" / "tiny" / "trials"
+            for command in (["scancel"], ["scontrol", "requeue"]):
+                if case.wait(lambda: [*trials.glob("*/*/resume.json")], driver):
+                    listed = ["squeue", "--me", "-h", "-r", "-t", "R", "-o", "%i"]
+                    tasks = subprocess.run(listed, env=environment, capture_output=True, text=True).stdout.split()
+                    done = subprocess.run([*command, *tasks[:1]], env=environment, capture_output=True)
+                    case.injected += bool(tasks) and done.returncode == 0
+                    time.sleep(1)
+            while driver.poll() is None:  # Slurm would wait two minutes before it runs a requeued task again
+                listed = ["squeue", "--me", "-h", "-r", "-t", "PD", "-o", "%i"]
+                for task in subprocess.run(listed, env=environment, capture_output=True, text=True).stdout.split():
+                    update = ["scontrol", "update", f"JobId={task}", "StartTime=now"]
+                    subprocess.run(update, env=environment, capture_output=True)
+                time.sleep(1)
+    except CannotStartError as reason:
+        raise Unavailable(f"no Slurm here: {reason}") from reason
+    case.finish()
+
+
+FAULTS: dict[str, tuple[Callable[[Case], None], str]] = {
+    "driver killed": (driver_killed, FORTY),
+    "workers killed": (workers_killed, LONG),
+    "workers stopped": (workers_stopped, LONG),
+    "trials misbehave": (misbehaving, TEN),
+    "disk full": (disk_full, FOUR),
+    "files damaged": (files_damaged, FOUR),
+    "clocks differ": (clocks, TEN),
+    "two drivers": (two_drivers, TEN),
+    "four drivers": (four_drivers, TEN),
+    "folder copied": (copied, TEN),
+    "rank killed": (rank_killed, RANKS),
+    "Ray killed": (ray_killed, LONG),
+    "Slurm disturbed": (
+        slurm_disturbed,
+        LONG.replace("steps = 400", "steps = 20_000").replace("[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1]"),
+    ),
+}
