@@ -177,7 +177,7 @@ def test_every_shipped_study_plans(path: Path) -> None:
         assert plan(study)
 
 
-def test_the_estimate_of_memory_is_near_what_the_closed_form_says(load) -> None:
+def test_the_estimate_of_memory_in_float32_is_what_the_closed_form_says(load) -> None:
     (planned,) = plan(load(GPT + "params = 1e5"))
     state = 16 * planned.counts.total
     assert planned.memory_bytes == state + 16 * planned.counts.activation_bytes

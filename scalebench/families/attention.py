@@ -107,6 +107,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         forward_flops=2 * length * matrices + 2 * c.width + scores,
         attention_flops=scores,
         activation_bytes=4 * length * per_token + 8 * c.heads * length * length,
+        score_bytes=8 * c.heads * length * length,
     )
 
 

@@ -37,7 +37,9 @@ class Counts:
     ``by_group`` sums to ``total``. ``non_embedding`` excludes tables that are looked up rather than multiplied.
     ``active`` are the parameters used for one token (one sample for data without tokens). ``forward_flops`` counts a
     multiply-add as two, per sample; ``attention_flops`` is the part of attention scores and weighted sums, halved where
-    causal. ``activation_bytes`` estimates what is saved for backward per sample, in float32.
+    causal. ``activation_bytes`` estimates what is saved for backward per sample, in float32 and by plain operations;
+    of it, ``score_bytes`` are attention's probabilities, which fused attention does not keep, and ``output_bytes`` the
+    logits and what the loss makes of them.
     """
 
     by_group: Mapping[str, int]
@@ -46,6 +48,8 @@ class Counts:
     forward_flops: int
     attention_flops: int
     activation_bytes: int
+    score_bytes: int = 0
+    output_bytes: int = 0
 
     @property
     def total(self) -> int:

@@ -128,6 +128,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         forward_flops=2 * length * each + 2 * (square + 2 * c.width) + scores,
         attention_flops=scores,
         activation_bytes=4 * length * per_token + 4 * c.depth * c.heads * length * length,
+        score_bytes=4 * c.depth * c.heads * length * length,
+        output_bytes=8 * length * c.vocab_size,
     )
 
 

@@ -131,6 +131,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         forward_flops=2 * length * matrices + attention_flops,
         attention_flops=attention_flops,
         activation_bytes=4 * length * per_token + 4 * c.depth * c.heads * length * length,
+        score_bytes=4 * c.depth * c.heads * length * length,
+        output_bytes=12 * length * c.vocab_size,
     )
 
 

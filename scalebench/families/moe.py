@@ -137,6 +137,8 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         forward_flops=dense.forward_flops + router_flops + extra_flops,
         attention_flops=dense.attention_flops,
         activation_bytes=dense.activation_bytes + 4 * length * extra_values,
+        score_bytes=dense.score_bytes,
+        output_bytes=dense.output_bytes,
     )
 
 

@@ -142,6 +142,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:
         forward_flops=2 * source * encoder + 2 * answer * decoder + c.depth * scores,
         attention_flops=c.depth * scores,
         activation_bytes=4 * (source * encoder_values + answer * decoder_values + probabilities),
+        score_bytes=4 * probabilities,
     )
 
 

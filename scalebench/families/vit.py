@@ -132,6 +132,7 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         active=total,
         forward_flops=2 * products + attention_flops,
         attention_flops=attention_flops,
+        score_bytes=8 * c.depth * c.heads * c.tokens**2,
         activation_bytes=4 * (saved + 2 * c.depth * c.heads * c.tokens**2 + c.channels * c.image_size**2),
     )
 

@@ -10,18 +10,20 @@ from scalebench.errors import InputError
 from scalebench.running.planning import PlannedTrial
 
 GIB = 1 << 30
+SLACK = 1.3  # how far predictions for 16 bits may be off: workloads/training_memory.py
 
 
 def check_memory(planned: Sequence[PlannedTrial]) -> None:
     """Raise ``InputError`` with a line per size that needs more memory than there is here.
 
-    The prediction assumes float32: trials in 16 bits, which need down to a third of it, are not judged. Nor is a trial
-    on a GPU by a machine without one.
+    A trial in 16 bits has to be predicted to need ``SLACK`` times as much. A trial on a GPU is not judged by a machine
+    without one.
     """
     lines = {}
     for trial in planned:
-        available = memory_bytes(trial.trial.device_kind) if trial.trial.spec.precision == "float32" else None
-        if available is not None and trial.memory_bytes > available:
+        available = memory_bytes(trial.trial.device_kind)
+        slack = 1.0 if trial.trial.spec.precision == "float32" else SLACK
+        if available is not None and trial.memory_bytes > slack * available:
             lines[trial.counts.total] = (
                 f"{trial.trial.family} of {trial.counts.total:.3g} parameters needs about "
                 f"{trial.memory_bytes / GIB:,.0f} GiB and this machine has {available / GIB:,.0f} GiB: leave that size "

@@ -131,7 +131,10 @@ def study_dirs(path: Path) -> list[Path]:
     folders = [child for child in children if is_folder(child / "trials")]
     compared = [child for child in children if child.name.startswith("compare-")]
     if not folders and not any(is_folder(folder / "runs") for folder in (path, *compared)):
-        raise StoreError(f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it")
+        raise StoreError(
+            f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it, "
+            "as `scalebench run STUDY` makes"
+        )
     return folders
 
 

@@ -26,6 +26,7 @@ from scalebench.workloads.base import (
 )
 from scalebench.workloads.distribution import decided_parallel
 from scalebench.workloads.graphs import decided_graph
+from scalebench.workloads.training_memory import training_memory
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
 if TYPE_CHECKING:
@@ -180,15 +181,9 @@ def _steps(budget: dict[str, Any], counts: Counts, batch_size: int, length: int 
 
 
 def cost(trial: Trial, counts: Counts) -> Cost:
-    """Estimate a trial. Memory: parameters, gradients, optimizer state in float32, activations of a micro-batch.
-
-    Each process holds all of it for its rows; under FSDP its part of the state, and at most all parameters gathered.
-    """
+    """Estimate a trial; see ``training_memory`` for its memory."""
     spec: TrainSpec = trial.spec
-    state = OPTIMIZERS[spec.optimizer].state_per_param
-    rows = -(-spec.batch_size // spec.accumulation)
-    copies = (1, spec.processes) if spec.parallel == "fsdp" else (spec.processes, 0)
-    memory_bytes = 4 * counts.total * ((2 + state) * copies[0] + copies[1]) + counts.activation_bytes * rows
+    memory_bytes = training_memory(counts, spec, int(trial.model.get("depth") or 1))
     flops = step_flops(counts, spec.batch_size) * spec.steps
     return Cost(flops, spec.steps, memory_bytes, processes=spec.processes)
 

@@ -131,13 +131,13 @@ def run_worth(
     return 0
 
 
-def print_worth(found: ComputeMultiplier) -> None:
+def print_worth(worth: ComputeMultiplier) -> None:
     """Print the compute multiplier, the loss it was read off at, and how far that extrapolates."""
-    low, high = found.interval
+    low, high = worth.interval
     low, high = 0.0 if low is None else low, math.inf if high is None else high
-    value, interval = bounded(found.multiplier, low, high)
-    flops = f"{found.baseline_flops:.3g} FLOPs before, {found.changed_flops:.3g} after"
-    say(f"compute multiplier ×{value}, 95 % interval {interval}, at loss {significant(found.loss, 4)}: {flops}")
+    value, interval = bounded(worth.multiplier, low, high)
+    flops = f"{worth.baseline_flops:.3g} FLOPs before, {worth.changed_flops:.3g} after"
+    say(f"compute multiplier ×{value}, 95 % interval {interval}, at loss {significant(worth.loss, 4)}: {flops}")
     say(
         "the change saves compute"
         if low > 1
@@ -145,9 +145,9 @@ def print_worth(found: ComputeMultiplier) -> None:
         if high < 1
         else "no significant difference"
     )
-    for name, beyond in zip(("baseline", "changed study"), found.beyond, strict=True):
+    for name, beyond in zip(("baseline", "changed study"), worth.beyond, strict=True):
         if beyond > FAR:
             say(f"the {name} reaches that loss at ×{significant(beyond)} its largest compute: measure closer to it")
-    if found.unreached:
-        say(f"{100 * found.unreached:.3g} % of bootstrap refits never reach that loss and count as infinite compute")
-    say(f"intervals: {'; '.join(dict.fromkeys(found.method.split('; ')))}")
+    if worth.unreached:
+        say(f"{100 * worth.unreached:.3g} % of bootstrap refits never reach that loss and count as infinite compute")
+    say(f"intervals: {'; '.join(dict.fromkeys(worth.method.split('; ')))}")

@@ -28,30 +28,30 @@ def run_diff(
             warn(f"damaged, left out: {line}")
         frames.append(select_rows(path, results.frame, where))
     try:
-        found = difference(frames[0], frames[1], margin, other_machine=other_machine)
+        changes = difference(frames[0], frames[1], margin, other_machine=other_machine)
     except InputError as error:
         raise InputError([f"{old} and {new}: {line}" for line in error.lines]) from error
     if as_json:
-        print_json(found.to_dict())
+        print_json(changes.to_dict())
     elif markdown:
-        say_exactly(*_markdown(found))
+        say_exactly(*_markdown(changes))
     else:
-        _print(found)
-    return 1 if found.regressions else 0
+        _print(changes)
+    return 1 if changes.regressions else 0
 
 
-def _print(found: Difference) -> None:
-    say(_sentence(found), "")
-    shown = _shown(found.effects)
+def _print(changes: Difference) -> None:
+    say(_sentence(changes), "")
+    shown = _shown(changes.effects)
     table("", HEADER, [_cells(effect) for effect in shown], text_columns=2)
-    say(*_notes(found, len(shown)))
+    say(*_notes(changes, len(shown)))
 
 
-def _markdown(found: Difference) -> list[str]:
+def _markdown(changes: Difference) -> list[str]:
     """Return the difference as a Markdown table, for a pull request."""
-    shown = _shown(found.effects)
+    shown = _shown(changes.effects)
     rows = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *map(_cells, shown))]
-    return [f"**{_sentence(found)}**", "", *rows, "", *_notes(found, len(shown))]
+    return [f"**{_sentence(changes)}**", "", *rows, "", *_notes(changes, len(shown))]
 
 
 def _shown(effects: Sequence[Effect]) -> list[Effect]:
@@ -60,12 +60,12 @@ def _shown(effects: Sequence[Effect]) -> list[Effect]:
     return order[:SHOWN]
 
 
-def _sentence(found: Difference) -> str:
+def _sentence(changes: Difference) -> str:
     """Say what became worse or better, or that nothing is beyond the noise."""
-    overall = [effect for effect in found.effects if effect.label == "all"] or list(found.effects)
+    overall = [effect for effect in changes.effects if effect.label == "all"] or list(changes.effects)
     parts = [f"{effect.quantity} {_change(effect)}: {effect.verdict}" for effect in overall]
-    worse = len(found.regressions)
-    head = f"{worse} of {len(found.effects)} comparisons became worse" if worse else "nothing became worse"
+    worse = len(changes.regressions)
+    head = f"{worse} of {len(changes.effects)} comparisons became worse" if worse else "nothing became worse"
     return f"{head}; {'; '.join(parts)}"
 
 
@@ -82,19 +82,19 @@ def _cells(effect: Effect) -> tuple[str, ...]:
     return (effect.label, effect.quantity, *values, change, effect.verdict)
 
 
-def _notes(found: Difference, shown: int) -> list[str]:
+def _notes(changes: Difference, shown: int) -> list[str]:
     """Return lines on the noise, on what was left out, and on how the verdicts were reached."""
     lines = []
-    for name, spread in found.noise.items():
+    for name, spread in changes.noise.items():
         if spread is None:
             lines.append(f"{name}: no configuration has repeats, so the noise is unknown; run several seeds")
             continue
         lines.append(f"{name}: one run varies by {100 * spread:.2g} % between repeats")
-        if any(effect.verdict == "within noise" and effect.quantity == name for effect in found.effects):
+        if any(effect.verdict == "within noise" and effect.quantity == name for effect in changes.effects):
             lines[-1] += "; a change marked within noise is no larger than that of seeds alone can be"
-    if len(found.effects) > shown:
-        lines.append(f"{len(found.effects) - shown} more comparisons; --json has all")
-    if found.only_old or found.only_new:
-        lines.append(f"not in both: {found.only_old} configurations of OLD, {found.only_new} of NEW")
+    if len(changes.effects) > shown:
+        lines.append(f"{len(changes.effects) - shown} more comparisons; --json has all")
+    if changes.only_old or changes.only_new:
+        lines.append(f"not in both: {changes.only_old} configurations of OLD, {changes.only_new} of NEW")
     lines.append("intervals: Student's t, each at 95 %; verdicts after Holm's correction for all comparisons together")
     return lines

@@ -176,5 +176,5 @@ def _print_plan(name: str, sizes: Sequence[dict[str, Any]], count: int, total: d
     say(f"total: {quantity(total['flops'], 'FLOPs')}, about {duration(total['estimated_work_s'])} for one worker")
     say(
         f"columns are per trial; times assume 20 % of {quantity(total['assumed_flops_per_s'], 'FLOP/s')} "
-        f"({total['assumed_rate_source']}) and a minimum time per step; memory assumes float32"
+        f"({total['assumed_rate_source']}) and a minimum time per step"
     )

@@ -35,7 +35,6 @@ def show_status(results: Path, *, as_json: bool) -> int:
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
-    from scalebench.analysis.chain import chain_of  # pandas, which an error before this does not wait for
 
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]
