@@ -260,7 +260,7 @@ def ray_killed(case: Case) -> None:
     except ImportError as error:
         raise Unavailable("Ray is not installed") from error
     trials = case.folder / "results" / "tiny" / "trials"
-    for word in ("ray::", "gcs_server"):
+    for word in ("ray::run_worker", "gcs_server"):
         driver, before = case.start("--engine", "ray", RETRY), len(case.records())
         case.wait(lambda before=before: len(case.records()) > before and [*trials.glob("*/*/resume.json")], driver)
         found = descendants(driver, word)
@@ -268,7 +268,7 @@ def ray_killed(case: Case) -> None:
             random.choice(found).kill()
             case.injected += 1
         try:
-            driver.wait(120)
+            driver.wait(300)
         except subprocess.TimeoutExpired:
             case.notes.append(f"the driver went on without {word}")
             driver.kill()
