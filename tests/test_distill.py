@@ -19,6 +19,9 @@ from scalebench import store
 from scalebench.cli.app import main
 from scalebench.families import FAMILIES, model_fields
 from scalebench.families.modules.decoder import GPT
+from scalebench.running.parents import ParentTrial
+from scalebench.running.planning import load_study, plan, resolve
+from scalebench.study import Parent
 from scalebench.tasks import NextToken
 from scalebench.workloads import columns_of
 from scalebench.workloads.distill_loss import (
@@ -337,7 +340,6 @@ def test_a_student_that_would_start_from_weights_is_refused(base: Path, tmp_path
 def test_students_and_teachers_in_a_circle_are_refused(tmp_path: Path) -> None:
     from scalebench.errors import StudyError
     from scalebench.running.chain import ancestors
-    from scalebench.running.planning import load_study
 
     for name, other in (("one", "two"), ("two", "one")):
         text = STUDENT.replace('"student"', f'"{name}"').replace('"teacher"', f'"{other}"')
@@ -373,3 +375,29 @@ def test_images_are_distilled_into_another_family(tmp_path: Path) -> None:
     larger = student.replace('"mlp"\ndepth = 1\nwidth = 8\n', '"cnn"\nparams = 2000\nimage_size = 16\n')
     assert "it reads images of 8 pixels a side, and the student of 16" in refused(tmp_path, larger)
     assert "it cannot read 'stdlib'" in refused(tmp_path, STUDENT, "data.source=stdlib")
+
+
+@pytest.mark.parametrize("ending", ["", "-gpu"])
+def test_the_studies_that_ship_have_equal_budgets_that_supervised_training_spans(ending: str) -> None:
+    """Planned with the teachers that their study would train; no trial runs."""
+    teachers = [
+        ParentTrial(
+            each.trial_id, "base", each.trial, Path(), Parent(weights_sha256="0" * 64), each.flops, starts=False
+        )
+        for each in plan(load_study(f"lifecycle-base{ending}", ["train.seed=0"]))
+    ]
+    points = [*load_study(f"distill{ending}").points()]
+    students = [resolve("distill", point, teacher) for point in points for teacher in teachers]
+    alone = plan(load_study(f"distill-supervised{ending}", ["train.seed=0"]))
+    budgets = {point["distill.flops"] for point in points}
+    assert len(teachers) == 4
+    assert len({student.trial_id for student in students}) == 4 * len(points)
+    for student in students:
+        assert min(abs(student.flops / budget - 1) for budget in budgets) < 0.02
+        spec, same = student.trial.spec, [each for each in alone if each.counts.total == student.counts.total]
+        assert {(each.trial.spec.batch_size, each.trial.spec.sequence_length) for each in same} == {
+            (spec.batch_size, spec.sequence_length)
+        }
+        steps = [each.steps for each in same]
+        assert min(steps) <= 1.15 * student.steps  # on as little data, lengths within 15 % counting as one
+        assert max(each.flops for each in same) >= student.flops + min(teacher.flops for teacher in teachers)

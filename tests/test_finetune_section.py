@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from test_transfer import AMOUNTS, SIZES, row, study, tuned
+from test_transfer import AMOUNTS, LENGTHS, SIZES, from_scratch, row, study, tuned
 
 from scalebench.analysis.finetuning import lora_against_full, tuned_alike
 from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.analysis.transfer import loss_from_scratch
 from scalebench.reporting import sections, verdict
 from scalebench.reporting.outcomes import AGREES, UNTESTED
 from scalebench.reporting.page import render_page
@@ -59,10 +60,19 @@ def test_the_sentences_have_the_numbers(one: StudyAnalysis) -> None:
     assert sections.section_for(one) is finetune.SECTION
     text = " ".join(verdict(one)).replace("\u00a0", " ")
     assert re.search(r"Fine-tuned on 320 k tokens .*the loss goes from 4.000 to \d\.\d+ ± 0.00\d+ nats at 4,000", text)
+    assert "from scratch" not in text.partition("The earlier training")[0]  # no run from scratch has as many tokens
     assert "The earlier training is worth, to a model that is fine-tuned on 80.0 k tokens" in text
     assert re.search(r"The law of transfer is D_T = k·D_F\^a·N\^b: k = .* b = 0\.[56]\d* \(0\.", text)
     assert "LoRA of rank 4 (trains 10.0 % to 10.0 % of the parameters) on 80.0 k tokens ends 0.1" in text
     assert "On the parents' data the loss rises by 0.400 nats" in text
+
+
+def test_as_much_data_from_scratch_stands_beside_the_loss() -> None:
+    planted = study(amounts=LENGTHS[1:3])
+    loss = loss_from_scratch(planted, SIZES[0], LENGTHS[2])
+    assert loss == pytest.approx(from_scratch(SIZES[0], LENGTHS[2]))
+    assert np.isnan(loss_from_scratch(planted, SIZES[0], 123.0))
+    assert f"(from scratch {loss:.3f})" in verdict(planted)[0]
 
 
 def test_findings_need_their_trials(one: StudyAnalysis) -> None:

@@ -281,6 +281,14 @@ def test_a_quantised_model_can_be_a_parent_unless_a_layer_was_copied(copied: Pat
     assert "none of which kept its weights" in refused(copied, again.replace('"child"', '"copy"'))
 
 
+def test_checkpoints_of_a_run_have_the_data_that_they_were_trained_on(tmp_path: Path) -> None:
+    trained(tmp_path, SOURCE, "run.checkpoint_steps=[5, 15]")
+    rows = trained(tmp_path, CHILD, "from.step=[5, 15]", "quantize.scheme=simulated", "quantize.bits=2")
+    assert sorted((row["samples_seen"], row["tokens_seen"]) for row in rows) == [(20, 320), (60, 960)]
+    assert len({row["parent_trial_id"] for row in rows}) == 1
+    assert [row["parent_flops"] * 60 for row in rows] == [row["samples_seen"] * rows[1]["parent_flops"] for row in rows]
+
+
 def test_a_skipped_layer_makes_the_row_invalid_with_its_name(copied: Path) -> None:
     settings = ("quantize.scheme=simulated", "quantize.bits=4", "quantize.group_size=64")
     (row,) = trained(copied, CHILD, *settings)

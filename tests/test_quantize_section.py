@@ -182,6 +182,13 @@ def test_the_verdict_answers_whether_longer_trained_and_larger_models_lose_more(
     assert "int8-weight-only 25 % of the bytes and 1.25 times the latency" in costs
 
 
+def test_times_of_trials_that_shared_the_machine_are_in_no_sentence(study: StudyAnalysis) -> None:
+    rows = study.rows.assign(timing_exclusive=False)
+    costs = quantize.SECTION.verdict(StudyAnalysis("q", study.definition, rows))[4]
+    assert "25 % of the bytes" in costs
+    assert "latency" not in costs
+
+
 def test_without_a_clear_level_the_verdict_says_so() -> None:
     rng = np.random.default_rng(0)
     rows = [

@@ -13,6 +13,7 @@ from scalebench import store
 from scalebench.cli.app import main
 from scalebench.errors import StudyError
 from scalebench.running.chain import ancestors
+from scalebench.running.engines.base import Begin
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import run_trial
 
@@ -36,8 +37,9 @@ class Here:
         """Take every trial."""
 
     @staticmethod
-    def place(attempts: list[Path], _needs: object, **_options: object) -> Iterator[Path]:
+    def place(attempts: list[Path], _needs: object, *, begin: Begin, **_options: object) -> Iterator[Path]:
         for attempt in attempts:
+            assert begin(attempt)
             run_trial(attempt, store.read_json(attempt / "trial.json"), PLACEMENT)
             yield attempt
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,17 @@ def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {**definition, "axes": axes}
 
 
-def trial_warnings(path: Path, where: str | None) -> list[str]:
+def trial_warnings(path: Path, where: str | None, read: Collection[str] = ()) -> list[str]:
     """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length.
 
-    The last is on trials that no study planned, which the fit leaves out.
+    ``read`` are the columns that the law takes, such as bits, which it does not mix. The last is on trials that no
+    study planned, which the fit leaves out.
     """
     results = read_results(path)
     trials, studies = select_trials(path, results, where), results.studies.values()
     split = [name for definition in studies for name in split_columns(trials, of_any_length(definition))]
-    mixed = list(dict.fromkeys(["study"] * (trials["study"].nunique() > 1) + split))
+    split = ["study"] * (trials["study"].nunique() > 1) + [name for name in split if name not in read]
+    mixed = list(dict.fromkeys(split))
     tuned = dict.fromkeys(axis for definition in studies for axis in tuned_axes(definition) if axis in trials)
     varied = [axis for axis in tuned if trials[axis].nunique() > 1]
     lines = {

@@ -142,6 +142,13 @@ def transfer_of(study: StudyAnalysis) -> TransferAnalysis:
     return TransferAnalysis(tuple(_points(tuned, curves)))
 
 
+def loss_from_scratch(study: StudyAnalysis, size: float, tokens: float) -> float:
+    """Return the mean loss of the runs from scratch of one size on as many tokens; NaN where there are none."""
+    tuned = study.trials[study.trials["valid"] & study.trials[LOSS].notna()]
+    runs = runs_from_scratch(study.others, tuned)
+    return float(runs.loc[(runs[N] == size) & (runs[DATA_SEEN] == tokens), LOSS].mean()) if len(runs) else float("nan")
+
+
 def runs_from_scratch(others: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """Return the valid training runs without a parent that match the fine-tuned trials in ``SAME``."""
     if others.empty or tuned.empty or not {*SAME} <= {*others} & {*tuned}:

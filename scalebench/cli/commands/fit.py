@@ -110,7 +110,7 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
 def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if is_results(path):
-        return [*trial_warnings(path, where), *(f"{path}: {line}" for line in far_warnings(fit))]
+        return [*trial_warnings(path, where, read.columns.values()), *(f"{path}: {line}" for line in far_warnings(fit))]
     unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, column_names(path))]
     unused += data_doubts(path, read)
     slow = fit.n_points * fit.refits.n > SLOW

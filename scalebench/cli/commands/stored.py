@@ -30,12 +30,13 @@ LONGEST_MESSAGE = 500
 def show_status(results: Path, *, as_json: bool) -> int:
     """Print the status of each study; return exit code 1 if a trial is missing or did not end ok."""
     stored = store.read_results(results)
+    from scalebench.analysis.chain import chain_of  # with pandas, which an error about the folder does not need
+
     planned = store.of_plans(stored).frame
     folders = {folder.name: folder for folder in store.study_dirs(results)}
     counts = {name: _study_counts(stored, planned, name, folders.get(name)) for name in stored.studies}
     queued = {name: dict(states) for name, folder in folders.items() if (states := waiting(folder))}
     compared = read_comparisons(results)
-    from scalebench.analysis.chain import chain_of  # pandas, which an error before this does not wait for
 
     chains = {name: chain_of(name, planned) for name in stored.studies}
     failed = planned[planned["status"] != "ok"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
 from scalebench.analysis.finetuning import (
@@ -16,9 +17,9 @@ from scalebench.analysis.finetuning import (
     tuned_alike,
 )
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.transfer import FULL, Transfer, transfer_of
+from scalebench.analysis.transfer import FULL, Transfer, loss_from_scratch, transfer_of
 from scalebench.analysis.trials import LOSS, LOSS_SE
-from scalebench.reporting.figures.costs import MEMORY, STEP_TIMES
+from scalebench.reporting.figures.costs import STEP_TIMES
 from scalebench.reporting.figures.finetuned import (
     AFTER,
     FORGOTTEN,
@@ -49,7 +50,7 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     longest = max(
         (group for group in groups if group.method == FULL), key=lambda group: group.tokens, default=groups[0]
     )
-    yield gain_sentence(longest, groups)
+    yield gain_sentence(longest, study)
     if study.trials.get("metric_accuracy", pd.Series(dtype=float)).notna().any():
         yield accuracy_sentence(longest, groups)
     yield from transfer_sentences(study)
@@ -57,16 +58,19 @@ def sentences(study: StudyAnalysis) -> Iterator[str]:
     yield from forgetting_sentences(longest, groups)
 
 
-def gain_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
-    """Return the loss before and after at both ends of the sizes."""
+def gain_sentence(group: Tuned, study: StudyAnalysis) -> str:
+    """Return the loss before and after at both ends of the sizes, and that of as much data from scratch."""
     before, after = group.means(BEFORE), group.means(LOSS)
     ends = []
     for place in dict.fromkeys((0, len(after) - 1)):
         row = after.iloc[place]
         was = before.loc[before["size"] == row["size"], "mean"]
         start = f"from {was.iloc[0]:.3f} " if len(was) else ""
-        ends.append(f"{start}to {uncertain(row['mean'], row['se'])} nats at {quantity(row['size'])} parameters")
-    return f"Fine-tuned on {amount_of(group)} ({label_of(group, groups)}), the loss goes {' and '.join(ends)}."
+        scratch = loss_from_scratch(study, float(row["size"]), group.tokens)
+        beside = f" (from scratch {scratch:.3f})" if np.isfinite(scratch) else ""
+        ends.append(f"{start}to {uncertain(row['mean'], row['se'])} nats{beside} at {quantity(row['size'])} parameters")
+    method = "all weights" if group.method == FULL else "LoRA"
+    return f"Fine-tuned on {amount_of(group)} ({method}), the loss goes {' and '.join(ends)}."
 
 
 def accuracy_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
@@ -180,7 +184,7 @@ def _lora_findings(study: StudyAnalysis) -> Iterator[Finding]:
 def figures(study: StudyAnalysis) -> tuple[FigureSpec[StudyAnalysis], ...]:
     """Return the figures; a head of classes has no runs from scratch to compare with."""
     own = not ("head" in study.trials and study.trials["head"].eq("classes").all())
-    return (AFTER, *((TRANSFERRED,) if own else ()), LORA_COST, FORGOTTEN, STEP_TIMES, MEMORY, CURVES)
+    return (AFTER, *((TRANSFERRED,) if own else ()), LORA_COST, FORGOTTEN, STEP_TIMES, CURVES)
 
 
 METHODS = (

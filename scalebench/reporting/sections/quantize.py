@@ -153,11 +153,12 @@ def _law_sentence(study: StudyAnalysis) -> str:
 
 
 def _costs(largest: pd.DataFrame) -> Iterator[str]:
-    """Yield bytes and time of each scheme that saves any, at the largest size."""
+    """Yield bytes and time of each scheme that saves any, at the largest size; times of trials that ran alone."""
     parts = []
     for level, part in levels(largest[largest["real"]]):
         stored = numeric(part, "weight_bytes") / numeric(part, "weight_bytes_before")
-        ratios = numeric(part, RATIO).dropna().sort_values()
+        alone = part["timing_exclusive"] != False  # noqa: E712 - also where it is not known
+        ratios = numeric(part[alone], RATIO).dropna().sort_values()
         ends = dict.fromkeys(f"{ratios.iloc[i]:.2f}" for i in (0, -1) if len(ratios))
         time = f" and {' to '.join(ends)} times the latency" if ends else ""
         parts.append(f"{level} {100 * stored.median():.0f} % of the bytes{time}")
