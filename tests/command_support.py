@@ -11,6 +11,7 @@ from scalebench.store import write_json, write_record
 
 # Chinchilla's law: L = E + A N^-alpha + B D^-beta.
 PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
+COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 CHINCHILLA = ("--law", "chinchilla", "--params-column", "N", "--loss-column", "L")
 
 
@@ -56,3 +57,13 @@ def planted(**changes: object) -> list[dict[str, object]]:
     """Return the rows of seven sizes with two seeds each, some columns changed."""
     rng = np.random.default_rng(3)
     return [record(size, seed, rng) | changes for size in SIZES for seed in (0, 1)]
+
+
+def named(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {role: table[name].to_numpy() for role, name in {"params": "N", "tokens": "D", "loss": "L"}.items()}
+
+
+def written(folder: Path, content: str | bytes, name: str = "p.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path

@@ -19,6 +19,7 @@ from scalebench import store
 from scalebench.cli.app import main
 from scalebench.families import FAMILIES, model_fields
 from scalebench.families.modules.decoder import GPT
+from scalebench.running.chain import ancestors
 from scalebench.running.parents import ParentTrial
 from scalebench.running.planning import load_study, plan, resolve
 from scalebench.study import Parent
@@ -339,7 +340,6 @@ def test_a_student_that_would_start_from_weights_is_refused(base: Path, tmp_path
 
 def test_students_and_teachers_in_a_circle_are_refused(tmp_path: Path) -> None:
     from scalebench.errors import StudyError
-    from scalebench.running.chain import ancestors
 
     for name, other in (("one", "two"), ("two", "one")):
         text = STUDENT.replace('"student"', f'"{name}"').replace('"teacher"', f'"{other}"')
@@ -390,6 +390,7 @@ def test_the_studies_that_ship_have_equal_budgets_that_supervised_training_spans
     students = [resolve("distill", point, teacher) for point in points for teacher in teachers]
     alone = plan(load_study(f"distill-supervised{ending}", ["train.seed=0"]))
     budgets = {point["distill.flops"] for point in points}
+    assert [study.name for study in ancestors(load_study(f"distill{ending}"))] == [f"lifecycle-base{ending}"]
     assert len(teachers) == 4
     assert len({student.trial_id for student in students}) == 4 * len(points)
     for student in students:

@@ -19,8 +19,9 @@ from scalebench.reporting.figures.costs import efficiency_figure, memory_figure
 from scalebench.reporting.figures.loss import loss_figure
 from scalebench.reporting.figures.runs import curves_figure
 from scalebench.reporting.fit_tables import fit_tables
+from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.sections.common import counts
-from scalebench.reporting.svg import MAX_MARKS, MOST_MARKS, MUTED, SERIES_COLORS, canvas, to_svg
+from scalebench.reporting.svg import MAX_MARKS, MOST_MARKS, MUTED, SERIES_COLORS, canvas
 from scalebench.reporting.tables import MAX_DATA_ROWS
 from scalebench.store import Results
 

@@ -17,7 +17,8 @@ from scalebench.analysis.trials import PARAMETERS, best_over, prepare
 from scalebench.laws import fit
 from scalebench.reporting import render
 from scalebench.reporting.figures.runs import curves_figure
-from scalebench.reporting.svg import canvas, to_svg
+from scalebench.reporting.inline_svg import to_svg
+from scalebench.reporting.svg import canvas
 from scalebench.reporting.views import Caption
 from scalebench.store import Results
 

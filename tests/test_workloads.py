@@ -53,6 +53,7 @@ ELSEWHERE = {
     "float16, which needs a GPU": {"skipped_steps"},
     "a trial that fails": {"error_class", "error_message", "invalid_reason"},
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
+    "an earlier attempt that was interrupted": {"resumed_from_step"},
     "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {

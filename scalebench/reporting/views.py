@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 import pandas as pd
 from markupsafe import Markup
 
+from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.quantities import quantity
-from scalebench.reporting.svg import Marks, canvas, to_svg
+from scalebench.reporting.svg import Marks, canvas
 from scalebench.reporting.tables import Table
 
 Subject = TypeVar("Subject")

@@ -34,7 +34,7 @@ Section = DistillSection
 Spec = DistillSpec
 
 COLUMNS = (
-    *effect.COLUMNS,
+    *(replace(each, meaning=each.meaning.replace("the unchanged model", "the teacher")) for each in effect.COLUMNS),
     Column("teacher_flops", "FLOP", "FLOPs of the teacher's forward passes in this trial"),
     Column("total_flops", "FLOP", "FLOPs of the student's training and of the teacher's forward passes"),
     Column("stored_bytes", "B", "size of the teacher's stored log-probabilities; null where the teacher runs along"),

@@ -1,0 +1,106 @@
+"""A drawn figure as an inline SVG element: text stays text, colours become CSS variables, marks get titles."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from xml.etree import ElementTree
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+from scalebench.reporting.quantities import printable
+from scalebench.reporting.svg import CSS_COLORS, Marks, color_of
+
+COLOR = re.compile(r"#[0-9a-f]{6}\b")
+DECIMALS = re.compile(r"-?\d+\.\d{3,}")
+FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
+REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
+
+
+def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
+    """Return the figure as an inline SVG element whose ids all start with ``name``."""
+    marks.thin()
+    buffer = io.StringIO()
+    # With every entry empty, matplotlib writes no date, version or address.
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    FigureCanvasSVG(marks.figure).print_svg(buffer, metadata=empty)  # type: ignore[no-untyped-call]
+    root = ElementTree.fromstring(printable(buffer.getvalue()).encode())  # noqa: S314 - written two lines above
+    _strip_namespaces(root)
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    _add_titles(root, marks.titles)
+    _rename_ids(root, name)
+    _restyle(root)
+    _flatten(root)
+    return _labelled(root, name, title, description, _series(marks))
+
+
+def _series(marks: Marks) -> dict[str, str]:
+    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it."""
+    handles, labels = marks.axes.get_legend_handles_labels()
+    named: dict[str, list[str]] = {}
+    for handle, label in zip(handles, labels, strict=True):
+        variable = CSS_COLORS.get(color_of(handle) or "", "")
+        if variable.startswith("--s"):
+            named.setdefault(variable, []).append(label)
+    return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+
+
+def _strip_namespaces(root: ElementTree.Element) -> None:
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+
+
+def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None:
+    """Give each mark its title; matplotlib writes one <use> per point of a line without a line, in order."""
+    groups = {group.get("id"): group for group in root.iter("g")}
+    for gid, texts in titles.items():
+        for use, text in zip(groups[gid].iter("use"), texts, strict=True):
+            ElementTree.SubElement(use, "title").text = text
+
+
+def _rename_ids(root: ElementTree.Element, name: str) -> None:
+    """Make ids unique within the page, and drop those that nothing refers to."""
+    values = [value for element in root.iter() for value in element.attrib.values()]
+    used = {match.group(1) for value in values if (match := REFERENCE.search(value))}
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id" and value not in used:
+                del element.attrib[key]
+            elif key == "id":
+                element.set(key, f"{name}-{value}")
+            else:
+                element.set(key, re.sub(r"(url\(#|^#)(?=[A-Za-z])", rf"\1{name}-", value) if key != "style" else value)
+
+
+def _restyle(root: ElementTree.Element) -> None:
+    """Replace colours by CSS variables, leave the font to the page, drop digits finer than a hundredth of a point."""
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "style":
+                colored = COLOR.sub(lambda match: f"var({CSS_COLORS.get(match.group(), match.group())})", value)
+                element.set(key, FONT_FAMILY.sub("", colored))
+            elif key in ("d", "x", "y", "transform", "points"):
+                element.set(key, DECIMALS.sub(lambda match: f"{float(match.group()):.2f}", " ".join(value.split())))
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Replace groups that carry nothing by their content: they are half of the elements that matplotlib writes."""
+    flat: list[ElementTree.Element] = []
+    for child in parent:
+        _flatten(child)
+        empty = child.tag in ("g", "defs") and not len(child)
+        flat += [] if empty else list(child) if child.tag == "g" and not child.attrib else [child]
+    parent[:] = flat
+
+
+def _labelled(root: ElementTree.Element, name: str, title: str, description: str, series: dict[str, str]) -> str:
+    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ElementTree.Element(tag, id=f"{name}-{tag}")
+        element.text = text
+        root.insert(position, element)
+    box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
+    root.attrib = box | ({"data-series": json.dumps(series)} if len(series) > 1 else {})
+    return printable(ElementTree.tostring(root, encoding="unicode"))
