@@ -141,7 +141,9 @@ class Recorder:
             value = None if loss is None else loss()
             if value is not None and math.isfinite(value):
                 beat["loss"] = value
-            (self.attempt / "heartbeat.json").write_text(json.dumps(beat), encoding="utf-8")
+            temporary = self.attempt / ".heartbeat.tmp"
+            temporary.write_text(json.dumps(beat), encoding="utf-8")
+            temporary.replace(self.attempt / "heartbeat.json")  # whole, also where the worker is stopped in between
 
     def save_samples(self, name: str, frame: Any) -> None:
         """Write a table of samples as Parquet, atomically. Where that fails the trial keeps its result without them."""
