@@ -81,7 +81,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def themes() -> list[dict[str, str]]:
-    blocks = re.findall(r"--paper:[^}]+", CSS)
+    blocks = re.findall(r"--paper: #[^}]+", CSS)
     return [dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", block)) for block in blocks]
 
 

@@ -20,9 +20,9 @@ from support import PLACEMENT, SMALL, child_environment
 
 from scalebench import store
 from scalebench.cli.commands.watch import time_left_s
-from scalebench.running.claims import driving, take
+from scalebench.running.claims import driving
 from scalebench.running.engines import ENGINES
-from scalebench.running.engines.base import Resources
+from scalebench.running.engines.base import Begin, Resources
 from scalebench.workloads.recorder import Recorder
 
 Command = Callable[..., tuple[int, str, str]]
@@ -37,9 +37,11 @@ class Scripted:
     def check(self, resources: Sequence[Resources]) -> None:
         """It takes every trial."""
 
-    def place(self, attempts: Sequence[Path], resources: Sequence[Resources], **_: Any) -> Iterator[Path]:
+    def place(
+        self, attempts: Sequence[Path], resources: Sequence[Resources], *, begin: Begin, **_: Any
+    ) -> Iterator[Path]:
         for attempt in attempts:
-            assert take(attempt)
+            assert begin(attempt)
             self.before(attempt)
             identity = store.read_json(attempt / "trial.json")["identity"]
             self.ran.append((identity["requested_params"], identity["seed"]))
