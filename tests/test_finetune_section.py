@@ -67,6 +67,19 @@ def test_the_sentences_have_the_numbers(one: StudyAnalysis) -> None:
     assert "On the parents' data the loss rises by 0.400 nats" in text
 
 
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [((0.4, 0.2), "rises by 0.4"), ((-0.4, -0.2), "falls by 0.4"), ((-0.4, 0.2), "changes by -0.4")],
+)
+def test_forgetting_has_its_direction(means: tuple[float, float], expected: str) -> None:
+    planted = results(scratch=False)
+    rows = planted.frame.assign(forgetting_nats=planted.frame["params_non_embedding"].eq(SIZES[0]).map(
+        dict(zip((True, False), means, strict=True))))  # fmt: skip
+    groups = tuned_alike(analyse(Results(rows, (), planted.studies), "tuned"))
+    (sentence,) = finetune.forgetting_sentences(groups[-1], groups)
+    assert expected in sentence.replace("\u00a0", " ")
+
+
 def test_as_much_data_from_scratch_stands_beside_the_loss() -> None:
     planted = study(amounts=LENGTHS[1:3])
     loss = loss_from_scratch(planted, SIZES[0], LENGTHS[2])

@@ -299,8 +299,8 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
         ("no file", [], "has no weights.safetensors"),
         ("another weight", [], "the file changed"),
         ("cut short", [], "cut short or changed"),
-        ("", ['from.where="seed == 7"'], "none of which kept its weights"),
-        ("", ['from.where="sead == 0"'], "sead"),
+        ("", ['from.where="seed == 7"'], "from.where: no trial of "),
+        ("", ['from.where="sead == 0"'], "from.where: "),
     ],
 )
 def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(

@@ -186,3 +186,12 @@ def test_two_processes_write_an_index_at_once(study: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_read_often, [study, study]) == [-1, -1]
     assert len(store.read_results(study).frame) == TRIALS
+
+
+def test_tables_with_hundreds_of_columns_without_values_are_joined_in_one_piece() -> None:
+    """Inserted one by one they draw a PerformanceWarning, which a mixed folder printed."""
+    empty = dict.fromkeys((f"column {number}" for number in range(150)), None)
+    tables = [pd.DataFrame([{"trial_id": name, "loss": 1.0, **empty}]) for name in ("a", "b")]
+    whole = results.joined(tables)
+    assert list(whole) == list(tables[0])
+    assert whole["column 7"].tolist() == [None, None]

@@ -81,7 +81,7 @@ def test_a_chain_that_cannot_be_is_one_line(tmp_path: Path, texts: dict[str, str
     with pytest.raises(SystemExit) as ended:
         main(["run", str(tmp_path / "last.toml"), "--with-parents", "--results", str(tmp_path / "results")])
     assert ended.value.code == 2
-    assert not list((tmp_path / "results").glob("*/trials"))
+    assert not (tmp_path / "results").exists()
 
 
 def test_run_with_parents_runs_what_is_missing_of_the_whole_chain(

@@ -120,7 +120,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     try:
         return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study.name)]
     except (InputError, store.StoreError) as error:
-        key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:")) else ": ")
+        key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:", "where:")) else ": ")
         reason = f"{error}{_others(path) if source.study is not None else ''}"
         raise StudyError([f"{study.origin}: {key}{reason}; to make its parents: {again}"]) from error
 
@@ -134,14 +134,21 @@ def _others(path: Path) -> str:
 
 
 def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTrial]:
+    from scalebench.points.batches import PointsError
     from scalebench.points.table import select_rows
 
-    rows = select_rows(path, _rows(path, child), source.where)
+    candidates = _rows(path, child)
+    try:
+        rows = select_rows(path, candidates, source.where)
+    except PointsError as error:
+        raise InputError(f"where: {error}") from error
     frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
     if frame.empty and not rows.empty:
         counts = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
         raise InputError(f"{path} has no ok trial{chosen}: {counts}")
+    if frame.empty:
+        raise InputError(f"where: no trial of {path} matches {source.where!r}")
     if source.step is not None:
         yield from _branches(frame, source.step, needs_state=source.continues)
         return
@@ -170,8 +177,6 @@ def _rows(path: Path, child: str) -> pd.DataFrame:
 
 def _branches(frame: pd.DataFrame, steps: Sequence[int], *, needs_state: bool) -> Iterator[ParentTrial]:
     """Yield the checkpoints of each trial after these numbers of steps."""
-    if frame.empty:
-        raise InputError("step: no trial matches")
     for row in frame.sort_values("trial_id").to_dict("records"):
         for step in steps:
             yield _branch({str(name): value for name, value in row.items()}, step, needs_state=needs_state)

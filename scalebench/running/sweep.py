@@ -186,8 +186,8 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: at least one worker is needed (given {jobs})")
     find_engine(engine)
-    store.check_writable(Path(results))
     sweep = survey(study, Path(results))
+    store.check_writable(Path(results))
     for _ in execute(sweep, study, jobs=jobs, engine=engine):
         pass
     return sweep

@@ -128,8 +128,10 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
         for name, values in whole.items()
         if pd.api.types.is_object_dtype(values)
     }
-    absent = dict.fromkeys(names.keys() - set(whole), None)
-    return whole.assign(**nulls, **absent).reindex(columns=list(names))
+    absent = pd.DataFrame(
+        dict.fromkeys(names.keys() - set(whole), [None] * len(whole)), index=whole.index, dtype=object
+    )
+    return pd.concat([whole.assign(**nulls), absent], axis="columns").reindex(columns=list(names))
 
 
 def incomplete_lines(files: Iterable[Missing]) -> Iterator[str]:

@@ -76,7 +76,10 @@ def _zip_lines(raw: Mapping[str, Any], study: Study) -> Iterator[str]:
 def _model_lines(study: Study) -> Iterator[str]:
     axes = study.axes()
     if "model.family" not in axes and study.parents is None:
-        yield 'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them)'
+        yield (
+            'model.family: missing; name a family, as in family = "gpt" (`scalebench list` shows them), '
+            "or with [from] the study whose trained models to start from"
+        )
     if {"model.params", "model.size"} <= set(axes):
         yield "model.size: params and size exclude each other; leave one out"
 

@@ -84,7 +84,7 @@ def _method(request: Request, config: Any, spec: dict[str, Any], own: dict[str, 
     with torch.device("meta"):
         model = request.family.build(config, "eager")
     rank = own["rank"] or DEFAULT_RANK
-    names = chosen_matrices(model, own["matrices"] or "all", rank)
+    names = chosen_matrices(model, "all" if own["matrices"] is None else own["matrices"], rank)
     return {"method": "lora", "rank": rank, "alpha": own["alpha"] or ALPHA_PER_RANK * rank, "matrices": names}
 
 

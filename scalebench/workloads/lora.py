@@ -56,7 +56,8 @@ def chosen(model: nn.Module, asked: str, rank: int) -> str:
     """
     known = matrices(model)
     inner = [name for name in known if not set(known[name]) & set(getattr(model, "OUTER", ()))]
-    names = inner if asked == "all" else [name.strip() for name in asked.split(",")]
+    asked_names = [name.strip() for name in asked.split(",")]
+    names = inner if asked_names == ["all"] else asked_names
     if not names:
         raise InputError("finetune.method: lora needs linear layers inside the model, and this family has none")
     for name in names:
@@ -65,7 +66,7 @@ def chosen(model: nn.Module, asked: str, rank: int) -> str:
     smallest = min(min(model.get_submodule(path).weight.shape) for name in names for path in known[name])  # type: ignore[arg-type]
     if rank > smallest:
         raise InputError(f"finetune.rank: {rank} is above the smaller side of the smallest matrix, {smallest}")
-    return ",".join(dict.fromkeys(names))
+    return ",".join(name for name in known if name in names)  # another order would make two trials of one
 
 
 def adapt(model: nn.Module, names: Sequence[str], rank: int, alpha: float) -> None:

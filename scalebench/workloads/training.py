@@ -134,8 +134,8 @@ def _filled(request: Request) -> dict[str, Any]:
     parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
-    if isinstance(parent, TrainSpec) and request.family.SEQUENCES:
-        defaults["sequence_length"] = parent.sequence_length
+    if request.family.SEQUENCES and (length := getattr(parent, "sequence_length", None)) is not None:
+        defaults["sequence_length"] = length
     if request.continues:
         if not isinstance(parent, TrainSpec):
             raise InputError("from.optimizer_state: only a training run can be continued, and the parent is none")

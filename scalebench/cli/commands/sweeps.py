@@ -78,7 +78,6 @@ def run_study(name: str, settings: Sequence[str], results: Path, options: RunOpt
 
     find_engine(options.engine, options.slots)
     study = load_study(name, settings)
-    store.check_writable(results)
     codes = []
     for parent in ancestors(study) if options.with_parents else ():
         codes.append(_run_one(parent, parent.name, (), results, replace(options, verdict=False), as_json=as_json))
@@ -98,6 +97,7 @@ def _run_one(
     sweep = survey(study, results, options.retry, fresh_code=options.fresh_code)
     if options.engine == "local" and not options.force:
         check_memory(sweep.missing)
+    store.check_writable(results)  # after all that can be wrong with the study: then nothing is written
     _announce(sweep, as_json=as_json)
     try:
         page = LivePage(sweep.study_dir) if options.report else None

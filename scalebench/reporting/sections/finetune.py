@@ -133,13 +133,15 @@ def _difference(pair: Paired) -> str:
 
 
 def forgetting_sentences(group: Tuned, groups: Sequence[Tuned]) -> Iterator[str]:
-    """Yield by how much the loss on the parents' data rose at both ends of the sizes."""
+    """Yield by how much the loss on the parents' data rose, or fell, at both ends of the sizes."""
     frame = group.means(FORGETTING)
     if frame.empty:
         return
-    ends = [f"{uncertain(row['mean'], row['se'])} nats at {quantity(row['size'])} parameters"
-            for row in (frame.iloc[i] for i in dict.fromkeys((0, len(frame) - 1)))]  # fmt: skip
-    yield f"On the parents' data the loss rises by {' and '.join(ends)} ({label_of(group, groups)})."
+    rows = [frame.iloc[i] for i in dict.fromkeys((0, len(frame) - 1))]
+    falls = {row["mean"] < 0 for row in rows}
+    verb, sign = ("changes", 1) if len(falls) > 1 else ("falls", -1) if True in falls else ("rises", 1)
+    ends = [f"{uncertain(sign * row['mean'], row['se'])} nats at {quantity(row['size'])} parameters" for row in rows]
+    yield f"On the parents' data the loss {verb} by {' and '.join(ends)} ({label_of(group, groups)})."
 
 
 def tables(study: StudyAnalysis) -> Iterator[Table]:
