@@ -82,6 +82,10 @@ def test_a_checkpoint_that_was_not_kept_or_changed_is_refused(copied: Path) -> N
         with path.open("ab") as file:
             file.write(b"x")
         assert f"step-8/{name}: SHA-256" in refused(copied, BRANCH)
+    (index,) = (copied / "results").glob("parent/trials/*/*/checkpoints.json")
+    for content in ('{"eight": {}}', '{"8": {"weights_sha256": 1}}'):
+        index.write_text(content)
+        assert "checkpoints.json: '" in refused(copied, BRANCH)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_a_chain_counts_every_step_once(base: Path) -> None:
     assert cost_of(alone) == cost_of(chain) + 2 * step["parent"]  # what both went through counts twice where unknown
 
 
+def test_studies_that_were_moved_together_are_found_where_they_are(base: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "results"
+    shutil.copytree(base / "results", moved)
+    for path in moved.glob("*/trials/*/*/trial.json"):
+        path.write_text(path.read_text().replace(str(base), str(tmp_path / "gone")))
+    chain = chain_of("tuned", store.load_results(moved))
+    assert [link.place for link in chain] == [str(moved / "parent"), str(moved / "branch"), ""]
+
+
 def test_a_chain_that_goes_in_a_circle_ends(base: Path) -> None:
     rows = store.load_results(base / "results").astype(object)
     trunk, branch = rows["study"] == "parent", rows["study"] == "branch"

@@ -249,10 +249,14 @@ def test_all_log_probabilities_stored_train_as_a_teacher_that_runs_along(
 
 def test_stored_log_probabilities_over_several_files(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = trained(copied, STUDENT, FIRST, "distill.top_k=3")
+    killed = Path(whole["attempt_dir"]) / "teacher"
+    killed.mkdir()
+    (killed / "00000.safetensors").touch()
     monkeypatch.setattr("scalebench.workloads.distill_teacher.SHARD_BYTES", 2 * 4 * LENGTH * (3 * 5 + 4))
     (parts,) = trained(copied, STUDENT, FIRST, "distill.top_k=3")
     assert parts["weights_sha256"] == whole["weights_sha256"]
     assert parts["stored_bytes"] > whole["stored_bytes"]
+    assert not killed.exists()  # what an attempt that was killed had left
 
 
 def test_students_multiply_with_teachers_at_equal_total_flops(copied: Path) -> None:

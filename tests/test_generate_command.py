@@ -157,6 +157,13 @@ def test_damaged_weights_and_changed_data_are_told(results: Path, command, tmp_p
     assert code == 2
     assert f"{weights}: not the weights of this trial" in err
     assert "cut short or changed" in store.read_results(copy).damaged[0]
+    (original,) = (results / "story").glob(f"trials/*/*/{WEIGHTS}")
+    whole = bytearray(original.read_bytes())
+    whole[-1] ^= 1
+    weights.write_bytes(whole)
+    code, _, err = command("generate", copy, "--trial", name, "--prompt", "abc")
+    assert code == 2
+    assert f"{weights}: SHA-256" in err
 
 
 @pytest.mark.slow

@@ -59,14 +59,19 @@ def _before(children: pd.DataFrame, rows: pd.DataFrame, seen: set[str]) -> Itera
 
 
 def place_of(children: pd.DataFrame) -> str:
-    """Return the folder of the study that the parents of some trials lie in, from the first that can be read."""
+    """Return the folder of the study that the parents of some trials lie in, from the first that can be read.
+
+    Where it is gone and a study of that name lies beside the children's, all were moved together, and it is that.
+    """
     for attempt in children["attempt_dir"].dropna():
         try:
             parts = Path(str(read_header(Path(str(attempt))).get("parent_dir") or "")).parts
         except StoreError:
             continue
         if "trials" in parts:
-            return str(Path(*parts[: parts.index("trials")]))
+            place = Path(*parts[: parts.index("trials")])
+            beside = Path(str(attempt)).parents[2].with_name(place.name)
+            return str(beside if beside.is_dir() and not place.is_dir() else place)
     return ""
 
 

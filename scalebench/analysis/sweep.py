@@ -30,9 +30,14 @@ def optimum_laws_of(
 ) -> tuple[OptimumLaw, ...]:
     """Return the law of each swept column of a table on disk; see ``optimum_laws``.
 
-    Raises ``InputError`` for settings that vary within a sweep and are neither swept nor among ``replicates``, and
-    ``FitRefused``.
+    Raises ``InputError`` for columns that are no sweep over sizes, and for settings that vary within a sweep and are
+    neither swept nor among ``replicates``; ``FitRefused``.
     """
+    for option, columns in (("--optimised", optimised), ("--against", against)):
+        if not columns:
+            raise InputError([f"{option}: names no column"])
+        if repeated := [name for name in columns if [*optimised, *against].count(name) > 1]:
+            raise InputError([f"{option}: {repeated[0]!r} is named twice; each column is swept or is a size, once"])
     names = {name: name for name in (*against, *optimised)}
     loss = loss_column or (LOSS if is_results(path) else "loss")
     options = {**dict.fromkeys(against, "--against"), **dict.fromkeys(optimised, "--optimised")}

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scalebench.store import read_json, write_json
+from scalebench.store import StoreError, read_json, write_json
 
 INDEX = "checkpoints.json"
+KINDS = {"weights_sha256": str, "state_sha256": str, "end": int}
 
 
 def checkpoint_folder(attempt: Path, step: int) -> Path:
@@ -29,9 +30,17 @@ def add_checkpoint(attempt: Path, step: int, about: dict[str, Any]) -> None:
 
 
 def checkpoints(attempt: Path) -> dict[int, dict[str, Any]]:
-    """Return the checkpoints of an attempt by their step: ``weights_sha256``, ``state_sha256`` and ``end``."""
+    """Return the checkpoints of an attempt by their step: ``weights_sha256``, ``state_sha256`` and ``end``.
+
+    Raises ``StoreError`` for a file with anything else in it.
+    """
     path = attempt / INDEX
-    return {int(step): about for step, about in read_json(path).items()} if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
+    for step, about in content.items():
+        kinds = {name: type(value) for name, value in about.items()} if isinstance(about, dict) else {}
+        if not (step.isascii() and step.isdigit()) or kinds != KINDS:
+            raise StoreError(f"{path}: {step[:60]!r}: not the step of a checkpoint with its SHA-256")
+    return {int(step): about for step, about in content.items()}
 
 
 def has_checkpoints(attempt: Path, steps: Iterable[int]) -> bool:

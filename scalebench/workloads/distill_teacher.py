@@ -91,8 +91,11 @@ def store(
 ) -> StoredTeacher:
     """Write the ``k`` largest log-probabilities at a temperature of all predictions in the batches of ``steps`` steps.
 
-    Values are float32 and classes the smallest integers that hold them, in safetensors files.
+    Values are float32 and classes the smallest integers that hold them, in safetensors files. What attempts of the
+    trial that were killed have left is deleted, of this one, too, where it was requeued.
     """
+    for left in folder.parent.parent.glob(f"*/{folder.name}"):
+        shutil.rmtree(left)
     folder.mkdir()
     per_file = 0
     pending: list[tuple[Tensor, ...]] = []

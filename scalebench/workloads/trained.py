@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from scalebench.families import FAMILIES
-from scalebench.store import StoreError
+from scalebench.store import StoreError, read_json
 from scalebench.study import Trial
 from scalebench.workloads import trial_of
 from scalebench.workloads.building import build_model, configuration
+from scalebench.workloads.checkpoints import checkpoint_folder, checkpoints
 from scalebench.workloads.classifier import with_head
 from scalebench.workloads.quantize_file import QUANTIZED, read_quantized
 from scalebench.workloads.weights import WEIGHTS, check_sha256, load_weights
@@ -21,7 +23,7 @@ def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, 
     """Return an attempt's trial and its trained model, on the CPU, in evaluation mode.
 
     The weights are those of the end of the run, or of a ``checkpoint``, a folder in that of the attempt. Raises
-    ``StoreError`` naming a file that is missing or damaged.
+    ``StoreError`` naming a file that is missing, damaged or changed.
     """
     trial, folder = trial_of(attempt), checkpoint or attempt
     check_size(trial, folder)
@@ -29,7 +31,16 @@ def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, 
     plain = "sdpa" if "sdpa" in FAMILIES[trial.family].IMPLEMENTATIONS else "eager"
     model = with_head(build_model(trial, torch.device("cpu"), plain), trial)
     load_weights(model, folder)
+    if isinstance(recorded := _recorded_sha256(attempt, checkpoint), str):
+        check_sha256(folder / WEIGHTS, recorded)
     return trial, model.eval()
+
+
+def _recorded_sha256(attempt: Path, checkpoint: Path | None) -> Any:
+    """Return the SHA-256 that was noted when the weights were written; None where none was."""
+    kept = {checkpoint_folder(attempt, step): about for step, about in checkpoints(attempt).items()}
+    about = read_json(attempt / "record.json") if checkpoint is None else kept.get(checkpoint, {})
+    return about.get("weights_sha256")
 
 
 def load_quantized(attempt: Path, sha256: str | None = None) -> tuple[Trial, nn.Module]:
