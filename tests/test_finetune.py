@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_from import PARENT, planned, refused, trained
+from test_from import PARENT, PLACEMENT, planned, refused, trained
 from torch import nn
 
 from scalebench import store
 from scalebench.data import open_data
 from scalebench.families import FAMILIES, configure, model_fields
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.worker import run_trial
 from scalebench.workloads import columns_of
 from scalebench.workloads.lora import LowRank, adapt, chosen, matrices, merge, trainable
 from scalebench.workloads.trained import load_trained
@@ -186,6 +188,18 @@ def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
 )
 def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:
     assert expected in refused(copied, CHILD, *settings)
+
+
+def test_fine_tuning_that_diverges_is_no_result(copied: Path) -> None:
+    """Its loss of millions of nats was recorded as ok, and was fitted with the others."""
+    settings = ("finetune.steps=5", "finetune.optimizer=sgd", "finetune.learning_rate=1e6")
+    path = copied / "study.toml"
+    path.write_text(CHILD)
+    study = load_study(path, settings)
+    (trial,) = plan(study, copied / "results")
+    attempt = store.new_attempt(copied / "results" / study.name, trial.trial_id)
+    store.write_json(attempt / "trial.json", trial_header(study, trial, "a test"))
+    assert run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT) == "diverged"
 
 
 def test_fine_tuning_without_a_parent_is_refused(tmp_path: Path) -> None:

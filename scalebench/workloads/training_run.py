@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -238,11 +239,13 @@ class TrainingRun:
     def check_risen(self, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
-        Not for a trial that starts from trained weights: its first loss may be as low as its training reached.
+        The first loss of a trial that starts from trained weights may be as low as its training reached: that of a
+        uniform guess counts if it is higher, and where there are no classes to guess nothing is checked.
         """
-        if self.trial.parent is None:
+        guess = 0.0 if self.trial.parent is None else uniform_guess_nats(self.trial)
+        if self.spec.steps and guess is not None:
             assert self.losses is not None
-            first, training = float(self.losses[0]), self.columns["train_loss_nats"]
+            first, training = max(float(self.losses[0]), guess), self.columns["train_loss_nats"]
             check_risen(first, training=training, validation=validation.loss_nats)
 
     def save_samples(self) -> None:
@@ -253,6 +256,12 @@ class TrainingRun:
             self.losses[self.checked :] = torch.nan  # those of this process' own rows
         frame = samples_frame(self.losses, times, self.clock.data_times_s(), self.start.step, self.resumed.done)
         self.recorder.save_samples("steps.parquet", frame)
+
+
+def uniform_guess_nats(trial: Trial) -> float | None:
+    """Return the loss of giving all classes of a trial's model the same probability; None where it has no classes."""
+    classes = getattr(trial.spec, "head_classes", None) or trial.model.get("vocab_size") or trial.model.get("classes")
+    return math.log(int(classes)) if classes else None
 
 
 def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
