@@ -224,7 +224,7 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
     if (reason := getattr(trial.spec, "changed_form", None)) is not None:
-        raise InputError(f"{row['trial_id']} {reason}: its weights are no longer those of a {trial.family} alone; "
-                         "choose other parents with from.where")  # fmt: skip
+        weights = f"its weights are no longer those of a {trial.family} alone"
+        raise InputError(f"where: {row['trial_id']} {reason}: {weights}; choose other parents")
     identity = Parent(weights_sha256=str(hashes["weights"]), state_sha256=hashes["state"])
     return ParentTrial(str(row["trial_id"]), str(row["study"]), trial, attempt, identity, _flops(trial, row))
