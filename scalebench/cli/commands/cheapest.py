@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -75,21 +76,27 @@ def comparable_points(path: Path, where: str | None) -> pd.DataFrame:
         selected = f" that --where {where!r} selects" if where else ""
         raise InputError([f"{path}: no trial{selected} ended ok with a validation loss"])
     if points["held_out"].nunique() > 1:
-        raise InputError([f"{path}: these trials are not comparable: {_differences(rows)}; choose with --where"])
+        raise InputError([f"{path}: these trials are not comparable: {_differences(rows)}"])
     return points
 
 
 def _differences(rows: pd.DataFrame) -> str:
-    """Return in which of ``HELD_OUT`` trials differ, with the values."""
-    values = {name: rows[name].dropna().astype(str).unique() for name in HELD_OUT if name in rows}
-    return "; ".join(f"{name} is {', '.join(sorted(each))}" for name, each in values.items() if len(each) > 1)
+    """Return in which of ``HELD_OUT`` trials differ, with the values, and how to choose one."""
+    values = {name: sorted(rows[name].dropna().unique()) for name in HELD_OUT if name in rows}
+    values = {name: each for name, each in values.items() if len(each) > 1}
+    if "source" in values:
+        values.pop("data_sha256", None)  # the same difference, in 64 digits
+    differences = "; ".join(f"{name} is {', '.join(map(str, each))}" for name, each in values.items())
+    name = next(iter(values))
+    value = json.dumps(values[name][-1])
+    return f"{differences}; choose with --where, such as --where '{name} == {value}'"
 
 
 def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
     """Print the candidates, where each comes from, and the reasons why there are no others."""
     say(f"fewest FLOPs with {_asked(answer.limits)}", "")
     if answer.candidates:
-        table("", HEADER, [_row(candidate) for candidate in answer.candidates])
+        table("", HEADER, [_row(candidate) for candidate in answer.candidates], text_columns=2)
         say("", *_notes(answer, points))
     if answer.refused:
         say("")
@@ -127,10 +134,9 @@ def _notes(answer: Cheapest, points: pd.DataFrame) -> Iterator[str]:
                 if candidate.beyond == 1
                 else f"×{significant(candidate.beyond)} beyond them"
             )
-            yield f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
+            note = f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
         else:
             first, *others = candidate.trials
             more = f", and {len(others)} other seed{'s' * (len(others) > 1)}" if others else "; one seed"
-            yield f"{name}: {chain(ids[first], known)}{more}"
-        if not candidate.sure:
-            yield f"{name}: its interval of the loss goes beyond {answer.limits.loss:g} nats"
+            note = f"{name}: {chain(ids[first], known)}{more}"
+        yield note + f"; its loss interval goes beyond {answer.limits.loss:g} nats" * (not candidate.sure)
