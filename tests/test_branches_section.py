@@ -109,3 +109,9 @@ def test_a_study_of_continued_runs_of_one_length_is_no_study_of_branches() -> No
     one = study(lengths=(100,))
     assert sections.section_for(one) is not branches.SECTION
     assert sections.section_for(StudyAnalysis("none", {}, one.rows.iloc[:0])) is not branches.SECTION
+
+
+def test_branches_from_different_steps_are_series_of_their_own() -> None:
+    series = study().series
+    assert [each.trials["first_step"].unique().tolist() for each in series] == [[80], [160], [320]]
+    assert [each.sizes["trials"].tolist() for each in series] == [[3, 3]] * 3

@@ -21,7 +21,7 @@ SIZES, TEACHERS, BUDGET = (4e3, 8e3), (4e3, 8e3, 16e3, 32e3), 3e10
 LENGTHS = (5e4, 1e5, 4e5, 1.6e6, 6.4e6)
 SHARED = {
     "status": "ok", "invalid_reason": None, "family": "gpt", "batch_size": 16, "sequence_length": 64,
-    "optimizer": "adamw", "precision": "float32", "data_sha256": "py", "learning_rate": 0.01,
+    "optimizer": "adamw", "precision": "float32", "data_sha256": "py", "learning_rate": 0.01, "schedule": "wsd",
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def study(
     teacher_steps: float = 1e5,
     lengths: Any = LENGTHS,
     draw: int = 3,
+    constant: bool = False,
     **changes: Any,
 ) -> StudyAnalysis:
     """Students that end ``gain`` nats below supervised training on as much data, beside supervised runs."""
@@ -61,8 +62,16 @@ def study(
     ] + [
         row("plain", size, tokens, seed, supervised(size, tokens), workload="training", parent_trial_id=None) | changes
         for size in SIZES for tokens in lengths for seed in range(seeds)
+    ] + [
+        row("constant", size, tokens, 0, 1 + supervised(size, tokens), workload="training", parent_trial_id=None,
+            schedule="constant")
+        for size in SIZES for tokens in lengths if constant
     ]  # fmt: skip
-    return analyse(Results(pd.DataFrame(rows), (), {"taught": {}, "plain": {}}), "taught")
+    return analyse(Results(pd.DataFrame(rows), (), {"taught": {}, "plain": {}, "constant": {}}), "taught")
+
+
+def test_supervised_runs_of_another_schedule_are_not_compared() -> None:
+    assert students_of(study(constant=True)) == students_of(study())
 
 
 def test_planted_differences_from_supervised_training_are_recovered() -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.transfer import Curve, curve_of, runs_from_scratch
+from scalebench.analysis.transfer import RECIPE, Curve, curve_of, matching, runs_from_scratch
 from scalebench.analysis.trends import Trend, trend_by
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.laws import FitRefused, fit
@@ -126,7 +126,7 @@ def students_of(study: StudyAnalysis) -> tuple[Student, ...]:
         student_flops=numeric(rows, TOTAL) - numeric(rows, "teacher_flops"),
     ).reset_index(drop=True)  # fmt: skip
     spread, freedom = _noise(rows)
-    scratch = runs_from_scratch(study.others, rows)
+    scratch = _of_recipe(runs_from_scratch(study.others, rows), rows)
     curves = {float(str(size)): supervised_curve(part) for size, part in scratch.groupby(N)}
     students = []
     for (size, _, settings), part in rows.groupby([N, "budget", "settings"]):
@@ -134,6 +134,13 @@ def students_of(study: StudyAnalysis) -> tuple[Student, ...]:
         student = Student(float(str(size)), str(settings), float(part[TOTAL].mean()), teachers)
         students.append(_compared(student, curves.get(float(str(size)), "no supervised run has this size")))
     return tuple(students)
+
+
+def _of_recipe(scratch: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return, of each size, the runs that were trained as its students are; all of them where none was."""
+    columns = [name for name in (N, *RECIPE) if name in scratch and name in rows]
+    alike = matching(scratch, rows, columns) if columns else scratch
+    return pd.concat([alike, scratch[~scratch[N].isin(alike[N])]]) if len(scratch) else scratch
 
 
 def supervised_curve(runs: pd.DataFrame) -> Curve | str:

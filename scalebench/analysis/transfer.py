@@ -8,7 +8,7 @@ to be linear in the mean loss; beyond the shortest and the longest nothing is sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -22,7 +22,13 @@ from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.laws import FitRefused, fit
 
 SAME = ("family", "data_sha256", "batch_size", "sequence_length", "optimizer", "precision")
-RECIPE = ("learning_rate", "schedule", "warmup_steps", "weight_decay")  # one of each per size, or nothing compares
+RECIPE = (
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "decay_fraction",
+    "weight_decay",
+)  # one of each per size, or nothing compares
 FULL = "full"
 Array = NDArray[np.float64]
 
@@ -156,9 +162,14 @@ def runs_from_scratch(others: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame
     workload = others["workload"] if "workload" in others else pd.Series("training", index=others.index)
     parent = others["parent_trial_id"] if "parent_trial_id" in others else pd.Series(None, index=others.index)
     plain = others[others["valid"] & others[LOSS].notna() & workload.eq("training") & parent.isna()]
-    wanted = set(tuned[list(SAME)].astype(str).itertuples(index=False, name=None))
-    alike = [row in wanted for row in plain[list(SAME)].astype(str).itertuples(index=False, name=None)]
-    return plain[np.array(alike, dtype=bool)]
+    return matching(plain, tuned, SAME)
+
+
+def matching(runs: pd.DataFrame, wanted: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the runs whose values in ``columns`` are those of a row of ``wanted``."""
+    values = set(wanted[list(columns)].astype(str).itertuples(index=False, name=None))
+    alike = [row in values for row in runs[list(columns)].astype(str).itertuples(index=False, name=None)]
+    return runs[np.array(alike, dtype=bool)]
 
 
 def curve_of(runs: pd.DataFrame) -> Curve | str:

@@ -125,9 +125,16 @@ def split_columns(trials: pd.DataFrame, definition: Mapping[str, Any]) -> list[s
     """Return the columns whose values make separate series: axes other than size, seed and tuned ones that vary."""
     axes = definition.get("axes") or {}
     varied = [axis for axis, values in axes.items() if isinstance(values, list) and len(values) > 1]
-    names = [name for name in dict.fromkeys([*ALWAYS_SPLIT, *varied]) if name in trials]
+    names = [name for name in dict.fromkeys([*ALWAYS_SPLIT, *varied, *_branching(trials)]) if name in trials]
     leave_out = SIZE_AXES.union(tuned_axes(definition))
     return [name for name in names if name not in leave_out and trials[name].dropna().astype(str).nunique() > 1]
+
+
+def _branching(trials: pd.DataFrame) -> list[str]:
+    """Return the column of the step that trials went on from, where one run has branches at several."""
+    if not {"parent_trial_id", "first_step"} <= {*trials}:
+        return []
+    return ["first_step"] if (trials.groupby("parent_trial_id")["first_step"].nunique() > 1).any() else []
 
 
 def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxis:

@@ -22,7 +22,8 @@ class Finding:
     """A published finding beside the effect that this study measured.
 
     ``value`` is an effect that lies above ``null`` where the published finding holds, ``low`` and ``high`` its 95 %
-    interval over ``seeds`` independent trainings. Without a ``value``, ``reason`` says why it was not tested.
+    interval over ``seeds`` independent trainings, of one model each or, as ``each`` says, of models of several sizes.
+    Without a ``value``, ``reason`` says why it was not tested.
 
         Finding(
             "larger models lose less to pruning", "Frantar et al., arXiv:2309.08520",
@@ -38,6 +39,7 @@ class Finding:
     low: float = math.nan
     high: float = math.nan
     seeds: int = 0
+    each: str = "seed"
     unit: str = ""
     null: float = 0.0
     reason: str = ""
@@ -68,8 +70,8 @@ class Finding:
         text, interval = bounded(self.value, self.low, self.high)
         unit = f" {self.unit}" if self.unit else ""
         interval = interval if interval == NO_INTERVAL else f"95 % interval {interval}"
-        few = f"; fewer than {FEWEST_SEEDS} seeds" if self.seeds < FEWEST_SEEDS else ""
-        return f"{self.effect}: {text}{unit} ({interval}, {self.seeds} seed{'s' * (self.seeds != 1)}{few})"
+        few = f"; fewer than {FEWEST_SEEDS} {self.each}s" if self.seeds < FEWEST_SEEDS else ""
+        return f"{self.effect}: {text}{unit} ({interval}, {self.seeds} {self.each}{'s' * (self.seeds != 1)}{few})"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,12 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     largest = max(abs(x) for x in scaled if math.isfinite(x))
     digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)
     plain = largest == 0 or largest >= TINY
-    text, *ends = (f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits) for x in scaled)
+    far = 100 * abs(scaled[0]) or math.inf  # an end beyond this says no more than its order of magnitude
+    text, *ends = (
+        f"{float(f'{x:.1e}'):,.0f}" if far < abs(x) < 1e6 and abs(x) >= 100
+        else f"{x:,.{decimals}f}" if plain and abs(x) < 1e6 else significant(x, digits)
+        for x in scaled
+    )  # fmt: skip
     if ends[0] == ends[1]:  # four digits do not tell the ends apart: as many as do
         ends = _distinct(low / factor, high / factor)
     return (text + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")

@@ -62,7 +62,7 @@ def findings(trials: pd.DataFrame, label: str, part: pd.DataFrame) -> Iterator[F
         yield Finding(
             "weights chosen by magnitude cost less than random ones", "Han et al. 2015, arXiv:1506.02626",
             f"{label}, loss added at random minus by magnitude at density {density:g}", more.value, more.low, more.high,
-            seeds=more.n, unit="nats",
+            seeds=more.n, each="model", unit="nats",
         )  # fmt: skip
     excess = dict(against_dense(part))
     if excess:
@@ -85,4 +85,4 @@ def _size_finding(label: str, part: pd.DataFrame) -> Finding:
     if change is None:
         return Finding(published, source, reason="models of one size")
     effect = f"{label}, decrease of the density at which {TOLERATED_NATS:g} nats are lost, per doubling of size"
-    return Finding(published, source, effect, -change.value, -change.high, -change.low, seeds=change.n)
+    return Finding(published, source, effect, -change.value, -change.high, -change.low, seeds=change.n, each="model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from scalebench.analysis.quantising import last_of_runs, levels, means, quantise
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import N, numeric
 from scalebench.reporting.quantities import quantity, significant, uncertain
-from scalebench.reporting.svg import MUTED, PAPER, Marks, finish, legend, series_style, size_axis
+from scalebench.reporting.svg import MUTED, PAPER, Marks, finish, legend, ramp, series_style, size_axis
 from scalebench.reporting.tables import Cell, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -19,14 +20,28 @@ RATIO, LOW, HIGH = "latency_ratio", "latency_ratio_low", "latency_ratio_high"
 SMALLEST = 1e-3  # nats: below this the axis is linear, so that a loss added of 0 or less has a place
 
 
+def styles_of_levels(study: StudyAnalysis) -> dict[str, dict[str, Any]]:
+    """Return colour and marker of each level, the same in every figure: a ramp over simulated bits, then the others."""
+    names = [level for level, _ in levels(quantised(study))]
+    simulated = [name for name in names if name.endswith((" bit", " bits"))]
+    others = [series_style(i)["color"] for i in range(len(names) - len(simulated))]
+    order = [*simulated, *(name for name in names if name not in simulated)]
+    colors = [*ramp(len(simulated)), *others] if simulated else others
+    return {
+        name: {"color": color, "marker": series_style(i)["marker"]}
+        for i, (name, color) in enumerate(zip(order, colors, strict=True))
+    }
+
+
 def size_figure(marks: Marks, study: StudyAnalysis) -> Caption | str:
     """Mean loss added against size, a line for each level."""
     rows = last_of_runs(quantised(study))
     if rows.empty:
         return "No trial has a loss added."
+    styles = styles_of_levels(study)
     cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        points, style = means(part), series_style(i)
+    for level, part in levels(rows):
+        points, style = means(part), styles[level]
         titles = [f"{level}, {size_text(size)}: {nats_text(mean, se)}" for size, mean, se in _triples(points, N)]
         _draw(marks, points[N], points, titles, style, level)
         cells += [
@@ -49,9 +64,10 @@ def data_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     rows, unit = quantised(study), unit_of(study)
     if rows.empty or rows.groupby("run")["data"].nunique().max() < 2:
         return None
+    styles = styles_of_levels(study)
     cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        style = series_style(i)
+    for level, part in levels(rows):
+        style = styles[level]
         for _, of_size in part.groupby(N):
             size = float(of_size[N].iloc[0])
             points = means(of_size, "ratio")
@@ -106,9 +122,10 @@ def latency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     rows = rows[numeric(rows, RATIO) > 0]
     if rows.empty:
         return None
+    styles = styles_of_levels(study)
     cells: list[Sequence[Cell]] = []
-    for i, (level, part) in enumerate(levels(rows)):
-        style, shared = series_style(i), part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
+    for level, part in levels(rows):
+        style, shared = styles[level], part["timing_exclusive"] == False  # noqa: E712 - also where it is not known
         marks.bars(part[N], numeric(part, LOW), numeric(part, HIGH), color=style["color"], linewidth=1.2)
         for chosen, face in ((part[~shared], style["color"]), (part[shared], PAPER)):
             titles = [f"{level}, {size_text(row[N])}: {ratio_text(row)}" for _, row in chosen.iterrows()]
