@@ -21,7 +21,7 @@ from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import bounded, quantity, significant
 from scalebench.store import left_out_line, of_plans, read_results
 
-HEADER = ("", "model", "loss, 95 % of a new run", "weights", "forward pass", "FLOPs of the chain")
+HEADER = ("", "parameters, model", "loss, 95 % of a new run", "weights", "forward pass", "FLOPs of the chain")
 
 
 def run_cheapest(
