@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from scalebench.analysis.cheapest import PREDICTED, QUANTITIES, Candidate, Cheapest, Estimate, Limits, find_cheapest
+from scalebench.analysis.cheapest import (
+    MEASURED,
+    PREDICTED,
+    QUANTITIES,
+    Candidate,
+    Cheapest,
+    Estimate,
+    Limits,
+    find_cheapest,
+)
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.tradeoff import HELD_OUT, by_weights, chain, tradeoff_points
 from scalebench.cli.output import print_json, say, table, warn
@@ -21,6 +30,7 @@ from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import bounded, quantity, significant
 from scalebench.store import left_out_line, of_plans, read_results
 
+NAMED = 3  # kinds of model that a line of refusals names; the JSON has all
 HEADER = ("", "parameters, model", "loss, 95 % of a new run", "weights", "forward pass", "FLOPs of the chain")
 
 
@@ -99,8 +109,14 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
         table("", HEADER, [_row(candidate) for candidate in answer.candidates], text_columns=2)
         say("", *_notes(answer, points))
     if answer.refused:
-        say("")
-        table("", ("refused", "kind of model", "reason"), [(r.basis, r.what, r.reason) for r in answer.refused])
+        say(*[""] * bool(answer.candidates))
+        alike: dict[tuple[str, str], list[str]] = {}
+        for refusal in answer.refused:
+            alike.setdefault((refusal.basis, refusal.reason), []).append(refusal.what)
+        for (basis, reason), kinds in alike.items():
+            more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
+            what = "" if basis == MEASURED else f"{'; '.join(kinds[:NAMED])}{more}: "
+            say(f"none {basis}: {what}{reason}")
 
 
 def _asked(limits: Limits) -> str:
