@@ -42,7 +42,7 @@ def _series(marks: Marks) -> dict[str, str]:
     named: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
         variable = CSS_COLORS.get(color_of(handle) or "", "")
-        if variable.startswith("--s"):
+        if variable.startswith(("--s", "--r")):
             named.setdefault(variable, []).append(label)
     return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
 
