@@ -104,5 +104,5 @@ def test_nothing_in_common_is_one_line(command, tmp_path: Path) -> None:
     write_study(tmp_path / "new", [row | {"family": "mlp"} for row in rows(2, 0.01, 2)])
     code, _, err = command("diff", "old", "new")
     assert code == 2
-    assert "no configuration is in both; they are matched by" in err
+    assert "no configuration is in both; they differ in" in err
     assert len(err.splitlines()) == 1

@@ -125,8 +125,7 @@ def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(command,
         app.parse_args(words, exit_on_error=False, print_error=False)
         return
     if words[0] == "next":
-        columns = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
-        assert command("fit", "points.csv", "--law", "chinchilla", *columns, "-o", "fit.json")[0] == 0
+        assert command("fit", "points.csv", "--law", "chinchilla", "-o", "fit.json")[0] == 0
     if words[0] in ("plan", "run"):
         assert command("new", "study", "mlp", "-o", "mine.toml")[0] == 0
         words += ["--set", "train.steps=2", "--set", "model.params=1000"] if words[0] == "run" else []

@@ -68,7 +68,8 @@ def test_the_python_example_of_the_readme_runs(small_study: Path, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     text = small_study.read_text().replace("[200, 800]", "[200, 400, 800, 1600]").replace("seed = [0, 1]", "seed = 0")
     small_study.write_text(text)
-    exec(example.replace("studies/mlp.toml", str(small_study)), {})
+    example = example.replace('"mlp"', repr(str(small_study))).replace("results/mlp", "results/small")
+    exec(example, {})
     assert "'alpha'" in capsys.readouterr().out
     assert (tmp_path / "report.html").stat().st_size > 50_000
 

@@ -219,7 +219,7 @@ def test_an_input_that_a_law_does_not_take_is_said(command) -> None:
         (("results/a", "--params", "1e6", "--input", "u=3"), "results/a: --input is for fitted laws"),
         (("results", "--params", "1e300"), "--params 1e+300: a number from"),
         (("results", "--params", "1e6", "--tokens", "nan"), "--tokens nan: a number from"),
-        (("results", "--params", "1e6"), "results: holds 2 studies; name one: results/a, results/b"),
+        (("results", "--params", "1e6"), "results: holds 2 studies; name one, such as results/a (or b)"),
         (("results/a", "--params", "1e6", "--where", "family == 'mlp'"), "no trial that --where"),
         (("results/a", "--params", "1e6", "--where", "famly == 'mlp'"), "did you mean 'family'?"),
         (("results/a", "--params", "1e6", "--where", "exec('1') == family"), "is not allowed"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,11 +33,12 @@ QUANTITIES = {
 TIMES = (STEP_TIME, "latency_median_s")
 # Columns that say what was measured or where, not what was run; names carry their units.
 MEASURED = re.compile(
-    r".*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive)|metric_.*|mfu|flops_per_.*|skipped_steps"
-    r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step"
+    r".*(_s|_nats|_bytes|_j|_seen|_method|_source|_sha256|_backend|_exclusive|_share)|metric_.*|mfu|flops_per_.*|skipped_steps"
+    r"|command|seed|requested_params|size|attempt_dir|parent_.*|first_step|resumed_attempts|checked"
 )
 MACHINE = "machine_id"
 LEVEL = 0.95
+LONG = 8  # characters of a number that a label shortens
 BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise", "no repeats"
 
 
@@ -99,7 +100,10 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     groups = [_by_configuration(frame, names) for frame in (old, new)]
     common = [key for key in groups[0] if key in groups[1]]
     if not common:
-        raise InputError([f"no configuration is in both; they are matched by {', '.join(names)}"])
+        values = [{name: set(frame[name].map(_text)) for name in names} for frame in (old, new)]
+        apart = [name for name in names if not values[0][name] & values[1][name]]
+        what = "differ in" if apart else "are matched by"
+        raise InputError([f"no configuration is in both; they {what} {', '.join(apart or names)}"])
     labels = _labels(names, common)
     effects: list[Effect] = []
     noise = {}
@@ -153,7 +157,17 @@ def _text(value: Any) -> str:
 def _labels(names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Return a label of each configuration: the columns in which they differ."""
     varying = [i for i in range(len(names)) if len({key[i] for key in keys}) > 1 and "params" not in names[i]]
-    return {key: " ".join(f"{names[i]} {key[i]}" for i in varying) or "the configuration" for key in keys}
+    short = {i: _short({key[i] for key in keys}) for i in varying}
+    return {key: " ".join(f"{names[i]} {short[i][key[i]]}" for i in varying) or "the configuration" for key in keys}
+
+
+def _short(values: Collection[str]) -> dict[str, str]:
+    """Return long numbers with four digits where these tell the values apart, by value; others as they are."""
+    try:
+        short = {value: value if len(value) < LONG else f"{float(value):.4g}" for value in values}
+    except ValueError:
+        short = {}
+    return short if len({*short.values()}) == len(values) else {value: value for value in values}
 
 
 def _values(trials: pd.DataFrame, column: str) -> Any:

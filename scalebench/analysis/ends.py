@@ -96,6 +96,8 @@ def _ratio_interval(first: pd.Series[float], last: pd.Series[float]) -> tuple[fl
 
 
 def _reason(series: Series, name: str) -> str:
+    if name in ("step time", "training time") and not series.usable["timed"].any():
+        return "not measured alone on the machine"
     if name != "energy":
         return "not measured at two sizes"
     methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()

@@ -20,7 +20,7 @@ def replicate_notes(usable: pd.DataFrame, x: SizeAxis, known: Collection[str]) -
     groups = usable.groupby(x.column)
     varied = [name for name in SETTINGS if name in usable and name not in known and (groups[name].nunique() > 1).any()]
     if varied:
-        yield (f"trials of one size differ in {', '.join(varied)}: they count as replicates, "
+        yield (f"Trials of one size differ in {', '.join(varied)}: they count as replicates, "
                "and what this changes counts as noise")  # fmt: skip
     copies = int(usable.dropna(subset=[LOSS]).duplicated([x.column, "seed", LOSS]).sum())
     if copies:

@@ -39,8 +39,9 @@ def select_study(path: Path, where: str | None) -> StudyAnalysis:
     """
     results = read_results(path)
     if len(results.studies) > 1:
-        names = ", ".join(str(path / name) for name in results.studies)
-        raise InputError([f"{path}: holds {len(results.studies)} studies; name one: {names}"])
+        first, *others = results.studies
+        names = f"{path / first} (or {', '.join(others)})"
+        raise InputError([f"{path}: holds {len(results.studies)} studies; name one, such as {names}"])
     if not results.studies:
         raise InputError([f"{path}: there are no trials here, only comparisons of operations; name a study's folder"])
     ((name, definition),) = results.studies.items()

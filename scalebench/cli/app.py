@@ -210,7 +210,6 @@ def _register() -> None:
     app.register_install_completion_command(help="Complete commands and options in this shell.", group="Options")
 
 
-NAMED = "--params-column N --tokens-column D --loss-column L"
 # In the order of the three jobs. Each example is run by tests/test_help.py.
 COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
     "Run a scaling sweep": {
@@ -228,18 +227,12 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "report": (app_results.report, "report results/demo -o report.html"),
         "export": (app_results.export, "export results -o trials.csv"),
         "diff": (app_results.diff, "diff old-results new-results"),
-        "fit": (
-            app_laws.fit,
-            "fit points.csv --law chinchilla --params-column N --tokens-column D --loss-column L -o fit.json",
-        ),
+        "fit": (app_laws.fit, "fit points.csv --law chinchilla -o fit.json"),
         "predict": (app_laws.predict, "predict fit.json --params 7e9 --tokens 1.4e12"),
-        "optimal": (
-            app_laws.optimal,
-            f"optimal points.csv {NAMED} --budget 1e21",
-        ),
+        "optimal": (app_laws.optimal, "optimal points.csv --budget 1e21"),
         "next": (app_laws.next_, "next fit.json --predict params=7e9,tokens=1.4e12"),
         "worth": (app_laws.worth, "worth old.csv new.csv"),
-        "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against N --loss-column L"),
+        "tune": (app_laws.tune, "tune sweep.csv --optimised lr --against params"),
     },
     "Compare kernel speed with eager PyTorch": {
         "compare": (app_setup.compare, "compare norm --providers eager,compiled --processes 1 --seconds 0.1"),

@@ -88,8 +88,11 @@ def table(
         say(title)
     rows = [[visible(cell) for cell in row] for row in rows]
     is_text = [i < text_columns or (last_is_text and i == len(header) - 1) for i in range(len(header))]
-    for part in _parts(header, rows, is_text):
-        cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in rows]
+    parts = _parts(header, rows, is_text)
+    for part in parts:
+        # A row with nothing to show in a later part is left out of it.
+        shown = [row for row in rows if part == parts[0] or _is_heading(row, header) or any(row[i] for i in part[1:])]
+        cells = [row if _is_heading(row, header) else [row[i] for i in part] for row in shown]
         _print_part([header[i] for i in part], cells, [is_text[i] for i in part])
 
 

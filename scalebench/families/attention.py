@@ -68,7 +68,7 @@ def config_for(params: float, **fixed: Any) -> Config:
     if "hidden" not in fixed:
         config = with_hidden(config, params, lambda c: count(c, 1).total)
     shape = f"attention (width {config.width})"
-    return within_tolerance(config, params, count(config, 1).total, shape, "the dial covers about 2,000 and more")
+    return within_tolerance(config, params, count(config, 1).total, shape, "sizes from about 2,000 are possible")
 
 
 def defaults(data: Retrieval, _sequence_length: int | None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _dial_size(config: Config) -> int:
     return count(config).non_embedding
 
 
-DIAL = Dial("bert", explicit, _dial_size, 12, HEADED_WIDTH_STEPS, "the dial covers about 10,000 and more")
+DIAL = Dial("bert", explicit, _dial_size, 12, HEADED_WIDTH_STEPS, "sizes from about 10,000 are possible")
 
 
 def config_for(params: float, **fixed: Any) -> Config:

@@ -71,7 +71,7 @@ def config_for(params: float, *, dense1: int | None = None, **fixed: Any) -> Con
         base, slope = linear_in("dense1", config, lambda c: count(c).total)
         config = replace(config, dense1=max(1, round((params - base) / slope)))
     shape = f"cnn ({config.first} and {config.second} channels, {config.classes} classes)"
-    hint = "the dial covers about 3,000 and more when no other field is given"
+    hint = "sizes from about 3,000 are possible when no other field is given"
     return within_tolerance(config, params, count(config).total, shape, hint)
 
 

@@ -78,7 +78,7 @@ def _dial_size(config: Config) -> int:
 
 
 DIAL = Dial(
-    "gpt", explicit, _dial_size, 12, WIDTH_STEPS, "the dial covers about 1,500 and more when no other field is given"
+    "gpt", explicit, _dial_size, 12, WIDTH_STEPS, "sizes from about 1,500 are possible when no other field is given"
 )
 
 

@@ -51,9 +51,7 @@ def config_for(params: float, *, outputs: int = 1, inputs: int | None = None) ->
         raise InputError("inputs: a linear model's dial solves for it; give outputs, or inputs without params")
     config = Config(max(1, round(params / outputs) - 1), outputs)
     shape = f"linear model with {outputs} outputs"
-    return within_tolerance(
-        config, params, count(config).total, shape, f"the dial covers about {20 * outputs} and more"
-    )
+    return within_tolerance(config, params, count(config).total, shape, f"sizes from about {20 * outputs} are possible")
 
 
 def defaults(_data: Teacher, _sequence_length: int | None) -> dict[str, Any]:

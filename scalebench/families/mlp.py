@@ -62,7 +62,7 @@ def config_for(params: float, *, depth: int = 2, width: int | None = None, **fie
     ideal = -c / b if a == 0 else (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
     config = Config(depth, max(1, round(ideal)), **fields)
     shape = f"mlp (depth {depth}, width {config.width}, {inputs} inputs)"
-    return within_tolerance(config, params, count(config).total, shape, "the dial covers about 1,000 and more")
+    return within_tolerance(config, params, count(config).total, shape, "sizes from about 1,000 are possible")
 
 
 def defaults(data: Teacher | Images, _sequence_length: int | None) -> dict[str, Any]:

@@ -90,7 +90,7 @@ DIAL = Dial(
     _dial_size,
     12,
     WIDTH_STEPS,
-    "the dial covers about 10,000 and more when no other field is given",
+    "sizes from about 10,000 are possible when no other field is given",
     hiddens=_HIDDEN_STEPS,
     what="active non-embedding parameters",
 )

@@ -108,7 +108,7 @@ def config_for(params: float, *, width: int | None = None, last: int | None = No
         near = [_with_last(config, params) for config in near]
     config = min(near, key=lambda c: abs(count(c).total - params))
     shape = f"resnet (depth {config.depth}, width {config.width})"
-    hint = "the dial covers about 3,000 and more at depth 8, 10,000 and more at 20"
+    hint = "sizes from about 3,000 at depth 8 and 10,000 at depth 20 are possible"
     return within_tolerance(config, params, count(config).total, shape, hint)
 
 

@@ -94,7 +94,7 @@ def config_for(params: float, *, depth: int = 2, width: int | None = None, **fix
     ideal = (math.sqrt(linear**2 + 4 * square * params / gates) - linear) / (2 * square)
     step = step_for(ideal, _WIDTH_STEPS)
     config = explicit(depth, max(1, round(ideal / step) * step), **fixed)
-    shape, hint = f"rnn (depth {depth}, width {config.width})", "the dial covers about 10,000 and more"
+    shape, hint = f"rnn (depth {depth}, width {config.width})", "sizes from about 10,000 are possible"
     return within_tolerance(config, params, count(config, 1).non_embedding, shape, hint, "recurrent parameters")
 
 

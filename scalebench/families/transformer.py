@@ -85,7 +85,7 @@ def _dial_size(config: Config) -> int:
     return count(config).non_embedding
 
 
-DIAL = Dial("transformer", explicit, _dial_size, 28, HEADED_WIDTH_STEPS, "the dial covers about 10,000 and more")
+DIAL = Dial("transformer", explicit, _dial_size, 28, HEADED_WIDTH_STEPS, "sizes from about 10,000 are possible")
 
 
 def config_for(params: float, **fixed: Any) -> Config:

@@ -90,7 +90,7 @@ def config_for(params: float, **fixed: Any) -> Config:
     if "hidden" not in fixed:
         config = with_hidden(config, params, lambda c: count(c).non_embedding)
     nearest = f"vit (depth {config.depth}, width {config.width}, {config.classes} classes)"
-    hint = "the dial covers about 4,000 and more when no other field is given"
+    hint = "sizes from about 4,000 are possible when no other field is given"
     return within_tolerance(config, params, count(config).non_embedding, nearest, hint)
 
 

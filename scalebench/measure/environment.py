@@ -43,7 +43,9 @@ COLUMNS = (
 
 def command_line() -> str:
     """Return the command line, quoted for a shell, without what looks like a secret."""
-    return shlex.join([Path(sys.argv[0]).name, *hide_in_words(sys.argv[1:])])
+    program = Path(sys.argv[0])
+    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*start, *hide_in_words(sys.argv[1:])])
 
 
 def package_version(name: str) -> str | None:

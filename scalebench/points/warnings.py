@@ -40,7 +40,7 @@ def _in_another_unit(counts: Any) -> bool:
 
 
 def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """Return a warning if a file has a column of tokens that the law does not use."""
+    """Return a warning if ``names`` has a column of tokens that the law does not use."""
     if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
         return []
     return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]

@@ -132,7 +132,7 @@ def study_dirs(path: Path) -> list[Path]:
     compared = [child for child in children if child.name.startswith("compare-")]
     if not folders and not any(is_folder(folder / "runs") for folder in (path, *compared)):
         raise StoreError(
-            f"{path}: no results here; expected RESULTS or RESULTS/<study> with a trials folder in it, "
+            f"{path}: no results here; expected a results folder, or a study's folder in one, "
             "as `scalebench run STUDY` makes"
         )
     return folders

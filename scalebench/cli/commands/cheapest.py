@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -9,7 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from scalebench.analysis.cheapest import PREDICTED, QUANTITIES, Candidate, Cheapest, Estimate, Limits, find_cheapest
+from scalebench.analysis.cheapest import (
+    MEASURED,
+    PREDICTED,
+    QUANTITIES,
+    Candidate,
+    Cheapest,
+    Estimate,
+    Limits,
+    find_cheapest,
+)
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.tradeoff import HELD_OUT, by_weights, chain, tradeoff_points
 from scalebench.cli.output import print_json, say, table, warn
@@ -20,7 +30,8 @@ from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import bounded, quantity, significant
 from scalebench.store import left_out_line, of_plans, read_results
 
-HEADER = ("", "model", "loss, 95 % of a new run", "weights", "forward pass", "FLOPs of the chain")
+NAMED = 3  # kinds of model that a line of refusals names; the JSON has all
+HEADER = ("", "parameters, model", "loss, 95 % of a new run", "weights", "forward pass", "FLOPs of the chain")
 
 
 def run_cheapest(
@@ -75,25 +86,37 @@ def comparable_points(path: Path, where: str | None) -> pd.DataFrame:
         selected = f" that --where {where!r} selects" if where else ""
         raise InputError([f"{path}: no trial{selected} ended ok with a validation loss"])
     if points["held_out"].nunique() > 1:
-        raise InputError([f"{path}: these trials are not comparable: {_differences(rows)}; choose with --where"])
+        raise InputError([f"{path}: these trials are not comparable: {_differences(rows)}"])
     return points
 
 
 def _differences(rows: pd.DataFrame) -> str:
-    """Return in which of ``HELD_OUT`` trials differ, with the values."""
-    values = {name: rows[name].dropna().astype(str).unique() for name in HELD_OUT if name in rows}
-    return "; ".join(f"{name} is {', '.join(sorted(each))}" for name, each in values.items() if len(each) > 1)
+    """Return in which of ``HELD_OUT`` trials differ, with the values, and how to choose one."""
+    values = {name: sorted(rows[name].dropna().unique()) for name in HELD_OUT if name in rows}
+    values = {name: each for name, each in values.items() if len(each) > 1}
+    if "source" in values:
+        values.pop("data_sha256", None)  # the same difference, in 64 digits
+    differences = "; ".join(f"{name} is {', '.join(map(str, each))}" for name, each in values.items())
+    name = next(iter(values))
+    value = json.dumps(values[name][-1])
+    return f"{differences}; choose with --where, such as --where '{name} == {value}'"
 
 
 def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
     """Print the candidates, where each comes from, and the reasons why there are no others."""
     say(f"fewest FLOPs with {_asked(answer.limits)}", "")
     if answer.candidates:
-        table("", HEADER, [_row(candidate) for candidate in answer.candidates])
+        table("", HEADER, [_row(candidate) for candidate in answer.candidates], text_columns=2)
         say("", *_notes(answer, points))
     if answer.refused:
-        say("")
-        table("", ("refused", "kind of model", "reason"), [(r.basis, r.what, r.reason) for r in answer.refused])
+        say(*[""] * bool(answer.candidates))
+        alike: dict[tuple[str, str], list[str]] = {}
+        for refusal in answer.refused:
+            alike.setdefault((refusal.basis, refusal.reason), []).append(refusal.what)
+        for (basis, reason), kinds in alike.items():
+            more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
+            what = "" if basis == MEASURED else f"{'; '.join(kinds[:NAMED])}{more}: "
+            say(f"none {basis}: {what}{reason}")
 
 
 def _asked(limits: Limits) -> str:
@@ -127,10 +150,9 @@ def _notes(answer: Cheapest, points: pd.DataFrame) -> Iterator[str]:
                 if candidate.beyond == 1
                 else f"×{significant(candidate.beyond)} beyond them"
             )
-            yield f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
+            note = f"{name}: no trial has this size; by the laws of its kind of model, {reach}"
         else:
             first, *others = candidate.trials
             more = f", and {len(others)} other seed{'s' * (len(others) > 1)}" if others else "; one seed"
-            yield f"{name}: {chain(ids[first], known)}{more}"
-        if not candidate.sure:
-            yield f"{name}: its interval of the loss goes beyond {answer.limits.loss:g} nats"
+            note = f"{name}: {chain(ids[first], known)}{more}"
+        yield note + f"; its loss interval goes beyond {answer.limits.loss:g} nats" * (not candidate.sure)

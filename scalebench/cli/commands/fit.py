@@ -19,6 +19,7 @@ from scalebench.points.numerals import number
 from scalebench.points.roles import RUN, column_names
 from scalebench.points.table import CONFIG
 from scalebench.points.warnings import far_warnings, point_warnings, unused_data
+from scalebench.points.where import parse
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, write_output
 
@@ -111,7 +112,9 @@ def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if is_results(path):
         return [*trial_warnings(path, where, read.columns.values()), *(f"{path}: {line}" for line in far_warnings(fit))]
-    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, column_names(path))]
+    selecting = parse(where).names if where else ()
+    names = [name for name in column_names(path) if name not in selecting]
+    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, names)]
     unused += data_doubts(path, read)
     slow = fit.n_points * fit.refits.n > SLOW
     wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"

@@ -225,14 +225,15 @@ def _spent(allocation: Allocation, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
     """Print the optimum by each convention of counting N and C."""
-    shown = []
+    shown, refused = [], dict[str, list[str]]()
     for row in rows:
         if row["refused"]:
-            shown.append((row["counting_params"], row["counting_flops"], "-", "-", "-", row["refused"]))
+            refused.setdefault(row["refused"], []).append(f"N {row['counting_params']}, C {row['counting_flops']}")
             continue
         low, high = row["a_interval"] or (np.nan, np.nan)
         a, interval = bounded(row["a"], low, high)
-        cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]), "")
+        cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]))
         shown.append((row["counting_params"], row["counting_flops"], *cells))
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
-    table("", ("N counts", "C counts", "a", "N*", "D*", "refused"), shown, text_columns=2, last_is_text=True)
+    table("", ("N counts", "C counts", "a", "N*", "D*"), shown, text_columns=2)
+    say(*(f"{' and '.join(names)}: refused: {reason}" for reason, names in refused.items()))

@@ -75,7 +75,8 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
     if document["log"]:
         say("", "end of its log:")
         say_exactly(*(f"  {line}" for line in document["log"]))
-    say("", f"{len(document['attempts'])} attempts, the newest last:")
+    number = len(document["attempts"])
+    say("", "1 attempt:" if number == 1 else f"{number} attempts, the newest last:")
     say_exactly(*(f"  {attempt}" for attempt in document["attempts"]))
 
 

@@ -60,7 +60,8 @@ def _print_law(law: OptimumLaw) -> None:
     values = {"constant": law.constant, **law.exponents}
     rows = [(name, *bounded(value, *law.interval(name))) for name, value in values.items()]
     table("", ("parameter", "value", "95 % interval"), rows)
-    say("", f"t with {law.regression.degrees_of_freedom} degrees of freedom, {len(law.optima)} sweeps")
+    freedom = law.regression.degrees_of_freedom
+    say("", f"t with {freedom} degree{'s' * (freedom > 1)} of freedom, {len(law.optima)} sweeps")
 
 
 def _print_optima(laws: Sequence[OptimumLaw]) -> None:

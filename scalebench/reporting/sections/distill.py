@@ -100,9 +100,10 @@ def _findings(student: Student, name: str) -> Iterator[Finding]:
     """Yield the published findings beside what the largest student showed."""
     best, reason = student.best, student.reason or "no supervised run is as long"
     claims = (
-        ("one student whose teacher must be trained for it is better trained without one", 1, best.equal_chain,
+        ("a single student is better trained without a teacher, if the teacher has to be trained for it", 1,
+         best.equal_chain,
          "loss minus that of supervised training, the teacher's training counted"),
-        ("with a teacher at hand distillation is better than supervised training, at small budgets", -1,
+        ("with an existing teacher, distillation beats supervised training at small budgets", -1,
          best.equal_flops, "loss of supervised training at the same FLOPs minus that of the best teacher"),
     )  # fmt: skip
     for published, sign, difference, effect in claims:
