@@ -73,8 +73,9 @@ def test_the_smaller_sizes_predict_the_largest_within_three_percent_and_beat_rep
     next_smaller = smaller.loc[smaller["params"] == smaller["params"].max(), "loss"].mean()
     assert abs(predicted / measured - 1) < 0.03
     assert abs(predicted - measured) < abs(next_smaller - measured)
-    error = f"{100 * (predicted / measured - 1):.2f}".replace("-", "−")
-    assert f"an error of {error} %" in PAGE
+    (printed,) = re.findall(r"an error of (−?\d+\.\d+) %", PAGE)
+    decimals = len(printed.partition(".")[2])
+    assert float(printed.replace("−", "-")) == round(100 * (predicted / measured - 1), decimals)
 
 
 def test_time_and_memory_were_measured_and_the_workers_were_alone(trials: pd.DataFrame) -> None:
