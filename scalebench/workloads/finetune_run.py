@@ -22,7 +22,8 @@ from scalebench.workloads.loop import Validation, validate
 from scalebench.workloads.lora import adapt, merge, trainable
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.training_run import TrainingRun, size_columns
+from scalebench.workloads.training_columns import size_columns
+from scalebench.workloads.training_run import TrainingRun
 from scalebench.workloads.weights import save_weights
 
 
