@@ -104,9 +104,9 @@ class EnsembleRun:
             self.end(index, None)
 
     def count_members(self, count: int) -> None:
-        """Record that so many trials are trained together: the times of the process are not a trial's own."""
+        """Record how many trials are trained together."""
         for member in self.going.values():
-            member.columns |= {"ensemble_size": count, "startup_time_s": None}
+            member.columns["ensemble_size"] = count
 
     def each(self, action: Callable[[Member], None]) -> None:
         """Call ``action`` for every member that goes on; an error ends that member."""
