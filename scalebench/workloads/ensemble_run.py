@@ -18,7 +18,7 @@ from scalebench.optim.schedules import schedule_factor
 from scalebench.study import Trial
 from scalebench.tasks import Batch, Task
 from scalebench.workloads.ensemble_step import Ensemble
-from scalebench.workloads.loop import CHECK_EVERY
+from scalebench.workloads.loop import CHECK_EVERY, loss_scaler
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
 from scalebench.workloads.state import rng_state
@@ -41,7 +41,8 @@ class Member(TrainingRun):
         device = trainable_device(self.trial)
         self.task = self.prepare_task()
         self.model, self.optimizer = self.prepare(device)
-        self.generators = rng_state(device)  # no step uses them
+        self.generators, self.scaler = rng_state(device), loss_scaler(device, self.spec)  # no step uses them
+        self.columns |= {"resumed_from_step": None, "resumed_attempts": self.resumed.attempts}
         self.losses = torch.full((self.spec.steps,), torch.nan, device=device)
 
     def rate(self, step: int) -> float:
