@@ -218,7 +218,7 @@ def test_regression_from_trained_weights_that_diverges_is_no_result(tmp_path: Pa
     if "attention" not in model:
         parent = parent.replace("sequence_length = 16\n", "")
     trained(tmp_path, parent, "data.noise_std=0.05")
-    assert status_of(tmp_path, "finetune.steps=2") == "ok"
+    assert status_of(tmp_path, "finetune.steps=2", "finetune.learning_rate=1e-5") == "ok"
     assert status_of(tmp_path, *DIVERGING, "finetune.learning_rate=1e3") == "diverged"
 
 

@@ -152,7 +152,7 @@ def test_a_loss_far_above_where_it_started_has_diverged(first: float, last: floa
 
 def test_a_likelihood_below_zero_has_diverged_by_its_distance_from_the_least_loss() -> None:
     check_risen(-1.0, -1.4, validation=-0.3)
-    with pytest.raises(Diverged, match="more than 3 times as far from -1.4 as the -1 where it began"):
+    with pytest.raises(Diverged, match=r"as far from -1\.4 as the -1 where it began"):
         check_risen(-1.0, -1.4, validation=-0.1)
 
 
