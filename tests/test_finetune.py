@@ -209,9 +209,7 @@ def test_fine_tuning_that_diverges_is_no_result(copied: Path) -> None:
     assert status_of(copied, *DIVERGING, "finetune.learning_rate=1e6") == "diverged"
 
 
-@pytest.mark.parametrize(
-    "model", ['family = "mlp"\nparams = 300', 'family = "attention"\nparams = 2000', 'family = "linear"\nparams = 50']
-)
+@pytest.mark.parametrize("model", ['family = "mlp"\nparams = 300', 'family = "attention"\nparams = 2000'])
 def test_regression_from_trained_weights_that_diverges_is_no_result(tmp_path: Path, model: str) -> None:
     """Losses of little noise begin below 0 where the weights are trained, so that no ratio of them says anything."""
     parent = PARENT.replace('family = "gpt"\nparams = 3000', model).replace("steps = 50", "steps = 20")
