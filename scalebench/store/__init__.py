@@ -5,6 +5,7 @@ from scalebench.store.files import (
     NewerSchemaError,
     StoreError,
     check_writable,
+    json_safe,
     read_bytes,
     read_json,
     write_atomically,

@@ -14,14 +14,14 @@ from scalebench.errors import InputError
 from scalebench.laws import Refits
 from scalebench.points.doubts import data_doubts, run_column
 from scalebench.points.files import is_results, open_table
-from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, fit_values, to_document
 from scalebench.points.numerals import number
 from scalebench.points.roles import RUN, column_names
 from scalebench.points.table import CONFIG
 from scalebench.points.warnings import far_warnings, point_warnings, unused_data
 from scalebench.points.where import parse
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.store import StoreError, write_output
+from scalebench.store import StoreError, json_safe, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
@@ -80,7 +80,7 @@ def run_fit(
     if output is not None:
         _write(output, document)
     if as_json:
-        print_json(document)
+        print_json("fit", document)
         return 0
     if choice is not None:
         print_choice(choice)
