@@ -37,6 +37,8 @@ __all__ = [
     "earlier_ids",
     "export",
     "is_name",
+    "json_safe",
+    "json_safe",
     "latest_record",
     "latest_records",
     "left_out_line",

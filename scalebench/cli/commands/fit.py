@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
     from scalebench.points.table import PointTable
 
+WORD = re.compile(r"\w+")
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -131,10 +133,14 @@ def _write(output: Path, document: dict[str, Any]) -> None:
 
 def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     """Print parameters with their intervals, and diagnostics of the fit."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    undetermined = _undetermined(fit)
     for name, value in fit.parameters.items():
         low, high = ends(document["intervals"][name])
-        rows.append((name, *bounded(value, low, high), _mark(name, document)))
+        if name in undetermined:
+            rows.append((name, "not determined", "", ""))
+        else:
+            rows.append((name, *bounded(value, low, high), _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
     agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
@@ -150,11 +156,24 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     )
 
 
+def _switched_off(fit: Fit) -> list[str]:
+    """Return the coefficients that a degenerate fit has at zero."""
+    names = fit.bounds_hit if fit.status == "degenerate" else ()
+    return [name for name in names if name in fit.law.coefficients and name != fit.law.offset]
+
+
+def _undetermined(fit: Fit) -> set[str]:
+    """Return the parameters of which any value fits: those of the law's terms whose coefficient is zero."""
+    terms = [set(WORD.findall(term)) for term in fit.law.formula.partition("=")[2].split(" + ")]
+    return {
+        name for off in _switched_off(fit) for term in terms if off in term for name in term & {*fit.parameters} - {off}
+    }
+
+
 def _why_degenerate(fit: Fit) -> str:
     if fit.status != "degenerate":
         return ""
-    off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
-    if off:
+    if off := _switched_off(fit):
         named = " and ".join(off)
         return (
             f": {named} = 0, the points do not fall as the law does, so the other parameters of that term mean nothing"
@@ -171,7 +190,10 @@ def _at_bound(name: str, fit: Fit) -> str:
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
-    return "fixed" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    if name in document["fixed"]:
+        return "fixed"
+    one_sided = ": one-sided" if document["intervals"][name] else ""
+    return f"at its bound{one_sided}" if name in document["bounds_hit"] else ""
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:
