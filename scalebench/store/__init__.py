@@ -38,7 +38,6 @@ __all__ = [
     "export",
     "is_name",
     "json_safe",
-    "json_safe",
     "latest_record",
     "latest_records",
     "left_out_line",

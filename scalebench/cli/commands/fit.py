@@ -8,25 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.selected import trial_warnings
+from scalebench.analysis.fit_warnings import file_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.doubts import data_doubts, run_column
+from scalebench.points.doubts import run_column
 from scalebench.points.files import is_results, open_table
-from scalebench.points.fit_file import fit_points, fit_values, to_document
+from scalebench.points.fit_file import fit_points, to_document
 from scalebench.points.numerals import number
-from scalebench.points.roles import RUN, column_names
+from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
-from scalebench.points.warnings import far_warnings, point_warnings, unused_data
-from scalebench.points.where import parse
 from scalebench.reporting.quantities import bounded, percent
 from scalebench.store import StoreError, json_safe, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
-    from scalebench.points.table import PointTable
 
 WORD = re.compile(r"\w+")
 SLOW = 2e7  # points times refits: about 20 s of one core
@@ -72,8 +69,9 @@ def run_fit(
     fitted, read = fit_points(points, law, columns, where, options, refits, last_of)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         warn(f"not used by {law}: column {columns[role]!r} for {role}")
-    for line in _warnings(points, fitted, read, where):
-        warn(line)
+    warn(*(f"{points}: {line}" for line in file_warnings(points, fitted, read, where)))
+    if fitted.n_points * refits.n > SLOW:
+        warn(f"{points}: {refits.n:,} refits of {fitted.n_points:,} points take minutes; --bootstrap 100 is faster")
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
@@ -108,20 +106,6 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
             raise InputError([f"{path}: --last needs the column that names the run of each row: --run-column"])
         return others, run
     return others | ({} if run is None else {CONFIG: run}), None
-
-
-def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
-    """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
-    if is_results(path):
-        return [*trial_warnings(path, where, read.columns.values()), *(f"{path}: {line}" for line in far_warnings(fit))]
-    selecting = parse(where).names if where else ()
-    names = [name for name in column_names(path) if name not in selecting]
-    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, names)]
-    unused += data_doubts(path, read)
-    slow = fit.n_points * fit.refits.n > SLOW
-    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
-    lines = (*unused, *point_warnings(fit_values(read)), *far_warnings(fit), *([wait] if slow else []))
-    return [f"{path}: {line}" for line in lines]
 
 
 def _write(output: Path, document: dict[str, Any]) -> None:
