@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from scalebench.reporting.end_labels import LEADER
 from scalebench.reporting.quantities import printable
+from scalebench.reporting.scales import scales_of
 from scalebench.reporting.svg import CSS_COLORS, Marks, color_of
 
 COLOR = re.compile(r"#[0-9a-f]{6}\b")
 DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
+TICK = re.compile("([xy])tick_[0-9]+")
 REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
 
 
@@ -30,21 +34,36 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     for metadata in root.findall("metadata"):
         root.remove(metadata)
     _add_titles(root, marks.titles)
+    _classify(root)
     _rename_ids(root, name)
     _restyle(root)
     _flatten(root)
-    return _labelled(root, name, title, description, _series(marks))
+    data = {"data-series": _series(marks), "data-axes": scales_of(marks)}
+    return _labelled(root, name, title, description, data)
 
 
 def _series(marks: Marks) -> dict[str, str]:
-    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it."""
+    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it.
+
+    Empty where there is only one.
+    """
     handles, labels = marks.axes.get_legend_handles_labels()
     named: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
         variable = CSS_COLORS.get(color_of(handle) or "", "")
         if variable.startswith(("--s", "--r")):
             named.setdefault(variable, []).append(label)
-    return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+    alone = {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+    return alone if len(alone) > 1 else {}
+
+
+def _classify(root: ElementTree.Element) -> None:
+    """Mark what a script redraws when an axis becomes linear or logarithmic: ticks, and leaders of labels."""
+    for group in root.iter("g"):
+        tick, leader = TICK.fullmatch(group.get("id", "")), group.get("id", "").startswith(LEADER)
+        for part in group.iter() if tick or leader else ():
+            if part.tag in ("path", "use", "text"):
+                part.set("class", f"t{tick.group(1)}" if tick else LEADER)
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:
@@ -96,11 +115,12 @@ def _flatten(parent: ElementTree.Element) -> None:
     parent[:] = flat
 
 
-def _labelled(root: ElementTree.Element, name: str, title: str, description: str, series: dict[str, str]) -> str:
+def _labelled(root: ElementTree.Element, name: str, title: str, description: str, data: dict[str, Any]) -> str:
+    """Name and describe the drawing, and give it ``data`` for scripts, what is not empty."""
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(tag, id=f"{name}-{tag}")
         element.text = text
         root.insert(position, element)
     box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
-    root.attrib = box | ({"data-series": json.dumps(series)} if len(series) > 1 else {})
+    root.attrib = box | {key: json.dumps(value, separators=(",", ":")) for key, value in data.items() if value}
     return printable(ElementTree.tostring(root, encoding="unicode"))

@@ -24,7 +24,7 @@ from scalebench.store.comparisons import Comparisons
 
 HERE = Path(__file__).parent
 # Of all embedded CSV files together, and of all JSON files: the page stays below 5 MB.
-FILES = ("report.css", "explore.js", "report.js")  # embedded in the page; scripts are run in this order
+SCRIPTS = ("scales.js", "explore.js", "links.js", "report.js")  # embedded in the page, and run in this order
 NOT_IN_IDS = re.compile("[^a-z0-9_]+")
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
@@ -41,7 +41,7 @@ def render_page(
     overview = build_overview(studies, views) if len(views) > 1 else None
     views += build("comparison", operations_of(compared) if compared else ())
     heading = views[0].title if len(views) == 1 else "Scaling studies" if studies else "Providers compared"
-    css, explore, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in FILES)  # noqa: S704 - our own
+    css, *scripts = (Markup((HERE / name).read_text("utf-8")) for name in ("report.css", *SCRIPTS))  # noqa: S704 - our own
     return (
         templates()
         .get_template("page.html.j2")
@@ -51,7 +51,7 @@ def render_page(
             sections=views,
             damaged=(*damaged, *(compared.damaged if compared else ())),
             css=css,
-            js=explore + js,
+            js=Markup().join(scripts),
         )
     )
 
