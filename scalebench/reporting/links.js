@@ -42,5 +42,5 @@ function openTarget() {
   if (!target) return;
   for (let up = target; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
   if (state) restore(target, new URLSearchParams(state));
-  target.scrollIntoView();
+  target.scrollIntoView({ behavior: "instant" });
 }

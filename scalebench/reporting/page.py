@@ -18,7 +18,7 @@ from scalebench.reporting.quantities import printable
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
 from scalebench.reporting.svg import canvas, quiet
-from scalebench.reporting.views import Caption
+from scalebench.reporting.views import Caption, as_json
 from scalebench.store import StoreError, write_output
 from scalebench.store.comparisons import Comparisons
 
@@ -72,10 +72,12 @@ def ids(kind: str, names: Sequence[str]) -> list[str]:
 def templates() -> jinja2.Environment:
     """Return the templates: those of the page, and those beside each kind of section."""
     folders = dict.fromkeys([HERE, HERE / "sections", *(section.template.parent for section in sections.SECTIONS)])
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
+    environment.filters["as_json"] = as_json
+    return environment
 
 
 def _printable(value: Any) -> Any:

@@ -20,8 +20,8 @@ function withPrefix(value, unit) {
 }
 
 function ticksOf([low, high], log) {
-  if (log) {
-    const subs = high / low < 1000 ? [1, 2, 5] : [1], ticks = [];
+  if (log && high / low > 3) {
+    const subs = high / low < 8 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 1000 ? [1, 2, 5] : [1], ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
       ticks.push(...subs.map((sub) => sub * 10 ** power).filter((tick) => tick >= low && tick <= high));
     }
