@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws, app_results, app_setup
+from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile
 
@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names and texts that it cannot show
+    use_plain_characters()
     sys.exit(_exit_code(arguments))
 
 

@@ -60,7 +60,7 @@ def show_plan(
     if as_json:
         extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
         extra |= {"ensembles": asdict(ensembles)} if ensembles else {}
-        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
+        print_json("plan", {"study": study.name, "total": total, "sizes": sizes} | extra)
         check_memory(() if force else sweep.missing)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)

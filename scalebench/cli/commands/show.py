@@ -10,7 +10,6 @@ import pandas as pd
 from scalebench import store
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
 from scalebench.errors import InputError, unknown
-from scalebench.points.fit_file import json_safe
 from scalebench.reporting.quantities import NBSP, quantity
 
 SHOWN_TRIALS = 10
@@ -26,13 +25,13 @@ def show_trial(results: Path, trial: str, *, as_json: bool) -> int:
     document = {
         "trial_id": folder.name,
         "study": folder.parents[1].name,
-        "record": None if row is None else json_safe(dict(row)),
+        "record": None if row is None else dict(row),
         "attempts": [str(attempt) for attempt in attempts],
         "damaged": list(damaged),
         "log": _log(attempts),
     }
     if as_json:
-        print_json(document)
+        print_json("show", document)
     else:
         _print(document, _units(folder.parents[1]))
     return 0 if row is not None and row["status"] == "ok" else 1
