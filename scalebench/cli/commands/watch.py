@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from scalebench import store
-from scalebench.analysis.trials import numeric
 from scalebench.cli.output import duration, say
 from scalebench.running.claims import Observer
 from scalebench.store.plans import planned_ids
@@ -86,6 +85,8 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
 
 def durations_s(frame: Any) -> Any:
     """Return how long each trial took, together with others where it was trained so; NaN where that is not known."""
+    from scalebench.analysis.trials import numeric  # imports pandas: `status` of a folder that is not there does not
+
     wall, shared = numeric(frame, "wall_time_s"), numeric(frame, "ensemble_time_s")
     return wall.fillna(shared)
 
