@@ -5,7 +5,7 @@ take turns in random order; what is compared is CPU time, as other processes do 
 worker costs besides (0.4 s for each start, and the steps that measure memory by category), which an ensemble of eight
 pays once: for whole studies the gain is larger than here. ``extra_info`` holds the medians and their ratio.
 
-Measured on two cores of a shared machine with AVX-512, torch 2.11, medians of three rounds, loss points per CPU hour:
+Measured on one core of a shared AMD EPYC with torch 2.13, medians of three rounds, loss points per CPU hour:
 
                   one by one   together   ratio (rounds)
     mlp   1,027       21,891     81,762   3.73 (3.62 to 4.67)
