@@ -74,7 +74,7 @@ def _place_areas(root: ElementTree.Element) -> None:
                 continue
             down = float(use.get("y", 0))
             use.tag = "path"
-            use.attrib = {"d": PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + down}", path.get("d", "")),
+            use.attrib = {"d": PAIR.sub(lambda pair, down=down: f"{pair[1]} {float(pair[2]) + down}", path.get("d", "")),
                           "style": use.get("style", "")}  # fmt: skip
             holder.remove(path)
 
