@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
@@ -16,6 +16,7 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 
 import pytest
+from drivers import Drivers
 from support import FINISHED, SMALL, child_environment, shared_folder
 
 from scalebench.cli.app import main
@@ -61,6 +62,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "events.jsonl").write_text(done.stdout)
 
     return shared_folder(tmp_path_factory, "finished", fill) / "results"
+
+
+@pytest.fixture(scope="session")
+def drivers() -> Iterator[Drivers]:
+    """Start the command line in processes that are forked, without the seconds of importing."""
+    made = Drivers()
+    yield made
+    made.stop()
 
 
 @pytest.fixture

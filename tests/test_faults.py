@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,6 @@ FAULTS: dict[str, tuple[Callable[[Case], None], str, int]] = {
     "files cut": (partial(kinds.files_damaged, ends=12), TWO, 150),
     "two drivers": (kinds.two_drivers, FOUR, 2),
 }
-
-
-@pytest.fixture(scope="module")
-def drivers() -> Iterator[Drivers]:
-    made = Drivers()
-    yield made
-    made.stop()
 
 
 @pytest.mark.slow
