@@ -368,7 +368,7 @@ def test_a_file_that_changed_is_refused(attempt: Path) -> None:
         (["quantize.scheme=int4-weight-only", "quantize.group_size=16"], "groups of 32, 64, 128"),
         (["quantize.scheme=int4-weight-only", "quantize.device=cuda"], "'int4-weight-only' is for CPUs here"),
         (["quantize.implementation=compile"], "quantize.implementation: unknown 'compile'"),
-        (["from.optimizer_state=true"], "from.optimizer_state: quantisation continues no run"),
+        (["from.optimizer_state=true"], "from.optimizer_state: quantisation does not continue"),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
     ],
 )

@@ -12,7 +12,7 @@ from scalebench.errors import InputError
 from scalebench.families import Counts
 from scalebench.store import Column
 from scalebench.workloads import effect
-from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request
+from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request, check_parent
 from scalebench.workloads.quantize_spec import (
     BITS,
     FORMATS,
@@ -57,10 +57,8 @@ COLUMNS = (
 
 def decide(request: Request) -> Decided:
     """Decide scheme, bits and groups; what a scheme has none of is left out, as it would make two trials of one."""
-    if request.parent is None:
-        raise InputError("from: quantisation starts from a trained model; add a [from] table that names its study")
-    if request.continues:
-        raise InputError("from.optimizer_state: quantisation continues no run; leave it out")
+    check_parent(request, "quantisation")
+    assert request.parent is not None
     values = {name: chosen[0] for name, chosen in QuantizeSection().given().items()} | dict(request.values)
     scheme = values["scheme"]
     if values["implementation"] not in request.family.IMPLEMENTATIONS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from scalebench.workloads.building import (
 )
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
+from scalebench.workloads.guessing import guess_nats
 from scalebench.workloads.loop import (
     Step,
     Validation,
@@ -91,7 +91,7 @@ class TrainingRun:
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
         self.columns |= self.outcome(running, validation)
-        self.check_risen(validation)
+        self.check_risen(task, validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
@@ -236,17 +236,18 @@ class TrainingRun:
         """Return the columns of the validation after the last step."""
         return validation_columns(validation)
 
-    def check_risen(self, validation: Validation) -> None:
+    def check_risen(self, task: Task, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
         The first loss of a trial that starts from trained weights may be as low as its training reached: that of a
-        uniform guess counts if it is higher, and where there are no classes to guess nothing is checked.
+        guess without inputs counts if it is higher.
         """
-        guess = 0.0 if self.trial.parent is None else uniform_guess_nats(self.trial)
-        if self.spec.steps and guess is not None:
+        if self.spec.steps:
             assert self.losses is not None
-            first, training = max(float(self.losses[0]), guess), self.columns["train_loss_nats"]
-            check_risen(first, training=training, validation=validation.loss_nats)
+            first, training = float(self.losses[0]), self.columns["train_loss_nats"]
+            if self.trial.parent is not None:
+                first = max(first, guess_nats(self.trial, task))
+            check_risen(first, task.least_nats, training=training, validation=validation.loss_nats)
 
     def save_samples(self) -> None:
         """Write loss and time of the finished steps to steps.parquet; no times of steps before an interruption."""
@@ -256,12 +257,6 @@ class TrainingRun:
             self.losses[self.checked :] = torch.nan  # those of this process' own rows
         frame = samples_frame(self.losses, times, self.clock.data_times_s(), self.start.step, self.resumed.done)
         self.recorder.save_samples("steps.parquet", frame)
-
-
-def uniform_guess_nats(trial: Trial) -> float | None:
-    """Return the loss of giving all classes of a trial's model the same probability; None where it has no classes."""
-    classes = getattr(trial.spec, "head_classes", None) or trial.model.get("vocab_size") or trial.model.get("classes")
-    return math.log(int(classes)) if classes else None
 
 
 def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
