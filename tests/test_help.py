@@ -99,7 +99,7 @@ def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> Non
     """
     expected = {
         "scalebench pl": "plan", "scalebench new ": "study", "scalebench fit p.csv --boo": "--bootstrap",
-        "scalebench run demo --order ch": "cheapest", "scalebench plan mi": "mine.toml",
+        "scalebench run gpt --order ch": "cheapest", "scalebench plan mi": "mine.toml",
         "scalebench export --to ": "tensorboard wandb-offline mlflow",
     }  # fmt: skip
     lines = [app.generate_completion(prog_name="scalebench", shell="bash"), script]
