@@ -23,6 +23,7 @@ BENCHMARK = {"benchmarks": [{"name": f"test_x[{name}]", "fullname": f"t.py::test
 CASES = {
     "plan": ("plan", "demo"),
     "status": ("status",),
+    "show all": ("show",),
     "show": ("show", "000003e800000000"),
     "fit": ("fit", "points.csv", "--law", "chinchilla", "--backtest", "--bootstrap", "20"),
     "fit results": ("fit", "results", "--law", "auto", "--bootstrap", "20"),
