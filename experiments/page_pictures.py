@@ -3,7 +3,8 @@
     python experiments/page_pictures.py reports/*/index.html --output /tmp/pictures [--git fc7995e] [--axe] [--figures]
 
 Needs chromium, playwright (and axe-playwright-python for ``--axe``). ``--git`` takes the pages of a commit,
-``--figures`` adds a picture of each figure at 100 %. Times are of a page opened from disk in a new tab, the best of three.
+``--figures`` adds a picture of each figure at 100 %. Times are of a page opened from disk in a new tab, the best of
+three.
 """
 
 from __future__ import annotations
