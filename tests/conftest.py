@@ -71,6 +71,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path
     return shared_folder(tmp_path_factory, "finished", fill) / "results"
 
 
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder, to read only: the steps of the synthetic study of report_support, and its page as index.html."""
+    from report_support import synthetic
+
+    from scalebench.reporting import render
+
+    def fill(folder: Path) -> None:
+        (folder / "index.html").write_text(render(synthetic(folder)))
+
+    return shared_folder(tmp_path_factory, "synthetic", fill)
+
+
 @pytest.fixture
 def scalebench(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a fresh process, in an empty folder."""

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import ALPHA, SIZES, E, all_planned, broken, changed, page_text, synthetic
+from report_support import ALPHA, SIZES, E, all_planned, broken, changed, page_text, recorded, synthetic
 
 from scalebench.analysis.study import analyse
 from scalebench.analysis.trials import PARAMETERS, best_over, prepare
 from scalebench.laws import fit
-from scalebench.reporting import render
 from scalebench.reporting.figures.runs import curves_figure
 from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.svg import canvas
@@ -24,13 +23,13 @@ from scalebench.store import Results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.fixture(scope="module")
-def page(results: Results) -> str:
-    return render(results)
+def page(synthetic_folder: Path) -> str:
+    return (synthetic_folder / "index.html").read_text()
 
 
 def test_every_trial_has_a_titled_mark(page: str) -> None:
