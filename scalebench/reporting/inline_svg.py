@@ -146,7 +146,12 @@ def _share_styles(root: ElementTree.Element) -> None:
     """Give marks of one style that fill a group their style there, once."""
     for group in root.iter("g"):
         styles = {child.get("style", "") for child in group}
-        if len(group) > 1 and len(styles) == 1 and all(child.tag == "use" for child in group) and "style" not in group.attrib:
+        if (
+            len(group) > 1
+            and len(styles) == 1
+            and all(child.tag == "use" for child in group)
+            and "style" not in group.attrib
+        ):
             group.set("style", styles.pop())
             for child in group:
                 child.attrib.pop("style", None)

@@ -32,7 +32,14 @@ def _scale(
     low, high = limits
     named = isinstance(axis.get_major_formatter(), FixedFormatter | NullFormatter)
     least = (low if low > 0 else min(smallest / ROOM, high / 10)) if not named and low < high and smallest > 0 else None
-    return [axis.get_scale() == "log", _short(low), _short(high), round(start, 2), round(end, 2), least and _short(least)]
+    return [
+        axis.get_scale() == "log",
+        _short(low),
+        _short(high),
+        round(start, 2),
+        round(end, 2),
+        least and _short(least),
+    ]
 
 
 def _short(value: float) -> float:
