@@ -37,7 +37,7 @@ def opened(
     errors: list[Any] = []
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     tab = context.new_page()
-    tab.on("pageerror", lambda error: errors.append(error))
+    tab.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108 - playwright sets attributes of it
     tab.goto(path.as_uri() + fragment)
     yield tab
     context.close()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from browser_support import browser  # noqa: F401 - a fixture
 from report_support import STUDY, changed, compared, synthetic
 
 import scalebench.reporting

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_support import browser, hard_study, opened, probe  # noqa: F401 - a fixture
+from browser_support import hard_study, opened, probe
 from matplotlib.image import imread
 
 from scalebench.reporting import render
@@ -76,7 +76,8 @@ def brightness(color: str) -> int:
 # Of figures and of the figure that a script makes of the trials: pixels, on the screen.
 PHONE = """(() => {
   const widths = [document.documentElement.scrollWidth];
-  document.querySelectorAll('details').forEach((each) => { each.open = true; each.matches('.trials') && showTrials(each); });
+  document.querySelectorAll('details').forEach((each) => { each.open = true; });
+  document.querySelectorAll('.trials').forEach(showTrials);
   widths.push(document.documentElement.scrollWidth);
   const sizes = [...document.querySelectorAll('.drawing text')].map((text) => {
     const svg = text.closest('svg');

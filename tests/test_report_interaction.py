@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from browser_support import browser, hard_study, opened, probe  # noqa: F401 - a fixture
+from browser_support import hard_study, opened, probe
 
 from scalebench.reporting import render
 from scalebench.reporting.sections import base
@@ -283,7 +283,8 @@ def test_the_figure_of_the_trials_is_restored_from_its_link(browser, pages: dict
 def test_trials_as_json_are_those_of_the_table(browser, pages: dict[str, Path]) -> None:
     read = """(showTrials(document.querySelector('details.trials')), [...document.querySelectorAll(
       '.trials table')][0].querySelectorAll('tr').entries().map(([, row]) => [...row.cells].map((cell) =>
-      [cell.textContent, cell.dataset.key && Number(cell.dataset.key).toPrecision(6), cell.tagName, cell.className])).toArray())"""
+      [cell.textContent, cell.dataset.key && Number(cell.dataset.key).toPrecision(6), cell.tagName,
+       cell.className])).toArray())"""
     whole, brief = (probe(browser, path, read) for path in pages.values())
     assert whole == brief
     assert len(whole) == 25
