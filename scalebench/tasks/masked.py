@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
-from scalebench.data.text import Text, split
+from scalebench.data.text import split
 from scalebench.store import Column
-from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
+from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, OnText
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,25 +64,12 @@ def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Inte
 
 
 @dataclass(frozen=True)
-class MaskedPairs(MeanLoss):
+class MaskedPairs(OnText):
     """Masked tokens and next-sentence prediction; the loss is the sum of both cross-entropies.
 
     In half of the pairs the second passage follows the first. Training masks depend on seed and step, validation masks
     are fixed. Training and validation passages come from different documents.
     """
-
-    text: Text
-    sequence_length: int
-    batch_size: int
-    seed: int
-    validation_fraction: float
-    validation_samples: int
-    floor_nats: float | None = None
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """T, including special tokens."""
-        return self.sequence_length
 
     @property
     def samples_per_epoch(self) -> float:
