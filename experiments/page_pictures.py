@@ -2,8 +2,9 @@
 
     python experiments/page_pictures.py reports/*/index.html --output /tmp/pictures [--git fc7995e] [--axe] [--figures]
 
-Needs chromium, playwright (and axe-playwright-python for ``--axe``). ``--git`` takes the pages of a commit, ``--figures``
-adds a picture of each figure at 100 %. Times are of a page opened from disk in a new tab, the best of three.
+Needs chromium, playwright (and axe-playwright-python for ``--axe``). ``--git`` takes the pages of a commit,
+``--figures`` adds a picture of each figure at 100 %. Times are of a page opened from disk in a new tab, the best of
+three.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ TIMES = """(() => {
   const [all] = performance.getEntriesByType('navigation');
   return {load_s: all.loadEventEnd / 1000, interactive_s: all.domInteractive / 1000};
 })()"""
-SMALLEST = """(() => Math.min(...[...document.querySelectorAll('.drawing text')].filter((text) => text.getClientRects().length)
+SMALLEST = """(() => Math.min(...[...document.querySelectorAll('.drawing text')]
+  .filter((text) => text.getClientRects().length)
   .map((text) => parseFloat(getComputedStyle(text).fontSize) * Math.abs(text.getScreenCTM().a || 1))))()"""
 
 

@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import HOSTILE, SIZES, STUDY, Outline, all_planned, broken, changed, synthetic, trial, write_steps
+from report_support import (
+    HOSTILE,
+    SIZES,
+    STUDY,
+    Outline,
+    all_planned,
+    broken,
+    changed,
+    page_text,
+    synthetic,
+    trial,
+    write_steps,
+)
 
 from scalebench.analysis.study import analyse
 from scalebench.reporting import render, report, verdict
@@ -139,7 +151,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
 def test_several_studies_in_one_page(results: Results) -> None:
     other = results.frame.assign(study="other")
     studies = {**results.studies, "other": STUDY | {"title": "The other one"}}
-    text = render(Results(pd.concat([results.frame, other], ignore_index=True), (), studies))
+    text = page_text(Results(pd.concat([results.frame, other], ignore_index=True), (), studies), "loss", "step-time")
     outline = Outline(text)
     assert [a["href"] for a in outline.all("a")][1:3] == ["#study-synthetic", "#study-other"]
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]

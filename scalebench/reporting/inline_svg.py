@@ -72,11 +72,14 @@ def _place_areas(root: ElementTree.Element) -> None:
             )  # fmt: skip
             if holder is None or path is None:
                 continue
-            down = float(use.get("y", 0))
+            use.attrib = {"d": _lowered(path.get("d", ""), float(use.get("y", 0))), "style": use.get("style", "")}
             use.tag = "path"
-            use.attrib = {"d": PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + down}", path.get("d", "")),
-                          "style": use.get("style", "")}  # fmt: skip
             holder.remove(path)
+
+
+def _lowered(line: str, distance: float) -> str:
+    """Return a path's line, moved down."""
+    return PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + distance}", line)
 
 
 def _classify(root: ElementTree.Element) -> None:

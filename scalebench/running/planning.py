@@ -132,6 +132,9 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
             trials.setdefault(planned.trial_id, planned)
     lines = with_exclusions(refused, accepted)
     lines += _checkpoint_lines(study, trials.values())
+    if study.run.ensemble is not None and study.workload != "training":
+        able = f"trials of the workload {study.workload!r} run one by one; leave it out"
+        lines.append(f"run.ensemble: {able} (given {study.run.ensemble})")
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
     if lines:  # seeds and rates have the same ones

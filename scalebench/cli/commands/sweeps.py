@@ -89,6 +89,7 @@ def _run_one(
     study: Study, name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool
 ) -> int:
     """Run the missing trials of one study and return the exit code; ``name`` and ``settings`` are how it was named."""
+    from scalebench.running.ensembles import grouped
     from scalebench.running.memory import check_memory
     from scalebench.running.sweep import survey
 
@@ -98,6 +99,8 @@ def _run_one(
         check_memory(sweep.missing)
     store.check_writable(results)  # after all that can be wrong with the study: then nothing is written
     _announce(sweep, as_json=as_json)
+    if study.run.ensemble is not None and not as_json:
+        say(*grouped(sweep.missing, study, options.engine).sentences())
     try:
         page = LivePage(sweep.study_dir) if options.report else None
         _execute(sweep, study, options, page, as_json=as_json)
