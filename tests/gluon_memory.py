@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from gluon_machine import HazardError, Partition, here
@@ -17,8 +18,8 @@ class Range:
     """Bytes of one allocation, for overlaps."""
 
     def __init__(self, allocation: Allocation, tensor: Tensor) -> None:
-        first = tensor.storage_offset()
-        last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        first, sizes, strides = tensor.storage_offset(), tensor.shape, tensor.stride()
+        last = first + sum(size * stride for size, stride in zip(sizes, strides, strict=True)) - sum(strides)
         self.allocation, self.first, self.last = allocation, first, last
 
     def overlaps(self, other: Range) -> bool:
@@ -50,8 +51,9 @@ class Memory:
     def __init__(self, tensor: Tensor, allocation: Allocation) -> None:
         self.tensor, self.allocation = tensor, allocation
         self.shape, self.dtype = list(tensor.shape), tensor.dtype
+        self.elements: dict[int, Memory] = {}
 
-    @property
+    @cached_property
     def range(self) -> Range:
         """The bytes of this view."""
         return Range(self.allocation, self.tensor)
@@ -63,7 +65,9 @@ class Memory:
         """One element of the first dimension."""
         if not 0 <= i < self.shape[0]:
             raise HazardError(f"index {i} of a buffer of {self.shape[0]}")
-        return self._view(self.tensor[int(i)])
+        if i not in self.elements:
+            self.elements[i] = self._view(self.tensor[int(i)])
+        return self.elements[i]
 
     def slice(self, start: int, length: int, dim: int = 0) -> Memory:
         """Part of one dimension."""
@@ -280,14 +284,14 @@ class Product:
         left = a.tensor if isinstance(a, Memory) else a
         if left.dtype != b.dtype:
             raise HazardError(f"a product of {left.dtype} and {b.dtype}")
-        self.product, self.acc, self.use_acc = left.double() @ b.tensor.double(), acc, bool(use_acc)
+        self.product, self.acc, self.use_acc = left.float() @ b.tensor.float(), acc, bool(use_acc)
 
     def retire(self) -> None:
         """Compute the result and let go of the operands."""
         for where in self.ranges:
             where.allocation.reading.remove(where)
         acc = self.acc.value if isinstance(self.acc, Product) else self.acc
-        self.value = (self.product + acc.double() if self.use_acc else self.product).float()
+        self.value = self.product + acc if self.use_acc else self.product
 
 
 def multiply(a: Any, b: Memory, acc: Any, *, use_acc: Any = True, is_async: bool = False, **_: Any) -> Any:

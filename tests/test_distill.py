@@ -298,7 +298,7 @@ def test_a_student_can_be_a_teacher_and_a_parent(base: Path, distilled: dict[str
         ),
         (["model.family=bert", "model.params=12000"], "(gpt): it predicts something else than bert"),
         (["data.validation_fraction=0.3"], "data.validation_fraction: 0.3"),
-        (["distill.teacher.where=seed == 7"], "to make its parents: scalebench run teacher"),
+        (["distill.teacher.where=seed == 7"], "matches 'seed == 7'; its trials have seed "),
         (
             ["distill.teacher.study=teachers"],
             "studies with results there: ",

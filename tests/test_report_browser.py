@@ -1,10 +1,9 @@
 """The report in a real browser: themes, scripts on and off, a phone's width, sorting, and nothing refused or logged."""
 
-import html
-import json
 import re
 import shutil
-import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from report_support import page_text
 
 from scalebench.reporting import render
 from scalebench.store import Results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
-)
 # The widest words a study can hold: an id without a place to break, and a long reason.
 LONG = "x" * 300
 
@@ -51,52 +47,58 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def open_page(page: Path, *flags: str, width: int = 1200) -> tuple[str, list[str]]:
-    """Open a page and return its final DOM and the lines of its console."""
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [str(CHROMIUM), *FLAGS, profile, f"--window-size={width},1600", *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
 
 
-def with_script(page: Path, script: str) -> Path:
-    """Return a copy of the page with a script at its end."""
-    copy = page.with_name("copy.html")
-    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    return copy
+Probe = Callable[..., Any]
 
 
-def framed(page: Path, attributes: str) -> Path:
-    """Return a page that holds this one in a frame and keeps the message it sends."""
-    outer = page.with_name("outer.html")
-    listen = "onmessage = (event) => { document.body.dataset.probe = event.data; }"
-    outer.write_text(f"<body style='margin:0'><script>{listen}</script><iframe src={page.name} {attributes}></iframe>")
-    return outer
+@pytest.fixture
+def probe(browser: Any, page: Path) -> Probe:
+    """Evaluate a JavaScript expression on the page, freshly opened in a window of its own size and colour scheme."""
+
+    def evaluate(
+        expression: str, path: Path = page, width: int = 1200, height: int = 1600, scheme: str = "light"
+    ) -> Any:
+        with opened(browser, path, width, height, scheme) as (tab, _):
+            return tab.evaluate(expression)
+
+    return evaluate
 
 
-def probe(page: Path, expression: str, *flags: str, frame: str = "") -> Any:
-    """Evaluate a JavaScript expression on the page, in a frame where its attributes are given."""
-    target = "parent.postMessage(found, '*')" if frame else "document.body.dataset.probe = found"
-    copy = with_script(page, f"const found = JSON.stringify({expression}); {target}")
-    dom, _ = open_page(framed(copy, frame) if frame else copy, "--dump-dom", "--virtual-time-budget=2000", *flags)
-    found = re.search(r'data-probe="([^"]*)"', dom)
-    assert found, "the probe did not run"
-    return json.loads(html.unescape(found.group(1)))
-
-
-@pytest.mark.slow
-def test_nothing_is_logged_or_refused(page: Path) -> None:
-    dom, console = open_page(page, "--dump-dom")
-    assert console == []
-    assert "<h1>A study</h1>" in dom
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1200, height: int = 1600, scheme: str = "light") -> Iterator[Any]:
+    """Open a page: the tab and the messages of its console so far."""
+    tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    console: list[str] = []
+    tab.on("console", lambda message: console.append(message.text))
+    tab.on("pageerror", lambda error: console.append(str(error)))
+    tab.goto(path.as_uri())
+    yield tab, console
+    tab.close()
 
 
 @pytest.mark.slow
-def test_policy_refuses_the_network(page: Path) -> None:
+def test_nothing_is_logged_or_refused(browser: Any, page: Path) -> None:
+    with opened(browser, page) as (tab, console):
+        assert tab.locator("h1").inner_text() == "A study"
+        assert console == []
+
+
+@pytest.mark.slow
+def test_policy_refuses_the_network(browser: Any, page: Path) -> None:
     """The same page asked for an image elsewhere has it refused: the silence above is not a deaf test."""
     ask = "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/a.png'}))"
-    _, console = open_page(with_script(page, ask), "--dump-dom")
-    assert any("Content Security Policy" in line for line in console)
+    copy = page.with_name("copy.html")
+    copy.write_text(page.read_text().replace("</body>", f"<script>{ask}</script></body>"))
+    with opened(browser, copy) as (_, console):
+        assert any("Content Security Policy" in line for line in console)
 
 
 COLORS = """(() => {
@@ -106,9 +108,8 @@ COLORS = """(() => {
 
 
 @pytest.mark.slow
-def test_dark_theme_reaches_the_drawings(page: Path) -> None:
-    light = probe(page, COLORS, "--blink-settings=preferredColorScheme=1")
-    dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
+def test_dark_theme_reaches_the_drawings(probe: Probe) -> None:
+    light, dark = probe(COLORS), probe(COLORS, scheme="dark")
     assert brightness(light["paper"]) > 700
     assert brightness(light["ink"]) < 150
     assert brightness(dark["paper"]) < 150
@@ -122,31 +123,31 @@ def brightness(color: str) -> int:
 
 
 @pytest.mark.slow
-def test_theme_button(page: Path) -> None:
-    dark = probe(page, COLORS, "--blink-settings=preferredColorScheme=0")
+def test_theme_button(probe: Probe) -> None:
     clicked = f"(document.getElementById('theme').click(), {COLORS})"
-    assert probe(page, clicked, "--blink-settings=preferredColorScheme=1") == dark
+    assert probe(clicked) == probe(COLORS, scheme="dark")
 
 
 @pytest.mark.slow
-def test_no_overflow_and_legible_text_on_a_phone(page: Path) -> None:
-    measured = probe(page, """{
+def test_no_overflow_and_legible_text_on_a_phone(probe: Probe) -> None:
+    measured = probe("""({
       window: innerWidth, page: document.documentElement.scrollWidth,
       text: Math.min(...[...document.querySelectorAll('.drawing text')].map((text) =>
         parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a || Infinity)),
       open: (document.querySelectorAll('details').forEach((d) => { d.open = true; }),
-             document.documentElement.scrollWidth)}""", frame="width=390 height=800 style='border:0'")  # fmt: skip
+             document.documentElement.scrollWidth)})""", width=390, height=800)  # fmt: skip
     assert measured["window"] == 390
     assert max(measured["page"], measured["open"]) <= 390
     assert measured["text"] >= 8
 
 
 @pytest.mark.slow
-def test_page_is_complete_without_scripts(page: Path) -> None:
+def test_page_is_complete_without_scripts(browser: Any, page: Path) -> None:
     """The browser is told to run no script, says that it refused the page's, and shows all of it."""
     silent, picture = page.with_name("silent.html"), page.with_name("page.png")
     silent.write_text(page.read_text().replace("script-src 'unsafe-inline'", "script-src 'none'"))
-    _, console = open_page(silent, f"--screenshot={picture}")
+    with opened(browser, silent) as (tab, console):
+        tab.screenshot(path=picture)
     assert any("script" in line for line in console)
     pixels = imread(picture)[:, :, :3]
     assert pixels.shape[:2] == (1600, 1200)
@@ -166,8 +167,8 @@ SORT = """(() => {
 
 
 @pytest.mark.slow
-def test_columns_sort_by_number_and_keep_the_unmeasured_last(page: Path) -> None:
-    found = probe(page, SORT)
+def test_columns_sort_by_number_and_keep_the_unmeasured_last(probe: Probe) -> None:
+    found = probe(SORT)
     assert found["sort"] == "ascending"
     values = [float(text) for text in found["up"][:-1]]
     assert values == sorted(values)
@@ -185,8 +186,8 @@ FOLD = """(() => {
 
 
 @pytest.mark.slow
-def test_verdict_strip_and_headline_are_above_the_fold(page: Path) -> None:
-    found = probe(page, FOLD, "--window-size=1280,900")
+def test_verdict_strip_and_headline_are_above_the_fold(probe: Probe) -> None:
+    found = probe(FOLD, width=1280, height=900)
     assert found["verdict"] < found["strip"] <= 900
     assert found["drawing"] <= 900
     assert found["beside"]
@@ -199,8 +200,8 @@ TEXT = """(() => Math.min(...[...document.querySelectorAll('.first .drawing text
 
 
 @pytest.mark.slow
-def test_text_of_figures_can_be_read_on_a_phone(page: Path) -> None:
-    assert probe(page, TEXT, frame="width=390 height=800 style='border:0'") >= 11
+def test_text_of_figures_can_be_read_on_a_phone(probe: Probe) -> None:
+    assert probe(TEXT, width=390, height=800) >= 11
 
 
 TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => each.matches('.scroll, pre')
@@ -208,8 +209,8 @@ TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => e
 
 
 @pytest.mark.slow
-def test_tab_stops_are_where_something_can_be_done(page: Path) -> None:
-    assert probe(page, TABS) == 0
+def test_tab_stops_are_where_something_can_be_done(probe: Probe) -> None:
+    assert probe(TABS) == 0
 
 
 KEYS = """(() => {
@@ -224,8 +225,8 @@ KEYS = """(() => {
 
 
 @pytest.mark.slow
-def test_arrow_keys_read_the_values(page: Path) -> None:
-    found = probe(page, KEYS)
+def test_arrow_keys_read_the_values(probe: Probe) -> None:
+    found = probe(KEYS)
     assert found["read"] == [found["titles"][0], found["titles"][1], found["titles"][-1]]
     assert found["marks"] == 1
 
@@ -241,8 +242,8 @@ TABLE = """(() => {
 
 
 @pytest.mark.slow
-def test_a_table_is_filtered_and_copied(page: Path) -> None:
-    found = probe(page, TABLE)
+def test_a_table_is_filtered_and_copied(probe: Probe) -> None:
+    found = probe(TABLE)
     assert (found["all"], found["left"], found["lines"]) == (12, 1, 2)
     assert found["csv"].startswith("trial,")
 
@@ -255,15 +256,15 @@ FILES = """(() => {
 
 
 @pytest.mark.slow
-def test_a_figure_is_saved_with_its_colours(page: Path) -> None:
-    found = probe(page, FILES)
+def test_a_figure_is_saved_with_its_colours(probe: Probe) -> None:
+    found = probe(FILES)
     assert found["parsed"]
     assert found["left"] == 0
     assert found["marks"] > 10
 
 
 @pytest.mark.slow
-def test_the_theme_is_remembered(page: Path) -> None:
+def test_the_theme_is_remembered(probe: Probe) -> None:
     press = """(() => {
       const root = document.documentElement;
       document.getElementById('theme').click(); const chosen = root.dataset.theme;
@@ -271,23 +272,23 @@ def test_the_theme_is_remembered(page: Path) -> None:
       localStorage.clear();
       return [chosen, recalled];
     })()"""
-    chosen, recalled = probe(page, press)
+    chosen, recalled = probe(press)
     assert chosen in ("dark", "light")
     assert recalled == chosen
 
 
 @pytest.mark.slow
-def test_a_link_to_the_appendix_opens_it(page: Path) -> None:
+def test_a_link_to_the_appendix_opens_it(probe: Probe) -> None:
     move = "(() => { location.hash = '#study-s-residuals'; openTarget(); })()"
-    assert probe(page, f"({move}, document.querySelector('details.appendix').open)") is True
+    assert probe(f"({move}, document.querySelector('details.appendix').open)") is True
 
 
 @pytest.mark.slow
-def test_a_series_is_hidden_and_shown(tmp_path: Path) -> None:
+def test_a_series_is_hidden_and_shown(probe: Probe, tmp_path: Path) -> None:
     frame = study().frame
     both = pd.concat([frame.assign(implementation=name, trial_id=name + frame["trial_id"]) for name in "ab"])
     path = tmp_path / "two.html"
-    path.write_text(render(Results(both.reset_index(drop=True), (), {"s": {}})))
+    path.write_text(page_text(Results(both.reset_index(drop=True), (), {"s": {}}), "loss"))
     toggle = """(() => {
       const figure = document.querySelector('.first figure');
       const button = [...figure.querySelectorAll('.tools button')].find((each) => each.textContent === 'a');
@@ -296,16 +297,16 @@ def test_a_series_is_hidden_and_shown(tmp_path: Path) -> None:
       const before = count(); button.click(); const without = count(), pressed = button.ariaPressed; button.click();
       return {before, without, pressed, after: count()};
     })()"""
-    found = probe(path, toggle)
+    found = probe(toggle, path)
     assert found["without"] < found["before"] == found["after"]
     assert found["pressed"] == "false"
 
 
 @pytest.mark.slow
-def test_print_is_six_pages_at_most(page: Path) -> None:
-    output = page.with_name("page.pdf")
-    open_page(page, "--no-pdf-header-footer", f"--print-to-pdf={output}")
-    assert 1 <= len(re.findall(rb"/Type /Page\b", output.read_bytes())) <= 6
+def test_print_is_six_pages_at_most(browser: Any, page: Path) -> None:
+    with opened(browser, page) as (tab, _):
+        printed = tab.pdf()
+    assert 1 <= len(re.findall(rb"/Type /Page\b", printed)) <= 6
 
 
 EXPLORE = """(() => {
@@ -329,8 +330,8 @@ EXPLORE = """(() => {
 
 
 @pytest.mark.slow
-def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(page: Path) -> None:
-    found = probe(page, EXPLORE)
+def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(probe: Probe) -> None:
+    found = probe(EXPLORE)
     assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(found["names"])
     values = np.array(found["values"])
     assert len(values) == found["titles"] == 11

@@ -115,7 +115,13 @@ class Series:
 
     @property
     def _why_untimed(self) -> str:
-        """How many step times are left out because other work shared the machine, and what to do; "" for none."""
+        """How many step times are left out because a process trained other models as well, or other work shared the
+        machine, and what to do; "" for none."""
+        if together := int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum()):
+            return (
+                f"{together} of {int(self.trials['valid'].sum())} trials were trained together with others in one "
+                "process, and their times were not measured: run the study without run.ensemble, with --results NEW"
+            )
         measured = self.trials[self.trials["valid"] & (self.trials[STEP_TIME] > 0)]
         shared = int((~measured["timed"].astype(bool)).sum())
         if not shared:

@@ -31,7 +31,7 @@ DATA = "stdlib"
 TAKES = Text
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES = ("checkpointing", "filling", "fewer_hidden", "fewer_layers")
+CAPABILITIES = ("checkpointing", "filling", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
 
 _TABLES = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")

@@ -32,7 +32,7 @@ DATA = "transduction:reversal"
 TAKES = Transduction
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
 
 

@@ -27,7 +27,7 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES: tuple[str, ...] = ("checkpointing", "fewer_heads", "fewer_hidden", "fewer_layers")
+CAPABILITIES: tuple[str, ...] = ("checkpointing", "fewer_heads", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
 defaults, task = image_fields, image_classes
 

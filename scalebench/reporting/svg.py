@@ -35,7 +35,7 @@ RC = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "axes.axisbelow": True, "legend.frameon": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
-    "text.parse_math": False,
+    "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes

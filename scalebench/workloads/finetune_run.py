@@ -22,7 +22,7 @@ from scalebench.workloads.loop import Validation, validate
 from scalebench.workloads.lora import adapt, merge, trainable
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.training_run import size_columns
+from scalebench.workloads.training_columns import size_columns
 
 
 def run(trial: Trial, recorder: Recorder) -> None:

@@ -72,7 +72,7 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         summaries = [asdict(summary) for summary in summarize_suite(comparison.rows)]
-        print_json({"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
+        print_json("compare", {"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
         return code
     lines: list[tuple[str, ...]] = []
     for row in comparison.rows:

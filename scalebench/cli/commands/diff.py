@@ -32,7 +32,7 @@ def run_diff(
     except InputError as error:
         raise InputError([f"{old} and {new}: {line}" for line in error.lines]) from error
     if as_json:
-        print_json(changes.to_dict())
+        print_json("diff", changes.to_dict())
     elif markdown:
         say_exactly(*_markdown(changes))
     else:
