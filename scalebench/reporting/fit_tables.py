@@ -102,11 +102,13 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
         rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), exponent,
                      word(place)))  # fmt: skip
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
-    means = " Exponents without an interval are of laws fitted to the means." if len(shown) < len(places) else ""
-    return Table(
-        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. Exponents are those of "
-        f"the fitted laws, with 95 % intervals.{means}", columns, tuple(rows),
-    )  # fmt: skip
+    caption = (
+        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. "
+        "Exponents are those of the fitted laws, with 95 % intervals."
+    )
+    if len(shown) < len(places):
+        caption += " Exponents without an interval are of laws fitted to the means."
+    return Table(caption, columns, tuple(rows))
 
 
 def _exponent(trend: Trend) -> Cell:
