@@ -58,13 +58,13 @@ def workers_stopped(case: Case) -> None:
 def signalled(case: Case, number: signal.Signals, times: int, *words: str) -> None:
     driver = case.start(*words)
     while driver.poll() is None:
-        if case.injected < times and (running := driver.workers()) and random.random() < 0.05:
+        if case.injected < times and (running := driver.workers()) and random.random() < 0.2:
             try:
                 random.choice(running).send_signal(number)
                 case.injected += 1
             except psutil.NoSuchProcess:
                 continue
-        time.sleep(0.01)
+        time.sleep(0.05)
     case.finish()
 
 

@@ -83,7 +83,7 @@ class Case:
         """Wait until a condition holds or the driver has ended; whether it holds."""
         deadline = time.monotonic() + within_s
         while not (holds := condition()) and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.02)
         return bool(holds)
 
 

@@ -22,10 +22,8 @@ from typing import Any, NoReturn
 from scalebench.running import fork_server, forked, processes, worker
 
 IMPORTED = (
-    "scalebench.cli.app",
-    "scalebench.cli.commands.sweeps",
-    "scalebench.cli.commands.stored",
-    "scalebench.analysis.study",
+    *("scalebench.cli.app", "scalebench.cli.commands.sweeps", "scalebench.cli.commands.stored"),
+    *("scalebench.cli.progress", "scalebench.running.chain", "scalebench.running.sweep", "scalebench.analysis.study"),
 )
 run_worker = worker.run_and_exit
 

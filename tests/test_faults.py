@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,18 +14,11 @@ from fault_support import STUDY, Case, judge
 TWO, FOUR = STUDY % [0, 1], STUDY % [*range(4)]
 FAULTS: dict[str, tuple[Callable[[Case], None], str, int]] = {
     "driver killed": (partial(kinds.driver_killed, times=3), FOUR, 1),
-    "workers killed": (partial(kinds.workers_killed, times=2), TWO.replace("steps = 40", "steps = 400"), 1),
+    "workers killed": (partial(kinds.workers_killed, times=2), TWO.replace("steps = 40", "steps = 200"), 1),
     "disk full": (partial(kinds.disk_full, sizes=(0, 1_000, 8_000)), TWO, 3),
     "files cut": (partial(kinds.files_damaged, ends=12), TWO, 150),
     "two drivers": (kinds.two_drivers, FOUR, 2),
 }
-
-
-@pytest.fixture(scope="module")
-def drivers() -> Iterator[Drivers]:
-    made = Drivers()
-    yield made
-    made.stop()
 
 
 @pytest.mark.slow

@@ -72,11 +72,13 @@ def _place_areas(root: ElementTree.Element) -> None:
             )  # fmt: skip
             if holder is None or path is None:
                 continue
-            down = float(use.get("y", 0))
-            use.tag = "path"
-            use.attrib = {"d": PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + down}", path.get("d", "")),
-                          "style": use.get("style", "")}  # fmt: skip
+            moved = _moved_down(path.get("d", ""), float(use.get("y", 0)))
+            use.tag, use.attrib = "path", {"d": moved, "style": use.get("style", "")}
             holder.remove(path)
+
+
+def _moved_down(path: str, by: float) -> str:
+    return PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + by}", path)
 
 
 def _classify(root: ElementTree.Element) -> None:

@@ -64,7 +64,7 @@ def decide(request: Request) -> Decided:
     if values["implementation"] not in request.family.IMPLEMENTATIONS:
         raise InputError(f"quantize.implementation: {request.family_name} has no {values['implementation']!r}")
     if scheme == INT4:
-        _check_int4(request.device)
+        _check_int4()
     parent = request.parent.spec
     length = getattr(parent, "sequence_length", None)
     config, counts = request.configure(length)
@@ -83,9 +83,7 @@ def decide(request: Request) -> Decided:
     return Decided(spec, config, counts)
 
 
-def _check_int4(device: str) -> None:
-    if device == "cuda":
-        raise InputError(f"quantize.scheme: {INT4!r} is for CPUs here; set quantize.device = 'cpu'")
+def _check_int4() -> None:
     if find_spec("torchao") is None:
         raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which this machine has not: pip install torchao")
 
@@ -116,7 +114,7 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
     """Refuse a model without a layer that the scheme can convert; layers that it skips make a row invalid later."""
     import torch
 
-    from scalebench.workloads.quantize_convert import convertible, layers
+    from scalebench.workloads.quantize_convert import layers, obstacle
 
     with torch.device("meta"):
         model = request.family.build(config, spec.implementation)
@@ -127,7 +125,8 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
             f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {what}"
         )
     shapes = [tuple(layer.weight.shape) for layer in found.values()]
-    if not any(convertible(shape, spec) for shape in shapes):
+    kinds = ("cpu", "cuda") if request.device == "auto" else (request.device,)
+    if all(obstacle(shape, spec, kind) for shape in shapes for kind in kinds):
         sides = ", ".join(sorted({f"{rows} x {width}" for rows, width in shapes}))
         raise InputError(f"quantize.group_size: {spec.group_size}: {spec.scheme} fits none of the matrices: {sides}")
 

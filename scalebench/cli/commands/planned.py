@@ -58,8 +58,7 @@ def show_plan(
     parents = _parents(sweep.planned)
     ensembles = None if study.run.ensemble is None else grouped(sweep.missing, study)
     if as_json:
-        extra: dict[str, Any] = {"steps": steps} if ceilings else {}
-        extra |= {"parents": parents} if parents else {}
+        extra: dict[str, Any] = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
         extra |= {"ensembles": asdict(ensembles)} if ensembles else {}
         print_json("plan", {"study": study.name, "total": total, "sizes": sizes} | extra)
         check_memory(() if force else sweep.missing)
