@@ -53,7 +53,12 @@ def assert_same_results(alone: dict[str, dict[str, Any]], together: dict[str, di
                 assert other[name] == row[name], name
 
 
-@pytest.mark.parametrize("family", SIZES)
+SLOWER = ("bert", "transformer", "vit")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOWER else []) for name in SIZES]
+)
 def test_the_curves_of_a_family_are_those_of_training_one_by_one(family: str, tmp_path: Path) -> None:
     size, *settings = SIZES[family]
     shorter = ("train.weight_decay=0.1", "train.steps=4", "data.validation_samples=16")
