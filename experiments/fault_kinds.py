@@ -7,14 +7,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
-from fault_support import RETRY, RUN, STUDY, Case, Unavailable, judge
+from drivers import Driver
+from fault_support import RETRY, STUDY, Case, Unavailable, judge
 
 from scalebench import store
 
@@ -23,7 +22,7 @@ LONG = TEN.replace("steps = 40", "steps = 400")
 RANKS = (STUDY % [0, 1]).replace("batch_size = 8", "batch_size = 8\nprocesses = 2").replace("steps = 40", "steps = 300")
 
 
-def descendants(driver: Any, word: str) -> list[psutil.Process]:
+def descendants(driver: Driver, word: str) -> list[psutil.Process]:
     """Return the processes below a driver with a word in their command line."""
     try:
         below = psutil.Process(driver.pid).children(recursive=True)
@@ -32,19 +31,13 @@ def descendants(driver: Any, word: str) -> list[psutil.Process]:
         return []
 
 
-def workers(driver: Any) -> list[psutil.Process]:
-    """Return the workers that a driver's fork server has forked: they lead their own process groups."""
-    servers = descendants(driver, "running.fork_server")
-    return [process for process in servers if process.ppid() in {server.pid for server in servers}]
-
-
-def driver_killed(case: Case) -> None:
-    """Kill the driver at random moments: while it starts, plans, and while trials run."""
-    for number in range(30):
+def driver_killed(case: Case, times: int = 30) -> None:
+    """Kill the driver at random moments: while it plans, and while trials run."""
+    for number in range(times):
         driver, before = case.start(), len(case.records())
-        if number % 3:  # else while it starts
+        if number % 3:  # else while it plans
             case.wait(lambda before=before: len(case.records()) > before, driver)
-        time.sleep(random.random() * (1.0 if number % 3 else 6.0))
+        time.sleep(random.random() * (0.3 if number % 3 else 2.0))
         if driver.poll() is None:
             driver.kill()
             case.injected += 1
@@ -52,9 +45,9 @@ def driver_killed(case: Case) -> None:
     case.finish()
 
 
-def workers_killed(case: Case) -> None:
+def workers_killed(case: Case, times: int = 12) -> None:
     """Kill workers in the middle of their trials."""
-    signalled(case, signal.SIGKILL, 12)
+    signalled(case, signal.SIGKILL, times)
 
 
 def workers_stopped(case: Case) -> None:
@@ -65,21 +58,20 @@ def workers_stopped(case: Case) -> None:
 def signalled(case: Case, number: signal.Signals, times: int, *words: str) -> None:
     driver = case.start(*words)
     while driver.poll() is None:
-        if case.injected < times and (running := workers(driver)) and random.random() < 0.05:
+        if case.injected < times and (running := driver.workers()) and random.random() < 0.2:
             try:
                 random.choice(running).send_signal(number)
                 case.injected += 1
             except psutil.NoSuchProcess:
                 continue
-        time.sleep(0.01)
+        time.sleep(0.05)
     case.finish()
 
 
-# Trials that misbehave, by their seed: the fork server's workers are patched before they are forked.
+# Trials that misbehave, by their seed: the driver is patched before its fork server is forked from it.
 FAULTY = """
-import os, signal, sys, time
+import os, signal, time
 import torch
-from scalebench.running import fork_server
 from scalebench.workloads import loop
 take_step = loop.Step.__call__
 kept, taken = [], [0]
@@ -107,21 +99,13 @@ def step(self, batch):
         os._exit(0)
     return loss
 loop.Step.__call__ = step
-sys.exit(fork_server.main())
 """
 EXPECTED = {0: "oom", 1: "ok", 2: "diverged", 3: "killed", 4: "timeout", 5: "failed", 6: "failed"}
-FAULTY_RUN = (
-    "import sys\nfrom scalebench.running import forked\n"
-    "forked.COMMAND = (sys.executable, '-c', open('server.py').read())\n"
-    "from scalebench.cli.app import main\nmain(sys.argv[1:])"
-)
 
 
 def misbehaving(case: Case) -> None:
     """Run trials that leak, print 100 MB, give NaN, segfault, ignore SIGTERM, raise or exit; then sound ones."""
-    (case.folder / "server.py").write_text(FAULTY)
-    limits = ("--set", "run.timeout_s=20", "--set", "run.memory_limit_bytes=1e9")
-    driver = case.start(*limits, command=[sys.executable, "-c", FAULTY_RUN, *RUN[3:]])
+    driver = case.start("--set", "run.timeout_s=10", "--set", "run.memory_limit_bytes=1e9", before=FAULTY)
     assert driver.wait(300) == 1
     frame = store.load_results(case.folder / "results").set_index("seed")
     for seed, status in EXPECTED.items():
@@ -131,35 +115,34 @@ def misbehaving(case: Case) -> None:
     case.finish()
 
 
-def disk_full(case: Case) -> None:
+def disk_full(case: Case, sizes: Sequence[int] = (0, 200, 1_000, 3_000, 5_000, 8_000, 20_000)) -> None:
     """Let no file grow beyond a size, in the driver and in the workers, one size after the other."""
-    for size in (0, 200, 1_000, 3_000, 5_000, 8_000, 20_000):
-        limited = [sys.executable, "-c", LIMITED, str(size), *RUN[1:]]
-        driver = case.start(RETRY, command=limited)
+    for size in sizes:
+        driver = case.start(RETRY, before=LIMITED % (size, size))
         code = driver.wait(300)
         case.injected += 1
         if code not in (0, 1, 2, 3):
             case.notes.append(f"at most {size} bytes: exit status {code}")
-    if "Traceback" in (case.folder / "driver.log").read_text(errors="replace"):
+    if "Traceback" in case.errors():
         case.notes.append("a traceback")
     case.finish()
 
 
-LIMITED = (
-    "import os, resource, sys\nsize = int(sys.argv[1])\nresource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-)
+LIMITED = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
 
 
-def files_damaged(case: Case) -> None:
-    """Truncate and replace each file of a finished trial: its row is the same or said to be damaged, others hold."""
+def files_damaged(case: Case, ends: int = 300) -> None:
+    """Truncate and replace each file of a finished trial: its row is the same or said to be damaged, others hold.
+
+    Files are cut at every byte of their first and last ``ends``.
+    """
     case.finish()
     rows = {row["trial_id"]: row for row in store.load_results(case.folder / "results").to_dict("records")}
     attempt = Path(next(iter(rows.values()))["attempt_dir"])
     whole, _ = store.latest_record(attempt.parent)
     for path in sorted(attempt.iterdir()):
         content = path.read_bytes()
-        for damaged in damages(content):
+        for damaged in damages(content, ends):
             path.write_bytes(damaged)
             case.injected += 1
             row, lines = store.latest_record(attempt.parent)
@@ -175,21 +158,22 @@ def files_damaged(case: Case) -> None:
     attempt.rmdir()
 
 
-def damages(content: bytes) -> Iterator[bytes]:
-    """Yield a file's content cut at every byte of its first and last 300 and at some others, and as garbage."""
+def damages(content: bytes, ends: int) -> Iterator[bytes]:
+    """Yield a file's content cut at every byte of its first and last ``ends`` and in the middle, and as garbage."""
     size = len(content)
-    yield from (content[:end] for end in sorted({*range(min(size, 300)), *range(max(0, size - 300), size), size // 2}))
+    cuts = {*range(min(size, ends)), *range(max(0, size - ends), size), size // 2}
+    yield from (content[:end] for end in sorted(cuts))
     yield from (random.randbytes(size), b"\0" * size, b"[" * 100_000, b"null", b'{"status": "ok"}')
 
 
 def clocks(case: Case) -> None:
     """Let two drivers share the study, whose clocks are days behind and ahead."""
-    together(case, [[sys.executable, "-c", OTHER_CLOCK, str(days), *RUN[3:]] for days in (-3, 3)])
+    together(case, [OTHER_CLOCK % days for days in (-3, 3)])
 
 
 OTHER_CLOCK = """
-import datetime, sys, time
-shift = int(sys.argv.pop(1)) * 86400
+import datetime, time
+shift = %d * 86400
 now = time.time
 time.time = lambda: now() + shift
 class Shifted(datetime.datetime):
@@ -198,23 +182,22 @@ class Shifted(datetime.datetime):
         return datetime.datetime.fromtimestamp(time.time(), zone)
 from scalebench.store import trials
 trials.datetime = Shifted
-from scalebench.cli.app import main
-main(sys.argv[1:])
 """
 
 
 def two_drivers(case: Case) -> None:
     """Start two drivers at once."""
-    together(case, [RUN] * 2)
+    together(case, [""] * 2)
 
 
 def four_drivers(case: Case) -> None:
     """Start four drivers at once."""
-    together(case, [RUN] * 4)
+    together(case, [""] * 4)
 
 
-def together(case: Case, commands: list[Any]) -> None:
-    drivers = [case.start(command=command) for command in commands]
+def together(case: Case, preparations: Sequence[str]) -> None:
+    """Run drivers at once, each after Python code of its own."""
+    drivers = [case.start(before=code) for code in preparations]
     codes = [driver.wait(600) for driver in drivers]
     case.injected += len(drivers)
     if any(codes):

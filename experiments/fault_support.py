@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from support import child_environment, run_here
+from drivers import Driver, Drivers
+from support import run_here
 
 from scalebench import store
-from scalebench.running import processes
 from scalebench.running.planning import load_study, plan
 
 STUDY = """
@@ -34,7 +33,7 @@ validation_samples = 32
 checkpoint_every_steps = 10
 """
 RETRY = "--retry=failed,killed,timeout,oom,diverged"
-RUN = (sys.executable, "-m", "scalebench.cli.app", "run", "tiny.toml", "--jobs", "2")
+RUN = ("run", "tiny.toml", "--jobs", "2", "--json")
 
 
 class Unavailable(Exception):  # noqa: N818 - the reason why a fault is skipped
@@ -47,6 +46,7 @@ class Case:
 
     folder: Path
     text: str
+    drivers: Drivers
     injected: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -61,19 +61,19 @@ class Case:
             rows = run_here(study, self.folder / "undisturbed")
         self.reference = {name: losses_of(row) for name, row in rows.items()}
 
-    def start(self, *words: str, command: Sequence[str] = RUN, results: str = "results", **more: Any) -> Any:
-        """Start a driver in a process group of its own."""
-        log = (self.folder / "driver.log").open("ab")
-        environment = child_environment(**more)
-        return processes.start(
-            [*command, "--results", results, *words], environment, stdout=log, stderr=log, cwd=self.folder
-        )
+    def start(self, *words: str, before: str = "", results: str = "results", **variables: str) -> Driver:
+        """Start a driver in a process group of its own, with Python code to run ``before`` the command."""
+        return self.drivers.start(self.folder, [*RUN, "--results", results, *words], before, **variables)
 
     def finish(self, results: str = "results", *, retry: bool = True) -> None:
         """Run what is left; without ``retry`` also trials that did not end ok stay as they are."""
         driver = self.start(*[RETRY] * retry, results=results)
         if driver.wait(600) not in (0, 1):
             self.notes.append(f"the last driver ended with {driver.returncode}")
+
+    def errors(self) -> str:
+        """Return what all drivers have written to stderr."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob(".driver-*/stderr.log"))
 
     def records(self, results: str = "results") -> list[Path]:
         """Return the records so far."""
@@ -83,7 +83,7 @@ class Case:
         """Wait until a condition holds or the driver has ended; whether it holds."""
         deadline = time.monotonic() + within_s
         while not (holds := condition()) and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.02)
         return bool(holds)
 
 

@@ -16,16 +16,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+from drivers import Drivers
 from fault_kinds import FAULTS
 from fault_support import Case, Unavailable, judge
 
 
-def run_fault(name: str, inject: Callable[[Case], Any], text: str) -> dict[str, Any]:
+def run_fault(name: str, inject: Callable[[Case], Any], text: str, drivers: Drivers) -> dict[str, Any]:
     """Inject one kind of fault and return its row of the table."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"fault-{name}-".replace(" ", "-")) as folder:
         try:
-            case = Case(Path(folder), text)
+            case = Case(Path(folder), text, drivers)
             inject(case)
             counts = judge(case)
         except Unavailable as reason:
@@ -40,11 +41,12 @@ def main(names: Sequence[str]) -> int:
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(FAULTS)}")
-    rows = []
+    rows, drivers = [], Drivers()
     for name in names or FAULTS:
         inject, text = FAULTS[name]
-        rows.append(run_fault(name, inject, text))
+        rows.append(run_fault(name, inject, text, drivers))
         print(rows[-1], flush=True)
+    drivers.stop()
     table = pd.DataFrame(rows).fillna("")
     print("| " + " | ".join(table) + " |\n|" + "---|" * len(table.columns))
     print("\n".join("| " + " | ".join(str(value).removesuffix(".0") for value in row) + " |" for row in table.values))

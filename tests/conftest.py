@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
@@ -16,6 +16,8 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 
 import pytest
+from browser_support import browser  # noqa: F401 - a fixture
+from drivers import Drivers
 from support import FINISHED, SMALL, child_environment, shared_folder
 
 from scalebench.cli.app import main
@@ -50,17 +52,37 @@ def small_study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drivers() -> Iterator[Drivers]:
+    """Start the command line in processes that are forked, without the seconds of importing."""
+    made = Drivers()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path:
     """A results folder, to read only: the small study, run with the command; 2 trials ok, 2 unsupported."""
 
     def fill(folder: Path) -> None:
         (folder / "small.toml").write_text(SMALL)
-        command = [sys.executable, "-m", "scalebench.cli.app", "run", *FINISHED, "--json"]
-        done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, text=True)
-        assert done.returncode == 1, done.stderr
-        (folder / "events.jsonl").write_text(done.stdout)
+        driver = drivers.start(folder, ["run", *FINISHED, "--json"])
+        assert driver.wait(300) == 1, driver.err
+        (folder / "events.jsonl").write_text(driver.out)
 
     return shared_folder(tmp_path_factory, "finished", fill) / "results"
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder, to read only: the steps of the synthetic study of report_support, and its page as index.html."""
+    from report_support import synthetic
+
+    from scalebench.reporting import render
+
+    def fill(folder: Path) -> None:
+        (folder / "index.html").write_text(render(synthetic(folder)))
+
+    return shared_folder(tmp_path_factory, "synthetic", fill)
 
 
 @pytest.fixture

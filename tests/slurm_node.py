@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
 import shutil
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+
+import psutil
 
 from scalebench.running import processes
 
@@ -41,7 +44,7 @@ MpiDefault=none
 ReturnToService=2
 KillWait=5
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=6000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -87,9 +90,10 @@ def _write_configuration(folder: Path) -> None:
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
-    import getpass
-
-    values = {"host": socket.gethostname().partition(".")[0], "user": getpass.getuser(), "ports": ports}
+    values = {
+        "host": socket.gethostname().partition(".")[0], "user": getpass.getuser(), "ports": ports,
+        "memory_mib": min(6000, int(0.9 * psutil.virtual_memory().total / 2**20)),
+    }  # fmt: skip
     text = CONFIGURATION.format(folder=folder, cpus=min(2, os.cpu_count() or 1), **values)
     (folder / "slurm.conf").write_text(text)
 

@@ -131,7 +131,8 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     table.to_csv("p.csv", index=False)
     code, out, _ = command("tune", "p.csv", "--against", "params", "--at", "params=1e7", "--json")
     assert code == 0
-    found, expected = json.loads(out), optimum_law({name: table[name].to_numpy() for name in table})
+    (found,) = json.loads(out)["laws"]
+    expected = optimum_law({name: table[name].to_numpy() for name in table})
     assert found["exponents"] == pytest.approx(expected.exponents)
     assert found["at"]["value"] == pytest.approx(expected.predict(params=1e7))
     assert found["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))

@@ -1,4 +1,7 @@
-"""Drivers on one results folder share the trials: each is run once, and nobody waits for a driver that ended."""
+"""Drivers on one results folder share the trials: each is run once, and nobody waits for a driver that ended.
+
+The case 14-orphan-worker is a driver that is killed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
-from support import SMALL, SOURCE_PATH, child_environment
+from drivers import Driver, Drivers
+from support import SMALL
 
 from scalebench import store
 from scalebench.running import claims, sweep
@@ -99,8 +101,7 @@ def test_a_driver_elsewhere_is_alive_while_its_file_changes_whatever_the_clocks_
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+def study(tmp_path: Path) -> Study:
     path = tmp_path / "small.toml"
     path.write_text(SMALL)
     return load_study(path, ["train.steps=5"])
@@ -167,41 +168,40 @@ def test_a_claim_of_a_driver_that_ended_holds_nobody_up(study, tmp_path, monkeyp
     assert last_claim(tmp_path / "r" / "small" / "trials" / planned.trial_id).number == 2
 
 
-RUN = [sys.executable, "-m", "scalebench.cli.app", "run", "small.toml", "--jobs", "1", "--json"]
+RUN = ("run", "small.toml", "--jobs", "1", "--json")
 
 
 @pytest.mark.slow
-def test_two_commands_at_once_share_a_study(study, tmp_path: Path) -> None:
-    drivers = [
-        subprocess.Popen(RUN, cwd=tmp_path, env=child_environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [driver.communicate(timeout=120)[0] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0]
-    summaries = [json.loads(output.splitlines()[-1]) for output in outputs]
+def test_two_commands_at_once_share_a_study(study, tmp_path: Path, drivers: Drivers) -> None:
+    both = [drivers.start(tmp_path, [*RUN, "--set", "train.steps=5"]) for _ in range(2)]
+    assert [driver.wait(120) for driver in both] == [0, 0]
+    summaries = [json.loads(driver.out.splitlines()[-1]) for driver in both]
     assert sum(summary["executed"] for summary in summaries) == 4
     assert [summary["statuses"] for summary in summaries] == [{"ok": 4}] * 2
     assert len(list((tmp_path / "results/small/trials").glob("*/*/record.json"))) == 4
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_leaves_no_worker_and_the_command_typed_again_goes_on(study, tmp_path: Path) -> None:
+def test_a_driver_that_is_killed_leaves_no_worker_and_the_command_typed_again_goes_on(
+    study, tmp_path: Path, drivers: Drivers
+) -> None:
     settings = ["--set", "train.steps=[10000000, 5]", "--set", "model.params=200", "--set", "train.seed=0"]
-    driver = subprocess.Popen([*RUN, *settings], cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
-    while not (beats := list(tmp_path.glob("results/small/trials/*/*/heartbeat.json"))):
-        time.sleep(0.05)
-        assert driver.poll() is None
-    worker = psutil.Process(store.read_json(beats[0].with_name("placement.json"))["pid"])
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    driver = drivers.start(tmp_path, [*RUN, *settings])
+    worker = worker_in_training(tmp_path, driver)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
     worker.wait(5)
-    again = load_study(tmp_path / "small.toml", settings[1::2])
-    rows = {row["steps"]: row for row in execute(survey(again, tmp_path / "results"), again, tick=_stop_the_long)}
-    assert {steps: row["status"] for steps, row in rows.items()} == {10**7: "killed", 5: "ok"}
+    again = drivers.start(tmp_path, [*RUN, *settings])
+    worker_in_training(tmp_path, again).kill()
+    assert again.wait(60) == 1
+    rows = store.load_results(tmp_path / "results").set_index("steps")["status"]
+    assert rows.to_dict() == {10**7: "killed", 5: "ok"}
 
 
-def _stop_the_long(running: Sequence[Path]) -> None:
-    for attempt in running:
-        steps = store.read_json(attempt / "trial.json")["identity"]["steps"]
-        if steps > 5 and (attempt / "heartbeat.json").exists():
-            os.kill(store.read_json(attempt / "placement.json")["pid"], signal.SIGKILL)
+def worker_in_training(folder: Path, driver: Driver) -> psutil.Process:
+    """Wait until a trial has a heartbeat, and return its worker; the heartbeat is removed."""
+    while not (beats := list(folder.glob("results/small/trials/*/*/heartbeat.json"))):
+        time.sleep(0.05)
+        assert driver.poll() is None, driver.err
+    beats[0].unlink()
+    return psutil.Process(store.read_json(beats[0].with_name("placement.json"))["pid"])

@@ -1,4 +1,7 @@
-"""Comparisons that cannot be fooled: cheating providers, each caught for its reason, beside honest ones."""
+"""Comparisons that cannot be fooled: cheating providers, each caught for its reason, beside honest ones.
+
+The case 04-cheating-providers has providers of the same kinds as ``cheating_operation``.
+"""
 
 from __future__ import annotations
 

@@ -299,8 +299,6 @@ def test_the_id_depends_on_the_parents_weights_and_on_continuing_the_run(copied:
         ("no file", [], "has no weights.safetensors"),
         ("another weight", [], "the file changed"),
         ("cut short", [], "cut short or changed"),
-        ("", ['from.where="seed == 7"'], "from.where: no trial of "),
-        ("", ['from.where="sead == 0"'], "from.where: "),
     ],
 )
 def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
@@ -327,6 +325,23 @@ def test_parents_that_cannot_serve_are_refused_with_the_command_that_makes_them(
     line = refused(copied, CHILD, *settings)
     assert expected in line
     assert "scalebench run parent --set run.checkpoint=true --results" in line
+    assert line.endswith(" --retry ok") == (change in ("no file", "another weight"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (['from.where="seed == 7"'], "matches 'seed == 7'; its trials have seed 0"),
+        (['from.where="sead == 0"'], "from.where: "),
+        (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
+    ],
+)
+def test_the_command_is_left_out_where_running_the_parents_does_not_help(
+    copied: Path, settings: list[str], expected: str
+) -> None:
+    line = refused(copied, CHILD, *settings)
+    assert expected in line
+    assert "to make its parents" not in line
 
 
 @pytest.mark.parametrize(

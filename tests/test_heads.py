@@ -144,8 +144,8 @@ def test_scores_by_hand() -> None:
 
 def test_a_piece_stands_between_the_special_tokens_that_bert_knows(folders: Path) -> None:
     text = open_source(f"folders:{folders}")
-    tokens, segments, labels = TextClasses(text, True, 12, 4, 0, 0.2, 8).batch(1)
-    plain, same = TextClasses(text, False, 10, 4, 0, 0.2, 8).batch(1)
+    tokens, segments, labels = TextClasses(text, 12, 4, 0, 0.2, 8, specials=True).batch(1)
+    plain, same = TextClasses(text, 10, 4, 0, 0.2, 8, specials=False).batch(1)
     assert tokens[:, 0].tolist() == [256] * 4
     assert tokens[:, -1].tolist() == [257] * 4
     assert torch.equal(tokens[:, 1:-1], plain)
@@ -221,7 +221,7 @@ def test_a_head_is_trained_measured_and_loaded_again(
     saved = load_file(Path(row["attempt_dir"]) / "weights.safetensors")
     assert saved["classes.weight"].shape == (3, row["width"])
     text, correct, labels = open_source(f"folders:{folders}"), [], []
-    task = TextClasses(text, parent == "bert", 16, 8, 0, 0.2, trial.data.validation_samples)
+    task = TextClasses(text, 16, 8, 0, 0.2, trial.data.validation_samples, specials=parent == "bert")
     for (*inputs, label), _ in task.validation():
         correct += model(*inputs).argmax(1).eq(label).tolist()
         labels += label.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+from drivers import Driver, Drivers
+from light_worker import patch
 from support import REPOSITORY, SMALL, child_environment, run_here
 
 from scalebench import store
@@ -30,32 +33,39 @@ DEADLINE_S = 120.0
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A study of two trials that take some seconds each."""
+    """A study of two trials that go on until they are stopped, once each, if their workers are light ones."""
     path = tmp_path / "small.toml"
     path.write_text(SMALL.replace("steps = 30", "steps = 3000").replace("seed = [0, 1]", "seed = 0"))
     return path
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path: Path, drivers: Drivers) -> Iterator[Callable[..., Driver]]:
     """Start ``scalebench run --engine ray`` in an empty folder; what runs at the end of the test is interrupted."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Driver] = []
 
-    def run(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "scalebench.cli.app", "run", *map(str, arguments), "--engine", "ray"]
-        started.append(
-            subprocess.Popen(
-                words, cwd=tmp_path, env=child_environment(**variables), text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
+    def run(*arguments: str | Path, light: bool = True, **variables: str) -> Driver:
+        words = ["run", *arguments, "--engine", "ray", "--json"]
+        started.append(drivers.start(tmp_path, words, before=patch("ray") if light else "", **variables))
         return started[-1]
 
     yield run
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=DEADLINE_S)
+    for driver in started:
+        driver.send_signal(signal.SIGINT)
+        driver.wait(DEADLINE_S)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[subprocess.Popen[str]]:
+    """A running cluster of two nodes; its ``address`` is a variable of the environment, its stdin takes commands."""
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "tests" / "ray_cluster.py"], env=child_environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout
+    process.address = process.stdout.readline().strip()  # type: ignore[attr-defined]
+    yield process
+    process.communicate(timeout=DEADLINE_S)
 
 
 def beating(study_dir: Path) -> list[Path]:
@@ -63,27 +73,25 @@ def beating(study_dir: Path) -> list[Path]:
     return [beat.parent for beat in study_dir.glob("trials/*/*/heartbeat.json")]
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+def wait_for(condition: Callable[[], Any], driver: Driver) -> Any:
     deadline = time.monotonic() + DEADLINE_S
     while not (value := condition()):
-        assert process.poll() is None, process.communicate()
+        assert driver.poll() is None, (driver.out, driver.err)
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return value
 
 
-def ray_process(driver: subprocess.Popen[str], name: str) -> psutil.Process:
+def ray_process(driver: Driver, name: str) -> psutil.Process:
     """A process of the driver's embedded cluster, whose title or command begins with ``name``."""
     below = psutil.Process(driver.pid).children(recursive=True)
     (process,) = [child for child in below if Path((child.cmdline() or [""])[0].split(" ")[0]).name == name]
     return process
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, (process.returncode, out, err)
-    assert "Traceback" not in err
-    return out
+def finish(driver: Driver) -> None:
+    assert driver.wait(DEADLINE_S) == 0, (driver.out, driver.err)
+    assert "Traceback" not in driver.err
 
 
 def attempts_of(study_dir: Path) -> dict[str, list[dict[str, Any]]]:
@@ -100,64 +108,20 @@ def attempts_of(study_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 @needs_ray
 @pytest.mark.slow
-def test_an_embedded_cluster_runs_a_study_with_one_command(tmp_path: Path, start) -> None:
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL.replace("[200, 800]", "200").replace("seed = [0, 1]", "seed = 0\nprocesses = [1, 2]"))
-    finish(start(path))
-    rows = store.load_results(tmp_path / "results").set_index("processes")
-    assert rows["status"].to_dict() == {1: "ok", 2: "ok"}
-    (alone,) = run_here(load_study(path, ["train.processes=1"]), tmp_path / "here").values()
-    assert rows.loc[1, "validation_loss_nats"] == alone["validation_loss_nats"]
-    assert rows.loc[2, "validation_loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
-    assert not rows["timing_exclusive"].any()
-
-
-@needs_ray
-@pytest.mark.slow
 def test_a_trial_whose_ray_worker_is_killed_goes_back_to_the_queue(path: Path, tmp_path: Path, start) -> None:
     study_dir = tmp_path / "results" / "small"
-    driver = start(path, "--jobs", "1")
+    settings = ["--set", "model.params=200", "--set", "run.checkpoint_every_steps=100"]
+    driver = start(path, *settings, light=False)
     (lost,) = wait_for(lambda: beating(study_dir), driver)
-    task = wait_for(
-        lambda: [p for p in psutil.process_iter(["cmdline"]) if str(lost) in (p.info["cmdline"] or [])], driver
-    )
-    psutil.Process(task[0].ppid()).kill()
+    worker = psutil.Process(store.read_json(lost / "placement.json")["pid"])
+    worker.parent().kill()
     finish(driver)
-    assert not psutil.wait_procs(task, timeout=5)[1]  # the worker ended with the process of its task
-    attempts = attempts_of(study_dir)
-    first, *others = attempts.pop(lost.parent.name)
+    assert not psutil.wait_procs([worker], timeout=5)[1]  # it ended with the process of its task
+    ((first, second),) = attempts_of(study_dir).values()
     assert (first["status"], first["error_class"], first["attempt_dir"]) == ("killed", "JobLost", str(lost))
-    assert [row["status"] for row in others] == ["ok"]
-    assert [[row["status"] for row in rows] for rows in attempts.values()] == [["ok"]]
-    here = run_here(load_study(path), tmp_path / "here")
-    frame = store.load_results(tmp_path / "results").set_index("trial_id")["validation_loss_nats"]
-    assert frame.to_dict() == {name: row["validation_loss_nats"] for name, row in here.items()}
-
-
-@needs_ray
-@pytest.mark.slow
-def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(path: Path, tmp_path: Path, start) -> None:
-    script = REPOSITORY / "tests" / "ray_cluster.py"
-    cluster = subprocess.Popen(
-        [sys.executable, script], env=child_environment(), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert cluster.stdin
-    assert cluster.stdout
-    try:
-        address = cluster.stdout.readline().strip()
-        driver = start(path, RAY_ADDRESS=address)
-        study_dir = tmp_path / "results" / "small"
-        wait_for(lambda: len(beating(study_dir)) == 2, driver)
-        lost = beating(study_dir)
-        cluster.stdin.write("kill\n")
-        cluster.stdin.flush()
-        finish(driver)
-    finally:
-        cluster.communicate(timeout=DEADLINE_S)
-    for rows in attempts_of(study_dir).values():
-        assert [row["status"] for row in rows] == ["killed", "ok"]
-        assert Path(rows[0]["attempt_dir"]) in lost
+    assert (second["status"], second["timing_exclusive"]) == ("ok", False)
+    (here,) = run_here(load_study(path, settings[1::2]), tmp_path / "here").values()
+    assert second["validation_loss_nats"] == here["validation_loss_nats"]
 
 
 @needs_ray
@@ -165,41 +129,86 @@ def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(pat
 def test_an_embedded_cluster_that_loses_its_only_node_loses_no_trial(path: Path, tmp_path: Path, start) -> None:
     study_dir = tmp_path / "results" / "small"
     driver = start(path, "--jobs", "1")
-    wait_for(lambda: beating(study_dir), driver)
+    (running,) = wait_for(lambda: beating(study_dir), driver)
     ray_process(driver, "raylet").kill()
+
+    while driver.poll() is None:
+        for attempt in beating(study_dir):
+            (attempt.parent / "end").touch()
+        time.sleep(0.1)
     finish(driver)
-    statuses = [[row["status"] for row in rows] for rows in attempts_of(study_dir).values()]
-    # Ray may finish what its workers have begun, and give them more, or lose it: either way no trial is.
-    assert len(statuses) == 2
-    assert all(before == ["killed"] * len(before) and last == "ok" for *before, last in statuses)
+    attempts = attempts_of(study_dir)
+    assert [row["status"] for row in attempts.pop(running.parent.name)] == ["ok"]  # Ray's worker goes on
+    ((*lost, last),) = attempts.values()  # it may be given more, or not
+    assert last["status"] == "ok"
+    assert {row["error_class"] for row in lost} <= {"JobLost"}
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_lost_head_ends_the_run_which_goes_on_when_typed_again(path: Path, tmp_path: Path, start) -> None:
     study_dir = tmp_path / "results" / "small"
-    driver = start(path, "--jobs", "1", "--set", "train.steps=20000", RAY_gcs_rpc_server_reconnect_timeout_s="3")
+    driver = start(path, "--jobs", "1", RAY_gcs_rpc_server_reconnect_timeout_s="1")
     (first,) = wait_for(lambda: beating(study_dir), driver)
-    workers = [p for p in psutil.process_iter(["cmdline"]) if str(first) in (p.info["cmdline"] or [])]
+    worker = [p for p in psutil.process_iter(["cmdline"]) if str(first) in (p.info["cmdline"] or [])]
     ray_process(driver, "gcs_server").kill()
-    driver.communicate(timeout=DEADLINE_S)
-    assert driver.returncode != 0
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert driver.wait(DEADLINE_S) != 0
+    assert not psutil.wait_procs(worker, timeout=10)[1]
     assert not list(first.parent.glob("*/record.json"))
     finish(start(path, "--set", "train.steps=200"))
-    frame = store.load_results(tmp_path / "results")
-    assert frame["status"].tolist() == ["ok"] * 2
+    assert store.load_results(tmp_path / "results")["status"].tolist() == ["ok"] * 2
 
 
 @needs_ray
 @pytest.mark.slow
-def test_more_gpus_than_there_are_are_refused_before_any_trial(path: Path, tmp_path: Path, start) -> None:
-    process = start(path, "--set", "train.device=cuda", "--set", "train.processes=8")
-    _, errors = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 2, errors
-    assert "8 GPUs" in errors
-    assert len(errors.strip().splitlines()) == 1
+def test_a_trial_of_several_processes_has_a_placement_group(path: Path, tmp_path: Path, cluster, start) -> None:
+    variables = {"RAY_ADDRESS": cluster.address}
+    driver = start(path, "--set", "model.params=200", "--set", "train.processes=2", **variables)
+    wait_for(lambda: beating(tmp_path / "results" / "small"), driver)
+    groups = list_groups(cluster)
+    assert [(group["state"], group["strategy"]) for group in groups] == [("CREATED", "STRICT_PACK")]
+    assert list(groups[0]["bundles"].values()) == [{"CPU": 2.0}]
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(DEADLINE_S) == 3
+    assert not [group for group in list_groups(cluster) if group["state"] != "REMOVED"]
+
+
+def list_groups(cluster: Any) -> list[dict[str, Any]]:
+    """Return the placement groups of the running cluster."""
+    assert cluster.stdin
+    assert cluster.stdout
+    cluster.stdin.write("groups\n")
+    cluster.stdin.flush()
+    return json.loads(cluster.stdout.readline())
+
+
+@needs_ray
+@pytest.mark.slow
+def test_more_gpus_than_there_are_are_refused_before_any_trial(path: Path, tmp_path: Path, cluster, start) -> None:
+    settings = ("--set", "train.device=cuda", "--set", "train.processes=8")
+    driver = start(path, *settings, RAY_ADDRESS=cluster.address)
+    assert driver.wait(DEADLINE_S) == 2
+    assert "8 GPUs" in driver.err
+    assert len(driver.err.strip().splitlines()) == 1
     assert not (tmp_path / "results" / "small").exists()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_trials_of_a_lost_node_go_back_to_the_queue_of_a_running_cluster(
+    path: Path, tmp_path: Path, cluster, start
+) -> None:
+    driver = start(path, RAY_ADDRESS=cluster.address)
+    study_dir = tmp_path / "results" / "small"
+    wait_for(lambda: len(beating(study_dir)) == 2, driver)
+    lost = beating(study_dir)
+    cluster.stdin.write("replace\n")
+    cluster.stdin.flush()
+    finish(driver)
+    assert cluster.stdout.readline() == "replaced\n"
+    for rows in attempts_of(study_dir).values():
+        assert [row["status"] for row in rows] == ["killed", "ok"]
+        assert Path(rows[0]["attempt_dir"]) in lost
 
 
 @needs_ray

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from drivers import Drivers
 from support import PLACEMENT, SMALL, child_environment
 
 from scalebench import store
@@ -184,16 +185,14 @@ def test_a_trial_whose_samples_do_not_fit_keeps_its_result(tmp_path: Path, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_run_at_once_and_its_workers_too(tmp_path: Path, number: int) -> None:
+def test_a_second_signal_ends_the_run_at_once_and_its_workers_too(
+    tmp_path: Path, drivers: Drivers, number: int
+) -> None:
     (tmp_path / "small.toml").write_text(SMALL)
-    words = ["--jobs", "1", "--set", "train.steps=10000000"]
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "scalebench.cli.app", "run", "small.toml", *words], cwd=tmp_path,
-        env=child_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    driver = drivers.start(tmp_path, ["run", "small.toml", "--jobs", "1", "--set", "train.steps=10000000"])
     while not (beats := list(tmp_path.glob("results/small/trials/*/*/heartbeat.json"))):
         time.sleep(0.05)
-        assert driver.poll() is None
+        assert driver.poll() is None, driver.err
     worker = psutil.Process(store.read_json(beats[0].with_name("placement.json"))["pid"])
     worker.suspend()  # it does not end by SIGTERM, so that the run takes its time
     begun = time.monotonic()
@@ -203,7 +202,5 @@ def test_a_second_signal_ends_the_run_at_once_and_its_workers_too(tmp_path: Path
     assert driver.wait(5) == 3
     assert time.monotonic() - begun < 3
     worker.wait(10)
-    assert driver.stderr is not None
-    assert "Traceback" not in driver.stderr.read()
-    driver.stderr.close()
+    assert "Traceback" not in driver.err
     assert not list(tmp_path.glob("results/small/trials/*/*/.*tmp"))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
+from drivers import Drivers
+from light_worker import light_command, patch
 from slurm_node import CannotStartError, slurm_node
 from support import SMALL, SOURCE_PATH, run_here
 
@@ -45,6 +45,12 @@ def cluster(node: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def light(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let its tasks be workers without torch, whose long trials go on until they are stopped."""
+    monkeypatch.setattr(slurm, "worker_command", light_command)
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A study of two trials: one of 30 steps, and one that would take hours."""
     path = tmp_path / "two.toml"
@@ -63,21 +69,28 @@ def beats(attempt: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_task_past_its_time_is_a_row_and_hides_no_other(path: Path, tmp_path: Path) -> None:
-    study = load_study(path, ["run.timeout_s=30"])
-    sweep = run(study, tmp_path / "r", engine="slurm")
-    rows = {row["steps"]: row for row in sweep.rows.values()}
-    assert {steps: row["status"] for steps, row in rows.items()} == {30: "ok", 10_000_000: "timeout"}
-    assert rows[10_000_000]["stop_step"] > 30
-    assert "Slurm job" in rows[10_000_000]["error_message"]
-    (here,) = run_here(load_study(path, ["train.steps=30"]), tmp_path / "here").values()
-    assert rows[30]["validation_loss_nats"] == here["validation_loss_nats"]
-    assert not rows[30]["timing_exclusive"]  # Slurm gave a core, but this engine did not say which
+def test_a_trial_has_the_loss_that_it_has_here(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, ["train.steps=30"])
+    (row,) = run(study, tmp_path / "r", engine="slurm").rows.values()
+    (here,) = run_here(study, tmp_path / "here").values()
+    assert row["status"] == "ok"
+    assert row["validation_loss_nats"] == here["validation_loss_nats"]
+    assert not row["timing_exclusive"]  # Slurm gave a core, but this engine did not say which
     assert not list((tmp_path / "r" / "small" / "slurm").iterdir())
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("light")
+def test_a_task_past_its_time_is_a_row_and_hides_no_other(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, ["run.timeout_s=3", "train.steps=[30, 10_000_000, 40]"])
+    rows = {row["steps"]: row for row in run(study, tmp_path / "r", engine="slurm").rows.values()}
+    assert {steps: row["status"] for steps, row in rows.items()} == {30: "ok", 40: "ok", 10_000_000: "timeout"}
+    assert rows[10_000_000]["stop_step"] == 50
+    assert "Slurm job" in rows[10_000_000]["error_message"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("light")
 def test_a_cancelled_task_is_killed_and_a_requeued_one_runs_again_in_its_folder(path: Path, tmp_path: Path) -> None:
     study = load_study(path, ["train.steps=[2_000_000, 10_000_000]"])
     sweep = survey(study, tmp_path / "r")
@@ -110,14 +123,16 @@ def test_a_cancelled_task_is_killed_and_a_requeued_one_runs_again_in_its_folder(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(path: Path, tmp_path: Path, capsys) -> None:
-    words = [sys.executable, "-m", "scalebench.cli.app", "run", str(path), "--engine", "slurm", "--results", "r"]
-    driver = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+@pytest.mark.usefixtures("light")
+def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(
+    path: Path, tmp_path: Path, drivers: Drivers, capsys
+) -> None:
+    words = ["run", path, "--engine", "slurm", "--results", "r", "--json"]
+    driver = drivers.start(tmp_path, words, before=patch("slurm"))
     study_dir = tmp_path / "r" / "small"
-    while len(slurm.unfinished(study_dir)) < 2:
-        assert driver.poll() is None
-        time.sleep(0.2)
+    while len(slurm.unfinished(study_dir)) < 2 and not any(map(beats, slurm.unfinished(study_dir).values())):
+        assert driver.poll() is None, driver.err
+        time.sleep(0.1)
     driver.kill()
     driver.wait()
     submitted = set(slurm.submitted(study_dir).values())
@@ -138,24 +153,22 @@ def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("light")
 def test_an_interrupted_run_withdraws_its_tasks_and_is_resumable(path: Path, tmp_path: Path) -> None:
-    settings = ["--set", "train.steps=10_000_000"]
-    words = [sys.executable, "-m", "scalebench.cli.app", "run", str(path), "--engine", "slurm", "--results", "r"]
-    driver = subprocess.Popen([*words, *settings], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    study_dir = tmp_path / "r" / "small"
-    while not any(beats(attempt) for attempt in slurm.unfinished(study_dir).values()):
-        assert driver.poll() is None
-        time.sleep(0.2)
-    driver.send_signal(signal.SIGINT)
-    _, errors = driver.communicate(timeout=30)
-    assert driver.returncode == 3
-    assert b"run the same command again" in errors
+    study = load_study(path, ["train.steps=10_000_000"])
+
+    def interrupt(running: Sequence[Path]) -> None:
+        if any(beats(attempt) for attempt in running):
+            raise KeyboardInterrupt  # as the command line does on a signal
+
+    with pytest.raises(KeyboardInterrupt):
+        list(execute(survey(study, tmp_path / "r"), study, engine="slurm", tick=interrupt))
     deadline = time.monotonic() + 20
-    while workers(study_dir) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not workers(study_dir)
-    assert len(survey(load_study(path, ["train.steps=10_000_000"]), tmp_path / "r").missing) == 1
+    while workers(tmp_path / "r") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers(tmp_path / "r")
+    assert not slurm.waiting(tmp_path / "r" / "small")
+    assert len(survey(study, tmp_path / "r").missing) == 1
 
 
 def workers(study_dir: Path) -> list[psutil.Process]:

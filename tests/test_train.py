@@ -150,6 +150,22 @@ def test_a_loss_far_above_where_it_started_has_diverged(first: float, last: floa
         check_risen(first, training=first, validation=last)
 
 
+def test_a_likelihood_below_zero_has_diverged_by_its_distance_from_the_least_loss() -> None:
+    check_risen(-1.0, -1.4, validation=-0.3)
+    with pytest.raises(Diverged, match=r"as far from -1\.4 as the -1 where it began"):
+        check_risen(-1.0, -1.4, validation=-0.1)
+
+
+def test_the_loss_of_zeros_is_that_of_the_outputs_variance() -> None:
+    family, noise = FAMILIES["linear"], 0.1
+    about = DataSpec(source="teacher", validation_fraction=0.2, validation_samples=4000, noise_std=noise, sha256="")
+    task = family.task(family.Config(2), open_source("teacher"), about, train_spec(batch_size=4))
+    assert task.least_nats == pytest.approx(0.5 * math.log(2 * math.pi * noise**2))
+    variance = sum(float(targets.square().sum()) for (_, targets), _ in task.validation()) / 4000
+    assert task.zero_nats() == pytest.approx(task.least_nats + variance / (2 * noise**2))
+    assert task.zero_nats() > task.floor_nats
+
+
 @pytest.mark.parametrize("accumulation", [2, 3, 7])
 def test_micro_batches_have_the_gradients_of_the_whole_batch(accumulation: int) -> None:
     whole = train_spec(batch_size=7, sequence_length=16)

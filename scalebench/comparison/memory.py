@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
 # Not torch.profiler.profile, around this: it imports torch's compiler, which takes seconds of a process.
 from torch.autograd.profiler import profile, record_function
 

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,7 +34,7 @@ RC = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "axes.axisbelow": True, "legend.frameon": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
-    "text.parse_math": False,
+    "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
@@ -211,6 +210,8 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
+    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, height), layout="constrained")

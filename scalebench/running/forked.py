@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ class ForkedWorker:
 
 
 class ForkServer:
-    """A process of ``fork_server.py`` and the pipes to it."""
+    """A process of ``fork_server.py``, or of another ``command`` that serves as it does, and the pipes to it."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], command: Sequence[str] = ()) -> None:
         self.environment = dict(environment)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self.process = processes.start(
-            COMMAND, self.environment | BEFORE_IMPORT,
+            command or COMMAND, self.environment | BEFORE_IMPORT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
         self._lock = threading.Lock()

@@ -111,4 +111,5 @@ def task_of(trial: Trial, config: Any, data: Data) -> Task:
     specials = BODIES[trial.family].specials
     check_sequences(data.vocab_size + len(SPECIALS) * specials, config.vocab_size, spec.sequence_length, config.context)
     shape = (spec.sequence_length, spec.batch_size, spec.seed)
-    return TextClasses(data, specials, *shape, about.validation_fraction, about.validation_samples)
+    sides = (about.validation_fraction, about.validation_samples)
+    return TextClasses(data, *shape, *sides, specials=specials)

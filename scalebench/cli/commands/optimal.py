@@ -19,7 +19,7 @@ from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_results
-from scalebench.points.fit_file import json_safe, open_fit
+from scalebench.points.fit_file import open_fit
 from scalebench.points.roles import RUN, read_roles
 from scalebench.points.warnings import point_warnings
 from scalebench.reporting.quantities import bounded, quantity
@@ -56,7 +56,7 @@ def run_optimal(
     settled = 3 not in refused and all(_at(each, at[-1])["determined"] for each in allocated)
     by_convention = conventions(points, at[-1]) if settled else []
     if as_json:
-        print_json(json_safe(_document(allocated, refused, at, by_convention)))
+        print_json("optimal", _document(allocated, refused, at, by_convention))
     else:
         _print(allocated, refused, at, counting)
         if by_convention:
@@ -81,7 +81,7 @@ def run_repeated(
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
     if as_json:
-        print_json(json_safe({"optima": [optimum.to_dict() for optimum in best]}))
+        print_json("optimal", {"optima": [optimum.to_dict() for optimum in best]})
         return 0
     say(
         f"compute-optimal sizes for {quantity(unique_tokens)} unique tokens, C = 6ND; loss in the unit of the points",

@@ -1,0 +1,105 @@
+"""The process that ``drivers.py`` starts: imports torch and the command line once, and forks drivers.
+
+It is the package's own fork server with other work for its forks. A driver forks its fork server from itself in the
+place of a fresh one, which is the same server without the seconds of importing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scalebench.running import fork_server, forked, processes, worker
+
+IMPORTED = (
+    *("scalebench.cli.app", "scalebench.cli.commands.sweeps", "scalebench.cli.commands.stored"),
+    *("scalebench.cli.progress", "scalebench.running.chain", "scalebench.running.sweep", "scalebench.analysis.study"),
+)
+run_worker = worker.run_and_exit
+
+
+class ForkedServer:
+    """A fork server that was forked from its driver, with what ``forked.ForkServer`` uses of a ``Popen``."""
+
+    def __init__(self, environment: Mapping[str, str], errors: Any) -> None:
+        requests, stdin = os.pipe()
+        stdout, replies = os.pipe()
+        warnings.simplefilter("ignore", DeprecationWarning)  # that a process with threads is forked
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            serve(requests, replies, errors.fileno(), environment)
+        os.close(requests)
+        os.close(replies)
+        self.stdin, self.stdout = os.fdopen(stdin, "wb", 0), os.fdopen(stdout, "rb", 0)
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while it runs."""
+        if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; see ``processes.Process``."""
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fork server", timeout or 0.0)
+            time.sleep(0.005)
+        return code
+
+
+def serve(requests: int, replies: int, errors: int, environment: Mapping[str, str]) -> NoReturn:
+    """Be a fork server, in a process that was forked from a driver."""
+    code = 1
+    try:
+        os.setsid()
+        for pipe, number in ((requests, 0), (replies, 1), (errors, 2)):
+            os.dup2(pipe, number)
+        os.closerange(3, 1024)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(environment)
+        worker.run_and_exit = run_worker
+        code = fork_server.main()
+    except BaseException:  # noqa: BLE001 - nothing of the driver may run in this process
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run_driver(folder: str) -> int:
+    """Do in this forked process what ``driver.json`` says, and return the exit status."""
+    request = json.loads((Path(folder) / "driver.json").read_text(encoding="utf-8"))
+    start: Callable[..., Any] = processes.start
+
+    def start_server(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> Any:
+        if command == forked.COMMAND:
+            return ForkedServer(environment, streams["stderr"])
+        return start(command, environment, **streams)
+
+    forked.processes = types.SimpleNamespace(**vars(processes) | {"start": start_server})  # type: ignore[assignment]
+    os.chdir(request["cwd"])
+    sys.argv = ["scalebench", *request["arguments"]]
+    exec(request["before"], {"__name__": "before"})
+    from scalebench.cli.app import main
+
+    main(request["arguments"])
+    return 0
+
+
+if __name__ == "__main__":
+    fork_server.PRELOADED += IMPORTED
+    worker.run_and_exit = run_driver  # type: ignore[assignment]
+    sys.exit(fork_server.main())
