@@ -92,7 +92,7 @@ def test_twice_50_steps_with_optimizer_state_are_100_steps_bit_by_bit(
     tmp_path: Path, family: str, optimizer: str
 ) -> None:
     """Weights, losses, optimizer state and the state of the random number generators."""
-    text = PARENT.replace('"gpt"', f'"{family}"').replace("params = 3000", "params = 20000")
+    text = PARENT.replace('"gpt"', f'"{family}"').replace("params = 3000", "params = 5000")
     settings = [f"train.optimizer={optimizer}"]
     if family == "mlp":
         text = text.replace("sequence_length = 16\n", "")
