@@ -16,6 +16,7 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 
 import pytest
+from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
 from support import FINISHED, SMALL, child_environment, shared_folder
 

@@ -134,9 +134,7 @@ def test_series_differ_in_colour_and_marker(results: Results) -> None:
     assert "eager: Validation loss" in text
     assert "sdpa: Validation loss" in text
     drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]
-    groups = re.findall(
-        r'<path id="(study-synthetic-step-time-[^"]+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing
-    )
+    groups = re.findall(r'<path id="(f[0-9a-f]{8}-\d+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing)
     assert len({color for *_, color in groups}) == 2
     assert len({shape for _, shape, _ in groups}) >= 2
 
