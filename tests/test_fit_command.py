@@ -296,6 +296,7 @@ def test_duplicate_headers_and_an_empty_file_exit_2(command, tmp_path: Path) -> 
     assert command("fit", "none.csv")[0] == 2
 
 
+@pytest.mark.slow
 def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
     columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")

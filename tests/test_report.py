@@ -188,6 +188,7 @@ def test_report_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
     lead, *others = verdict(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page
