@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
-from test_from import PARENT, planned, refused, trained
+from parent_support import PARENT, planned, refused, trained
 from torch import nn
 
 from scalebench import store

@@ -136,6 +136,7 @@ def test_sizes_have_one_ramp_from_light_to_dark(tmp_path) -> None:
     assert {found[0], found[11]} == {1, 9}
 
 
+@pytest.mark.slow
 def test_many_trials_are_thinned_and_said_to_be() -> None:
     study = of_trials(3_000)
     (series,) = study.series
@@ -165,6 +166,7 @@ def test_groups_of_a_figure_share_its_room() -> None:
         assert marks.titles["marks3"][-1] == "3: 299"
 
 
+@pytest.mark.slow
 def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
     for change, said in (({}, True), ({"peak_flops_per_s": None}, False)):
         study = analyse(synthetic(**change), "synthetic")
