@@ -87,7 +87,7 @@ def backtest_table(all_series: Sequence[Series]) -> Table:
 
 
 def ranking_table(all_series: Sequence[Series]) -> Table:
-    """Return the series by their loss at their largest size, lowest first, which are within noise of it, and exponents.
+    """Return the series by their loss at their largest size, lowest first: which are within noise of it, exponents.
 
     The exponent of a series beyond those ``to_fit`` is that of its means, without an interval.
     """
@@ -104,7 +104,7 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
     means = " Exponents without an interval are of laws fitted to the means." if len(shown) < len(places) else ""
     return Table(
-        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. Exponents are those of "
+        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. Exponents are of "
         f"the fitted laws, with 95 % intervals.{means}", columns, tuple(rows),
     )  # fmt: skip
 

@@ -82,12 +82,14 @@ def _moved_down(path: str, by: float) -> str:
 
 
 def _classify(root: ElementTree.Element) -> None:
-    """Mark what a script redraws when an axis becomes linear or logarithmic: ticks, and leaders of labels."""
+    """Mark what a script redraws when an axis becomes linear or logarithmic (ticks, leaders of labels); the y name."""
     for group in root.iter("g"):
         tick, leader = TICK.fullmatch(group.get("id", "")), group.get("id", "").startswith(LEADER)
         for part in group.iter() if tick or leader else ():
             if part.tag in ("path", "use", "text"):
                 part.set("class", f"t{tick.group(1)}" if tick else LEADER)
+        for name in group.findall("g/text") if group.get("id") == "matplotlib.axis_2" else ():
+            name.set("class", "yname")
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:
