@@ -132,18 +132,18 @@ SIZE_LABEL = "size N (non-embedding parameters)"
 def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
     axes.set_xscale("log")
-    log_ticks(axes.xaxis, *axes.get_xlim())
+    log_ticks(axes.xaxis, *axes.get_xlim(), dense=1000)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
     axes.set_xlabel(label)
 
 
-DENSE = {"x": 1000, "y": 300}  # a wider range has ticks at powers of ten only
+def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
+    """Place as many ticks on a logarithmic axis from low to high as can be read, at round numbers.
 
-
-def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Place as many ticks on a logarithmic axis from low to high as can be read: three to seven, at round numbers."""
+    At powers of ten alone where high is more than ``dense`` times low.
+    """
     ratio = high / low
-    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < DENSE[axis.axis_name] else (1,)
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < dense else (1,)
     # As on a linear axis: there would be two, or one.
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
