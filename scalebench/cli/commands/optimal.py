@@ -234,6 +234,13 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         a, interval = bounded(row["a"], low, high)
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]))
         shown.append((row["counting_params"], row["counting_flops"], *cells))
+    if len(shown) < 2 and refused:
+        say(
+            "",
+            "other ways of counting N and C:",
+            *(f"{' and '.join(names)}: {reason}" for reason, names in refused.items()),
+        )
+        return
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
     table("", ("N counts", "C counts", "a", "N*", "D*"), shown, text_columns=2)
     say(*(f"{' and '.join(names)}: refused: {reason}" for reason, names in refused.items()))
