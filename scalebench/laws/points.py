@@ -95,16 +95,32 @@ def check_design(law: Law, points: Points, free: int) -> None:
         )
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
-        spread = float(np.exp(np.ptp(np.exp(log) if name in law.by_difference else log)))
-        least = NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
-        if spread <= least:
-            raise FitRefused(
-                f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {least:g}: widen it"
-            )
+        if reason := _too_narrow(law, name, log):
+            raise FitRefused(f"column {name!r} {reason}")
     logs = np.stack([log - log.mean() for log in own.values()], axis=1)
     # If one input is a power of another, as in tokens = 20 * params, their exponents are not identified separately.
     if np.linalg.svd(logs / np.linalg.norm(logs, axis=0), compute_uv=False)[-1] < 1e-3 and logs.shape[1] > 1:
-        raise FitRefused(f"columns {', '.join(own)} lie on one line in log space; vary one at a fixed other")
+        raise FitRefused(
+            f"columns {', '.join(own)} lie on one line in log space, so that their effects cannot be separated; vary "
+            "one at a fixed other"
+        )
+
+
+def _too_narrow(law: Law, name: str, log: Array) -> str | None:
+    """Return what is wrong with an input whose values are too close to show its effect; None if they are not.
+
+    Values in the law's exponent (``by_difference``) count by their difference, all others by their ratio.
+    """
+    low, high = float(np.exp(log.min())), float(np.exp(log.max()))
+    differs, least = name in law.by_difference, NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
+    if (high - low if differs else float(np.ptp(log))) > np.log(least):
+        return None
+    margin = f"{np.log(least):.2g}" if differs else f"a factor {least:g}"
+    needed = f"{law.name} needs values that differ by more than {margin}"
+    if np.isclose(low, high):
+        return f"is {low:.6g} in all points; {needed}: vary it"
+    range_of = f"goes from {low:.4g} to {high:.4g}" if differs else f"spans a factor {high / low:.3g}"
+    return f"{range_of}; {needed}: widen it"
 
 
 def _ordered(configuration: NDArray[np.intp], rank: NDArray[np.intp]) -> NDArray[np.intp]:
