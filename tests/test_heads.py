@@ -261,7 +261,7 @@ def test_without_a_head_its_settings_make_no_second_trial_and_old_ids_stay(copie
         (["finetune.head=clases"], "did you mean 'classes'?"),
         (
             ["data.source=stdlib"],
-            "'classes' needs labels, which 'stdlib' has none of; with labels: languages, packages",
+            "'classes' needs labels, and 'stdlib' has none; with labels: languages, packages",
         ),
         (["finetune.head_classes=2"], "finetune.head_classes: 2 is less than the 3 labels (along, down, up)"),
         (["finetune.pooling=first"], "finetune.pooling: unknown 'first' (known: last, mean) for gpt"),
