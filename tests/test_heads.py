@@ -288,6 +288,6 @@ def test_a_refused_head_exits_2_and_writes_nothing(
             ["run", str(copied / "child.toml"), "--results", str(copied / "results"), "--set", "finetune.head=classes"]
         )
     assert ended.value.code == 2
-    assert "finetune.head: 'classes' needs labels, which 'stdlib' has none of" in capsys.readouterr().err
+    assert "finetune.head: 'classes' needs labels, and 'stdlib' has none" in capsys.readouterr().err
     assert sorted(copied.rglob("*")) == before
     assert store.study_dirs(copied / "results")
