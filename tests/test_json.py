@@ -100,6 +100,28 @@ def test_json_is_one_object_of_the_command(command, folder: Path, monkeypatch, c
             assert name not in BARE, f"{name}: a number without its unit"
 
 
+@pytest.mark.parametrize(
+    "case", ["plan", "status", "show", "show all", "fit rising", "next", "tune", "diff", "compare"]
+)
+@pytest.mark.parametrize("columns", [60, 120])
+def test_tables_and_sentences_fit_the_terminal(command, folder: Path, monkeypatch, case: str, columns: int) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, err = command(*CASES[case])
+    assert code in (0, 1), err
+    assert out
+    assert [line for line in out.splitlines() if len(line) > columns and " " in line.strip()] == []
+
+
+@pytest.mark.slow
+def test_comparisons_of_one_process_are_in_the_report(command, folder: Path, monkeypatch) -> None:
+    """They have no interval."""
+    monkeypatch.chdir(folder)
+    assert command(*CASES["compare"], "--results", "compared")[0] == 0
+    assert command("report", "compared", "-o", "compared.html")[0] == 0
+    assert "no interval" in (folder / "compared.html").read_text(encoding="utf-8")
+
+
 def test_every_command_with_json_is_in_the_table() -> None:
     having = set()
     for group in COMMANDS.values():

@@ -19,6 +19,9 @@ SHOWN_TRIALS = 10
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
 SIZES = ("params", "size", "requested_params")  # the column of the model has the size
 LOG_LINES = 8
+# Columns that the other lines have, or that only the reader of files needs.
+ELSEWHERE = {"files", "schema", "trial_id", "study", "status", "error_class", "error_message", "attempt", "attempt_dir",
+             "checked"}  # fmt: skip
 PREFIXED = {"B": "B", "s": "s", "FLOP": "FLOP", "FLOP/s": "FLOP/s", "1/s": "/s"}
 
 
@@ -125,7 +128,7 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
 
 def _is_shown(name: str, value: Any) -> bool:
     known = not (value is None or (isinstance(value, float) and pd.isna(value)))
-    return known and name not in ("files", "schema", "trial_id", "study", "status", "error_class", "error_message")
+    return known and name not in ELSEWHERE
 
 
 def _value(value: Any, unit: str) -> str:
