@@ -93,7 +93,7 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
 def _without_empty(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Leave out the columns in which no row has a value, as of rates that an imported file has none of."""
     full = [row for row in rows if len(row) > 1]
-    used = [i for i in range(len(header)) if any(row[i] not in ("", "-", "—") for row in full)]
+    used = [i for i in range(len(header)) if not full or any(row[i] not in ("", "-", "—") for row in full)]
     return [header[i] for i in used], [tuple(row[i] for i in used) if len(row) > 1 else row for row in rows]
 
 
