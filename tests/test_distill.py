@@ -146,6 +146,7 @@ def test_the_gradient_of_a_truncated_divergence_is_finite_and_sums_to_zero() -> 
 # --- the workload ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_weight_on_the_teacher_a_student_trains_bit_by_bit_as_without_one(copied: Path) -> None:
     plain = (
         STUDENT.replace('workload = "distill"\n', "").replace("[distill]", "[train]").replace('"student"', '"plain"')
@@ -200,6 +201,7 @@ def test_the_columns_of_a_record_are_the_declared_ones(distilled: dict[str, Any]
     assert declared | set(model_fields(FAMILIES["gpt"])) >= set(record) - {"schema", "files", "sha256"} >= declared
 
 
+@pytest.mark.slow
 def test_a_student_moves_to_its_teacher(copied: Path) -> None:
     (row,) = trained(copied, STUDENT, FIRST, "distill.steps=40")
     losses = store.read_steps(row["attempt_dir"])["train_loss_nats"]
@@ -207,6 +209,7 @@ def test_a_student_moves_to_its_teacher(copied: Path) -> None:
     assert row["validation_loss_nats"] < math.log(VOCABULARY) - 0.5
 
 
+@pytest.mark.slow
 def test_all_log_probabilities_stored_train_as_a_teacher_that_runs_along(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +250,7 @@ def test_all_log_probabilities_stored_train_as_a_teacher_that_runs_along(
     assert few["train_loss_nats"] < stored["train_loss_nats"]
 
 
+@pytest.mark.slow
 def test_stored_log_probabilities_over_several_files(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = trained(copied, STUDENT, FIRST, "distill.top_k=3")
     killed = Path(whole["attempt_dir"]) / "teacher"
@@ -273,6 +277,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
     assert len(planned(copied, STUDENT, *settings)) == 1
 
 
+@pytest.mark.slow
 def test_a_student_can_be_a_teacher_and_a_parent(base: Path, distilled: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     (second,) = trained(
@@ -370,6 +375,7 @@ checkpoint = true
 """
 
 
+@pytest.mark.slow
 def test_images_are_distilled_into_another_family(tmp_path: Path) -> None:
     trained(tmp_path, IMAGES)
     student = STUDENT.replace('"gpt"\nparams = 1600', '"mlp"\ndepth = 1\nwidth = 8\n')
