@@ -79,10 +79,12 @@ def templates() -> jinja2.Environment:
 @cache
 def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
     """Return the templates of these folders; kept, as they are compiled at first use."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
+    environment.filters["as_json"] = as_json
+    return environment
 
 
 def _printable(value: Any) -> Any:
