@@ -59,6 +59,7 @@ def copied(base: Path, tmp_path: Path) -> Path:
 FIRST = "distill.teacher.where=seed == 0"
 
 
+@pytest.mark.slow
 def test_without_weight_on_the_teacher_a_student_trains_bit_by_bit_as_without_one(copied: Path) -> None:
     plain = (
         STUDENT.replace('workload = "distill"\n', "").replace("[distill]", "[train]").replace('"student"', '"plain"')
@@ -113,6 +114,7 @@ def test_the_columns_of_a_record_are_the_declared_ones(distilled: dict[str, Any]
     assert declared | set(model_fields(FAMILIES["gpt"])) >= set(record) - {"schema", "files", "sha256"} >= declared
 
 
+@pytest.mark.slow
 def test_a_student_moves_to_its_teacher(copied: Path) -> None:
     (row,) = trained(copied, STUDENT, FIRST, "distill.steps=40")
     losses = store.read_steps(row["attempt_dir"])["train_loss_nats"]
@@ -120,6 +122,7 @@ def test_a_student_moves_to_its_teacher(copied: Path) -> None:
     assert row["validation_loss_nats"] < math.log(VOCABULARY) - 0.5
 
 
+@pytest.mark.slow
 def test_all_log_probabilities_stored_train_as_a_teacher_that_runs_along(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_all_log_probabilities_stored_train_as_a_teacher_that_runs_along(
     assert few["train_loss_nats"] < stored["train_loss_nats"]
 
 
+@pytest.mark.slow
 def test_stored_log_probabilities_over_several_files(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = trained(copied, STUDENT, FIRST, "distill.top_k=3")
     killed = Path(whole["attempt_dir"]) / "teacher"
@@ -186,6 +190,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
     assert len(planned(copied, STUDENT, *settings)) == 1
 
 
+@pytest.mark.slow
 def test_a_student_can_be_a_teacher_and_a_parent(base: Path, distilled: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     (second,) = trained(

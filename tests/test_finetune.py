@@ -150,6 +150,7 @@ def test_the_columns_of_a_record_are_the_declared_ones(copied: Path) -> None:
     assert (record["rank"], record["alpha"], record["matrices"]) == (8, 16.0, "qkv,out,up,down")
 
 
+@pytest.mark.slow
 def test_all_weights_on_the_same_data_train_as_the_workload_training_does(copied: Path) -> None:
     same = CHILD.replace('workload = "finetune"\n', "").replace("[finetune]", "[train]")
     (tuned,) = trained(copied, CHILD)
@@ -165,6 +166,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
     (child,) = trained(copied, CHILD, "finetune.steps=2", *other(copied))
     (grandchild,) = trained(copied, CHILD.replace('"parent"', '"child"'), "name=grandchild", "finetune.steps=1")

@@ -114,36 +114,6 @@ def test_a_continued_run_keeps_the_graph_that_its_parent_asked_for_unless_the_pr
     assert graphs == ["step", "step", "blocks"]
 
 
-DIGITS = """
-schema = 1
-name = "parent"
-[model]
-family = "cnn"
-params = 1000
-[train]
-steps = 1
-batch_size = 4
-seed = 2
-[data]
-source = "digits"
-validation_samples = 8
-[run]
-checkpoint = true
-"""
-
-
-@pytest.mark.slow
-def test_a_child_does_not_validate_on_images_that_its_parent_was_trained_on(tmp_path: Path) -> None:
-    trained(tmp_path, DIGITS)
-    (trial,) = planned(tmp_path, CHILD)
-    assert (trial.trial.spec.seed, trial.trial.data.validation_fraction) == (2, 0.2)
-    (same_fold,) = planned(tmp_path, CHILD, "train.seed=7")  # of five
-    assert same_fold.trial.spec.seed == 7
-    for text in (CHILD, CONTINUED):
-        assert "train.seed: 3: " in refused(tmp_path, text, "train.seed=3")
-        assert "data.validation_fraction: 0.5: " in refused(tmp_path, text, "data.validation_fraction=0.5")
-
-
 def test_a_text_is_split_by_the_fraction_alone(copied: Path) -> None:
     (trial,) = planned(copied, CHILD, "train.seed=1")
     assert trial.trial.spec.seed == 1

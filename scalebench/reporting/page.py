@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,14 @@ def ids(kind: str, names: Sequence[str]) -> list[str]:
 def templates() -> jinja2.Environment:
     """Return the templates: those of the page, and those beside each kind of section."""
     folders = dict.fromkeys([HERE, HERE / "sections", *(section.template.parent for section in sections.SECTIONS)])
+    return _environment(tuple(folders))
+
+
+@cache
+def _environment(folders: tuple[Path, ...]) -> jinja2.Environment:
+    """Return the templates of these folders; kept, as they are compiled at first use."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders]), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(folders), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
     environment.filters["as_json"] = as_json
