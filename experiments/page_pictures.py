@@ -1,10 +1,10 @@
-"""What a page of the report looks like, and what it weighs: pictures of each, and a table as JSON.
+"""What a page of the report looks like, and what it weighs: pictures of each, and a line of JSON for each.
 
     python experiments/page_pictures.py reports/*/index.html --output /tmp/pictures [--git fc7995e] [--axe] [--figures]
 
 Needs chromium, playwright (and axe-playwright-python for ``--axe``). ``--git`` takes the pages of a commit,
 ``--figures`` adds a picture of each figure at 100 %. Times are of a page opened from disk in a new tab, the best of
-three.
+three: until its load event ended, until its elements were there, and of the main thread's CPU.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 WIDTH, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TALLEST = 16_000  # pixels: more than that makes no picture
+SLOWEST = 300_000.0  # milliseconds that a picture may take
 OPENED = 3  # times; the best is reported
 TIMES = """(() => {
   const [all] = performance.getEntriesByType('navigation');
   return {load_s: all.loadEventEnd / 1000, interactive_s: all.domInteractive / 1000};
 })()"""
-SMALLEST = """(() => Math.min(...[...document.querySelectorAll('.drawing text')]
-  .filter((text) => text.getClientRects().length)
-  .map((text) => parseFloat(getComputedStyle(text).fontSize) * Math.abs(text.getScreenCTM().a || 1))))()"""
+SMALLEST = """(() => Math.min(...[...document.querySelectorAll('.drawing text')].map((text) => {
+  const svg = text.closest('svg');
+  return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+}).filter(Boolean)))()"""
+
+
+def new_tab(browser: Browser, path: Path, size: dict[str, int], scheme: Any = "light") -> Page:
+    """Open a page in a new tab."""
+    tab = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    tab.set_default_timeout(SLOWEST)
+    tab.goto(path.as_uri())
+    return tab
 
 
 def take(page: Page, path: Path) -> None:
@@ -64,6 +74,7 @@ def measured(browser: Browser, path: Path, axe: bool) -> dict[str, Any]:
     """Return size, nodes, printed pages, smallest text on a phone, time to open, console lines and findings of axe."""
     html, lines = path.read_bytes(), []
     tab = browser.new_page(viewport=WIDTH)
+    tab.set_default_timeout(SLOWEST)
     tab.on("console", lambda message: lines.append(message.text))
     tab.goto(path.as_uri())
     row = {
@@ -80,8 +91,7 @@ def measured(browser: Browser, path: Path, axe: bool) -> dict[str, Any]:
         tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         row["axe"] = {each["id"]: len(each["nodes"]) for each in Axe().run(tab).response["violations"]}
     tab.close()
-    tab = browser.new_page(viewport=PHONE)
-    tab.goto(path.as_uri())
+    tab = new_tab(browser, path, PHONE)
     row["overflow_on_phone"] = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
     row["smallest_text_on_phone_px"] = round(tab.evaluate(SMALLEST), 1)
     tab.close()
@@ -91,8 +101,7 @@ def measured(browser: Browser, path: Path, axe: bool) -> dict[str, Any]:
 def pictures(browser: Browser, path: Path, output: Path, name: str, figures: bool) -> None:
     """Save a page light and dark, on a phone, its first screen, and as it is printed."""
     for kind, size, scheme in (("light", WIDTH, "light"), ("dark", WIDTH, "dark"), ("phone", PHONE, "light")):
-        tab = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
-        tab.goto(path.as_uri())
+        tab = new_tab(browser, path, size, scheme)
         tab.screenshot(path=output / f"{name}-{kind}-first.png")
         take(tab, output / f"{name}-{kind}.png")
         if kind == "light":
@@ -115,7 +124,7 @@ def from_git(commit: str, path: Path, folder: Path) -> Path | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, save the pictures and print the table."""
+    """Read the command line, save the pictures and print a line for each page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, help="folder of the pictures; none without it")
@@ -123,7 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--axe", action="store_true")
     parser.add_argument("--figures", action="store_true")
     options = parser.parse_args(arguments)
-    rows = {}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for path in options.pages:
@@ -131,11 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if page is None:
                 continue
             name = path.parent.name if path.stem == "index" else path.stem
-            rows[name] = measured(browser, page, options.axe)
+            print(json.dumps({"page": name, **measured(browser, page, options.axe)}), flush=True)
             if options.output:
                 options.output.mkdir(parents=True, exist_ok=True)
                 pictures(browser, page, options.output, name, options.figures)
-    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _bimodal(case: Case, given: Results, backward: bool) -> Callable[[], Results
     calls = iter(range(10**9))
 
     def call() -> Results:
-        time.sleep(0.01 if next(calls) % 2 else 0.15)
+        time.sleep(0.01 if next(calls) % 2 else 0.3)
         return {"y": given["x"].exp().sin()}
 
     return call

@@ -74,6 +74,13 @@ def synthetic(folder: Path | None = None, **changes: object) -> Results:
     return all_planned(pd.DataFrame(rows))
 
 
+def recorded(folder: Path) -> Results:
+    """The results of ``synthetic(folder)``, whose steps are there already."""
+    results = synthetic()
+    folders = [str(folder / trial_id) for trial_id in results.frame["trial_id"]]
+    return Results(results.frame.assign(attempt_dir=folders), (), results.studies)
+
+
 def all_planned(frame: pd.DataFrame) -> Results:
     """Make results of these trials, every one of them planned."""
     planned = [{"trial_id": trial_id} for trial_id in frame["trial_id"]]

@@ -107,7 +107,7 @@ def test_budgets_with_the_minimum_at_an_edge_are_refused_with_the_reason():
     assert "add values below" in found.refused[1][1]
     assert [flops for flops, _ in found.optima] == pytest.approx(list(BUDGETS[[0, 1, 3, 4, 6]]))
     few = points[(budget <= 1) | (points["params"] > best)]
-    with pytest.raises(FitRefused, match=r"2 of 7 budgets .* without one: the lowest loss is at the lowest"):
+    with pytest.raises(FitRefused, match=r"2 of 7 budgets .*one has none: the lowest loss is at the lowest"):
         isoflop(few)
 
 

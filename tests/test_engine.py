@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ from drivers import Drivers
 from support import SMALL, SOURCE_PATH, run_here
 
 from scalebench import store
-from scalebench.running.planning import load_study, plan
+from scalebench.running.planning import load_study
 from scalebench.running.sweep import execute, run, survey
-from scalebench.study import Study
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +33,6 @@ def one(tmp_path: Path, *settings: str, text: str = SMALL, in_a_worker: bool = F
     results = tmp_path / "results"
     (row,) = (run(study, results, jobs=1).rows if in_a_worker else run_here(study, results)).values()
     return row
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished results, to change; their trial of 200 parameters is ``one()``'s."""
-    return Path(shutil.copytree(finished, tmp_path / "results"))
-
-
-def record_of(study: Study, results: Path) -> Path:
-    """The path of the record of a study's only trial."""
-    (trial,) = plan(study)
-    (record,) = (results / study.name / "trials" / trial.trial_id).glob("*/record.json")
-    return record
 
 
 @pytest.mark.slow

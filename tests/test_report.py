@@ -24,6 +24,7 @@ from report_support import (
     broken,
     changed,
     page_text,
+    recorded,
     synthetic,
     trial,
     write_steps,
@@ -35,13 +36,13 @@ from scalebench.store import Results, new_attempt, read_results, write_json, wri
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.fixture(scope="module")
-def page(results: Results) -> str:
-    return render(results)
+def page(synthetic_folder: Path) -> str:
+    return (synthetic_folder / "index.html").read_text()
 
 
 @pytest.mark.slow

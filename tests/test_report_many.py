@@ -18,7 +18,7 @@ from scalebench.reporting.figures.base import styles_of
 from scalebench.reporting.figures.costs import efficiency_figure, memory_figure
 from scalebench.reporting.figures.loss import loss_figure
 from scalebench.reporting.figures.runs import curves_figure
-from scalebench.reporting.fit_tables import fit_tables
+from scalebench.reporting.fit_tables import fit_tables, ranking_table
 from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import MAX_MARKS, MOST_MARKS, MUTED, SERIES_COLORS, canvas
@@ -102,6 +102,17 @@ def test_tables_of_fits_say_which_series_they_show(twelve: StudyAnalysis) -> Non
     for table in others:
         assert "3 of 12 series" in table.caption
         assert {row[0][0].split(",")[0] for row in table.rows} <= best
+
+
+def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
+    """All have the planted exponent, and the same noise; of all but the best it is without an interval."""
+    table = ranking_table(twelve.series)
+    place = table.columns.index("exponent")
+    assert [row[place][1] for row in table.rows] == pytest.approx([0.28] * 12, abs=0.03)
+    assert ["(" in row[place][0] for row in table.rows] == [True] * BEST_FITTED + [False] * 9
+    assert "without an interval" in table.caption
+    (first,) = (series for series in twelve.series if series.label == table.rows[-1][0][0])
+    assert table.rows[-1][place][0] == f"{first.loss_of_means.fit.parameters['alpha']:.3f}"
 
 
 @pytest.mark.slow

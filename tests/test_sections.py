@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_support import broken, changed, page_text, synthetic, undrawn
+from report_support import broken, changed, page_text, recorded, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse, analyse_all
 from scalebench.reporting import picture, render, sections, verdict
@@ -25,8 +25,8 @@ from scalebench.store import Results, read_results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.mark.slow

@@ -9,29 +9,19 @@ from typing import Any
 
 import pytest
 from drivers import Drivers
-from support import SMALL, run_here
+from support import run_here
 
 from scalebench import store
 from scalebench.running.attempts import resources_of
 from scalebench.running.planning import load_study, plan
-from scalebench.running.sweep import run, save_study, survey
+from scalebench.running.sweep import save_study, survey
 from scalebench.store.files import CHECKSUM, write_checked_json
 from scalebench.study import Study
 
 
-def one(tmp_path: Path, *settings: str, text: str = SMALL, in_a_worker: bool = False) -> dict[str, object]:
-    """Run a study of one trial, in this process unless in a worker of its own, and return its row."""
-    path = tmp_path / "one.toml"
-    path.write_text(text)
-    study = load_study(path, ["model.params=200", "train.seed=0", *settings])
-    results = tmp_path / "results"
-    (row,) = (run(study, results, jobs=1).rows if in_a_worker else run_here(study, results)).values()
-    return row
-
-
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished results, to change; their trial of 200 parameters is ``one()``'s."""
+    """A copy of the finished results, to change; they have a trial of 200 parameters and seed 0."""
     return Path(shutil.copytree(finished, tmp_path / "results"))
 
 
@@ -42,11 +32,11 @@ def record_of(study: Study, results: Path) -> Path:
     return record
 
 
-def test_retry_takes_up_the_statuses_asked_for(tmp_path: Path) -> None:
-    row = one(tmp_path, "train.device=cuda")
+def test_retry_takes_up_the_statuses_asked_for(small_study: Path, tmp_path: Path) -> None:
+    study = load_study(small_study, ["model.params=200", "train.seed=0", "train.device=cuda"])
+    (row,) = run_here(study, tmp_path / "results").values()
     if row["status"] == "ok":
         pytest.skip("this machine has a CUDA device")
-    study = load_study(tmp_path / "one.toml", ["model.params=200", "train.seed=0", "train.device=cuda"])
     assert not survey(study, tmp_path / "results").missing
     assert not survey(study, tmp_path / "results", ["failed"]).missing
     assert len(survey(study, tmp_path / "results", ["failed", "unsupported"]).missing) == 1

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import ALPHA, SIZES, E, all_planned, broken, changed, page_text, synthetic
+from report_support import ALPHA, SIZES, E, all_planned, broken, changed, page_text, recorded, synthetic
 
 from scalebench.analysis.study import analyse
 from scalebench.analysis.trials import PARAMETERS, best_over, prepare
 from scalebench.laws import fit
-from scalebench.reporting import render
 from scalebench.reporting.figures.runs import curves_figure
 from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.svg import canvas
@@ -24,13 +23,13 @@ from scalebench.store import Results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.fixture(scope="module")
-def page(results: Results) -> str:
-    return render(results)
+def page(synthetic_folder: Path) -> str:
+    return (synthetic_folder / "index.html").read_text()
 
 
 def test_every_trial_has_a_titled_mark(page: str) -> None:
@@ -135,9 +134,7 @@ def test_series_differ_in_colour_and_marker(results: Results) -> None:
     assert "eager: Validation loss" in text
     assert "sdpa: Validation loss" in text
     drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]
-    groups = re.findall(
-        r'<path id="(study-synthetic-step-time-[^"]+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing
-    )
+    groups = re.findall(r'<path id="(f[0-9a-f]{8}-\d+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing)
     assert len({color for *_, color in groups}) == 2
     assert len({shape for _, shape, _ in groups}) >= 2
 

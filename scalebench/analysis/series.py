@@ -12,7 +12,7 @@ import pandas as pd
 
 from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.replicates import replicate_notes
-from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, trend_of
+from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, fit_trend, trend_of
 from scalebench.analysis.trials import (
     LOSS,
     MEMORY_PEAKS,
@@ -74,6 +74,12 @@ class Series:
     def loss_all(self) -> Trend:
         """The law of the loss fitted to every size."""
         return trend_of(self.usable, LOSS, self.law, self.x.column)
+
+    @cached_property
+    def loss_of_means(self) -> Trend:
+        """The law of the loss fitted to the mean of each size, without intervals: in a hundredth of the time."""
+        sizes = self.sizes[["size", "mean"]].rename(columns={"size": "x", "mean": "y"})
+        return fit_trend(sizes.assign(config=sizes["x"].map("{:.0f}".format)), self.law, intervals=False)
 
     @cached_property
     def loss_below(self) -> Trend:

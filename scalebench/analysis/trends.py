@@ -76,15 +76,18 @@ class Trend:
             return ()
 
 
-def fit_trend(points: pd.DataFrame, law: str) -> Trend:
-    """Fit ``law``, a law of one input, to the points (columns x, y, config), or give the reason why not."""
+def fit_trend(points: pd.DataFrame, law: str, intervals: bool = True) -> Trend:
+    """Fit ``law``, a law of one input, to the points (columns x, y, config), or give the reason why not.
+
+    Without ``intervals`` none are computed, which takes longer than the fit.
+    """
     if law in LAWS and len(LAWS[law].inputs) > 1:
         return Trend(None, f"the law {law} needs {' and '.join(LAWS[law].inputs)}; these figures show size alone")
     try:
         fitted = fit(points, law=law)
     except FitRefused as refusal:
         return Trend(None, str(refusal))
-    return trend_by(fitted)
+    return trend_by(fitted) if intervals else Trend(fitted, no_interval="not computed")
 
 
 def trend_by(fitted: Fit) -> Trend:

@@ -121,10 +121,11 @@ function tableOf(json) {
   const table = document.createElement("table"), scroll = Object.assign(document.createElement("div"), { className: "scroll" });
   const head = table.createTHead().insertRow(), body = table.createTBody();
   table.createCaption().append(Object.assign(document.createElement("span"), { textContent: caption }));
+  const numeric = columns.map((_, i) => rows.some((row) => Array.isArray(row[i])));
   columns.forEach((name, i) => {
     const cell = Object.assign(document.createElement("th"), { textContent: name, scope: "col" });
     if (units[i]) cell.dataset.unit = units[i];
-    if (rows.some((row) => Array.isArray(row[i]))) cell.className = "n";
+    if (numeric[i]) cell.className = "n";
     head.append(cell);
   });
   for (const row of rows) {
@@ -133,7 +134,8 @@ function tableOf(json) {
       const cell = document.createElement(i ? "td" : "th"), [text, key] = Array.isArray(value) ? value : [value];
       cell.textContent = text;
       if (!i) cell.scope = "row";
-      if (key !== undefined) Object.assign(cell, { className: "n" }).dataset.key = key;
+      if (key !== undefined || (numeric[i] && text === "—")) cell.className = "n";
+      if (key !== undefined) cell.dataset.key = key;
       line.append(cell);
     });
   }

@@ -72,14 +72,13 @@ def _place_areas(root: ElementTree.Element) -> None:
             )  # fmt: skip
             if holder is None or path is None:
                 continue
-            use.attrib = {"d": _lowered(path.get("d", ""), float(use.get("y", 0))), "style": use.get("style", "")}
-            use.tag = "path"
+            moved = _moved_down(path.get("d", ""), float(use.get("y", 0)))
+            use.tag, use.attrib = "path", {"d": moved, "style": use.get("style", "")}
             holder.remove(path)
 
 
-def _lowered(line: str, distance: float) -> str:
-    """Return a path's line, moved down."""
-    return PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + distance}", line)
+def _moved_down(path: str, by: float) -> str:
+    return PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + by}", path)
 
 
 def _classify(root: ElementTree.Element) -> None:

@@ -26,7 +26,7 @@ function restore(figure, state) {
   for (const control of controlsOf(figure).sort((a, b) => (b.tagName === "SELECT") - (a.tagName === "SELECT"))) {
     const wanted = state.get(nameOf(control)) ?? firstValue(control);
     if (wanted === valueOf(control)) continue;
-    if (control.tagName !== "SELECT") { control.click(); continue; }
+    if (control.tagName !== "SELECT") { if (["true", "false"].includes(wanted)) control.click(); continue; }
     const option = [...control.options].find((each) => each.text === wanted);
     if (!option) continue;
     control.value = option.value;

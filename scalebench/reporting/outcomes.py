@@ -50,7 +50,12 @@ class Finding:
     ) -> Finding:
         """Return the finding whose effect is the mean of ``differences``, one of each seed, by Student's t."""
         if not len(differences):
-            return cls(published, source, effect, reason="no seed has all the trials that it needs")
+            return cls(
+                published,
+                source,
+                effect,
+                reason="needs a seed with every trial that is compared; no seed here has them all",
+            )
         return cls(published, source, effect, *mean_interval(differences), seeds=len(differences), unit=unit)
 
     @property

@@ -27,7 +27,7 @@ function ticksOf([low, high], log) {
     }
     return ticks;
   }
-  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((each) => each * power >= rough) * power;
   return Array.from({ length: 8 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((tick) => tick <= high);
 }
@@ -67,7 +67,9 @@ function movedLeader(path, x, y) {
 // What is drawn by its values is clipped to the axes; frames, names and legends are not.
 function move(part, x, y) {
   const first = part.original ??= { d: part.getAttribute("d"), x: part.getAttribute("x"), y: part.getAttribute("y") };
-  if (part.classList.contains("leader")) part.setAttribute("d", movedLeader(first.d, x, y));
+  if (x.now === x.log && y.now === y.log) {
+    for (const [name, value] of Object.entries(first)) if (value !== null) part.setAttribute(name, value);
+  } else if (part.classList.contains("leader")) part.setAttribute("d", movedLeader(first.d, x, y));
   else if (part.tagName === "path") part.setAttribute("d", first.d.replace(PAIR, (_, a, b) => `${x.moved(Number(a))} ${y.moved(Number(b))}`));
   else {
     part.setAttribute("x", x.moved(Number(first.x)));

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -211,6 +210,8 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
+    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, height), layout="constrained")

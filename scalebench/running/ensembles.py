@@ -32,7 +32,8 @@ class Grouping:
         """Say how many trials are trained together, how many are not, and why."""
         sizes = [len(batch) for batch in self.batches if len(batch) > 1]
         each = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else f"{max(sizes, default=0)}"
-        many = f"{sum(sizes)} trials in {len(sizes)} batches of {each}" if sizes else "no trials"
+        batches = "1 batch" if len(sizes) == 1 else f"{len(sizes)} batches"
+        many = f"{sum(sizes)} trials in {batches} of {each}" if sizes else "no trials"
         alone = [f"one by one, {count}: {reason}" for reason, count in self.alone.most_common()]
         return [f"trained together (run.ensemble): {many}; their times and memory are not measured", *alone]
 

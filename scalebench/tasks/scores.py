@@ -45,11 +45,19 @@ def class_scores(labels: NDArray[np.float64], predicted: NDArray[np.float64]) ->
 
 
 class OneClass(MeanLoss):
-    """Base of tasks that choose one class for each sample: a batch is the model's inputs, then the classes (B,)."""
+    """Base of tasks that choose one class for each sample: a batch is the model's inputs, then the classes (B,).
+
+    What follows them is another's, such as what distillation has stored of a teacher.
+    """
+
+    @property
+    def inputs(self) -> int:
+        """How many tensors of a batch are the model's inputs."""
+        return 1
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of each sample's class, (B, classes)."""
-        logits: Tensor = model(*batch[:-1])
+        logits: Tensor = model(*batch[: self.inputs])
         return logits
 
     def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,19 +65,19 @@ class OneClass(MeanLoss):
         from torch.nn import functional as F
 
         logits = self.logits(model, batch)
-        return logits, F.cross_entropy(logits.float(), batch[-1])
+        return logits, F.cross_entropy(logits.float(), batch[self.inputs])
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the cross-entropy of each sample, (B,)."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(self.logits(model, batch).float(), batch[-1], reduction="none")
+        return F.cross_entropy(self.logits(model, batch).float(), batch[self.inputs], reduction="none")
 
     def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss, the label and the predicted class of each sample."""
         from torch.nn import functional as F
 
-        logits, labels = self.logits(model, batch).float(), batch[-1]
+        logits, labels = self.logits(model, batch).float(), batch[self.inputs]
         loss = F.cross_entropy(logits, labels, reduction="none")
         return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
 

@@ -33,6 +33,11 @@ class TextClasses(OneClass, OnText):
         return self.text.training_tokens(self.validation_fraction) / self._span
 
     @property
+    def inputs(self) -> int:
+        """Tokens, and with special tokens also segments."""
+        return 1 + self.specials
+
+    @property
     def _span(self) -> int:
         return self.sequence_length - 2 * self.specials
 

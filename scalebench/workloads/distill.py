@@ -28,7 +28,6 @@ SUMMARY = "train a student on the predictions of a model of another study"
 TABLE = "distill"
 TAKES_WEIGHTS = False  # of [from]: a student starts from initial weights
 KEEPS = ("weights_sha256",)
-IMPLEMENTATIONS = ("eager", "sdpa", "compile")  # those that give logits to a loss of their own
 OWN = ("soft_weight", "temperature", "top_k")
 
 Section = DistillSection
@@ -65,9 +64,8 @@ def decide(request: Request) -> Decided:
 
 def _check_method(train: dict[str, Any]) -> None:
     """Raise ``InputError`` where a student cannot be trained so."""
-    if train["implementation"] not in IMPLEMENTATIONS:
-        reason = f"distillation needs logits, which {', '.join(IMPLEMENTATIONS)} give"
-        raise InputError(f"distill.implementation: {train['implementation']}: {reason}")
+    if train["graph"] == "step":
+        raise InputError('distill.graph: "step": the teacher is no part of a captured step; use "blocks"')
 
 
 def _learned(own: dict[str, Any], decided: Decided) -> dict[str, Any]:
@@ -121,7 +119,7 @@ def _check_reads(teacher: Trial, config: Any, request: Request, spec: TrainSpec,
     if not isinstance(request.data, family.TAKES):
         raise InputError(f"it cannot read {source!r}; let the student have the teacher's source")
     task = family.task(config, request.data, request.about, spec)
-    if not isinstance(task, GivesLogits):
+    if not (isinstance(task, type(student)) or isinstance(student, type(task))):  # a mixture's task is gpt's and more
         raise InputError(f"it predicts something else than {request.family_name}")
     sizes = [getattr(each, "image_size", None) for each in (task, student)]
     if sizes[0] != sizes[1]:

@@ -16,7 +16,7 @@ from scalebench.workloads.derived_run import DerivedRun
 from scalebench.workloads.distill_loss import Distilled
 from scalebench.workloads.distill_spec import DistillSpec
 from scalebench.workloads.distill_teacher import RunningTeacher, StoredTeacher, load_teacher, store
-from scalebench.workloads.effect import Before, effect_columns
+from scalebench.workloads.effect import Before, bytes_columns, effect_columns
 from scalebench.workloads.guessing import guess_nats
 from scalebench.workloads.loop import Validation, check_risen, validate
 from scalebench.workloads.recorder import Recorder
@@ -97,7 +97,9 @@ class DistillRun(DerivedRun):
         """Return the columns of the validation, and the student's loss, bytes and time beside the teacher's."""
         teacher = self.load_teacher(running.device)  # again where it was stored: it is not in memory while training
         before = Before(teacher, self.teacher_validation, self.task, self.spec, running.device)
-        return super().outcome(running, validation) | effect_columns(before, running.module, validation=validation)
+        measured = effect_columns(before, running.module, validation=validation)
+        # What is kept is the model that was optimised, not a 16-bit copy that computes.
+        return super().outcome(running, validation) | measured | bytes_columns(before, running.model)
 
     def check_risen(self, task: Task, validation: Validation) -> None:
         """Raise ``Diverged`` when either loss ended far above that of the first step, or of a uniform guess if higher.
