@@ -48,7 +48,7 @@ def isoflop(
     columns["flops"] = _budgets(columns["flops"])
     sweeps, refused = sweep_optima(columns, "params", ("flops",), neighbours)
     if len(sweeps) < 3:
-        why = f" (one has none: {refused[0][1]})" if refused else ""
+        why = f"; the first without one: {refused[0][1]}" if refused else ""
         raise FitRefused(
             f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"

@@ -73,7 +73,7 @@ def decided_head(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, LabelledText):
         sources = ", ".join(source for source in source_names() if source.partition(":")[0] in LABELLED)
         raise InputError(
-            f"finetune.head: 'classes' needs labels, which {request.about.source!r} has none of; with labels: {sources}"
+            f"finetune.head: 'classes' needs labels, and {request.about.source!r} has none; with labels: {sources}"
         )
     body, classes = BODIES[name], values.get("head_classes") or len(data.names)
     pooling = values.get("pooling") or body.poolings[0]

@@ -91,7 +91,7 @@ def _smaller(request: Request, decided: Decided, spec: PruneSpec) -> Decided:
     number = round(spec.density * units)
     if number < 1:
         least = 0.5 / units
-        raise InputError(f"prune.density: {spec.density} leaves none of the {units} {kind}; give more than {least:.3g}")
+        raise InputError(f"prune.density: {spec.density} of {units} {kind} rounds to none; give more than {least:.3g}")
     smaller = with_units(config, kind, number)
     counts = request.family.count(smaller, spec.sequence_length)
     return Decided(spec, smaller, counts, starts_as=config)

@@ -85,7 +85,7 @@ def decide(request: Request) -> Decided:
 
 def _check_int4() -> None:
     if find_spec("torchao") is None:
-        raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which this machine has not: pip install torchao")
+        raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which is not installed: pip install torchao")
 
 
 def _simulated_bits(values: dict[str, Any]) -> int:
