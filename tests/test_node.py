@@ -185,13 +185,15 @@ def test_a_folder_without_locks_costs_the_peak_and_nothing_else(tmp_path: Path, 
 
 
 def test_a_plan_assumes_what_was_measured_here_and_a_nominal_rate_before(tmp_path: Path, measured: list[Any]) -> None:
-    before = planning_rate(tmp_path, "cpu", "float32")
+    study = tmp_path / "results" / "study"
+    study.mkdir(parents=True)
+    before = planning_rate(study, "cpu", "float32")
     assert before.flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
     assert "nominal" in before.source
-    peaks(tmp_path / "nodes", "float32", threads=1)
+    peaks(study / "nodes", "float32", threads=1)
     count = len(measured)
-    assert planning_rate(tmp_path, "cpu", "float32").flops_per_s == 1e9
-    assert planning_rate(tmp_path, "cpu", "bfloat16").flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
+    assert planning_rate(study, "cpu", "float32").flops_per_s == 1e9
+    assert planning_rate(study, "cpu", "bfloat16").flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
     assert len(measured) == count
 
 

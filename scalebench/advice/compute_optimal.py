@@ -50,7 +50,7 @@ def isoflop(
     if len(sweeps) < 3:
         why = f"; the first without one: {refused[0][1]}" if refused else ""
         raise FitRefused(
-            f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; approach 2 needs 3: "
+            f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"
         )
     used = np.isin(columns["flops"], [group["flops"] for group, _ in sweeps])
