@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +23,16 @@ COPY_BYTES = 32 << 20
 START = processes.start
 
 
-def start_forked(
-    command: Sequence[str], environment: Mapping[str, str], *, stdout: IO[bytes], stderr: IO[bytes]
-) -> ForkedProcess:
-    """Stand in for ``processes.start`` where the runner starts ``python -m scalebench.comparison.process``."""
-    assert command[1:3] == ["-m", "scalebench.comparison.process"]
+def start_forked(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> processes.Process:
+    """Stand in for ``processes.start``: fork where the runner starts ``python -m scalebench.comparison.process``."""
+    if list(command[1:3]) != ["-m", "scalebench.comparison.process"]:
+        return START(command, environment, **options)
 
     def run() -> int:
         os.environ.update(environment)
         return process.main(list(command[3:]))
 
-    return ForkedProcess(run, stdout, stderr)
+    return ForkedProcess(run, options["stdout"], options["stderr"])
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
+@pytest.mark.slow
 def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
     for name, factor in (("old", 1.0), ("new", 1.0)):
         rows = [row | {"flops_per_step": factor * row["flops_per_step"]} for row in planted()]

@@ -40,6 +40,7 @@ def test_only_neighbours_of_the_best_enter():
     assert quadratic_optimum(x, loss, None).x != pytest.approx(1.2e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gain_is_the_scatter_of_the_vertex_per_unit_noise():
     x, rng = np.geomspace(1e-4, 1e-2, 9), np.random.default_rng(0)
     clean, noise = 1.5 + 0.3 * np.log(x / 2.5e-4) ** 2, 0.01  # off centre: noise in the bend counts too

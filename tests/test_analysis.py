@@ -91,6 +91,7 @@ def test_every_prediction_of_the_report_is_that_of_predict(command, folder: Path
     assert value == f"{losses[size]:.3f}"
 
 
+@pytest.mark.slow
 def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
     (series,) = study.series
     laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import gluon_emulator
 import gluon_machine
-import gluon_memory
+import gluon_operations
 import pytest
 import torch
 from gluon_attention_support import TOLERANCE, Shape, error, inputs, load_changed, oracle, statistics_of
@@ -37,7 +37,7 @@ ROWS = hopper_gradients.ROWS
 def recorded(counters: Tensor) -> Iterator[dict[tuple[int, int], list[str]]]:
     """Collect, by program and tile of queries, what happens to counters ("read", "count") and sums ("add")."""
     events: dict[tuple[int, int], list[str]] = {}
-    count, add = gluon_emulator.LANGUAGE.atomic_add, gluon_memory.add_async
+    count, add = gluon_emulator.LANGUAGE.atomic_add, gluon_operations.add_async
 
     def note(program: int, tile: int, kind: str) -> None:
         events.setdefault((program, tile), []).append(kind)

@@ -104,15 +104,14 @@ def test_outputs_are_written_through_links_fifos_and_devices(command, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("encoding", "corner"), [("ascii", "delta = 0.001"), ("latin-1", "delta = 0.001")])
-def test_what_a_terminal_cannot_show_is_replaced(encoding: str, corner: str) -> None:
+def test_what_a_terminal_cannot_show_is_replaced() -> None:
     points = reference_case("15-non-utf8-terminal/points.csv")
     done = subprocess.run(
         [sys.executable, "-m", "scalebench", "fit", str(points), *QUICK], capture_output=True, check=True,
-        env=child_environment(PYTHONIOENCODING=encoding),
+        env=child_environment(PYTHONIOENCODING="ascii"),
     )  # fmt: skip
-    out = done.stdout.decode(encoding)
-    assert corner in out
+    out = done.stdout.decode("ascii")
+    assert "delta = 0.001" in out
     assert "\\x" not in out
     assert "\\u" not in out
 

@@ -141,7 +141,6 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert one["torch_version"] == torch.__version__
 
 
-@pytest.mark.slow
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}

@@ -135,6 +135,7 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
     assert (folder / "case-0.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked_processes")
 def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakSet
 
 import pytest
-from test_from import PARENT, planned, refused, trained
+from parent_support import PARENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.cli.app import main

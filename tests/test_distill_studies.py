@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from parent_support import refused, trained
 from test_distill import STUDENT
-from test_from import refused, trained
 
 from scalebench.running.chain import ancestors
 from scalebench.running.parents import ParentTrial

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from test_from import PARENT, PLACEMENT, planned, refused, trained
+from support import PLACEMENT
 from torch import nn
 
 from scalebench import store

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
 from sklearn.metrics import precision_recall_fscore_support
 from test_finetune import CHILD, model_of
-from test_from import PARENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.cli.app import main

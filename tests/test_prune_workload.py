@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from support import edit_record
-from test_from import PARENT, PLACEMENT, planned, refused, trained
+from support import PLACEMENT, edit_record
 from test_prune import SHAPE, config_of
 from test_resuming import finish, interrupt
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_from import PARENT, PLACEMENT, planned, refused, trained
+from support import PLACEMENT
 from test_quantize_convert import HIDDEN_WEIGHTS
 
 from scalebench import store

@@ -152,6 +152,7 @@ def test_trends_have_the_signs_and_slopes_of_the_law(study: StudyAnalysis) -> No
     assert (sizes["int8-weight-only"].sign, "int8-weight-only" in data) == (0, False)
 
 
+@pytest.mark.slow
 def test_intervals_hold_for_all_levels_together() -> None:
     """Without any effect at most one study in twenty has a level with a sign: of 20 at most 4 (3 standard errors)."""
     runs = pd.DataFrame({"params_non_embedding": np.repeat(SIZES, 3), "run": range(9)})

@@ -161,7 +161,7 @@ def test_several_studies_in_one_page(results: Results) -> None:
 
 
 @pytest.mark.slow
-def test_report_from_folders(tmp_path: Path) -> None:
+def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, study_dir = np.random.default_rng(1), tmp_path / "results" / "synthetic"
     for size in SIZES:
         row = trial(size, 0, rng)
@@ -172,6 +172,7 @@ def test_report_from_folders(tmp_path: Path) -> None:
     write_json(study_dir / "study.json", STUDY | {"planned": []})
     attempt = new_attempt(study_dir, "ffff")
     (attempt / "record.json").write_text('{"schema": 1, "sta')
+    monkeypatch.setattr("scalebench.reporting.views.to_svg", lambda *_: "")  # drawing takes half of the time
     output = report([tmp_path / "results"], tmp_path / "out" / "index.html")
     text = html.unescape(output.read_text())
     assert output.read_text() == render(read_results(tmp_path / "results"))
@@ -187,6 +188,7 @@ def test_report_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
     lead, *others = verdict(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page

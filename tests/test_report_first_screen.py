@@ -46,6 +46,7 @@ def test_the_strip_gives_the_numbers_of_predict(command, tmp_path: Path) -> None
             assert text == (expected if interval == NO_SPREAD else f"{expected}\n({interval})")
 
 
+@pytest.mark.slow
 def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> None:
     study = analyse(synthetic(), "synthetic")
     ends = {each.quantity: each for each in ends_of(study.series[0])}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_from import CHILD, PARENT, PLACEMENT, trained
+from parent_support import CHILD, PARENT, trained
+from support import PLACEMENT
 
 from scalebench import store
 from scalebench.cli.app import main

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, run_here
+from support import PLACEMENT, REPOSITORY, run_here
 
 from scalebench import store
 from scalebench.cli.commands.catalogue import columns
@@ -57,6 +57,7 @@ ELSEWHERE = {
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
     "an earlier attempt that was interrupted": {"resumed_from_step"},
     "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
+    "one of several trials that are trained together": {"ensemble_size", "ensemble_time_s"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {
         "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",
@@ -83,7 +84,10 @@ def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
-def test_the_columns_of_a_record_are_the_declared_ones_and_filled(tmp_path: Path, workload: str, text: str) -> None:
+def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workload: str, text: str
+) -> None:
+    monkeypatch.setitem(PLACEMENT, "cpus", sorted(os.sched_getaffinity(0)))
     (tmp_path / "s.toml").write_text(text)
     study = load_study(tmp_path / "s.toml")
     run_here(study, tmp_path / "results")

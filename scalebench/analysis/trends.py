@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
+MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -116,6 +117,8 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
     simple, other = COST_LAWS
+    if len(points) > MOST_COMPARED:
+        points = points.groupby("x", as_index=False)["y"].median()
     try:
         choice = choose({"x": points["x"].to_numpy(), "y": points["y"].to_numpy()}, COST_LAWS, by="x")
     except FitRefused:  # too few sizes to hold any out; the reason stands with the trend

@@ -19,6 +19,7 @@ from scalebench.reporting.svg import CSS_COLORS, Marks, color_of
 COLOR = re.compile(r"#[0-9a-f]{6}\b")
 DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
+FAR_LEFT = 100  # points: a name of the y axis beyond is that of a second one
 PAIR = re.compile(r"(-?[0-9.]+) (-?[0-9.]+)")
 TICK = re.compile("([xy])tick_[0-9]+")
 REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
@@ -82,12 +83,15 @@ def _moved_down(path: str, by: float) -> str:
 
 
 def _classify(root: ElementTree.Element) -> None:
-    """Mark what a script redraws when an axis becomes linear or logarithmic: ticks, and leaders of labels."""
+    """Mark what a script redraws when an axis becomes linear or logarithmic (ticks, leaders of labels); the y name."""
     for group in root.iter("g"):
         tick, leader = TICK.fullmatch(group.get("id", "")), group.get("id", "").startswith(LEADER)
         for part in group.iter() if tick or leader else ():
             if part.tag in ("path", "use", "text"):
                 part.set("class", f"t{tick.group(1)}" if tick else LEADER)
+        for name in group.findall("g/text") if group.get("id", "").startswith("matplotlib.axis_") else ():
+            if "rotate(-90" in name.get("transform", ""):
+                name.set("class", "yname" if float(name.get("x", 0)) < FAR_LEFT else "yname right")
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:

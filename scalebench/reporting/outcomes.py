@@ -102,8 +102,11 @@ def law_text(trend: Trend) -> str:
 
 def loss_outcome(study: StudyAnalysis) -> Outcome:
     """Return the outcome of a study of training: its validation loss, with the law of each of at most three series."""
-    laws = [f"{series.label}: {law_text(series.loss_all)}".removeprefix(": ") for series in study.series]
-    shown = laws if len(laws) <= 3 else [f"{len(laws)} series, each with its law in its section"]
+    named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
+    for series in study.series:
+        named.setdefault(law_text(series.loss_all), []).append(series.label)
+    laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
+    shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
     return Outcome("validation loss, time, memory", "; ".join(shown))
 
 

@@ -231,7 +231,8 @@ function offerFigureTools(figure) {
   tools.append(
     button("SVG", () => save(new Blob([standalone(svg)], { type: "image/svg+xml" }), `${figure.id}.svg`)),
     button("PNG", () => savePng(svg, figure.id)), link);
-  figure.querySelector("details, figcaption:last-child")?.before(tools);
+  const data = figure.querySelector("details");
+  if (data) data.before(tools); else figure.append(tools);
   for (const control of controlsOf(figure)) {
     control.addEventListener(control.tagName === "SELECT" ? "change" : "click", () => keepLink(figure, link));
   }

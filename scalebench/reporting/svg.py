@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scalebench.reporting.end_labels import end_of, label_ends
 from scalebench.reporting.quantities import tick
@@ -130,11 +131,21 @@ SIZE_LABEL = "size N (non-embedding parameters)"
 def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    log_ticks(axes.xaxis, *axes.get_xlim(), dense=1000)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
+
+
+def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
+    """Place as many ticks on a logarithmic axis from low to high as can be read, at round numbers.
+
+    At powers of ten alone where high is more than ``dense`` times low.
+    """
+    ratio = high / low
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < dense else (1,)
+    # As on a linear axis: there would be two, or one.
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
 
 
 def legend_width(labels: Sequence[str], columns: int) -> int:
@@ -172,10 +183,8 @@ def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
     if not 0 < low < high / 4:
         return
     axes.set_xscale("log")
-    subs = (1, 2, 5) if high / low < 300 else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    log_ticks(axes.xaxis, low, high)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
@@ -183,11 +192,8 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
     axes = marks.axes
     if log:
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        log_ticks(axes.yaxis, *axes.get_ylim())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.yaxis.set_minor_locator(NullLocator())
     size_axis(axes)
     axes.set_ylabel(ylabel)
     legend(marks)

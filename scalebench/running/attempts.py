@@ -14,7 +14,7 @@ from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.claims import claim_path, take
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.ensembles import together
-from scalebench.running.members import close_members, members_of, write_members
+from scalebench.running.members import MEMBERS, close_members, write_members
 from scalebench.running.planning import PlannedTrial, trial_header
 from scalebench.study import Study
 
@@ -80,8 +80,9 @@ class Attempts:
         """
         if not self.begin_one(attempt):
             return False
-        if others := [other for other in self._others.get(attempt, ()) if self.begin_one(other)]:
-            write_members(attempt, others)
+        self._others[attempt] = [other for other in self._others.get(attempt, ()) if self.begin_one(other)]
+        if self._others[attempt]:
+            write_members(attempt, self._others[attempt])
         return True
 
     def begin_one(self, attempt: Path) -> bool:
@@ -112,15 +113,16 @@ class Attempts:
         leads = [attempt for attempt in self._coming if attempt not in beside]
 
         def tick_all(running: Sequence[Path]) -> None:
-            tick([attempt for lead in running for attempt in members_of(lead)])
+            tick([attempt for lead in running for attempt in (lead, *self._others.get(lead, ()))])
 
         try:
             for lead in place(leads, [self._needs(lead) for lead in leads], begin=self.begin, tick=tick_all):
-                close_members(lead)
-                yield from members_of(lead)
+                others = self._others.get(lead, [])
+                close_members(lead, others)
+                yield from (lead, *others)
         finally:
             for attempt in self.begun:
-                if [path.name for path in attempt.glob("*")] == ["trial.json"]:
+                if {path.name for path in attempt.glob("*")} <= {"trial.json", MEMBERS}:
                     shutil.rmtree(attempt, ignore_errors=True)
 
     def _needs(self, lead: Path) -> Resources:

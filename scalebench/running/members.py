@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.running.engines.base import close_attempt, has_record
-from scalebench.store import read_header, read_json, read_record, write_json
+from scalebench.store import StoreError, read_header, read_json, read_record, write_json
+from scalebench.store.names import check_inside, check_name
 
 if TYPE_CHECKING:
     from scalebench.study import Trial
@@ -27,16 +28,28 @@ def write_members(lead: Path, others: Sequence[Path]) -> None:
 
 
 def members_of(lead: Path) -> list[Path]:
-    """Return the attempts that the worker of ``lead`` runs, itself first."""
+    """Return the attempts that the worker of ``lead`` runs, itself first.
+
+    Raises ``StoreError`` for a file that is damaged, or that names a folder elsewhere.
+    """
     path = lead / MEMBERS
-    names = read_json(path)["members"] if path.exists() else []
-    return [lead, *(lead.parents[1] / name for name in names)]
+    if not path.exists():
+        return [lead]
+    names = read_json(path).get("members")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.count("/") == 1 for name in names):
+        raise StoreError(f"{path}: members: expected a list of <trial_id>/<attempt>")
+    others = [
+        lead.parents[1].joinpath(*(check_name(f"{path}: members", part) for part in name.split("/"))) for name in names
+    ]
+    for attempt in others:
+        check_inside(lead.parents[3], attempt)
+    return [lead, *others]
 
 
-def close_members(lead: Path) -> None:
+def close_members(lead: Path, others: Sequence[Path]) -> None:
     """Give the attempts of a batch whose worker has ended, and that have no record, the end of their lead."""
     row = read_record(lead)
-    for attempt in members_of(lead)[1:]:
+    for attempt in others:
         if not has_record(attempt):
             message = f"trained together with {lead.parent.name}: {row['error_message']}"
             ended_well = row["status"] == "ok"  # but this trial's record could not be written

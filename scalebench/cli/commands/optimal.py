@@ -177,18 +177,20 @@ def _print(
         say("")
         shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
-        say(
-            "",
-            *dict.fromkeys(
-                f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes
-            ),
-        )
+    lines = _remarks(allocated, refused)
+    say(*[""] * bool(allocated and lines), *lines)
+
+
+def _remarks(allocated: Sequence[Allocation], refused: Mapping[int, str]) -> list[str]:
+    """Return the doubts about each approach, the groups that it left out, and why others were refused."""
+    notes = [f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes]
+    lines = [*dict.fromkeys(notes)]
     for allocation in allocated:
-        say(*_left_out(allocation))
+        lines += _left_out(allocation)
         if allocation.bias is not None:
             factor = f"×{allocation.bias.tokens_factor:.3g}"
-            say(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
-    say(*(f"approach {approach}: refused: {reason}" for approach, reason in refused.items()))
+            lines.append(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
+    return [*lines, *(f"approach {approach}: refused: {reason}" for approach, reason in refused.items())]
 
 
 def _left_out(allocation: Allocation) -> list[str]:
@@ -234,6 +236,13 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         a, interval = bounded(row["a"], low, high)
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]))
         shown.append((row["counting_params"], row["counting_flops"], *cells))
+    if len(shown) < 2 and refused:
+        say(
+            "",
+            "other ways of counting N and C:",
+            *(f"{' and '.join(names)}: {reason}" for reason, names in refused.items()),
+        )
+        return
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
     table("", ("N counts", "C counts", "a", "N*", "D*"), shown, text_columns=2)
     say(*(f"{' and '.join(names)}: refused: {reason}" for reason, names in refused.items()))

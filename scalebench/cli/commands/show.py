@@ -13,7 +13,7 @@ from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
 from scalebench.errors import InputError, unknown
-from scalebench.reporting.quantities import NBSP, quantity
+from scalebench.reporting.quantities import NBSP, present, quantity
 
 SHOWN_TRIALS = 10
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
@@ -113,7 +113,7 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
     if row is None:
         say(f"{document['study']}/{document['trial_id']}: no result yet", *document["damaged"])
     else:
-        say(f"{document['study']}/{document['trial_id']}: {row['status']}", "")
+        say(f"{document['study']}/{document['trial_id']}: {row['status']}", _summary(row), "")
         if row["status"] != "ok":
             say(f"{row.get('error_class') or ''}: {row.get('error_message') or ''}", "")
         cells = [(name, _value(value, units.get(name, ""))) for name, value in row.items() if _is_shown(name, value)]
@@ -124,6 +124,18 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
     number = len(document["attempts"])
     say("", "1 attempt:" if number == 1 else f"{number} attempts, the newest last:")
     say_exactly(*(f"  {attempt}" for attempt in document["attempts"]))
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    """Return the main numbers of a record in one line, those that it has."""
+    parts = [
+        ("params_non_embedding", "", "{} non-embedding parameters"), ("seed", "", "seed {}"),
+        ("validation_loss_nats", "", "validation loss {} nats"), ("step_time_median_s", "s", "{} per step"),
+        ("latency_median_s", "s", "{} per call"), ("peak_memory_allocated_bytes", "B", "{} of GPU memory"),
+        ("memory_tracked_peak_bytes", "B", "{} of memory in tensors"),
+    ]  # fmt: skip
+    known = [text.format(_cell(row[name], unit, 4)) for name, unit, text in parts if present(row.get(name))]
+    return ", ".join([str(row.get("family") or ""), *known])
 
 
 def _is_shown(name: str, value: Any) -> bool:
