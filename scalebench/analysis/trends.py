@@ -118,7 +118,7 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
     simple, other = COST_LAWS
     if len(points) > MOST_COMPARED:
-        points = points.groupby("x", as_index=False)["y"].median()
+        points = points.groupby("x")["y"].median().reset_index()
     try:
         choice = choose({"x": points["x"].to_numpy(), "y": points["y"].to_numpy()}, COST_LAWS, by="x")
     except FitRefused:  # too few sizes to hold any out; the reason stands with the trend
