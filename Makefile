@@ -23,6 +23,9 @@ reports: COMPARE_PAGE := reports/compare-cpu/index.html
 reports: demo families lifecycle compare
 
 # All tests, each once: kernels (test_kernel_*.py) need a process with TRITON_INTERPRET=1, the others one without.
+# Rewritten assertions and compiled modules are kept, also where the environment says otherwise: without them each of
+# the four worker processes rewrites every test file anew, which takes longer than the import of torch.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 test: $(READY)
 	$(PYTEST)
@@ -60,7 +63,7 @@ gpu:
 
 # What such a machine lacks, for CARRIED: packages as wheels for Python 3.12, and an assembler without the wgmma fault.
 WHEELS := pydantic pydantic_core annotated-types typing-inspection typing-extensions attrs cyclopts docstring-parser docutils \
-	rich-rst lion-pytorch nvidia-ml-py
+	rich-rst lion-pytorch nvidia-ml-py torchao
 FETCH := -m pip download --quiet --no-deps --only-binary=:all:
 FOR_LINUX := --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
 gpu-carry:

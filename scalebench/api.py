@@ -6,6 +6,7 @@ that the others return, and gives back a plain value. Wrong types get a sentence
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from html import escape
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from scalebench import store
+from scalebench.analysis.fit_warnings import file_warnings, value_warnings
+from scalebench.analysis.selected import trial_warnings
 from scalebench.errors import InputError
 from scalebench.laws import Fit
 from scalebench.laws import fit as fit_law
@@ -22,6 +25,7 @@ from scalebench.points.files import is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
 from scalebench.points.roles import OF_RESULTS, find_law
 from scalebench.points.table import select_rows
+from scalebench.points.warnings import far_warnings
 from scalebench.reporting.plots import Plots
 
 if TYPE_CHECKING:
@@ -96,8 +100,11 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
     ``FitRefused``.
     """
     if isinstance(points, str | Path):
-        return fit_points(Path(points), law, {}, where, options)[0]
+        fitted, read = fit_points(Path(points), law, {}, where, options)
+        _warn(file_warnings(Path(points), fitted, read, where))
+        return fitted
     form = find_law(law) if isinstance(law, str) else law
+    loaded = points.results if isinstance(points, Results) else None
     if isinstance(points, Results):
         table = open_results(Path("the results"), points.results)
         points = points[points["trial_id"].isin([table.locate(i, "trial_id")[1] for i in range(_rows(table))])]
@@ -106,7 +113,21 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
     if not isinstance(points, pd.DataFrame):
         raise InputError([f"fit: points are {POINTS}, not {_kind(points)}"])
     chosen = select_rows(Path("the points"), pd.DataFrame(points), where)
-    return fit_law(_columns(chosen, form), form, **options)
+    values = _columns(chosen, form)
+    fitted = fit_law(values, form, **options)
+    if loaded is None:
+        _warn(value_warnings({role: values[role] for role in (*form.inputs, form.response)}, fitted))
+    else:
+        _warn(
+            [*trial_warnings(Path("the results"), loaded, where, _names(chosen, form).values()), *far_warnings(fitted)]
+        )
+    return fitted
+
+
+def _warn(lines: Iterable[str]) -> None:
+    """Warn at the line that called ``scalebench.fit`` or ``Results.fit``."""
+    for line in lines:
+        warnings.warn(line, stacklevel=3)
 
 
 def _rows(table: Any) -> int:
@@ -115,7 +136,13 @@ def _rows(table: Any) -> int:
 
 def _columns(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
     """Return the columns that a law reads, under its own names."""
-    columns = {}
+    columns = {role: frame[name].to_numpy() for role, name in _names(frame, law).items()}
+    return columns | ({"config": frame["config"].to_numpy()} if "config" in frame else {})
+
+
+def _names(frame: pd.DataFrame, law: Any) -> dict[str, str]:
+    """Return the name of the column that a law reads for each role."""
+    names_by_role = {}
     for role in (*law.inputs, law.response):
         aliases = {"x": ("x", "params"), "y": ("y", "loss"), "params": ("params", "x"), "loss": ("loss", "y")}
         names = aliases[role] if role in aliases and len(law.inputs) == 1 else (role,)
@@ -126,10 +153,8 @@ def _columns(frame: pd.DataFrame, law: Any) -> dict[str, Any]:
         if name is None:
             known = ", ".join(map(str, frame.columns[:20]))
             raise InputError([f"fit: {law.name} needs a column {' or '.join(candidates)}; there are {known}"])
-        columns[role] = frame[name].to_numpy()
-    if "config" in frame:
-        columns["config"] = frame["config"].to_numpy()
-    return columns
+        names_by_role[role] = name
+    return names_by_role
 
 
 def predict(

@@ -6,6 +6,7 @@ raises what that of a GPU would, unless it is told not to capture.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -157,9 +158,10 @@ def _waiting(case: Case, given: Results, backward: bool) -> Callable[[], Results
     return waiting
 
 
-_timer = CpuClock.timer
+_timer = getattr(CpuClock.timer, "__wrapped__", CpuClock.timer)  # loaded before: the one of the clock itself
 
 
+@functools.wraps(_timer)
 def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
     if not refusal and getattr(work, "__name__", "") == "waiting":
         raise CaptureBrokenError("operation not permitted when stream is capturing")

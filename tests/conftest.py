@@ -16,6 +16,7 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 
 import pytest
+from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
 from support import FINISHED, SMALL, child_environment, shared_folder
 
@@ -69,6 +70,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path
         (folder / "events.jsonl").write_text(driver.out)
 
     return shared_folder(tmp_path_factory, "finished", fill) / "results"
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder, to read only: the steps of the synthetic study of report_support, and its page as index.html."""
+    from report_support import synthetic
+
+    from scalebench.reporting import render
+
+    def fill(folder: Path) -> None:
+        (folder / "index.html").write_text(render(synthetic(folder)))
+
+    return shared_folder(tmp_path_factory, "synthetic", fill)
 
 
 @pytest.fixture

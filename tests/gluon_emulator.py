@@ -33,7 +33,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import gluon_memory as memory
+import gluon_operations as operations
 import torch
 from gluon_loops import not_carried
 from gluon_machine import DeadlockError, HazardError, Machine, Partition, Schedule, here
@@ -215,21 +215,22 @@ LANGUAGE = types.SimpleNamespace(
 )  # fmt: skip
 BARRIERS = types.SimpleNamespace(
     MBarrierLayout=Layout,
-    init=memory.init,
-    arrive=memory.arrive,
-    expect=memory.expect,
-    wait=memory.wait,
+    init=operations.init,
+    arrive=operations.arrive,
+    expect=operations.expect,
+    wait=operations.wait,
     invalidate=lambda barrier: None,
 )
 COPIES = types.SimpleNamespace(
-    async_copy_global_to_shared=memory.load_async,
-    async_copy_shared_to_global=memory.store_async,
-    store_wait=memory.store_wait,
+    async_copy_global_to_shared=operations.load_async,
+    async_copy_shared_to_global=operations.store_async,
+    store_wait=operations.store_wait,
 )
 REPLACED: list[tuple[Any, Any]] = [
-    (language, LANGUAGE), (hopper.mbarrier, BARRIERS), (hopper.tma, COPIES), (hopper.fence_async_shared, memory.fence),
-    (hopper.warpgroup_mma, memory.multiply), (hopper.warpgroup_mma_wait, memory.multiply_wait),
-    (hopper_adding.async_add_shared_to_global, memory.add_async), (hopper_adding.additions_wait, memory.additions_wait),
+    (language, LANGUAGE), (hopper.mbarrier, BARRIERS), (hopper.tma, COPIES),
+    (hopper.fence_async_shared, operations.fence), (hopper.warpgroup_mma, operations.multiply),
+    (hopper.warpgroup_mma_wait, operations.multiply_wait), (hopper_adding.additions_wait, operations.additions_wait),
+    (hopper_adding.async_add_shared_to_global, operations.add_async),
 ]  # fmt: skip
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 import ast
 import itertools
 import textwrap
+from functools import cache
 
 
-def not_carried(source: str) -> set[str]:
+@cache
+def not_carried(source: str) -> frozenset[str]:
     """Return the names that a loop of a function assigns, and that have the value from before it after one round."""
     (function,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(function, ast.FunctionDef)
     numbers = itertools.count()
     values = {argument.arg: next(numbers) for argument in function.args.args}
-    return set(_visited(function.body, values, numbers))
+    return frozenset(_visited(function.body, values, numbers))
 
 
 def _visited(body: list[ast.stmt], values: dict[str, int], numbers: itertools.count[int]) -> list[str]:

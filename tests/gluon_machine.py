@@ -42,13 +42,18 @@ class Schedule:
 
 
 class Machine:
-    """The scheduler of one program: partitions and asynchronous events in virtual time."""
+    """The scheduler of one program: partitions and asynchronous events in virtual time.
+
+    The scheduler has no thread: whichever partition waits picks what happens next, and wakes another partition only
+    where it is not its own turn again. Switching threads is what a run would spend most of its time on.
+    """
 
     def __init__(self, schedule: Schedule, program: int, programs: int) -> None:
         self.schedule, self.program, self.programs = schedule, program, programs
         self.queue: list[tuple[float, int, Any]] = []
         self.now, self.order, self.names = 0.0, itertools.count(), itertools.count()
-        self.baton, self.error = threading.Semaphore(0), None
+        self.error: BaseException | None = None
+        self.ended = _held_lock()
         self.alive: list[Partition] = []
 
     def at(self, delay: float, action: Any) -> None:
@@ -59,17 +64,32 @@ class Machine:
         """Run a program to its end, asynchronous stores included."""
         Partition(self, function, arguments, None)
         try:
-            while self.queue:
-                self.now, _, action = heapq.heappop(self.queue)
-                action.resume() if isinstance(action, Partition) else action()
-                if self.error:
-                    raise self.error
+            self.advance(None)
+            self.ended.acquire()
+            if self.error:
+                raise self.error
             if self.alive:
                 waits = "; ".join(f"{partition.name} waits for {partition.waits_for}" for partition in self.alive)
                 raise DeadlockError(f"program {self.program}: {waits}")
         finally:
             for partition in list(self.alive):
                 partition.abort()
+
+    def advance(self, caller: Partition | None) -> bool:
+        """Do what is queued up to the turn of a partition; return whether it is the caller's, else wake its thread."""
+        while self.queue and not self.error:
+            self.now, _, action = heapq.heappop(self.queue)
+            if isinstance(action, Partition):
+                action.waits_for = ""
+                if action is not caller:
+                    action.turn.release()
+                return action is caller
+            try:
+                action()
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that launched
+                self.error = error
+        self.ended.release()
+        return False
 
 
 class Partition:
@@ -82,7 +102,7 @@ class Partition:
         self.stores: list[Any] = []
         self.additions = 0  # by TMA, not yet made
         self.dirty: list[Any] = []  # ranges and barriers written without a fence since
-        self.baton = threading.Semaphore(0)
+        self.turn = _held_lock()
         self.thread = threading.Thread(target=self._body, args=(function, arguments), daemon=True)
         machine.alive.append(self)
         self.thread.start()
@@ -90,7 +110,7 @@ class Partition:
 
     def _body(self, function: Any, arguments: tuple[Any, ...]) -> None:
         _HERE.partition = self
-        self.baton.acquire()
+        self.turn.acquire()
         try:
             if not self.aborted:
                 function(*arguments)
@@ -105,19 +125,14 @@ class Partition:
         except BaseException as error:  # noqa: BLE001 - handed to the thread that launched
             self.machine.error = error
         self.machine.alive.remove(self)
-        self.machine.baton.release()
-
-    def resume(self) -> None:
-        """Let the thread run until it yields or ends (called by the scheduler)."""
-        self.waits_for = ""
-        self.baton.release()
-        self.machine.baton.acquire()
+        if not self.aborted:
+            self.machine.advance(None)
 
     def block(self, why: str) -> None:
         """Give control back until something queues this partition."""
         self.waits_for = why
-        self.machine.baton.release()
-        self.baton.acquire()
+        if not self.machine.advance(self):
+            self.turn.acquire()
         if self.aborted:
             raise _Aborted
 
@@ -129,8 +144,15 @@ class Partition:
     def abort(self) -> None:
         """End the thread."""
         self.aborted = True
-        self.resume()
+        self.turn.release()
         self.thread.join()
+
+
+def _held_lock() -> threading.Lock:
+    """Return a lock that one thread acquires to wait until another releases it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 _HERE = threading.local()

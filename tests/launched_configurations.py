@@ -1,9 +1,7 @@
-"""Which shipped configurations the cases of an operation launch, without a GPU and without compiling, as JSON.
+"""Which shipped configurations the cases of an operation launch, without a GPU and without compiling.
 
-    python tests/launched_configurations.py attention norm [--small optimizer]
-
-Prints an object by operation. Of operations after ``--small`` only those of ``CASES``, in every dtype; of the others
-those of ``LARGER`` too, as the check on a GPU runs them.
+Of operations in ``small`` only those of ``CASES``, in every dtype; of the others those of ``LARGER`` too, as the check
+on a GPU runs them.
 
 Triton binds and specialises the arguments of a launch as ever; where it would compile, the configuration is noted and
 nothing runs. Tensors are on the CPU, their contents garbage: memory that nobody writes or reads costs no time. What
@@ -12,11 +10,10 @@ torch itself would multiply is not multiplied.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -133,19 +130,10 @@ def launches(module: Any, larger: bool) -> dict[str, int]:
     return {f"{one.kernel} {one.label}": sum(is_launch_of(e, one) for e in entries) for one in shipped}
 
 
-def main() -> None:
-    """Print for every operation asked for what :func:`launches` finds."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("operations", nargs="*")
-    parser.add_argument("--small", nargs="*", default=[])
-    asked = parser.parse_args()
-    modules = {name: import_module(f"scalekernels.{name}") for name in (*asked.operations, *asked.small)}
+def launched_by_operation(operations: Sequence[str], small: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return for every operation what :func:`launches` finds, of ``small`` with few cases; for a process of its own."""
+    modules = {name: import_module(f"scalekernels.{name}") for name in (*operations, *small)}
     driver.set_active(Nowhere())
     pretend_to_have_a_gpu()
-    found = {name: launches(modules[name], larger=True) for name in asked.operations}
-    found |= {f"{name} small": launches(modules[name], larger=False) for name in asked.small}
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    counts = {name: launches(modules[name], larger=True) for name in operations}
+    return counts | {f"{name} small": launches(modules[name], larger=False) for name in small}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from scalebench.reporting import render
+from scalebench.reporting.views import FigureSpec, FigureView, draw_figures
 from scalebench.store import Results
 from scalebench.store.comparisons import ROW_COLUMNS, Comparisons
 
@@ -69,6 +74,13 @@ def synthetic(folder: Path | None = None, **changes: object) -> Results:
     return all_planned(pd.DataFrame(rows))
 
 
+def recorded(folder: Path) -> Results:
+    """The results of ``synthetic(folder)``, whose steps are there already."""
+    results = synthetic()
+    folders = [str(folder / trial_id) for trial_id in results.frame["trial_id"]]
+    return Results(results.frame.assign(attempt_dir=folders), (), results.studies)
+
+
 def all_planned(frame: pd.DataFrame) -> Results:
     """Make results of these trials, every one of them planned."""
     planned = [{"trial_id": trial_id} for trial_id in frame["trial_id"]]
@@ -103,6 +115,25 @@ def broken(results: Results) -> dict[str, Results]:
         "no steps": Results(frame.assign(attempt_dir="/nowhere"), (), studies),
         "an unknown law": Results(frame, (), {"synthetic": STUDY | {"fit": {"law": "chinchilla"}}}),
     }
+
+
+def undrawn(results: Results) -> str:
+    """Render the page with the titles, captions and tables of its figures, each drawing empty, in half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalebench.reporting.views.to_svg", lambda *_: "<svg></svg>")
+        return render(results)
+
+
+def page_text(results: Results, *figures: str) -> str:
+    """Render the page with no figure but those of these keys, in a fifth of the time: for tests of its text."""
+
+    def draw(section: str, specs: Iterable[FigureSpec[Any]], subject: object) -> tuple[FigureView, ...]:
+        return draw_figures(section, [spec for spec in specs if spec.key in figures], subject)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalebench.reporting.sections.common.draw_figures", draw)
+        patch.setattr("scalebench.reporting.overview.draw_figures", draw)
+        return render(results)
 
 
 class Outline(HTMLParser):

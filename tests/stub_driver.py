@@ -5,7 +5,8 @@
 FOLDER holds ``libcuda.so.1``, made of ``stub_driver.c``. Small cases are prepared and called forward and
 backward on tensors in the memory of the CPU: Python, compiler and C do all that they do on a GPU, up to the driver.
 
-Prints an object with the "launches" by provider and direction, and the "problems". ``--broken`` adds one of BROKEN.
+Prints an object with the "launches" by provider and direction, and the "problems". ``--broken`` adds one of BROKEN,
+after a line BROKEN_BEGIN on stderr.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def launch(name: str) -> dict[str, Any]:
 
 
 COUNT = [0]
+BROKEN_BEGIN = "stub driver: what is broken"
 
 
 def count_launches() -> None:
@@ -135,6 +137,7 @@ def main() -> None:
     driver.set_active(Driver())
     count_launches()
     found = {name: launch(name) for name in asked.operations}
+    print(BROKEN_BEGIN, file=sys.stderr, flush=True)
     for name in asked.broken:
         try:
             BROKEN[name]()

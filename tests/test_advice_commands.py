@@ -113,6 +113,7 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
+@pytest.mark.slow
 def test_worth_of_results_reads_their_flops(command, tmp_path: Path) -> None:
     for name, factor in (("old", 1.0), ("new", 1.0)):
         rows = [row | {"flops_per_step": factor * row["flops_per_step"]} for row in planted()]
@@ -131,7 +132,8 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     table.to_csv("p.csv", index=False)
     code, out, _ = command("tune", "p.csv", "--against", "params", "--at", "params=1e7", "--json")
     assert code == 0
-    found, expected = json.loads(out), optimum_law({name: table[name].to_numpy() for name in table})
+    (found,) = json.loads(out)["laws"]
+    expected = optimum_law({name: table[name].to_numpy() for name in table})
     assert found["exponents"] == pytest.approx(expected.exponents)
     assert found["at"]["value"] == pytest.approx(expected.predict(params=1e7))
     assert found["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))

@@ -24,6 +24,7 @@ from scalebench.laws import Fit
 from scalebench.reporting import picture, verdict, write
 from scalebench.reporting.figures.runs import compute_figure
 from scalebench.reporting.fit_tables import parameters_table
+from scalebench.reporting.page import render_page
 from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity
 from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import canvas
@@ -41,10 +42,19 @@ def rows() -> list[dict[str, object]]:
     return bent
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> StudyAnalysis:
-    write_study(tmp_path / "bent", rows())
-    return analyse(read_results(tmp_path / "bent"), "bent")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("results") / "bent", rows())
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path) -> StudyAnalysis:
+    return analyse(read_results(folder), "bent")
+
+
+@pytest.fixture(scope="module")
+def page(study: StudyAnalysis) -> str:
+    return text_of(render_page([study]))
 
 
 def text_of(page: str) -> str:
@@ -65,22 +75,23 @@ def shown(answer: dict[str, float], unit: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_prediction_of_the_report_is_that_of_predict(command, study: StudyAnalysis, tmp_path: Path) -> None:
-    page = text_of(write([study], tmp_path / "page.html").read_text())
+def test_every_prediction_of_the_report_is_that_of_predict(command, folder: Path, page: str) -> None:
     cells = table(page, "Projections for a new run")
     assert [row[1] for row in cells] == [f"×{factor}" for factor in FACTORS]
+    losses = {}
     for factor, (size, _, *predictions) in zip(FACTORS, cells, strict=True):
         params = factor * max(SIZES)
-        answers = json.loads(command("predict", "bent", "--params", params, "--json")[1])["answers"]
+        answers = json.loads(command("predict", folder, "--params", params, "--json")[1])["answers"]
+        losses[quantity(params).replace("\u00a0", " ") + " parameters"] = answers["validation_loss"]["value"]
         assert size == quantity(params).replace("\u00a0", " ")
         assert {answers[name]["interval"] for name in UNITS} == {"new run"}
         assert predictions[: len(UNITS)] == [shown(answers[name], unit) for name, unit in UNITS.items()]
-    (diamond,) = re.findall(r"<title>projected at ([^:<]*): ([\d.]+) nats", page)
-    answers = json.loads(command("predict", "bent", "--params", 4 * max(SIZES), "--json")[1])["answers"]
-    assert diamond == (f"{quantity(4 * max(SIZES))} parameters".replace("\u00a0", " "),
-                       f"{answers['validation_loss']['value']:.3f}")  # fmt: skip
+    ((size, value),) = re.findall(r"<title>projected at ([^:<]*): ([\d.]+) nats", page)
+    assert size == f"{quantity(4 * max(SIZES))} parameters".replace("\u00a0", " ")
+    assert value == f"{losses[size]:.3f}"
 
 
+@pytest.mark.slow
 def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
     (series,) = study.series
     laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}
@@ -109,9 +120,8 @@ def test_the_simpler_law_is_chosen_unless_the_other_predicts_better(bend: float,
 
 
 @pytest.mark.slow
-def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tmp_path: Path) -> None:
-    page = text_of(write([study], tmp_path / "page.html").read_text())
-    document = json.loads(command("fit", "bent", "--law", "power", "--json")[1])
+def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, folder: Path, page: str) -> None:
+    document = json.loads(command("fit", folder, "--law", "power", "--json")[1])
     low, high = document["intervals"]["E"]
     value, interval = bounded(document["parameters"]["E"], low, high)
     assert study.series[0].loss_all.interval("E") == (low, high)
@@ -126,8 +136,10 @@ def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, tm
 
 @pytest.mark.slow
 def test_a_study_is_fitted_once_for_verdict_page_and_picture(
-    study: StudyAnalysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    study = analyse(read_results(folder), "bent")
+    monkeypatch.setattr("scalebench.reporting.views.to_svg", lambda *_: "")
     fits: Counter[tuple[object, ...]] = Counter()
     calls: Counter[tuple[str, int]] = Counter()
     keep: list[Fit] = []  # so that no id is used twice

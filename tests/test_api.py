@@ -154,3 +154,21 @@ def test_wrong_types_get_a_sentence(call, part: str) -> None:
         call()
     assert part in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_fits_warn_as_the_command_does(command, tmp_path: Path) -> None:
+    """Trials that differ in more than size, and units that look slipped, in Python and on the command line."""
+    rows = planted()
+    for row in rows[::2]:
+        row["implementation"] = "sdpa"
+    write_study(tmp_path / "r" / "planted", rows)
+    _, _, err = command("fit", "r/planted", "--bootstrap", "9")
+    (line,) = err.splitlines()
+    assert "these trials differ in implementation" in line
+    for points in (tmp_path / "r" / "planted", scalebench.load_results(tmp_path / "r" / "planted")):
+        with pytest.warns(UserWarning, match="these trials differ in implementation"):
+            scalebench.fit(points)
+        scalebench.fit(points, where="implementation == 'sdpa'")
+    millions = {"params": [10.0, 20.0, 40.0, 80.0], "loss": [4.0, 3.5, 3.2, 3.0]}
+    with pytest.warns(UserWarning, match="not millions or billions of them"):
+        scalebench.fit(millions)

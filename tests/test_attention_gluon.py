@@ -6,21 +6,21 @@ that the compiler does. ``test_compiled_kernels.py`` checks the machine code, ``
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gluon_attention_support import LOG2_E, load_changed
 from gluon_emulator import DeadlockError, HazardError, launch
 from scalekernels.attention import hopper, hopper_forward, kernels, reference, tiles
 from scalekernels.attention import launch as attention_launch
 from scalekernels.attention.hopper import GluonTile
 from torch import Tensor
 
-LOG2_E = 1.4426950408889634
 # Batch, query heads, key heads, query length, key length, head dimension, causal, tile.
 SHAPES = [
     (1, 2, 1, 256, 256, 128, True, GluonTile(128, 2)),
@@ -49,6 +49,13 @@ def tensors(shape: tuple[Any, ...], seed: int, dtype: torch.dtype) -> tuple[Tens
     return q[:, :, :query_length], k[:, :, :key_length], v[:, :, :key_length]
 
 
+@cache
+def oracle(shape: tuple[Any, ...], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Output and log-sum-exp in float64."""
+    q, k, v = (tensor.double() for tensor in tensors(shape, seed, dtype))
+    return reference(q, k, v, causal=shape[6], scale=0.7 / math.sqrt(q.shape[3]))
+
+
 def forward(
     shape: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.bfloat16, kernel: Any = None, at_most: int = 3
 ) -> tuple[float, float]:
@@ -62,7 +69,7 @@ def forward(
     arguments["section"] = min(arguments["section"], 3 * arguments["group"])  # more than one section
     kernel = kernel or hopper_forward.attention_forward_hopper
     launch(kernel, min(programs, at_most), arguments | constants, seed)
-    exact = reference(q.double(), k.double(), v.double(), causal=causal, scale=scale)
+    exact = oracle(shape, seed, dtype)
     error = (out.double() - exact["out"]).norm() / exact["out"].norm()
     return float(error), float((lse.double() - exact["lse"]).abs().max())
 
@@ -237,11 +244,7 @@ def changed(tmp_path) -> Callable[..., Any]:
             assert source.count(old) == 1, f"{source.count(old)} times in the source: {old}"
             source = source.replace(old, new)
         path = tmp_path / "changed_forward.py"
-        path.write_text(source, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location("changed_forward", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.attention_forward_hopper
+        return load_changed(path, source).attention_forward_hopper
 
     return change
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from gluon_attention_support import TOLERANCE, Shape, error, inputs, load_changed, oracle, statistics_of
 from gluon_emulator import DeadlockError, HazardError, launch
 from scalekernels.attention import hopper, hopper_backward, hopper_gradients, tiles
 from scalekernels.attention.hopper_gradients import BackwardTile
 from torch import Tensor
 
-LOG2_E = 1.4426950408889634
-# p, ds and the result are rounded to the dtype: about one unit in the last place, of which the norm averages.
-TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-# Batch, query heads, key heads, queries, keys, D, causal.
-Shape = tuple[int, int, int, int, int, int, bool]
 SHAPES: list[Shape] = [
     (1, 1, 1, 256, 256, 128, True),
     (1, 2, 1, 200, 333, 64, False),
@@ -32,45 +27,6 @@ SHAPES: list[Shape] = [
 ]
 
 
-def inputs(shape: Shape, dtype: torch.dtype, opposed: float = 0.0) -> dict[str, Tensor]:
-    """Views of one buffer for q, k and v where their lengths agree, and dO laid out as (B, T, H, D).
-
-    ``opposed`` moves queries and keys apart, so that all scores are negative.
-    """
-    batch, heads, key_heads, queries, keys, dimension, _ = shape
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=random).to(dtype)
-
-    if queries == keys:
-        fused = draw(batch, queries, heads + 2 * key_heads, dimension).transpose(1, 2)
-        q, k, v = fused.split((heads, key_heads, key_heads), 1)
-    else:
-        q = draw(batch, heads, queries, dimension)
-        k, v = (draw(batch, keys, key_heads, dimension).transpose(1, 2) for _ in range(2))
-    return {"q": q + opposed, "k": k - opposed, "v": v, "g": draw(batch, queries, heads, dimension).transpose(1, 2)}
-
-
-def oracle(given: dict[str, Tensor], causal: bool, scale: float) -> dict[str, Tensor]:
-    """Gradients, log-sum-exp to the base 2 and delta in float64."""
-    q, k, v = (given[name].double().requires_grad_() for name in "qkv")
-    group = q.shape[1] // k.shape[1]
-    scores = q @ k.repeat_interleave(group, 1).mT * scale
-    if causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-    out = scores.softmax(-1) @ v.repeat_interleave(group, 1)
-    dq, dk, dv = torch.autograd.grad(out, (q, k, v), given["g"].double())
-    delta = (out.detach() * given["g"].double()).sum(-1)
-    return {"dq": dq, "dk": dk, "dv": dv, "lse": scores.detach().logsumexp(-1) * LOG2_E, "delta": delta}
-
-
-def statistics_of(expected: dict[str, Tensor]) -> Tensor:
-    """The two rows of a head as ``hopper_gradients.row_statistics`` lays them out."""
-    rows = torch.stack([expected["lse"], expected["delta"]]).float()
-    return torch.nn.functional.pad(rows, (0, tiles.padded(rows.shape[3]) - rows.shape[3])).contiguous()
-
-
 def gradients(
     shape: Shape, dtype: torch.dtype, seed: int, tile: BackwardTile | None = None, kinds: str = "keys queries",
     module: Any = hopper_backward, opposed: float = 0.0,
@@ -78,7 +34,7 @@ def gradients(
     """Run the kernels of a module; return what they wrote with what was expected, by name."""
     causal, scale = shape[6], 0.7 * shape[5] ** -0.5
     given = inputs(shape, dtype, opposed)
-    expected = oracle(given, causal, scale)
+    expected = oracle(shape, dtype, scale, opposed)
     written = {name: torch.full_like(tiles.like(given[name[1]]), math.nan) for name in ("dq", "dk", "dv")}
     operands = (*(given[name] for name in "qkvg"), statistics_of(expected))
     if "keys" in kinds:
@@ -91,12 +47,6 @@ def gradients(
         launch(module.hopper_queries, programs, arguments, seed)
     names = [name for name in written if ("queries" if name == "dq" else "keys") in kinds]
     return {name: (written[name], expected[name]) for name in names}
-
-
-def error(pair: tuple[Tensor, Tensor]) -> float:
-    """The norm of the error relative to that of what was expected; NaN where something was not written."""
-    found, expected = pair
-    return float((found.double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
@@ -227,13 +177,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
             assert old in parts[kind], f"not in the source: {old}"
             parts[kind] = parts[kind].replace(old, new, 1)
         path = tmp_path / "changed_backward.py"
-        path.write_text(parts["keys"] + parts["queries"], encoding="utf-8")
-        spec = importlib.util.spec_from_file_location("changed_backward", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_changed(path, parts["keys"] + parts["queries"])
 
     return change
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -12,13 +11,13 @@ from typing import Any
 
 import gluon_emulator
 import gluon_machine
-import gluon_memory
+import gluon_operations
 import pytest
 import torch
+from gluon_attention_support import TOLERANCE, Shape, error, inputs, load_changed, oracle, statistics_of
 from gluon_emulator import DeadlockError, HazardError, launch
 from scalekernels.attention import hopper_fused, hopper_gradients, tiles
 from scalekernels.attention.hopper_gradients import Method
-from test_attention_gluon_backward import TOLERANCE, Shape, error, inputs, oracle, statistics_of
 from torch import Tensor
 
 SHAPES: list[Shape] = [
@@ -38,7 +37,7 @@ ROWS = hopper_gradients.ROWS
 def recorded(counters: Tensor) -> Iterator[dict[tuple[int, int], list[str]]]:
     """Collect, by program and tile of queries, what happens to counters ("read", "count") and sums ("add")."""
     events: dict[tuple[int, int], list[str]] = {}
-    count, add = gluon_emulator.LANGUAGE.atomic_add, gluon_memory.add_async
+    count, add = gluon_emulator.LANGUAGE.atomic_add, gluon_operations.add_async
 
     def note(program: int, tile: int, kind: str) -> None:
         events.setdefault((program, tile), []).append(kind)
@@ -83,8 +82,7 @@ def gradients(
     The emulator runs programs one after the other: in the order of their numbers every turn has come already.
     """
     causal, scale = shape[6], 0.7 * shape[5] ** -0.5
-    given = inputs(shape, torch.bfloat16, opposed)
-    expected = oracle(given, causal, scale)
+    given, expected = inputs(shape, torch.bfloat16, opposed), oracle(shape, torch.bfloat16, scale, opposed)
     dk, dv = (torch.full_like(tiles.like(given[name]), math.nan) for name in "kv")
     sums, counters = hopper_gradients.sums_of(given["q"])
     operands = (*(given[name] for name in "qkvg"), statistics_of(expected), dk, dv, sums, counters)
@@ -192,13 +190,7 @@ def changed(tmp_path: Path) -> Callable[..., Any]:
             assert old in source, f"not in the source: {old}"
             source = source.replace(old, new, 1)
         path = tmp_path / "changed_fused.py"
-        path.write_text(source, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location("changed_fused", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_changed(path, source)
 
     return change
 
@@ -249,8 +241,8 @@ def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the kernels run by the emulator, and the passes over rows, which the interpreter's tests check, replaced."""
-    given, scale = inputs((1, 2, 1, 150, 150, 64, True), torch.bfloat16), 0.1
-    expected = oracle(given, True, scale)
+    shape, scale = (1, 2, 1, 150, 150, 64, True), 0.1
+    given, expected = inputs(shape, torch.bfloat16), oracle(shape, torch.bfloat16, scale)
 
     def emulated(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         launch(kernel, programs, arguments, seed=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import machine_code
+import compile_ahead
 import pytest
 import torch
 from kernel_support import inaccuracy
@@ -192,7 +192,8 @@ def test_descriptors_take_fewer_registers_than_pointers_on_the_same_tile():
     """What ``tiles.py`` says of the two, of whichever compiler is here."""
     for arch in (90, 100):
         by_pointers, by_descriptors = (
-            machine_code.inspect_code(long_bfloat16(kind, arch), arch) for kind in ("forward", "forward-descriptors")
+            compile_ahead.figures(long_bfloat16(kind, arch), arch, compile_ahead.CACHE)
+            for kind in ("forward", "forward-descriptors")
         )
         assert by_descriptors.registers < by_pointers.registers
         assert by_descriptors.matrix == by_pointers.matrix

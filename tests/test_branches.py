@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from parent_support import CONTINUED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from test_from import CONTINUED, PARENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.running.planning import load_study

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from parent_support import CHILD, PARENT, refused, trained
 from safetensors.torch import load_file
-from test_from import CHILD, PARENT, refused, trained
 
 from scalebench import store
 from scalebench.analysis.chain import chain_of, cost_of

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from forking import value_of_forked
+from launched_configurations import launched_by_operation
 from scalekernels import OPERATIONS
-from support import REPOSITORY, SOURCE_PATH
-
-PROGRAM = Path(__file__).with_name("launched_configurations.py")
-PATHS = os.pathsep.join([SOURCE_PATH, str(REPOSITORY / "kernels" / "tools")])
 
 
 @pytest.fixture(scope="module")
 def launched() -> dict[str, dict[str, int]]:
-    """How often each shipped configuration is launched on an H100; the kernels' constants differ when interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *OPERATIONS, "--small", "optimizer"], env=environment | {"PYTHONPATH": PATHS},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, dict[str, int]] = json.loads(done.stdout)
-    assert all(found.values())
-    return found
+    """How often each shipped configuration is launched on an H100."""
+    counts: dict[str, dict[str, int]]
+    counts, _ = value_of_forked(lambda: launched_by_operation(OPERATIONS, ["optimizer"]))
+    assert all(counts.values())
+    return counts
 
 
 @pytest.mark.slow

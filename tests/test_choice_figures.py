@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report_support import page_text, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
@@ -62,7 +63,7 @@ def test_a_page_of_choices_names_the_lowest_and_draws_nothing_against_size() -> 
     assert first.startswith("Of 3 choices at 12.0\u00a0k parameters the lowest validation loss is that of muon (2.50")
     assert "the highest that of sgd (3.31" in first
     assert near == "Within noise of the lowest: adamw."
-    titles = re.findall(r"<h[23]>(.*?)</h[23]>", render(results))
+    titles = re.findall(r"<h[23]>(.*?)</h[23]>", undrawn(results))
     assert titles[0] == "Validation loss of each choice"
     assert not [title for title in titles if "against size" in title]
 
@@ -127,7 +128,7 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
     assert "k parameters, seed" not in page
     two = Results(pd.concat([more_data(), trials(LOSSES).assign(study="p")], ignore_index=True), (), {"o": {}, "p": {}})
     (row, *_) = re.findall(
-        r"<tr><th[^>]*><a[^>]*>o: tokens or samples seen.*?</tr>", re.sub(r">\s+<", "><", render(two))
+        r"<tr><th[^>]*><a[^>]*>o: tokens or samples seen.*?</tr>", re.sub(r">\s+<", "><", page_text(two))
     )
     assert row.count("—") == 2  # neither time per step nor memory grows with data
 

@@ -1,4 +1,7 @@
-"""Drivers on one results folder share the trials: each is run once, and nobody waits for a driver that ended."""
+"""Drivers on one results folder share the trials: each is run once, and nobody waits for a driver that ended.
+
+The case 14-orphan-worker is a driver that is killed.
+"""
 
 from __future__ import annotations
 

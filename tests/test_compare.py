@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from comparison_support import forked_processes, real_processes  # noqa: F401 - fixtures
 
 import scalebench
 from scalebench.comparison import Comparison
@@ -29,6 +30,7 @@ from scalebench.store.comparisons import ROW_COLUMNS, latest, read_comparisons
 
 OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 QUICK = {"processes": 2, "seconds": 0.05, "device": "cpu"}
+pytestmark = pytest.mark.usefixtures("forked_processes")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,6 @@ def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> No
         assert one["torch_version"] == torch.__version__
 
 
-@pytest.mark.slow
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
@@ -217,6 +218,7 @@ def test_running_again_adds_a_run_and_the_newest_counts(compared: Comparison) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_processes")
 def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(command, tmp_path: Path) -> None:
     quick = ("--processes", "1", "--seconds", "0.02", "--shapes", "rows=5,columns=7", "--device", "cpu")
     code, out, _ = command("compare", OPERATION, "--providers", "eager,absent", *quick)

@@ -1,4 +1,7 @@
-"""Comparisons that cannot be fooled: cheating providers, each caught for its reason, beside honest ones."""
+"""Comparisons that cannot be fooled: cheating providers, each caught for its reason, beside honest ones.
+
+The case 04-cheating-providers has providers of the same kinds as ``cheating_operation``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 import scalekernels
 import torch
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 
 import scalebench
 from scalebench.analysis.suite import summarize_suite
@@ -25,6 +29,7 @@ from scalebench.comparison.validity import invalid_columns, mode_columns
 
 OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
 MIB = 1 << 20
+pytestmark = pytest.mark.usefixtures("forked_processes")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object
     names = "eager,again,cached,first3,memoised,deferred,pooled"
     compared = scalebench.compare(
         OPERATION, results=tmp_path_factory.mktemp("results"), providers=names, shapes="length=300000", processes=2,
-        seconds=0.25, device="cpu",
+        seconds=0.15, device="cpu",
     )  # fmt: skip
     return {row["provider"]: row for row in compared.rows}
 

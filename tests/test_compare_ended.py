@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 
 import scalebench
 from scalebench.comparison import Options, close_run, measure, plan_comparison
@@ -19,6 +20,7 @@ from scalebench.store.comparisons import new_run, read_run
 
 OPERATION = str(Path(__file__).with_name("cheating_operation.py"))
 QUICK = {"processes": 1, "seconds": 0.03, "device": "cpu"}
+pytestmark = pytest.mark.usefixtures("forked_processes")
 
 
 @pytest.mark.slow
@@ -96,7 +98,7 @@ def test_the_command_says_what_was_not_measured(command, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_step_that_hangs_is_left_out_after_the_patience(tmp_path: Path) -> None:
-    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,stuck", patience=10, **QUICK)
+    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,stuck", patience=5, **QUICK)
     stuck = next(row for row in found.rows if (row["case"], row["provider"]) == ("n10", "stuck"))
     assert (stuck["status"], stuck["error_class"]) == ("killed", "Hung")
     assert {row["status"] for row in found.rows if row is not stuck} == {"ok"}

@@ -1,4 +1,7 @@
-"""Whether a trial had its cores to itself is measured: a process beside it makes its times not exclusive."""
+"""Whether a trial had its cores to itself is measured: a process beside it makes its times not exclusive.
+
+The case 13-exclusive-timing-is-not is two runs at once on the same cores.
+"""
 
 from __future__ import annotations
 

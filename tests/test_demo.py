@@ -106,6 +106,7 @@ def test_the_demo_writes_under_the_results_unless_told_otherwise(
     found = synthetic()
     done = Results(found.frame.assign(study="demo"), (), {"demo": found.studies["synthetic"]})
     monkeypatch.setattr(sweeps, "run_study", lambda *_, **__: 0)
+    monkeypatch.setattr("scalebench.reporting.views.to_svg", lambda *_: "")  # drawing takes half of the time
     monkeypatch.setattr(sweeps.store, "read_results", lambda *_: done)
     code, out, _ = command("demo", *arguments)
     assert code == 0

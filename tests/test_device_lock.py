@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 from support import SOURCE_PATH
 
 from scalebench.comparison import Options, ceilings, measure, plan_comparison
@@ -135,6 +136,7 @@ def test_a_comparison_measures_nothing_while_another_has_the_gpu(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

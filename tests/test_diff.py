@@ -58,6 +58,7 @@ def test_a_gain_below_the_noise_of_seeds_has_no_verdict() -> None:
     assert verdicts(frame(), frame(seed=2, validation_loss_nats=0.9))["all", "validation loss"] == BETTER
 
 
+@pytest.mark.slow
 def test_many_comparisons_without_a_difference_rarely_have_a_verdict() -> None:
     wrong = 0
     for seed in range(60):

@@ -11,29 +11,16 @@ from typing import Any
 from weakref import WeakSet
 
 import pytest
-import torch
-from test_from import PARENT, planned, refused, trained
-from torch import nn
+from parent_support import PARENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.cli.app import main
 from scalebench.families import FAMILIES, model_fields
 from scalebench.families.modules.decoder import GPT
 from scalebench.running.chain import ancestors
-from scalebench.running.parents import ParentTrial
-from scalebench.running.planning import load_study, plan, resolve
-from scalebench.study import Parent
-from scalebench.tasks import NextToken
+from scalebench.running.planning import load_study
 from scalebench.workloads import columns_of
-from scalebench.workloads.distill_loss import (
-    Distilled,
-    divergence,
-    log_probabilities,
-    most_likely,
-    truncated_divergence,
-)
 from scalebench.workloads.distill_run import DistillRun
-from scalebench.workloads.distill_teacher import RunningTeacher
 from scalebench.workloads.trained import load_trained
 
 TEACHER = PARENT.replace("steps = 50", "steps = 30").replace('"parent"', '"teacher"')
@@ -70,80 +57,6 @@ def copied(base: Path, tmp_path: Path) -> Path:
 
 
 FIRST = "distill.teacher.where=seed == 0"
-
-
-# --- the loss --------------------------------------------------------------------------------------------------------
-
-
-class Linear(nn.Module):
-    """Logits (B, T, 7) that are linear in one-hot tokens, in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(7, 7, dtype=torch.float64))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.weight[tokens]
-
-
-@pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.3, 2.5), (0.7, 0.5)])
-def test_the_gradient_is_autograds_of_the_written_out_formula(weight: float, temperature: float) -> None:
-    torch.manual_seed(0)
-    task = NextToken(
-        corpus=None, sequence_length=3, batch_size=2, seed=0, validation_fraction=0.2, validation_samples=1
-    )
-    student, teacher = Linear(), Linear()
-    batch = torch.randint(7, (2, 3)), torch.randint(7, (2, 3))
-    learned = Distilled(
-        task, RunningTeacher(teacher, task, type("S", (), {"precision": "float32"})), weight, temperature
-    )
-    loss = learned.loss(student, batch)
-    (gradient,) = torch.autograd.grad(loss, student.weight)
-
-    logits = student.weight[batch[0]]
-    p = (teacher.weight[batch[0]].detach() / temperature).exp()
-    q = (logits / temperature).exp()
-    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
-    soft = (p * (p.log() - q.log())).sum(-1).mean()
-    likely = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    hard = -likely.gather(-1, batch[1][..., None]).log().mean()
-    written = weight * temperature**2 * soft + (1 - weight) * hard
-    (expected,) = torch.autograd.grad(written, student.weight)
-    # The cross-entropy of the tasks is in float32, the divergence in float64.
-    tolerance = 1e-12 if weight == 1 else 1e-6
-    torch.testing.assert_close(loss, written, rtol=tolerance, atol=0, check_dtype=False)
-    torch.testing.assert_close(gradient, expected, rtol=0, atol=tolerance)
-    if weight == 1:  # in closed form: T (q - p) of every logit, averaged over the 6 predictions
-        closed = torch.zeros_like(gradient).index_add(0, batch[0].flatten(), (temperature * (q - p) / 6).flatten(0, 1))
-        torch.testing.assert_close(gradient, closed.detach(), rtol=0, atol=1e-12)
-
-
-def test_of_classes_outside_the_top_k_the_sum_alone_counts() -> None:
-    torch.manual_seed(1)
-    teacher, student = (log_probabilities(3 * torch.randn(5, 9, dtype=torch.float64), 1.0) for _ in range(2))
-    whole, last = divergence(teacher, student), torch.zeros(5, dtype=torch.float64)
-    for k in range(1, 10):
-        truncated = truncated_divergence(*most_likely(teacher, k), student)
-        order = teacher.exp().argsort(-1, descending=True)
-        p, q = (values.exp().gather(-1, order) for values in (teacher, student))
-        p, q = (torch.cat([part[:, :k], part[:, k:].sum(-1, keepdim=True)], -1) for part in (p, q))
-        expected = torch.where(p > 0, p * (p / q).log(), 0.0).sum(-1)
-        torch.testing.assert_close(truncated, expected, rtol=1e-12, atol=1e-14)
-        assert (truncated >= last - 1e-12).all()  # more classes tell more apart
-        last = truncated
-    torch.testing.assert_close(last, whole)
-
-
-def test_the_gradient_of_a_truncated_divergence_is_finite_and_sums_to_zero() -> None:
-    teacher, logits = torch.tensor([[40.0, 0.0, -40.0, -90.0]]), torch.randn(1, 4, requires_grad=True)
-    stored = most_likely(log_probabilities(teacher, 1.0), 2)
-    truncated_divergence(*stored, log_probabilities(logits, 1.0)).sum().backward()
-    assert logits.grad is not None
-    assert torch.isfinite(logits.grad).all()
-    assert abs(float(logits.grad.sum())) < 1e-6
-
-
-# --- the workload ----------------------------------------------------------------------------------------------------
 
 
 def test_without_weight_on_the_teacher_a_student_trains_bit_by_bit_as_without_one(copied: Path) -> None:
@@ -292,13 +205,13 @@ def test_a_student_can_be_a_teacher_and_a_parent(base: Path, distilled: dict[str
         (["model.vocab_size=300"], "it predicts 256 classes and the student 300"),
         (["distill.sequence_length=32"], "sequence_length = 32 is longer than the context of 16"),
         (["distill.top_k=300"], "distill.top_k: 300 is more than the 256 classes"),
-        (["distill.implementation=fused"], "distill.implementation: fused"),
         (
-            ["model.family=bert", "model.params=12000"],
-            "model.family: bert: what it predicts of 'stdlib' are no classes",
+            ["distill.implementation=fused", "distill.graph=step", "distill.precision=bfloat16"],
+            'distill.graph: "step": the teacher is no part of a captured step',
         ),
+        (["model.family=bert", "model.params=12000"], "(gpt): it predicts something else than bert"),
         (["data.validation_fraction=0.3"], "data.validation_fraction: 0.3"),
-        (["distill.teacher.where=seed == 7"], "to make its parents: scalebench run teacher"),
+        (["distill.teacher.where=seed == 7"], "matches 'seed == 7'; its trials have seed "),
         (
             ["distill.teacher.study=teachers"],
             "studies with results there: ",
@@ -350,59 +263,3 @@ def test_students_and_teachers_in_a_circle_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(text)
     with pytest.raises(StudyError, match=r"distill\.teacher\.study: one → two → one"):
         ancestors(load_study(tmp_path / "one.toml"))
-
-
-IMAGES = """
-schema = 1
-name = "teacher"
-[model]
-family = "mlp"
-depth = 1
-width = 12
-[train]
-steps = 2
-batch_size = 4
-[data]
-source = "digits"
-validation_samples = 16
-[run]
-checkpoint = true
-"""
-
-
-def test_images_are_distilled_into_another_family(tmp_path: Path) -> None:
-    trained(tmp_path, IMAGES)
-    student = STUDENT.replace('"gpt"\nparams = 1600', '"mlp"\ndepth = 1\nwidth = 8\n')
-    (row,) = trained(tmp_path, student, "distill.steps=2")
-    assert (row["family"], row["source"]) == ("mlp", "digits")
-    assert row["loss_added_nats"] is not None
-    larger = student.replace('"mlp"\ndepth = 1\nwidth = 8\n', '"cnn"\nparams = 2000\nimage_size = 16\n')
-    assert "it reads images of 8 pixels a side, and the student of 16" in refused(tmp_path, larger)
-    assert "it cannot read 'stdlib'" in refused(tmp_path, STUDENT, "data.source=stdlib")
-
-
-@pytest.mark.parametrize("ending", ["", "-gpu"])
-def test_the_studies_that_ship_have_equal_budgets_that_supervised_training_spans(ending: str) -> None:
-    """Planned with the teachers that their study would train; no trial runs."""
-    teachers = [
-        ParentTrial(
-            each.trial_id, "base", each.trial, Path(), Parent(weights_sha256="0" * 64), each.flops, starts=False
-        )
-        for each in plan(load_study(f"lifecycle-base{ending}", ["train.seed=0"]))
-    ]
-    points = [*load_study(f"distill{ending}").points()]
-    students = [resolve("distill", point, teacher) for point in points for teacher in teachers]
-    alone = plan(load_study(f"distill-supervised{ending}", ["train.seed=0"]))
-    budgets = {point["distill.flops"] for point in points}
-    assert [study.name for study in ancestors(load_study(f"distill{ending}"))] == [f"lifecycle-base{ending}"]
-    assert len(teachers) == 4
-    assert len({student.trial_id for student in students}) == 4 * len(points)
-    for student in students:
-        assert min(abs(student.flops / budget - 1) for budget in budgets) < 0.02
-        spec, same = student.trial.spec, [each for each in alone if each.counts.total == student.counts.total]
-        assert {(each.trial.spec.batch_size, each.trial.spec.sequence_length) for each in same} == {
-            (spec.batch_size, spec.sequence_length)
-        }
-        steps = [each.steps for each in same]
-        assert min(steps) <= 1.15 * student.steps  # on as little data, lengths within 15 % counting as one
-        assert max(each.flops for each in same) >= student.flops + min(teacher.flops for teacher in teachers)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from test_from import PARENT, PLACEMENT, planned, refused, trained
+from support import PLACEMENT
 from torch import nn
 
 from scalebench import store
@@ -182,7 +183,7 @@ def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
         (["finetune.method=lora", "finetune.optimizer=muon"], "finetune.optimizer: muon"),
         (["finetune.method=lora", "finetune.implementation=compile"], "finetune.implementation: lora runs with"),
         (["finetune.batch_size=2", "finetune.accumulation=3"], "finetune.accumulation: 3 micro-batches"),
-        (["from.optimizer_state=true"], "from.optimizer_state: fine-tuning is a new run"),
+        (["from.optimizer_state=true"], "from.optimizer_state: fine-tuning does not continue"),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
     ],
 )
@@ -190,16 +191,34 @@ def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: s
     assert expected in refused(copied, CHILD, *settings)
 
 
-def test_fine_tuning_that_diverges_is_no_result(copied: Path) -> None:
-    """Its loss of millions of nats was recorded as ok, and was fitted with the others."""
-    settings = ("finetune.steps=5", "finetune.optimizer=sgd", "finetune.learning_rate=1e6")
-    path = copied / "study.toml"
+def status_of(folder: Path, *settings: str) -> str:
+    """Fine-tune the parent of a folder and return the status of the trial."""
+    path = folder / "study.toml"
     path.write_text(CHILD)
     study = load_study(path, settings)
-    (trial,) = plan(study, copied / "results")
-    attempt = store.new_attempt(copied / "results" / study.name, trial.trial_id)
+    (trial,) = plan(study, folder / "results")
+    attempt = store.new_attempt(folder / "results" / study.name, trial.trial_id)
     store.write_json(attempt / "trial.json", trial_header(study, trial, "a test"))
-    assert run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT) == "diverged"
+    return run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT)
+
+
+DIVERGING = ("finetune.steps=5", "finetune.optimizer=sgd")
+
+
+def test_fine_tuning_that_diverges_is_no_result(copied: Path) -> None:
+    """Its loss of millions of nats was recorded as ok, and was fitted with the others."""
+    assert status_of(copied, *DIVERGING, "finetune.learning_rate=1e6") == "diverged"
+
+
+@pytest.mark.parametrize("model", ['family = "mlp"\nparams = 300', 'family = "attention"\nparams = 2000'])
+def test_regression_from_trained_weights_that_diverges_is_no_result(tmp_path: Path, model: str) -> None:
+    """Losses of little noise begin below 0 where the weights are trained, so that no ratio of them says anything."""
+    parent = PARENT.replace('family = "gpt"\nparams = 3000', model).replace("steps = 50", "steps = 20")
+    if "attention" not in model:
+        parent = parent.replace("sequence_length = 16\n", "")
+    trained(tmp_path, parent, "data.noise_std=0.05")
+    assert status_of(tmp_path, "finetune.steps=2", "finetune.learning_rate=1e-5") == "ok"
+    assert status_of(tmp_path, *DIVERGING, "finetune.learning_rate=1e3") == "diverged"
 
 
 def test_fine_tuning_without_a_parent_is_refused(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from report_support import page_text, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
-from scalebench.reporting import render
 from scalebench.reporting.figures.frontier import frontier_figure
 from scalebench.reporting.fit_tables import fits_table, parameters_table
 from scalebench.reporting.quantities import bounded, symbol
@@ -95,7 +95,7 @@ def test_one_token_count_has_no_frontier_at_all() -> None:
     found = results(one_length=True)
     with canvas("x") as marks:
         assert frontier_figure(marks, analysis(found)) is None
-    assert "Compute-optimal frontier" not in render(found)
+    assert "Compute-optimal frontier" not in undrawn(found)
 
 
 def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
@@ -107,7 +107,7 @@ def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
 
 @pytest.mark.slow
 def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
-    assert "Compute-optimal frontier" in render(results())
+    assert "Compute-optimal frontier" in undrawn(results())
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_f
     """The caption's parameters are those of a fit made here, rounded; chinchilla cannot be fitted to size alone."""
     found = results()
     found.studies["iso"]["fit"]["law"] = "chinchilla"
-    text = html.unescape(render(found)).replace("\u00a0", " ")
+    text = html.unescape(undrawn(found)).replace("\u00a0", " ")
     points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )
@@ -142,5 +142,5 @@ def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     )
     for row, name in zip(rows, expected.parameters, strict=True):
         assert row[3][0] == bounded(expected.parameters[name], *expected.interval(name))[1]
-    assert "loss, size and data" in render(found)
+    assert "loss, size and data" in page_text(found)
     assert "loss, size and data" in [row[0][0] for row in fits_table([], surfaces).rows]

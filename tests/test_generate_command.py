@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import SMALL, SOURCE_PATH, run_here
+from support import SMALL, run_here
 
 from scalebench import store
 from scalebench.data import open_source
@@ -47,12 +44,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "story.txt").write_text("".join(f"{i:03d}\n{'abcabcabd ' * 20}\n" for i in range(900)))
     (folder / "story.toml").write_text(STUDY.format(story=folder / "story.txt"))
     (folder / "small.toml").write_text(SMALL)
-    environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
-    command = [sys.executable, "-m", "scalebench.cli.app", "run", "story.toml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for settings in ([], ["name=kept", "run.checkpoint=true"]):
-        study = load_study(folder / "small.toml", ["model.params=200", "train.seed=0", *settings])
+    small = ["model.params=200", "train.seed=0"]
+    settings = {"story.toml": [[]], "small.toml": [small, [*small, "name=kept", "run.checkpoint=true"]]}
+    for study in (load_study(folder / name, each) for name, some in settings.items() for each in some):
         assert [row["status"] for row in run_here(study, folder / "results").values()] == ["ok"]
     return folder / "results"
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import session_measures
 import session_steps
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 from session import Session
 from support import REPOSITORY, SOURCE_PATH, run_here
 
@@ -31,6 +32,7 @@ def make_session(tmp_path: Path, seconds: float = 100.0) -> Session:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes")
 def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
     tmp_path: Path, small_study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
 from sklearn.metrics import precision_recall_fscore_support
 from test_finetune import CHILD, model_of
-from test_from import PARENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.cli.app import main
@@ -144,8 +144,8 @@ def test_scores_by_hand() -> None:
 
 def test_a_piece_stands_between_the_special_tokens_that_bert_knows(folders: Path) -> None:
     text = open_source(f"folders:{folders}")
-    tokens, segments, labels = TextClasses(text, True, 12, 4, 0, 0.2, 8).batch(1)
-    plain, same = TextClasses(text, False, 10, 4, 0, 0.2, 8).batch(1)
+    tokens, segments, labels = TextClasses(text, 12, 4, 0, 0.2, 8, specials=True).batch(1)
+    plain, same = TextClasses(text, 10, 4, 0, 0.2, 8, specials=False).batch(1)
     assert tokens[:, 0].tolist() == [256] * 4
     assert tokens[:, -1].tolist() == [257] * 4
     assert torch.equal(tokens[:, 1:-1], plain)
@@ -221,7 +221,7 @@ def test_a_head_is_trained_measured_and_loaded_again(
     saved = load_file(Path(row["attempt_dir"]) / "weights.safetensors")
     assert saved["classes.weight"].shape == (3, row["width"])
     text, correct, labels = open_source(f"folders:{folders}"), [], []
-    task = TextClasses(text, parent == "bert", 16, 8, 0, 0.2, trial.data.validation_samples)
+    task = TextClasses(text, 16, 8, 0, 0.2, trial.data.validation_samples, specials=parent == "bert")
     for (*inputs, label), _ in task.validation():
         correct += model(*inputs).argmax(1).eq(label).tolist()
         labels += label.tolist()
@@ -261,7 +261,7 @@ def test_without_a_head_its_settings_make_no_second_trial_and_old_ids_stay(copie
         (["finetune.head=clases"], "did you mean 'classes'?"),
         (
             ["data.source=stdlib"],
-            "'classes' needs labels, which 'stdlib' has none of; with labels: languages, packages",
+            "'classes' needs labels, and 'stdlib' has none; with labels: languages, packages",
         ),
         (["finetune.head_classes=2"], "finetune.head_classes: 2 is less than the 3 labels (along, down, up)"),
         (["finetune.pooling=first"], "finetune.pooling: unknown 'first' (known: last, mean) for gpt"),
@@ -288,6 +288,6 @@ def test_a_refused_head_exits_2_and_writes_nothing(
             ["run", str(copied / "child.toml"), "--results", str(copied / "results"), "--set", "finetune.head=classes"]
         )
     assert ended.value.code == 2
-    assert "finetune.head: 'classes' needs labels, which 'stdlib' has none of" in capsys.readouterr().err
+    assert "finetune.head: 'classes' needs labels, and 'stdlib' has none" in capsys.readouterr().err
     assert sorted(copied.rglob("*")) == before
     assert store.study_dirs(copied / "results")

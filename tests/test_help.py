@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def prepared(tmp_path: Path) -> Path:
     """A folder with what the README gives: its tables, results of a study, a fit."""
     for name, text in readme_tables().items():
         (tmp_path / name).write_text(text)
-    for name in ("results/demo", "old-results", "new-results"):
+    for name in ("results/demo", "mine/demo", "old-results", "new-results"):
         write_study(tmp_path / name, planted())
     return tmp_path
 
@@ -83,6 +84,28 @@ def test_shells_complete_commands_and_options(shell: str) -> None:
     assert all(
         word in script for word in ("plan", "diff", "optimal", "--bootstrap" if shell != "fish" else "bootstrap")
     )
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    script = """
+        complete_line() {
+            read -ra COMP_WORDS <<< "$1"; [[ "$1" == *" " ]] && COMP_WORDS+=("")
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+            _scalebench scalebench "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "$1 => ${COMPREPLY[*]}"
+        }
+    """
+    expected = {
+        "scalebench pl": "plan", "scalebench new ": "study", "scalebench fit p.csv --boo": "--bootstrap",
+        "scalebench run gpt --order ch": "cheapest", "scalebench plan mi": "mine.toml",
+        "scalebench export --to ": "tensorboard wandb-offline mlflow",
+    }  # fmt: skip
+    lines = [app.generate_completion(prog_name="scalebench", shell="bash"), script]
+    lines += [f'complete_line "{line}"' for line in expected]
+    done = subprocess.run(["bash"], input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{line} => {words}" for line, words in expected.items()]
 
 
 def test_json_is_a_flag_everywhere() -> None:

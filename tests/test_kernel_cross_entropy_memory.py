@@ -17,17 +17,17 @@ from kernel_support import (
 from scalekernels import cross_entropy
 from scalekernels.cross_entropy import Case, linear_cross_entropy, memory
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile  # torch.profiler's imports torch's compiler
 
 
 def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, target: Tensor) -> int:
     """The most bytes that new tensors held at once during a loss and its gradients, by PyTorch's own accounting."""
     gc.collect()  # the interpreter keeps its arguments in cycles of references; a GPU's launch keeps nothing
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(profile_memory=True) as recorded:
         value = loss(x, weight, target)
         gc.collect()
         kept = torch.autograd.grad(value, (x, weight))
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

@@ -61,6 +61,7 @@ def test_hold_out_errors_and_intervals_are_those_of_the_backtest() -> None:
     assert np.array(bars)[:, :, 1] == pytest.approx(np.array(ends))
 
 
+@pytest.mark.slow
 def test_profile_marks_the_interval_of_the_fit() -> None:
     study = analysis()
     trend = study.series[0].loss_all

@@ -216,7 +216,7 @@ GOOD = power_points()
     ("points", "options", "said"),
     [
         (power_points(sizes=[1e3, 1e5]), {}, r"2 configurations for 3 free parameters"),
-        (power_points(sizes=np.linspace(1e3, 2.9e3, 6)), {}, r"'params' spans a factor 2\.9"),
+        (power_points(sizes=np.linspace(1e3, 2.9e3, 6)), {}, r"params varies by a factor of 2\.9 "),
         (power_points(sizes=np.full(6, 1e3)), {}, r"1 configuration for 3"),
         ({**GOOD, "loss": [1, 2, np.nan, 4, 5, 6]}, {}, r"'loss', row 2 .* is nan"),
         ({**GOOD, "loss": [1, 2, 3, np.inf, 5, 6]}, {}, r"'loss', row 3 .* is inf"),

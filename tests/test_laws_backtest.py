@@ -197,7 +197,7 @@ def test_a_cut_that_leaves_too_little_is_listed():
     found = beyond(power_points(np.random.default_rng(0), sizes=sizes), "power")
     assert [cut for cut, _ in found.refused] == pytest.approx([1.5e3, 2e3, 2.5e3])
     assert "configurations for 3" in found.refused[0][1]
-    assert "spans a factor 2.5" in found.refused[2][1]
+    assert "varies by a factor of 2.5" in found.refused[2][1]
     assert found.forecasts
 
 

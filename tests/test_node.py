@@ -193,3 +193,18 @@ def test_a_plan_assumes_what_was_measured_here_and_a_nominal_rate_before(tmp_pat
     assert planning_rate(tmp_path, "cpu", "float32").flops_per_s == 1e9
     assert planning_rate(tmp_path, "cpu", "bfloat16").flops_per_s == NOMINAL_FLOPS_PER_S["cpu"]
     assert len(measured) == count
+
+
+def test_a_plan_takes_the_rate_that_other_studies_measured_here(tmp_path: Path) -> None:
+    def write(study: str, at: float, *rates: float) -> None:
+        (tmp_path / study / "nodes").mkdir(parents=True)
+        row = {"precision": "float32", "threads": 1, "torch": "2", "measured_at": at, "source": "a product"}
+        rows = [row | {"flops_per_s": rate} for rate in rates]
+        write_json(tmp_path / study / "nodes" / f"{machine_id()}.json", {"peaks": rows})
+
+    write("older", 1.0, 7e9)
+    write("newer", 2.0, 8e9, 9e9)
+    rate = planning_rate(tmp_path / "planned", "cpu", "float32")
+    assert (rate.flops_per_s, rate.source) == (9e9, "a product, by trials of newer")
+    write("planned", 0.0, 5e9)
+    assert planning_rate(tmp_path / "planned", "cpu", "float32").flops_per_s == 5e9

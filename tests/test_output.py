@@ -99,7 +99,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_replacement(tmp_path: Pa
         env=child_environment(PYTHONIOENCODING=encoding, COLUMNS="80"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert b"\\u03b4 = 0.001" in done.stdout if encoding == "ascii" else b"= 0.001" in done.stdout
+    assert b"delta = 0.001" in done.stdout
 
 
 def test_every_text_file_is_opened_with_its_encoding() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from report_support import page_text
 
 from scalebench.analysis.growth import growth
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.reporting import render
 from scalebench.reporting.overview import COLUMNS, overview_rows, overview_table
 from scalebench.store import Results
 from scalebench.workloads import columns_of
@@ -72,5 +72,5 @@ def test_a_study_in_which_nothing_worked_still_has_a_row() -> None:
 @pytest.mark.slow
 def test_a_page_of_several_studies_begins_with_their_overview_and_of_one_does_not() -> None:
     two = pd.concat([planted("a", 0.7, 1), planted("b", 1.0, 2)], ignore_index=True)
-    assert "Every study. Sizes" in render(Results(two, (), {"a": {}, "b": {}}))
-    assert "Every study. Sizes" not in render(Results(planted("a", 0.7, 1), (), {"a": {}}))
+    assert "Every study. Sizes" in page_text(Results(two, (), {"a": {}, "b": {}}))
+    assert "Every study. Sizes" not in page_text(Results(planted("a", 0.7, 1), (), {"a": {}}))

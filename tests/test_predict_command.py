@@ -162,6 +162,7 @@ def test_times_that_were_all_shared_are_refused_with_the_command_that_measures_t
     assert "13 of 14" in answers["step_time"]["reason"]
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_is_refused_with_its_reason(command, tmp_path: Path) -> None:
     write_study(tmp_path / "planted", planted(checkpoint_bytes=None, memory_tracked_peak_bytes=None))
     answers = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])["answers"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from parent_support import PARENT, planned, refused, trained
 from safetensors.torch import load_file
-from support import edit_record
-from test_from import PARENT, PLACEMENT, planned, refused, trained
+from support import PLACEMENT, edit_record
 from test_prune import SHAPE, config_of
 from test_resuming import finish, interrupt
 
@@ -20,9 +20,7 @@ from scalebench import store
 from scalebench.data import open_data
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES, model_fields
-from scalebench.running.parents import ParentTrial
-from scalebench.running.planning import load_study, plan, resolve, trial_header
-from scalebench.study import Parent
+from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.workloads import columns_of
 from scalebench.workloads.base import Request
 from scalebench.workloads.prune import decide
@@ -158,6 +156,16 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     assert next_row["tokens_before"] is None
 
 
+def test_the_data_of_a_checkpoint_and_of_a_continued_run_are_counted(tmp_path: Path) -> None:
+    trained(tmp_path, SMALL, "train.steps=6", "run.checkpoint_steps=[2]")
+    (early,) = trained(tmp_path, CHILD, "from.step=2")
+    branch = SMALL.replace('"parent"', '"branch"') + '[from]\nstudy = "parent"\noptimizer_state = true\n'
+    branch = branch.replace('family = "gpt"\ndepth = 2\nwidth = 8\nheads = 4\nhead_dim = 2\nhidden = 16\n', "")
+    trained(tmp_path, branch.replace("[model]\n", ""), "train.steps=3")
+    (late,) = trained(tmp_path, CHILD.replace('"parent"', '"branch"'))
+    assert (early["tokens_before"], late["tokens_before"]) == (2 * 4 * 16, 9 * 4 * 16)
+
+
 def test_recovery_steps_train_the_remaining_weights_only(copied: Path) -> None:
     parent = parent_of(copied)
     settings = ["prune.density=0.25", "prune.recovery_steps=5", "prune.learning_rate=0.01", "prune.batch_size=4"]
@@ -233,9 +241,9 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
         (["prune.method=2:4", "prune.density=0.25"], "prune.density: 0.25: 2:4 keeps half"),
         (
             ["prune.method=heads", "prune.density=0.1"],
-            "prune.density: 0.1 leaves none of the 4 heads; give more than 0.125",
+            "prune.density: 0.1 of 4 heads rounds to none; give more than 0.125",
         ),
-        (["prune.method=layers", "prune.density=0.2"], "prune.density: 0.2 leaves none of the 2 layers"),
+        (["prune.method=layers", "prune.density=0.2"], "prune.density: 0.2 of 2 layers rounds to none"),
         (["prune.steps=5"], "prune.steps: 5: training after pruning is given as recovery_steps"),
         (["prune.implementation=fused"], "prune.implementation: fused"),
         (
@@ -283,27 +291,6 @@ def test_a_family_that_has_no_such_units_is_named(
 def test_a_parent_that_is_not_ok_is_refused(copied: Path) -> None:
     edit_record(Path(parent_of(copied)["attempt_dir"]), status="diverged")
     assert "has no ok trial: 1 diverged" in refused(copied, CHILD)
-
-
-@pytest.mark.parametrize(
-    ("name", "parents", "trials"),
-    [
-        ("prune", "lifecycle-base", 7), ("prune-units", "lifecycle-base", 5), ("prune-recovery", "lifecycle-base", 4),
-        ("prune-gpu", "lifecycle-base-gpu", 12), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
-    ],
-)  # fmt: skip
-def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_model(
-    name: str, parents: str, trials: int
-) -> None:
-    study, identity = load_study(name), Parent(weights_sha256="0" * 64, state_sha256=None)
-    assert study.parents is not None
-    assert study.parents.study == parents
-    sizes = {each.counts.non_embedding: each for each in plan(load_study(parents))}
-    assert len(sizes) == 4
-    for each in (sizes[min(sizes)], sizes[max(sizes)]):
-        parent = ParentTrial(each.trial_id, parents, each.trial, Path(), identity, each.flops)
-        made = {resolve("prune", point, parent).trial_id for point in study.points()}
-        assert len(made) == trials
 
 
 def test_pruning_without_a_parent_is_refused(tmp_path: Path) -> None:

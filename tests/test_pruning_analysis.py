@@ -160,7 +160,7 @@ def test_the_law_is_refused_where_the_design_does_not_support_it():
     assert "these were not (recovery_steps)" in str(sparsity_fit(trials(rows())))
     assert "not for heads, hidden units" in str(sparsity_fit(trials(rows("hidden", steps=5))))
     narrow = trials(rows(steps=5)[lambda frame: frame["density"] > 0.3])
-    assert "'density' spans a factor 2" in str(sparsity_fit(narrow))
+    assert "density varies by a factor of 2" in str(sparsity_fit(narrow))
 
 
 # --- the section -----------------------------------------------------------------------------------------------------

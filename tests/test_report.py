@@ -15,7 +15,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import HOSTILE, SIZES, STUDY, Outline, all_planned, broken, changed, synthetic, trial, write_steps
+from report_support import (
+    HOSTILE,
+    SIZES,
+    STUDY,
+    Outline,
+    all_planned,
+    broken,
+    changed,
+    page_text,
+    recorded,
+    synthetic,
+    trial,
+    write_steps,
+)
 
 from scalebench.analysis.study import analyse
 from scalebench.reporting import render, report, verdict
@@ -23,13 +36,13 @@ from scalebench.store import Results, new_attempt, read_results, write_json, wri
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.fixture(scope="module")
-def page(results: Results) -> str:
-    return render(results)
+def page(synthetic_folder: Path) -> str:
+    return (synthetic_folder / "index.html").read_text()
 
 
 @pytest.mark.slow
@@ -130,7 +143,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
     copies = [results.frame.assign(trial_id=f"{i:04x}" + results.frame["trial_id"], seed=i) for i in range(110)]
     text = render(all_planned(pd.concat(copies, ignore_index=True).assign(attempt_dir=None)))
     assert len(text.encode()) < 5_000_000
-    assert "The first 1,000 of 1,320 rows." in text
+    assert "1,000 of 1,320 rows, spread evenly." in text
     assert "marks are thinned evenly" in text
     assert "too large to embed as JSON" in text
 
@@ -139,7 +152,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
 def test_several_studies_in_one_page(results: Results) -> None:
     other = results.frame.assign(study="other")
     studies = {**results.studies, "other": STUDY | {"title": "The other one"}}
-    text = render(Results(pd.concat([results.frame, other], ignore_index=True), (), studies))
+    text = page_text(Results(pd.concat([results.frame, other], ignore_index=True), (), studies), "loss", "step-time")
     outline = Outline(text)
     assert [a["href"] for a in outline.all("a")][1:3] == ["#study-synthetic", "#study-other"]
     ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
@@ -148,7 +161,7 @@ def test_several_studies_in_one_page(results: Results) -> None:
 
 
 @pytest.mark.slow
-def test_report_from_folders(tmp_path: Path) -> None:
+def test_report_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, study_dir = np.random.default_rng(1), tmp_path / "results" / "synthetic"
     for size in SIZES:
         row = trial(size, 0, rng)
@@ -159,6 +172,7 @@ def test_report_from_folders(tmp_path: Path) -> None:
     write_json(study_dir / "study.json", STUDY | {"planned": []})
     attempt = new_attempt(study_dir, "ffff")
     (attempt / "record.json").write_text('{"schema": 1, "sta')
+    monkeypatch.setattr("scalebench.reporting.views.to_svg", lambda *_: "")  # drawing takes half of the time
     output = report([tmp_path / "results"], tmp_path / "out" / "index.html")
     text = html.unescape(output.read_text())
     assert output.read_text() == render(read_results(tmp_path / "results"))
@@ -174,6 +188,7 @@ def test_report_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_verdict_alone_is_that_of_the_page(page: str, results: Results) -> None:
     lead, *others = verdict(analyse(results, "synthetic"))
     assert html.escape(lead, quote=False) in page

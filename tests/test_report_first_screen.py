@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from command_support import SIZES as PLANTED
 from command_support import planted, write_study
-from report_support import STUDY, Outline, all_planned, changed, synthetic
+from report_support import STUDY, Outline, all_planned, changed, page_text, synthetic, undrawn
 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.pareto import pareto_front
@@ -46,6 +46,7 @@ def test_the_strip_gives_the_numbers_of_predict(command, tmp_path: Path) -> None
             assert text == (expected if interval == NO_SPREAD else f"{expected}\n({interval})")
 
 
+@pytest.mark.slow
 def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> None:
     study = analyse(synthetic(), "synthetic")
     ends = {each.quantity: each for each in ends_of(study.series[0])}
@@ -94,7 +95,7 @@ def test_equal_failures_are_one_row_with_their_number() -> None:
     results = synthetic()
     for i in range(5):
         results = changed(results, i, status="failed", error_class="OSError", error_message="disk full")
-    text = html.unescape(render(changed(results, 7, status="oom", error_message="3 GiB")))
+    text = html.unescape(page_text(changed(results, 7, status="oom", error_message="3 GiB")))
     assert text.count("OSError: disk full") == 6  # once in the table of problems; the table of trials has every one
     assert "5 trials: " in text
 
@@ -198,5 +199,5 @@ def test_a_size_far_off_the_law_is_named_on_the_page() -> None:
     frame = synthetic().frame
     frame["validation_loss_nats"] = 1.4 + 6 * frame["params_non_embedding"] ** -0.28
     frame.loc[frame["params_non_embedding"] == 10_240, "validation_loss_nats"] *= 1.06
-    text = html.unescape(render(all_planned(frame))).replace("\u00a0", " ")
+    text = html.unescape(undrawn(all_planned(frame))).replace("\u00a0", " ")
     assert text.count("Far from the fitted law, where the other sizes lie close to it: 10.2 k (+5.9 %).") >= 2

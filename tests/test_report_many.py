@@ -11,14 +11,14 @@ from report_support import STUDY, all_planned, synthetic
 
 from scalebench.analysis.series import BEST_FITTED, MOST_FITTED, ranked, to_fit
 from scalebench.analysis.study import StudyAnalysis, analyse
-from scalebench.analysis.trends import MAX_POINTS
+from scalebench.analysis.trends import MAX_POINTS, choose_cost_law
 from scalebench.reporting import verdict
 from scalebench.reporting.end_labels import apart
 from scalebench.reporting.figures.base import styles_of
 from scalebench.reporting.figures.costs import efficiency_figure, memory_figure
 from scalebench.reporting.figures.loss import loss_figure
 from scalebench.reporting.figures.runs import curves_figure
-from scalebench.reporting.fit_tables import fit_tables
+from scalebench.reporting.fit_tables import fit_tables, ranking_table
 from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.sections.common import counts
 from scalebench.reporting.svg import MAX_MARKS, MOST_MARKS, MUTED, SERIES_COLORS, canvas
@@ -104,6 +104,17 @@ def test_tables_of_fits_say_which_series_they_show(twelve: StudyAnalysis) -> Non
         assert {row[0][0].split(",")[0] for row in table.rows} <= best
 
 
+def test_every_series_has_its_exponent(twelve: StudyAnalysis) -> None:
+    """All have the planted exponent, and the same noise; of all but the best it is without an interval."""
+    table = ranking_table(twelve.series)
+    place = table.columns.index("exponent")
+    assert [row[place][1] for row in table.rows] == pytest.approx([0.28] * 12, abs=0.03)
+    assert ["(" in row[place][0] for row in table.rows] == [True] * BEST_FITTED + [False] * 9
+    assert "without an interval" in table.caption
+    (first,) = (series for series in twelve.series if series.label == table.rows[-1][0][0])
+    assert table.rows[-1][place][0] == f"{first.loss_of_means.fit.parameters['alpha']:.3f}"
+
+
 @pytest.mark.slow
 def test_the_verdict_on_many_series_names_the_lowest(twelve: StudyAnalysis) -> None:
     lead, *bullets = verdict(twelve)
@@ -125,6 +136,7 @@ def test_sizes_have_one_ramp_from_light_to_dark(tmp_path) -> None:
     assert {found[0], found[11]} == {1, 9}
 
 
+@pytest.mark.slow
 def test_many_trials_are_thinned_and_said_to_be() -> None:
     study = of_trials(3_000)
     (series,) = study.series
@@ -142,6 +154,14 @@ def test_many_trials_are_thinned_and_said_to_be() -> None:
     assert len(set(sizes)) == 6
 
 
+def test_the_law_of_a_cost_is_chosen_as_well_by_medians() -> None:
+    """Of 960 trials the choice is by the 6 medians: a straight line and a power, each where it was planted."""
+    rng, sizes = np.random.default_rng(0), np.repeat(np.geomspace(1e3, 1e6, 6), 160)
+    for planted, cost in (("offset_linear", 3e6 + 60 * sizes), ("offset_power", 3e6 + 400 * sizes**0.6)):
+        points = pd.DataFrame({"x": sizes, "y": cost * rng.lognormal(0, 0.01, sizes.size)})
+        assert choose_cost_law(points)[0] == planted
+
+
 def test_groups_of_a_figure_share_its_room() -> None:
     with canvas("x") as marks:
         for i in range(10):
@@ -154,6 +174,7 @@ def test_groups_of_a_figure_share_its_room() -> None:
         assert marks.titles["marks3"][-1] == "3: 299"
 
 
+@pytest.mark.slow
 def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
     for change, said in (({}, True), ({"peak_flops_per_s": None}, False)):
         study = analyse(synthetic(**change), "synthetic")

@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from parent_support import refused
 from safetensors.torch import load_file
 from support import PLACEMENT as FLOAT32
 from support import child_environment
-from test_from import refused
 
 from scalebench import store
 from scalebench.running.engines.base import Resources, worker_command

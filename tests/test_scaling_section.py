@@ -64,6 +64,7 @@ def test_speed_up_efficiency_and_memory_are_those_of_the_times(*, weak: bool) ->
         assert points["timed"].tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_the_page_shows_them_with_a_figure_each() -> None:
     assert section_for(study()) is scaling.SECTION
     page = render(results()).replace("\u00a0", " ")

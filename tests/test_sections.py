@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_support import broken, changed, synthetic
+from report_support import broken, changed, page_text, recorded, undrawn
 
 from scalebench.analysis.study import StudyAnalysis, analyse, analyse_all
 from scalebench.reporting import picture, render, sections, verdict
@@ -25,8 +25,8 @@ from scalebench.store import Results, read_results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None
     bad = changed(bad, 5, invalid_reason="MFU 130 % is above 100 %")
     lost = bad.frame["trial_id"].iloc[8]
     bad = Results(bad.frame.drop(index=8), ("trials/x/record.json: not readable as JSON",), bad.studies)
-    text = html.unescape(render(bad))
+    text = html.unescape(page_text(bad))
     for part in ("OutOfMemoryError: tried 3 GiB", "invalid: MFU 130 % is above 100 %", "record.json: not readable",
                  lost,
                  "12 trials planned: 10 ok, 1 oom, 1 of the ok ones invalid, 1 missing.",
@@ -47,7 +47,7 @@ def test_failed_invalid_missing_and_damaged_are_listed(results: Results) -> None
 
 @pytest.mark.slow
 def test_all_failed_draws_no_conclusion(results: Results) -> None:
-    text = render(broken(results)["all failed"])
+    text = page_text(broken(results)["all failed"])
     assert "No conclusion: none of the 12 recorded trials ended ok" in text
     assert "boom" in text
 
@@ -178,7 +178,7 @@ def test_a_figure_that_fails_is_replaced_by_its_reason(error: type[Exception]) -
 @pytest.mark.slow
 def test_a_figure_that_fails_leaves_the_page_standing(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "_memory_stack", lambda *_: {}["activations"])
-    page = render(results)
+    page = undrawn(results)
     (reason,) = re.findall(r'<p class="none">(.*?)</p>', page)
     assert "KeyError" in reason
     assert len(re.findall("<figure ", page)) == 13

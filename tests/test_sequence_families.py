@@ -15,7 +15,7 @@ from scalebench.families.modules.multihead import MultiHead
 from scalebench.families.multihead import attention_flops
 from scalebench.running.planning import load_study, plan
 from scalebench.tasks import NextToken
-from scalebench.workloads.training_run import size_columns
+from scalebench.workloads.training_columns import size_columns
 
 NAMES = ("rnn", "moe", "attention", "transformer", "bert")
 

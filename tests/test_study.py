@@ -196,6 +196,15 @@ def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() ->
     assert len({base, *map(trial_id, changed)}) == len(changed) + 1
 
 
+def test_other_validation_samples_are_another_trial(monkeypatch) -> None:
+    """And only where they are other ones: the first way of drawing them is not in the id."""
+    base = trial_id(made := trial({"width": 8}))
+    kind = made.data.source.partition(":")[0]
+    for draws, same in (({}, True), ({kind: 1}, True), ({"other": 2}, True), ({kind: 2}, False)):
+        monkeypatch.setattr("scalebench.study.trials.VALIDATION_DRAWS", draws)
+        assert (trial_id(made) == base) is same
+
+
 def test_the_identity_survives_being_written_and_read() -> None:
     written = trial({"width": 8}).model_dump_json()
     assert trial_id(Trial.model_validate_json(written)) == trial_id(trial({"width": 8}))

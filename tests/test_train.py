@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scalekernels import Unsupported
 from support import train_spec
 
 from scalebench.data import open_source
 from scalebench.families import FAMILIES, configure
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns, warm_mask
-from scalebench.optim.optimizers import OPTIMIZERS, build_optimizer
-from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import DataSpec
-from scalebench.workloads import training
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.loop import (
     Diverged,
@@ -32,9 +28,7 @@ from scalebench.workloads.loop import (
     update,
     validate,
 )
-from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import backward_of
-from scalebench.workloads.training_run import trainable_device
 from scalebench.workloads.training_spec import TrainSpec
 
 CPU = torch.device("cpu")
@@ -150,6 +144,22 @@ def test_a_loss_far_above_where_it_started_has_diverged(first: float, last: floa
         check_risen(first, training=first, validation=last)
 
 
+def test_a_likelihood_below_zero_has_diverged_by_its_distance_from_the_least_loss() -> None:
+    check_risen(-1.0, -1.4, validation=-0.3)
+    with pytest.raises(Diverged, match=r"as far from -1\.4 as the -1 where it began"):
+        check_risen(-1.0, -1.4, validation=-0.1)
+
+
+def test_the_loss_of_zeros_is_that_of_the_outputs_variance() -> None:
+    family, noise = FAMILIES["linear"], 0.1
+    about = DataSpec(source="teacher", validation_fraction=0.2, validation_samples=4000, noise_std=noise, sha256="")
+    task = family.task(family.Config(2), open_source("teacher"), about, train_spec(batch_size=4))
+    assert task.least_nats == pytest.approx(0.5 * math.log(2 * math.pi * noise**2))
+    variance = sum(float(targets.square().sum()) for (_, targets), _ in task.validation()) / 4000
+    assert task.zero_nats() == pytest.approx(task.least_nats + variance / (2 * noise**2))
+    assert task.zero_nats() > task.floor_nats
+
+
 @pytest.mark.parametrize("accumulation", [2, 3, 7])
 def test_micro_batches_have_the_gradients_of_the_whole_batch(accumulation: int) -> None:
     whole = train_spec(batch_size=7, sequence_length=16)
@@ -259,61 +269,3 @@ def test_the_clock_keeps_every_step_and_separates_data_time(monkeypatch) -> None
 @pytest.mark.parametrize(("steps", "cold"), [(1, 1), (5, 1), (50, 5), (100, 10), (1000, 10)])
 def test_the_warm_up_is_left_out_of_the_summary(steps: int, cold: int) -> None:
     assert (~warm_mask(steps)).sum() == cold
-
-
-STUDY = """
-schema = 1
-name = "options"
-[model]
-family = "gpt"
-params = 3000
-[train]
-steps = 4
-batch_size = 6
-sequence_length = 16
-"""
-
-
-def planned_with_study(tmp_path: Path, *settings: str):
-    (tmp_path / "options.toml").write_text(STUDY)
-    study = load_study(tmp_path / "options.toml", settings)
-    (trial,) = plan(study)
-    return study, trial
-
-
-def planned(tmp_path: Path, *settings: str):
-    return planned_with_study(tmp_path, *settings)[1]
-
-
-@pytest.mark.slow
-def test_a_trial_with_every_option_at_once_records_them_all(tmp_path: Path) -> None:
-    settings = ["train.optimizer=muon", "train.accumulation=4", "train.checkpointing=true", "train.precision=bfloat16"]
-    study, trial = planned_with_study(tmp_path, *settings, "data.validation_samples=32", "run.checkpoint=true")
-    peak = {"flops_per_s": 1e15, "source": "none"}
-    placement = {"exclusive": True, "peaks": {"bfloat16": peak}}
-    recorder = Recorder(tmp_path, trial_header(study, trial, "c"), placement)
-    training.run(trial.trial, recorder)
-    row = recorder.columns
-    assert row["workload"] == "training"
-    assert (row["optimizer"], row["accumulation"], row["checkpointing"]) == ("muon", 4, True)
-    assert row["params_active"] == row["params"] == trial.counts.total
-    assert row["weights_file_bytes"] == (tmp_path / "weights.safetensors").stat().st_size
-    assert row["skipped_steps"] is None  # no loss scaler at bfloat16
-    assert row["flops_per_step"] == trial.flops / 4
-    assert row["memory_activations_bytes"] > 0
-    assert 0 < row["data_time_s"] < row["step_time_median_s"]
-    assert 0 < row["epochs_seen"] < 1
-
-
-def test_float16_is_unsupported_on_a_cpu_with_the_reason(tmp_path: Path) -> None:
-    trial = planned(tmp_path, "train.precision=float16").trial.model_copy(update={"device_kind": "cpu"})
-    with pytest.raises(Unsupported, match="float16 training needs a GPU"):
-        trainable_device(trial)
-
-
-@pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
-def test_the_automatic_rate_is_the_familys_times_the_optimizers_factor(tmp_path: Path, name: str) -> None:
-    trial = planned(tmp_path, f"train.optimizer={name}").trial
-    rule = FAMILIES["gpt"].learning_rate(FAMILIES["gpt"].Config(**trial.model))
-    assert trial.spec.learning_rate == rule * OPTIMIZERS[name].rate_factor
-    assert OPTIMIZERS[name].rate_factor != 1

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_support import ALPHA, SIZES, E, all_planned, broken, changed, synthetic
+from report_support import ALPHA, SIZES, E, all_planned, broken, changed, page_text, recorded, synthetic
 
 from scalebench.analysis.study import analyse
 from scalebench.analysis.trials import PARAMETERS, best_over, prepare
 from scalebench.laws import fit
-from scalebench.reporting import render
 from scalebench.reporting.figures.runs import curves_figure
 from scalebench.reporting.inline_svg import to_svg
 from scalebench.reporting.svg import canvas
@@ -24,13 +23,13 @@ from scalebench.store import Results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return synthetic(tmp_path_factory.mktemp("steps"))
+def results(synthetic_folder: Path) -> Results:
+    return recorded(synthetic_folder)
 
 
 @pytest.fixture(scope="module")
-def page(results: Results) -> str:
-    return render(results)
+def page(synthetic_folder: Path) -> str:
+    return (synthetic_folder / "index.html").read_text()
 
 
 def test_every_trial_has_a_titled_mark(page: str) -> None:
@@ -90,36 +89,39 @@ def test_invalid_trials_are_in_no_fit(results: Results) -> None:
     wild = changed(results, 0, validation_loss_nats=0.001, step_time_median_s=100.0, invalid_reason="negative time")
     clean = Results(results.frame.drop(index=0), (), results.studies)
     sentence = re.compile(r"<li>(The fitted law|Fitted to the smaller|A training step)(.*?)</li>")
-    assert sentence.findall(render(wild)) == sentence.findall(render(clean))
+    sentences = sentence.findall(page_text(wild))
+    assert sentences
+    assert sentences == sentence.findall(page_text(clean))
 
 
 @pytest.mark.slow
 def test_shared_machine_stays_out_of_timing(results: Results) -> None:
-    text = render(changed(results, 11, step_time_median_s=1.0, timing_exclusive=False))
+    text = page_text(changed(results, 11, step_time_median_s=1.0, timing_exclusive=False), "step-time")
     drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL)
     assert drawing
     assert "1.00\u00a0s" in drawing.group()
     sentence = re.compile(r"<li>A training step (.*?)</li>")
-    assert sentence.findall(text) == sentence.findall(render(replace(results, frame=results.frame.drop(index=11))))
+    sentences = sentence.findall(text)
+    assert sentences
+    assert sentences == sentence.findall(page_text(replace(results, frame=results.frame.drop(index=11))))
 
 
 @pytest.mark.slow
 def test_bound_is_said(results: Results) -> None:
     """A pure power law drives E to its lower bound."""
     frame = results.frame.assign(validation_loss_nats=4 * results.frame["params_non_embedding"] ** -0.05)
-    text = render(Results(frame, (), results.studies))
-    assert "at its bound" in text
+    assert "at its bound" in page_text(Results(frame, (), results.studies))
 
 
 @pytest.mark.slow
 def test_a_rise_is_said(results: Results) -> None:
     risen = changed(changed(results, 6, validation_loss_nats=2.5), 7, validation_loss_nats=2.5)
-    assert "it did not fall at 24.6\u00a0k" in render(risen)
+    assert "it did not fall at 24.6\u00a0k" in page_text(risen)
 
 
 @pytest.mark.slow
 def test_refusal_stands_in_place_of_the_number(results: Results) -> None:
-    assert "No law could be fitted: " in render(broken(results)["two sizes"])
+    assert "No law could be fitted: " in page_text(broken(results)["two sizes"])
 
 
 @pytest.mark.slow
@@ -128,13 +130,11 @@ def test_series_differ_in_colour_and_marker(results: Results) -> None:
         implementation="sdpa", step_time_median_s=results.frame["step_time_median_s"] / 2, attempt_dir=None,
         trial_id="b" + results.frame["trial_id"].str[1:],
     )  # fmt: skip
-    text = render(all_planned(pd.concat([results.frame, faster], ignore_index=True)))
+    text = page_text(all_planned(pd.concat([results.frame, faster], ignore_index=True)), "step-time")
     assert "eager: Validation loss" in text
     assert "sdpa: Validation loss" in text
     drawing = re.search(r"<svg[^>]*study-synthetic-step-time-title.*?</svg>", text, re.DOTALL).group()  # type: ignore[union-attr]
-    groups = re.findall(
-        r'<path id="(study-synthetic-step-time-[^"]+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing
-    )
+    groups = re.findall(r'<path id="(f[0-9a-f]{8}-\d+)" d="([^"]+)"[^>]*style="[^"]*stroke: (var\(--s\d\))', drawing)
     assert len({color for *_, color in groups}) == 2
     assert len({shape for _, shape, _ in groups}) >= 2
 

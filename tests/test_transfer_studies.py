@@ -13,7 +13,7 @@ from scalebench.running.planning import PlannedTrial, load_study, plan
 from scalebench.study import Parent
 
 MINUTES = 1.3e12  # FLOPs of a study that takes less than three minutes on two cores
-FROM_BASE = ("finetune", "finetune-classes")
+FROM_BASE = {"finetune": "lifecycle-base", "finetune-classes": "lifecycle-base", "finetune-bert": "lifecycle-bert"}
 BRANCHED = "decay-branches"
 
 
@@ -41,7 +41,7 @@ def test_each_has_a_study_for_two_cores_and_one_for_a_gpu(
     name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = planned(f"{name}{suffix}", monkeypatch)
-    assert {trial.trial.family for trial in trials} == {"gpt"}
+    assert {trial.trial.family for trial in trials} == {"bert" if name == "finetune-bert" else "gpt"}
     assert len({trial.trial.spec.seed for trial in trials}) >= 3
     assert len({trial.counts.non_embedding for trial in trials}) >= 2
     if suffix:
@@ -58,7 +58,7 @@ def test_each_has_a_study_for_two_cores_and_one_for_a_gpu(
 def _bases(name: str) -> list[str]:
     if name == BRANCHED:
         return ["decay-trunk"]
-    return ["lifecycle-base"] if name in FROM_BASE else []
+    return [FROM_BASE[name]] if name in FROM_BASE else []
 
 
 @pytest.mark.parametrize("suffix", ["", "-gpu"])

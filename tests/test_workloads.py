@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import PLACEMENT, REPOSITORY, run_here
 
 from scalebench import store
 from scalebench.cli.commands.catalogue import columns
 from scalebench.families import FAMILIES, model_fields
+from scalebench.running.planning import load_study
+from scalebench.running.sweep import Sweep, execute
 from scalebench.workloads import WORKLOADS, columns_of
 
 TRAINING = """
@@ -55,6 +57,7 @@ ELSEWHERE = {
     "a study that asks for them": {"size", "data_vocab_size", "requested_params"},
     "an earlier attempt that was interrupted": {"resumed_from_step"},
     "a trial with a parent": {"parent_trial_id", "parent_study", "parent_weights_sha256", "parent_flops"},
+    "one of several trials that are trained together": {"ensemble_size", "ensemble_time_s"},
     "data with a known floor, or with noise": {"floor_nats", "noise_std", "data_vocab_size"},
     "a family with such a task": {
         "metric_accuracy", "metric_precision", "metric_recall", "metric_f1", "metric_mlm_loss_nats",
@@ -82,21 +85,24 @@ def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition(
 @pytest.mark.slow
 @pytest.mark.parametrize(("workload", "text"), [("training", TRAINING), ("inference", INFERENCE)])
 def test_the_columns_of_a_record_are_the_declared_ones_and_filled(
-    scalebench: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, workload: str, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workload: str, text: str
 ) -> None:
+    monkeypatch.setitem(PLACEMENT, "cpus", sorted(os.sched_getaffinity(0)))
     (tmp_path / "s.toml").write_text(text)
-    done = scalebench("run", "s.toml", timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    study = load_study(tmp_path / "s.toml")
+    run_here(study, tmp_path / "results")
     (record,) = tmp_path.glob("results/*/trials/*/*/record.json")
     row = json.loads(record.read_text())
+    assert row["status"] == "ok"
+    list(execute(Sweep(tmp_path / "results" / study.name, []), study))  # writes study.json
     declared = {column.name for column in columns_of(workload)}
     assert set(row) - {"schema", "files", "sha256"} == declared | set(model_fields(FAMILIES["gpt"]))
     empty = {name for name in declared if row[name] is None}
     assert empty <= set().union(*ELSEWHERE.values())
     about = store.read_results(tmp_path / "results").studies
-    (study,) = about.values()
-    assert study["workload"] == workload
-    assert {column["name"]: (column["unit"], column["meaning"]) for column in study["columns"]} == {
+    (definition,) = about.values()
+    assert definition["workload"] == workload
+    assert {column["name"]: (column["unit"], column["meaning"]) for column in definition["columns"]} == {
         column.name: (column.unit, column.meaning) for column in columns_of(workload)
     }
 
@@ -196,9 +202,27 @@ factor = [2.0, 4.0]
 """
 
 
+# Runs the commands of a list, each a list of arguments: exit code, output and errors of each.
+RUN_ALL = """
+import contextlib, io, json, sys
+from scalebench.cli.app import main
+
+def run(arguments):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    return code, out.getvalue(), err.getvalue()
+
+json.dump([run(arguments) for arguments in json.loads(sys.argv[1])], sys.stdout)
+"""
+
+
 @pytest.fixture
-def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command line of a copy of the package with one more workload: one more file, one more line."""
+def with_toy(tmp_path: Path) -> Callable[..., list[tuple[int, str, str]]]:
+    """Run commands, all in one process, with a copy of the package that has one file and one line more."""
     copy = tmp_path / "copy"
     shutil.copytree(REPOSITORY / "scalebench", copy / "scalebench", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "studies", copy / "studies")
@@ -210,52 +234,60 @@ def with_toy(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def commands(*lines: str) -> list[tuple[int, str, str]]:
         (tmp_path / "doubling.toml").write_text(TOY_STUDY)
-        return subprocess.run(
-            [sys.executable, "-m", "scalebench.cli.app", *arguments],
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_ALL, json.dumps([line.split() for line in lines])],
             capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-    return command
+    return commands
 
 
 @pytest.mark.slow
 def test_a_workload_of_one_file_and_one_line_goes_all_the_way(with_toy, tmp_path: Path) -> None:
     """Planned, run, recorded, listed, exported and shown in a report."""
 
-    def ok(*arguments: str) -> str:
-        done = with_toy(*arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    plan = json.loads(ok("plan", "doubling.toml", "--json"))
+    *results, refused = with_toy(
+        "plan doubling.toml --json",
+        "list --columns --json",
+        "list --columns",
+        "list",
+        "run doubling.toml --json --jobs 2",
+        "plan doubling.toml --json",
+        "status results",
+        "export results -o table.csv",
+        "report results -o report.html",
+        "plan doubling.toml --set train.steps=3 --set toy.factr=1",
+    )
+    assert all(code == 0 for code, _, _ in results), results
+    planned, columns, column_list, workloads, run, planned_after, status, *_ = [out for _, out, _ in results]
+    plan = json.loads(planned)
     assert (plan["total"]["trials"], plan["total"]["missing"]) == (4, 4)
     assert plan["sizes"][0]["flops_per_trial"] == plan["sizes"][0]["params"]
-    listed = {row["name"]: row for row in json.loads(ok("list", "--columns", "--json"))["columns"]}
+    listed = {row["name"]: row for row in json.loads(columns)["columns"]}
     assert listed["toy_time_s"] == {
         "name": "toy_time_s", "unit": "s", "meaning": "time to multiply all weights", "workloads": ["toy"],
     }  # fmt: skip
-    assert "toy_ratio" in ok("list", "--columns")
-    assert "multiply the weights of a model by a factor" in ok("list")
-    summary = json.loads(ok("run", "doubling.toml", "--json", "--jobs", "2").splitlines()[-1])
-    assert summary["statuses"] == {"ok": 4}
-    assert json.loads(ok("plan", "doubling.toml", "--json"))["total"]["missing"] == 0
-    assert "4" in ok("status", "results")
-    ok("export", "results", "-o", "table.csv")
+    assert "toy_ratio" in column_list
+    assert "multiply the weights of a model by a factor" in workloads
+    assert json.loads(run.splitlines()[-1])["statuses"] == {"ok": 4}
+    assert json.loads(planned_after)["total"]["missing"] == 0
+    assert "4" in status
     frame = store.load_results(tmp_path / "results")
     assert set(frame["workload"]) == {"toy"}
     assert frame["toy_ratio"].tolist() == pytest.approx(frame["factor"].tolist())
     assert (frame["toy_time_s"] > 0).all()
     assert "mfu" not in frame
     assert "toy_ratio" in (tmp_path / "table.csv").read_text().splitlines()[0]
-    ok("report", "results", "-o", "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "doubling" in page
     assert "time to multiply all weights" in page
     assert "Toy ratio against size" in page
     assert "Training loss over the steps" not in page
-    refused = with_toy("plan", "doubling.toml", "--set", "train.steps=3", "--set", "toy.factr=1")
-    assert refused.returncode == 2
-    assert "train.steps: the workload 'toy' reads no [train]" in refused.stderr
-    assert "toy.factr: unknown key 'factr'; did you mean 'factor'?" in refused.stderr
+    code, _, errors = refused
+    assert code == 2
+    assert "train.steps: the workload 'toy' reads no [train]" in errors
+    assert "toy.factr: unknown key 'factr'; did you mean 'factor'?" in errors

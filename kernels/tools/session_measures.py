@@ -214,8 +214,14 @@ def law(session: Session) -> str:
 
 def study(session: Session, name: str, jobs: int) -> str:
     """Run a study and return the end of what it printed."""
-    options = ("--jobs", jobs, "--results", session.work / "results")
-    return session.python("-m", "scalebench.cli.app", "run", name, *options)[-600:]
+    return output_of(session, name, jobs)[-600:]
+
+
+def output_of(session: Session, name: str, jobs: int, settings: Sequence[str] = ()) -> str:
+    """Run a study, with these of its fields overridden, and return what it printed."""
+    options = ["--jobs", jobs, "--results", session.work / "results"]
+    options += [word for setting in settings for word in ("--set", setting)]
+    return session.python("-m", "scalebench.cli.app", "run", name, *options)
 
 
 def profiles(session: Session) -> str:

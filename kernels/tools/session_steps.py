@@ -14,6 +14,7 @@ from typing import Any
 
 import session_jobs
 from session import KERNELS, RESERVE_S, ROOT, Session, Step
+from session_after import after_training
 from session_measures import measuring_steps
 from session_pool import Pool
 
@@ -40,6 +41,7 @@ def second() -> list[Step]:
         *BEGINNING,
         Step("checks", checks, least_s=20, most_s=60),
         Step("tuning", partial(tuning, quick=True), least_s=15, most_s=35),
+        Step("after training", after_training, least_s=25, most_s=60),
         *measuring_steps(),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]

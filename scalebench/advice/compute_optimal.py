@@ -48,9 +48,9 @@ def isoflop(
     columns["flops"] = _budgets(columns["flops"])
     sweeps, refused = sweep_optima(columns, "params", ("flops",), neighbours)
     if len(sweeps) < 3:
-        why = f"; refused: {refused[0][1]}" if refused else ""
+        why = f"; the first without one: {refused[0][1]}" if refused else ""
         raise FitRefused(
-            f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; Approach 2 needs 3: "
+            f"{len(sweeps)} of {len(sweeps) + len(refused)} budgets have an interior minimum; approach 2 needs 3: "
             f"add budgets or widen their sizes{why}"
         )
     used = np.isin(columns["flops"], [group["flops"] for group, _ in sweeps])
@@ -183,7 +183,10 @@ def parametric(
         method = str(reason)
     coefficients = closed_form(surface.parameters, cost)[0]
     used = counting or Counting(flops="6ND" if cost is None else "exact")
-    return Allocation(3, used, coefficients, draws, method, (f"status of the fit: {surface.status}",))
+    agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
+    sound = surface.status == "converged" and surface.starts_agreeing > surface.starts / 2
+    notes = () if sound else (f"status of the fit: {surface.status}, {agreeing}",)
+    return Allocation(3, used, coefficients, draws, method, notes)
 
 
 def conventions(points: Columns, flops: float, n: int = DRAWS) -> list[dict[str, Any]]:

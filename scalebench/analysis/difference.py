@@ -155,8 +155,9 @@ def _text(value: Any) -> str:
 
 
 def _labels(names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return a label of each configuration: the columns in which they differ."""
-    varying = [i for i in range(len(names)) if len({key[i] for key in keys}) > 1 and "params" not in names[i]]
+    """Return a label of each configuration: the columns in which they differ, sizes only where nothing else does."""
+    differ = [i for i in range(len(names)) if len({key[i] for key in keys}) > 1]
+    varying = [i for i in differ if "params" not in names[i]] or differ[:1]
     short = {i: _short({key[i] for key in keys}) for i in varying}
     return {key: " ".join(f"{names[i]} {short[i][key[i]]}" for i in varying) or "the configuration" for key in keys}
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from scalebench.analysis.recipe import Recipe
 from scalebench.analysis.replicates import replicate_notes
-from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, trend_of
+from scalebench.analysis.trends import MAX_POINTS, Trend, cost_trend, fit_trend, trend_of
 from scalebench.analysis.trials import (
     LOSS,
     MEMORY_PEAKS,
@@ -76,6 +76,12 @@ class Series:
         return trend_of(self.usable, LOSS, self.law, self.x.column)
 
     @cached_property
+    def loss_of_means(self) -> Trend:
+        """The law of the loss fitted to the mean of each size, without intervals: in a hundredth of the time."""
+        sizes = self.sizes[["size", "mean"]].rename(columns={"size": "x", "mean": "y"})
+        return fit_trend(sizes.assign(config=sizes["x"].map("{:.0f}".format)), self.law, intervals=False)
+
+    @cached_property
     def loss_below(self) -> Trend:
         """The law of the loss fitted without the held-out largest size; to every size where none is held out."""
         if not (self.holds_out and len(self.sizes) > 1):
@@ -115,7 +121,13 @@ class Series:
 
     @property
     def _why_untimed(self) -> str:
-        """How many step times are left out because other work shared the machine, and what to do; "" for none."""
+        """How many step times are left out because a process trained other models as well, or other work shared the
+        machine, and what to do; "" for none."""
+        if together := int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum()):
+            return (
+                f"{together} of {int(self.trials['valid'].sum())} trials were trained together with others in one "
+                "process, and their times were not measured: run the study without run.ensemble, with --results NEW"
+            )
         measured = self.trials[self.trials["valid"] & (self.trials[STEP_TIME] > 0)]
         shared = int((~measured["timed"].astype(bool)).sum())
         if not shared:

@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
+MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -76,15 +77,18 @@ class Trend:
             return ()
 
 
-def fit_trend(points: pd.DataFrame, law: str) -> Trend:
-    """Fit ``law``, a law of one input, to the points (columns x, y, config), or give the reason why not."""
+def fit_trend(points: pd.DataFrame, law: str, intervals: bool = True) -> Trend:
+    """Fit ``law``, a law of one input, to the points (columns x, y, config), or give the reason why not.
+
+    Without ``intervals`` none are computed, which takes longer than the fit.
+    """
     if law in LAWS and len(LAWS[law].inputs) > 1:
         return Trend(None, f"the law {law} needs {' and '.join(LAWS[law].inputs)}; these figures show size alone")
     try:
         fitted = fit(points, law=law)
     except FitRefused as refusal:
         return Trend(None, str(refusal))
-    return trend_by(fitted)
+    return trend_by(fitted) if intervals else Trend(fitted, no_interval="not computed")
 
 
 def trend_by(fitted: Fit) -> Trend:
@@ -113,6 +117,8 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     """Choose between ``COST_LAWS`` by hold-out error, the simpler one where they tie; return the law and the reason."""
     simple, other = COST_LAWS
+    if len(points) > MOST_COMPARED:
+        points = points.groupby("x")["y"].median().reset_index()
     try:
         choice = choose({"x": points["x"].to_numpy(), "y": points["y"].to_numpy()}, COST_LAWS, by="x")
     except FitRefused:  # too few sizes to hold any out; the reason stands with the trend

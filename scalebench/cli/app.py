@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
 import os
 import signal
 import sys
@@ -15,8 +14,10 @@ from cyclopts import App, CycloptsError, Group, Parameter, validators
 
 from scalebench import __version__
 from scalebench.cli import app_laws, app_results, app_setup
+from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile
+from scalebench.cli.usage_errors import usage_line
 
 app = App(
     name="scalebench",
@@ -36,18 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names and texts that it cannot show
+    use_plain_characters()
     sys.exit(_exit_code(arguments))
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
-        code = app(arguments, exit_on_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except CycloptsError:
-        return USAGE  # cyclopts has printed the reason
+    except CycloptsError as error:
+        print(usage_line(error, [name for group in COMMANDS.values() for name in group]), file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("interrupted: finished trials are kept; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
@@ -140,7 +140,7 @@ def run(
     options = RunOptions(
         jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report, with_parents, slots=gpu_slots(slots)
     )
-    return run_study(study, settings, results, options, as_json=as_json)
+    return run_study(str(study), settings, results, options, as_json=as_json)
 
 
 def plan(
@@ -164,7 +164,7 @@ def plan(
     from scalebench.cli.commands.planned import show_plan
 
     rates = ceilings if speed else ()
-    return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
+    return show_plan(str(study), settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
 def status(
@@ -221,7 +221,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., int], str]]] = {
         "status": (status, "status results/demo"),
         "drop": (app_results.drop, "drop results/demo 3f2a"),
         "show": (app_results.show, "show 3f2a"),
-        "generate": (app_results.generate, 'generate results --trial 3f2a --prompt "def "'),
+        "generate": (app_results.generate, 'generate results --prompt "def "'),
     },
     "Report, fit and predict": {
         "report": (app_results.report, "report results/demo -o report.html"),

@@ -43,7 +43,7 @@ def generate(
     results: ResultsArgument = RESULTS,
     /,
     *,
-    trial: str,
+    trial: Annotated[str | None, Parameter(show_default=False)] = None,
     prompt: str,
     tokens: Annotated[int | None, Parameter(show_default=False)] = None,
     temperature: Annotated[float | None, Parameter(show_default=False)] = None,
@@ -57,8 +57,8 @@ def generate(
     Parameters
     ----------
     trial:
-        Trial id, or the first digits of it; `scalebench export` and the report list them. ID/step-80 is the
-        checkpoint after 80 steps (`[run] checkpoint_steps`).
+        Trial id, or the first digits of it; `scalebench show` lists them (default: the lowest validation loss).
+        ID/step-80 is the checkpoint after 80 steps (`[run] checkpoint_steps`).
     prompt:
         Text to continue.
     tokens:
@@ -121,16 +121,19 @@ def diff(
 
 
 def show(
-    trial: Annotated[str, Parameter(help="Trial id, or the first digits of it.")],
+    trial: Annotated[str | None, Parameter(show_default=False, help="Trial id, or the first digits of it.")] = None,
     /,
     *,
     results: ResultsOption = RESULTS,
     as_json: Json = False,
 ) -> int:
-    """Show one trial: configuration, results, log, attempts. Exit code 1 if it did not end ok."""
-    from scalebench.cli.commands.show import show_trial
+    """Show one trial: configuration, results, log, attempts; without TRIAL, list all trials with their ids.
 
-    return show_trial(results, trial, as_json=as_json)
+    Exit code 1 if the trial did not end ok.
+    """
+    from scalebench.cli.commands.show import list_trials, show_trial
+
+    return list_trials(results, as_json=as_json) if trial is None else show_trial(results, trial, as_json=as_json)
 
 
 def drop(

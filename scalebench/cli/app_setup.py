@@ -20,7 +20,7 @@ def compare(
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
-    imports: Annotated[list[Path], Parameter("--import", negative=(), help=IMPORT_HELP)] = [],  # noqa: B006
+    imports: Annotated[list[Path], Parameter("--import", negative=(), show_default=False, help=IMPORT_HELP)] = [],  # noqa: B006
     results: ResultsOption = RESULTS,
     as_json: Json = False,
 ) -> int:

@@ -32,9 +32,11 @@ def _bytes(_type: Any, tokens: Sequence[Token]) -> float:
 
 Json = Annotated[bool, Parameter("--json", help="Print JSON.", negative=())]
 Settings = Annotated[
-    list[str], Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=())
+    list[str],
+    Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=(), show_default=False),
 ]
-StudyFile = Annotated[str, Parameter(help="A study file (TOML), or the name of a study that ships.")]
+# A text, and a path too, so that shells complete files.
+StudyFile = Annotated[str | Path, Parameter(help="A study file (TOML), or the name of a study that ships.")]
 ResultsArgument = Annotated[Path, Parameter(help="Results folder, of one study or of several.")]
 SeveralResults = Annotated[list[Path], Parameter(negative=(), help="Results folders, of one study or of several.")]
 ResultsOption = Annotated[Path, Parameter(help="Results folder; each study gets a subfolder.")]

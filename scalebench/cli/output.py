@@ -10,12 +10,13 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 
 from scalebench.reporting import quantities
+from scalebench.store import json_safe
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WIDTH = 80  # where there is no terminal
@@ -45,8 +46,8 @@ def say(*lines: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Return a text with escapes for control characters, which could change what the terminal shows elsewhere."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    """Return a text with plain spaces, and with escapes for control characters, which could change other lines."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text.replace(quantities.NBSP, " "))
 
 
 def say_exactly(*lines: str) -> None:
@@ -61,9 +62,14 @@ def warn(*lines: str) -> None:
         print("\n".join(wrapped(line, width())) if sys.stderr.isatty() else line, file=sys.stderr)
 
 
-def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
-    print(json.dumps(value, indent=1, allow_nan=False))
+def print_json(command: str, value: Mapping[str, Any]) -> None:
+    """Print what ``--json`` of a command gives: one object that names the command, null for what is not finite."""
+    print(json.dumps(json_safe({"command": command, **value}), indent=1, allow_nan=False))
+
+
+def print_json_line(command: str, event: str, value: Mapping[str, Any]) -> None:
+    """Print one event of a command that takes long, as an object in a line of its own."""
+    print(json.dumps(json_safe({"command": command, "event": event, **value}), allow_nan=False), flush=True)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from scalebench.cli.output import quantity
+from scalebench.cli.output import duration, print_json_line, quantity
 from scalebench.running.engines.base import is_waiting, last_beat, last_step
 
 LINE_EVERY_S = 30.0
@@ -53,8 +52,8 @@ class Progress:
             self._bar.update(self._task, completed=fraction, description=done, note=note)
         elif now - self._printed >= LINE_EVERY_S:
             self._printed, elapsed, self._printed_now = now, now - self._begun, True
-            left = f", about {elapsed * (1 - fraction) / fraction:.0f} s left" if fraction > 0.02 else ""
-            self.line(f"{done} after {elapsed:.0f} s{left}{f' ({note})' if note else ''}")
+            left = f", about {duration(elapsed * (1 - fraction) / fraction)} left" if fraction > 0.02 else ""
+            self.line(f"{done} after {duration(elapsed)}{left}{f' ({note})' if note else ''}")
 
     def parts(self, lines: Mapping[str, tuple[float, str]]) -> None:
         """Show what runs now: a line for each key, with the fraction done and a text; others end.
@@ -161,7 +160,7 @@ class SweepProgress:
         self._finished_s += self.expected[row["trial_id"]][0]
         if as_json:
             names = ("trial_id", "status", "error_class", "error_message", "params", "validation_loss_nats")
-            print(json.dumps({"event": "trial"} | {name: row.get(name) for name in names}), flush=True)
+            print_json_line("run", "trial", {name: row.get(name) for name in names})
         elif row["status"] != "ok":
             reason = f"{row['status']}: {row['error_message'] or row['error_class']}"
             self._reasons[reason] += 1

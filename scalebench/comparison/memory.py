@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+
+# Not torch.profiler.profile, around this: it imports torch's compiler, which takes seconds of a process.
+from torch.autograd.profiler import profile, record_function
 
 from scalebench.comparison.draining import Work
 
@@ -42,7 +44,7 @@ def _cuda_peak(prepare: Callable[[], Work], device: torch.device) -> int:
 def _cpu_peak(prepare: Callable[[], Work]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        with profile(profile_memory=True) as profiler:
             work = prepare()
             with record_function(_MARK):
                 work()

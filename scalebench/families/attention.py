@@ -32,7 +32,7 @@ DATA = "retrieval"
 TAKES = Retrieval
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
 
 

@@ -24,6 +24,7 @@ CAPABILITIES: Mapping[str, str] = {
     "checkpointing": "its module has `blocks`, an nn.ModuleList whose activations can be recomputed",
     "generation": "its module is a `Decoder`: it continues a sequence of tokens",
     "filling": "its module fills in the masked positions of a sequence of tokens",
+    "ensembles": "its module runs under torch.vmap: no random numbers, no buffers that training changes",
     "fewer_heads": "each of its `blocks` has linear layers `qkv` and `out` for the `heads` of its Config",
     "fewer_hidden": "each of its `blocks` has linear layers `up` and `down` for the `hidden` units of its Config",
     "fewer_layers": "its module has `blocks`, as many as the `depth` of its Config",

@@ -31,7 +31,7 @@ DATA = "stdlib"
 TAKES = Text
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES = ("checkpointing", "filling", "fewer_hidden", "fewer_layers")
+CAPABILITIES = ("checkpointing", "filling", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
 
 _TABLES = ("token_embedding", "position_embedding", "segment_embedding", "output_bias")
@@ -68,19 +68,15 @@ def explicit(
     return Config(depth, width, heads or heads_of(width), hidden or 4 * width, vocab_size, context)
 
 
-def _dial_size(config: Config) -> int:
-    return count(config).non_embedding
-
-
-DIAL = Dial("bert", explicit, _dial_size, 12, HEADED_WIDTH_STEPS, "sizes from about 10,000 are possible")
-
-
-def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
-
-    ``fixed`` may set any field of Config; vocab_size and context are required.
-    """
-    return DIAL.config_for(params, fixed)
+DIAL = Dial(
+    "bert",
+    explicit,
+    lambda config: count(config).non_embedding,
+    12,
+    HEADED_WIDTH_STEPS,
+    "sizes from about 10,000 are possible",
+)
+config_for = DIAL.config_for
 
 
 def defaults(data: Text, sequence_length: int | None) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import linear_in, within_tolerance
+from scalebench.families.pictures import image_classes, image_fields
 from scalebench.families.sharding import shard_blocks
-from scalebench.study import Batching, DataSpec
-from scalebench.tasks import Classification, classification
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +25,9 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
+defaults, task = image_fields, image_classes
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,6 @@ def _scaled(scale: float, dense1: int | None, fixed: dict[str, Any]) -> Config:
     return explicit(**(widths | {"dense1": dense1 or max(1, round(scale * 120))} | fixed))
 
 
-def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return the fields that the images determine; images below 32 pixels are enlarged to 32."""
-    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
-
-
 def learning_rate(config: Config) -> float:
     """Return AdamW's learning rate for a size: 0.01 (N / 1e4)^(-1/4)."""
     return float(0.01 * (count(config).total / 1e4) ** -0.25)
@@ -113,11 +108,6 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         attention_flops=0,
         activation_bytes=4 * (saved + c.channels * c.image_size**2 + c.second * c.grid**2 + 3 * c.classes),
     )
-
-
-def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
-    """Return classification of the images."""
-    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module

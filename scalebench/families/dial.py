@@ -94,9 +94,11 @@ class Dial(Generic[C]):
     hiddens: Steps = field(default_factory=lambda: HIDDEN_STEPS)
     what: str = "non-embedding parameters"
 
-    def config_for(self, params: float, fixed: Mapping[str, Any]) -> C:
-        """Return the Config with ``params`` parameters within 5 %, keeping the ``fixed`` fields; or ``InputError``."""
-        fields = dict(fixed)
+    def config_for(self, params: float, **fields: Any) -> C:
+        """Return the Config with ``params`` parameters within 5 %, or raise ``InputError``.
+
+        ``fields`` may fix any field of Config; vocab_size and context are required.
+        """
         depth, width = depth_and_width(
             params, self.per_block, self.widths, fields.pop("depth", None), fields.pop("width", None)
         )

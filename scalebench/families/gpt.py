@@ -34,7 +34,7 @@ DATA = "stdlib"
 TAKES = Corpus
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile", "triton", "fused")
-CAPABILITIES = ("checkpointing", "generation", "fewer_heads", "fewer_hidden", "fewer_layers")
+CAPABILITIES = ("checkpointing", "generation", "fewer_heads", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
 
 
@@ -73,21 +73,15 @@ def explicit(
     return Config(depth, width, heads, head_dim, hidden or 4 * width, vocab_size, context, **fields)
 
 
-def _dial_size(config: Config) -> int:
-    return count(config).non_embedding
-
-
 DIAL = Dial(
-    "gpt", explicit, _dial_size, 12, WIDTH_STEPS, "sizes from about 1,500 are possible when no other field is given"
+    "gpt",
+    explicit,
+    lambda config: count(config).non_embedding,
+    12,
+    WIDTH_STEPS,
+    "sizes from about 1,500 are possible when no other field is given",
 )
-
-
-def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
-
-    ``fixed`` may set any field of Config (``depth``, ``width``, ``heads``, …); vocab_size and context are required.
-    """
-    return DIAL.config_for(params, fixed)
+config_for = DIAL.config_for
 
 
 def defaults(data: Corpus, sequence_length: int | None) -> dict[str, Any]:

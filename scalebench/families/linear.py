@@ -25,7 +25,7 @@ DATA = "teacher"
 TAKES = Teacher
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
 
 

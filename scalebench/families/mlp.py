@@ -27,7 +27,7 @@ DATA = "teacher"
 TAKES = (Teacher, Images)
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
 
 

@@ -79,29 +79,18 @@ def explicit(
     return _with_routing(shape, **routing)
 
 
-def _dial_size(config: Config) -> int:
-    return count(config).active_non_embedding
-
-
 # Routers are small: depth and width are gpt's, and the hidden width makes room for them.
 DIAL = Dial(
     "moe",
     explicit,
-    _dial_size,
+    lambda config: count(config).active_non_embedding,
     12,
     WIDTH_STEPS,
     "sizes from about 10,000 are possible when no other field is given",
     hiddens=_HIDDEN_STEPS,
     what="active non-embedding parameters",
 )
-
-
-def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` active non-embedding parameters within 5 %, or raise ``InputError``.
-
-    ``fixed`` may set any field of Config; vocab_size and context are required.
-    """
-    return DIAL.config_for(params, fixed)
+config_for = DIAL.config_for
 
 
 def defaults(data: Corpus, sequence_length: int | None) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from scalebench.data.images import Images
 from scalebench.errors import InputError
 from scalebench.families.base import Counts
 from scalebench.families.dial import within_tolerance
+from scalebench.families.pictures import image_classes, image_fields
 from scalebench.families.sharding import shard_blocks
-from scalebench.study import Batching, DataSpec
-from scalebench.tasks import Classification, classification
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +34,7 @@ SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "compile")
 CAPABILITIES: tuple[str, ...] = ()  # checkpointing would update batch statistics twice
 parallelize = shard_blocks
+defaults, task = image_fields, image_classes
 
 # Blocks in each stage of the ImageNet form (He et al. 2016, table 1); from 50 layers up the blocks are bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -119,11 +119,6 @@ def _with_last(config: Config, params: float) -> Config:
     slope, missing = one - zero - square, zero - params
     root = (-slope + math.sqrt(max(0.0, slope**2 - 4 * square * missing))) / (2 * square)
     return replace(config, last=max(config.last // 2, round(root)))
-
-
-def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return the fields that the images determine; images below 32 pixels are enlarged to 32."""
-    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
 
 
 def learning_rate(config: Config) -> float:
@@ -220,11 +215,6 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         attention_flops=0,
         activation_bytes=4 * saved,
     )
-
-
-def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
-    """Return classification of the images."""
-    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
 
 def build(config: Config, implementation: str) -> nn.Module:  # noqa: ARG001 - compile wraps the same module

@@ -32,7 +32,7 @@ DATA = "transduction:reversal"
 TAKES = Transduction
 SEQUENCES = True
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES: tuple[str, ...] = ()
+CAPABILITIES: tuple[str, ...] = ("ensembles",)
 parallelize = shard_blocks
 
 
@@ -81,19 +81,15 @@ def explicit(
     return Config(depth, width, heads, hidden, vocab_size, context, answer, **fields)
 
 
-def _dial_size(config: Config) -> int:
-    return count(config).non_embedding
-
-
-DIAL = Dial("transformer", explicit, _dial_size, 28, HEADED_WIDTH_STEPS, "sizes from about 10,000 are possible")
-
-
-def config_for(params: float, **fixed: Any) -> Config:
-    """Return the Config with ``params`` non-embedding parameters within 5 %, or raise ``InputError``.
-
-    ``fixed`` may set any field of Config; vocab_size and context are required.
-    """
-    return DIAL.config_for(params, fixed)
+DIAL = Dial(
+    "transformer",
+    explicit,
+    lambda config: count(config).non_embedding,
+    28,
+    HEADED_WIDTH_STEPS,
+    "sizes from about 10,000 are possible",
+)
+config_for = DIAL.config_for
 
 
 def defaults(data: Transduction, sequence_length: int | None) -> dict[str, Any]:

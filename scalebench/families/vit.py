@@ -16,9 +16,8 @@ from scalebench.errors import InputError
 from scalebench.families import gpt
 from scalebench.families.base import Counts
 from scalebench.families.dial import with_hidden, within_tolerance
+from scalebench.families.pictures import image_classes, image_fields
 from scalebench.families.sharding import shard_blocks
-from scalebench.study import Batching, DataSpec
-from scalebench.tasks import Classification, classification
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +27,9 @@ DATA = "glyphs"
 TAKES = Images
 SEQUENCES = False
 IMPLEMENTATIONS = ("eager", "sdpa", "compile")
-CAPABILITIES: tuple[str, ...] = ("checkpointing", "fewer_heads", "fewer_hidden", "fewer_layers")
+CAPABILITIES: tuple[str, ...] = ("checkpointing", "fewer_heads", "fewer_hidden", "fewer_layers", "ensembles")
 parallelize = shard_blocks
+defaults, task = image_fields, image_classes
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ def config_for(params: float, **fixed: Any) -> Config:
     return within_tolerance(config, params, count(config).non_embedding, nearest, hint)
 
 
-def defaults(data: Images, _sequence_length: int | None) -> dict[str, Any]:
-    """Return the fields that the images determine; images below 32 pixels are enlarged to 32."""
-    return {"image_size": max(32, data.size), "channels": data.channels, "classes": data.classes}
-
-
 def learning_rate(config: Config) -> float:
     """Return AdamW's learning rate for a size: 0.006 (N / 1e4)^(-1/3).
 
@@ -135,11 +130,6 @@ def count(config: Config, sequence_length: int | None = None) -> Counts:  # noqa
         score_bytes=8 * c.depth * c.heads * c.tokens**2,
         activation_bytes=4 * (saved + 2 * c.depth * c.heads * c.tokens**2 + c.channels * c.image_size**2),
     )
-
-
-def task(config: Config, data: Images, spec: DataSpec, train: Batching) -> Classification:
-    """Return classification of the images."""
-    return classification(data, config.image_size, spec, train, channels=config.channels, classes=config.classes)
 
 
 def build(config: Config, implementation: str) -> nn.Module:

@@ -85,6 +85,24 @@ def read_points(law: Law, columns: Columns) -> Points:
     return Points(logs, response, _ordered(_ids(config), rank), place, run)
 
 
+def _check_spread(law: Law, name: str, log: NDArray[np.float64]) -> None:
+    """Raise FitRefused where an input, given by its logarithms (n,), varies too little for its exponent."""
+    least = NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
+    low, high = np.exp([log.min(), log.max()])
+    differs = name in law.by_difference
+    spread = float(np.exp(high - low) if differs else high / low)
+    if spread > least:
+        return
+    if np.isclose(low, high):
+        varies = f"{name} is {low:.6g} in every point"
+    elif differs:
+        varies = f"{name} differs by {high - low:.3g} at most ({low:.6g} to {high:.6g})"
+    else:
+        varies = f"{name} varies by a factor of {spread:.3g} ({low:.6g} to {high:.6g})"
+    needed = f"a difference above {np.log(least):.3g}" if differs else f"a factor above {least:g}"
+    raise FitRefused(f"{varies}; {law.name} needs {needed}: add points with other values of {name}")
+
+
 def check_design(law: Law, points: Points, free: int) -> None:
     """Raise FitRefused for designs that do not determine `free` parameters."""
     sizes = min(points.n_configurations, int(points.place.max()) + 1)
@@ -95,12 +113,7 @@ def check_design(law: Law, points: Points, free: int) -> None:
         )
     own = {name: log for name, log in points.logs.items() if name not in law.same_unit}
     for name, log in own.items():
-        spread = float(np.exp(np.ptp(np.exp(log) if name in law.by_difference else log)))
-        least = NARROW_SPREAD if name in law.narrow else MINIMUM_SPREAD
-        if spread <= least:
-            raise FitRefused(
-                f"column {name!r} spans a factor {spread:.3g}; {law.name} needs more than {least:g}: widen it"
-            )
+        _check_spread(law, name, log)
     logs = np.stack([log - log.mean() for log in own.values()], axis=1)
     # If one input is a power of another, as in tokens = 20 * params, their exponents are not identified separately.
     if np.linalg.svd(logs / np.linalg.norm(logs, axis=0), compute_uv=False)[-1] < 1e-3 and logs.shape[1] > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_fit, is_results
 from scalebench.points.roles import column_names, column_options, find_law, law_columns
 from scalebench.points.table import PointTable, read_columns
-from scalebench.store import StoreError, read_json
+from scalebench.store import StoreError, json_safe, read_json
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
@@ -80,15 +79,6 @@ def to_document(fit: Fit, table: PointTable, tested: Backtest | None) -> dict[st
         "points": points,
         "source": source,
     }
-
-
-def json_safe(value: Any) -> Any:
-    """Return a value with null for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {name: json_safe(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:

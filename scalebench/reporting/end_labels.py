@@ -17,6 +17,7 @@ FONT_POINTS, LINE_POINTS = 9.5, 13.5  # the page enlarges text to 13 units on a 
 AXES_SHARE = 0.8  # of the figure's height; the rest holds ticks and the axis' name
 MOST_INCHES = 6.2
 LEADER_END, TEXT_START = 1.03, 1.045  # in widths of the axes
+LEADER = "leader"  # begins the ids of leaders in the drawing
 PHONE_ROOM = 0.075  # of the figure's width, left free for the larger text
 
 
@@ -70,9 +71,9 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # what is added below does not move them
     fractions = (axes.transData + axes.transAxes.inverted()).transform([(end.x, end.y) for end in ends])
     places = apart(fractions[:, 1].tolist(), LINE_POINTS / 72 / (AXES_SHARE * height))
-    for end, (x, y), place in zip(ends, fractions, places, strict=True):
+    for i, (end, (x, y), place) in enumerate(zip(ends, fractions, places, strict=True)):
         leader = Line2D([x, 1.0, LEADER_END], [y, y + (place - y) * 0.3, place], transform=axes.transAxes,
-                        color=end.color, linewidth=0.8, clip_on=False)  # fmt: skip
+                        color=end.color, linewidth=0.8, clip_on=False, gid=f"{LEADER}{i}")  # fmt: skip
         leader.set_in_layout(False)
         axes.add_artist(leader)
         axes.text(TEXT_START, place, end.name, transform=axes.transAxes, va="center", fontsize=FONT_POINTS)

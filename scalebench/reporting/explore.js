@@ -1,26 +1,7 @@
-"use strict";
-
 // --- any two columns of the trials against each other ------------------------------------------------------------------
 
 const PLOT = { width: Math.max(300, Math.min(640, document.documentElement.clientWidth - 32)), height: 360, left: 74, right: 16, top: 12, bottom: 44 };
 const X_FIRST = /^N /, Y_FIRST = /loss/, LOG_FROM = 20, MOST_PLOTTED = 2000, MOST_COLORS = 8;
-
-const SVG = new DOMParser().parseFromString("<svg>", "text/html").querySelector("svg").namespaceURI;
-
-function element(name, attributes, ...children) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-function withPrefix(value, unit) {
-  if (value === 0) return `0${unit && " " + unit}`;
-  const power = Math.max(-3, Math.min(6, Math.floor(Math.log10(Math.abs(value)) / 3 + 1e-9)));
-  const prefix = { "-3": "n", "-2": "µ", "-1": "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E" }[power];
-  return power < 0 && unit !== "s" ? String(Number(value.toPrecision(3)))
-    : `${Number((value / 1000 ** power).toPrecision(3))} ${prefix}${unit}`.trim();
-}
 
 // The columns with numbers, by place: name and unit.
 function plottable(table) {
@@ -36,19 +17,6 @@ function groupOf(table) {
   const place = [...table.tHead.rows[0].cells].findIndex((head, at) => at > 1 && at < last && head.textContent !== "status"
     && rows.every((row) => row.cells[at].dataset.key === undefined) && values(at).size > 1);
   return place < 0 ? null : { place, names: [...values(place)].slice(0, MOST_COLORS) };
-}
-
-function ticksOf([low, high], log) {
-  if (log) {
-    const subs = high / low < 1000 ? [1, 2, 5] : [1], ticks = [];
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-      ticks.push(...subs.map((sub) => sub * 10 ** power).filter((tick) => tick >= low && tick <= high));
-    }
-    return ticks;
-  }
-  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((each) => each * power >= rough) * power;
-  return Array.from({ length: 8 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((tick) => tick <= high);
 }
 
 function scaleOf(values, log, from, to) {
@@ -97,40 +65,38 @@ function plot(svg, table, group, columns, logs) {
 
 function select(label, options, chosen, changed) {
   const field = document.createElement("select"), named = document.createElement("label");
-  field.append(...options.map(({ name }, i) => new Option(name, String(i), false, i === chosen)));
+  field.append(...options.map(({ name }, i) => new Option(name, String(i), i === chosen, i === chosen)));
   field.addEventListener("change", changed);
   named.append(`${label} `, field);
   return { field, named };
 }
 
-function offerPlot(details) {
-  const table = details.querySelector("table"), columns = plottable(table), group = groupOf(table);
-  if (columns.length < 2) return;
-  const id = `${details.id.replace(/-trials$/, "")}-explore`, figure = document.createElement("figure");
+function spansFarther(table, place) {
+  const values = [...table.tBodies[0].rows].map((row) => Number(row.cells[place].dataset.key ?? NaN)).filter(Number.isFinite);
+  const low = values.reduce((a, b) => Math.min(a, b), Infinity);
+  return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) > LOG_FROM * low;
+}
+
+function emptyPlot(id, group) {
   const svg = element("svg", { id: `${id}-drawing`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-labelledby": `${id}-title ${id}-desc` },
     element("title", { id: `${id}-title` }, "Any two columns of the trials"), element("desc", { id: `${id}-desc` }),
     element("defs", {}, element("circle", { id: `${id}-drawing-dot`, r: 4 })));
   if (group) svg.dataset.series = JSON.stringify(Object.fromEntries(group.names.map((name, i) => [name, `--s${i + 1}`])));
+  return svg;
+}
+
+function offerPlot(details, table) {
+  const columns = plottable(table), group = groupOf(table);
+  if (columns.length < 2) return null;
+  const figure = document.createElement("figure"), id = exploreId(details), svg = emptyPlot(id, group);
   const first = (pattern, otherwise) => Math.max(0, columns.findIndex(({ name }) => pattern.test(name))) || otherwise;
   const chosen = [first(X_FIRST, 0), first(Y_FIRST, 1)];
-  const spans = (place) => {
-    const values = [...table.tBodies[0].rows].map((row) => Number(row.cells[place].dataset.key ?? NaN)).filter(Number.isFinite);
-    const low = values.reduce((a, b) => Math.min(a, b), Infinity);
-    return low > 0 && values.reduce((a, b) => Math.max(a, b), 0) > LOG_FROM * low;
-  };
   const redraw = () => {
-    const now = fields.map(({ field }) => columns[Number(field.value)]);
-    plot(svg, table, group, now, switches.map((each) => each.getAttribute("aria-pressed") === "true"));
+    plot(svg, table, group, fields.map(({ field }) => columns[Number(field.value)]), switches.map(isOn));
+    for (const each of figure.querySelectorAll("[data-color]")) showColor(svg, each.dataset.color, isOn(each));
   };
   const fields = ["x axis", "y axis"].map((label, i) => select(label, columns, chosen[i], redraw));
-  const switches = ["log x", "log y"].map((label, i) => {
-    const toggle = button(label, () => {
-      toggle.setAttribute("aria-pressed", String(toggle.getAttribute("aria-pressed") === "false"));
-      redraw();
-    });
-    toggle.setAttribute("aria-pressed", String(spans(columns[chosen[i]].place)));
-    return toggle;
-  });
+  const switches = ["log x", "log y"].map((label, i) => toggle(label, spansFarther(table, columns[chosen[i]].place), redraw));
   const title = Object.assign(document.createElement("h3"), { textContent: "Any two columns of the trials" });
   const drawing = Object.assign(document.createElement("div"), { className: "drawing" });
   const choices = Object.assign(document.createElement("div"), { className: "tools" });
@@ -139,8 +105,60 @@ function offerPlot(details) {
   figure.className = "explore";
   drawing.append(svg);
   choices.append(fields[0].named, switches[0], fields[1].named, switches[1]);
-  details.querySelector("summary").textContent = "Every trial, with a figure of any two columns";
   figure.append(title, choices, drawing, caption);
   details.querySelector("summary").after(figure);
   redraw();
+  return figure;
+}
+
+// --- the trials, made when a reader opens them ------------------------------------------------------------------------
+
+const exploreId = (details) => `${details.id.replace(/-trials$/, "")}-explore`;
+
+// A page of many studies has their trials as JSON, which is a table's size without its thousands of elements.
+function tableOf(json) {
+  const { caption, columns, units, rows } = JSON.parse(json.textContent);
+  const table = document.createElement("table"), scroll = Object.assign(document.createElement("div"), { className: "scroll" });
+  const head = table.createTHead().insertRow(), body = table.createTBody();
+  table.createCaption().append(Object.assign(document.createElement("span"), { textContent: caption }));
+  const numeric = columns.map((_, i) => rows.some((row) => Array.isArray(row[i])));
+  columns.forEach((name, i) => {
+    const cell = Object.assign(document.createElement("th"), { textContent: name, scope: "col" });
+    if (units[i]) cell.dataset.unit = units[i];
+    if (numeric[i]) cell.className = "n";
+    head.append(cell);
+  });
+  for (const row of rows) {
+    const line = body.insertRow();
+    row.forEach((value, i) => {
+      const cell = document.createElement(i ? "td" : "th"), [text, key] = Array.isArray(value) ? value : [value];
+      cell.textContent = text;
+      if (!i) cell.scope = "row";
+      if (key !== undefined || (numeric[i] && text === "—")) cell.className = "n";
+      if (key !== undefined) cell.dataset.key = key;
+      line.append(cell);
+    });
+  }
+  scroll.append(table);
+  json.replaceWith(scroll);
+  return table;
+}
+
+function showTrials(details) {
+  if (details.dataset.shown) return;
+  details.dataset.shown = "yes";
+  const json = details.querySelector("script"), table = json ? tableOf(json) : details.querySelector("table");
+  if (json) {
+    offerSorting(table);
+    offerTableTools(table);
+  }
+  const figure = offerPlot(details, table);
+  if (figure) offerFigureTools(figure);
+}
+
+function offerTrials(details) {
+  details.hidden = false;
+  details.querySelector("summary").textContent = "Every trial, with a figure of any two columns";
+  details.addEventListener("toggle", () => showTrials(details));
+  if (details.open) showTrials(details);
 }

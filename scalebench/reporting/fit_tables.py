@@ -10,7 +10,7 @@ from scalebench.analysis.series import Series, ranked, to_fit
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting.quantities import CLEAR, NO_SPREAD, bounded, formula, percent, symbol, uncertain
+from scalebench.reporting.quantities import CLEAR, NO_INTERVAL, NO_SPREAD, bounded, formula, percent, symbol, uncertain
 from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
@@ -87,18 +87,41 @@ def backtest_table(all_series: Sequence[Series]) -> Table:
 
 
 def ranking_table(all_series: Sequence[Series]) -> Table:
-    """Return the series by their loss at their largest size, lowest first, and which are within noise of the first."""
-    rows, places = [], ranked(all_series)
+    """Return the series by their loss at their largest size, lowest first, which are within noise of it, and exponents.
+
+    The exponent of a series beyond those ``to_fit`` is that of its means, without an interval.
+    """
+    rows, places, shown = [], ranked(all_series), {id(series) for series in to_fit(all_series)}
     for series in places:
         best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
         behind = last["mean"] - best["mean"]
         near = "within noise of the lowest" if within_noise(last, best) else "higher"
         place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
-        rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), word(place)))
-    columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "verdict")
-    return Table(f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors.", columns,
-                 tuple(rows))  # fmt: skip
+        exponent = _exponent(series.loss_all if id(series) in shown else series.loss_of_means)
+        rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), exponent,
+                     word(place)))  # fmt: skip
+    columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
+    caption = (
+        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. "
+        "Exponents are those of the fitted laws, with 95 % intervals."
+    )
+    if len(shown) < len(places):
+        caption += " Exponents without an interval are of laws fitted to the means."
+    return Table(caption, columns, tuple(rows))
+
+
+def _exponent(trend: Trend) -> Cell:
+    """Return the exponent of a law with its interval, where it has one; "no fit" of a refused fit."""
+    if trend.fit is None:
+        return "no fit", None
+    name = next(iter(trend.fit.law.exponents), None)
+    if name is None:
+        return word(None)
+    value = trend.fit.parameters[name]
+    text, interval = bounded(value, *trend.interval(name))
+    note = "at its bound" if name in trend.fit.bounds_hit else "" if interval == NO_INTERVAL else interval
+    return f"{text} ({note})" if note else text, value
 
 
 def predictions_table(all_series: Sequence[Series]) -> Table:
@@ -111,7 +134,7 @@ def predictions_table(all_series: Sequence[Series]) -> Table:
             answers = {answer.quantity: answer for answer in predict_size(series, size).quantities}
             if series.x is not PARAMETERS:
                 answers = {"validation loss": predict_loss_at(series, size)}
-            cells = [projected_cell(answers.get(name)) for name in PROJECTED]
+            cells = [projected_cell(answers.get(name), "\n") for name in PROJECTED]
             rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
     columns = ("series", "size", "largest size ×", "loss in nats", *PROJECTED[1:])
     caption = "Projections for a new run beyond the data, with 95 % intervals."

@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import json
 import re
+import zlib
+from typing import Any
 from xml.etree import ElementTree
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from scalebench.reporting.end_labels import LEADER
 from scalebench.reporting.quantities import printable
+from scalebench.reporting.scales import scales_of
 from scalebench.reporting.svg import CSS_COLORS, Marks, color_of
 
 COLOR = re.compile(r"#[0-9a-f]{6}\b")
 DECIMALS = re.compile(r"-?\d+\.\d{3,}")
 FONT_FAMILY = re.compile(r"font-family:[^;]*;? ?|(?<=px) [^;]*'DejaVu[^;]*")
+FAR_LEFT = 100  # points: a name of the y axis beyond is that of a second one
+PAIR = re.compile(r"(-?[0-9.]+) (-?[0-9.]+)")
+TICK = re.compile("([xy])tick_[0-9]+")
 REFERENCE = re.compile(r"(?:url\(#|^#)([^)]+)\)?")
 
 
 def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
-    """Return the figure as an inline SVG element whose ids all start with ``name``."""
+    """Return the figure as an inline SVG element; its ids depend on ``name`` alone, which differs within a page."""
     marks.thin()
     buffer = io.StringIO()
     # With every entry empty, matplotlib writes no date, version or address.
@@ -30,21 +37,61 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     for metadata in root.findall("metadata"):
         root.remove(metadata)
     _add_titles(root, marks.titles)
+    _place_areas(root)
+    _classify(root)
     _rename_ids(root, name)
     _restyle(root)
     _flatten(root)
-    return _labelled(root, name, title, description, _series(marks))
+    _share_styles(root)
+    _strip_spaces(root)
+    data = {"data-series": _series(marks), "data-axes": scales_of(marks)}
+    return _labelled(root, name, title, description, data)
 
 
 def _series(marks: Marks) -> dict[str, str]:
-    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it."""
+    """Return the CSS variable of each label of the legend that alone has its colour, as a script shows and hides it.
+
+    Empty where there is only one.
+    """
     handles, labels = marks.axes.get_legend_handles_labels()
     named: dict[str, list[str]] = {}
     for handle, label in zip(handles, labels, strict=True):
         variable = CSS_COLORS.get(color_of(handle) or "", "")
         if variable.startswith(("--s", "--r")):
             named.setdefault(variable, []).append(label)
-    return {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+    alone = {texts[0]: variable for variable, texts in named.items() if len(texts) == 1}
+    return alone if len(alone) > 1 else {}
+
+
+def _place_areas(root: ElementTree.Element) -> None:
+    """Replace each use of a path at x = 0 by the path itself: matplotlib writes a filled area that way, once."""
+    for parent in [*root.iter()]:
+        for use in parent.findall("use"):
+            holder, path = next(
+                ((defs, path) for defs in root.iter("defs") for path in defs.findall("path")
+                 if use.get("href") == f"#{path.get('id')}" and float(use.get("x", 1)) == 0), (None, None),
+            )  # fmt: skip
+            if holder is None or path is None:
+                continue
+            moved = _moved_down(path.get("d", ""), float(use.get("y", 0)))
+            use.tag, use.attrib = "path", {"d": moved, "style": use.get("style", "")}
+            holder.remove(path)
+
+
+def _moved_down(path: str, by: float) -> str:
+    return PAIR.sub(lambda pair: f"{pair[1]} {float(pair[2]) + by}", path)
+
+
+def _classify(root: ElementTree.Element) -> None:
+    """Mark what a script redraws when an axis becomes linear or logarithmic (ticks, leaders of labels); the y name."""
+    for group in root.iter("g"):
+        tick, leader = TICK.fullmatch(group.get("id", "")), group.get("id", "").startswith(LEADER)
+        for part in group.iter() if tick or leader else ():
+            if part.tag in ("path", "use", "text"):
+                part.set("class", f"t{tick.group(1)}" if tick else LEADER)
+        for name in group.findall("g/text") if group.get("id", "").startswith("matplotlib.axis_") else ():
+            if "rotate(-90" in name.get("transform", ""):
+                name.set("class", "yname" if float(name.get("x", 0)) < FAR_LEFT else "yname right")
 
 
 def _strip_namespaces(root: ElementTree.Element) -> None:
@@ -62,17 +109,19 @@ def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None
 
 
 def _rename_ids(root: ElementTree.Element, name: str) -> None:
-    """Make ids unique within the page, and drop those that nothing refers to."""
+    """Make ids unique within the page, and short, as each mark refers to one; drop those that nothing refers to."""
     values = [value for element in root.iter() for value in element.attrib.values()]
     used = {match.group(1) for value in values if (match := REFERENCE.search(value))}
+    prefix = f"f{zlib.crc32(name.encode()):08x}"
+    short = {old: f"{prefix}-{i}" for i, old in enumerate(sorted(used))}
     for element in root.iter():
         for key, value in list(element.attrib.items()):
             if key == "id" and value not in used:
                 del element.attrib[key]
             elif key == "id":
-                element.set(key, f"{name}-{value}")
-            else:
-                element.set(key, re.sub(r"(url\(#|^#)(?=[A-Za-z])", rf"\1{name}-", value) if key != "style" else value)
+                element.set(key, short[value])
+            elif key != "style" and (match := REFERENCE.search(value)) and match.group(1) in short:
+                element.set(key, value.replace(match.group(1), short[match.group(1)]))
 
 
 def _restyle(root: ElementTree.Element) -> None:
@@ -83,6 +132,9 @@ def _restyle(root: ElementTree.Element) -> None:
                 colored = COLOR.sub(lambda match: f"var({CSS_COLORS.get(match.group(), match.group())})", value)
                 element.set(key, FONT_FAMILY.sub("", colored))
             elif key in ("d", "x", "y", "transform", "points"):
+                if key == "transform" and value.startswith("rotate(-0 "):  # of a text that is not turned
+                    del element.attrib[key]
+                    continue
                 element.set(key, DECIMALS.sub(lambda match: f"{float(match.group()):.2f}", " ".join(value.split())))
 
 
@@ -96,11 +148,35 @@ def _flatten(parent: ElementTree.Element) -> None:
     parent[:] = flat
 
 
-def _labelled(root: ElementTree.Element, name: str, title: str, description: str, series: dict[str, str]) -> str:
+def _share_styles(root: ElementTree.Element) -> None:
+    """Give marks of one style that fill a group their style there, once."""
+    for group in root.iter("g"):
+        styles = {child.get("style", "") for child in group}
+        if (
+            len(group) > 1
+            and len(styles) == 1
+            and all(child.tag == "use" for child in group)
+            and "style" not in group.attrib
+        ):
+            group.set("style", styles.pop())
+            for child in group:
+                child.attrib.pop("style", None)
+
+
+def _strip_spaces(root: ElementTree.Element) -> None:
+    """Drop the line breaks and spaces between elements."""
+    for element in root.iter():
+        if not (element.text or "").strip():
+            element.text = None
+        element.tail = None
+
+
+def _labelled(root: ElementTree.Element, name: str, title: str, description: str, data: dict[str, Any]) -> str:
+    """Name and describe the drawing, and give it ``data`` for scripts, what is not empty."""
     for position, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(tag, id=f"{name}-{tag}")
         element.text = text
         root.insert(position, element)
     box = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-labelledby": f"{name}-title {name}-desc"}
-    root.attrib = box | ({"data-series": json.dumps(series)} if len(series) > 1 else {})
+    root.attrib = box | {key: json.dumps(value, separators=(",", ":")) for key, value in data.items() if value}
     return printable(ElementTree.tostring(root, encoding="unicode"))

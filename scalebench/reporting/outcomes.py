@@ -50,7 +50,12 @@ class Finding:
     ) -> Finding:
         """Return the finding whose effect is the mean of ``differences``, one of each seed, by Student's t."""
         if not len(differences):
-            return cls(published, source, effect, reason="no seed has all the trials that it needs")
+            return cls(
+                published,
+                source,
+                effect,
+                reason="needs a seed with every trial that is compared; no seed here has them all",
+            )
         return cls(published, source, effect, *mean_interval(differences), seeds=len(differences), unit=unit)
 
     @property
@@ -97,8 +102,11 @@ def law_text(trend: Trend) -> str:
 
 def loss_outcome(study: StudyAnalysis) -> Outcome:
     """Return the outcome of a study of training: its validation loss, with the law of each of at most three series."""
-    laws = [f"{series.label}: {law_text(series.loss_all)}".removeprefix(": ") for series in study.series]
-    shown = laws if len(laws) <= 3 else [f"{len(laws)} series, each with its law in its section"]
+    named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
+    for series in study.series:
+        named.setdefault(law_text(series.loss_all), []).append(series.label)
+    laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
+    shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
     return Outcome("validation loss, time, memory", "; ".join(shown))
 
 

@@ -18,13 +18,13 @@ from scalebench.reporting.quantities import printable
 from scalebench.reporting.sections.base import Room, SectionView, Subject
 from scalebench.reporting.sections.operations import operations_of
 from scalebench.reporting.svg import canvas, quiet
-from scalebench.reporting.views import Caption
+from scalebench.reporting.views import Caption, as_json
 from scalebench.store import StoreError, write_output
 from scalebench.store.comparisons import Comparisons
 
 HERE = Path(__file__).parent
 # Of all embedded CSV files together, and of all JSON files: the page stays below 5 MB.
-FILES = ("report.css", "explore.js", "report.js")  # embedded in the page; scripts are run in this order
+SCRIPTS = ("scales.js", "explore.js", "links.js", "report.js")  # embedded in the page, and run in this order
 NOT_IN_IDS = re.compile("[^a-z0-9_]+")
 MAX_EMBEDDED_BYTES = {"study": 1_500_000, "comparison": 600_000}
 
@@ -41,7 +41,7 @@ def render_page(
     overview = build_overview(studies, views) if len(views) > 1 else None
     views += build("comparison", operations_of(compared) if compared else ())
     heading = views[0].title if len(views) == 1 else "Scaling studies" if studies else "Providers compared"
-    css, explore, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in FILES)  # noqa: S704 - our own
+    css, *scripts = (Markup((HERE / name).read_text("utf-8")) for name in ("report.css", *SCRIPTS))  # noqa: S704 - our own
     return (
         templates()
         .get_template("page.html.j2")
@@ -51,7 +51,7 @@ def render_page(
             sections=views,
             damaged=(*damaged, *(compared.damaged if compared else ())),
             css=css,
-            js=explore + js,
+            js=Markup().join(scripts),
         )
     )
 
@@ -72,10 +72,12 @@ def ids(kind: str, names: Sequence[str]) -> list[str]:
 def templates() -> jinja2.Environment:
     """Return the templates: those of the page, and those beside each kind of section."""
     folders = dict.fromkeys([HERE, HERE / "sections", *(section.template.parent for section in sections.SECTIONS)])
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable,
     )  # fmt: skip
+    environment.filters["as_json"] = as_json
+    return environment
 
 
 def _printable(value: Any) -> Any:

@@ -67,6 +67,19 @@ function button(text, action) {
   return made;
 }
 
+const isOn = (toggled) => toggled.getAttribute("aria-pressed") === "true";
+
+// A button that is pressed or not; ``changed`` is called with which of both it has become.
+function toggle(text, on, changed) {
+  const made = button(text, () => {
+    made.setAttribute("aria-pressed", String(!isOn(made)));
+    changed(isOn(made));
+  });
+  made.setAttribute("aria-pressed", String(on));
+  made.dataset.first = String(on);
+  return made;
+}
+
 function cellText(cell) {
   const text = (cell.dataset.key ?? cell.textContent).trim().replace(/\s*\n\s*/g, " ");
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
@@ -124,15 +137,21 @@ function marksOf(figure) {
   return [...figure.querySelectorAll(".drawing use")].filter((use) => use.querySelector("title"));
 }
 
+// The row that a mark's title names: by its first cell, else by its series and size among the title's words.
+function rowOf(figure, title) {
+  const rows = [...(figure.querySelector("tbody") ?? figure.parentNode.querySelector("tbody"))?.rows ?? []];
+  const words = ` ${title.slice(0, title.lastIndexOf(": ")).replace(/[,:] /g, " ")} `.replaceAll("\u00a0", " ");
+  const names = (cell) => words.includes(` ${cell.textContent.replaceAll("\u00a0", " ")} `);
+  return rows.find((row) => row.cells[0].textContent === title.split(": ")[0])
+    ?? rows.find(({ cells: [first, second] }) => names(first) && (first.classList.contains("n") || (second && names(second))));
+}
+
 function showMark(figure, mark) {
-  figure.querySelectorAll(".here").forEach((old) => old.classList.remove("here"));
-  const line = figure.querySelector(".value");
-  line.textContent = mark ? mark.querySelector("title").textContent : "";
-  if (!mark) return;
-  mark.classList.add("here");
-  const name = line.textContent.split(":")[0];
-  const row = [...figure.querySelectorAll("tbody tr")].find((each) => each.cells[0].textContent === name);
-  row?.classList.add("here");
+  [...figure.querySelectorAll(".here"), ...figure.parentNode.querySelectorAll("tr.here")].forEach((old) => old.classList.remove("here"));
+  const title = mark?.querySelector("title").textContent ?? "";
+  figure.querySelector(".value").textContent = title;
+  mark?.classList.add("here");
+  if (mark) rowOf(figure, title)?.classList.add("here");
 }
 
 function nearest(marks, event) {
@@ -166,18 +185,17 @@ function offerValues(figure, drawing) {
 }
 
 // A series is what is drawn in one of the page's colours for series, its entry in the legend included.
-function offerSeries(figure, svg, tools) {
+function showColor(svg, variable, on) {
+  for (const part of svg.querySelectorAll("[style]")) {
+    if (part.getAttribute("style").includes(`var(${variable})`)) part.style.display = on ? "" : "none";
+  }
+}
+
+function offerSeries(svg, tools) {
   for (const [name, variable] of Object.entries(JSON.parse(svg.dataset.series ?? "{}"))) {
-    const color = `var(${variable})`;
-    const toggle = button(name, () => {
-      const on = toggle.getAttribute("aria-pressed") === "false";
-      toggle.setAttribute("aria-pressed", String(on));
-      for (const part of figure.querySelectorAll(".drawing [style]")) {
-        if (part.getAttribute("style").includes(color)) part.style.display = on ? "" : "none";
-      }
-    });
-    toggle.setAttribute("aria-pressed", "true");
-    tools.append(toggle);
+    const made = toggle(name, true, (on) => showColor(svg, variable, on));
+    made.dataset.color = variable;
+    tools.append(made);
   }
 }
 
@@ -207,12 +225,17 @@ function offerFigureTools(figure) {
   if (!svg) return;
   offerValues(figure, drawing);
   const tools = Object.assign(document.createElement("div"), { className: "tools" });
-  offerSeries(figure, svg, tools);
+  const link = Object.assign(document.createElement("a"), { href: `#${figure.id}`, textContent: "link" });
+  offerScales(svg, tools);
+  offerSeries(svg, tools);
   tools.append(
     button("SVG", () => save(new Blob([standalone(svg)], { type: "image/svg+xml" }), `${figure.id}.svg`)),
-    button("PNG", () => savePng(svg, figure.id)));
-  tools.append(Object.assign(document.createElement("a"), { href: `#${figure.id}`, textContent: "link" }));
-  figure.querySelector("details, figcaption:last-child")?.before(tools);
+    button("PNG", () => savePng(svg, figure.id)), link);
+  const data = figure.querySelector("details");
+  if (data) data.before(tools); else figure.append(tools);
+  for (const control of controlsOf(figure)) {
+    control.addEventListener(control.tagName === "SELECT" ? "change" : "click", () => keepLink(figure, link));
+  }
 }
 
 // --- the page ---------------------------------------------------------------------------------------------------------
@@ -232,20 +255,13 @@ function offerPrint(print) {
   print.hidden = false;
 }
 
-function openTarget() {
-  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (!target) return;
-  for (let up = target; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
-  target.scrollIntoView();
-}
-
 recall();
 offerTheme(document.getElementById("theme"));
 offerPrint(document.getElementById("print"));
 document.querySelectorAll("table.sortable").forEach(offerSorting);
 document.querySelectorAll("details.data table, table.overview").forEach(offerTableTools);
-document.querySelectorAll("details.trials").forEach(offerPlot);
 document.querySelectorAll("figure").forEach(offerFigureTools);
+document.querySelectorAll("details.trials").forEach(offerTrials);
 document.querySelectorAll("details").forEach((each) => each.addEventListener("toggle", markScrollable));
 addEventListener("resize", markScrollable);
 addEventListener("hashchange", openTarget);

@@ -11,12 +11,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scalebench.reporting.end_labels import end_of, label_ends
 from scalebench.reporting.quantities import tick
@@ -35,7 +35,7 @@ RC = {
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7,
     "axes.axisbelow": True, "legend.frameon": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
-    "text.parse_math": False,
+    "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
 LEGEND_ROOM = 66  # characters of legend text across the axes
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
@@ -131,11 +131,21 @@ SIZE_LABEL = "size N (non-embedding parameters)"
 def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    log_ticks(axes.xaxis, *axes.get_xlim(), dense=1000)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
-    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
+
+
+def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
+    """Place as many ticks on a logarithmic axis from low to high as can be read, at round numbers.
+
+    At powers of ten alone where high is more than ``dense`` times low.
+    """
+    ratio = high / low
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < dense else (1,)
+    # As on a linear axis: there would be two, or one.
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
 
 
 def legend_width(labels: Sequence[str], columns: int) -> int:
@@ -173,10 +183,8 @@ def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
     if not 0 < low < high / 4:
         return
     axes.set_xscale("log")
-    subs = (1, 2, 5) if high / low < 300 else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    log_ticks(axes.xaxis, low, high)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
@@ -184,11 +192,8 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
     axes = marks.axes
     if log:
         axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        log_ticks(axes.yaxis, *axes.get_ylim())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.yaxis.set_minor_locator(NullLocator())
     size_axis(axes)
     axes.set_ylabel(ylabel)
     legend(marks)
@@ -211,6 +216,8 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
+    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, height), layout="constrained")

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,7 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from scalebench.reporting.inline_svg import to_svg
-from scalebench.reporting.quantities import quantity
+from scalebench.reporting.quantities import printable, quantity
 from scalebench.reporting.svg import Marks, canvas
 from scalebench.reporting.tables import Table
 
@@ -107,6 +108,18 @@ def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> 
     # Safe: ElementTree has escaped every text and attribute of it.
     svg = Markup(to_svg(marks, name, spec.title, f"{marks.shown()} {text}"))  # noqa: S704
     return FigureView(spec.title, svg, text, caption.table, name, spec.diagnostic)
+
+
+def as_json(table: Table) -> Markup:
+    """Return a table for a script, on a page that has no room for its elements: a cell is its text, or [text, number].
+
+    No character of it ends the element that it is in.
+    """
+    rows = [[[text, float(f"{key:.6g}")] if isinstance(key, int | float) and math.isfinite(key) else text
+             for text, key in row] for row in table.rows]  # fmt: skip
+    content = {"caption": table.caption, "columns": table.columns, "units": table.units, "rows": rows}
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(printable(text).replace("<", "\\u003c"))  # noqa: S704 - no markup is left in it
 
 
 def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = False) -> Iterator[Download]:

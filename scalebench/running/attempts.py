@@ -12,7 +12,9 @@ from scalebench import store
 from scalebench.measure.environment import command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.claims import claim_path, take
-from scalebench.running.engines.base import Resources
+from scalebench.running.engines.base import Resources, Tick, no_tick
+from scalebench.running.ensembles import together
+from scalebench.running.members import MEMBERS, close_members, write_members
 from scalebench.running.planning import PlannedTrial, trial_header
 from scalebench.study import Study
 
@@ -46,6 +48,7 @@ class Attempts:
     keep_order: bool = False
     begun: list[Path] = field(default_factory=list)
     _coming: dict[Path, tuple[PlannedTrial, int, Resources]] = field(default_factory=dict)
+    _others: dict[Path, list[Path]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find out what is the same for all trials."""
@@ -66,7 +69,23 @@ class Attempts:
         )  # fmt: skip
         return attempt
 
+    def add_batch(self, batch: Sequence[tuple[PlannedTrial, int]]) -> None:
+        """Add attempts at trials that one worker runs, that of the first: the engine places it alone."""
+        lead, *self._others[lead] = [self.add(planned, claim) for planned, claim in batch]
+
     def begin(self, attempt: Path) -> bool:
+        """Make the folder of an attempt, and those that its worker runs beside it; False if it is not to be started.
+
+        What another driver was faster to claim is left out.
+        """
+        if not self.begin_one(attempt):
+            return False
+        self._others[attempt] = [other for other in self._others.get(attempt, ()) if self.begin_one(other)]
+        if self._others[attempt]:
+            write_members(attempt, self._others[attempt])
+        return True
+
+    def begin_one(self, attempt: Path) -> bool:
         """Make the folder of an attempt and claim its trial; False where another driver was faster."""
         if attempt not in self._coming:  # made by an engine that tries a trial again
             return take(attempt)
@@ -88,12 +107,23 @@ class Attempts:
         store.write_header(attempt, header | {"resources": asdict(resources), "claim": number})
         return attempt
 
-    def run(self, place: Callable[..., Iterator[Path]]) -> Iterator[Path]:
+    def run(self, place: Callable[..., Iterator[Path]], tick: Tick = no_tick) -> Iterator[Path]:
         """Place all attempts and yield those that have a record; the folders of those that did not begin go."""
-        needs = [resources for _, _, resources in self._coming.values()]
+        beside = {other for others in self._others.values() for other in others}
+        leads = [attempt for attempt in self._coming if attempt not in beside]
+
+        def tick_all(running: Sequence[Path]) -> None:
+            tick([attempt for lead in running for attempt in (lead, *self._others.get(lead, ()))])
+
         try:
-            yield from place([*self._coming], needs, begin=self.begin)
+            for lead in place(leads, [self._needs(lead) for lead in leads], begin=self.begin, tick=tick_all):
+                others = self._others.get(lead, [])
+                close_members(lead, others)
+                yield from (lead, *others)
         finally:
             for attempt in self.begun:
-                if [path.name for path in attempt.glob("*")] == ["trial.json"]:
+                if {path.name for path in attempt.glob("*")} <= {"trial.json", MEMBERS}:
                     shutil.rmtree(attempt, ignore_errors=True)
+
+    def _needs(self, lead: Path) -> Resources:
+        return together([self._coming[attempt][2] for attempt in (lead, *self._others.get(lead, ()))])

@@ -164,8 +164,8 @@ def peaks_on_file(
 def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:
     """Return the rate that a plan's times assume, measuring nothing.
 
-    On a CPU: one worker's peak as measured by earlier trials of the study on this machine. On a GPU: the datasheet's
-    peak of this machine's. Where that is not known: a nominal rate.
+    On a CPU: one worker's peak as measured on this machine by earlier trials of the study, or else of another study in
+    the same results folder. On a GPU: the datasheet's peak of this machine's. Where that is not known: a nominal rate.
     """
     known = gpu_peak(precision) if device_kind == "cuda" else _measured_rate(study_dir, precision)
     source = f"nominal for {device_kind}: this machine has not been measured yet"
@@ -174,6 +174,15 @@ def planning_rate(study_dir: Path, device_kind: str, precision: str) -> Peak:
 
 
 def _measured_rate(study_dir: Path, precision: str) -> Peak:
-    rows = [row for row in _rows(study_dir / "nodes" / f"{machine_id()}.json") if row["precision"] == precision]
-    peaks = [Peak(row["flops_per_s"], row["source"]) for row in sorted(rows, key=lambda row: row["threads"])]
-    return next((peak for peak in peaks if peak.flops_per_s), Peak(None, ""))
+    own = study_dir / "nodes" / f"{machine_id()}.json"
+    others = sorted(study_dir.parent.glob(f"*/nodes/{own.name}"), key=_measured_at, reverse=True)
+    for path in (own, *others):
+        rows = [row for row in _rows(path) if row["precision"] == precision and row["flops_per_s"]]
+        if rows:
+            rate = min(rows, key=lambda row: (row["threads"], -row["flops_per_s"]))
+            return Peak(rate["flops_per_s"], f"{rate['source']}, by trials of {path.parents[1].name}")
+    return Peak(None, "")
+
+
+def _measured_at(path: Path) -> float:
+    return max((row["measured_at"] for row in _rows(path)), default=0.0)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+MOST_VALUES = 6  # of a column, in a message
+
+
 @dataclass(frozen=True)
 class ParentTrial:
     """A finished trial with weights, in the folder ``attempt``, or a checkpoint of its run (then that is its folder).
@@ -108,7 +111,7 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     """Return the parents of a study's trials, which [from] or the workload's table names; [None] for a study without.
 
     Raises ``StudyError`` with one line when there are none, when one changed since it was trained, or when the state
-    of its run was not kept and is asked for; the line has the command that makes them.
+    of its run was not kept and is asked for; where running their study makes them, the line has the command.
     """
     source = study.parents
     if source is None:
@@ -119,10 +122,21 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     again = f"scalebench run {name} --set run.checkpoint=true --results {place}"
     try:
         return [replace(parent, starts=source.STARTS) for parent in _parents(source, path, study.name)]
-    except (InputError, store.StoreError) as error:
+    except InputError as error:
         key = source.KEY + ("." if str(error).startswith(("optimizer_state:", "step:", "where:")) else ": ")
         reason = f"{error}{_others(path) if source.study is not None else ''}"
-        raise StudyError([f"{study.origin}: {key}{reason}; to make its parents: {again}"]) from error
+        if isinstance(error, NotMadeError):
+            retry = f" --retry {','.join(error.retry)}" if error.retry else ""
+            reason += f"; to make its parents: {again}{retry}"
+        raise StudyError([f"{study.origin}: {key}{reason}"]) from error
+
+
+class NotMadeError(InputError):
+    """Parents that are missing until their study is run; ``retry`` has the statuses of trials to run again."""
+
+    def __init__(self, line: str, retry: Sequence[str] = ()) -> None:
+        super().__init__(line)
+        self.retry = tuple(retry)
 
 
 def _others(path: Path) -> str:
@@ -145,33 +159,37 @@ def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTr
     frame = rows[rows["status"].eq("ok")]
     chosen = "" if source.where is None else f" that match {source.where!r}"
     if frame.empty and not rows.empty:
-        counts = ", ".join(f"{number} {status}" for status, number in rows["status"].value_counts().items())
-        raise InputError(f"{path} has no ok trial{chosen}: {counts}")
+        counts = rows["status"].value_counts()
+        listed = ", ".join(f"{number} {status}" for status, number in counts.items())
+        raise NotMadeError(f"{path} has no ok trial{chosen}: {listed}", sorted(map(str, counts.index)))
     if frame.empty:
-        raise InputError(f"where: no trial of {path} matches {source.where!r}")
+        raise InputError(f"where: no trial of {path} matches {source.where!r}{_values(candidates, source.where)}")
     if source.step is not None:
         yield from _branches(frame, source.step, needs_state=source.continues)
         return
     saved = frame[frame["weights_file_bytes"].notna()]
     if saved.empty:
-        raise InputError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
+        raise NotMadeError(f"{path} has {len(frame)} ok trials{chosen}, none of which kept its weights")
     if source.continues:
         trials, saved = len(saved), saved[saved["state_sha256"].notna()]
         if saved.empty:
             what = f"{path} has {trials} ok trials with weights{chosen}"
-            raise InputError(f"optimizer_state: {what}, none of which kept the state of its run")
+            raise NotMadeError(f"optimizer_state: {what}, none of which kept the state of its run")
     for row in saved.sort_values("trial_id").to_dict("records"):
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.continues)
 
 
 def _rows(path: Path, child: str) -> pd.DataFrame:
     """Return the trials in a results folder, except those of the study ``child`` itself."""
-    results = store.read_results(*(folder for folder in store.study_dirs(path) if folder.name != child))
+    try:
+        results = store.read_results(*(folder for folder in store.study_dirs(path) if folder.name != child))
+    except store.StoreError as error:
+        raise NotMadeError(str(error)) from error
     if results.damaged:
-        raise store.StoreError(results.damaged[0])
+        raise NotMadeError(results.damaged[0])
     frame = results.frame[results.frame["study"].ne(child)]
     if frame.empty:
-        raise InputError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
+        raise NotMadeError(f"{path} has no trials except those of {child!r} itself, which cannot start from its own")
     return store.with_columns(frame, ["weights_file_bytes", "weights_sha256", "state_sha256", "parent_flops"])
 
 
@@ -185,20 +203,41 @@ def _branches(frame: pd.DataFrame, steps: Sequence[int], *, needs_state: bool) -
 def _branch(row: Mapping[str, Any], step: int, *, needs_state: bool) -> ParentTrial:
     """Return one checkpoint as a parent, its files checked against the SHA-256 noted when they were written."""
     attempt, trial_id = Path(str(row["attempt_dir"])), str(row["trial_id"])
-    known, folder = checkpoints(attempt), checkpoint_folder(attempt, step)
+    try:
+        known, folder = checkpoints(attempt), checkpoint_folder(attempt, step)
+    except store.StoreError as error:
+        raise NotMadeError(str(error), ["ok"]) from error
     if step not in known:
         have = f"it has {', '.join(map(str, known))}" if known else "it has none (run.checkpoint_steps)"
-        raise InputError(f"step: {trial_id} kept no checkpoint after {step} steps; {have}")
+        raise NotMadeError(f"step: {trial_id} kept no checkpoint after {step} steps; {have}")
     about = known[step]
-    check_sha256(folder / WEIGHTS, about["weights_sha256"])
+    _check_unchanged(folder / WEIGHTS, about["weights_sha256"])
     if needs_state:
-        check_sha256(folder / STATE, about["state_sha256"])
+        _check_unchanged(folder / STATE, about["state_sha256"])
     identity = Parent(
         weights_sha256=about["weights_sha256"], state_sha256=about["state_sha256"] if needs_state else None
     )
     trial = trial_of(attempt)
     until = trial.model_copy(update={"spec": trial.spec.model_copy(update={"steps": step})})
     return ParentTrial(trial_id, str(row["study"]), trial, folder, identity, _flops(until, row), about["end"])
+
+
+def _check_unchanged(path: Path, expected: str) -> None:
+    """Raise ``NotMadeError`` for a file that changed since its trial ended, which is then to be run again."""
+    try:
+        check_sha256(path, expected)
+    except store.StoreError as error:
+        raise NotMadeError(str(error), ["ok"]) from error
+
+
+def _values(trials: pd.DataFrame, where: str | None) -> str:
+    """Return which values the columns of an expression have, for an error message."""
+    from scalebench.points.where import parse
+
+    columns = [name for name in parse(where).names if name in trials] if where else []
+    each = ((name, list(map(str, trials[name].drop_duplicates().sort_values()))) for name in columns)
+    texts = [f"{name} {', '.join(values[:MOST_VALUES])}{', …' * (len(values) > MOST_VALUES)}" for name, values in each]
+    return f"; its trials have {' and '.join(texts)}" if texts else ""
 
 
 def _flops(trial: Trial, row: Mapping[str, Any]) -> int:
@@ -218,9 +257,9 @@ def _parent(row: Mapping[str, Any], *, needs_state: bool) -> ParentTrial:
     for kind, name in (("weights", WEIGHTS), ("state", STATE))[: 1 + needs_state]:
         recorded = row[f"{kind}_sha256"]
         if not (attempt / name).exists():
-            raise InputError(f"{row['trial_id']} has no {name} (run it again with --retry ok)")
+            raise NotMadeError(f"{row['trial_id']} has no {name}", ["ok"])
         if isinstance(recorded, str):
-            check_sha256(attempt / name, recorded)
+            _check_unchanged(attempt / name, recorded)
         hashes[kind] = recorded if isinstance(recorded, str) else sha256_of(attempt / name)
     trial = trial_of(attempt)
     if (reason := getattr(trial.spec, "changed_form", None)) is not None:

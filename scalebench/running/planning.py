@@ -15,6 +15,7 @@ from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
 from scalebench.running.devices import device_kind
+from scalebench.running.exclusions import with_exclusions
 from scalebench.running.parents import ParentTrial, find_parents, inherited
 from scalebench.running.shipped import find_study
 from scalebench.study import DataSpec, Study, Trial, trial_id
@@ -73,7 +74,7 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
             and study.parents is None
             and not any(line.startswith(("model.family", "data.source")) for line in lines)
         ):
-            lines += [line for _, line in _resolved(study, [None]) if line]
+            lines += [line for *_, line in _resolved(study, [None]) if line]
     if study is None or lines:
         raise StudyError([f"{path}: {line}" for line in lines])
     return study.read_from(path, settings)
@@ -121,13 +122,19 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
     Raises ``StudyError`` for points and parents that cannot be.
     """
     trials: dict[str, PlannedTrial] = {}
-    lines: list[str] = []
-    for planned, line in _resolved(study, find_parents(study, Path(results))):
+    refused: dict[str, list[Mapping[str, Any]]] = {}
+    accepted: list[Mapping[str, Any]] = []
+    for planned, point, line in _resolved(study, find_parents(study, Path(results))):
         if planned is None:
-            lines.append(line)
+            refused.setdefault(line, []).append(point)
         else:
+            accepted.append(point)
             trials.setdefault(planned.trial_id, planned)
+    lines = with_exclusions(refused, accepted)
     lines += _checkpoint_lines(study, trials.values())
+    if study.run.ensemble is not None and study.workload != "training":
+        able = f"trials of the workload {study.workload!r} run one by one; leave it out"
+        lines.append(f"run.ensemble: {able} (given {study.run.ensemble})")
     if not trials and not lines:
         lines.append("exclude: every combination is excluded; nothing is left to run")
     if lines:  # seeds and rates have the same ones
@@ -151,15 +158,17 @@ def _checkpoint_lines(study: Study, trials: Iterable[PlannedTrial]) -> Iterator[
         yield f"run.checkpoint_steps: {max(steps)} is beyond the {shortest} steps of the shortest trial"
 
 
-def _resolved(study: Study, parents: Sequence[ParentTrial | None]) -> Iterator[tuple[PlannedTrial | None, str]]:
-    """Yield each point's trial, or None and the reason why it cannot be planned."""
+def _resolved(
+    study: Study, parents: Sequence[ParentTrial | None]
+) -> Iterator[tuple[PlannedTrial | None, Mapping[str, Any], str]]:
+    """Yield each point's trial with the point, or None in its place and the reason why it cannot be planned."""
     for parent, point in product(parents, study.points()):
         try:
-            yield resolve(study.workload, point, parent), ""
+            yield resolve(study.workload, point, parent), point, ""
         except InputError as error:
-            yield None, str(error)
+            yield None, point, str(error)
         except DataError as error:
-            yield None, f"data: {error}"
+            yield None, point, f"data: {error}"
 
 
 def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | None = None) -> PlannedTrial:

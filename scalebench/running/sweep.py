@@ -20,6 +20,7 @@ from scalebench.running.attempts import Attempts, resources_of
 from scalebench.running.claims import Observer, driving, last_claim
 from scalebench.running.engines import find_engine
 from scalebench.running.engines.base import Tick, no_tick
+from scalebench.running.ensembles import grouped
 from scalebench.running.planning import PlannedTrial, plan
 from scalebench.store.plans import joined_plans, replaced_plan
 from scalebench.study import Study
@@ -129,9 +130,10 @@ def execute(
         while pending:
             rows, free = _look(sweep, pending, observer)
             attempts = Attempts(sweep.study_dir, study, sweep.planned, driver, keep_order=order != "auto")
-            for planned, claim in in_order(free, order):
-                attempts.add(planned, claim)
-            here = _records(sweep, attempts.run(partial(placing.place, jobs=jobs, tick=tick)))
+            coming = {planned.trial_id: (planned, claim) for planned, claim in in_order(free, order)}
+            for ids in grouped((planned for planned, _ in coming.values()), study, engine).batches:
+                attempts.add_batch([coming[trial_id] for trial_id in ids])
+            here = _records(sweep, attempts.run(partial(placing.place, jobs=jobs), tick))
             for row in chain(rows, here):
                 del pending[row["trial_id"]]
                 yield row

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from scalebench.running import processes
 from scalebench.running.limits import limit_memory, with_smaller_micro_batches
+from scalebench.running.members import members_of, run_members
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record
@@ -45,14 +46,17 @@ def main(folder: str) -> int:
     header = read_header(attempt)
     placement = settle(attempt, header)
     if header["resources"]["processes"] > 1:
-        status = run_processes(attempt, header, placement)
+        ends = [(attempt, run_processes(attempt, header, placement))]
+    elif len(members_of(attempt)) > 1:
+        ends = run_members(attempt, placement, started, write_end)
     else:
-        status = run_trial(attempt, header, placement)
-    if status in SETTLED:
-        from scalebench.workloads.resuming import delete_snapshots
+        ends = [(attempt, run_trial(attempt, header, placement))]
+    for ended, status in ends:
+        if status in SETTLED:
+            from scalebench.workloads.resuming import delete_snapshots
 
-        delete_snapshots(attempt.parent)
-    return 0 if status == "ok" else 1
+            delete_snapshots(ended.parent)
+    return 0 if all(status == "ok" for _, status in ends) else 1
 
 
 def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> str:
@@ -64,12 +68,7 @@ def run_trial(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
 
 def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> dict[str, Any]:
     """Run one trial and return its record; what it measured sample by sample is written to the attempt's folder."""
-    from scalebench.measure.environment import environment, environment_file
-    from scalebench.workloads import read_trial
-    from scalebench.workloads.recorder import Recorder
-
-    trial, recorder = read_trial(header["trial"]), Recorder(attempt, header, placement)
-    write_json(attempt / "environment.json", environment_file(trial.device_kind))
+    trial, recorder = started(attempt, header, placement)
     limit_memory(header.get("memory_limit_bytes"))
     outcome = attempt_trial(trial, recorder)
     # One of several processes cannot change alone what all of them do.
@@ -81,9 +80,35 @@ def trial_row(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) 
         recorder.columns["accumulation"] = trial.spec.accumulation
     if not recorder.columns.get("resumed_from_step"):  # else most of the trial's time was another process'
         recorder.columns["wall_time_s"] = recorder.age_s()
+    return finished_row(trial, recorder, outcome)
+
+
+def started(attempt: Path, header: dict[str, Any], placement: dict[str, Any]) -> tuple[Trial, Recorder]:
+    """Return an attempt's trial with its recorder, and write its ``environment.json``."""
+    from scalebench.measure.environment import environment_file
+    from scalebench.workloads import read_trial
+    from scalebench.workloads.recorder import Recorder
+
+    trial = read_trial(header["trial"])
+    write_json(attempt / "environment.json", environment_file(trial.device_kind))
+    return trial, Recorder(attempt, header, placement)
+
+
+def finished_row(trial: Trial, recorder: Recorder, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a trial with its outcome, the environment, and who else ran."""
+    from scalebench.measure.environment import environment
+
     recorder.columns |= recorder.exclusivity()
     row = recorder.columns | environment(trial.device_kind) | outcome
     return row | {"invalid_reason": invalid_reason(row)}
+
+
+def write_end(trial: Trial, recorder: Recorder, error: Exception | None) -> str:
+    """Write the record of a trial that was trained together with others, and return its status."""
+    recorder.columns["ensemble_time_s"] = recorder.age_s()
+    row = finished_row(trial, recorder, {"status": "ok"} if error is None else error_columns(error))
+    write_record(recorder.attempt, row)
+    return str(row["status"])
 
 
 def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
@@ -98,12 +123,17 @@ def attempt_trial(trial: Trial, recorder: Recorder) -> dict[str, Any]:
         WORKLOADS[trial.workload].run(trial, recorder)
     # The boundary of a trial: any error of a model, its data or a compiler becomes a row; stderr.log has the traceback.
     except Exception as error:  # noqa: BLE001
-        traceback.print_exception(error)
-        message = str(error).strip()[:2000]
-        outcome = {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
+        outcome = error_columns(error)
     if outcome["status"] == "oom":
         recorder.columns |= peak_columns(torch.device(trial.device_kind))
     return outcome
+
+
+def error_columns(error: Exception) -> dict[str, Any]:
+    """Return the columns of a trial that an exception ended, and print its traceback."""
+    traceback.print_exception(error)
+    message = str(error).strip()[:2000]
+    return {"status": status_of(error), "error_class": type(error).__name__, "error_message": message}
 
 
 def status_of(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -48,6 +49,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_safe(value: Any) -> Any:
+    """Return a value of plain types, with null for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(name): json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    plain = value.item() if type(value).__module__ == "numpy" else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def write_json(path: Path, value: Any) -> None:

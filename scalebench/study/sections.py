@@ -22,6 +22,7 @@ from scalebench.study.axes import Axis, Count, Finite, Fraction, Name, Samples, 
 
 MEMORY = ("tracked", "allocator")
 ON_OOM = ("end", "accumulate")
+MOST_TOGETHER = 1024  # trials of one ensemble
 
 
 class Section(BaseModel):
@@ -95,6 +96,9 @@ class RunSection(Section):
     # How memory is split by category: by torch's MemTracker over two more steps, or from the sizes of the tensors and
     # the CUDA allocator's peak, without another step.
     memory: Annotated[str, one_of(MEMORY)] = "tracked"
+    # Train up to so many trials that differ in seed, learning rate or weight decay only together in one process, where
+    # that is faster: their losses are those of training one by one, their times and memory are not measured.
+    ensemble: Annotated[int, Field(ge=2, le=MOST_TOGETHER)] | None = None
     share_device: bool = False  # let trials (with --jobs) run on a GPU at the same time: their times are not exclusive
 
 

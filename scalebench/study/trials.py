@@ -14,6 +14,9 @@ SCHEMA = 2
 LATER: Mapping[str, Any] = {
     "processes": 1, "parallel": "none", "gradient_sums": False, "head": "own", "pooling": None, "head_classes": None,
 }  # fmt: skip
+# How the validation samples of a source are drawn, by the source's kind ("text" of "text:PATH"): 1 where none stands
+# here. Whoever changes what is drawn raises the number, so that losses of before and after are of different trials.
+VALIDATION_DRAWS: Mapping[str, int] = {}
 Scalar = bool | int | float | str | None
 
 
@@ -67,9 +70,13 @@ class Batching(Protocol):
 def trial_id(trial: Trial) -> str:
     """Return the first 16 hex digits of SHA-256 over the trial's canonical JSON: sorted keys, no white space.
 
-    What ``LATER`` names is left out at the value that stands there, so that earlier trials keep their ids.
+    What ``LATER`` names is left out at the value that stands there, and the first way of drawing validation samples
+    (``VALIDATION_DRAWS``), so that earlier trials keep their ids.
     """
     values = trial.model_dump()
+    drawn = VALIDATION_DRAWS.get(trial.data.source.partition(":")[0], 1)
+    if drawn > 1:
+        values["data"]["validation_draw"] = drawn
     values["spec"] = {name: value for name, value in values["spec"].items() if LATER.get(name, ()) != value}
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

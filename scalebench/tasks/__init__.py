@@ -8,7 +8,7 @@ from scalebench.tasks.language import COLUMNS as LANGUAGE_COLUMNS
 from scalebench.tasks.language import BalancedNextToken, NextToken
 from scalebench.tasks.masked import COLUMNS as MASKED_COLUMNS
 from scalebench.tasks.masked import MaskedPairs
-from scalebench.tasks.regression import Regression, SetRegression, regression
+from scalebench.tasks.regression import GaussianTask, Regression, SetRegression, regression
 from scalebench.tasks.scores import COLUMNS as SCORE_COLUMNS
 from scalebench.tasks.text_classes import TextClasses
 from scalebench.tasks.transduction import COLUMNS as TRANSDUCTION_COLUMNS
@@ -21,6 +21,7 @@ __all__ = [
     "BalancedNextToken",
     "Batch",
     "Classification",
+    "GaussianTask",
     "GivesLogits",
     "LossAlone",
     "MaskedPairs",

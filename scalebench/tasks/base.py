@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scalebench.data.text import Text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +27,11 @@ class Task(Protocol):
     @property
     def floor_nats(self) -> float | None:
         """Irreducible loss, or None if unknown."""
+
+    @property
+    def least_nats(self) -> float:
+        """The least loss that a sample can have."""
+        ...
 
     @property
     def tokens_per_sample(self) -> int | None:
@@ -75,6 +83,11 @@ class GivesLogits(Task, Protocol):
 class MeanLoss:
     """Base of tasks whose training loss is the mean over samples."""
 
+    @property
+    def least_nats(self) -> float:
+        """The least loss that a sample can have: 0 for a cross-entropy."""
+        return 0.0
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each sample, (B,)."""
         raise NotImplementedError
@@ -82,6 +95,24 @@ class MeanLoss:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean of ``losses``, ()."""
         return self.losses(model, batch).mean()
+
+
+@dataclass(frozen=True)
+class OnText(MeanLoss):
+    """Base of tasks whose samples are ``sequence_length`` tokens of a text, special tokens included."""
+
+    text: Text
+    sequence_length: int
+    batch_size: int
+    seed: int
+    validation_fraction: float
+    validation_samples: int
+    floor_nats: float | None = None
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """T."""
+        return self.sequence_length
 
 
 class LossAlone(MeanLoss):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,15 @@ from numpy.typing import NDArray
 from scalebench.data.images import Images, Labels, Pixels
 from scalebench.data.synthetic import generator
 from scalebench.study import Batching, DataSpec
-from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
-from scalebench.tasks.scores import class_scores
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch
+from scalebench.tasks.scores import OneClass
 
 # Normalises bytes to about zero mean and unit standard deviation, the same for every source.
 _CENTRE, _SPREAD = 127.5, 63.75
 
 
 @dataclass(frozen=True)
-class Classification(MeanLoss):
+class Classification(OneClass):
     """Classify images. Images smaller than ``image_size`` are enlarged bilinearly."""
 
     images: Images
@@ -65,38 +61,6 @@ class Classification(MeanLoss):
         if self.images.size != self.image_size:
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear")
         return images, torch.from_numpy(labels)
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits of each image's class, (B, classes)."""
-        logits: Tensor = model(batch[0])
-        return logits
-
-    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the logits (B, classes) and the training loss (), of one forward pass."""
-        from torch.nn import functional as F
-
-        logits = self.logits(model, batch)
-        return logits, F.cross_entropy(logits.float(), batch[1])
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy of each image, (B,)."""
-        from torch.nn import functional as F
-
-        images, labels = batch
-        return F.cross_entropy(model(images).float(), labels, reduction="none")
-
-    def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the loss, the label and the predicted class of each image."""
-        from torch.nn import functional as F
-
-        images, labels = batch
-        logits = model(images).float()
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
-
-    def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return accuracy, and macro precision, recall and F1."""
-        return class_scores(judged["label"], judged["predicted"])
 
 
 def classification(

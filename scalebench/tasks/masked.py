@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from scalebench.data.pairs import Boundaries, Bytes, boundaries, spread
 from scalebench.data.synthetic import generator
-from scalebench.data.text import Text, split
+from scalebench.data.text import split
 from scalebench.store import Column
-from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, MeanLoss
+from scalebench.tasks.base import TRAINING, VALIDATION, VALIDATION_BATCH, Batch, OnText
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,25 +64,12 @@ def mask(tokens: Integers, symbols: int, rng: np.random.Generator) -> tuple[Inte
 
 
 @dataclass(frozen=True)
-class MaskedPairs(MeanLoss):
+class MaskedPairs(OnText):
     """Masked tokens and next-sentence prediction; the loss is the sum of both cross-entropies.
 
     In half of the pairs the second passage follows the first. Training masks depend on seed and step, validation masks
     are fixed. Training and validation passages come from different documents.
     """
-
-    text: Text
-    sequence_length: int
-    batch_size: int
-    seed: int
-    validation_fraction: float
-    validation_samples: int
-    floor_nats: float | None = None
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """T, including special tokens."""
-        return self.sequence_length
 
     @property
     def samples_per_epoch(self) -> float:
@@ -125,6 +112,17 @@ class MaskedPairs(MeanLoss):
             rows = slice(start, start + VALIDATION_BATCH)
             yield tuple(torch.from_numpy(part[rows]) for part in whole), clusters[rows]
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of each masked token, (B, M, V): every pair has as many, and no others are predicted."""
+        return _of_masked(model(*batch[:2])[0], batch[2])
+
+    def logits_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits of the masked tokens (B, M, V) and the training loss (), both objectives, of one pass."""
+        inputs, segments, labels, follows = batch[:4]
+        outputs = model(inputs, segments)
+        masked_loss, next_loss = _both(outputs, labels, follows)
+        return _of_masked(outputs[0], labels), (masked_loss + next_loss).mean()
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum of both losses of each pair, (B,)."""
         inputs, segments, labels, follows = batch
@@ -166,6 +164,11 @@ def _validation(task: MaskedPairs) -> tuple[Integers, ...]:
     side = task.side(held_out=True)
     first = spread(side, task.validation_samples)
     return *task._pairs(side, first, generator(VALIDATION, 0)), side.documents[first]
+
+
+def _of_masked(symbols: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits (B, M, V) at the M masked places of each row, of those (B, T, V) of all places."""
+    return symbols[labels != IGNORED].view(len(labels), -1, symbols.size(-1))
 
 
 def _both(outputs: tuple[Tensor, Tensor], labels: Tensor, follows: Tensor) -> tuple[Tensor, Tensor]:

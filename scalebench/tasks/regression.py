@@ -53,6 +53,20 @@ class GaussianTask(LossAlone):
         """Entropy of the noise in nats per output."""
         return noise_entropy(self.noise_std)
 
+    @property
+    def least_nats(self) -> float:
+        """Loss of a sample whose outputs are exact, log(2 pi s^2)/2: negative for little noise."""
+        return 0.5 * math.log(2 * math.pi * self.noise_std**2)
+
+    def zero_nats(self) -> float:
+        """Return the loss of outputs of 0 on the held-out sample."""
+        import torch
+
+        losses = [
+            gaussian_losses(torch.zeros_like(targets), targets, self.noise_std) for (_, targets), _ in self.validation()
+        ]
+        return float(torch.cat(losses).mean())
+
     def check(self) -> None:
         """Do nothing: any shape can be drawn."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +11,13 @@ from numpy.typing import NDArray
 from scalebench.data.corpus import Tokens
 from scalebench.data.labelled import LabelledText
 from scalebench.data.synthetic import generator
-from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, MeanLoss
+from scalebench.tasks.base import TRAINING, VALIDATION_BATCH, Batch, OnText
 from scalebench.tasks.masked import SPECIALS
-from scalebench.tasks.scores import class_scores
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from scalebench.tasks.scores import OneClass
 
 
 @dataclass(frozen=True)
-class TextClasses(MeanLoss):
+class TextClasses(OneClass, OnText):
     """Classify pieces of labelled text, every class as often; without knowledge the loss is the log of their number.
 
     A sample has ``sequence_length`` tokens: a piece of text or, where ``specials`` is True, [CLS] piece [SEP] with a
@@ -29,23 +25,17 @@ class TextClasses(MeanLoss):
     """
 
     text: LabelledText
-    specials: bool
-    sequence_length: int
-    batch_size: int
-    seed: int
-    validation_fraction: float
-    validation_samples: int
-    floor_nats: float | None = None
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """T, including special tokens."""
-        return self.sequence_length
+    specials: bool = field(kw_only=True)
 
     @property
     def samples_per_epoch(self) -> float:
         """Pieces with as many bytes as the training text."""
         return self.text.training_tokens(self.validation_fraction) / self._span
+
+    @property
+    def inputs(self) -> int:
+        """Tokens, and with special tokens also segments."""
+        return 1 + self.specials
 
     @property
     def _span(self) -> int:
@@ -84,23 +74,3 @@ class TextClasses(MeanLoss):
                        for name in ("[CLS]", "[SEP]"))  # fmt: skip
         tokens = torch.cat([first, tokens, last], dim=1)
         return tokens, torch.zeros_like(tokens), torch.from_numpy(labels)
-
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy of each piece, (B,)."""
-        from torch.nn import functional as F
-
-        *inputs, labels = batch
-        return F.cross_entropy(model(*inputs).float(), labels, reduction="none")
-
-    def judge(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the loss, the class and the predicted class of each piece."""
-        from torch.nn import functional as F
-
-        *inputs, labels = batch
-        logits = model(*inputs).float()
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        return {"loss_nats": loss, "label": labels, "predicted": logits.argmax(1)}
-
-    def metrics(self, judged: Mapping[str, NDArray[np.float64]]) -> Mapping[str, float]:
-        """Return accuracy, and macro precision, recall and F1."""
-        return class_scores(judged["label"], judged["predicted"])

@@ -178,6 +178,22 @@ def check_served(request: Request, values: Mapping[str, Any], table: str) -> Non
         raise InputError(f"{table}.precision: float16 needs a GPU; bfloat16 is the 16-bit format on a CPU")
 
 
+def check_parent(request: Request, activity: str) -> None:
+    """Raise ``InputError`` for a trial without a parent, or one that is to continue the parent's run."""
+    if request.parent is None:
+        raise InputError(f"from: {activity} starts from a trained model; add a [from] table that names its study")
+    if request.continues:
+        raise InputError(
+            f"from.optimizer_state: {activity} does not continue the parent's run; leave it out, or use "
+            "workload = 'training'"
+        )
+
+
+def classes_of(config: Any) -> int:
+    """Return how many classes a model chooses from."""
+    return next(int(getattr(config, name)) for name in ("vocab_size", "classes", "outputs") if hasattr(config, name))
+
+
 def spec_columns(spec: type[Table]) -> tuple[Column, ...]:
     """Return the columns that a Spec's own fields become; their meaning is the fields' description."""
     return tuple(Column(name, "", field.description or "") for name, field in spec.model_fields.items())

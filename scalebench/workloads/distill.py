@@ -14,8 +14,9 @@ from scalebench.store import Column
 from scalebench.study import Trial, trial_id
 from scalebench.tasks import GivesLogits, Task
 from scalebench.workloads import effect, training
-from scalebench.workloads.base import Cost, Decided, Request, step_flops
-from scalebench.workloads.distill_spec import DistillSection, DistillSpec, classes_of
+from scalebench.workloads.base import Cost, Decided, Request, classes_of, step_flops
+from scalebench.workloads.derived import TRAINING_COLUMNS, decided_as_training
+from scalebench.workloads.distill_spec import DistillSection, DistillSpec
 from scalebench.workloads.training_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ SUMMARY = "train a student on the predictions of a model of another study"
 TABLE = "distill"
 TAKES_WEIGHTS = False  # of [from]: a student starts from initial weights
 KEEPS = ("weights_sha256",)
-IMPLEMENTATIONS = ("eager", "sdpa", "compile")  # those that give logits to a loss of their own
 OWN = ("soft_weight", "temperature", "top_k")
 
 Section = DistillSection
@@ -39,7 +39,7 @@ COLUMNS = (
     Column("total_flops", "FLOP", "FLOPs of the student's training and of the teacher's forward passes"),
     Column("stored_bytes", "B", "size of the teacher's stored log-probabilities; null where the teacher runs along"),
     Column("store_time_s", "s", "time in which the teacher computed what is stored, before the first step"),
-    *(column for column in training.COLUMNS if column.name != "state_sha256"),
+    *TRAINING_COLUMNS,
 )
 
 
@@ -51,10 +51,7 @@ def decide(request: Request) -> Decided:
     values = dict(request.values)
     own = {name: values.pop(name, None) for name in OWN}
     budget = {key: values.pop(key) for key in ("flops",) if key in values}
-    try:
-        decided = training.decide(replace(request, values=values))
-    except InputError as error:
-        raise InputError([line.replace("train.", "distill.", 1) for line in error.lines]) from error
+    decided = decided_as_training(request, values, TABLE, "distillation")
     train: dict[str, Any] = dict(decided.spec)
     _check_method(train)
     teacher_counts = _check_teacher(request, teacher, decided)
@@ -67,11 +64,8 @@ def decide(request: Request) -> Decided:
 
 def _check_method(train: dict[str, Any]) -> None:
     """Raise ``InputError`` where a student cannot be trained so."""
-    if train["processes"] > 1:
-        raise InputError(f"distill.processes: {train['processes']}: distillation runs in one process")
-    if train["implementation"] not in IMPLEMENTATIONS:
-        reason = f"distillation needs logits, which {', '.join(IMPLEMENTATIONS)} give"
-        raise InputError(f"distill.implementation: {train['implementation']}: {reason}")
+    if train["graph"] == "step":
+        raise InputError('distill.graph: "step": the teacher is no part of a captured step; use "blocks"')
 
 
 def _learned(own: dict[str, Any], decided: Decided) -> dict[str, Any]:
@@ -125,7 +119,7 @@ def _check_reads(teacher: Trial, config: Any, request: Request, spec: TrainSpec,
     if not isinstance(request.data, family.TAKES):
         raise InputError(f"it cannot read {source!r}; let the student have the teacher's source")
     task = family.task(config, request.data, request.about, spec)
-    if not isinstance(task, GivesLogits):
+    if not (isinstance(task, type(student)) or isinstance(student, type(task))):  # a mixture's task is gpt's and more
         raise InputError(f"it predicts something else than {request.family_name}")
     sizes = [getattr(each, "image_size", None) for each in (task, student)]
     if sizes[0] != sizes[1]:

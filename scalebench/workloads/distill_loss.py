@@ -81,6 +81,11 @@ class Distilled:
         return self.inner.floor_nats
 
     @property
+    def least_nats(self) -> float:
+        """That of a cross-entropy and of a divergence."""
+        return 0.0
+
+    @property
     def tokens_per_sample(self) -> int | None:
         """The task's."""
         return self.inner.tokens_per_sample

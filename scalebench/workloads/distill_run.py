@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from scalebench.study import Trial
 from scalebench.tasks import GivesLogits, Task
-from scalebench.workloads.building import build_model, configuration
+from scalebench.workloads.building import build_model
+from scalebench.workloads.derived_run import DerivedRun
 from scalebench.workloads.distill_loss import Distilled
-from scalebench.workloads.distill_spec import DistillSpec, classes_of
+from scalebench.workloads.distill_spec import DistillSpec
 from scalebench.workloads.distill_teacher import RunningTeacher, StoredTeacher, load_teacher, store
-from scalebench.workloads.effect import Before, effect_columns
+from scalebench.workloads.effect import Before, bytes_columns, effect_columns
+from scalebench.workloads.guessing import guess_nats
 from scalebench.workloads.loop import Validation, check_risen, validate
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.training_run import TrainingRun
-from scalebench.workloads.weights import save_weights
 
 
 def run(trial: Trial, recorder: Recorder) -> None:
@@ -36,7 +34,7 @@ def run(trial: Trial, recorder: Recorder) -> None:
             distillation.teacher.remove()
 
 
-class DistillRun(TrainingRun):
+class DistillRun(DerivedRun):
     """A distillation trial under way. ``task`` is the student's own; ``teacher`` is None where λ is 0."""
 
     spec: DistillSpec
@@ -99,18 +97,15 @@ class DistillRun(TrainingRun):
         """Return the columns of the validation, and the student's loss, bytes and time beside the teacher's."""
         teacher = self.load_teacher(running.device)  # again where it was stored: it is not in memory while training
         before = Before(teacher, self.teacher_validation, self.task, self.spec, running.device)
-        return super().outcome(running, validation) | effect_columns(before, running.module, validation=validation)
+        measured = effect_columns(before, running.module, validation=validation)
+        # What is kept is the model that was optimised, not a 16-bit copy that computes.
+        return super().outcome(running, validation) | measured | bytes_columns(before, running.model)
 
-    def check_risen(self, validation: Validation) -> None:
+    def check_risen(self, task: Task, validation: Validation) -> None:
         """Raise ``Diverged`` when either loss ended far above that of the first step, or of a uniform guess if higher.
 
         A divergence from a teacher of nearly uniform predictions begins near 0 and says nothing about the rest.
         """
         assert self.losses is not None
-        first = max(float(self.losses[0]), math.log(classes_of(configuration(self.trial))))
+        first = max(float(self.losses[0]), guess_nats(self.trial, task))
         check_risen(first, training=self.columns["train_loss_nats"], validation=validation.loss_nats)
-
-    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
-        """Write the weights; a distillation run is not continued."""
-        columns: dict[str, Any] = self.columns
-        columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(model, self.recorder.attempt)

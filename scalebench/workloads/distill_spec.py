@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -46,8 +46,3 @@ class DistillSpec(TrainSpec):
     def teacher_step_flops(self) -> int:
         """FLOPs of the teacher's forward pass of a batch; 0 where nothing is learned of it."""
         return self.teacher_forward_flops * self.batch_size if self.soft_weight else 0
-
-
-def classes_of(config: Any) -> int:
-    """Return how many classes a model chooses from."""
-    return next(int(getattr(config, name)) for name in ("vocab_size", "classes", "outputs") if hasattr(config, name))

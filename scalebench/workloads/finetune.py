@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from scalebench.errors import InputError
 from scalebench.store import Column
 from scalebench.workloads import training
-from scalebench.workloads.base import PLAIN, Decided, Request
+from scalebench.workloads.base import PLAIN, Decided, Request, check_parent
+from scalebench.workloads.derived import TRAINING_COLUMNS, decided_as_training
 from scalebench.workloads.finetune_spec import FinetuneSection, FinetuneSpec
 from scalebench.workloads.heads import counts_with_head, decided_head
 from scalebench.workloads.training_spec import TrainSection
@@ -41,25 +42,17 @@ COLUMNS = (
     Column("old_loss_nats", "nat", "loss on the parent's held-out sample after the last step"),
     Column("old_loss_se_nats", "nat", "standard error of old_loss_nats, clustered by document or chain"),
     Column("forgetting_nats", "nat", "old_loss_nats minus old_loss_before_nats"),
-    *(column for column in training.COLUMNS if column.name != "state_sha256"),
+    *TRAINING_COLUMNS,
 )
 
 
 def decide(request: Request) -> Decided:
     """Decide a trial as training does, which weights are trained, and the head. It is a new run: steps count from 0."""
-    if request.parent is None:
-        raise InputError("from: fine-tuning starts from a trained model; add a [from] table that names its study")
-    if request.continues:
-        raise InputError("from.optimizer_state: fine-tuning is a new run; leave it out, or use workload = 'training'")
+    check_parent(request, "fine-tuning")
     values = dict(request.values)
     own = {name: values.pop(name, None) for name in set(FinetuneSection.model_fields) - set(TrainSection.model_fields)}
-    try:
-        decided = training.decide(replace(request, values=values))
-    except InputError as error:
-        raise InputError([line.replace("train.", "finetune.", 1) for line in error.lines]) from error
+    decided = decided_as_training(request, values, TABLE, "fine-tuning")
     spec = dict(decided.spec)
-    if spec["processes"] > 1:
-        raise InputError(f"finetune.processes: {spec['processes']}: fine-tuning runs in one process")
     head = decided_head(request, own)
     chosen = FinetuneSpec.model_construct(**spec, **_method(request, decided.config, spec, own), **head)
     if chosen.head != "own" and chosen.implementation not in PLAIN:

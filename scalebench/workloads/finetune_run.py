@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from scalebench.families import FAMILIES
 from scalebench.measure import memory
@@ -16,14 +15,14 @@ from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads.building import configuration, planned_data
 from scalebench.workloads.classifier import Classifier, with_head
+from scalebench.workloads.derived_run import DerivedRun
 from scalebench.workloads.finetune_spec import FinetuneSpec
 from scalebench.workloads.heads import counts_with_head, task_of
 from scalebench.workloads.loop import Validation, validate
 from scalebench.workloads.lora import adapt, merge, trainable
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.training_run import TrainingRun, size_columns
-from scalebench.workloads.weights import save_weights
+from scalebench.workloads.training_columns import size_columns
 
 
 def run(trial: Trial, recorder: Recorder) -> None:
@@ -35,7 +34,7 @@ def run(trial: Trial, recorder: Recorder) -> None:
         finetuning.save_samples()
 
 
-class FinetuneRun(TrainingRun):
+class FinetuneRun(DerivedRun):
     """A fine-tuning trial under way. ``old_task`` has the held-out sample of the parent."""
 
     spec: FinetuneSpec
@@ -98,9 +97,8 @@ class FinetuneRun(TrainingRun):
         gradients = 4 * trainable(running.model)
         return memory.held_columns(running.model, running.optimizer, peak, gradient_bytes=gradients)
 
-    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
-        """Write the weights, merged, under the family's own names; a fine-tuning run is not continued."""
+    def kept(self, model: nn.Module) -> nn.Module:
+        """Return a copy in which LoRA's products are added to their matrices."""
         merged = copy.deepcopy(model)
         merge(merged)
-        columns: dict[str, Any] = self.columns
-        columns["weights_sha256"], columns["weights_file_bytes"] = save_weights(merged, self.recorder.attempt)
+        return merged

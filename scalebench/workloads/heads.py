@@ -73,7 +73,7 @@ def decided_head(request: Request, values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, LabelledText):
         sources = ", ".join(source for source in source_names() if source.partition(":")[0] in LABELLED)
         raise InputError(
-            f"finetune.head: 'classes' needs labels, which {request.about.source!r} has none of; with labels: {sources}"
+            f"finetune.head: 'classes' needs labels, and {request.about.source!r} has none; with labels: {sources}"
         )
     body, classes = BODIES[name], values.get("head_classes") or len(data.names)
     pooling = values.get("pooling") or body.poolings[0]
@@ -111,4 +111,5 @@ def task_of(trial: Trial, config: Any, data: Data) -> Task:
     specials = BODIES[trial.family].specials
     check_sequences(data.vocab_size + len(SPECIALS) * specials, config.vocab_size, spec.sequence_length, config.context)
     shape = (spec.sequence_length, spec.batch_size, spec.seed)
-    return TextClasses(data, specials, *shape, about.validation_fraction, about.validation_samples)
+    sides = (about.validation_fraction, about.validation_samples)
+    return TextClasses(data, *shape, *sides, specials=specials)

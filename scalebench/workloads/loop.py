@@ -143,14 +143,16 @@ def check_finite(losses: Tensor, done: int) -> None:
         raise Diverged(f"the training loss is not finite from step {int(broken[0])} on")
 
 
-def check_risen(first: float, **ends: float) -> None:
+def check_risen(first: float, least: float = 0.0, **ends: float) -> None:
     """Raise ``Diverged`` where a loss at the end, by name, is above ``DIVERGED_FACTOR`` times the ``first`` step's.
 
-    Losses that may be negative or zero have no such ratio: a ``first`` of at most 0 passes.
+    Both are taken from the ``least`` loss that there can be, which of a likelihood of real numbers may be negative.
     """
     for name, loss in ends.items():
-        if first > 0 and loss > DIVERGED_FACTOR * first:
-            above = f"more than {DIVERGED_FACTOR:g} times the {first:.4g} of the first step"
+        if first > least and loss - least > DIVERGED_FACTOR * (first - least):
+            above = f"more than {DIVERGED_FACTOR:g} times as far from {least:.4g} as the {first:.4g} where it began"
+            if not least:
+                above = f"more than {DIVERGED_FACTOR:g} times the {first:.4g} where it began"
             raise Diverged(f"the {name} loss ended at {loss:.4g}, {above}")
 
 

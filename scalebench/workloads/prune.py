@@ -12,7 +12,8 @@ from scalebench.errors import InputError
 from scalebench.families.shrink import units_of, with_units
 from scalebench.store import Column
 from scalebench.workloads import effect, training
-from scalebench.workloads.base import KERNELS, Decided, Request, offering
+from scalebench.workloads.base import KERNELS, Decided, Request, check_parent, offering
+from scalebench.workloads.derived import TRAINING_COLUMNS, decided_as_training
 from scalebench.workloads.prune_spec import UNITS, PruneSection, PruneSpec
 from scalebench.workloads.training_spec import BUDGETS
 
@@ -44,7 +45,7 @@ COLUMNS = (
     Column("tokens_before", "1", "tokens that the unpruned model was trained on, where that was one run from scratch"),
     Column("packed_bytes", "B", "weight_bytes if each pruned matrix is stored as a bit mask and its remaining weights"),
     Column("sparse_kernel", "", "kernel that multiplies by the 2:4 matrices, or why there is no time and size with it"),
-    *(column for column in training.COLUMNS if column.name != "state_sha256"),
+    *TRAINING_COLUMNS,
     *effect.COLUMNS,
 )
 
@@ -59,15 +60,10 @@ def decide(request: Request) -> Decided:
     if not steps:  # a setting without effect would make two trials of one
         with_effect = (*WITHOUT_STEPS, "batch_size") if method in UNITS else WITHOUT_STEPS
         values = {name: value for name, value in values.items() if name in with_effect}
-    try:
-        decided = training.decide(replace(request, values=values | {"steps": steps or 1}))
-    except InputError as error:
-        raise InputError([line.replace("train.", "prune.", 1) for line in error.lines]) from error
+    decided = decided_as_training(request, values | {"steps": steps or 1}, TABLE, "pruning")
     spec = PruneSpec.model_construct(
         **{**dict(decided.spec), "steps": steps}, method=method, density=density, recovery_steps=steps
     )
-    if spec.processes > 1:
-        raise InputError(f"prune.processes: {spec.processes}: pruning runs in one process")
     if method in UNITS:
         return _smaller(request, decided, spec)
     _check_matrices(request, decided.config, method, density)
@@ -76,10 +72,7 @@ def decide(request: Request) -> Decided:
 
 def _check(request: Request, values: dict[str, Any]) -> None:
     """Raise ``InputError`` for what pruning cannot start from, or does not take."""
-    if request.parent is None:
-        raise InputError("from: pruning starts from a trained model; add a [from] table that names its study")
-    if request.continues:
-        raise InputError("from.optimizer_state: pruning does not continue a run; leave it out")
+    check_parent(request, "pruning")
     for budget in BUDGETS:
         if budget in values:
             raise InputError(f"prune.{budget}: {values[budget]}: training after pruning is given as recovery_steps")
@@ -98,7 +91,7 @@ def _smaller(request: Request, decided: Decided, spec: PruneSpec) -> Decided:
     number = round(spec.density * units)
     if number < 1:
         least = 0.5 / units
-        raise InputError(f"prune.density: {spec.density} leaves none of the {units} {kind}; give more than {least:.3g}")
+        raise InputError(f"prune.density: {spec.density} of {units} {kind} rounds to none; give more than {least:.3g}")
     smaller = with_units(config, kind, number)
     counts = request.family.count(smaller, spec.sequence_length)
     return Decided(spec, smaller, counts, starts_as=config)

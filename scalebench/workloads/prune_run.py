@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from scalebench.families import FAMILIES
 from scalebench.families.modules.shrink import importance, largest, shrink
@@ -17,6 +16,7 @@ from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads.batches import to_device
 from scalebench.workloads.building import build_model
+from scalebench.workloads.derived_run import DerivedRun
 from scalebench.workloads.effect import Before, effect_columns, loss_columns, remember
 from scalebench.workloads.loop import Validation
 from scalebench.workloads.prune_kernels import semi_structured_columns
@@ -25,9 +25,8 @@ from scalebench.workloads.prune_sizes import size_columns
 from scalebench.workloads.prune_spec import UNITS, PruneSpec
 from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.running import Running
-from scalebench.workloads.state import rng_state
-from scalebench.workloads.training_run import TrainingRun, initial_model
-from scalebench.workloads.weights import save_weights
+from scalebench.workloads.state import rng_state, samples_seen
+from scalebench.workloads.training_run import initial_model
 
 
 def run(trial: Trial, recorder: Recorder) -> None:
@@ -40,14 +39,18 @@ def run(trial: Trial, recorder: Recorder) -> None:
 
 
 def tokens_before(parent: Trial, folder: Path) -> int | None:
-    """Return the tokens of the parent's training; None where it went on from another or is a checkpoint of its run."""
-    length = parent.spec.get("sequence_length")
-    if parent.workload != "training" or parent.parent is not None or not length or folder.name.startswith("step-"):
+    """Return the tokens that the weights in a folder were trained on; None unless that was one run from scratch.
+
+    A run that continues another from its state counts the samples of both.
+    """
+    length, of = parent.spec.get("sequence_length"), parent.parent
+    if parent.workload != "training" or not length or (of is not None and of.state_sha256 is None):
         return None
-    return int(parent.spec["steps"] * parent.spec["batch_size"] * length)
+    samples = samples_seen(folder)
+    return None if samples is None else samples * int(length)
 
 
-class PruneRun(TrainingRun):
+class PruneRun(DerivedRun):
     """A pruning trial under way. ``before`` is the unpruned model, ``masks`` what remains of matrices that have one."""
 
     spec: PruneSpec
@@ -104,7 +107,3 @@ class PruneRun(TrainingRun):
     def split_columns(self, running: Running, task: Task) -> dict[str, int | str | None]:
         """Return memory by category of the recovery steps; nothing where there are none."""
         return super().split_columns(running, task) if self.spec.steps else {}
-
-    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
-        """Write the weights; a pruning run is not continued."""
-        self.columns["weights_sha256"], self.columns["weights_file_bytes"] = save_weights(model, self.recorder.attempt)

@@ -12,7 +12,7 @@ from scalebench.errors import InputError
 from scalebench.families import Counts
 from scalebench.store import Column
 from scalebench.workloads import effect
-from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request
+from scalebench.workloads.base import SIZE_COLUMNS, STEP_FLOOR_S, Cost, Decided, Request, check_parent
 from scalebench.workloads.quantize_spec import (
     BITS,
     FORMATS,
@@ -57,16 +57,14 @@ COLUMNS = (
 
 def decide(request: Request) -> Decided:
     """Decide scheme, bits and groups; what a scheme has none of is left out, as it would make two trials of one."""
-    if request.parent is None:
-        raise InputError("from: quantisation starts from a trained model; add a [from] table that names its study")
-    if request.continues:
-        raise InputError("from.optimizer_state: quantisation continues no run; leave it out")
+    check_parent(request, "quantisation")
+    assert request.parent is not None
     values = {name: chosen[0] for name, chosen in QuantizeSection().given().items()} | dict(request.values)
     scheme = values["scheme"]
     if values["implementation"] not in request.family.IMPLEMENTATIONS:
         raise InputError(f"quantize.implementation: {request.family_name} has no {values['implementation']!r}")
     if scheme == INT4:
-        _check_int4(request.device)
+        _check_int4()
     parent = request.parent.spec
     length = getattr(parent, "sequence_length", None)
     config, counts = request.configure(length)
@@ -85,11 +83,9 @@ def decide(request: Request) -> Decided:
     return Decided(spec, config, counts)
 
 
-def _check_int4(device: str) -> None:
-    if device == "cuda":
-        raise InputError(f"quantize.scheme: {INT4!r} is for CPUs here; set quantize.device = 'cpu'")
+def _check_int4() -> None:
     if find_spec("torchao") is None:
-        raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which this machine has not: pip install torchao")
+        raise InputError(f"quantize.scheme: {INT4!r} needs torchao, which is not installed: pip install torchao")
 
 
 def _simulated_bits(values: dict[str, Any]) -> int:
@@ -118,7 +114,7 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
     """Refuse a model without a layer that the scheme can convert; layers that it skips make a row invalid later."""
     import torch
 
-    from scalebench.workloads.quantize_convert import convertible, layers
+    from scalebench.workloads.quantize_convert import layers, obstacle
 
     with torch.device("meta"):
         model = request.family.build(config, spec.implementation)
@@ -129,7 +125,8 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
             f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {what}"
         )
     shapes = [tuple(layer.weight.shape) for layer in found.values()]
-    if not any(convertible(shape, spec) for shape in shapes):
+    kinds = ("cpu", "cuda") if request.device == "auto" else (request.device,)
+    if all(obstacle(shape, spec, kind) for shape in shapes for kind in kinds):
         sides = ", ".join(sorted({f"{rows} x {width}" for rows, width in shapes}))
         raise InputError(f"quantize.group_size: {spec.group_size}: {spec.scheme} fits none of the matrices: {sides}")
 

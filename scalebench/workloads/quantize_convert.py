@@ -16,10 +16,10 @@ import torch
 from scalekernels import Unsupported
 from torch import Tensor, nn
 
+from scalebench.workloads import int4
 from scalebench.workloads.lora import matrices
 from scalebench.workloads.quantize_spec import INT4, INT8, INT8_DYNAMIC, SIMULATED, QuantizeSpec
 
-INT4_ROWS = 16  # torch's CPU product takes a multiple of these
 SMALLEST = torch.finfo(torch.float32).eps  # of a scale, as torchao has it: a group of zeros stays zero
 
 
@@ -72,18 +72,12 @@ def layers(model: nn.Module, *, outer: bool) -> dict[str, nn.Linear]:
     return {path: layer for path, layer in named.items() if path in untied.difference(getattr(model, "OUTER", ()))}
 
 
-def convertible(shape: tuple[int, ...], spec: QuantizeSpec) -> bool:
-    """Return whether a scheme can convert a matrix (rows, width)."""
-    return _obstacle(shape, spec) is None
-
-
-def _obstacle(shape: tuple[int, ...], spec: QuantizeSpec) -> str | None:
+def obstacle(shape: tuple[int, ...], spec: QuantizeSpec, kind: str) -> str | None:
+    """Return why a scheme cannot convert a matrix (rows, width) on a kind of device; None if it can."""
     rows, width = shape
     if spec.group_size is not None and width % spec.group_size:
         return f"width {width} is not divisible by the group size {spec.group_size}"
-    if spec.scheme == INT4 and rows % INT4_ROWS:
-        return f"{rows} rows are not a multiple of {INT4_ROWS}"
-    return None
+    return int4.obstacle(rows, kind) if spec.scheme == INT4 else None
 
 
 def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion]:
@@ -93,7 +87,8 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
     """
     model.eval().requires_grad_(requires_grad=False)
     asked = layers(model, outer=spec.outer_layers) if spec.linear_only else {}
-    skipped = {path: reason for path, layer in asked.items() if (reason := _obstacle(layer.weight.shape, spec))}
+    kind = next(model.parameters()).device.type
+    skipped = {path: reason for path, layer in asked.items() if (reason := obstacle(layer.weight.shape, spec, kind))}
     chosen = {path: layer for path, layer in asked.items() if path not in skipped}
     shapes = {path: layer.weight.shape for path, layer in asked.items()}
     tied = tuple(path for path in chosen if _is_tied(model, path))
@@ -107,7 +102,7 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
         by_torchao(model, tuple(chosen), spec)
         skipped |= {path: "skipped by torchao" for path, layer in chosen.items() if not is_quantized(layer.weight)}
     replaced = sum(math.prod(shape) for path, shape in shapes.items() if path not in tied)
-    stored = sum(matrix_bytes(shape, spec) for shape in shapes.values())
+    stored = sum(matrix_bytes(shape, spec, kind) for shape in shapes.values())
     done = tuple(path for path in chosen if path not in skipped)
     params = sum(math.prod(shapes[path]) for path in done) if spec.linear_only else floats * (spec.bits < 32)
     return computing, Conversion(done, skipped, tied, params, each * (floats - replaced) + stored)
@@ -129,16 +124,17 @@ def is_quantized(weight: Tensor) -> bool:
     return hasattr(weight, "__tensor_flatten__")
 
 
-def matrix_bytes(shape: tuple[int, ...], spec: QuantizeSpec) -> int:
-    """Return the bytes of a converted matrix (rows, width) by closed form.
+def matrix_bytes(shape: tuple[int, ...], spec: QuantizeSpec, kind: str) -> int:
+    """Return the bytes of a converted matrix (rows, width) on a kind of device by closed form.
 
-    torchao's int8 has a scale in float32 and a zero point of a byte for each group, its int4 a scale and a zero point
-    in bfloat16. Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
+    torchao's int8 has a scale in float32 and a zero point of a byte for each group; see ``int4`` for its 4 bits.
+    Simulated bits are counted as if packed row by row, with a scale in float32 for each group.
     """
     rows, width = shape
-    groups = rows * (width // (spec.group_size or width))
     if spec.scheme == INT4:
-        return rows * width // 2 + 4 * groups
+        assert spec.group_size is not None
+        return int4.packed_bytes(rows, width, spec.group_size, kind)
+    groups = rows * (width // (spec.group_size or width))
     if spec.scheme in (INT8, INT8_DYNAMIC):
         return rows * width + 5 * groups
     return rows * math.ceil(width * spec.bits / 8) + 4 * groups
@@ -159,18 +155,19 @@ def rounded(weight: Tensor, bits: int, group_size: int | None) -> Tensor:
 
 def by_torchao(model: nn.Module, names: tuple[str, ...], spec: QuantizeSpec) -> None:
     """Convert the named layers by torchao, in place; ``Unsupported`` where this machine cannot."""
-    if spec.scheme == INT4 and next(model.parameters()).device.type != "cpu":
-        raise Unsupported(f"{INT4} is for CPUs here; set quantize.device = 'cpu'")
+    device = next(model.parameters()).device
+    if spec.scheme == INT4:
+        int4.check_device(device)
     try:
         from torchao.quantization import quantize_  # type: ignore[import-untyped]
 
-        config = _config(spec)
+        config = _config(spec, device.type)
     except ImportError as error:
         raise Unsupported(f"{spec.scheme} needs torchao ({error}): pip install torchao") from error
     quantize_(model, config, filter_fn=lambda _, path: path in names)
 
 
-def _config(spec: QuantizeSpec) -> Any:
+def _config(spec: QuantizeSpec, kind: str) -> Any:
     from torchao.quantization import (
         Int8DynamicActivationInt8WeightConfig,
         Int8WeightOnlyConfig,
@@ -179,11 +176,8 @@ def _config(spec: QuantizeSpec) -> Any:
     )
 
     if spec.scheme == INT4:
-        from torchao.prototype.quantization.int4 import (  # type: ignore[import-untyped]
-            PrototypeInt4WeightOnlyConfig,
-        )
-
-        return PrototypeInt4WeightOnlyConfig(group_size=spec.group_size, set_inductor_config=False)
+        assert spec.group_size is not None
+        return int4.config(spec.group_size, kind)
     if spec.scheme == INT8_DYNAMIC:
         return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     granularity = PerRow() if spec.group_size is None else PerGroup(spec.group_size)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scalebench.store import StoreError
 from scalebench.study import Trial
+from scalebench.workloads import int4
 from scalebench.workloads.building import build_model
 from scalebench.workloads.quantize_convert import OneType, convert, is_quantized
 from scalebench.workloads.quantize_spec import INT4
@@ -44,7 +45,7 @@ def save_quantized(model: nn.Module, trial: Trial, attempt: Path) -> tuple[str, 
     path = attempt / QUANTIZED
     tensors = {name: tensor.cpu().contiguous() for name, tensor in inner_tensors(model).items()}
     with replaced(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"layout": layout(trial)})
+        save_file(tensors, str(temporary), metadata={"layout": layout(trial, model)})
     return sha256_of(path), path.stat().st_size
 
 
@@ -60,9 +61,10 @@ def read_quantized(trial: Trial, attempt: Path, device: torch.device) -> nn.Modu
         tensors = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise StoreError(f"{path}: not a quantised model ({str(error).splitlines()[0]})") from error
-    if packed_as != layout(trial):
-        raise StoreError(f"{path}: its weights are packed as {packed_as!r}, and this machine's are {layout(trial)!r}")
-    model, _ = convert(build_model(trial, device), trial.spec)
+    model = build_model(trial, device)
+    if packed_as != (own_layout := layout(trial, model)):
+        raise StoreError(f"{path}: its weights are packed as {packed_as!r}, and this machine's are {own_layout!r}")
+    model, _ = convert(model, trial.spec)
     own = inner_tensors(model)
     if wrong := {name for name in {*own, *tensors} if _form(own.get(name)) != _form(tensors.get(name))}:
         raise StoreError(
@@ -73,9 +75,9 @@ def read_quantized(trial: Trial, attempt: Path, device: torch.device) -> nn.Modu
     return model
 
 
-def layout(trial: Trial) -> str:
-    """Return how the bytes are arranged: torch packs int4 for the instructions of the CPU, all else is plain."""
-    return torch.backends.cpu.get_cpu_capability() if trial.spec.scheme == INT4 else "plain"
+def layout(trial: Trial, model: nn.Module) -> str:
+    """Return how the bytes are arranged: int4 is packed for the device that the model is on, all else is plain."""
+    return int4.layout(next(model.parameters()).device.type) if trial.spec.scheme == INT4 else "plain"
 
 
 def _form(tensor: Tensor | None) -> tuple[Any, ...] | None:

@@ -13,6 +13,7 @@ from scalebench.optim.optimizers import OPTIMIZERS, hidden_matrices
 from scalebench.store import Column
 from scalebench.study import Trial
 from scalebench.tasks import METRIC_COLUMNS
+from scalebench.workloads import ensemble
 from scalebench.workloads.base import (
     DEFAULT_SEQUENCE_LENGTH,
     KERNELS,
@@ -72,6 +73,7 @@ COLUMNS = (
         "resumed_from_step", "1", "steps that earlier, interrupted attempts took; times are of the steps after them"
     ),
     Column("resumed_attempts", "1", "earlier attempts whose steps count"),
+    *ensemble.COLUMNS,
     Column("first_step", "1", "number of the first step: 0, or where the continued run of the parent ended"),
 )
 

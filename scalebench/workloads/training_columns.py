@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scalebench.families import Counts
 from scalebench.measure.clock import warm_mask
+from scalebench.tasks import Task
+from scalebench.workloads.base import step_flops
+from scalebench.workloads.building import count_columns
 from scalebench.workloads.training_spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -47,3 +51,22 @@ def rate_columns(columns: dict[str, Any], spec: TrainSpec, peak_flops_per_s: flo
     if peak_flops_per_s:
         rates["mfu"] = achieved / (peak_flops_per_s * spec.processes)
     return rates
+
+
+def final_loss(losses: torch.Tensor) -> float:
+    """Return the mean training loss of the last twentieth of the steps, of losses (steps,)."""
+    return float(losses[-max(1, len(losses) // 20) :].mean())
+
+
+def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:
+    """Return what the trial's size alone decides; ``samples_before`` were seen by the parent's run."""
+    samples = samples_before + spec.steps * spec.batch_size
+    epochs = samples / task.samples_per_epoch if task.samples_per_epoch else None
+    tokens = samples * task.tokens_per_sample if task.tokens_per_sample else None
+    return count_columns(counts) | {
+        "flops_per_step": step_flops(counts, spec.batch_size),
+        "floor_nats": task.floor_nats,
+        "samples_seen": samples,
+        "tokens_seen": tokens,
+        "epochs_seen": epochs,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from scalekernels import Unsupported
 from torch import nn
 from torch.optim import Optimizer
 
-from scalebench.families import FAMILIES, Counts
+from scalebench.families import FAMILIES
 from scalebench.measure import memory
 from scalebench.measure.clock import StepClock, time_columns
 from scalebench.measure.energy import EnergyMeter
@@ -21,17 +20,17 @@ from scalebench.optim.optimizers import build_optimizer
 from scalebench.study import Trial
 from scalebench.tasks import Task
 from scalebench.workloads import parallel
-from scalebench.workloads.base import KERNELS, step_flops
+from scalebench.workloads.base import KERNELS
 from scalebench.workloads.building import (
     build_model,
     configuration,
-    count_columns,
     load_compiler,
     planned_data,
     usable_device,
 )
 from scalebench.workloads.checkpointing import recompute_blocks
 from scalebench.workloads.checkpoints import add_checkpoint, checkpoint_folder
+from scalebench.workloads.guessing import guess_nats
 from scalebench.workloads.loop import (
     Step,
     Validation,
@@ -46,7 +45,13 @@ from scalebench.workloads.recorder import Recorder
 from scalebench.workloads.resuming import Snapshot, Standing, find_snapshot, write_snapshot
 from scalebench.workloads.running import Running, backward_of
 from scalebench.workloads.state import TrainState, read_state, rng_state, save_state
-from scalebench.workloads.training_columns import RESUMED_ENERGY, rate_columns, samples_frame
+from scalebench.workloads.training_columns import (
+    RESUMED_ENERGY,
+    final_loss,
+    rate_columns,
+    samples_frame,
+    size_columns,
+)
 from scalebench.workloads.training_spec import TrainSpec
 from scalebench.workloads.weights import load_weights, save_weights
 
@@ -86,12 +91,16 @@ class TrainingRun:
         parallel.take_turns(lambda: self.recorder.claim(device))
         model, optimizer = self.prepare(device)
         running = Running(model, optimizer, spec)
-        rng = self.train(running, task)
+        self.conclude(running, task, self.train(running, task))
+
+    def conclude(self, running: Running, task: Task, rng: dict[str, torch.Tensor]) -> None:
+        """Validate the trained model, keep its weights, measure memory by category; ``rng`` is as training left it."""
+        spec, device, model, optimizer = self.spec, running.device, running.model, running.optimizer
         parallel.average_buffers(running.module)
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled anew for these shapes
             validation = validate(running.module, task, spec, device)
         self.columns |= self.outcome(running, validation)
-        self.check_risen(validation)
+        self.check_risen(task, validation)
         peak = self.recorder.peak_flops_per_s(spec.precision)
         self.columns |= rate_columns(self.columns, spec, peak)
         self.columns["checkpoint_bytes"] = memory.checkpoint_bytes(model, optimizer)
@@ -154,7 +163,7 @@ class TrainingRun:
         self.columns |= RESUMED_ENERGY if self.resumed.done else energy.columns()
         self.columns |= time_columns(clock) | memory.peak_columns(device)
         self.columns["skipped_steps"] = skipped if spec.precision == "float16" else None
-        self.columns["train_loss_nats"] = float(losses[-max(1, spec.steps // 20) :].mean())
+        self.columns["train_loss_nats"] = final_loss(losses)
         return rng_state(device)
 
     def resume(self, running: Running, losses: torch.Tensor) -> None:
@@ -236,17 +245,18 @@ class TrainingRun:
         """Return the columns of the validation after the last step."""
         return validation_columns(validation)
 
-    def check_risen(self, validation: Validation) -> None:
+    def check_risen(self, task: Task, validation: Validation) -> None:
         """Raise ``Diverged`` when training or validation loss ended far above the loss of the first step.
 
         The first loss of a trial that starts from trained weights may be as low as its training reached: that of a
-        uniform guess counts if it is higher, and where there are no classes to guess nothing is checked.
+        guess without inputs counts if it is higher.
         """
-        guess = 0.0 if self.trial.parent is None else uniform_guess_nats(self.trial)
-        if self.spec.steps and guess is not None:
+        if self.spec.steps:
             assert self.losses is not None
-            first, training = max(float(self.losses[0]), guess), self.columns["train_loss_nats"]
-            check_risen(first, training=training, validation=validation.loss_nats)
+            first, training = float(self.losses[0]), self.columns["train_loss_nats"]
+            if self.trial.parent is not None:
+                first = max(first, guess_nats(self.trial, task))
+            check_risen(first, task.least_nats, training=training, validation=validation.loss_nats)
 
     def save_samples(self) -> None:
         """Write loss and time of the finished steps to steps.parquet; no times of steps before an interruption."""
@@ -256,12 +266,6 @@ class TrainingRun:
             self.losses[self.checked :] = torch.nan  # those of this process' own rows
         frame = samples_frame(self.losses, times, self.clock.data_times_s(), self.start.step, self.resumed.done)
         self.recorder.save_samples("steps.parquet", frame)
-
-
-def uniform_guess_nats(trial: Trial) -> float | None:
-    """Return the loss of giving all classes of a trial's model the same probability; None where it has no classes."""
-    classes = getattr(trial.spec, "head_classes", None) or trial.model.get("vocab_size") or trial.model.get("classes")
-    return math.log(int(classes)) if classes else None
 
 
 def initial_model(trial: Trial, recorder: Recorder, device: torch.device) -> nn.Module:
@@ -283,17 +287,3 @@ def trainable_device(trial: Trial) -> torch.device:
     if spec.graph == "step" and trial.device_kind == "cpu":
         raise Unsupported('a step is captured as a CUDA graph, which a CPU has none of; use graph = "blocks"')
     return device
-
-
-def size_columns(counts: Counts, task: Task, spec: TrainSpec, samples_before: int = 0) -> dict[str, Any]:
-    """Return what the trial's size alone decides; ``samples_before`` were seen by the parent's run."""
-    samples = samples_before + spec.steps * spec.batch_size
-    epochs = samples / task.samples_per_epoch if task.samples_per_epoch else None
-    tokens = samples * task.tokens_per_sample if task.tokens_per_sample else None
-    return count_columns(counts) | {
-        "flops_per_step": step_flops(counts, spec.batch_size),
-        "floor_nats": task.floor_nats,
-        "samples_seen": samples,
-        "tokens_seen": tokens,
-        "epochs_seen": epochs,
-    }

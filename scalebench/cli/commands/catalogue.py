@@ -43,7 +43,7 @@ def show_catalogue(*, as_json: bool) -> int:
     """Print workloads, families, studies, laws, optimizers and data sources."""
     names = catalogue()
     if as_json:
-        print_json(names)
+        print_json("list", names)
         return 0
     say(*(f"workload {name}: {text}" for name, text in names["workloads"].items()), "")
     for name, family in names["families"].items():
@@ -76,7 +76,7 @@ def show_columns(*, as_json: bool) -> int:
     """Print the columns of records; the fields of a family's [model] stand in a record besides."""
     rows = columns()
     if as_json:
-        print_json({"columns": rows})
+        print_json("list", {"columns": rows})
         return 0
     header = ("column", "unit", "meaning", "workloads")
     cells = [(row["name"], row["unit"], row["meaning"], ", ".join(row["workloads"])) for row in rows]

@@ -25,7 +25,6 @@ from scalebench.analysis.tradeoff import HELD_OUT, by_weights, chain, tradeoff_p
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.points.files import is_results
-from scalebench.points.fit_file import json_safe
 from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import bounded, quantity, significant
 from scalebench.store import left_out_line, of_plans, read_results
@@ -47,7 +46,7 @@ def run_cheapest(
     points = comparable_points(path, where)
     answer = find_cheapest(points, limits)
     if as_json:
-        print_json(json_safe(asdict(answer)))
+        print_json("predict", asdict(answer))
     else:
         print_cheapest(answer, points)
     return 0 if answer.candidates else 2

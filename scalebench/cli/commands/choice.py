@@ -11,8 +11,8 @@ from scalebench.errors import InputError
 from scalebench.laws import FitRefused, choose
 from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_values
-from scalebench.points.roles import column_names, column_options, find_law, law_columns, named_laws
-from scalebench.points.table import read_columns
+from scalebench.points.roles import OF_RESULTS, column_names, column_options, find_law, law_columns, named_laws
+from scalebench.points.table import CONFIG, read_columns
 
 if TYPE_CHECKING:
     from scalebench.laws import Choice
@@ -32,7 +32,7 @@ def choose_law(
     """
     if text != "auto" and "," not in text:
         return text, None
-    laws = named_laws(text, given, open_table(path).names)
+    laws = named_laws(text, given, _varying(path, given, where) if text == "auto" else open_table(path).names)
     form = find_law(laws[0])
     columns = law_columns(form, given, of_results=is_results(path), names=column_names(path))
     points = fit_values(read_columns(path, columns, where, options=column_options(form), last_of=last_of))
@@ -43,6 +43,20 @@ def choose_law(
     except FitRefused as refusal:
         raise InputError([f"{path}: --law {text}: {refusal}; a single named law needs no hold-out"]) from refusal
     return choice.best, choice
+
+
+def _varying(path: Path, given: Mapping[str, str], where: str | None) -> list[str]:
+    """Return the columns of a table, without one of tokens that nobody named and that has one value."""
+    names = list(open_table(path).names)
+    data = OF_RESULTS["tokens"] if is_results(path) else "tokens"
+    if data in names and not {"tokens", "flops"} & {*given}:
+        try:
+            values = read_columns(path, {CONFIG: data}, where).values[CONFIG]  # as text: it may be constant
+        except InputError:  # such as a condition that selects no row: reading the points reports it
+            return names
+        if len(set(values)) == 1:
+            names.remove(data)
+    return names
 
 
 def print_choice(choice: Choice) -> None:

@@ -18,7 +18,7 @@ from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, 
 from scalebench.comparison.options import OPERATION_MODULES
 from scalebench.errors import InputError
 from scalebench.measure.environment import command_line
-from scalebench.reporting.quantities import NBSP, bounded
+from scalebench.reporting.quantities import NBSP, bounded, significant
 
 COMPLAINTS = 3
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
@@ -72,18 +72,29 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
     if as_json:
         end = {"ended": comparison.ended, "not_measured": comparison.not_measured} if comparison.ended else {}
         summaries = [asdict(summary) for summary in summarize_suite(comparison.rows)]
-        print_json({"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
+        print_json("compare", {"run": str(comparison.run), "rows": comparison.rows, "summary": summaries, **end})
         return code
     lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
         if (row["case"],) not in lines:
             lines.append((row["case"],))
         lines.append(_cells(row))
-    table("", HEADER, lines)
+    table("", *_without_empty(HEADER, lines))
     say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
-    _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
+    if any(row["provider"] == row["baseline"] for row in comparison.rows):
+        _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
+    else:
+        names = ", ".join(dict.fromkeys(str(row["provider"]) for row in comparison.rows))
+        say(f"no speedup and no verdict: there is no provider 'eager'; choose one with --baseline: {names}")
     say(*_remarks(comparison.rows), *_ceilings(comparison.rows), f"rows and samples: {comparison.run}")
     return code
+
+
+def _without_empty(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Leave out the columns in which no row has a value, as of rates that an imported file has none of."""
+    full = [row for row in rows if len(row) > 1]
+    used = [i for i in range(len(header)) if any(row[i] not in ("", "-", "—") for row in full)]
+    return [header[i] for i in used], [tuple(row[i] for i in used) if len(row) > 1 else row for row in rows]
 
 
 def _print_summary(summaries: Sequence[SuiteSummary]) -> None:
@@ -95,7 +106,7 @@ def _print_summary(summaries: Sequence[SuiteSummary]) -> None:
         (
             summary.provider,
             f"{summary.compared} of {summary.cases}",
-            "-" if summary.speedup is None else f"×{summary.speedup:.3g}",
+            "-" if summary.speedup is None else f"×{significant(summary.speedup)}",
             f"{100 * summary.fast_1:.0f} %",
         )
         for summary in summaries
@@ -136,9 +147,9 @@ def speedup(row: Mapping[str, Any]) -> str:
     if row["ratio"] is None:
         return ""
     if row["ratio_low"] is None:
-        return f"×{1 / row['ratio']:.3g} (?)"
-    value, low, high = (1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))
-    return f"×{value:.3g} ({low:.3g} to {high:.3g})" if high < WIDEST * low else f"×{value:.3g} (?)"
+        return f"×{significant(1 / row['ratio'])} (?)"
+    value, low, high = (significant(1 / row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
+    return f"×{value} ({low} to {high})" if row["ratio_high"] < WIDEST * row["ratio_low"] else f"×{value} (?)"
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from scalebench.analysis.compute import open_compute_fit
 from scalebench.cli.output import print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
-from scalebench.points.fit_file import json_safe, open_fit
+from scalebench.points.fit_file import open_fit
 from scalebench.points.table import read_columns
 from scalebench.reporting.quantities import bounded, quantity, significant
 
@@ -52,7 +52,7 @@ def run_next(
             design = best_set(fit, possible, target, budget, most=most or MOST)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
-    print_json(json_safe({"law": fit.law.name, **design.to_dict()})) if as_json else print_design(fit, design)
+    print_json("next", {"law": fit.law.name, **design.to_dict()}) if as_json else print_design(fit, design)
     return 0
 
 
@@ -127,7 +127,7 @@ def run_worth(
         raise InputError([f"{baseline} and {changed}: {refusal}"]) from refusal
     if not 1 / UNLIKELY < multiplier.multiplier < UNLIKELY:
         warn(f"a multiplier of {multiplier.multiplier:.2g}: are the FLOPs of both in the same unit?")
-    print_json(json_safe(multiplier.to_dict())) if as_json else print_worth(multiplier)
+    print_json("worth", multiplier.to_dict()) if as_json else print_worth(multiplier)
     return 0
 
 

@@ -10,6 +10,7 @@ from scalebench.analysis.difference import WORSE, Difference, Effect, difference
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.points.table import select_rows
+from scalebench.reporting.quantities import significant
 
 SHOWN = 20  # effects, of those with a verdict first
 HEADER = ("configuration", "quantity", "old", "new", "change (95 %)", "verdict")
@@ -32,7 +33,7 @@ def run_diff(
     except InputError as error:
         raise InputError([f"{old} and {new}: {line}" for line in error.lines]) from error
     if as_json:
-        print_json(changes.to_dict())
+        print_json("diff", changes.to_dict())
     elif markdown:
         say_exactly(*_markdown(changes))
     else:
@@ -70,13 +71,21 @@ def _sentence(changes: Difference) -> str:
 
 
 def _change(effect: Effect) -> str:
-    return f"{100 * (effect.ratio - 1):+.2g} %".replace("-", "−")
+    text = _relative(effect.ratio, effect)
+    return text if text.startswith("×") else f"{text} %"
+
+
+def _relative(ratio: float, effect: Effect) -> str:
+    """Write a ratio as a change in percent, or as a factor where the whole change is a factor of two or more."""
+    if not 0.5 < effect.ratio < 2:
+        return f"×{significant(ratio)}"
+    return "0" if ratio == 1 else f"{100 * (ratio - 1):+.2g}".replace("-", "−")
 
 
 def _cells(effect: Effect) -> tuple[str, ...]:
     change = _change(effect)
     if effect.low is not None and effect.high is not None:
-        ends = (f"{100 * (end - 1):+.2g}".replace("-", "−") for end in (effect.low, effect.high))
+        ends = (_relative(end, effect) for end in (effect.low, effect.high))
         change = f"{change} ({' to '.join(ends)})"
     values = (quantity(value, effect.unit) for value in (effect.old, effect.new))
     return (effect.label, effect.quantity, *values, change, effect.verdict)

@@ -122,7 +122,7 @@ def show(results: Path, *, as_json: bool) -> int:
     findings = examine(results)
     code = max(EXIT_CODES[finding.level] for finding in findings)
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json("doctor", {"findings": [asdict(finding) for finding in findings]})
         return code
     for finding in findings:
         say(f"{SIGNS[finding.level]} {finding.subject}: {finding.text}")

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalebench.analysis.selected import trial_warnings
+from scalebench.analysis.fit_warnings import file_warnings
 from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
-from scalebench.points.doubts import data_doubts, run_column
+from scalebench.points.doubts import run_column
 from scalebench.points.files import is_results, open_table
-from scalebench.points.fit_file import fit_points, fit_values, json_safe, to_document
+from scalebench.points.fit_file import fit_points, to_document
 from scalebench.points.numerals import number
-from scalebench.points.roles import RUN, column_names
+from scalebench.points.roles import RUN
 from scalebench.points.table import CONFIG
-from scalebench.points.warnings import far_warnings, point_warnings, unused_data
-from scalebench.points.where import parse
 from scalebench.reporting.quantities import bounded, percent
-from scalebench.store import StoreError, write_output
+from scalebench.store import StoreError, json_safe, write_output
 
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
-    from scalebench.points.table import PointTable
 
+WORD = re.compile(r"\w+")
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -70,8 +69,9 @@ def run_fit(
     fitted, read = fit_points(points, law, columns, where, options, refits, last_of)
     for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
         warn(f"not used by {law}: column {columns[role]!r} for {role}")
-    for line in _warnings(points, fitted, read, where):
-        warn(line)
+    warn(*(f"{points}: {line}" for line in file_warnings(points, fitted, read, where)))
+    if fitted.n_points * refits.n > SLOW:
+        warn(f"{points}: {refits.n:,} refits of {fitted.n_points:,} points take minutes; --bootstrap 100 is faster")
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
     document |= to_document(fitted, read, tested)
@@ -80,7 +80,7 @@ def run_fit(
     if output is not None:
         _write(output, document)
     if as_json:
-        print_json(document)
+        print_json("fit", document)
         return 0
     if choice is not None:
         print_choice(choice)
@@ -108,20 +108,6 @@ def _runs(path: Path, columns: Mapping[str, str], *, last: bool) -> tuple[dict[s
     return others | ({} if run is None else {CONFIG: run}), None
 
 
-def _warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
-    """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
-    if is_results(path):
-        return [*trial_warnings(path, where, read.columns.values()), *(f"{path}: {line}" for line in far_warnings(fit))]
-    selecting = parse(where).names if where else ()
-    names = [name for name in column_names(path) if name not in selecting]
-    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, names)]
-    unused += data_doubts(path, read)
-    slow = fit.n_points * fit.refits.n > SLOW
-    wait = f"{fit.refits.n:,} refits of {fit.n_points:,} points take minutes; --bootstrap 100 is faster"
-    lines = (*unused, *point_warnings(fit_values(read)), *far_warnings(fit), *([wait] if slow else []))
-    return [f"{path}: {line}" for line in lines]
-
-
 def _write(output: Path, document: dict[str, Any]) -> None:
     try:
         write_output(output, json.dumps(document, indent=1, allow_nan=False).encode() + b"\n")
@@ -131,10 +117,14 @@ def _write(output: Path, document: dict[str, Any]) -> None:
 
 def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     """Print parameters with their intervals, and diagnostics of the fit."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    undetermined = _undetermined(fit)
     for name, value in fit.parameters.items():
         low, high = ends(document["intervals"][name])
-        rows.append((name, *bounded(value, low, high), _mark(name, document)))
+        if name in undetermined:
+            rows.append((name, "not determined", "", ""))
+        else:
+            rows.append((name, *bounded(value, low, high), _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
     agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
@@ -150,11 +140,24 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     )
 
 
+def _switched_off(fit: Fit) -> list[str]:
+    """Return the coefficients that a degenerate fit has at zero."""
+    names = fit.bounds_hit if fit.status == "degenerate" else ()
+    return [name for name in names if name in fit.law.coefficients and name != fit.law.offset]
+
+
+def _undetermined(fit: Fit) -> set[str]:
+    """Return the parameters of which any value fits: those of the law's terms whose coefficient is zero."""
+    terms = [set(WORD.findall(term)) for term in fit.law.formula.partition("=")[2].split(" + ")]
+    return {
+        name for off in _switched_off(fit) for term in terms if off in term for name in term & {*fit.parameters} - {off}
+    }
+
+
 def _why_degenerate(fit: Fit) -> str:
     if fit.status != "degenerate":
         return ""
-    off = [name for name in fit.bounds_hit if name in fit.law.coefficients and name != fit.law.offset]
-    if off:
+    if off := _switched_off(fit):
         named = " and ".join(off)
         return (
             f": {named} = 0, the points do not fall as the law does, so the other parameters of that term mean nothing"
@@ -171,7 +174,10 @@ def _at_bound(name: str, fit: Fit) -> str:
 
 
 def _mark(name: str, document: Mapping[str, Any]) -> str:
-    return "fixed" if name in document["fixed"] else "at its bound: one-sided" if name in document["bounds_hit"] else ""
+    if name in document["fixed"]:
+        return "fixed"
+    one_sided = ": one-sided" if document["intervals"][name] else ""
+    return f"at its bound{one_sided}" if name in document["bounds_hit"] else ""
 
 
 def ends(interval: Sequence[float | None] | None) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
-from scalebench.cli.output import say
+from scalebench.cli.output import say, warn
 from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 10
 
 
-def run_generate(results: Path, trial: str, request: Request) -> int:
-    """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``."""
+def run_generate(results: Path, trial: str | None, request: Request) -> int:
+    """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``.
+
+    Without ``trial`` the best one is taken, and named on standard error.
+    """
     request.check()
+    trial = best_trial(results) if trial is None else trial
     attempt, checkpoint = find_weights(results, trial)
     if (reason := getattr(trial_of(attempt).spec, "changed_form", None)) is not None:
         raise InputError([f"--trial: {trial} {reason}, which generates no text; name the trial that it started from"])
@@ -54,6 +58,31 @@ def check_local(trial: str, source: str) -> None:
     if source.startswith("hf:") and not Path(name).expanduser().is_dir():
         line = f"was trained on {source!a}, which is not on this machine; nothing is downloaded to generate text"
         raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
+
+
+def best_trial(results: Path) -> str:
+    """Return the id of the trial with the lowest validation loss of those with weights and a model that generates.
+
+    Raises ``InputError`` when there is none.
+    """
+    from scalebench.workloads.completion import WRITERS
+
+    frame = store.with_columns(store.read_results(results).frame, ["validation_loss_nats", "family", "trial_id"])
+    rows = frame[frame["status"].eq("ok") & frame["validation_loss_nats"].notna()].sort_values("validation_loss_nats")
+    able = [name for name, family in FAMILIES.items() if set(family.CAPABILITIES) & set(WRITERS)]
+    kept = [row for row in rows.to_dict("records") if row["family"] in able and _writes(Path(str(row["attempt_dir"])))]
+    if not kept:
+        line = "no trial here kept the weights of a model that generates text; run a study such as gpt with"
+        raise InputError([f"{results}: {line} --set run.checkpoint=true"])
+    best = kept[0]
+    loss = f"validation loss {best['validation_loss_nats']:.4g} nats"
+    warn(f"{best['study']}/{best['trial_id']}, {loss}: the lowest of {len(kept)} with weights; --trial names another")
+    return str(best["trial_id"])
+
+
+def _writes(attempt: Path) -> bool:
+    """Return whether an attempt kept weights that generate text as they are."""
+    return (attempt / WEIGHTS).exists() and getattr(trial_of(attempt).spec, "changed_form", None) is None
 
 
 def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:

@@ -19,7 +19,7 @@ from scalebench.laws import FitRefused
 from scalebench.laws import fit as fit_law
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.files import is_results
-from scalebench.points.fit_file import json_safe, open_fit
+from scalebench.points.fit_file import open_fit
 from scalebench.points.roles import RUN, read_roles
 from scalebench.points.warnings import point_warnings
 from scalebench.reporting.quantities import bounded, quantity
@@ -56,7 +56,7 @@ def run_optimal(
     settled = 3 not in refused and all(_at(each, at[-1])["determined"] for each in allocated)
     by_convention = conventions(points, at[-1]) if settled else []
     if as_json:
-        print_json(json_safe(_document(allocated, refused, at, by_convention)))
+        print_json("optimal", _document(allocated, refused, at, by_convention))
     else:
         _print(allocated, refused, at, counting)
         if by_convention:
@@ -81,7 +81,7 @@ def run_repeated(
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
     if as_json:
-        print_json(json_safe({"optima": [optimum.to_dict() for optimum in best]}))
+        print_json("optimal", {"optima": [optimum.to_dict() for optimum in best]})
         return 0
     say(
         f"compute-optimal sizes for {quantity(unique_tokens)} unique tokens, C = 6ND; loss in the unit of the points",
@@ -177,18 +177,20 @@ def _print(
         say("")
         shown = [_spent(allocation, _at(allocation, budget)) for budget in budgets for allocation in allocated]
         table("", ("C (FLOPs)", "approach", "N*", "95 % interval", "D*", "95 % interval"), shown, text_columns=2)
-        say(
-            "",
-            *dict.fromkeys(
-                f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes
-            ),
-        )
+    lines = _remarks(allocated, refused)
+    say(*[""] * bool(allocated and lines), *lines)
+
+
+def _remarks(allocated: Sequence[Allocation], refused: Mapping[int, str]) -> list[str]:
+    """Return the doubts about each approach, the groups that it left out, and why others were refused."""
+    notes = [f"approach {allocation.approach}: {note}" for allocation in allocated for note in allocation.notes]
+    lines = [*dict.fromkeys(notes)]
     for allocation in allocated:
-        say(*_left_out(allocation))
+        lines += _left_out(allocation)
         if allocation.bias is not None:
             factor = f"×{allocation.bias.tokens_factor:.3g}"
-            say(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
-    say(*(f"approach {approach}: refused: {reason}" for approach, reason in refused.items()))
+            lines.append(f"bias of approach 2 at these points, without noise: D* {factor} of the true value")
+    return [*lines, *(f"approach {approach}: refused: {reason}" for approach, reason in refused.items())]
 
 
 def _left_out(allocation: Allocation) -> list[str]:
@@ -234,6 +236,13 @@ def _print_conventions(rows: Sequence[Mapping[str, Any]], flops: float) -> None:
         a, interval = bounded(row["a"], low, high)
         cells = (f"{a} ({interval})", quantity(row["N"]), quantity(row["D"]))
         shown.append((row["counting_params"], row["counting_flops"], *cells))
+    if len(shown) < 2 and refused:
+        say(
+            "",
+            "other ways of counting N and C:",
+            *(f"{' and '.join(names)}: {reason}" for reason, names in refused.items()),
+        )
+        return
     say("", f"by counting convention (approach 3, at {flops:.3g} FLOPs)", "")
     table("", ("N counts", "C counts", "a", "N*", "D*"), shown, text_columns=2)
     say(*(f"{' and '.join(names)}: refused: {reason}" for reason, names in refused.items()))

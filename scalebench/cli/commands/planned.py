@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def show_plan(
     Raises ``InputError`` at the end where trials need more memory than this machine has, unless ``force``.
     """
     from scalebench.cli.commands.speed import print_steps, step_tables
+    from scalebench.running.ensembles import grouped
     from scalebench.running.memory import check_memory
     from scalebench.running.node import planning_rate
     from scalebench.running.planning import load_study
@@ -54,13 +56,16 @@ def show_plan(
     }
     steps = step_tables(sweep.planned, ceilings) if ceilings else []
     parents = _parents(sweep.planned)
+    ensembles = None if study.run.ensemble is None else grouped(sweep.missing, study)
     if as_json:
-        extra = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
-        print_json({"study": study.name, "total": total, "sizes": sizes} | extra)
+        extra: dict[str, Any] = ({"steps": steps} if ceilings else {}) | ({"parents": parents} if parents else {})
+        extra |= {"ensembles": asdict(ensembles)} if ensembles else {}
+        print_json("plan", {"study": study.name, "total": total, "sizes": sizes} | extra)
         check_memory(() if force else sweep.missing)
         return 0
     _print_plan(study.name, sizes if every else sizes[:SHOWN_SIZES], len(sizes), total)
     say(*_axes_lines(study, len(sweep.planned)), *_earlier_lines(sweep, rate.flops_per_s))
+    say(*(ensembles.sentences() if ensembles else ()))
     for parent in parents[: None if every else SHOWN_SIZES]:
         end = "its run continued" if parent["continued"] else "its weights" if parent["starts"] else "a teacher"
         cost, how = quantity(parent["flops"], "FLOP"), "starts" if parent["starts"] else "learns"

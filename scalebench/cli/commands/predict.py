@@ -12,7 +12,7 @@ from scalebench.analysis.selected import select_study
 from scalebench.cli.output import duration, print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.points.files import is_fit, is_results, is_table_file
-from scalebench.points.fit_file import from_document, json_safe
+from scalebench.points.fit_file import from_document
 from scalebench.reporting.quantities import bounded, percent, quantity, significant
 from scalebench.store import left_out_line
 
@@ -39,7 +39,7 @@ def run_predict(
     _check_numbers(params, tokens, others)
     prediction = _predict(source, params, tokens, others, where)
     if as_json:
-        print_json(json_safe(_document(prediction)))
+        print_json("predict", _document(prediction))
     else:
         print_prediction(prediction)
     return 0 if any(quantity.value is not None for quantity in prediction.quantities) else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -84,7 +85,5 @@ def _axis(value: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def show_schema() -> int:
     """Print the schema."""
-    from scalebench.cli.output import print_json
-
-    print_json(study_schema())
+    print(json.dumps(study_schema(), indent=1))
     return 0

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from scalebench import store
+from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
 from scalebench.errors import InputError, unknown
-from scalebench.points.fit_file import json_safe
-from scalebench.reporting.quantities import NBSP, quantity
+from scalebench.reporting.quantities import NBSP, present, quantity
 
 SHOWN_TRIALS = 10
+LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
+SIZES = ("params", "size", "requested_params")  # the column of the model has the size
 LOG_LINES = 8
+# Columns that the other lines have, or that only the reader of files needs.
+ELSEWHERE = {"files", "schema", "trial_id", "study", "status", "error_class", "error_message", "attempt", "attempt_dir",
+             "checked"}  # fmt: skip
 PREFIXED = {"B": "B", "s": "s", "FLOP": "FLOP", "FLOP/s": "FLOP/s", "1/s": "/s"}
 
 
@@ -26,16 +33,55 @@ def show_trial(results: Path, trial: str, *, as_json: bool) -> int:
     document = {
         "trial_id": folder.name,
         "study": folder.parents[1].name,
-        "record": None if row is None else json_safe(dict(row)),
+        "record": None if row is None else dict(row),
         "attempts": [str(attempt) for attempt in attempts],
         "damaged": list(damaged),
         "log": _log(attempts),
     }
     if as_json:
-        print_json(document)
+        print_json("show", document)
     else:
         _print(document, _units(folder.parents[1]))
     return 0 if row is not None and row["status"] == "ok" else 1
+
+
+def list_trials(results: Path, *, as_json: bool) -> int:
+    """Print every planned trial that has a result: id, status, model, settings that vary, loss and time of a step."""
+    stored = store.read_results(results)
+    frame = store.with_columns(store.of_plans(stored).frame, [*LISTED, "family"])
+    rows = frame.sort_values(["study", *LISTED[:1], "trial_id"])
+    if as_json:
+        names = ["study", "trial_id", "status", "family", *LISTED]
+        print_json("show", {"trials": json.loads(rows[names].to_json(orient="records"))})
+        return 0
+    for study, trials in rows.groupby("study", sort=False):
+        settings = _settings(trials, stored.studies.get(str(study), {}))
+        header = ("trial", "status", "model", "settings", "loss (nats)", "step")
+        cells = [
+            (row["trial_id"], row["status"], f"{row['family']} {_cell(row[LISTED[0]])}", text,
+             _cell(row[LISTED[1]], digits=4), _cell(row[LISTED[2]], "s"))
+            for row, text in zip(trials.to_dict("records"), settings, strict=True)
+        ]  # fmt: skip
+        table(str(study), header, cells, text_columns=4)
+    say(*(f"damaged, left out: {line}" for line in counted(stored.damaged)))
+    return 0
+
+
+def _cell(value: Any, unit: str = "", digits: int = 3) -> str:
+    return quantity(value, unit, digits).replace(NBSP, " ")
+
+
+def _settings(trials: pd.DataFrame, definition: Mapping[str, Any]) -> list[str]:
+    """Return, for each trial, the axes of its study that vary, apart from its size, and the trial it started from."""
+    axes = [*(definition.get("axes") or {}), "parent_trial_id"]
+    names = [name for name in axes if name in trials and name not in SIZES and trials[name].astype(str).nunique() > 1]
+    return [", ".join(_setting(name, row[name]) for name in names) for row in trials.to_dict("records")]
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "parent_trial_id":
+        return f"from {str(value)[:8]}"
+    return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
 
 
 def find_trial(results: Path, trial: str) -> Path:
@@ -67,7 +113,7 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
     if row is None:
         say(f"{document['study']}/{document['trial_id']}: no result yet", *document["damaged"])
     else:
-        say(f"{document['study']}/{document['trial_id']}: {row['status']}", "")
+        say(f"{document['study']}/{document['trial_id']}: {row['status']}", _summary(row), "")
         if row["status"] != "ok":
             say(f"{row.get('error_class') or ''}: {row.get('error_message') or ''}", "")
         cells = [(name, _value(value, units.get(name, ""))) for name, value in row.items() if _is_shown(name, value)]
@@ -80,9 +126,21 @@ def _print(document: dict[str, Any], units: dict[str, str]) -> None:
     say_exactly(*(f"  {attempt}" for attempt in document["attempts"]))
 
 
+def _summary(row: Mapping[str, Any]) -> str:
+    """Return the main numbers of a record in one line, those that it has."""
+    parts = [
+        ("params_non_embedding", "", "{} non-embedding parameters"), ("seed", "", "seed {}"),
+        ("validation_loss_nats", "", "validation loss {} nats"), ("step_time_median_s", "s", "{} per step"),
+        ("latency_median_s", "s", "{} per call"), ("peak_memory_allocated_bytes", "B", "{} of GPU memory"),
+        ("memory_tracked_peak_bytes", "B", "{} of memory in tensors"),
+    ]  # fmt: skip
+    known = [text.format(_cell(row[name], unit, 4)) for name, unit, text in parts if present(row.get(name))]
+    return ", ".join([str(row.get("family") or ""), *known])
+
+
 def _is_shown(name: str, value: Any) -> bool:
     known = not (value is None or (isinstance(value, float) and pd.isna(value)))
-    return known and name not in ("files", "schema", "trial_id", "study", "status", "error_class", "error_message")
+    return known and name not in ELSEWHERE
 
 
 def _value(value: Any, unit: str) -> str:

@@ -47,16 +47,8 @@ def show_status(results: Path, *, as_json: bool) -> int:
         unfinished = {name: ids for name in stored.studies if (ids := _unfinished(stored, name))}
         notes = {"incomplete": stored.incomplete, "unfinished_of_earlier_plans": unfinished, "queued": queued}
         linked = {name: [asdict(link) for link in chain] for name, chain in chains.items() if len(chain) > 1}
-        print_json(
-            {
-                "studies": counts,
-                "comparisons": _counts(compared),
-                "not_ok": not_ok,
-                "damaged": damaged,
-                "chains": linked,
-            }
-            | notes
-        )
+        document = {"studies": counts, "comparisons": _counts(compared), "not_ok": not_ok, "damaged": damaged}
+        print_json("status", document | {"chains": linked} | notes)
     else:
         names = [*store.STATUSES, "running", "missing"]
         used = [name for name in names if any(count.get(name) for count in counts.values())]

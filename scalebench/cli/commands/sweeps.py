@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.live_page import LivePage
-from scalebench.cli.output import duration, quantity, say, say_exactly, trials, warn
+from scalebench.cli.output import duration, print_json_line, quantity, say, say_exactly, trials, warn
 from scalebench.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -90,6 +89,7 @@ def _run_one(
     study: Study, name: str, settings: Sequence[str], results: Path, options: RunOptions, *, as_json: bool
 ) -> int:
     """Run the missing trials of one study and return the exit code; ``name`` and ``settings`` are how it was named."""
+    from scalebench.running.ensembles import grouped
     from scalebench.running.memory import check_memory
     from scalebench.running.sweep import survey
 
@@ -99,6 +99,8 @@ def _run_one(
         check_memory(sweep.missing)
     store.check_writable(results)  # after all that can be wrong with the study: then nothing is written
     _announce(sweep, as_json=as_json)
+    if study.run.ensemble is not None and not as_json:
+        say(*grouped(sweep.missing, study, options.engine).sentences())
     try:
         page = LivePage(sweep.study_dir) if options.report else None
         _execute(sweep, study, options, page, as_json=as_json)
@@ -173,9 +175,9 @@ def _verdict(sweep: Sweep) -> list[str]:
 def _summarise(sweep: Sweep, elapsed_s: float, page: Path | None) -> None:
     """Print the outcome as one JSON line."""
     counts = dict(sweep.statuses())
-    summary = {"event": "summary", "study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
+    summary = {"study": sweep.study_dir.name, "executed": sweep.executed, "statuses": counts}
     places = {"results": str(sweep.study_dir)} | ({"report": str(page)} if page else {})
-    print(json.dumps(summary | {"elapsed_s": elapsed_s} | places))
+    print_json_line("run", "summary", summary | {"elapsed_s": elapsed_s} | places)
 
 
 def _conclude(

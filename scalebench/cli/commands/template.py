@@ -46,6 +46,7 @@ law = "power"                 # L = E + A N^-alpha; `scalebench list` shows all
 [run]
 # checkpoint = true           # keep the trained weights: for `scalebench generate` and [from]
 # timeout_s = 600             # of one trial
+# ensemble = 8                # train that many seeds or learning rates at once: faster for small models, no times
 """
 SHOWN = ("accumulation", "warmup_steps", "decay_fraction", "weight_decay", "gradient_clip", "graph")
 

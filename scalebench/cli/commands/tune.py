@@ -10,7 +10,6 @@ from scalebench.analysis.sweep import optimum_laws_of
 from scalebench.cli.output import print_json, say, table
 from scalebench.errors import InputError
 from scalebench.laws import FitRefused
-from scalebench.points.fit_file import json_safe
 from scalebench.reporting.quantities import bounded, quantity, significant
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def run_tune(
         documents = [law.to_dict() | {"at": None} for law in laws]
         for document, (value, low, high) in zip(documents, predicted, strict=False):
             document["at"] = {"sizes": dict(sizes), "value": value, "interval": [low, high]}
-        print_json(json_safe(documents[0] if len(documents) == 1 else {"laws": documents}))
+        print_json("tune", {"laws": documents})
         return 0
     for law in laws:
         _print_law(law)

@@ -72,7 +72,7 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
     flops = {str(trial["trial_id"]): trial.get("flops") for trial in study.get("planned", [])}
     left = time_left_s(frame, [flops.get(name) for name in ids if name not in set(frame["trial_id"])])
     workers = max(1, len(running))
-    times = frame["wall_time_s"].dropna() if "wall_time_s" in frame else frame["trial_id"].iloc[:0]
+    times = durations_s(frame).dropna()
     return Progress(
         done=int((frame["status"] == "ok").sum()),
         running=len(running),
@@ -83,6 +83,14 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
     )
 
 
+def durations_s(frame: Any) -> Any:
+    """Return how long each trial took, together with others where it was trained so; NaN where that is not known."""
+    from scalebench.analysis.trials import numeric  # imports pandas: `status` of a folder that is not there does not
+
+    wall, shared = numeric(frame, "wall_time_s"), numeric(frame, "ensemble_time_s")
+    return wall.fillna(shared)
+
+
 def time_left_s(frame: Any, missing: list[float | None]) -> float | None:
     """Return the seconds that trials of these FLOPs take one after another; None where that cannot be estimated.
 
@@ -91,9 +99,9 @@ def time_left_s(frame: Any, missing: list[float | None]) -> float | None:
     """
     if not missing:
         return 0.0
-    if "wall_time_s" not in frame or (done := frame[frame["wall_time_s"].notna()]).empty:
+    if (done := frame[durations_s(frame).notna()]).empty:
         return None
-    times = done["wall_time_s"].to_numpy(float)
+    times = durations_s(done).to_numpy(float)
     work = _flops(done)
     if work is None or any(flops is None for flops in missing) or len(set(work)) < 2:
         return float(times.mean()) * len(missing)

@@ -114,8 +114,13 @@ def memory_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         trends = laws([series.memory for series in all_series])
         drawn = f"Marks are the {names}. {curve_sentence(marks, f'the fitted trend{trends}')}"
     return Caption(
-        f"{drawn}{split}The table gives the maximum of each part, which may occur at another time.",
-        table("Peak memory, and the maximum of each part.", columns, rows, series=len(all_series)),
+        f"{drawn}{split}".rstrip(),
+        table(
+            "Peak memory, and the maximum of each part, which may occur at another time.",
+            columns,
+            rows,
+            series=len(all_series),
+        ),
     )
 
 

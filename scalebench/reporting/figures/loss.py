@@ -69,7 +69,8 @@ def _caption(marks: Marks) -> str:
     held = "star" in marks.drawn
     law = f"the law fitted {'without the held-out largest size (star)' if held else 'to every size'}"
     interval = ", with the 95 % interval of a new run" if "projection interval" in marks.drawn else ""
-    projection = f"The diamond is a projection: the law fitted to every size, ×4 beyond it{interval}."
+    grey = " A grey one is of a fit that ended at a bound or did not converge." if "grey diamond" in marks.drawn else ""
+    projection = f"The diamond is a projection: the law fitted to every size, ×4 beyond it{interval}.{grey}"
     return (
         f"Filled marks are trials; hollow marks are the mean of each size{error}. {curve_sentence(marks, law)}"
         + (projection if "diamond" in marks.drawn else "")
@@ -111,11 +112,15 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
     if (y := predicted.value) is not None:
         low, high = predicted.low, predicted.high
         ends = [[max(y - low, 0)], [max(high - y, 0)]] if low is not None and high is not None else None
+        sound = series.loss_all.fit is not None and series.loss_all.fit.status == "converged"
+        shade = style["color"] if sound else MUTED
         if ends:
-            axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=style["color"], elinewidth=1.2, capsize=5)
-        marks.drawn |= {"diamond"} | ({"projection interval"} if ends else set())
+            axes.errorbar([x], [y], yerr=ends, fmt="none", ecolor=shade, elinewidth=1.2, capsize=5)
+        marks.drawn |= (
+            {"diamond"} | ({"projection interval"} if ends else set()) | (set() if sound else {"grey diamond"})
+        )
         marks.draw([x], [y], [f"{prefix}projected at {quantity(x)} {series.x.noun}: {y:.3f} nats"], marker="D",
-                   markersize=5, color=PAPER, markeredgecolor=style["color"], markeredgewidth=1.6,
+                   markersize=5, color=PAPER, markeredgecolor=shade, markeredgewidth=1.6,
                    label="projection at ×4" if single else None)  # fmt: skip
 
 

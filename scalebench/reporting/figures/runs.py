@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from numpy.typing import NDArray
 
 from scalebench.analysis.series import Series
@@ -154,6 +153,8 @@ def _compute_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
 
 def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Step times of each trial relative to its median, and the number of outliers."""
+    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+
     trials = [
         (trial_label(row, series), row["trial_id"], warm_times(steps)) for row, series, steps in with_steps(study)
     ]

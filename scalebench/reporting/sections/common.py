@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from scalebench.reporting.quantities import present, quantity
 from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
-from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, number, table, word
+from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, evenly, number, table, word
 from scalebench.reporting.views import Caption, FigureSpec, FigureView, downloads, draw_figures
 from scalebench.store import left_out_line, planned_ids
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
-BRIEF_FIGURES, BRIEF_TABLES = 3, 1  # of a study on a page of many
+BRIEF_FIGURES, BRIEF_TABLES, BRIEF_TRIALS = 3, 1, 250  # of a study on a page of many
 GROUPED_FROM = 3  # trials that ended alike
 DRAWN_WITH = (
     f"Computed with numpy {version('numpy')} and pandas {version('pandas')}, drawn with matplotlib "
@@ -141,7 +141,7 @@ class StudySection:
             damaged=study.damaged,
             tables=tables,
             brief=room.brief,
-            trials=trials_table(study, self.columns(study)),
+            trials=trials_table(study, self.columns(study), BRIEF_TRIALS if room.brief else MAX_ROWS),
             environment=environment_table(study.trials),
             command=str(definition.get("command") or ""),
             study_toml=str(definition.get("study_toml") or ""),
@@ -257,18 +257,23 @@ def reason_of(row: pd.Series[Any]) -> str | None:
     return "; ".join(filter(None, (error, invalid))) or (None if row["status"] == "ok" else "no reason recorded")
 
 
-def trials_table(study: StudyAnalysis, columns: Sequence[Column]) -> Table:
-    """Return every trial by size, failed ones included: what the study varied, and those columns it measured."""
-    frame = study.trials
-    axes = [axis for axis in study.varied if axis in frame and axis not in ("params", N)]
-    measured = [column for column in columns if numeric(frame, column.name).notna().any()]
+def trials_table(study: StudyAnalysis, columns: Sequence[Column], most: int = MAX_ROWS) -> Table:
+    """Return the trials by size, failed ones included, at most ``most`` of them, spread evenly.
+
+    Its columns are what the study varied, and those of ``columns`` that it measured.
+    """
+    axes = [axis for axis in study.varied if axis in study.trials and axis not in ("params", N)]
+    measured = [column for column in columns if numeric(study.trials, column.name).notna().any()]
+    frame = evenly(study.trials, most)
     values = {column.name: numeric(frame, column.name).to_numpy() for column in measured}
     rows = []
-    for i, (_, row) in enumerate(frame.iloc[:MAX_ROWS].iterrows()):
+    for i, (_, row) in enumerate(frame.iterrows()):
         size = (f"{row[N]:,.0f}", float(row[N])) if present(row[N]) else word(None)
         cells = [number(values[c.name][i], c.unit, c.digits) for c in measured]
         rows.append((word(row["trial_id"]), size, *(word(row[axis]) for axis in axes), word(status_of(row)), *cells,
                      word(reason_of(row))))  # fmt: skip
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
     units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
-    return replace(table("Every trial, by size.", titles, rows, total=len(frame)), units=units)
+    total = len(study.trials)
+    cut = f" {len(frame):,} of {total:,} rows, spread evenly." if len(frame) < total else ""
+    return Table(f"Every trial, by size.{cut}", titles, tuple(rows), units=units)

@@ -81,7 +81,7 @@ def runnable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _time_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
-    time, low, high = (float(row[f"time_{name}_s"]) for name in ("median", "low", "high"))
+    time, low, high = (_float(row[f"time_{name}_s"]) for name in ("median", "low", "high"))
     if not present(row["time_median_s"]):
         return word(None), word(None)
     return _bounded(time, low, high, "s")
@@ -90,9 +90,14 @@ def _time_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
 def _speed_cells(row: pd.Series[Any]) -> tuple[Cell, Cell]:
     if not present(row["ratio"]):
         return word(None), word(None)
-    value, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
+    value, low, high = (1 / _float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
     (text, key), interval = _bounded(value, low, high)
     return (f"×{text}", key), interval
+
+
+def _float(value: Any) -> float:
+    """Return a cell as a number, NaN where there is none, as of the interval of a single process."""
+    return float(value) if present(value) else float("nan")
 
 
 def _bounded(value: float, low: float, high: float, unit: str = "") -> tuple[Cell, Cell]:

@@ -1,0 +1,35 @@
+"""Warnings about the points of a fit, the same for `scalebench fit` and `scalebench.fit`. They change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.analysis.selected import trial_warnings
+from scalebench.points.doubts import data_doubts
+from scalebench.points.files import is_results
+from scalebench.points.fit_file import fit_values
+from scalebench.points.roles import column_names
+from scalebench.points.warnings import far_warnings, point_warnings, unused_data
+from scalebench.points.where import parse
+from scalebench.store import read_results
+
+if TYPE_CHECKING:
+    from scalebench.laws import Fit
+    from scalebench.points.table import PointTable
+
+
+def file_warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+    """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
+    if is_results(path):
+        return [*trial_warnings(path, read_results(path), where, read.columns.values()), *far_warnings(fit)]
+    selecting = parse(where).names if where else ()
+    names = [name for name in column_names(path) if name not in selecting]
+    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, names)]
+    return [*unused, *data_doubts(path, read), *value_warnings(fit_values(read), fit)]
+
+
+def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:
+    """Warn of likely mistakes in points by role, each (n,), and of those far from the law."""
+    return [*point_warnings(values), *far_warnings(fit)]

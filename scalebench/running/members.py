@@ -1,0 +1,90 @@
+"""Attempts at several trials by one worker, which trains them together.
+
+The worker is that of the first, the lead. ``ensemble.json`` in the lead's attempt folder lists the attempts of the
+others, as ``<trial_id>/<attempt>``. Each trial has its own folder, claim and record. The lead's record is written last:
+a worker that ends before all records are there has left none for the lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalebench.running.engines.base import close_attempt, has_record
+from scalebench.store import StoreError, read_header, read_json, read_record, write_json
+from scalebench.store.names import check_inside, check_name
+
+if TYPE_CHECKING:
+    from scalebench.study import Trial
+    from scalebench.workloads.recorder import Recorder
+
+MEMBERS = "ensemble.json"
+
+
+def write_members(lead: Path, others: Sequence[Path]) -> None:
+    """Write which attempts the worker of ``lead`` runs beside it."""
+    write_json(lead / MEMBERS, {"members": [f"{attempt.parent.name}/{attempt.name}" for attempt in others]})
+
+
+def members_of(lead: Path) -> list[Path]:
+    """Return the attempts that the worker of ``lead`` runs, itself first.
+
+    Raises ``StoreError`` for a file that is damaged, or that names a folder elsewhere.
+    """
+    path = lead / MEMBERS
+    if not path.exists():
+        return [lead]
+    names = read_json(path).get("members")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.count("/") == 1 for name in names):
+        raise StoreError(f"{path}: members: expected a list of <trial_id>/<attempt>")
+    others = [
+        lead.parents[1].joinpath(*(check_name(f"{path}: members", part) for part in name.split("/"))) for name in names
+    ]
+    for attempt in others:
+        check_inside(lead.parents[3], attempt)
+    return [lead, *others]
+
+
+def close_members(lead: Path, others: Sequence[Path]) -> None:
+    """Give the attempts of a batch whose worker has ended, and that have no record, the end of their lead."""
+    row = read_record(lead)
+    for attempt in others:
+        if not has_record(attempt):
+            message = f"trained together with {lead.parent.name}: {row['error_message']}"
+            ended_well = row["status"] == "ok"  # but this trial's record could not be written
+            close_attempt(attempt, "failed" if ended_well else row["status"], row["error_class"] or "NoRecord", message)
+
+
+# --- in the worker ---------------------------------------------------------------------------------------------------
+
+
+def run_members(
+    lead: Path,
+    placement: dict[str, Any],
+    start: Callable[[Path, dict[str, Any], dict[str, Any]], tuple[Trial, Recorder]],
+    end: Callable[[Trial, Recorder, Exception | None], str],
+) -> list[tuple[Path, str]]:
+    """Run the trials of a batch in this process and return each attempt with its status, the lead's last.
+
+    ``start(attempt, header, placement)`` returns a trial with its recorder, ``end(trial, recorder, error)`` writes its
+    record and returns its status.
+    """
+    from scalebench.workloads.ensemble_run import train_together
+
+    attempts, statuses = members_of(lead), []
+    shared = placement | {"exclusive": False, "lead": lead.parent.name}  # which has the logs
+    members = []
+    for attempt in attempts:
+        write_json(attempt / "placement.json", shared)
+        members.append(start(attempt, read_header(attempt), shared))
+    of_lead: list[Exception | None] = []
+
+    def ended(index: int, error: Exception | None) -> None:
+        if index == 0:
+            of_lead.append(error)
+        else:
+            statuses.append((attempts[index], end(*members[index], error)))
+
+    train_together(members, ended)
+    return [*statuses, (lead, end(*members[0], of_lead[0]))]

@@ -1,0 +1,22 @@
+"""The run that fine-tuning, distillation and pruning share: a training run that no other continues."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalebench.workloads.training_run import TrainingRun
+from scalebench.workloads.weights import save_weights
+
+
+class DerivedRun(TrainingRun):
+    """A training run that keeps its weights, and no state to go on from."""
+
+    def keep(self, model: nn.Module, optimizer: Optimizer, rng: dict[str, Tensor]) -> None:  # noqa: ARG002 - no state
+        """Write the weights."""
+        attempt = self.recorder.attempt
+        self.columns["weights_sha256"], self.columns["weights_file_bytes"] = save_weights(self.kept(model), attempt)
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """Return the model whose weights are written, under the family's own names."""
+        return model

@@ -1,0 +1,78 @@
+"""What the tests of the Gluon attention kernels share: cases with their gradients in float64, and broken copies."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from scalekernels.attention import tiles
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+# p, ds and the result are rounded to the dtype: about one unit in the last place, of which the norm averages.
+TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+# Batch, query heads, key heads, queries, keys, D, causal.
+Shape = tuple[int, int, int, int, int, int, bool]
+
+
+@cache
+def inputs(shape: Shape, dtype: torch.dtype, opposed: float = 0.0) -> dict[str, Tensor]:
+    """Views of one buffer for q, k and v where their lengths agree, and dO laid out as (B, T, H, D).
+
+    ``opposed`` moves queries and keys apart, so that all scores are negative.
+    """
+    batch, heads, key_heads, queries, keys, dimension, _ = shape
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=random).to(dtype)
+
+    if queries == keys:
+        fused = draw(batch, queries, heads + 2 * key_heads, dimension).transpose(1, 2)
+        q, k, v = fused.split((heads, key_heads, key_heads), 1)
+    else:
+        q = draw(batch, heads, queries, dimension)
+        k, v = (draw(batch, keys, key_heads, dimension).transpose(1, 2) for _ in range(2))
+    return {"q": q + opposed, "k": k - opposed, "v": v, "g": draw(batch, queries, heads, dimension).transpose(1, 2)}
+
+
+@cache
+def oracle(shape: Shape, dtype: torch.dtype, scale: float, opposed: float = 0.0) -> dict[str, Tensor]:
+    """Gradients, log-sum-exp to the base 2 and delta of :func:`inputs` in float64."""
+    given, causal = inputs(shape, dtype, opposed), shape[6]
+    q, k, v = (given[name].double().requires_grad_() for name in "qkv")
+    group = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(group, 1).mT * scale
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    out = scores.softmax(-1) @ v.repeat_interleave(group, 1)
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), given["g"].double())
+    delta = (out.detach() * given["g"].double()).sum(-1)
+    return {"dq": dq, "dk": dk, "dv": dv, "lse": scores.detach().logsumexp(-1) * LOG2_E, "delta": delta}
+
+
+def statistics_of(expected: dict[str, Tensor]) -> Tensor:
+    """The two rows of a head as ``hopper_gradients.row_statistics`` lays them out."""
+    rows = torch.stack([expected["lse"], expected["delta"]]).float()
+    return torch.nn.functional.pad(rows, (0, tiles.padded(rows.shape[3]) - rows.shape[3])).contiguous()
+
+
+def error(pair: tuple[Tensor, Tensor]) -> float:
+    """The norm of the error relative to that of what was expected; NaN where something was not written."""
+    found, expected = pair
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def load_changed(path: Path, source: str) -> ModuleType:
+    """Write the changed source of a module to ``path`` and import it from there."""
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,64 @@
+"""A parent that trains in a moment, children that start from it, and ways to plan, run and refuse such studies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PLACEMENT
+
+from scalebench import store
+from scalebench.errors import StudyError
+from scalebench.running.planning import load_study, plan, trial_header
+from scalebench.running.worker import run_trial
+
+PARENT = """
+schema = 1
+name = "parent"
+[model]
+family = "gpt"
+params = 3000
+[train]
+steps = 50
+batch_size = 4
+sequence_length = 16
+learning_rate = 0.01
+schedule = "constant"
+warmup_steps = 5
+[data]
+validation_samples = 32
+[run]
+checkpoint = true
+"""
+CHILD = 'schema = 1\nname = "child"\n[train]\nsteps = 50\n[run]\ncheckpoint = true\n[from]\nstudy = "parent"\n'
+CONTINUED = CHILD + "optimizer_state = true\n"
+
+
+def planned(tmp_path: Path, text: str, *settings: str) -> list[Any]:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return plan(load_study(path, settings), tmp_path / "results")
+
+
+def trained(tmp_path: Path, text: str, *settings: str) -> list[dict[str, Any]]:
+    """Run the trials of a study in this process and return their records."""
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    study, rows = load_study(path, settings), []
+    for trial in plan(study, tmp_path / "results"):
+        attempt = store.new_attempt(tmp_path / "results" / study.name, trial.trial_id)
+        header = trial_header(study, trial, "a test")
+        store.write_json(attempt / "trial.json", header)
+        assert run_trial(attempt, json.loads((attempt / "trial.json").read_text()), PLACEMENT) == "ok"
+        rows.append(store.read_record(attempt))
+    return rows
+
+
+def refused(tmp_path: Path, text: str, *settings: str) -> str:
+    """Plan a study that is invalid and return the one line that says so."""
+    with pytest.raises(StudyError) as caught:
+        planned(tmp_path, text, *settings)
+    (line,) = caught.value.lines
+    return line

@@ -1,0 +1,290 @@
+"""What scripts add to the report: values, series, scales, tables, files and links that keep what a reader has set."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser_support import hard_study, opened, probe
+
+from scalebench.reporting import render
+from scalebench.reporting.sections import base
+from scalebench.store import Results
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(render(hard_study()))
+    return path
+
+
+SORT = """(() => {
+  const table = document.querySelector('table.sortable'), head = table.tHead.rows[0];
+  const column = [...head.cells].findIndex((cell) => cell.textContent.startsWith('validation loss'));
+  const button = head.cells[column].querySelector('button');
+  const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
+  button.click(); const up = read(), sort = head.cells[column].ariaSort;
+  button.click(); return {up, down: read(), sort};
+})()"""
+
+
+@pytest.mark.slow
+def test_columns_sort_by_number_and_keep_the_unmeasured_last(browser, page: Path) -> None:
+    found = probe(browser, page, SORT)
+    assert found["sort"] == "ascending"
+    values = [float(text) for text in found["up"][:-1]]
+    assert values == sorted(values)
+    assert len(values) == 11
+    assert found["down"] == [*found["up"][-2::-1], "—"]
+
+
+TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => each.matches('.scroll, pre')
+  ? each.scrollWidth <= each.clientWidth : !each.matches('.drawing')).length)()"""
+
+
+@pytest.mark.slow
+def test_tab_stops_are_where_something_can_be_done(browser, page: Path) -> None:
+    assert probe(browser, page, TABS) == 0
+
+
+KEYS = """(() => {
+  const figure = document.querySelector('.first figure'), drawing = figure.querySelector('.drawing');
+  const press = (key) => drawing.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  const read = () => figure.querySelector('.value').textContent;
+  const titles = [...figure.querySelectorAll('.drawing use > title')].map((title) => title.textContent);
+  press('ArrowRight'); const first = read(); press('ArrowRight'); const second = read();
+  press('ArrowLeft'); press('ArrowLeft'); const last = read();
+  return {titles, read: [first, second, last], marks: figure.querySelectorAll('use.here').length};
+})()"""
+
+
+@pytest.mark.slow
+def test_arrow_keys_read_the_values(browser, page: Path) -> None:
+    found = probe(browser, page, KEYS)
+    assert found["read"] == [found["titles"][0], found["titles"][1], found["titles"][-1]]
+    assert found["marks"] == 1
+
+
+TABLE = """(() => {
+  const table = document.querySelector('table.sortable'), tools = table.parentNode.previousElementSibling;
+  const field = tools.querySelector('input'), rows = () => [...table.tBodies[0].rows].filter((row) => !row.hidden);
+  const all = rows().length;
+  field.value = 'failed'; field.dispatchEvent(new Event('input'));
+  const csv = asCsv(table);
+  return {all, left: rows().length, lines: csv.trim().split('\\n').length, csv};
+})()"""
+
+
+@pytest.mark.slow
+def test_a_table_is_filtered_and_copied(browser, page: Path) -> None:
+    found = probe(browser, page, TABLE)
+    assert (found["all"], found["left"], found["lines"]) == (12, 1, 2)
+    assert found["csv"].startswith("trial,")
+
+
+FILES = """(() => {
+  const svg = document.querySelector('.first .drawing svg'), text = standalone(svg);
+  return {parsed: new DOMParser().parseFromString(text, 'image/svg+xml').querySelector('parsererror') === null,
+          left: (text.match(/var\\(/g) || []).length, marks: (text.match(/<use/g) || []).length};
+})()"""
+
+
+@pytest.mark.slow
+def test_a_figure_is_saved_with_its_colours(browser, page: Path) -> None:
+    found = probe(browser, page, FILES)
+    assert found["parsed"]
+    assert found["left"] == 0
+    assert found["marks"] > 10
+
+
+@pytest.mark.slow
+def test_the_theme_is_remembered(browser, page: Path) -> None:
+    press = """(() => {
+      const root = document.documentElement;
+      document.getElementById('theme').click(); const chosen = root.dataset.theme;
+      delete root.dataset.theme; recall(); const recalled = root.dataset.theme;
+      localStorage.clear();
+      return [chosen, recalled];
+    })()"""
+    chosen, recalled = probe(browser, page, press)
+    assert chosen in ("dark", "light")
+    assert recalled == chosen
+
+
+@pytest.mark.slow
+def test_a_link_to_the_appendix_opens_it(browser, page: Path) -> None:
+    move = "(() => { location.hash = '#study-s-residuals'; openTarget(); })()"
+    assert probe(browser, page, f"({move}, document.querySelector('details.appendix').open)") is True
+
+
+@pytest.mark.slow
+def test_a_series_is_hidden_and_shown(browser, pages: dict[str, Path]) -> None:
+    toggle = """(() => {
+      const figure = document.querySelector('.first figure');
+      const button = [...figure.querySelectorAll('.tools button')].find((each) => each.textContent === 'a');
+      const count = () => [...figure.querySelectorAll('.drawing use')].filter(
+        (use) => use.getClientRects().length).length;
+      const before = count(); button.click(); const without = count(), pressed = button.ariaPressed; button.click();
+      return {before, without, pressed, after: count()};
+    })()"""
+    found = probe(browser, pages["whole"], toggle)
+    assert found["without"] < found["before"] == found["after"]
+    assert found["pressed"] == "false"
+
+
+EXPLORE = """(() => {
+  showTrials(document.querySelector('details.trials'));
+  const figure = document.querySelector('.explore'), [x, y] = figure.querySelectorAll('select');
+  const choose = (field, name) => {
+    field.value = [...field.options].findIndex((option) => option.text === name);
+    field.dispatchEvent(new Event('change'));
+  };
+  const read = () => [...figure.querySelectorAll('.drawing use')].map((use) => Number(use.getAttribute('x')));
+  choose(x, 'compute'); choose(y, 'validation loss (nats)');
+  const logX = [...figure.querySelectorAll('button')].find((each) => each.textContent === 'log x');
+  const table = figure.parentNode.querySelector('table');
+  const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+  const key = (row, name) => Number(row.cells[heads.indexOf(name)].dataset.key);
+  const rows = [...table.tBodies[0].rows].filter((row) => key(row, 'validation loss (nats)'));
+  const first = {pressed: logX.ariaPressed, at: read()};
+  logX.click();
+  return {first, second: {pressed: logX.ariaPressed, at: read()}, values: rows.map((row) => key(row, 'compute')),
+          names: [...x.options].map((option) => option.text), titles: figure.querySelectorAll('use title').length};
+})()"""
+
+
+@pytest.mark.slow
+def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(browser, page: Path) -> None:
+    found = probe(browser, page, EXPLORE)
+    assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(found["names"])
+    values = np.array(found["values"])
+    assert len(values) == found["titles"] == 11
+    scales = {"true": np.log, "false": np.asarray}
+    assert {found["first"]["pressed"], found["second"]["pressed"]} == set(scales)
+    for drawn in (found["first"], found["second"]):
+        assert np.corrcoef(scales[drawn["pressed"]](values), drawn["at"])[0, 1] == pytest.approx(1, abs=1e-9)
+
+
+# --- scales and links ------------------------------------------------------------------------------------------------
+
+# The places of the hollow means of the headline figure, and its ticks: names and places, along x and y.
+PLACES = """(() => {
+  const svg = document.querySelector('#study-s-loss svg'), shown = (each) => each.getClientRects().length > 0;
+  const number = (each, name) => Number(each.getAttribute(name));
+  const marks = [...svg.querySelectorAll('use')].filter((use) => use.textContent.startsWith('mean at')).map((use) =>
+    [number(use, 'x'), number(use, 'y')]);
+  const along = (kind) => [...svg.querySelectorAll(`text.${kind}, .redrawn text`)].filter(shown)
+    .filter((text) => text.classList.contains(kind)).map((text) => [text.textContent, number(text, kind[1])]);
+  const ends = [...svg.querySelectorAll('[clip-path] path, path[clip-path]')].map((path) => path.getAttribute('d'));
+  return {marks, x: along('tx'), y: along('ty'), paths: ends, link: location.hash,
+          off: [...document.querySelectorAll('#study-s-loss [aria-pressed=false]')].map((each) => each.textContent)};
+})()"""
+
+
+def press(name: str, figure: str = "#study-s-loss") -> str:
+    return f"[...document.querySelectorAll('{figure} button')].find((each) => each.textContent === '{name}').click()"
+
+
+def amount(text: str) -> float:
+    """Return the number of a tick: 50 k."""
+    number, _, prefix = text.replace("\u00a0", " ").partition(" ")
+    return float(number) * {"": 1, "k": 1e3, "M": 1e6}[prefix]
+
+
+@pytest.mark.slow
+def test_marks_and_ticks_are_where_the_other_scale_has_their_values(browser, page: Path) -> None:
+    sizes = np.array([1_536, 4_096, 10_240, 24_576, 49_152])  # the largest is the star
+    losses = hard_study().frame.groupby("params_non_embedding")["validation_loss_nats"].mean().to_numpy()[:5]
+    with opened(browser, page) as tab:
+        before = tab.evaluate(PLACES)
+        tab.evaluate(press("log x"))
+        linear = tab.evaluate(PLACES)
+        tab.evaluate(press("log y"))
+        both = tab.evaluate(PLACES)
+        for name in ("log x", "log y"):
+            tab.evaluate(press(name))
+        after = tab.evaluate(PLACES)
+    assert np.corrcoef(np.log(sizes), [x for x, _ in before["marks"]])[0, 1] == pytest.approx(1, abs=1e-6)
+    for found, scale_of_loss in ((linear, np.asarray), (both, np.log)):
+        places = np.array(found["marks"])
+        slope, start = np.polyfit(sizes, places[:, 0], 1)
+        np.testing.assert_allclose(places[:, 0], slope * sizes + start, atol=0.05)  # a twentieth of a point
+        ticks = np.array([(amount(text), place) for text, place in found["x"]])
+        assert len(ticks) >= 3
+        np.testing.assert_allclose(slope * ticks[:, 0] + start, ticks[:, 1], atol=0.1)
+        assert np.corrcoef(scale_of_loss(losses), places[:, 1])[0, 1] == pytest.approx(-1, abs=1e-5)
+    assert [y for _, y in linear["marks"]] == [y for _, y in before["marks"]]
+    assert linear["paths"] != before["paths"]
+    assert after | {"link": ""} == before | {"link": ""}
+
+
+@pytest.mark.slow
+def test_a_link_keeps_scales_and_restores_them(browser, page: Path) -> None:
+    with opened(browser, page) as tab:
+        tab.evaluate(press("log x"))
+        left = tab.evaluate(PLACES)
+        assert tab.evaluate("document.querySelector('#study-s-loss .tools a').hash") == left["link"]
+    assert left["link"] == "#study-s-loss?log+x=false"
+    assert probe(browser, page, PLACES, fragment=left["link"]) == left
+    assert probe(browser, page, PLACES)["off"] == ["log y"]  # as the page has it
+    assert probe(browser, page, PLACES, fragment="#study-s-loss?log+x=maybe&other=1")["off"] == ["log y"]
+
+
+STATE = """(() => {
+  const figure = document.querySelector('.explore');
+  return {chosen: [...figure.querySelectorAll('select')].map((each) => each.selectedOptions[0].text),
+          pressed: [...figure.querySelectorAll('[aria-pressed]')].map((each) => [each.textContent, each.ariaPressed]),
+          visible: [...figure.querySelectorAll('.drawing use')].filter((use) => use.getClientRects().length).length,
+          open: document.querySelector('details.trials').open, link: location.hash};
+})()"""
+CHANGE = """(() => {
+  showTrials(document.querySelector('details.trials'));
+  const figure = document.querySelector('.explore'), [x] = figure.querySelectorAll('select');
+  const click = (name) => [...figure.querySelectorAll('button')].find((each) => each.textContent === name).click();
+  x.value = [...x.options].findIndex((option) => option.text === 'step time');
+  x.dispatchEvent(new Event('change', {bubbles: true}));
+  click('log y'); click('b'); click('log x'); click('log x');
+})()"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A study of two series, as it is alone on a page, and "brief", as it is beside many others."""
+    plain, paths = hard_study().frame, {}
+    both = pd.concat([plain.assign(implementation=name, trial_id=name + plain["trial_id"]) for name in "ab"])
+    for kind, many in (("whole", base.MANY), ("brief", 0)):
+        paths[kind] = tmp_path_factory.mktemp(kind) / "index.html"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(base, "MANY", many)
+            paths[kind].write_text(render(Results(both.reset_index(drop=True), (), {"s": {}})))
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "brief"])
+def test_the_figure_of_the_trials_is_restored_from_its_link(browser, pages: dict[str, Path], kind: str) -> None:
+    """Columns, scales and series; also on a page of so many studies that their trials are not in its elements."""
+    path = pages[kind]
+    with opened(browser, path) as tab:
+        assert tab.evaluate("document.querySelectorAll('details.trials td').length > 0") == (kind == "whole")
+        tab.evaluate(CHANGE)
+        left = tab.evaluate(STATE)
+        cells = tab.evaluate("document.querySelector('details.trials').querySelectorAll('tbody tr').length")
+    assert cells == 24
+    assert left["chosen"] == ["step time", "validation loss (nats)"]
+    assert left["visible"] == 11  # of 22 with both values
+    assert left["link"].startswith("#study-s-explore?")
+    restored = probe(browser, path, STATE, fragment=left["link"])
+    assert restored == left | {"open": True}
+
+
+@pytest.mark.slow
+def test_trials_as_json_are_those_of_the_table(browser, pages: dict[str, Path]) -> None:
+    read = """(showTrials(document.querySelector('details.trials')), [...document.querySelectorAll(
+      '.trials table')][0].querySelectorAll('tr').entries().map(([, row]) => [...row.cells].map((cell) =>
+      [cell.textContent, cell.dataset.key && Number(cell.dataset.key).toPrecision(6), cell.tagName,
+       cell.className])).toArray())"""
+    whole, brief = (probe(browser, path, read) for path in pages.values())
+    assert whole == brief
+    assert len(whole) == 25

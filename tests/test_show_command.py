@@ -1,0 +1,43 @@
+"""`show` without a trial lists all of them, and `generate` without one takes the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from command_support import planted, write_study
+
+from scalebench import store
+from scalebench.workloads.weights import WEIGHTS
+
+
+def test_show_lists_the_trials_with_what_tells_them_apart(command, tmp_path: Path) -> None:
+    rows = planted(parent_trial_id=None)
+    rows[1] |= {"status": "failed", "error_class": "ValueError", "validation_loss_nats": None}
+    axes = {"params": [1000, 3000], "seed": [0, 1]}
+    write_study(tmp_path / "results" / "planted", rows, axes)
+    code, out, _ = command("show")
+    assert code == 0
+    heading, header, *lines = out.splitlines()
+    assert heading == "planted"
+    assert header.split() == ["trial", "status", "model", "settings", "loss", "(nats)", "step"]
+    assert [line.split()[0] for line in lines] == sorted((row["trial_id"] for row in rows), key=str)
+    assert lines[0].split()[1:6] == ["ok", "gpt", "1,000", "seed", "0"]
+    assert lines[1].split()[1] == "failed"
+    assert command("show", "nothing")[0] == 2
+
+
+def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path: Path, monkeypatch) -> None:
+    """The choice alone: what is generated is tested in test_generate_command.py."""
+    rows = planted()
+    write_study(tmp_path / "results" / "planted", rows)
+    _, _, err = command("generate", "results", "--prompt", "a")
+    assert "no trial here kept the weights" in err
+    for row in rows[:-2]:  # the two largest models, which are the best, kept none
+        attempt = tmp_path / "results" / "planted" / "trials" / str(row["trial_id"]) / "attempt-1"
+        (attempt / WEIGHTS).write_bytes(b"")
+        store.write_json(attempt / "trial.json", {})
+    monkeypatch.setattr("scalebench.cli.commands.generate.trial_of", lambda _: type("Trial", (), {"spec": None}))
+    best = min(rows[:-2], key=lambda row: float(str(row["validation_loss_nats"])))
+    _, _, err = command("generate", "results", "--prompt", "a")
+    assert f"planted/{best['trial_id']}" in err.splitlines()[0]
+    assert "the lowest of 12 with weights" in err.splitlines()[0]
