@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -185,16 +187,6 @@ trials.datetime = Shifted
 """
 
 
-def two_drivers(case: Case) -> None:
-    """Start two drivers at once."""
-    together(case, [""] * 2)
-
-
-def four_drivers(case: Case) -> None:
-    """Start four drivers at once."""
-    together(case, [""] * 4)
-
-
 def together(case: Case, preparations: Sequence[str]) -> None:
     """Run drivers at once, each after Python code of its own."""
     drivers = [case.start(before=code) for code in preparations]
@@ -238,13 +230,12 @@ def rank_killed(case: Case) -> None:
 
 def ray_killed(case: Case) -> None:
     """Kill a worker of Ray, then the head of its embedded cluster."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise Unavailable("Ray is not installed") from error
+    if importlib.util.find_spec("ray") is None:
+        raise Unavailable("Ray is not installed")
     trials = case.folder / "results" / "tiny" / "trials"
+    quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1"}  # else a driver looks for its head for a minute
     for word in ("ray::run_worker", "gcs_server"):
-        driver, before = case.start("--engine", "ray", RETRY), len(case.records())
+        driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
         case.wait(lambda before=before: len(case.records()) > before and [*trials.glob("*/*/resume.json")], driver)
         found = descendants(driver, word)
         if found:
@@ -293,13 +284,10 @@ FAULTS: dict[str, tuple[Callable[[Case], None], str]] = {
     "disk full": (disk_full, FOUR),
     "files damaged": (files_damaged, FOUR),
     "clocks differ": (clocks, TEN),
-    "two drivers": (two_drivers, TEN),
-    "four drivers": (four_drivers, TEN),
+    "two drivers": (partial(together, preparations=[""] * 2), TEN),
+    "four drivers": (partial(together, preparations=[""] * 4), TEN),
     "folder copied": (copied, TEN),
     "rank killed": (rank_killed, RANKS),
     "Ray killed": (ray_killed, LONG),
-    "Slurm disturbed": (
-        slurm_disturbed,
-        LONG.replace("steps = 400", "steps = 4_000").replace("[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[0, 1]"),
-    ),
+    "Slurm disturbed": (slurm_disturbed, (STUDY % [0, 1]).replace("steps = 40", "steps = 4_000")),
 }
