@@ -232,11 +232,10 @@ def ray_killed(case: Case) -> None:
     """Kill a worker of Ray, then the head of its embedded cluster."""
     if importlib.util.find_spec("ray") is None:
         raise Unavailable("Ray is not installed")
-    trials = case.folder / "results" / "tiny" / "trials"
     quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1"}  # else a driver looks for its head for a minute
     for word in ("ray::run_worker", "gcs_server"):
         driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
-        case.wait(lambda before=before: len(case.records()) > before and [*trials.glob("*/*/resume.json")], driver)
+        case.wait(lambda before=before: len(case.records()) > before, driver, 300)
         found = descendants(driver, word)
         if found:
             random.choice(found).kill()
@@ -288,6 +287,6 @@ FAULTS: dict[str, tuple[Callable[[Case], None], str]] = {
     "four drivers": (partial(together, preparations=[""] * 4), TEN),
     "folder copied": (copied, TEN),
     "rank killed": (rank_killed, RANKS),
-    "Ray killed": (ray_killed, LONG),
+    "Ray killed": (ray_killed, FOUR.replace("steps = 40", "steps = 400")),
     "Slurm disturbed": (slurm_disturbed, (STUDY % [0, 1]).replace("steps = 40", "steps = 4_000")),
 }
