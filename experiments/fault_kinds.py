@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -26,11 +27,12 @@ RANKS = (STUDY % [0, 1]).replace("batch_size = 8", "batch_size = 8\nprocesses = 
 
 def descendants(driver: Driver, word: str) -> list[psutil.Process]:
     """Return the processes below a driver with a word in their command line."""
-    try:
-        below = psutil.Process(driver.pid).children(recursive=True)
-        return [process for process in below if any(word in part for part in process.cmdline())]
-    except psutil.NoSuchProcess:
-        return []
+    below = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+                below += [process] * any(word in part for part in process.cmdline())
+    return below
 
 
 def driver_killed(case: Case, times: int = 30) -> None:
