@@ -17,7 +17,7 @@ FAULTS: dict[str, tuple[Callable[[Case], None], str, int]] = {
     "workers killed": (partial(kinds.workers_killed, times=2), TWO.replace("steps = 40", "steps = 200"), 1),
     "disk full": (partial(kinds.disk_full, sizes=(0, 1_000, 8_000)), TWO, 3),
     "files cut": (partial(kinds.files_damaged, ends=12), TWO, 150),
-    "two drivers": (kinds.two_drivers, FOUR, 2),
+    "two drivers": (partial(kinds.together, preparations=[""] * 2), FOUR, 2),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scalebench import store
@@ -92,4 +94,10 @@ def test_the_time_limit_of_a_trial_does_not_count_while_it_waits_for_a_gpu(tmp_p
         assert not local._finished(worker)
         assert worker.deadline is not None
         assert worker.deadline > time.monotonic() + 4.0
-        processes.stop(process)
+        # Stopped while it waits, it would wait for ever.
+        process.send_signal(signal.SIGSTOP)
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        worker.deadline = time.monotonic() - 1.0
+        assert local._late(worker)
+        processes.stop(process, grace_s=0.1)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 from scalebench.measure.device_lock import WAITING
 from scalebench.running.claims import take
 from scalebench.store import StoreError, new_attempt, read_header, read_json, write_header, write_json, write_record
@@ -155,3 +157,11 @@ def last_beat(attempt: Path) -> dict[str, Any]:
 def is_waiting(attempt: Path) -> bool:
     """Whether the worker waits for a GPU that another process uses, or for the measured peak of its node."""
     return (attempt / WAITING).exists()
+
+
+def limit_pauses(attempt: Path, pid: int) -> bool:
+    """Whether a worker's time limit does not count now: it waits, and was not stopped by SIGSTOP meanwhile."""
+    try:
+        return is_waiting(attempt) and psutil.Process(pid).status() != psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False

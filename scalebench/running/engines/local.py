@@ -16,7 +16,7 @@ from scalebench.running.engines.base import (
     Resources,
     Tick,
     close_attempt,
-    is_waiting,
+    limit_pauses,
     no_tick,
     worker_environment,
     write_placement,
@@ -174,6 +174,6 @@ def _late(worker: _Worker) -> bool:
     """Whether a running worker is past its time limit, which does not count while it waits for a GPU."""
     if worker.timeout_s is None or worker.deadline is None:
         return False
-    if is_waiting(worker.attempt):
+    if limit_pauses(worker.attempt, worker.process.pid):
         worker.deadline = time.monotonic() + worker.timeout_s
     return time.monotonic() >= worker.deadline

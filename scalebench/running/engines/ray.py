@@ -31,7 +31,7 @@ from scalebench.running.engines.base import (
     another_attempt,
     close_attempt,
     has_record,
-    is_waiting,
+    limit_pauses,
     no_tick,
     worker_command,
     worker_environment,
@@ -183,7 +183,7 @@ def run_worker(attempt: str, command: list[str], timeout_s: float | None) -> int
     late = time.monotonic() + (timeout_s or float("inf"))
     try:
         while (code := process.poll()) is None and time.monotonic() < late:
-            if timeout_s is not None and is_waiting(folder):
+            if timeout_s is not None and limit_pauses(folder, process.pid):
                 late = time.monotonic() + timeout_s
             time.sleep(POLL_S)
         return code
