@@ -42,3 +42,9 @@ def failure(case: Case, provider: str, backward: bool) -> str | None:
 
 def gradients(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, **options: bool) -> tuple[Tensor, ...]:
     return torch.autograd.grad(attention(q, k, v, **options), (q, k, v), grad_out)
+
+
+@pytest.fixture
+def small_tiles() -> Iterator[None]:
+    with tiles_of(16, 16):
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ os.environ["COLUMNS"] = "240"
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
-from support import FINISHED, SMALL, child_environment, shared_folder
+from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
 
@@ -41,6 +42,19 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_report_header() -> str:
     """Say which half of the tests this run holds."""
     return "kernels under the interpreter" if INTERPRETED else "without test_kernel_*.py (set TRITON_INTERPRET=1)"
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    """A copy of what the test file's own fixture ``base`` prepared, to write to."""
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let worker processes find the packages when they are not installed."""
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
 
 
 @pytest.fixture

@@ -171,3 +171,9 @@ def guarded_launches(monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Sequ
         for name in names:
             monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
     return launched
+
+
+def error(output: Tensor, exact: Tensor) -> float:
+    """The largest absolute error of an output, whose exact value is in float64."""
+    assert output.shape == exact.shape
+    return (output.detach().double() - exact).abs().max().item() if exact.numel() else 0.0

@@ -13,11 +13,6 @@ from torch import Tensor
 LAUNCHED = ("forward", "forward_wide", "backward", "backward_wide", "parameters_wide", "finish")
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    assert found.shape == exact.shape
-    return (found.detach().double() - exact).abs().max().item() if exact.numel() else 0.0
-
-
 def case_failure(case: Case, backward: bool, seed: int = 0, given: Mapping[str, Tensor] | None = None) -> str | None:
     """Why our norm fails the acceptance rule on a case, by inputs of its own or those of a seed."""
     given = norm.inputs(case, seed=seed) if given is None else given

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -133,3 +134,18 @@ def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor])
         graph = loss()
     assert graph.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def ranks_of(attempt: Path) -> list[psutil.Process]:
+    """The processes of an attempt's trial, without the one that started them, by rank."""
+    running = [
+        process for process in psutil.process_iter(["cmdline"]) if str(attempt) in (process.info["cmdline"] or [])
+    ]
+    return sorted(
+        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
+    )
+
+
+def beats(attempt: Path) -> bool:
+    """Whether the worker of an attempt has begun to write its heartbeat."""
+    return (attempt / "heartbeat.json").exists()

@@ -25,12 +25,6 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "optimizer"),

@@ -17,6 +17,7 @@ import session_measures
 import session_steps
 from session import Session, Step, run_steps
 from session_pool import Job, Pool
+from session_support import make_session
 from support import REPOSITORY, SOURCE_PATH
 
 from scalebench.cli.app import app
@@ -51,15 +52,6 @@ class FakeClock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def make_session(tmp_path: Path, seconds: float = 100.0, **given: Any) -> Session:
-    """A session on a CPU with nothing done."""
-    clock = given.pop("clock", time.monotonic)
-    return Session.begin(
-        phase="first", out=tmp_path / "out", work=tmp_path / "work", carried=given.pop("carried", None), workers=2,
-        device="cpu", deadline=clock() + seconds, clock=clock,
-    )  # fmt: skip
 
 
 def make_pool(tmp_path: Path, workers: int = 1, seconds: float = 30.0, budget: float = 10.0) -> tuple[Pool, list[Any]]:

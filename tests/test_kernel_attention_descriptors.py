@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from attention_support import PROVIDERS, gradients, tiles_of
+from attention_support import (
+    PROVIDERS,
+    gradients,
+    small_tiles,  # noqa: F401 - a fixture
+)
 from scalekernels.attention import (
     Case,
     attention,
@@ -18,12 +20,6 @@ from scalekernels.attention import tiles as attention_tiles
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.providers import Unsupported
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with tiles_of(16, 16):
-        yield
 
 
 @pytest.fixture
@@ -43,7 +39,8 @@ def loads(monkeypatch) -> list[bool]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
-def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads, causal):
+@pytest.mark.usefixtures("small_tiles")
+def test_descriptors_of_views_read_the_same_bits_as_pointers(loads, causal):
     """Heads within rows, gaps between rows and heads, and NaN in the rows that lie beyond the end of a head."""
     generator = torch.Generator().manual_seed(6)
     q = torch.randn(2, 4, 37, 16, generator=generator)
@@ -59,7 +56,8 @@ def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads,
 
 
 @pytest.mark.slow
-def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loads):
+@pytest.mark.usefixtures("small_tiles")
+def test_what_descriptors_cannot_describe_goes_through_pointers(loads):
     memory = torch.randn(2 * 2 * 20 * 20 + 1, generator=torch.Generator().manual_seed(7), dtype=torch.float32).half()
     dense = memory[:1280].view(2, 2, 20, 16)
     others = {
@@ -77,7 +75,8 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loa
     assert not any(loads)
 
 
-def test_gradients_by_descriptors_are_the_same_bits(small_tiles, loads):
+@pytest.mark.usefixtures("small_tiles")
+def test_gradients_by_descriptors_are_the_same_bits(loads):
     given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
     grad_out = given.pop("grad_out")
     tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]

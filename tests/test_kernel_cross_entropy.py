@@ -9,7 +9,6 @@ from cross_entropy_support import (
     FORWARD_BACKWARD,
     RICH,
     case_failure,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
@@ -17,6 +16,7 @@ from cross_entropy_support import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_support import (
+    error,
     poisoned_memory,  # noqa: F401 - a fixture
 )
 from scalekernels import cross_entropy

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from cross_entropy_support import (
     RICH,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
 )
 from kernel_support import (
     Operations,
+    error,
     poisoned_memory,  # noqa: F401 - a fixture
 )
 from scalekernels import cross_entropy

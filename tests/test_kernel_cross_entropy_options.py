@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from cross_entropy_support import (
     RICH,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
 )
 from kernel_support import (
+    error,
     inaccuracy,
     poisoned_memory,  # noqa: F401 - a fixture
 )

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_support import (
+    error,
     install_mutant,
     poisoned_memory,  # noqa: F401 - a fixture
     rounded_to_nearest,
 )
-from norm_support import case_failure, error, gradients
+from norm_support import case_failure, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 

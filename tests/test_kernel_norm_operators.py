@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_support import (
+    error,
     guarded_launches,
     poisoned_memory,  # noqa: F401 - a fixture
 )
-from norm_support import LAUNCHED, case_failure, error, gradients
+from norm_support import LAUNCHED, case_failure, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 from torch import Tensor

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_support import Operations, guarded_launches, inaccuracy, install_mutant, poisoned, rounded_to_nearest
+from kernel_support import (
+    Operations,
+    guarded_launches,
+    inaccuracy,
+    install_mutant,
+    poisoned_memory,  # noqa: F401 - a fixture
+    rounded_to_nearest,
+)
 from scalekernels import rotary
 from scalekernels.rotary import DTYPES, HEAD_DIMENSIONS, Case, reference
 from torch import Tensor
 
 FORWARD_BACKWARD = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 SMALL = Case(2, 5, 3, 16, torch.float32, start=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory() -> Iterator[None]:
-    """Memory that comes from torch.empty holds NaN: what a kernel forgets to write shows."""
-    with poisoned():
-        yield
 
 
 def failure(case: Case, backward: bool, seed: int = 0) -> str | None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from support import REPOSITORY, SMALL, SOURCE_PATH, child_environment, run_here, shared_folder
+from support import REPOSITORY, SMALL, child_environment, ranks_of, run_here, shared_folder
 
 from scalebench import store
 from scalebench.errors import StudyError
@@ -48,10 +47,7 @@ validation_samples = 32
 """
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let worker processes find the packages when they are not installed."""
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def study_of(folder: Path, family: str, how: str = "") -> Any:
@@ -152,16 +148,6 @@ def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tm
     parent = load_study(child, ["from.where=processes == 2", "train.processes=1"])
     (row,) = run_here(parent, tmp_path / "r").values()
     assert (row["status"], row["first_step"], row["parallel"]) == ("ok", 30, "none"), row
-
-
-def ranks_of(attempt: Path) -> list[psutil.Process]:
-    """The processes of an attempt's trial, without the one that started them, by rank."""
-    running = [
-        process for process in psutil.process_iter(["cmdline"]) if str(attempt) in (process.info["cmdline"] or [])
-    ]
-    return sorted(
-        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
-    )
 
 
 @pytest.mark.slow

@@ -16,17 +16,16 @@ import pandas as pd
 import pytest
 import torch
 from parent_support import refused
+from resuming_support import PLACEMENT, finish, interrupt
 from safetensors.torch import load_file
-from support import PLACEMENT as FLOAT32
 from support import child_environment
 
 from scalebench import store
 from scalebench.running.engines.base import Resources, worker_command
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.worker import main, run_trial
+from scalebench.running.worker import main
 from scalebench.workloads import read_trial
 from scalebench.workloads.resuming import INDEX, find_snapshot
-from scalebench.workloads.training_run import TrainingRun
 
 STUDY = """
 schema = 1
@@ -47,13 +46,8 @@ checkpoint = true
 checkpoint_every_steps = 5
 """
 BRANCHES = "run.checkpoint_steps=[4, 21]"
-PLACEMENT = FLOAT32 | {"peaks": dict.fromkeys(("float32", "bfloat16"), FLOAT32["peaks"]["float32"])}
 NEEDS = {"precisions": ["float32"], "most_processes": 1, "resources": asdict(Resources())}
 IMAGES = 'model.family="resnet"'
-
-
-class Killed(BaseException):
-    """No error of a trial: what stops a process."""
 
 
 def prepared(folder: Path, *settings: str) -> tuple[Path, dict[str, Any]]:
@@ -66,28 +60,6 @@ def prepared(folder: Path, *settings: str) -> tuple[Path, dict[str, Any]]:
     attempt = store.new_attempt(folder / "results" / study.name, trial.trial_id)
     store.write_header(attempt, trial_header(study, trial, "a test") | NEEDS)
     return attempt, store.read_header(attempt)
-
-
-def finish(attempt: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """Run an attempt to its end and return its record."""
-    assert run_trial(attempt, header, PLACEMENT) == "ok", (attempt / "record.json").read_text()
-    return store.read_record(attempt)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, attempt: Path, header: dict[str, Any], after: int) -> None:
-    """Run an attempt and stop it at the first check of the losses after this many steps, with nothing saved."""
-    check = TrainingRun.check
-
-    def killed(self: TrainingRun, done: int) -> None:
-        if done > after:
-            raise Killed
-        check(self, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "check", killed)
-        patch.setattr(TrainingRun, "save_samples", lambda _: None)
-        with pytest.raises(Killed):
-            run_trial(attempt, header, PLACEMENT)
 
 
 def same(one: Path, other: Path) -> None:

@@ -10,7 +10,7 @@ import session_after
 import session_measures
 import session_steps
 from session import ProgramFailedError, Session
-from test_gpu_session import make_session
+from session_support import make_session
 
 from scalebench.cli.app import app
 from scalebench.running import planning

@@ -14,7 +14,7 @@ import pytest
 from drivers import Drivers
 from light_worker import light_command, patch
 from slurm_node import CannotStartError, slurm_node
-from support import SMALL, SOURCE_PATH, run_here
+from support import SMALL, SOURCE_PATH, beats, run_here
 
 from scalebench import store
 from scalebench.cli.commands.stored import show_status
@@ -61,10 +61,6 @@ def path(tmp_path: Path) -> Path:
 
 def command(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
-
-
-def beats(attempt: Path) -> bool:
-    return (attempt / "heartbeat.json").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import saved_for_backward, train_spec
+from task_support import transduced
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,11 +25,6 @@ from scalebench.tasks import Transduce
 from scalebench.workloads.loop import train, validate
 
 SHAPE = {"vocab_size": 12, "context": 9}
-
-
-def pairs(kind: str = "reversal", length: int = 9, **changes: object) -> Transduce:
-    values = {"batch_size": 32, "seed": 0, "validation_fraction": 0.2, "validation_samples": 100}
-    return Transduce(Transduction(kind), length, **(values | changes))
 
 
 # --- size ------------------------------------------------------------------------------------------------------------
@@ -71,7 +67,7 @@ def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dic
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_flops_are_the_counters_on_the_eager_path(kind: str) -> None:
     config = configure(transformer, {"params": 3e4}, Transduction(kind), 9)
-    counts, (source, given, _) = transformer.count(config, 9), pairs(kind, batch_size=1).batch(0)
+    counts, (source, given, _) = transformer.count(config, 9), transduced(kind, batch_size=1).batch(0)
     with FlopCounterMode(display=False) as counter:
         transformer.build(config, "eager")(source, given)
     # Written-out attention of the decoder to itself computes the future as well; the count leaves out that half.
@@ -133,7 +129,7 @@ def test_the_body_is_torchs(norm_first: bool, implementation: str) -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    config, (source, given, _) = transformer.config_for(3e4, **SHAPE), pairs().batch(0)
+    config, (source, given, _) = transformer.config_for(3e4, **SHAPE), transduced().batch(0)
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
@@ -148,7 +144,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 def test_an_answer_depends_on_all_of_its_source_and_on_no_later_token() -> None:
     torch.manual_seed(0)
     model = transformer.build(transformer.config_for(3e4, **SHAPE), "sdpa")
-    source, given, _ = pairs(batch_size=2).batch(0)
+    source, given, _ = transduced(batch_size=2).batch(0)
     later, other = given.clone(), source.clone()
     later[:, 5:] = (later[:, 5:] + 1) % 10
     other[:, -1] = (other[:, -1] + 1) % 10
