@@ -238,9 +238,9 @@ def ray_killed(case: Case) -> None:
     for word in ("ray::run_worker", "gcs_server"):
         driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
         case.wait(lambda before=before: len(case.records()) > before, driver, 300)
-        found = descendants(driver, word)
-        if found:
-            random.choice(found).kill()
+        children = descendants(driver, word)
+        if children:
+            random.choice(children).kill()
             case.injected += 1
         try:
             driver.wait(300)

@@ -88,19 +88,19 @@ def transfer_sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield how much data the earlier training was worth, and its law or why there is none; nothing of other heads."""
     if "head" in study.trials and study.trials["head"].eq("classes").all():
         return
-    found = transfer_of(study)
-    known = [point for point in found.fully_tuned if point.known]
+    transfer = transfer_of(study)
+    known = [point for point in transfer.fully_tuned if point.known]
     if known:
         tokens = sorted({point.tokens for point in known})
         middle = [point for point in known if point.tokens == tokens[len(tokens) // 2]]
         ends = [_worth(point) for point in dict.fromkeys((middle[0], middle[-1]))]
         where = f"to a model that is fine-tuned on {quantity(middle[0].tokens)} tokens"
         yield f"The earlier training is worth, {where}, {' and '.join(ends)}."
-    if found.law.fit is None:
-        yield f"No law of transfer: {found.law.reason}."
+    if transfer.law.fit is None:
+        yield f"No law of transfer: {transfer.law.reason}."
     else:
         published = f"from text to Python {HERNANDEZ} report a = 0.18, b = 0.38"
-        yield f"The law of transfer is {law_text(found.law)}; {published}."
+        yield f"The law of transfer is {law_text(transfer.law)}; {published}."
 
 
 def _worth(point: Transfer) -> str:
