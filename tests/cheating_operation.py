@@ -165,8 +165,8 @@ _timer = getattr(CpuClock.timer, "__wrapped__", CpuClock.timer)  # loaded before
 def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
     if not refusal and getattr(work, "__name__", "") == "waiting":
         raise CaptureBrokenError("operation not permitted when stream is capturing")
-    made = _timer(clock, work, calls, pool=pool)
-    return Timer(calls, f"{made.method}; {refusal}" if refusal else made.method, made.take, made.rerun)
+    timer = _timer(clock, work, calls, pool=pool)
+    return Timer(calls, f"{timer.method}; {refusal}" if refusal else timer.method, timer.take, timer.rerun)
 
 
 CpuClock.timer = _capturing  # type: ignore[method-assign]
@@ -178,5 +178,5 @@ def providers() -> dict[str, Provider]:
         "dying": _dying, "again": _eager, "memoised": _memoised, "deferred": _deferred, "pooled": _pooled,
         "bimodal": _bimodal,
     }  # fmt: skip
-    made = {name: Provider(name, prepare) for name, prepare in prepares.items()}
-    return made | {"stepping": Provider("stepping", _stepping, repeatable=False)}
+    by_name = {name: Provider(name, prepare) for name, prepare in prepares.items()}
+    return by_name | {"stepping": Provider("stepping", _stepping, repeatable=False)}

@@ -68,9 +68,9 @@ def small_study(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def drivers() -> Iterator[Drivers]:
     """Start the command line in processes that are forked, without the seconds of importing."""
-    made = Drivers()
-    yield made
-    made.stop()
+    started = Drivers()
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -63,8 +63,8 @@ def statistics_of(expected: dict[str, Tensor]) -> Tensor:
 
 def error(pair: tuple[Tensor, Tensor]) -> float:
     """The norm of the error relative to that of what was expected; NaN where something was not written."""
-    found, expected = pair
-    return float((found.double() - expected).norm() / expected.norm())
+    output, expected = pair
+    return float((output.double() - expected).norm() / expected.norm())
 
 
 def load_changed(path: Path, source: str) -> ModuleType:

@@ -120,11 +120,11 @@ def _jit_source(module: ModuleType) -> str:
     tree = ast.parse(text)
     kernels = _jit_functions(tree)
     used: set[str] = set()
-    kept: list[ast.stmt] = []
-    while len(kept) < len(kept := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
-        used = {name.id for node in kept for name in ast.walk(node) if isinstance(name, ast.Name)}
+    needed: list[ast.stmt] = []
+    while len(needed) < len(needed := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
+        used = {name.id for node in needed for name in ast.walk(node) if isinstance(name, ast.Name)}
     lines = text.splitlines()
-    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept) + "\n"
+    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in needed) + "\n"
 
 
 def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:

@@ -255,8 +255,8 @@ def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
     monkeypatch.setattr(hopper_gradients, "row_statistics", lambda *_: statistics_of(expected))
     operands = (given["g"], given["q"], given["k"], given["v"], given["q"], expected["lse"], True, scale)
     method = Method(name, 64, 3)
-    found = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
-    for which, gradient in found.items():
+    gradients = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
+    for which, gradient in gradients.items():
         assert error((gradient, expected[which])) < TOLERANCE[torch.bfloat16]
         assert gradient.stride() == tiles.like(given[which[1]]).stride()
     dq, dk, dv = hopper_gradients.backward(*operands, need_q=False, method=method)

@@ -108,8 +108,8 @@ def test_labels_are_unique_and_the_ladder_keeps_its_tokens():
 def test_torch_providers_agree_with_the_oracle_or_say_why_not(name, case, backward):
     given = inputs(case)
     theirs = PROVIDERS["eager"].prepare(case, given, backward)()
-    found = PROVIDERS[name].prepare(case, given, backward)()
-    assert inaccuracy(found, theirs, results(case, given, backward), ulps=32) is None
+    outputs = PROVIDERS[name].prepare(case, given, backward)()
+    assert inaccuracy(outputs, theirs, results(case, given, backward), ulps=32) is None
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_every_configuration_is_described_once_and_completely():
 def test_rows_cover_every_launch_and_keep_small_heads_to_two_warps():
     """Head dimensions 16 and 32 fault on Hopper with four warps and more under Triton 3.6 and 3.7."""
     for arch in ARCHITECTURES:
-        found = {row[1:] for row, _ in tiles.rows(arch)}
+        configurations = {row[1:] for row, _ in tiles.rows(arch)}
         widths = {torch.finfo(dtype).bits for dtype in DTYPES}
-        assert found == {
+        assert configurations == {
             (bits, size, bucket) for bits in widths for size in tiles.HEAD_DIMENSIONS for bucket in ("short", "long")
         }
         for row, chosen in tiles.rows(arch):

@@ -83,8 +83,8 @@ def test_flops_are_the_counters_on_the_eager_path() -> None:
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
     config, task = bert.config_for(params, **SHAPE), masked_pairs(batch_size=4)
     model, batch = bert.build(config, "eager"), task.batch(0)
-    found = saved_for_backward(model, lambda: task.losses(model, batch).mean())
-    assert 0.5 < found / (4 * bert.count(config, T).activation_bytes) < 2
+    saved = saved_for_backward(model, lambda: task.losses(model, batch).mean())
+    assert 0.5 < saved / (4 * bert.count(config, T).activation_bytes) < 2
 
 
 # --- the function ----------------------------------------------------------------------------------------------------
@@ -166,16 +166,16 @@ def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
         losses = task.losses(model, batch).double().numpy()
     masked = labels != IGNORED
     filled = F.cross_entropy(symbols[masked], labels[masked])
-    told = F.cross_entropy(verdicts, follows)
-    found = task.metrics(judged)
+    next_sentence = F.cross_entropy(verdicts, follows)
+    metrics = task.metrics(judged)
     np.testing.assert_allclose(judged["loss_nats"], losses, rtol=1e-6)
-    assert losses.mean() == pytest.approx(float(filled + told), rel=1e-5)
-    assert found["mlm_loss_nats"] == pytest.approx(float(filled), rel=1e-5)
-    assert found["nsp_loss_nats"] == pytest.approx(float(told), rel=1e-5)
-    assert found["mlm_accuracy"] == pytest.approx(float((symbols.argmax(2) == labels)[masked].double().mean()))
-    said = verdicts.argmax(1)
-    assert found["nsp_accuracy"] == pytest.approx(float((said == follows).double().mean()))
-    assert found["nsp_f1"] == f1_score(follows, said, zero_division=0.0)
+    assert losses.mean() == pytest.approx(float(filled + next_sentence), rel=1e-5)
+    assert metrics["mlm_loss_nats"] == pytest.approx(float(filled), rel=1e-5)
+    assert metrics["nsp_loss_nats"] == pytest.approx(float(next_sentence), rel=1e-5)
+    assert metrics["mlm_accuracy"] == pytest.approx(float((symbols.argmax(2) == labels)[masked].double().mean()))
+    predicted = verdicts.argmax(1)
+    assert metrics["nsp_accuracy"] == pytest.approx(float((predicted == follows).double().mean()))
+    assert metrics["nsp_f1"] == f1_score(follows, predicted, zero_division=0.0)
 
 
 def test_a_model_that_knows_nothing_has_the_loss_of_guessing() -> None:

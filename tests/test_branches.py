@@ -45,10 +45,10 @@ def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
 
 def test_keeping_checkpoints_does_not_change_a_run(base: Path, tmp_path: Path) -> None:
     (plain,) = trained(tmp_path, PARENT)
-    (kept,) = store.load_results(base / "results").to_dict("records")
-    assert plain["weights_sha256"] == kept["weights_sha256"]
-    assert plain["trial_id"] == kept["trial_id"]
-    assert {path.name for path in Path(kept["attempt_dir"]).glob("step-*/*")} == {
+    (row,) = store.load_results(base / "results").to_dict("records")
+    assert plain["weights_sha256"] == row["weights_sha256"]
+    assert plain["trial_id"] == row["trial_id"]
+    assert {path.name for path in Path(row["attempt_dir"]).glob("step-*/*")} == {
         "weights.safetensors", "state.safetensors",
     }  # fmt: skip
 

@@ -52,11 +52,11 @@ def study(*, shift: float = 0.0, scratch: bool = True, scratch_seeds: tuple[int,
 
 
 def test_equal_branches_agree_exactly_and_within_noise() -> None:
-    found = branches_of(study())
-    assert [(place.size, place.steps) for place in found.places] == [(n, s) for n in SIZES for s in LENGTHS]
-    assert [(place.equal, place.pairs) for place in found.places] == [(0.0, 1)] * 6
-    assert sum(place.within_noise for place in found.places) >= 5
-    first = found.places[0]
+    branches = branches_of(study())
+    assert [(place.size, place.steps) for place in branches.places] == [(n, s) for n in SIZES for s in LENGTHS]
+    assert [(place.equal, place.pairs) for place in branches.places] == [(0.0, 1)] * 6
+    assert sum(place.within_noise for place in branches.places) >= 5
+    first = branches.places[0]
     ours, theirs = ([loss(4000, 100, seed) for seed in seeds] for seeds in ((1, 2), (3, 4)))
     assert first.difference == pytest.approx(np.mean(ours) - np.mean(theirs))
     sides = ([loss(4000, 100, 0), *ours], [loss(4000, 100, 0), *theirs])
@@ -65,9 +65,9 @@ def test_equal_branches_agree_exactly_and_within_noise() -> None:
 
 
 def test_branches_that_end_elsewhere_do_not_agree() -> None:
-    found = branches_of(study(shift=0.2))
-    assert not any(place.within_noise for place in found.places)
-    assert all(place.equal == pytest.approx(0.2) for place in found.places)
+    branches = branches_of(study(shift=0.2))
+    assert not any(place.within_noise for place in branches.places)
+    assert all(place.equal == pytest.approx(0.2) for place in branches.places)
     assert "do not agree everywhere" in " ".join(verdict(study(shift=0.2)))
 
 

@@ -45,8 +45,8 @@ def timers(works: dict[str, Work]) -> dict[str, Timer]:
     return {name: CpuClock().timer(work, 1) for name, work in works.items()}
 
 
-def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
-    (one,) = (r for r in found.rows if r["provider"] == provider and r["case_index"] == case_index)
+def row(result: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
+    (one,) = (r for r in result.rows if r["provider"] == provider and r["case_index"] == case_index)
     return one
 
 
@@ -119,8 +119,8 @@ def test_a_wrong_result_is_told_with_its_error_and_gets_no_verdict(compared: Com
     assert not compared.good
 
 
-def decode_case(found: Comparison, index: int) -> object:
-    return decode(load_operation(OPERATION), read_json(found.run / "request.json")["cases"][index])
+def decode_case(result: Comparison, index: int) -> object:
+    return decode(load_operation(OPERATION), read_json(result.run / "request.json")["cases"][index])
 
 
 @pytest.mark.slow
@@ -181,21 +181,21 @@ def test_eager_memory_is_the_product_and_the_sums(compared: Comparison) -> None:
 @pytest.mark.slow
 def test_gradients_are_compared_against_their_reference(tmp_path: Path) -> None:
     options = {"processes": 1, "seconds": 0.02, "device": "cpu", "shapes": "rows=3,columns=5", "backward": True}
-    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
-    assert row(found, "eager")["accepted"] is True
-    assert "returned total; expected x" in row(found, "wrong")["error_note"]
-    assert row(found, "eager")["backward"] is True
-    assert row(found, "wrong")["verdict"] is None
+    result = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
+    assert row(result, "eager")["accepted"] is True
+    assert "returned total; expected x" in row(result, "wrong")["error_note"]
+    assert row(result, "eager")["backward"] is True
+    assert row(result, "wrong")["verdict"] is None
 
 
 @pytest.mark.slow
 def test_a_provider_that_kills_its_process_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     options = QUICK | {"processes": 1, "shapes": "rows=2,columns=2"}
-    found = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
-    assert row(found, "dying")["status"] == "killed"
-    assert row(found, "dying")["error_message"] == "SIGKILL during prepare"
-    assert row(found, "eager")["status"] == "ok"
-    assert not found.good
+    result = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
+    assert row(result, "dying")["status"] == "killed"
+    assert row(result, "dying")["error_message"] == "SIGKILL during prepare"
+    assert row(result, "eager")["status"] == "ok"
+    assert not result.good
 
 
 @pytest.mark.slow
@@ -285,8 +285,8 @@ def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path
     run = tmp_path / "compare-x" / "runs" / "run-1"
     run.mkdir(parents=True)
     (run / "rows.json").write_bytes((compared.run / "rows.json").read_bytes()[:-20])
-    found = read_comparisons(tmp_path)
-    assert found.frame.empty
-    assert "rows.json" in found.damaged[0]
-    text = render(read_results(tmp_path), found)
+    result = read_comparisons(tmp_path)
+    assert result.frame.empty
+    assert "rows.json" in result.damaged[0]
+    text = render(read_results(tmp_path), result)
     assert "Damaged files" in text

@@ -115,7 +115,7 @@ def places(tmp_path: Path, content: object) -> list[tuple[str, str]]:
 
 def test_every_benchmark_of_a_file_has_its_own_place(tmp_path: Path) -> None:
     sizes = [
-        timed(f"t.py::test_{what}[{n}]", params={"n": n}, param=str(n)) for what in ("sort", "sum") for n in (10, 20)
+        timed(f"t.py::test_{name}[{n}]", params={"n": n}, param=str(n)) for name in ("sort", "sum") for n in (10, 20)
     ]
     assert places(tmp_path, pytest_file(*sizes)) == [
         ("n 10", "test_sort"), ("n 20", "test_sort"), ("n 10", "test_sum"), ("n 20", "test_sum"),

@@ -39,10 +39,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     first, second, third = batches(scenario, 5, counted)
     one = batch(*first, tmp_path)
     assert one["found"][0]["auto"]["c0"] == pytest.approx(study(scenario, [0])[0]["auto"]["c0"], rel=1e-6)
-    found = [each for task in (first, second, third) for each in batch(*task, tmp_path)["found"]]
+    studies = [each for task in (first, second, third) for each in batch(*task, tmp_path)["found"]]
     assert seen == [0, 1, 2, 3, 4]
-    assert found[:2] == one["found"]
-    assert scenario.name in table([summarise(scenario, found, dict.fromkeys(found[0]["auto"], 1.0))], {})
+    assert studies[:2] == one["found"]
+    assert scenario.name in table([summarise(scenario, studies, dict.fromkeys(studies[0]["auto"], 1.0))], {})
 
 
 @pytest.mark.parametrize("scenario", MISFITS, ids=lambda scenario: scenario.name)

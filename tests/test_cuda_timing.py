@@ -113,10 +113,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
-    made = CudaClock(torch.device("cpu"))
-    source = made._source
-    made._target = SimpleNamespace(copy_=lambda given: device.launch("flush", FLUSH_S * (given is source)))
-    return made
+    cuda_clock = CudaClock(torch.device("cpu"))
+    source = cuda_clock._source
+    cuda_clock._target = SimpleNamespace(copy_=lambda given: device.launch("flush", FLUSH_S * (given is source)))
+    return cuda_clock
 
 
 def kernel(device: Device) -> Callable[[], dict[str, torch.Tensor]]:

@@ -156,9 +156,9 @@ def test_the_law_is_refused_for_few_students_and_for_students_better_than_their_
 def test_planted_parameters_of_the_law_are_recovered() -> None:
     inputs, parameters = DISTILLED
     loss = LAWS["distillation"].predict(parameters, {name: np.log(values) for name, values in inputs.items()})[0]
-    found = fit({**inputs, "loss_added": loss}, "distillation")
-    assert found.status == "converged"
-    assert found.parameters == pytest.approx(parameters, rel=1e-6)
+    fitted = fit({**inputs, "loss_added": loss}, "distillation")
+    assert fitted.status == "converged"
+    assert fitted.parameters == pytest.approx(parameters, rel=1e-6)
 
 
 def test_the_law_is_the_published_formula() -> None:

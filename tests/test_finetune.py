@@ -132,8 +132,8 @@ def test_all_weights_on_the_same_data_train_as_the_workload_training_does(copied
 
 
 def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
-    found = planned(copied, FINETUNED, 'finetune.method=["full", "lora"]', "finetune.rank=[2, 4]")
-    assert [(trial.trial.spec.method, trial.trial.spec.rank) for trial in found] == [
+    trials = planned(copied, FINETUNED, 'finetune.method=["full", "lora"]', "finetune.rank=[2, 4]")
+    assert [(trial.trial.spec.method, trial.trial.spec.rank) for trial in trials] == [
         ("full", None), ("lora", 2), ("lora", 4),
     ]  # fmt: skip
 

@@ -127,8 +127,8 @@ def test_scores_are_scikit_learns(classes: int, seen: int) -> None:
 
 def test_scores_by_hand() -> None:
     """Class 0: 1 of 1 predictions and of 2 labels; class 1: 1 of 3 and 1 of 1; class 3: 0 of 0 and of 1; no class 2."""
-    found = class_scores(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1]))
-    assert found == pytest.approx(
+    scores = class_scores(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1]))
+    assert scores == pytest.approx(
         {"accuracy": 1 / 2, "precision": (1 + 1 / 3) / 3, "recall": (1 / 2 + 1) / 3, "f1": (2 / 3 + 1 / 2) / 3}
     )
 

@@ -109,9 +109,9 @@ def test_autocast_casts_as_pytorch_does_for_its_attention(dtypes):
     assert out.dtype == theirs.dtype == torch.float16
     by_hand = attention(*halves, causal=True)
     assert torch.equal(out, by_hand)
-    found = torch.autograd.grad(out, leaves, grad)
-    assert [one.dtype for one in found] == list(dtypes)
-    for one, other in zip(found, torch.autograd.grad(by_hand, halves, grad), strict=True):
+    grads = torch.autograd.grad(out, leaves, grad)
+    assert [one.dtype for one in grads] == list(dtypes)
+    for one, other in zip(grads, torch.autograd.grad(by_hand, halves, grad), strict=True):
         assert torch.equal(one, other.to(one.dtype))
 
 
@@ -147,10 +147,10 @@ def test_views_give_the_same_as_copies_and_gradients_in_their_layout(determinist
     torch.testing.assert_close(out, attention(*copies, **options), rtol=0, atol=0)
     assert out.stride() == q.stride()
     with poisoned():
-        found = torch.autograd.grad(out, (q, k, v), grad_out)
+        grads = torch.autograd.grad(out, (q, k, v), grad_out)
     expected = gradients(*copies, grad_out.contiguous(), **options)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert (found[0].stride(), found[2].stride()) == (q.stride(), v.stride())
+    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+    assert (grads[0].stride(), grads[2].stride()) == (q.stride(), v.stride())
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -158,9 +158,9 @@ def test_expanded_inputs_and_the_gradient_of_a_sum():
     """A stride of zero, in an input and in the gradient of a sum, in every dimension of that."""
     q = torch.randn(2, 2, 17, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
     k = torch.randn(1, 1, 17, 16, generator=torch.Generator().manual_seed(4)).expand(2, 2, 17, 16)
-    (found,) = torch.autograd.grad(attention(q, k, k).sum(), q)
+    (gradient,) = torch.autograd.grad(attention(q, k, k).sum(), q)
     (expected,) = torch.autograd.grad(attention(q, k.clone(), k.clone()).sum(), q)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "qv", "kv"])
@@ -236,6 +236,6 @@ def test_what_a_cache_cannot_be_is_refused():
         attention_over_cache(q, k[:, :, :2], k[:, :, :2])
     with pytest.raises(RuntimeError, match="have no gradient"):
         attention_over_cache(q, k, k)
-    (found,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
+    (gradient,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
     (expected,) = torch.autograd.grad(reference(q[:, :, 2:], k, k)["out"].sum(), q)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)

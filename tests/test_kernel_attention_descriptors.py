@@ -49,10 +49,10 @@ def test_descriptors_of_views_read_the_same_bits_as_pointers(loads, causal):
     v[:, :, :45, :16] = torch.randn(2, 2, 45, 16, generator=generator)
     v = v[:, :, :45, :16]
     expected, lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True)
-    found, found_lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True, True)
+    output, output_lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True, True)
     assert loads == [False, True]
     assert expected.isfinite().all()
-    torch.testing.assert_close((found, found_lse), (expected, lse), rtol=0, atol=0)
+    torch.testing.assert_close((output, output_lse), (expected, lse), rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -68,8 +68,8 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(loads):
     case = Case(2, 2, 2, 20, 20, 16, False, torch.float16)
     for other in others.values():
         for name, k, v in (("k", other, dense), ("v", dense, other)):
-            found = attention(dense, k, v, descriptors=True)
-            torch.testing.assert_close(found, attention(dense, k, v), rtol=0, atol=0)
+            output = attention(dense, k, v, descriptors=True)
+            torch.testing.assert_close(output, attention(dense, k, v), rtol=0, atol=0)
             with pytest.raises(Unsupported, match=f"of {name} is not a positive multiple of 16 bytes"):
                 PROVIDERS["triton-descriptors"].prepare(case, {"q": dense, "k": k, "v": v}, False)
     assert not any(loads)
@@ -80,8 +80,8 @@ def test_gradients_by_descriptors_are_the_same_bits(loads):
     given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
     grad_out = given.pop("grad_out")
     tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
-    found = gradients(*tensors, grad_out, causal=True, descriptors=True)
-    torch.testing.assert_close(found, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
+    grads = gradients(*tensors, grad_out, causal=True, descriptors=True)
+    torch.testing.assert_close(grads, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
     assert loads == [True, True, False, False]  # the forward pass and that for dQ, each way
 
 

@@ -45,8 +45,8 @@ def triton_type(value: Tensor | TensorDescriptor) -> str:
     """As a launch names the type of a pointer or descriptor."""
     if isinstance(value, Tensor):
         return TRITON_TYPES[value.dtype]
-    found: str = native_specialize_impl(BaseBackend, value, False, True, True)[0]
-    return found
+    kind: str = native_specialize_impl(BaseBackend, value, False, True, True)[0]
+    return kind
 
 
 class Noted:
@@ -82,15 +82,15 @@ class Noted:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     """What is launched while the test runs; nothing is."""
-    found: set[tuple[Any, ...]] = set()
+    launches: set[tuple[Any, ...]] = set()
     shipped = {one.kernel for arch in ARCHITECTURES for one in compilations(arch)} | {"hopper_all"}
     shipped.add("attention_scale_queries")
     for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused):
         for name in shipped & vars(module).keys():
-            monkeypatch.setattr(module, name, Noted(getattr(module, name), found))
+            monkeypatch.setattr(module, name, Noted(getattr(module, name), launches))
     for module in (attention_launch, attention_descriptors, attention_hopper):
         monkeypatch.setattr(module, "INTERPRETED", False)
-    return found
+    return launches
 
 
 def launch_all(q: Tensor, causal: bool) -> None:

@@ -42,8 +42,8 @@ def test_compile_keeps_one_graph():
     given = inputs(Case(1, 2, 1, 18, 18, 16, True, torch.float32))
     tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(*tensors), tensors)
-    torch.testing.assert_close(found, torch.autograd.grad(function(*tensors), tensors))
+    grads = torch.autograd.grad(compiled(*tensors), tensors)
+    torch.testing.assert_close(grads, torch.autograd.grad(function(*tensors), tensors))
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -18,8 +18,8 @@ def whole(case: Case, given: dict[str, Tensor], backward: bool) -> dict[str, Ten
     out = reference(q, k, v, causal=case.causal)["out"]
     if not backward:
         return {"out": out.detach()}
-    found = torch.autograd.grad(out, (q, k, v), given["grad_out"])
-    return dict(zip(("grad_q", "grad_k", "grad_v"), found, strict=True))
+    outputs = torch.autograd.grad(out, (q, k, v), given["grad_out"])
+    return dict(zip(("grad_q", "grad_k", "grad_v"), outputs, strict=True))
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -29,12 +29,12 @@ def test_blocks_give_what_the_whole_gives_in_float64(case: Case, backward: bool)
     expected = whole(case, {name: tensor.double() for name, tensor in given.items()}, backward)
     row = 8 * case.query_heads // case.key_heads * case.key_length
     for block_bytes in (1, 5 * row, 3 * row * case.query_length, 1 << 30):
-        found = exact_results(case, given, backward, block_bytes)
-        assert found.keys() == expected.keys()
+        outputs = exact_results(case, given, backward, block_bytes)
+        assert outputs.keys() == expected.keys()
         for name, exact in expected.items():
-            assert found[name].dtype == torch.float64
-            torch.testing.assert_close(found[name], exact, rtol=1e-12, atol=1e-13)
-    assert all(torch.equal(found[name], tensor) for name, tensor in results(case, given, backward).items())
+            assert outputs[name].dtype == torch.float64
+            torch.testing.assert_close(outputs[name], exact, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(outputs[name], tensor) for name, tensor in results(case, given, backward).items())
 
 
 def test_blocks_cover_every_query_of_every_head_once_and_stay_small() -> None:
@@ -54,12 +54,12 @@ def test_blocks_cover_every_query_of_every_head_once_and_stay_small() -> None:
 def test_the_plain_path_in_parts_is_the_plain_path(case: Case, backward: bool) -> None:
     given = inputs(case)
     expected = providers()["eager"].prepare(case, given, backward)()
-    found = eager_in_parts(case, given, backward)
-    assert found.keys() == expected.keys()
+    outputs = eager_in_parts(case, given, backward)
+    assert outputs.keys() == expected.keys()
     for name, plain in expected.items():
-        assert found[name].dtype == case.dtype
+        assert outputs[name].dtype == case.dtype
         eps = torch.finfo(case.dtype).eps
-        torch.testing.assert_close(found[name], plain, rtol=4 * eps, atol=4 * eps)
+        torch.testing.assert_close(outputs[name], plain, rtol=4 * eps, atol=4 * eps)
 
 
 @pytest.mark.parametrize("case", [CASES[3], CASES[9], GROUPED], ids=lambda case: case.label)

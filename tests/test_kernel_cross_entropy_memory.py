@@ -26,13 +26,13 @@ def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weig
     with profile(profile_memory=True) as recorded:
         value = loss(x, weight, target)
         gc.collect()
-        kept = torch.autograd.grad(value, (x, weight))
+        grads = torch.autograd.grad(value, (x, weight))
     events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    assert held >= sum(gradient.nbytes for gradient in kept)
+    assert held >= sum(gradient.nbytes for gradient in grads)
     return peak
 
 
@@ -95,5 +95,5 @@ def test_a_sum_kept_in_bfloat16_errs_as_its_roundings_say(chunks, expected):
         left, right = (torch.randn(64, n, generator=generator).bfloat16() for n in (300, 40))
         cross_entropy.products.accumulate(total, left.t(), right, keep=chunk > 0)
         exact += left.t().double() @ right.double()
-    error, rounding = ((found.double() - exact).square().mean().sqrt() for found in (total, exact.bfloat16()))
+    error, rounding = ((rounded.double() - exact).square().mean().sqrt() for rounded in (total, exact.bfloat16()))
     assert error / rounding == pytest.approx(expected, rel=0.05)

@@ -54,11 +54,11 @@ def agrees_with_torch(x: Tensor, weight: Tensor, target: Tensor, bound: float = 
     )
     ours = linear_cross_entropy(x, weight, target, **options)
     grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9))
-    found = (ours, *torch.autograd.grad(ours, (x, weight), grad))
+    outputs = (ours, *torch.autograd.grad(ours, (x, weight), grad))
     oracle = (theirs, *torch.autograd.grad(theirs, exact, grad.double()))
     return all(
         bool((one.detach() - two.detach()).abs().max() <= bound * max(1.0, two.detach().abs().max()))
-        for one, two in zip(found, oracle, strict=True)
+        for one, two in zip(outputs, oracle, strict=True)
     )
 
 
@@ -88,8 +88,8 @@ def test_class_weights_and_label_smoothing_in_chunks_and_with_the_other_options(
         )
         exact = exact_gradients(x, weight, target, grad, reduction=reduction, **options)
         for _ in range(2):  # the second time from scratch
-            found = torch.autograd.grad(loss, (x, weight), grad, retain_graph=True)
-            assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(found, exact, strict=True))
+            outputs = torch.autograd.grad(loss, (x, weight), grad, retain_graph=True)
+            assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(outputs, exact, strict=True))
 
 
 def test_float16_with_class_weights_and_label_smoothing():

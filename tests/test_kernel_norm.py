@@ -103,8 +103,8 @@ def test_any_layout_of_x_and_of_the_incoming_gradient(layout):
     exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
     ours, exact = rms_norm(x, weight), reference(exact_x, exact_weight)["normed"]
     assert error(ours, exact) < 2e-6
-    found = torch.autograd.grad(ours, (x, weight), grad)
-    for mine, oracle in zip(found, torch.autograd.grad(exact, (exact_x, exact_weight), grad.double()), strict=True):
+    grads = torch.autograd.grad(ours, (x, weight), grad)
+    for mine, oracle in zip(grads, torch.autograd.grad(exact, (exact_x, exact_weight), grad.double()), strict=True):
         assert error(mine, oracle) < 2e-5
     assert torch.autograd.grad(rms_norm(x, weight).sum(), x)[0].isfinite().all()  # a gradient of stride 0
 
@@ -126,10 +126,10 @@ def test_float32_parameters_beside_float16_rows():
     exact = reference(*exact_leaves, kind="layer", eps=1e-5)["normed"]
     assert ours.dtype == torch.float16
     assert error(ours, exact) <= 2**-11 * exact.abs().max()
-    found, oracle = gradients((ours,), leaves), gradients((exact,), exact_leaves)
-    assert [gradient.dtype for gradient in found] == [torch.float16, torch.float32, torch.float32]
+    grads, oracle = gradients((ours,), leaves), gradients((exact,), exact_leaves)
+    assert [gradient.dtype for gradient in grads] == [torch.float16, torch.float32, torch.float32]
     # The incoming gradient is rounded to float16 first; each sum over 7 rows carries seven such roundings.
-    assert all(error(mine, theirs) < 8 * 2**-11 * 4 for mine, theirs in zip(found, oracle, strict=True))
+    assert all(error(mine, theirs) < 8 * 2**-11 * 4 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize("used", ["normed", "summed"])
@@ -140,8 +140,8 @@ def test_one_of_the_two_outputs_alone(used):
     outputs = dict(zip(("normed", "summed"), rms_norm(x, weight, residual=residual), strict=True))
     exact = reference(x.double(), weight.double(), residual=residual.double())
     leaves = [x, residual] + [weight] * (used == "normed")
-    found, oracle = (gradients((one[used],), leaves) for one in (outputs, exact))
-    assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(found, oracle, strict=True))
+    grads, oracle = (gradients((one[used],), leaves) for one in (outputs, exact))
+    assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize("wanted", ["weight", "bias", "both"])
@@ -154,9 +154,9 @@ def test_partial_sums_of_more_programs_than_one_pass_adds(monkeypatch, wanted):
                     for name in ("weight", "bias"))  # fmt: skip
     leaves = [leaf for leaf in (weight, bias) if leaf.requires_grad]
     exact = torch.layer_norm(x.double(), (2000,), weight.double(), bias.double())
-    found = torch.autograd.grad(layer_norm(x, weight, bias), leaves, grad)
+    grads = torch.autograd.grad(layer_norm(x, weight, bias), leaves, grad)
     oracle = torch.autograd.grad(exact, leaves, grad.double())
-    assert all(error(mine, theirs) < 1e-5 for mine, theirs in zip(found, oracle, strict=True))
+    assert all(error(mine, theirs) < 1e-5 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize(("rows", "programs"), [(16384, 512), (16385, 513), (3, 3), (528, 528), (529, 265)])

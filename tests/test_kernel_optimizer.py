@@ -137,13 +137,13 @@ def test_cases_are_accepted_for_every_state(case):
         else f"triton-{ {torch.int8: 'int8'}.get(case.state_dtype, 'bf16') }-state"
     )
     call = providers[mine].prepare(case, given, False)
-    found = call()
+    outputs = call()
     scale = torch.finfo(case.dtype).eps * 2
     error, allowed = (
-        largest([kept[name] for name in names], [exact[name] for name in names]) for kept in (found, same)
+        largest([kept[name] for name in names], [exact[name] for name in names]) for kept in (outputs, same)
     )
     assert error <= max(2 * allowed, scale * max(float(value.abs().max()) for value in exact.values() if value.numel()))
-    assert call() is found
+    assert call() is outputs
     assert all(torch.equal(given[name], before[name]) for name in given)
 
 

@@ -21,8 +21,8 @@ def unmasked(batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.where(labels == IGNORED, inputs, labels)
 
 
-def within_four_sigma(found: int, n: int, share: float) -> bool:
-    return abs(found - n * share) < 4 * math.sqrt(n * share * (1 - share))
+def within_four_sigma(count: int, n: int, share: float) -> bool:
+    return abs(count - n * share) < 4 * math.sqrt(n * share * (1 - share))
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -36,10 +36,10 @@ def test_fifteen_percent_are_masked_and_of_these_80_10_10() -> None:
     chosen = labels != IGNORED
     assert (chosen.sum(1) == 6).all()  # 15 % of 40
     n = int(chosen.sum())
-    hidden, kept = chosen & (inputs == MASK), chosen & (inputs == tokens)
+    hidden, unchanged = chosen & (inputs == MASK), chosen & (inputs == tokens)
     assert within_four_sigma(int(hidden.sum()), n, 0.8)
-    assert within_four_sigma(int(kept.sum()), n, 0.1 + 0.1 / 256)  # a random symbol can be the one that was there
-    changed = inputs[chosen & ~hidden & ~kept]
+    assert within_four_sigma(int(unchanged.sum()), n, 0.1 + 0.1 / 256)  # a random symbol can be the one that was there
+    changed = inputs[chosen & ~hidden & ~unchanged]
     assert changed.max() < 256
     assert within_four_sigma(int((changed < 128).sum()), changed.size, 0.5)
     np.testing.assert_array_equal(inputs[~chosen], tokens[~chosen])
@@ -94,12 +94,12 @@ def test_half_the_pairs_follow_and_they_alone_stand_together_in_the_text() -> No
     assert within_four_sigma(int(follows.sum()), len(follows), 0.5)
     content = split(STDLIB, 0.2)[0].tobytes()
     tokens = torch.cat([unmasked(batch) for batch in batches])[:60]
-    for row, said in zip(tokens, follows[:60], strict=True):
+    for row, follow in zip(tokens, follows[:60], strict=True):
         first, second = bytes(row[1:21].tolist()), bytes(row[22:-1].tolist())
         assert first in content
         assert second in content
-        assert (first + second in content) or not said
-    apart = [row for row, said in zip(tokens, follows[:60], strict=True) if not said]
+        assert (first + second in content) or not follow
+    apart = [row for row, follow in zip(tokens, follows[:60], strict=True) if not follow]
     together = sum(bytes([*row[1:21].tolist(), *row[22:-1].tolist()]) in content for row in apart)
     assert together <= 1  # blank lines and the like
 
@@ -114,14 +114,14 @@ def test_passages_keep_to_their_side_and_negatives_to_another_document() -> None
 
     def numbers(batch: tuple[torch.Tensor, ...]) -> list[tuple[int, int, int]]:
         lines = [(bytes(row[1:30].tolist()), bytes(row[31:60].tolist())) for row in unmasked(batch)]
-        return [(int(a[:3]), int(b[:3]), int(said)) for (a, b), said in zip(lines, batch[3], strict=True)]
+        return [(int(a[:3]), int(b[:3]), int(follow)) for (a, b), follow in zip(lines, batch[3], strict=True)]
 
     trained = [pair for step in range(4) for pair in numbers(task.batch(step))]
     judged = [pair for batch, _ in task.validation() for pair in numbers(batch)]
     assert {number for first, second, _ in trained for number in (first, second)} == set(range(60)) - held_out
     assert {number for first, second, _ in judged for number in (first, second)} <= held_out
-    for first, second, said in trained + judged:
-        assert (first == second) == bool(said)
+    for first, second, follow in trained + judged:
+        assert (first == second) == bool(follow)
 
 
 def test_validation_is_the_same_for_every_seed_and_spread_over_documents() -> None:

@@ -22,8 +22,8 @@ def whole_loss(case: cross_entropy.Case, given: dict[str, Tensor], backward: boo
     loss = cross_entropy.reference(x, weight, given["target"], **options)["loss"]
     if not backward:
         return {"loss": loss.detach()}
-    found = torch.autograd.grad(loss, (x, weight), given["grad_loss"].double())
-    return dict(zip(("x", "weight"), found, strict=True))
+    grads = torch.autograd.grad(loss, (x, weight), given["grad_loss"].double())
+    return dict(zip(("x", "weight"), grads, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1000])
@@ -33,11 +33,11 @@ def test_the_loss_in_blocks_is_the_loss(case, backward, rows, monkeypatch: pytes
     whole_blocks = functools.partial(oracle.exact_results, block_bytes=8 * case.classes * rows)
     monkeypatch.setattr(oracle, "exact_results", whole_blocks)
     given = cross_entropy.inputs(case)
-    expected, found = whole_loss(case, given, backward), cross_entropy.results(case, given, backward)
-    assert found.keys() == expected.keys()
+    expected, outputs = whole_loss(case, given, backward), cross_entropy.results(case, given, backward)
+    assert outputs.keys() == expected.keys()
     for name, exact in expected.items():
-        assert found[name].shape == exact.shape
-        torch.testing.assert_close(found[name], exact, rtol=1e-12, atol=1e-14)
+        assert outputs[name].shape == exact.shape
+        torch.testing.assert_close(outputs[name], exact, rtol=1e-12, atol=1e-14)
 
 
 def test_an_optimizer_step_is_that_of_torch_in_float64() -> None:

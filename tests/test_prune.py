@@ -197,9 +197,9 @@ def test_a_smaller_model_computes_what_the_larger_does_with_those_units_zeroed(
         model.blocks = nn.ModuleList(model.blocks[i] for i in chosen[0].tolist())
     else:
         units, writer = units_of(config, kind), {"heads": "out", "hidden": "down"}[kind]
-        for block, kept in zip(model.blocks, chosen, strict=True):
+        for block, remaining in zip(model.blocks, chosen, strict=True):
             (layer,) = (each for path, each in block.named_modules() if path.rpartition(".")[2] == writer)
-            removed = [unit for unit in range(units) if unit not in kept.tolist()]
+            removed = [unit for unit in range(units) if unit not in remaining.tolist()]
             layer.weight.data.unflatten(1, (units, -1))[:, removed] = 0
     expected = outputs(model, inputs)
     torch.testing.assert_close(outputs(small, inputs), expected, rtol=1e-5, atol=1e-5)

@@ -154,8 +154,8 @@ def test_the_results_of_a_run_name_the_workload(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_study_has_a_kind_of_section(results: Results) -> None:
-    for found in [results, audit(), *broken(results).values()]:
-        for study in analyse_all(found):
+    for study_results in [results, audit(), *broken(results).values()]:
+        for study in analyse_all(study_results):
             assert sections.section_for(study).verdict(study)
 
 

@@ -17,19 +17,19 @@ from scalebench.data.transduction import BEGIN, PLUS, uniform_hash
 def test_reversal_and_sorting_are_what_python_says() -> None:
     for kind, right in (("reversal", lambda row: row[::-1]), ("sorting", sorted)):
         source, given, target = (part.tolist() for part in transduced(kind).batch(3))
-        for asked, before, answer in zip(source, given, target, strict=True):
-            assert answer == list(right(asked))
+        for sequence, before, answer in zip(source, given, target, strict=True):
+            assert answer == list(right(sequence))
             assert before == [BEGIN, *answer[:-1]]
-            assert set(asked) <= set(range(10))
+            assert set(sequence) <= set(range(10))
 
 
 @pytest.mark.parametrize("length", [5, 7, 13])
 def test_sums_are_right_digit_by_digit(length: int) -> None:
     source, given, target = (part.tolist() for part in transduced("addition", length).batch(3))
     digits = length // 2
-    for asked, before, answer in zip(source, given, target, strict=True):
-        assert asked[digits] == PLUS
-        left, right = (int("".join(map(str, part))) for part in (asked[:digits], asked[digits + 1 :]))
+    for sequence, before, answer in zip(source, given, target, strict=True):
+        assert sequence[digits] == PLUS
+        left, right = (int("".join(map(str, part))) for part in (sequence[:digits], sequence[digits + 1 :]))
         assert len(answer) == digits + 1
         assert int("".join(map(str, answer[::-1]))) == left + right  # units come first
         assert before == [BEGIN, *answer[:-1]]

@@ -13,27 +13,27 @@ from scalebench.analysis.transfer import transfer_of
 
 
 def test_planted_amounts_and_their_law_are_recovered() -> None:
-    found = transfer_of(study())
-    assert [(point.size, point.tokens, point.seeds) for point in found.points] == [
+    transfer = transfer_of(study())
+    assert [(point.size, point.tokens, point.seeds) for point in transfer.points] == [
         (n, d, 3) for n in SIZES for d in AMOUNTS
     ]
-    for point in found.points:
+    for point in transfer.points:
         assert point.transferred == pytest.approx(K * point.tokens**A * point.size**B, rel=1e-9)
         assert point.effective == pytest.approx(point.tokens + point.transferred)
-    assert found.law.fit is not None
-    assert found.law.fit.parameters == pytest.approx({"k": K, "a": A, "b": B}, rel=1e-6)
+    assert transfer.law.fit is not None
+    assert transfer.law.fit.parameters == pytest.approx({"k": K, "a": A, "b": B}, rel=1e-6)
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_planted_values_under_noise() -> None:
-    found = transfer_of(study(noise=0.01))
+    transfer = transfer_of(study(noise=0.01))
     inside = [
-        low <= K * point.tokens**A * point.size**B <= high for point in found.points for low, high in [point.ends]
+        low <= K * point.tokens**A * point.size**B <= high for point in transfer.points for low, high in [point.ends]
     ]
     assert sum(inside) >= 10  # of 12, at 95 %
-    assert found.law.fit is not None
+    assert transfer.law.fit is not None
     for name, value in {"a": A, "b": B}.items():
-        low, high = found.law.interval(name)
+        low, high = transfer.law.interval(name)
         assert low < value < high
 
 
@@ -55,14 +55,14 @@ def test_the_interval_is_that_of_the_difference_of_both_means() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = transfer_of(study(seeds=1))
-    assert np.isnan([end for point in found.points for end in point.ends]).all()
-    assert not np.isnan([point.transferred for point in found.points]).any()
+    transfer = transfer_of(study(seeds=1))
+    assert np.isnan([end for point in transfer.points for end in point.ends]).all()
+    assert not np.isnan([point.transferred for point in transfer.points]).any()
 
 
 def test_losses_outside_the_runs_from_scratch_are_refused() -> None:
-    found = transfer_of(study(lengths=LENGTHS[:4]))
-    short = [point for point in found.points if point.reason]
+    transfer = transfer_of(study(lengths=LENGTHS[:4]))
+    short = [point for point in transfer.points if point.reason]
     assert short
     assert all("is below the" in point.reason and "from scratch, the longest run" in point.reason for point in short)
     assert all(np.isnan(point.effective) for point in short)

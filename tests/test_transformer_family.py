@@ -187,9 +187,9 @@ def len_(_done: int) -> None:
 def test_reversal_of_short_sequences_is_solved_and_greedy_decoding_agrees_with_teacher_forcing() -> None:
     spec = {"steps": 200, "batch_size": 64, "learning_rate": 0.02, "schedule": "linear", "warmup_steps": 20}
     model, task = trained("reversal", 5, 2e4, gradient_clip=1.0, weight_decay=0.0, **spec)
-    found = validate(model, task, train_spec(), torch.device("cpu"))
-    assert found.metrics["token_accuracy"] > 0.99
-    assert found.loss_nats < 0.15
+    validation = validate(model, task, train_spec(), torch.device("cpu"))
+    assert validation.metrics["token_accuracy"] > 0.99
+    assert validation.loss_nats < 0.15
     ((source, _, target), _), *_ = task.validation()
     with torch.no_grad():
         greedy = model.greedy(source, BEGIN, 5)

@@ -30,9 +30,9 @@ def adopted(*rows: dict[str, Any], table: dict[str, Any] | None = None) -> dict[
 def test_the_fastest_right_row_is_adopted_with_what_it_was_measured_by():
     wrong = row(0.1, 9, problem="result 0 differs")
     failed = {**CASE, "tile": {}, "problem": "out of resources", "shipped": False}
-    found = adopted(row(1.0, 2, shipped=True), wrong, failed, row(0.9, 3), row(0.95, 4))
-    assert found["sessions"] == {"2030-01-02": {"device": "D", "torch": "2", "triton": "3", "ptxas": "13"}}
-    (only,) = found["rows"]
+    new_table = adopted(row(1.0, 2, shipped=True), wrong, failed, row(0.9, 3), row(0.95, 4))
+    assert new_table["sessions"] == {"2030-01-02": {"device": "D", "torch": "2", "triton": "3", "ptxas": "13"}}
+    (only,) = new_table["rows"]
     assert only == {
         "kernel": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "length": 8192,
         "tile": {"block_n": 128, "stages": 3}, "time_median_s": 0.9, "tflops": 1 / 0.9, "session": "2030-01-02",
@@ -52,10 +52,10 @@ def test_rows_that_were_not_measured_stay_and_sessions_without_rows_go():
             {"kernel": "keys", "head_dimension": 64, "causal": True, "bucket": "long", "session": "old"},
         ],
     }
-    found = adopted(row(1.0, 2), table=table)
-    assert set(found["sessions"]) == {"old", "2030-01-02"}
-    assert [one["kernel"] for one in found["rows"]] == ["forward", "keys"]
-    assert found["rows"][1] == table["rows"][1]
+    new_table = adopted(row(1.0, 2), table=table)
+    assert set(new_table["sessions"]) == {"old", "2030-01-02"}
+    assert [one["kernel"] for one in new_table["rows"]] == ["forward", "keys"]
+    assert new_table["rows"][1] == table["rows"][1]
 
 
 def test_the_file_is_written_as_it_is_read(tmp_path, monkeypatch):
@@ -95,8 +95,8 @@ def test_every_row_of_the_file_is_a_tile_that_is_shipped():
 
 
 def test_rows_tell_what_they_measured():
-    found = {one.name: one for one in tuning.tunables()}
-    assert found["keys D64 T1024 causal"].case == {
+    tunables = {one.name: one for one in tuning.tunables()}
+    assert tunables["keys D64 T1024 causal"].case == {
         "operation": "keys", "head_dimension": 64, "causal": True, "bucket": "short", "length": 1024,
     }  # fmt: skip
     jobs = [(job["tunable"].split()[0], job["candidate"]) for job in tuning.candidate_jobs()]
