@@ -129,7 +129,9 @@ def _jit_source(module: ModuleType) -> str:
 
 def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [node for node in functions if any("triton.jit" in ast.unparse(one) for one in node.decorator_list)]
+    return [
+        node for node in functions if any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    ]
 
 
 def _is_needed(node: ast.stmt, used: set[str]) -> bool:

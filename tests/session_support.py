@@ -9,10 +9,10 @@ from typing import Any
 from session import Session
 
 
-def make_session(tmp_path: Path, seconds: float = 100.0, **given: Any) -> Session:
+def make_session(tmp_path: Path, seconds: float = 100.0, **options: Any) -> Session:
     """A session on a CPU with nothing done."""
-    clock = given.pop("clock", time.monotonic)
+    clock = options.pop("clock", time.monotonic)
     return Session.begin(
-        phase="first", out=tmp_path / "out", work=tmp_path / "work", carried=given.pop("carried", None), workers=2,
+        phase="first", out=tmp_path / "out", work=tmp_path / "work", carried=options.pop("carried", None), workers=2,
         device="cpu", deadline=clock() + seconds, clock=clock,
     )  # fmt: skip

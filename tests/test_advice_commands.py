@@ -41,7 +41,7 @@ def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     code, out, _ = command(*request, "--candidates", "c.csv", "--budget", "1.5e20", "--json")
     assert code == 0
     chosen = json.loads(out)["chosen"]
-    assert {one["row"] for one in chosen} == {0, 1}
+    assert {candidate["row"] for candidate in chosen} == {0, 1}
     code, out, _ = command(*request, "--candidates", "c.csv", "--budget", "1.5e20")
     assert "run 2 trials, " in out
     assert "expected interval afterwards: " in out
@@ -147,7 +147,7 @@ def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: st
     code, out, _ = command("fit", "p.csv", *COLUMNS, "--law", law, "--bootstrap", "50", "--output", "f.json")
     assert code == 0
     document = json.loads((tmp_path / "f.json").read_text())
-    ranking = [one["law"] for one in document["choice"]["ranking"]]
+    ranking = [ranked["law"] for ranked in document["choice"]["ranking"]]
     assert document["law"] == ranking[0]
     assert "kaplan" in ranking[1:]  # it has no floor, and the surface does
     assert "lowest error on points held out" in out

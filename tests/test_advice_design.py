@@ -181,14 +181,14 @@ def _exhaustive(fitted, candidates, flops, budget, most=8):
 def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
     fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     candidates = surface_candidates()
-    one = next_trial(fitted, candidates, TARGET)
-    low, high = one.narrowing_interval
-    assert low <= one.narrowing <= high
+    single = next_trial(fitted, candidates, TARGET)
+    low, high = single.narrowing_interval
+    assert low <= single.narrowing <= high
     assert low < high
-    assert one.narrowing == pytest.approx(one.ranking[0].narrowing)
+    assert single.narrowing == pytest.approx(single.ranking[0].narrowing)
     several = best_set(fitted, candidates, TARGET, 1e30, most=None)
     assert len(several.chosen) == 12
-    assert several.narrowing < one.narrowing < 1
+    assert several.narrowing < single.narrowing < 1
 
 
 def test_pinned_parameters_are_known_and_leave_less_to_learn():

@@ -35,8 +35,8 @@ def test_the_answer_is_the_formula_element_by_element() -> None:
     for row, answer_row in zip(x.astype(np.float64), answer(x), strict=True):
         total = 0.0
         for r in range(CHANNELS):
-            wanted = rotations()[r].astype(np.float64) @ row[0, :KEY]
-            chances = [math.exp(SHARPNESS * float(element[:KEY] @ wanted)) for element in row[1:]]
+            query = rotations()[r].astype(np.float64) @ row[0, :KEY]
+            chances = [math.exp(SHARPNESS * float(element[:KEY] @ query)) for element in row[1:]]
             picked = sum(p * element[KEY + r] for p, element in zip(chances, row[1:], strict=True)) / sum(chances)
             total += float(weights()[r]) * picked
         assert float(answer_row[0]) == pytest.approx(total, rel=1e-4, abs=1e-5)
@@ -76,8 +76,8 @@ def test_batches_depend_on_seed_and_step_and_validation_on_neither() -> None:
     assert torch.equal(first[0], sets().batch(5)[0])
     assert not torch.equal(first[0], sets().batch(6)[0])
     assert not torch.equal(first[0], sets(seed=1).batch(5)[0])
-    one, two = (next(iter(sets(seed=seed).validation()))[0] for seed in (0, 1))
-    assert torch.equal(one[0], two[0])
+    of_seed_0, of_seed_1 = (next(iter(sets(seed=seed).validation()))[0] for seed in (0, 1))
+    assert torch.equal(of_seed_0[0], of_seed_1[0])
 
 
 # --- what it takes to answer -----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def losses_of(monkeypatch: pytest.MonkeyPatch | None = None) -> torch.Tensor:
 def test_a_thread_makes_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     _, task, _ = small_task()
     for inline, ahead in zip(batches(task, range(6), CPU), prefetched(task.batch, range(6), CPU), strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(inline, ahead, strict=True))
+        assert all(torch.equal(batch, batch_ahead) for batch, batch_ahead in zip(inline, ahead, strict=True))
     assert torch.equal(losses_of(), losses_of(monkeypatch))
 
 

@@ -39,7 +39,7 @@ def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repe
     assert "fresh inputs copied in before, from a pool of 16" in rows["eager"]["timing_method"]
     assert "the same inputs" in rows["stepping"]["timing_method"]
     noted = read_json(result.run / "process-0" / "uncaptured.json")["providers"]
-    assert [(one["case"], one["provider"]) for one in noted] == [(0, "waiting")]
+    assert [(entry["case"], entry["provider"]) for entry in noted] == [(0, "waiting")]
     assert not (result.run / "process-0" / "crashed.json").exists()
 
 

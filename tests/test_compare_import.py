@@ -75,8 +75,8 @@ def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_pa
 @pytest.mark.slow
 def test_a_file_without_samples_still_has_its_median(bench_files, command, tmp_path: Path) -> None:
     content = read_json(bench_files[0])
-    for one in content["benchmarks"]:
-        del one["stats"]["data"]
+    for entry in content["benchmarks"]:
+        del entry["stats"]["data"]
     (tmp_path / "short.json").write_text(json.dumps(content))
     code, out, _ = command("compare", "naps", "--import", "short.json", "--json")
     _, long = json.loads(out)["rows"]

@@ -172,7 +172,7 @@ def test_kept_ceilings_are_used_for_an_hour_on_the_same_gpu_and_say_their_age(
     assert known().matmul_flops_per_s == 5
     uuid[0] = "GPU-1"
     stored = read_json(path)
-    write_json(path, {key: one | {"at": one["at"] - 3700} for key, one in stored.items()})
+    write_json(path, {key: entry | {"at": entry["at"] - 3700} for key, entry in stored.items()})
     assert known().matmul_flops_per_s == 6
     path.write_text("{")
     assert known().matmul_flops_per_s == 7

@@ -113,8 +113,8 @@ def test_a_head_of_classes_is_shown_by_its_scores() -> None:
             metric_accuracy=0.8, metric_f1=0.75, trial_id=f"c{n}-{seed}")
         for n in SIZES for seed in range(3)
     ]  # fmt: skip
-    one = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
-    text = " ".join(verdict(one)).replace("\u00a0", " ")
+    analysed = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
+    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
     assert "transfer" not in text
-    assert [spec.key for spec in finetune.figures(one)][:2] == ["after", "lora"]
+    assert [spec.key for spec in finetune.figures(analysed)][:2] == ["after", "lora"]

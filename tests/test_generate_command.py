@@ -82,12 +82,12 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
 @pytest.mark.slow
 def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
-    wanted = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
-    code, out, _ = command(*wanted, "--temperature", "0")
+    request = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
+    code, out, _ = command(*request, "--temperature", "0")
     assert code == 0
     assert out == "abcabcabd abcabcabd abcab\n"
-    assert command("generate", results, "--trial", name[:6], *wanted[4:], "--beams", "3")[1] == out
-    drawn = [command(*wanted, "--temperature", "3", "--seed", str(seed))[1] for seed in (1, 1, 2)]
+    assert command("generate", results, "--trial", name[:6], *request[4:], "--beams", "3")[1] == out
+    drawn = [command(*request, "--temperature", "3", "--seed", str(seed))[1] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 

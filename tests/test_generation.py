@@ -193,8 +193,8 @@ def test_beam_search_leaves_a_greedy_start_that_leads_nowhere() -> None:
 @torch.no_grad()
 def test_one_beam_is_greedy_and_more_are_never_less_likely() -> None:
     model, start = small_gpt("eager"), prompts(4, 6)
-    one, score = beam_search(model, start, 12, beams=1)
-    assert torch.equal(one, generate(model, start, 12, chooser(Sampling())))
+    beam, score = beam_search(model, start, 12, beams=1)
+    assert torch.equal(beam, generate(model, start, 12, chooser(Sampling())))
     last = score
     for beams in (2, 8, 64):
         _, score = beam_search(model, start, 12, beams)

@@ -49,9 +49,9 @@ def gradients(model: Model, runs: nn.Module, micro_batches: int) -> dict[str, Te
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def apart(sums: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest distance of two sets of gradients, each in terms of its largest number."""
-    return max(((one[name] - other[name]).abs().max() / other[name].abs().max()).item() for name in other)
+    return max(((sums[name] - other[name]).abs().max() / other[name].abs().max()).item() for name in other)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

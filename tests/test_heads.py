@@ -86,8 +86,8 @@ def test_classes_are_drawn_as_often_whatever_their_bytes_and_held_out_by_documen
 
 def test_the_labels_are_part_of_the_data(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "other")
-    one = tmp_path / "other" / "up" / "0.txt"
-    one.rename(tmp_path / "other" / "down" / "99.txt")
+    path = tmp_path / "other" / "up" / "0.txt"
+    path.rename(tmp_path / "other" / "down" / "99.txt")
     first, second = open_source(f"folders:{folders}"), open_source(f"folders:{tmp_path / 'other'}")
     assert set(first.documents) == set(second.documents)
     assert first.sha256 != second.sha256

@@ -65,8 +65,8 @@ def test_any_lengths(query_length, key_length, group, causal, block_m, block_n, 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_log_sum_exp_is_kept_in_base_two():
-    given = inputs(Case(1, 2, 1, 21, 35, 16, True, torch.float32))
-    q, k, v = given["q"], given["k"], given["v"]
+    tensors = inputs(Case(1, 2, 1, 21, 35, 16, True, torch.float32))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     with poisoned():
         _, lse = torch.ops.scalekernels.attention(q, k, v, True, 0.25, True)
     exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.25)["lse"]
@@ -85,8 +85,8 @@ def test_head_dimensions_between_those_of_the_kernels(head_dimension, backward):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_cache_with_a_head_dimension_between_those_of_the_kernels():
-    given = inputs(Case(1, 2, 1, 3, 11, 24, True, torch.float32))
-    q, k, v = given["q"], given["k"], given["v"]
+    tensors = inputs(Case(1, 2, 1, 3, 11, 24, True, torch.float32))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     with torch.no_grad():
         for query in (q, q[:, :, -1:]):
             mask = torch.ones(query.shape[2], 11, dtype=torch.bool).tril(11 - query.shape[2])
@@ -98,9 +98,9 @@ def test_a_cache_with_a_head_dimension_between_those_of_the_kernels():
 @pytest.mark.usefixtures("small_tiles")
 def test_autocast_casts_as_pytorch_does_for_its_attention(dtypes):
     """The dtype of the result, the casts of the inputs and the dtypes of the gradients are those of PyTorch."""
-    given = inputs(Case(1, 2, 2, 19, 19, 16, True, torch.float32))
-    leaves = [given[name].to(dtype).requires_grad_() for name, dtype in zip("qkv", dtypes, strict=True)]
-    grad = given["grad_out"].half()
+    tensors = inputs(Case(1, 2, 2, 19, 19, 16, True, torch.float32))
+    leaves = [tensors[name].to(dtype).requires_grad_() for name, dtype in zip("qkv", dtypes, strict=True)]
+    grad = tensors["grad_out"].half()
     halves = [leaf.detach().half().requires_grad_() for leaf in leaves]
     with torch.autocast("cpu", dtype=torch.float16):
         out = attention(*leaves, causal=True)
@@ -110,9 +110,9 @@ def test_autocast_casts_as_pytorch_does_for_its_attention(dtypes):
     by_hand = attention(*halves, causal=True)
     assert torch.equal(out, by_hand)
     grads = torch.autograd.grad(out, leaves, grad)
-    assert [one.dtype for one in grads] == list(dtypes)
-    for one, other in zip(grads, torch.autograd.grad(by_hand, halves, grad), strict=True):
-        assert torch.equal(one, other.to(one.dtype))
+    assert [gradient.dtype for gradient in grads] == list(dtypes)
+    for gradient, expected in zip(grads, torch.autograd.grad(by_hand, halves, grad), strict=True):
+        assert torch.equal(gradient, expected.to(gradient.dtype))
 
 
 def test_autocast_leaves_float64_alone():
@@ -167,10 +167,12 @@ def test_expanded_inputs_and_the_gradient_of_a_sum():
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.usefixtures("small_tiles")
 def test_gradients_not_asked_for_are_not_computed(monkeypatch, wanted, deterministic):
-    given = inputs(Case(1, 2, 1, 20, 20, 16, True, torch.float32))
-    grad_out = given.pop("grad_out")
-    all_of_them = dict(zip("qkv", gradients(*(one.requires_grad_() for one in given.values()), grad_out), strict=True))
-    some = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in given.items()}
+    tensors = inputs(Case(1, 2, 1, 20, 20, 16, True, torch.float32))
+    grad_out = tensors.pop("grad_out")
+    all_of_them = dict(
+        zip("qkv", gradients(*(operand.requires_grad_() for operand in tensors.values()), grad_out), strict=True)
+    )
+    some = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in tensors.items()}
     launched = []
     launch = attention_launch._launch
     monkeypatch.setattr(
@@ -192,8 +194,8 @@ def test_gradients_not_asked_for_are_not_computed(monkeypatch, wanted, determini
 @pytest.mark.usefixtures("small_tiles")
 def test_repeats_are_bitwise_the_same():
     case = Case(1, 2, 1, 40, 37, 16, True, torch.float16)
-    given = inputs(case)
-    first, second = (PROVIDERS["triton"].prepare(case, given, True)() for _ in range(2))
+    tensors = inputs(case)
+    first, second = (PROVIDERS["triton"].prepare(case, tensors, True)() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -207,11 +209,13 @@ def test_offsets_beyond_two_to_the_31_elements(tmp_path):
     dense = [view.copy_(torch.randn(1, 1, rows, 16, generator=generator)).clone() for view in views]
     torch.testing.assert_close(attention(*views), attention(*dense), rtol=0, atol=0)
     heads = [view.transpose(1, 2) for view in views]  # the same distances between heads
-    torch.testing.assert_close(attention(*heads), attention(*(one.transpose(1, 2) for one in dense)), rtol=0, atol=0)
-    given = [view.requires_grad_() for view in views]
-    expected = [one.requires_grad_() for one in dense]
+    torch.testing.assert_close(
+        attention(*heads), attention(*(tensor.transpose(1, 2) for tensor in dense)), rtol=0, atol=0
+    )
+    leaves = [view.requires_grad_() for view in views]
+    expected = [tensor.requires_grad_() for tensor in dense]
     grad_out = torch.randn(1, 1, rows, 16, generator=generator).half()
-    torch.testing.assert_close(gradients(*given, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(*leaves, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (33, 34), (21, 21)])
@@ -219,8 +223,8 @@ def test_offsets_beyond_two_to_the_31_elements(tmp_path):
 @pytest.mark.usefixtures("small_tiles")
 def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(queries, keys, dtype):
     """The oracle aligns at the top left, where queries and keys are of one length: all queries, of which the last."""
-    given = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
-    q, k, v = given["q"], given["k"], given["v"]
+    tensors = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.3)["out"][:, :, -queries:]
     theirs = reference(q, k, v, causal=True, scale=0.3)["out"][:, :, -queries:]
     with poisoned():

@@ -77,9 +77,9 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(loads):
 
 @pytest.mark.usefixtures("small_tiles")
 def test_gradients_by_descriptors_are_the_same_bits(loads):
-    given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
-    grad_out = given.pop("grad_out")
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    operands = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
+    grad_out = operands.pop("grad_out")
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
     grads = gradients(*tensors, grad_out, causal=True, descriptors=True)
     torch.testing.assert_close(grads, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
     assert loads == [True, True, False, False]  # the forward pass and that for dQ, each way

@@ -70,17 +70,17 @@ def test_a_broken_load_by_descriptors_fails(monkeypatch, tmp_path, old, new):
 def test_a_broken_atomic_pass_fails(monkeypatch, tmp_path, old, new):
     """Both mutations leave dK and dV alone; keys beyond the end, where not masked, add infinity times zero to dQ."""
     case = Case(1, 1, 1, 48, 33, 16, False, torch.float32)
-    given = inputs(case)
-    given["q"] = given["q"].abs() * 40
-    given["k"] = -given["k"].abs() * 40  # all scores far below zero, so that a score of zero is far too much
+    tensors = inputs(case)
+    tensors["q"] = tensors["q"].abs() * 40
+    tensors["k"] = -tensors["k"].abs() * 40  # all scores far below zero, so that a score of zero is far too much
     with poisoned():
-        ours = PROVIDERS["triton-atomic"].prepare(case, given, True)()
-    theirs = PROVIDERS["eager"].prepare(case, given, True)()
-    exact = results(case, given, True)
+        ours = PROVIDERS["triton-atomic"].prepare(case, tensors, True)()
+    theirs = PROVIDERS["eager"].prepare(case, tensors, True)()
+    exact = results(case, tensors, True)
     assert inaccuracy(ours, theirs, exact) is None
     install_mutant(monkeypatch, tmp_path, attention_kernels, old, new)
     with poisoned(), warnings.catch_warnings(action="ignore"):  # the interpreter speaks of the overflow
-        ours = PROVIDERS["triton-atomic"].prepare(case, given, True)()
+        ours = PROVIDERS["triton-atomic"].prepare(case, tensors, True)()
     assert (inaccuracy(ours, theirs, exact) or "").startswith("grad_q")
 
 

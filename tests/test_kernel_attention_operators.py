@@ -39,8 +39,8 @@ def test_compile_keeps_one_graph():
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q * 2, k, v, causal=True).square().sum()
 
-    given = inputs(Case(1, 2, 1, 18, 18, 16, True, torch.float32))
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    operands = inputs(Case(1, 2, 1, 18, 18, 16, True, torch.float32))
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     grads = torch.autograd.grad(compiled(*tensors), tensors)
     torch.testing.assert_close(grads, torch.autograd.grad(function(*tensors), tensors))
@@ -49,13 +49,13 @@ def test_compile_keeps_one_graph():
 @pytest.mark.usefixtures("small_tiles")
 def test_counters_see_the_flops():
     case = Case(2, 4, 2, 10, 12, 16, True, torch.float32)
-    given = inputs(case)
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    operands = inputs(case)
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
     with FlopCounterMode(display=False) as counter:
         out = attention(*tensors, causal=True)
     assert counter.get_total_flops() == cost(case, backward=False).flops == 2 * 2 * 4 * 10 * 12 * 16
     with FlopCounterMode(display=False) as counter:
-        out.backward(given["grad_out"])
+        out.backward(operands["grad_out"])
     assert counter.get_total_flops() == cost(case, backward=True).flops
 
 

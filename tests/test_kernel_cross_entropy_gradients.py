@@ -57,9 +57,9 @@ def test_a_second_backward_pass_gives_the_same(reduction):
     first, second, tripled = (
         torch.autograd.grad(loss, (x, weight), factor * grad, retain_graph=True) for factor in (1, 1, 3)
     )
-    for one, two, three in zip(first, second, tripled, strict=True):
-        assert torch.equal(one, two)
-        assert torch.allclose(three, 3 * one, rtol=1e-5, atol=1e-6)
+    for once, again, three_times in zip(first, second, tripled, strict=True):
+        assert torch.equal(once, again)
+        assert torch.allclose(three_times, 3 * once, rtol=1e-5, atol=1e-6)
 
 
 def test_the_operation_called_without_its_flags_computes_gradients_in_the_backward_pass():
@@ -102,7 +102,7 @@ def test_gradients_given_away_are_computed_again_for_another_backward_pass(dtype
                 gradient.zero_()
     assert calls.names.count("linear_cross_entropy_gradients") == 2
     for again in recomputed[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(recomputed[0], again, strict=True))
+        assert all(torch.equal(before, after) for before, after in zip(recomputed[0], again, strict=True))
     assert all(gradient.any() for gradient in recomputed[0])
 
 
@@ -200,6 +200,6 @@ def test_compile_keeps_one_graph(reduction):
     ours, plain = compiled(x, weight, target), head(x, weight, target)
     assert torch.equal(ours, plain)
     grad = torch.randn(plain.shape)
-    for mine, theirs in zip(*(torch.autograd.grad(one, (x, weight), grad) for one in (ours, plain)), strict=True):
+    for mine, theirs in zip(*(torch.autograd.grad(loss, (x, weight), grad) for loss in (ours, plain)), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     assert len(graphs) == 1

@@ -46,8 +46,8 @@ def scaled_down(monkeypatch) -> None:
 
 def head(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """GPT-2's head, 8192 tokens × 50257 classes, and a width, each by 32: what fills the memory is less by 1024."""
-    given = cross_entropy.inputs(Case(8192 // 32, width // 32, 50257 // 32, dtype))
-    return given["x"].requires_grad_(), given["weight"].requires_grad_(), given["target"]
+    tensors = cross_entropy.inputs(Case(8192 // 32, width // 32, 50257 // 32, dtype))
+    return tensors["x"].requires_grad_(), tensors["weight"].requires_grad_(), tensors["target"]
 
 
 def eager(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:

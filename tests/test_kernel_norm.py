@@ -28,14 +28,14 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
 def test_terms_bound_the_gradients_and_show_where_they_cancel(kind, residual):
     for width in (1, 30):
         case = Case(kind, 4, width, residual, torch.float32)
-        given = norm.inputs(case)
-        terms, exact = norm.terms(case, given, True), norm.results(case, given, True)
+        tensors = norm.inputs(case)
+        terms, exact = norm.terms(case, tensors, True), norm.results(case, tensors, True)
         assert terms.keys() == exact.keys()
         assert all(terms[name] >= exact[name].abs().max() for name in exact)
     # One number is its own mean: everything cancels, a residual's gradient aside.
-    one = Case(kind, 4, 1, False, torch.float32)
-    values = norm.inputs(one)
-    assert norm.results(one, values, True)["x"].abs().max() < 1e-4 * norm.terms(one, values, True)["x"]
+    single = Case(kind, 4, 1, False, torch.float32)
+    values = norm.inputs(single)
+    assert norm.results(single, values, True)["x"].abs().max() < 1e-4 * norm.terms(single, values, True)["x"]
 
 
 @pytest.mark.slow
@@ -83,8 +83,8 @@ def test_bfloat16_with_the_rounding_of_a_device(kind, backward):
 
 def test_gradients_repeat_to_the_bit():
     case = Case("layer", 50, 70, True, torch.float32)
-    given = norm.inputs(case)
-    first, second = (norm.providers()["triton"].prepare(case, given, True)() for _ in range(2))
+    tensors = norm.inputs(case)
+    first, second = (norm.providers()["triton"].prepare(case, tensors, True)() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -140,7 +140,7 @@ def test_one_of_the_two_outputs_alone(used):
     outputs = dict(zip(("normed", "summed"), rms_norm(x, weight, residual=residual), strict=True))
     exact = reference(x.double(), weight.double(), residual=residual.double())
     leaves = [x, residual] + [weight] * (used == "normed")
-    grads, oracle = (gradients((one[used],), leaves) for one in (outputs, exact))
+    grads, oracle = (gradients((pair[used],), leaves) for pair in (outputs, exact))
     assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(grads, oracle, strict=True))
 
 
@@ -227,15 +227,15 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutati
     line, part, changed = MUTATIONS[mutation]
     assert line.count(part) == 1
     cases = (Case("layer", 20, 100, True, torch.float32), Case("layer", 3, 8300, True, torch.float32))
-    given = {case: norm.inputs(case) for case in cases}
+    tensors = {case: norm.inputs(case) for case in cases}
     for case in cases:  # values that a wrong mean, a forgotten eps or a lost block would change
-        given[case]["x"] = given[case]["x"] * 0.01 + torch.linspace(0, 1, case.width)
-        given[case]["residual"] *= 0.01
-        given[case]["x"][0] = given[case]["residual"][0] = 0
-        given[case]["grad_normed"] += 1
+        tensors[case]["x"] = tensors[case]["x"] * 0.01 + torch.linspace(0, 1, case.width)
+        tensors[case]["residual"] *= 0.01
+        tensors[case]["x"][0] = tensors[case]["residual"][0] = 0
+        tensors[case]["grad_normed"] += 1
 
     def failures() -> list[str | None]:
-        return [case_failure(case, backward, given=given[case]) for case in cases for backward in (False, True)]
+        return [case_failure(case, backward, tensors=tensors[case]) for case in cases for backward in (False, True)]
 
     install_mutant(monkeypatch, tmp_path, norm.kernels, line, line.replace(part, changed))
     assert any(failures())

@@ -209,14 +209,16 @@ def test_costs_and_labels() -> None:
     assert len({case.label for case in every}) == len(every)
     configurations = list(rotary.compilations(90))
     assert (
-        len({(one.kernel, one.label) for one in configurations})
+        len({(configuration.kernel, configuration.label) for configuration in configurations})
         == len(configurations)
         == 3 * len(DTYPES) * len(HEAD_DIMENSIONS)
     )
-    for one in configurations:
-        assert list(one.signature) == one.function.arg_names
-        assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
-        assert set(one.aligned) <= set(one.signature) - set(one.constants)
+    for configuration in configurations:
+        assert list(configuration.signature) == configuration.function.arg_names
+        assert {name for name, kind in configuration.signature.items() if kind == "constexpr"} == set(
+            configuration.constants
+        )
+        assert set(configuration.aligned) <= set(configuration.signature) - set(configuration.constants)
 
 
 @pytest.mark.parametrize(

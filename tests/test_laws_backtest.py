@@ -101,8 +101,8 @@ def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     for f in backtest.forecasts:
         assert abs(f.error_percent) < 1e-4
         assert f.distance == pytest.approx(axis[f.row] / f.cut, rel=1e-6)
-    given = beyond({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
-    assert given.forecasts[0].cut == pytest.approx(
+    with_flops = beyond({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
+    assert with_flops.forecasts[0].cut == pytest.approx(
         7 / 6 * beyond(points, "chinchilla", "flops").forecasts[0].cut, rel=1e-6
     )
 

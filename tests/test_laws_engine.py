@@ -72,7 +72,7 @@ def test_duplicates_at_half_weight_change_nothing(sizes, method):
     other = fit(twice, weights=np.full(4 * sizes, 0.5))
     assert other.objective == pytest.approx(fitted.objective, rel=1e-12)
     assert other.parameters == pytest.approx(fitted.parameters, rel=1e-8)
-    first, second = (one.bootstrap(50, 3, method=method) for one in (fitted, other))
+    first, second = (each.bootstrap(50, 3, method=method) for each in (fitted, other))
     for name in fitted.parameters:
         np.testing.assert_allclose(second.samples[name], first.samples[name], rtol=1e-5)
     np.testing.assert_allclose(second.noise.means, first.noise.means, rtol=1e-8)

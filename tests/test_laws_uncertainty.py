@@ -106,9 +106,9 @@ def test_neither_rows_nor_labels_have_an_order(method):
     renamed = dict(zip(np.unique(labels), rng.permutation(15), strict=True))
     other = {name: values[moved] for name, values in points.items()}
     other["config"] = [str(renamed[label]) for label in labels[moved]]
-    one, two = (fit(one).bootstrap(60, 1, method) for one in ({**points, "config": labels}, other))
+    first, second = (fit(table).bootstrap(60, 1, method) for table in ({**points, "config": labels}, other))
     for name in TRUTH:  # the sums have other orders of addition, and the objective is flat at its minimum
-        np.testing.assert_allclose(one.samples[name], two.samples[name], rtol=1e-6)
+        np.testing.assert_allclose(first.samples[name], second.samples[name], rtol=1e-6)
 
 
 @pytest.mark.slow

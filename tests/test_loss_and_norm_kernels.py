@@ -162,11 +162,15 @@ def test_labels_tell_cases_and_configurations_apart(module):
     assert len({case.label for case in cases}) == len(cases)
     for arch in (80, 90, 100):
         configurations = list(module.compilations(arch))
-        assert len({(one.kernel, one.label) for one in configurations}) == len(configurations)
-        for one in configurations:
-            assert list(one.signature) == one.function.arg_names
-            assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
-            assert set(one.aligned) <= set(one.signature) - set(one.constants)
+        assert len({(configuration.kernel, configuration.label) for configuration in configurations}) == len(
+            configurations
+        )
+        for configuration in configurations:
+            assert list(configuration.signature) == configuration.function.arg_names
+            assert {name for name, kind in configuration.signature.items() if kind == "constexpr"} == set(
+                configuration.constants
+            )
+            assert set(configuration.aligned) <= set(configuration.signature) - set(configuration.constants)
 
 
 @pytest.mark.parametrize("tiles", [FORWARD_TILES, BACKWARD_TILES], ids=["forward", "backward"])

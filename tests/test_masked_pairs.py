@@ -125,10 +125,12 @@ def test_passages_keep_to_their_side_and_negatives_to_another_document() -> None
 
 
 def test_validation_is_the_same_for_every_seed_and_spread_over_documents() -> None:
-    one, two = (list(masked_pairs(seed=seed).validation()) for seed in (0, 1))
-    assert all(torch.equal(x, y) for (a, _), (b, _) in zip(one, two, strict=True) for x, y in zip(a, b, strict=True))
+    first, second = (list(masked_pairs(seed=seed).validation()) for seed in (0, 1))
+    assert all(
+        torch.equal(x, y) for (a, _), (b, _) in zip(first, second, strict=True) for x, y in zip(a, b, strict=True)
+    )
     side = masked_pairs().side(held_out=True)
-    clusters = np.concatenate([cluster for _, cluster in one])
+    clusters = np.concatenate([cluster for _, cluster in first])
     np.testing.assert_array_equal(clusters, side.documents[spread(side, 200)])
     assert len(set(clusters)) == min(200, len(set(side.documents)))
 

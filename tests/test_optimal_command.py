@@ -109,7 +109,7 @@ def test_budgets_left_out_are_told_by_kind(command) -> None:
     table.to_csv("p.csv", index=False)
     request = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
     refused = json.loads(command(*request, "--json")[1])["allocations"][0]["refused"]
-    few = [one for one in refused if "for a parabola" in one["reason"]]
+    few = [entry for entry in refused if "for a parabola" in entry["reason"]]
     assert len(refused) > len(few) > 2
     lines = [line for line in command(*request)[1].splitlines() if "left out" in line]
     assert len(lines) < len(refused)

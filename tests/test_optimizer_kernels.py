@@ -191,11 +191,11 @@ def test_cases_have_labels_of_their_own():
 
 def test_providers_say_why_they_cannot():
     case = ours.CASES[0]
-    given = ours.inputs(case)
+    tensors = ours.inputs(case)
     providers = ours.providers()
     for provider in providers.values():
         with pytest.raises(Unsupported, match="no backward pass"):
-            provider.prepare(case, given, True)
+            provider.prepare(case, tensors, True)
     lion = ours.Case("one", ((3,),), "lion")
     with pytest.raises(Unsupported, match=r"torch\.optim has no lion"):
         providers["foreach"].prepare(lion, ours.inputs(lion), False)
@@ -207,13 +207,13 @@ def test_providers_say_why_they_cannot():
 @pytest.mark.parametrize("name", ["eager", "foreach", "fused"])
 def test_torchs_providers_give_the_exact_result(name):
     for case in ours.CASES:
-        given = ours.inputs(case)
+        tensors = ours.inputs(case)
         try:
-            outputs = ours.providers()[name].prepare(case, given, False)()
+            outputs = ours.providers()[name].prepare(case, tensors, False)()
         except Unsupported:
             assert name != "eager"
             continue
-        for key, exact in ours.results(case, given, False).items():
+        for key, exact in ours.results(case, tensors, False).items():
             tolerance = 4 * torch.finfo(case.dtype).eps
             torch.testing.assert_close(outputs[key].double(), exact, rtol=tolerance, atol=tolerance)
 

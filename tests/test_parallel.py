@@ -212,8 +212,8 @@ def test_a_trial_asks_for_a_core_and_a_gpu_per_process_and_for_the_memory_of_all
         study = load_study(small_study, ["model.params=800", "train.seed=0", *settings])
         return resources_of(plan(study)[0], study)
 
-    one, ddp, fsdp = needs(), needs("train.processes=4"), needs("train.processes=4", "train.parallel=fsdp")
-    assert [(need.cpus, need.gpus, need.processes) for need in (one, ddp, fsdp)] == [(1, 0, 1), (4, 0, 4), (4, 0, 4)]
+    single, ddp, fsdp = needs(), needs("train.processes=4"), needs("train.processes=4", "train.parallel=fsdp")
+    assert [(need.cpus, need.gpus, need.processes) for need in (single, ddp, fsdp)] == [(1, 0, 1), (4, 0, 4), (4, 0, 4)]
     assert needs("train.processes=2", "train.device=cuda").gpus == 2
-    assert one.memory_bytes < fsdp.memory_bytes < ddp.memory_bytes < 4 * one.memory_bytes
-    assert ddp.expected_s < one.expected_s
+    assert single.memory_bytes < fsdp.memory_bytes < ddp.memory_bytes < 4 * single.memory_bytes
+    assert ddp.expected_s < single.expected_s

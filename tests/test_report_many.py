@@ -49,9 +49,9 @@ def of_trials(number: int) -> StudyAnalysis:
 def test_places_are_kept_apart_and_in_order() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 2, 30):
-        wanted = rng.uniform(0, 1, n)
-        moved = apart(wanted.tolist(), 0.02)
-        order = np.argsort(wanted)
+        places = rng.uniform(0, 1, n)
+        moved = apart(places.tolist(), 0.02)
+        order = np.argsort(places)
         assert (np.diff(moved[order]) >= 0.02 - 1e-12).all()
         assert moved.min() >= 0
         assert moved.max() <= 1 + 1e-12

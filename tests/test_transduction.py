@@ -16,8 +16,8 @@ from scalebench.data.transduction import BEGIN, PLUS, uniform_hash
 
 def test_reversal_and_sorting_are_what_python_says() -> None:
     for kind, right in (("reversal", lambda row: row[::-1]), ("sorting", sorted)):
-        source, given, target = (part.tolist() for part in transduced(kind).batch(3))
-        for sequence, before, answer in zip(source, given, target, strict=True):
+        source, shifted, target = (part.tolist() for part in transduced(kind).batch(3))
+        for sequence, before, answer in zip(source, shifted, target, strict=True):
             assert answer == list(right(sequence))
             assert before == [BEGIN, *answer[:-1]]
             assert set(sequence) <= set(range(10))
@@ -25,9 +25,9 @@ def test_reversal_and_sorting_are_what_python_says() -> None:
 
 @pytest.mark.parametrize("length", [5, 7, 13])
 def test_sums_are_right_digit_by_digit(length: int) -> None:
-    source, given, target = (part.tolist() for part in transduced("addition", length).batch(3))
+    source, shifted, target = (part.tolist() for part in transduced("addition", length).batch(3))
     digits = length // 2
-    for sequence, before, answer in zip(source, given, target, strict=True):
+    for sequence, before, answer in zip(source, shifted, target, strict=True):
         assert sequence[digits] == PLUS
         left, right = (int("".join(map(str, part))) for part in (sequence[:digits], sequence[digits + 1 :]))
         assert len(answer) == digits + 1
@@ -53,9 +53,9 @@ def test_batches_depend_on_seed_and_step_and_validation_on_neither() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, transduced().batch(5), strict=True))
     assert not torch.equal(first[0], transduced().batch(6)[0])
     assert not torch.equal(first[0], transduced(seed=1).batch(5)[0])
-    one, two = (torch.cat([batch[0] for batch, _ in transduced(seed=seed).validation()]) for seed in (0, 1))
-    assert torch.equal(one, two)
-    assert one.shape == (100, 9)
+    of_seed_0, of_seed_1 = (torch.cat([batch[0] for batch, _ in transduced(seed=seed).validation()]) for seed in (0, 1))
+    assert torch.equal(of_seed_0, of_seed_1)
+    assert of_seed_0.shape == (100, 9)
 
 
 def test_unknown_kinds_and_lengths_that_do_not_exist_are_refused() -> None:

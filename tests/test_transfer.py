@@ -41,10 +41,10 @@ def test_the_interval_is_that_of_the_difference_of_both_means() -> None:
     """By hand, at one point: Welch's t of the seeds' mean and the curve's, moved along the curve."""
     from scipy.stats import t
 
-    one = study(noise=0.01)
-    point = transfer_of(one).points[0]
-    losses = one.trials.query("params_non_embedding == 4e3 and tokens_seen == 2e4")["validation_loss_nats"]
-    runs = one.others.query("params_non_embedding == 4e3").groupby("tokens_seen")["validation_loss_nats"]
+    analysed = study(noise=0.01)
+    point = transfer_of(analysed).points[0]
+    losses = analysed.trials.query("params_non_embedding == 4e3 and tokens_seen == 2e4")["validation_loss_nats"]
+    runs = analysed.others.query("params_non_embedding == 4e3").groupby("tokens_seen")["validation_loss_nats"]
     variances = losses.var() / 3, runs.var().mean() / 3
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 12)
     half = t.ppf(0.975, freedom) * np.sqrt(sum(variances))

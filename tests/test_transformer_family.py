@@ -67,11 +67,11 @@ def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dic
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_flops_are_the_counters_on_the_eager_path(kind: str) -> None:
     config = configure(transformer, {"params": 3e4}, Transduction(kind), 9)
-    counts, (source, given, _) = transformer.count(config, 9), transduced(kind, batch_size=1).batch(0)
+    counts, (source, shifted, _) = transformer.count(config, 9), transduced(kind, batch_size=1).batch(0)
     with FlopCounterMode(display=False) as counter:
-        transformer.build(config, "eager")(source, given)
+        transformer.build(config, "eager")(source, shifted)
     # Written-out attention of the decoder to itself computes the future as well; the count leaves out that half.
-    future = config.depth * attention_flops(config.width, given.size(1), given.size(1), causal=True)
+    future = config.depth * attention_flops(config.width, shifted.size(1), shifted.size(1), causal=True)
     assert counter.get_total_flops() == counts.forward_flops + future
 
 
@@ -129,12 +129,12 @@ def test_the_body_is_torchs(norm_first: bool, implementation: str) -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    config, (source, given, _) = transformer.config_for(3e4, **SHAPE), transduced().batch(0)
+    config, (source, shifted, _) = transformer.config_for(3e4, **SHAPE), transduced().batch(0)
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
         model = transformer.build(config, implementation).double()
-        logits = model(source, given)
+        logits = model(source, shifted)
         logits.square().mean().backward()
         results.append([logits, *(parameter.grad for parameter in model.parameters())])
     for left, right in zip(*results, strict=True):
@@ -144,14 +144,14 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 def test_an_answer_depends_on_all_of_its_source_and_on_no_later_token() -> None:
     torch.manual_seed(0)
     model = transformer.build(transformer.config_for(3e4, **SHAPE), "sdpa")
-    source, given, _ = transduced(batch_size=2).batch(0)
-    later, other = given.clone(), source.clone()
+    source, shifted, _ = transduced(batch_size=2).batch(0)
+    later, other = shifted.clone(), source.clone()
     later[:, 5:] = (later[:, 5:] + 1) % 10
     other[:, -1] = (other[:, -1] + 1) % 10
-    before = model(source, given)
+    before = model(source, shifted)
     torch.testing.assert_close(before[:, :5], model(source, later)[:, :5], rtol=1e-5, atol=1e-5)
     assert (before[:, 5:] - model(source, later)[:, 5:]).abs().max() > 1e-3
-    assert (before[:, 0] - model(other, given)[:, 0]).abs().max() > 1e-4
+    assert (before[:, 0] - model(other, shifted)[:, 0]).abs().max() > 1e-4
 
 
 def test_positions_are_the_papers_sinusoids() -> None:
