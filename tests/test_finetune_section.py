@@ -118,3 +118,6 @@ def test_a_head_of_classes_is_shown_by_its_scores() -> None:
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
     assert "transfer" not in text
     assert [spec.key for spec in finetune.figures(analysed)][:2] == ["after", "lora"]
+    outcome = finetune.outcome(analysed)
+    assert "transferred" not in outcome.measured
+    assert [finding.published for finding in outcome.findings] == ["LoRA learns less than all weights"]
