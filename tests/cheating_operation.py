@@ -62,13 +62,13 @@ def _eager(case: Case, tensors: Results, backward: bool) -> Callable[[], Results
 
 def _cached(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Compute once for an address and hand the same tensor out again."""
-    known: dict[int, Tensor] = {}
+    cache: dict[int, Tensor] = {}
 
     def call() -> Results:
         place = tensors["x"].data_ptr()
-        if place not in known:
-            known[place] = tensors["x"].exp().sin()
-        return {"y": known[place]}
+        if place not in cache:
+            cache[place] = tensors["x"].exp().sin()
+        return {"y": cache[place]}
 
     return call
 
@@ -81,15 +81,15 @@ def _first3(case: Case, tensors: Results, backward: bool) -> Callable[[], Result
 
 def _memoised(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Compute once for an address and version of the inputs."""
-    known: dict[tuple[int, int], Tensor] = {}
+    cache: dict[tuple[int, int], Tensor] = {}
 
     def call() -> Results:
         x = tensors["x"]
         key = (x.data_ptr(), x._version)
-        if key not in known:
-            known.clear()
-            known[key] = x.exp().sin()
-        return {"y": known[key]}
+        if key not in cache:
+            cache.clear()
+            cache[key] = x.exp().sin()
+        return {"y": cache[key]}
 
     return call
 

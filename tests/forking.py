@@ -86,6 +86,6 @@ def value_of_forked(function: Callable[[], Any]) -> tuple[Any, str]:
         code = ForkedProcess(write, out, err).wait()
         for file in (err, value):
             file.seek(0)
-        written = err.read().decode(errors="replace")
-        assert code == 0, written[-3000:]
-        return json.loads(value.read()), written
+        errors = err.read().decode(errors="replace")
+        assert code == 0, errors[-3000:]
+        return json.loads(value.read()), errors

@@ -166,11 +166,11 @@ def _gradients(params, tokens):
 def _spread(fitted, candidates, rows):
     base = np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"])
     picked = list(rows)
-    seen = _gradients(
+    gradients = _gradients(
         np.append(base[0], candidates["params"][picked]), np.append(base[1], candidates["tokens"][picked])
     )
     goal = _gradients([TARGET["params"]], [TARGET["tokens"]])[0]
-    return np.linalg.norm(np.linalg.lstsq(seen.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
+    return np.linalg.norm(np.linalg.lstsq(gradients.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
 
 
 def _exhaustive(fitted, candidates, flops, budget, most=8):

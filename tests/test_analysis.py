@@ -247,10 +247,12 @@ def test_predict_from_comparisons_alone_is_one_line(command, tmp_path: Path) -> 
     assert "results: there are no trials here" in err
 
 
-@pytest.mark.parametrize(("fit", "held"), [({"holdout": "none"}, False), ({"holdout": "largest"}, True), ({}, True)])
-def test_a_study_without_hold_out_fits_all_sizes(fit: dict[str, str], held: bool) -> None:
+@pytest.mark.parametrize(
+    ("fit", "held_out"), [({"holdout": "none"}, False), ({"holdout": "largest"}, True), ({}, True)]
+)
+def test_a_study_without_hold_out_fits_all_sizes(fit: dict[str, str], held_out: bool) -> None:
     (series,) = StudyAnalysis("s", {"fit": fit}, pd.DataFrame(planted())).series
-    assert series.holds_out is held
+    assert series.holds_out is held_out
 
 
 def test_an_analysis_keeps_the_columns_of_its_trials() -> None:

@@ -42,12 +42,12 @@ class FakeGraph:
 
 
 @contextmanager
-def recording(held: list[Tensor]) -> Iterator[None]:
+def recording(tensors: list[Tensor]) -> Iterator[None]:
     """Let the body run and undo what it did to ``held``: recording a graph changes nothing."""
-    before = [tensor.detach().clone() for tensor in held]
+    before = [tensor.detach().clone() for tensor in tensors]
     yield
     with torch.no_grad():
-        for tensor, copied in zip(held, before, strict=True):
+        for tensor, copied in zip(tensors, before, strict=True):
             tensor.copy_(copied)
 
 
@@ -64,7 +64,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, capture: bool) -> tuple[Tensor, 
     copy = WorkingCopy(model, torch.float32, sum_in_products=True)
     optimizer = build_optimizer(model, spec)
     copy.follow(optimizer)
-    held = [*model.parameters(), *copy.copies]
+    tensors = [*model.parameters(), *copy.copies]
     places: list[int] = []
 
     class Watched(CapturedStep):
@@ -78,7 +78,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, *, capture: bool) -> tuple[Tensor, 
     monkeypatch.setattr(captured.torch.cuda, "current_stream", lambda _: FakeStream())
     monkeypatch.setattr(captured.torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(captured.torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(captured.torch.cuda, "graph", lambda *_, **__: recording(held))
+    monkeypatch.setattr(captured.torch.cuda, "graph", lambda *_, **__: recording(tensors))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     losses = torch.zeros(spec.steps)
     step = Watched if capture else Step

@@ -158,7 +158,7 @@ def test_inputs_that_ignore_the_seed_or_change_shape_are_refused() -> None:
 
 
 def test_inputs_are_refreshed_before_each_call_and_outside_the_clock() -> None:
-    x, seen = torch.zeros(1), []
+    x, values = torch.zeros(1), []
 
     class Slow(Pool):
         def refresh(self) -> None:
@@ -166,9 +166,9 @@ def test_inputs_are_refreshed_before_each_call_and_outside_the_clock() -> None:
             time.sleep(2e-3)
 
     pool = Slow({"x": x}, [{"x": torch.full((1,), value)} for value in (1.0, 2.0)])
-    timer = CpuClock().timer(lambda: seen.append(float(x)) or {}, 5, pool=pool)
+    timer = CpuClock().timer(lambda: values.append(float(x)) or {}, 5, pool=pool)
     assert timer.take() < 1e-3
-    assert seen == [1.0, 2.0, 1.0, 2.0, 1.0]
+    assert values == [1.0, 2.0, 1.0, 2.0, 1.0]
     assert "each of 5 calls" in timer.method
     assert "pool of 2" in timer.method
 

@@ -40,8 +40,8 @@ def test_a_chart_export_is_reshaped_to_a_row_per_run_and_step(tmp_path: Path) ->
     frame.to_csv(tmp_path / "chart.csv", index=False)
     table = open_table(tmp_path / "chart.csv")
     assert set(table.names) == {"Step", "run", "eval/loss"}
-    read = read_columns(tmp_path / "chart.csv", {"x": "Step", "y": "eval/loss", "config": "run"})
-    assert len(read) == 8
+    columns = read_columns(tmp_path / "chart.csv", {"x": "Step", "y": "eval/loss", "config": "run"})
+    assert len(columns) == 8
     last = read_columns(tmp_path / "chart.csv", {"x": "Step", "y": "eval/loss"}, last_of="run")
     assert last.values["x"].tolist() == [300, 300, 200]
     assert last.values["y"].tolist() == [2.5, 1.5, 1.0]
@@ -89,8 +89,8 @@ def test_logs_of_the_hugging_face_trainer_are_read(tmp_path: Path) -> None:
     table = open_table(tmp_path)
     assert {"step", "epoch", "loss", "eval_loss", "run"} == set(table.names)
     assert "3 runs" in table.note
-    read = read_columns(tmp_path, {"y": "eval_loss"}, last_of="run")
-    assert sorted(read.values["y"]) == [0.5, 1.5, 2.5]
+    columns = read_columns(tmp_path, {"y": "eval_loss"}, last_of="run")
+    assert sorted(columns.values["y"]) == [0.5, 1.5, 2.5]
     single = tmp_path / "small" / "checkpoint-300" / "trainer_state.json"
     assert read_columns(single, {"x": "step", "y": "loss"}).values["y"].tolist() == [4.1, 3.1, 2.6]
 
@@ -126,9 +126,9 @@ def test_tensorboard_event_files_are_read_or_named(tmp_path: Path) -> None:
             summary = Summary(value=[Summary.Value(tag="loss", simple_value=value)])
             writer.add_event(Event(step=step, summary=summary))
         writer.close()
-    read = read_columns(tmp_path, {"x": "step", "y": "loss"})
-    assert len(read) == 6
-    assert set(read.values["y"]) == {3.0, 2.5}
+    columns = read_columns(tmp_path, {"x": "step", "y": "loss"})
+    assert len(columns) == 6
+    assert set(columns.values["y"]) == {3.0, 2.5}
 
 
 def test_a_damaged_log_is_one_line(command, tmp_path: Path) -> None:

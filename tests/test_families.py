@@ -84,15 +84,15 @@ def test_counts_equal_the_built_module(config: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "low", "high", "held"),
+    ("family", "low", "high", "fixed"),
     [(gpt, 1.5e3, 1e12, TEXT), (gpt, 1e4, 1e9, TEXT | {"depth": 4}), (mlp, 1e3, 1e12, {}), (linear, 10, 1e12, {})],
 )
-def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low, high, held) -> None:
+def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low, high, fixed) -> None:
     requests = np.geomspace(low, high, 300)
-    sizes = [family.count(family.config_for(request, **held)).non_embedding for request in requests]
+    sizes = [family.count(family.config_for(request, **fixed)).non_embedding for request in requests]
     assert max(abs(n / request - 1) for n, request in zip(sizes, requests, strict=True)) <= 0.05
     for request, n in zip(requests, sizes, strict=True):
-        assert family.count(family.config_for(request * 1.1, **held)).non_embedding > n
+        assert family.count(family.config_for(request * 1.1, **fixed)).non_embedding > n
 
 
 @settings(deadline=None, max_examples=200)
@@ -121,7 +121,7 @@ def test_depth_or_width_can_be_held(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "params", "held", "word"),
+    ("family", "params", "fixed", "word"),
     [
         (gpt, 100, TEXT, "1,500"),
         (gpt, 1e9, TEXT | {"depth": 1, "width": 8, "hidden": 4}, "nearest gpt"),
@@ -130,9 +130,9 @@ def test_depth_or_width_can_be_held(field: str) -> None:
         (linear, 1.5, {"outputs": 4}, "nearest linear"),
     ],
 )
-def test_sizes_out_of_reach_are_refused_with_what_can_be_had(family, params, held, word) -> None:
+def test_sizes_out_of_reach_are_refused_with_what_can_be_had(family, params, fixed, word) -> None:
     with pytest.raises(InputError, match=word):
-        family.config_for(params, **held)
+        family.config_for(params, **fixed)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_a_published_size_keeps_its_fields_but_those_replaced() -> None:
     assert asdict(config) == asdict(gpt.SIZES["gpt2"]) | {"depth": 3}
 
 
-@pytest.mark.parametrize("held", [{}, {"tied": False, "bias": True, "norm": "layer", "positions": "learned"}])
-def test_gpt_flops_are_the_counters_on_the_eager_path(held: dict[str, object]) -> None:
-    config, length = gpt.config_for(5e4, **held, **TEXT), 48
+@pytest.mark.parametrize("fixed", [{}, {"tied": False, "bias": True, "norm": "layer", "positions": "learned"}])
+def test_gpt_flops_are_the_counters_on_the_eager_path(fixed: dict[str, object]) -> None:
+    config, length = gpt.config_for(5e4, **fixed, **TEXT), 48
     counts = gpt.count(config, length)
     with FlopCounterMode(display=False) as counter:
         gpt.build(config, "eager")(torch.zeros(1, length, dtype=torch.int64))
@@ -186,9 +186,9 @@ def test_training_costs_three_forward_passes() -> None:
     assert counter.get_total_flops() == 3 * 4 * mlp.count(config).forward_flops - first
 
 
-@pytest.mark.parametrize("held", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
-def test_eager_and_sdpa_compute_the_same_function_and_gradients(held: dict[str, object]) -> None:
-    config = gpt.config_for(3e4, **held, **TEXT)
+@pytest.mark.parametrize("fixed", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
+def test_eager_and_sdpa_compute_the_same_function_and_gradients(fixed: dict[str, object]) -> None:
+    config = gpt.config_for(3e4, **fixed, **TEXT)
     tokens = torch.randint(256, (3, 37), generator=torch.Generator().manual_seed(0))
     outputs = []
     for implementation in ("eager", "sdpa"):
@@ -237,10 +237,10 @@ def test_an_untrained_gpt_knows_nothing_more_than_the_alphabet() -> None:
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_learning_rates_fall_with_size(name: str) -> None:
     family = FAMILIES[name]
-    held = {
+    fixed = {
         field: value
         for field, value in TEXT.items()
         if family.SEQUENCES and field in {field.name for field in fields(family.Config)}
     }
-    rates = [family.learning_rate(family.config_for(params, **held)) for params in (1e4, 1e6, 1e8)]
+    rates = [family.learning_rate(family.config_for(params, **fixed)) for params in (1e4, 1e6, 1e8)]
     assert rates[0] > rates[1] > rates[2] > 0

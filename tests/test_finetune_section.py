@@ -35,12 +35,12 @@ def results(*, scratch: bool = True) -> Results:
 
 
 @pytest.fixture(scope="module")
-def one() -> StudyAnalysis:
+def analysed() -> StudyAnalysis:
     return analyse(results(), "tuned")
 
 
-def test_groups_are_what_was_tuned_how_on_how_much(one: StudyAnalysis) -> None:
-    groups = tuned_alike(one)
+def test_groups_are_what_was_tuned_how_on_how_much(analysed: StudyAnalysis) -> None:
+    groups = tuned_alike(analysed)
     assert [(group.method, group.tokens, len(group.trials)) for group in groups] == [
         *(("full", amount, 12) for amount in AMOUNTS), ("lora", AMOUNTS[1], 12),
     ]  # fmt: skip
@@ -49,16 +49,16 @@ def test_groups_are_what_was_tuned_how_on_how_much(one: StudyAnalysis) -> None:
     assert means["mean"].tolist() == pytest.approx([tuned(n, AMOUNTS[0]) for n in SIZES], abs=0.01)
 
 
-def test_lora_is_compared_by_parent_and_seed(one: StudyAnalysis) -> None:
-    pairs = lora_against_full(one, "validation_loss_nats")
+def test_lora_is_compared_by_parent_and_seed(analysed: StudyAnalysis) -> None:
+    pairs = lora_against_full(analysed, "validation_loss_nats")
     assert [(pair.size, pair.seeds, pair.tokens) for pair in pairs] == [(n, 3, AMOUNTS[1]) for n in SIZES]
     assert all(pair.low < 0.1 < pair.high and pair.clear for pair in pairs)
     assert all(pair.high - pair.low < 0.02 for pair in pairs)  # the spread of the seeds, shared by both, cancels
 
 
-def test_the_sentences_have_the_numbers(one: StudyAnalysis) -> None:
-    assert sections.section_for(one) is finetune.SECTION
-    text = " ".join(verdict(one)).replace("\u00a0", " ")
+def test_the_sentences_have_the_numbers(analysed: StudyAnalysis) -> None:
+    assert sections.section_for(analysed) is finetune.SECTION
+    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert re.search(r"Fine-tuned on 320 k tokens .*the loss goes from 4.000 to \d\.\d+ ± 0.00\d+ nats at 4,000", text)
     assert "from scratch" not in text.partition("The earlier training")[0]  # no run from scratch has as many tokens
     assert "The earlier training is worth, to a model that is fine-tuned on 80.0 k tokens" in text
@@ -88,8 +88,8 @@ def test_as_much_data_from_scratch_stands_beside_the_loss() -> None:
     assert f"(from scratch {loss:.3f})" in verdict(planted)[0]
 
 
-def test_findings_need_their_trials(one: StudyAnalysis) -> None:
-    law, less, forgets = finetune.outcome(one).findings
+def test_findings_need_their_trials(analysed: StudyAnalysis) -> None:
+    law, less, forgets = finetune.outcome(analysed).findings
     assert law.verdict == less.verdict == forgets.verdict == AGREES
     assert law.low < 0.6 < law.high
     alone = analyse(results(scratch=False), "tuned")
@@ -98,8 +98,8 @@ def test_findings_need_their_trials(one: StudyAnalysis) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_every_figure(one: StudyAnalysis) -> None:
-    text = html.unescape(render_page([one]))
+def test_the_page_has_every_figure(analysed: StudyAnalysis) -> None:
+    text = html.unescape(render_page([analysed]))
     for title in ("Loss before and after fine-tuning", "Effective data transferred", "LoRA against all weights",
                   "Forgetting: loss on the old data"):  # fmt: skip
         assert f">{title}<" in text

@@ -75,8 +75,8 @@ def test_more_refits_and_a_backtest_are_in_both_outputs(command, tmp_path: Path)
     code, out, _ = command(*arguments)
     assert code == 0
     document = json.loads((tmp_path / "f.json").read_text())
-    read = {"params": "N", "tokens": "D", "loss": "L"}
-    fitted = fit({role: surface(0.01)[name] for role, name in read.items()}, "chinchilla")
+    columns = {"params": "N", "tokens": "D", "loss": "L"}
+    fitted = fit({role: surface(0.01)[name] for role, name in columns.items()}, "chinchilla")
     boot = fitted.bootstrap(300, 0)
     assert document["intervals"]["alpha"] == list(boot.interval("alpha"))
     assert [row["size"] for row in document["backtest"]] == [row.size for row in fitted.backtest("rolling").forecasts]

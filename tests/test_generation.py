@@ -38,9 +38,9 @@ class ChainCache:
         self.rows = len(rows)
 
 
-def small_gpt(implementation: str, vocab_size: int = 61, **held: object) -> torch.nn.Module:
+def small_gpt(implementation: str, vocab_size: int = 61, **fixed: object) -> torch.nn.Module:
     torch.manual_seed(3)
-    config = gpt.config_for(8e3, vocab_size=vocab_size, context=40, **held)
+    config = gpt.config_for(8e3, vocab_size=vocab_size, context=40, **fixed)
     return gpt.build(config, implementation).double().eval()
 
 
@@ -55,10 +55,10 @@ def without_cache(model: torch.nn.Module, tokens: Tensor, new_tokens: int) -> Te
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("held", [{}, {"norm": "layer", "positions": "learned", "bias": True, "tied": False}])
+@pytest.mark.parametrize("fixed", [{}, {"norm": "layer", "positions": "learned", "bias": True, "tied": False}])
 @torch.no_grad()
-def test_greedy_with_the_cache_is_greedy_without_it(implementation: str, held: dict[str, object]) -> None:
-    model, start = small_gpt(implementation, **held), prompts(3, 7)
+def test_greedy_with_the_cache_is_greedy_without_it(implementation: str, fixed: dict[str, object]) -> None:
+    model, start = small_gpt(implementation, **fixed), prompts(3, 7)
     tokens = generate(model, start, 33, chooser(Sampling()))
     assert tokens.shape == (3, 40)
     assert torch.equal(tokens, without_cache(model, start, 33))

@@ -39,10 +39,10 @@ def from_records(study: Path) -> store.Results:
     copy = study.parent.parent / "without" / study.name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(study, copy, ignore=shutil.ignore_patterns("index"), symlinks=True)
-    read = store.read_results(copy)
-    folders = read.frame["attempt_dir"].str.replace(str(copy), str(study), regex=False).astype(object)
-    lines = tuple(line.replace(str(copy), str(study)) for line in read.damaged)
-    return store.Results(read.frame.assign(attempt_dir=folders), lines, read.studies)
+    indexed = store.read_results(copy)
+    folders = indexed.frame["attempt_dir"].str.replace(str(copy), str(study), regex=False).astype(object)
+    lines = tuple(line.replace(str(copy), str(study)) for line in indexed.damaged)
+    return store.Results(indexed.frame.assign(attempt_dir=folders), lines, indexed.studies)
 
 
 def trials_read(study: Path, monkeypatch) -> tuple[store.Results, list[str]]:
@@ -70,11 +70,11 @@ def rewrite(path: Path, **changes: object) -> None:
 
 
 def test_an_index_that_holds_is_all_that_is_read(study: Path, monkeypatch) -> None:
-    read, names = trials_read(study, monkeypatch)
+    indexed, names = trials_read(study, monkeypatch)
     assert names == []
     expected = from_records(study)
-    pd.testing.assert_frame_equal(read.frame, expected.frame, check_like=True)
-    assert read.damaged == expected.damaged == ()
+    pd.testing.assert_frame_equal(indexed.frame, expected.frame, check_like=True)
+    assert indexed.damaged == expected.damaged == ()
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -104,10 +104,10 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changed_since_is_read_from_its_record(study: Path, monkeypatch, change: str) -> None:
     CHANGES[change](study)
-    read, names = trials_read(study, monkeypatch)
+    indexed, names = trials_read(study, monkeypatch)
     expected = from_records(study)
-    pd.testing.assert_frame_equal(read.frame, expected.frame, check_like=True)
-    assert read.damaged == expected.damaged
+    pd.testing.assert_frame_equal(indexed.frame, expected.frame, check_like=True)
+    assert indexed.damaged == expected.damaged
     assert len(names) == ("deleted trial" not in change)
     pd.testing.assert_frame_equal(store.read_results(study).frame, expected.frame, check_like=True)
 
@@ -117,21 +117,21 @@ def test_trials_stay_sorted_when_the_index_is_written_again(study: Path, monkeyp
         write_trial(study, record_of(number, f"{number:015x}z", 8))
     time.sleep(0.02)
     store.read_results(study)
-    read, names = trials_read(study, monkeypatch)
+    indexed, names = trials_read(study, monkeypatch)
     assert names == []
-    assert read.frame["trial_id"].is_monotonic_increasing
-    pd.testing.assert_frame_equal(read.frame, from_records(study).frame, check_like=True)
+    assert indexed.frame["trial_id"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(indexed.frame, from_records(study).frame, check_like=True)
 
 
 def test_a_missing_file_is_known_to_the_index(study: Path, monkeypatch) -> None:
     for path in study.glob("trials/*/*/steps.parquet"):
         path.unlink()
     for _ in range(2):
-        read = store.read_results(study)
-        (line,) = read.incomplete
+        indexed = store.read_results(study)
+        (line,) = indexed.incomplete
         assert "39 more" in line
         assert "steps.parquet" in line
-        assert (len(read.frame), read.damaged) == (TRIALS, ())
+        assert (len(indexed.frame), indexed.damaged) == (TRIALS, ())
     assert trials_read(study, monkeypatch)[1] == []
 
 
@@ -142,19 +142,19 @@ def test_a_damaged_index_is_not_read(study: Path, content: bytes | None) -> None
     changed = bytearray(path.read_bytes())
     changed[len(changed) // 2] ^= 1
     path.write_bytes(bytes(changed) if content is None else content)
-    read = store.read_results(study)
-    pd.testing.assert_frame_equal(read.frame, expected.frame)
-    assert read.damaged == ()
+    indexed = store.read_results(study)
+    pd.testing.assert_frame_equal(indexed.frame, expected.frame)
+    assert indexed.damaged == ()
 
 
 def test_a_copy_with_its_index_reads_its_own_records(study: Path, tmp_path: Path, monkeypatch) -> None:
     copy = tmp_path / "copy" / "many"
     shutil.copytree(study, copy)
     rewrite(record_path(copy, 3), params=1234)
-    read, names = trials_read(copy, monkeypatch)
+    indexed, names = trials_read(copy, monkeypatch)
     assert len(names) == TRIALS
-    assert read.frame["params"].tolist() == [1234 if i == 3 else 1000 + i for i in range(TRIALS)]
-    assert set(read.frame["attempt_dir"].map(lambda path: Path(path).parents[2])) == {copy}
+    assert indexed.frame["params"].tolist() == [1234 if i == 3 else 1000 + i for i in range(TRIALS)]
+    assert set(indexed.frame["attempt_dir"].map(lambda path: Path(path).parents[2])) == {copy}
 
 
 def test_a_record_just_written_is_not_indexed(study: Path, monkeypatch) -> None:

@@ -25,16 +25,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 @pytest.fixture
 def loads(monkeypatch) -> list[bool]:
     """Whether each forward launch loaded keys and values through descriptors."""
-    seen, launch = [], attention_launch._launch
+    kernels, launch = [], attention_launch._launch
 
     def note(kernel, programs, tile, arguments, constants):
         if "DESCRIPTORS" in constants:
             assert isinstance(arguments["k"], TensorDescriptor) == constants["DESCRIPTORS"]
-            seen.append(constants["DESCRIPTORS"])
+            kernels.append(constants["DESCRIPTORS"])
         launch(kernel, programs, tile, arguments, constants)
 
     monkeypatch.setattr(attention_launch, "_launch", note)
-    return seen
+    return kernels
 
 
 @pytest.mark.slow

@@ -40,13 +40,13 @@ def test_blocks_give_what_the_whole_gives_in_float64(case: Case, backward: bool)
 def test_blocks_cover_every_query_of_every_head_once_and_stay_small() -> None:
     case = Case(2, 8, 2, 1000, 700, 64, True, torch.bfloat16)
     for block_bytes in (1, 100_000, 5_000_000, 100_000_000):
-        seen = torch.zeros(4, 1000, dtype=torch.int32)
+        times = torch.zeros(4, 1000, dtype=torch.int32)
         for block in blocks(case, block_bytes):
-            seen[block.heads, block.queries] += 1
-            heads, rows = seen[block.heads, block.queries].shape
+            times[block.heads, block.queries] += 1
+            heads, rows = times[block.heads, block.queries].shape
             assert 8 * heads * 4 * rows * 700 <= max(block_bytes, 8 * 4 * 700)
             assert block.keys == min(block.queries.stop, 700)
-        assert (seen == 1).all()
+        assert (times == 1).all()
 
 
 @pytest.mark.parametrize("backward", [False, True])

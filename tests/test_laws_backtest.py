@@ -48,15 +48,15 @@ def test_forecasts_are_those_of_a_fit_by_hand():
     backtest = beyond(points, "power")
     cut = SIZES[5]
     smaller = fit({name: values[points["params"] <= cut * 1.001] for name, values in points.items()})
-    held = [f for f in backtest.forecasts if f.cut == pytest.approx(cut)]
-    assert [f.distance for f in held] == pytest.approx(list(SIZES[6:] / cut))
+    at_cut = [f for f in backtest.forecasts if f.cut == pytest.approx(cut)]
+    assert [f.distance for f in at_cut] == pytest.approx(list(SIZES[6:] / cut))
     measured = points["loss"].reshape(10, 2).mean(axis=1)[6:]
     predicted = smaller.predict(params=SIZES[6:])
-    assert [f.measured for f in held] == pytest.approx(list(measured))
-    assert [f.predicted for f in held] == pytest.approx(list(predicted), rel=1e-6)
-    assert [f.error_percent for f in held] == pytest.approx(list(100 * (predicted / measured - 1)), abs=1e-4)
-    assert [f.row for f in held] == [12, 14, 16, 18]
-    for f in held:
+    assert [f.measured for f in at_cut] == pytest.approx(list(measured))
+    assert [f.predicted for f in at_cut] == pytest.approx(list(predicted), rel=1e-6)
+    assert [f.error_percent for f in at_cut] == pytest.approx(list(100 * (predicted / measured - 1)), abs=1e-4)
+    assert [f.row for f in at_cut] == [12, 14, 16, 18]
+    for f in at_cut:
         low, high = f.interval
         assert f.error_in_widths == pytest.approx(2 * np.log(f.predicted / f.measured) / np.log(high / low))
         assert f.inside_interval == (low <= f.measured <= high)

@@ -162,23 +162,23 @@ def test_unknown_questions_are_refused():
 
 def test_backtest_predicts_the_largest_size_from_the_smaller():
     points = study(np.random.default_rng(6))
-    (held,) = fit(points).backtest("largest").forecasts
+    (forecast,) = fit(points).backtest("largest").forecasts
     smaller = fit({name: values[:-2] for name, values in points.items()})
     measured = points["loss"][-2:].mean()
-    assert isinstance(held, Forecast)
-    assert held.size == pytest.approx(1e5)
-    assert held.measured == measured
-    assert held.predicted == pytest.approx(smaller.predict(params=[1e5])[0], rel=1e-9)
-    assert held.error_percent == pytest.approx(100 * (held.predicted / measured - 1))
-    assert held.naive_error_percent == pytest.approx(100 * (points["loss"][-4:-2].mean() / measured - 1))
-    assert held.inside_interval is True
-    assert held.interval[0] < held.measured < held.interval[1]
+    assert isinstance(forecast, Forecast)
+    assert forecast.size == pytest.approx(1e5)
+    assert forecast.measured == measured
+    assert forecast.predicted == pytest.approx(smaller.predict(params=[1e5])[0], rel=1e-9)
+    assert forecast.error_percent == pytest.approx(100 * (forecast.predicted / measured - 1))
+    assert forecast.naive_error_percent == pytest.approx(100 * (points["loss"][-4:-2].mean() / measured - 1))
+    assert forecast.inside_interval is True
+    assert forecast.interval[0] < forecast.measured < forecast.interval[1]
 
 
 def test_rolling_backtest_stops_where_too_few_sizes_are_left():
-    held = fit(study(np.random.default_rng(6))).backtest("rolling").forecasts
-    np.testing.assert_allclose([h.size for h in held], SIZES[3:])  # three smaller sizes carry three parameters
-    assert [h.inside_interval is None for h in held] == [True, False, False]
+    forecasts = fit(study(np.random.default_rng(6))).backtest("rolling").forecasts
+    np.testing.assert_allclose([h.size for h in forecasts], SIZES[3:])  # three smaller sizes carry three parameters
+    assert [h.inside_interval is None for h in forecasts] == [True, False, False]
 
 
 def test_sizes_that_differ_by_rounding_are_held_out_together():
@@ -201,17 +201,17 @@ def test_sizes_that_differ_by_rounding_are_held_out_together():
 def test_backtest_of_sizes_without_a_gap_holds_out_a_hundredth_at_a_time():
     sizes = np.geomspace(1e6, 2e7, 1500)
     points = {"params": sizes, "loss": 1.7 + 40 * sizes**-0.3}
-    held = fit(points).backtest("rolling").forecasts
-    assert len(held) == 8
-    assert np.diff(np.log([row.size for row in held])) == pytest.approx(0.01, rel=0.3)
+    forecasts = fit(points).backtest("rolling").forecasts
+    assert len(forecasts) == 8
+    assert np.diff(np.log([row.size for row in forecasts])) == pytest.approx(0.01, rel=0.3)
 
 
 def test_backtest_misses_what_the_law_does_not_hold_for():
     points = study(np.random.default_rng(6), noise=1e-3)
     points["loss"][-2:] *= 1.2  # the largest size breaks the trend
-    (held,) = fit(points).backtest("largest").forecasts
-    assert held.inside_interval is False
-    assert held.error_percent < -10
+    (forecast,) = fit(points).backtest("largest").forecasts
+    assert forecast.inside_interval is False
+    assert forecast.error_percent < -10
 
 
 def test_backtest_needs_a_smaller_design_and_a_known_name():

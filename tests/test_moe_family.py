@@ -60,19 +60,19 @@ def test_all_experts_at_once_are_a_gpt_with_as_many_hidden_units_and_a_router() 
     assert moe.count(config).forward_flops == gpt.count(dense).forward_flops + 2 * 64 * router
 
 
-@pytest.mark.parametrize("held", [{}, {"depth": 4}, {"experts": 4, "top_k": 1}, {"experts": 64, "top_k": 4}])
-def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(held: dict[str, int]) -> None:
-    low = 4e4 if held.get("experts") == 64 else 1e4
+@pytest.mark.parametrize("fixed", [{}, {"depth": 4}, {"experts": 4, "top_k": 1}, {"experts": 64, "top_k": 4}])
+def test_the_dial_counts_active_parameters_and_a_tenth_more_is_larger(fixed: dict[str, int]) -> None:
+    low = 4e4 if fixed.get("experts") == 64 else 1e4
     for request in np.geomspace(low, 1e12, 150):
-        sizes = [moe.count(moe.config_for(n, **held, **TEXT)).active_non_embedding for n in (request, 1.1 * request)]
+        sizes = [moe.count(moe.config_for(n, **fixed, **TEXT)).active_non_embedding for n in (request, 1.1 * request)]
         assert abs(sizes[0] / request - 1) <= 0.05
         assert sizes[1] > sizes[0]
 
 
 @pytest.mark.parametrize(("experts", "top_k"), ROUTINGS)
-@pytest.mark.parametrize("held", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
-def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, held: dict[str, object]) -> None:
-    config, length = moe.config_for(4e4, experts=experts, top_k=top_k, **held, **TEXT), 48
+@pytest.mark.parametrize("fixed", [{}, {"norm": "layer", "positions": "learned", "bias": True}])
+def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, fixed: dict[str, object]) -> None:
+    config, length = moe.config_for(4e4, experts=experts, top_k=top_k, **fixed, **TEXT), 48
     counts = moe.count(config, length)
     with FlopCounterMode(display=False) as counter:
         moe.build(config, "eager")(torch.randint(256, (1, length)))

@@ -50,8 +50,8 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     settled = json.loads(done.stdout)
-    written = read_json(attempt / "placement.json")
-    assert settled == written | {"torch_threads": settled["torch_threads"]}
+    stored = read_json(attempt / "placement.json")
+    assert settled == stored | {"torch_threads": settled["torch_threads"]}
     return settled
 
 

@@ -210,15 +210,15 @@ def test_the_importance_of_a_head_is_the_norm_of_what_it_adds() -> None:
     """Against the difference that zeroing one head makes to the output of attention."""
     model, tokens = model_of("gpt", **GPT).eval(), torch.randint(256, (2, 16))
     (first, _) = importance(model, "heads", 4, lambda: model(tokens))
-    attention, written = model.blocks[0].attention, []
+    attention, added = model.blocks[0].attention, []
     x = model.blocks[0].norm1(model.embedded(tokens, None))
     with torch.no_grad():
         whole, weight = attention(x), attention.out.weight.clone()
         for head in range(4):
             attention.out.weight.copy_(weight)
             attention.out.weight[:, 2 * head : 2 * head + 2] = 0
-            written.append((whole - attention(x)).norm().item())
-    assert first.tolist() == pytest.approx(written, rel=1e-5)
+            added.append((whole - attention(x)).norm().item())
+    assert first.tolist() == pytest.approx(added, rel=1e-5)
 
 
 def test_the_importance_of_a_layer_is_what_it_adds_relative_to_its_input() -> None:

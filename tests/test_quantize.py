@@ -108,12 +108,12 @@ def test_the_columns_of_a_record_are_the_declared_ones(rows: dict[str, dict[str,
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_saved_loads_and_gives_equal_outputs(rows: dict[str, dict[str, Any]], scheme: str) -> None:
     row = rows[scheme]
-    trial, read = load_quantized(Path(row["attempt_dir"]), row["quantized_sha256"])
+    trial, loaded = load_quantized(Path(row["attempt_dir"]), row["quantized_sha256"])
     task = FAMILIES["gpt"].task(gpt.Config(**trial.model), planned_data(trial), trial.data, trial.spec)
-    assert validate(read, task, trial.spec, torch.device("cpu")).loss_nats == row["validation_loss_nats"]
+    assert validate(loaded, task, trial.spec, torch.device("cpu")).loss_nats == row["validation_loss_nats"]
     _, plain = load_trained(Path(row["attempt_dir"]))  # what generate and export read
     with torch.no_grad():
-        exact, near = read(TOKENS), plain(TOKENS)
+        exact, near = loaded(TOKENS), plain(TOKENS)
     computed_otherwise = trial.spec.precision == "bfloat16" or scheme == "int8-dynamic"
     torch.testing.assert_close(near, exact, atol=0.1 if computed_otherwise else 1e-5, rtol=0)
     assert plain.head.weight is plain.tokens.weight

@@ -32,9 +32,9 @@ def test_published_sizes_have_the_parameters_the_paper_rounds_to(size: str, mill
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("held", [{}, {"embedding": 24}, {"tied": False, "depth": 3}])
-def test_counts_equal_the_built_module_group_by_group(cell: str, held: dict[str, object]) -> None:
-    config = rnn.config_for(3e4, cell=cell, **held, **TEXT)
+@pytest.mark.parametrize("fixed", [{}, {"embedding": 24}, {"tied": False, "depth": 3}])
+def test_counts_equal_the_built_module_group_by_group(cell: str, fixed: dict[str, object]) -> None:
+    config = rnn.config_for(3e4, cell=cell, **fixed, **TEXT)
     with torch.device("meta"):
         module = rnn.build(config, "eager")
     groups = {"tokens": 0, "layers": 0, "head": 0}
@@ -44,11 +44,11 @@ def test_counts_equal_the_built_module_group_by_group(cell: str, held: dict[str,
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("held", [{}, {"embedding": 32}, {"depth": 4}])
-def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(cell: str, held: dict[str, int]) -> None:
+@pytest.mark.parametrize("fixed", [{}, {"embedding": 32}, {"depth": 4}])
+def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(cell: str, fixed: dict[str, int]) -> None:
     for request in np.geomspace(3e4, 1e10, 200):
         size, larger = (
-            rnn.count(rnn.config_for(n, cell=cell, **held, **TEXT)).non_embedding for n in (request, 1.1 * request)
+            rnn.count(rnn.config_for(n, cell=cell, **fixed, **TEXT)).non_embedding for n in (request, 1.1 * request)
         )
         assert abs(size / request - 1) <= 0.05
         assert larger > size

@@ -146,9 +146,9 @@ def test_a_study_folder_and_the_results_folder_both_serve(tmp_path: Path) -> Non
 def test_export_by_suffix(tmp_path: Path) -> None:
     attempt(tmp_path / "r", status="failed", error_message='a "quoted", text\nof two lines')
     results = store.read_results(tmp_path / "r")
-    for name, read in (("x.csv", pd.read_csv), ("y.parquet", pd.read_parquet)):
+    for name, reader in (("x.csv", pd.read_csv), ("y.parquet", pd.read_parquet)):
         store.export(results, tmp_path / "out" / name)
-        row = read(tmp_path / "out" / name).iloc[0]
+        row = reader(tmp_path / "out" / name).iloc[0]
         assert row["error_message"] == 'a "quoted", text\nof two lines'
         assert row["params"] == 10
     with pytest.raises(store.StoreError, match=r"\.xlsx"):

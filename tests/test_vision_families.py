@@ -96,16 +96,16 @@ def test_groups_and_flops_are_the_built_modules(family, config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "low", "held"),
+    ("family", "low", "fixed"),
     [
         (cnn, 3e3, GLYPHS), (cnn, 3e3, {}), (resnet, 1e4, GLYPHS), (resnet, 3e3, GLYPHS | {"depth": 8}),
         (resnet, 1e6, {"form": "imagenet", "classes": 1000}), (vit, 4e3, GLYPHS), (vit, 4e3, {}),
     ],
 )  # fmt: skip
-def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low: float, held) -> None:
+def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low: float, fixed) -> None:
     for request in np.geomspace(low, 2e4 * low, 40):
         size, more = (
-            family.count(family.config_for(params, **held)).non_embedding for params in (request, 1.1 * request)
+            family.count(family.config_for(params, **fixed)).non_embedding for params in (request, 1.1 * request)
         )
         assert abs(size / request - 1) <= 0.05
         assert more > size

@@ -51,15 +51,15 @@ def count(points: Columns, counting: Counting) -> dict[str, Array]:
     if size in missing and set(PARAMETER_COLUMNS.values()) & set(present):
         positive_columns(points, (size,))  # raises: C / 6D would be the parameters of the other column
     if counting.flops == "exact" or (len(missing) == 1 and "flops" in present):
-        wanted = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
-        read = positive_columns(points, (*wanted, "flops", "loss"))
+        needed = [name for name in (size, "tokens") if name not in missing or counting.flops == "exact"]
+        columns = positive_columns(points, (*needed, "flops", "loss"))
     else:
-        read = positive_columns(points, (size, "tokens", "loss"))
+        columns = positive_columns(points, (size, "tokens", "loss"))
     for name in missing:
-        other = read["tokens" if name == size else size]
-        read[name] = read["flops"] / (FLOPS_PER_PARAMETER_TOKEN * other)
-    flops = read["flops"] if "flops" in read else FLOPS_PER_PARAMETER_TOKEN * read[size] * read["tokens"]
-    return {"params": read[size], "tokens": read["tokens"], "flops": flops, "loss": read["loss"]}
+        other = columns["tokens" if name == size else size]
+        columns[name] = columns["flops"] / (FLOPS_PER_PARAMETER_TOKEN * other)
+    flops = columns["flops"] if "flops" in columns else FLOPS_PER_PARAMETER_TOKEN * columns[size] * columns["tokens"]
+    return {"params": columns[size], "tokens": columns["tokens"], "flops": flops, "loss": columns["loss"]}
 
 
 @dataclass(frozen=True)

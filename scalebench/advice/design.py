@@ -208,8 +208,10 @@ class _Problem:
         ratios = []
         for i in range(draws):
             drawn = {name: float(values[i]) for name, values in samples.items()}
-            seen, added, g = (_derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal))
-            moved = _Problem(self.fit, self.target, picked, None, seen, added, g[0])
+            measured, added, g = (
+                _derivatives(self.fit, drawn, where) for where in (self.fit.points.logs, picked, goal)
+            )
+            moved = _Problem(self.fit, self.target, picked, None, measured, added, g[0])
             before, after = moved.variance(()), moved.variance(tuple(range(len(rows))))
             ratios.append(t * np.sqrt(after / before) if before > 0 else t)
         low, high = np.quantile(ratios, [0.025, 0.975])

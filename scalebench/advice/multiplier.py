@@ -109,8 +109,8 @@ def _needed(fit: Fit, name: str, loss: float) -> float:
 
 def _flops_at(fit: Fit, parameters: Mapping[str, ArrayLike], loss: float) -> Array:
     """ln C at which each replicate falls to `loss`, [batch]; inf if never, -inf if it is below from the start."""
-    seen = _log_flops(fit)
-    levels = np.linspace(seen.min() - REACH, seen.max() + REACH, LEVELS)
+    logs = _log_flops(fit)
+    levels = np.linspace(logs.min() - REACH, logs.max() + REACH, LEVELS)
     curves = _losses(fit, parameters, levels)
     crossed: NDArray[np.bool_] = curves <= loss
     after = np.where(crossed.any(axis=1), crossed.argmax(axis=1), LEVELS)
@@ -141,5 +141,5 @@ def _log_flops(fit: Fit) -> Array:
 
 def _beyond(fit: Fit, log: float) -> float:
     """How many times outside the compute of its points, 1 inside."""
-    seen = _log_flops(fit)
-    return float(np.exp(max(log - seen.max(), seen.min() - log, 0.0)))
+    logs = _log_flops(fit)
+    return float(np.exp(max(log - logs.max(), logs.min() - log, 0.0)))

@@ -81,8 +81,8 @@ def _from_scratch(others: pd.DataFrame, branches: pd.DataFrame) -> pd.DataFrame:
     keys = [N, TOTAL, *(name for name in SAME if name in others and name in branches)]
     parent = others["parent_trial_id"] if "parent_trial_id" in others else pd.Series(None, index=others.index)
     plain = others[others["valid"] & others[LOSS].notna() & parent.isna()]
-    wanted = set(branches[keys].astype(str).itertuples(index=False, name=None))
-    alike = [row in wanted for row in plain[keys].astype(str).itertuples(index=False, name=None)]
+    branch_keys = set(branches[keys].astype(str).itertuples(index=False, name=None))
+    alike = [row in branch_keys for row in plain[keys].astype(str).itertuples(index=False, name=None)]
     return plain[np.array(alike, dtype=bool)]
 
 

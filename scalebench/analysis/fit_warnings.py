@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from scalebench.points.table import PointTable
 
 
-def file_warnings(path: Path, fit: Fit, read: PointTable, where: str | None) -> list[str]:
+def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
     if is_results(path):
-        return [*trial_warnings(path, read_results(path), where, read.columns.values()), *far_warnings(fit)]
+        return [*trial_warnings(path, read_results(path), where, table.columns.values()), *far_warnings(fit)]
     selecting = parse(where).names if where else ()
     names = [name for name in column_names(path) if name not in selecting]
-    unused = [*([read.note] if read.note else []), *unused_data(fit.law.inputs, read.columns, names)]
-    return [*unused, *data_doubts(path, read), *value_warnings(fit_values(read), fit)]
+    unused = [*([table.note] if table.note else []), *unused_data(fit.law.inputs, table.columns, names)]
+    return [*unused, *data_doubts(path, table), *value_warnings(fit_values(table), fit)]
 
 
 def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:

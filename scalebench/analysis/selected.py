@@ -60,7 +60,7 @@ def of_any_length(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {**definition, "axes": axes}
 
 
-def trial_warnings(path: Path, results: Results, where: str | None, read: Collection[str] = ()) -> list[str]:
+def trial_warnings(path: Path, results: Results, where: str | None, used: Collection[str] = ()) -> list[str]:
     """Return warnings for a fit to the selected trials of results folders: what it mixes beside size and length.
 
     ``read`` are the columns that the law takes, such as bits, which it does not mix. The last is on trials that no
@@ -68,7 +68,7 @@ def trial_warnings(path: Path, results: Results, where: str | None, read: Collec
     """
     trials, studies = select_trials(path, results, where), results.studies.values()
     split = [name for definition in studies for name in split_columns(trials, of_any_length(definition))]
-    split = ["study"] * (trials["study"].nunique() > 1) + [name for name in split if name not in read]
+    split = ["study"] * (trials["study"].nunique() > 1) + [name for name in split if name not in used]
     mixed = list(dict.fromkeys(split))
     tuned = dict.fromkeys(axis for definition in studies for axis in tuned_axes(definition) if axis in trials)
     varied = [axis for axis in tuned if trials[axis].nunique() > 1]

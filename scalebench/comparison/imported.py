@@ -48,15 +48,17 @@ def import_files(
 
 def _check_different(paths: Sequence[Path]) -> None:
     """Raise ``InputError`` for a file that is named twice, or a copy of another: it would count as two processes."""
-    seen: dict[str, Path] = {}
+    by_digest: dict[str, Path] = {}
     for path in paths:
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise InputError([f"{path}: cannot be read ({error.strerror})"]) from error
-        if digest in seen:
-            raise InputError([f"--import {path}: the same measurements as {seen[digest]}; each file is one process"])
-        seen[digest] = path
+        if digest in by_digest:
+            raise InputError(
+                [f"--import {path}: the same measurements as {by_digest[digest]}; each file is one process"]
+            )
+        by_digest[digest] = path
 
 
 def _missing(benchmarks: Benchmarks, paths: Sequence[Path]) -> list[str]:

@@ -94,8 +94,8 @@ def draw_pool(module: Any, case: Any, inputs: Mapping[str, Any], backward: bool,
 def set_count(set_bytes: int, cache_bytes: int, free_bytes: int) -> int:
     """Return the number of sets of ``set_bytes`` each; see ``draw_pool``."""
     size = max(set_bytes, 1)
-    wanted = min(max(2 * cache_bytes // size + 1, FEWEST), MOST)
-    return max(1, min(wanted, free_bytes // MEMORY_SHARE // size))
+    sets = min(max(2 * cache_bytes // size + 1, FEWEST), MOST)
+    return max(1, min(sets, free_bytes // MEMORY_SHARE // size))
 
 
 def _cache_and_memory(device: torch.device) -> tuple[int, int]:

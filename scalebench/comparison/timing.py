@@ -153,8 +153,8 @@ def warm_up(work: Work, device: torch.device) -> float:
 
 def calls_per_sample(seconds: float, clock: Clock, bytes_moved: int = 0) -> int:
     """Return the calls per sample that the clock needs; more if the calls evict their own data from the cache."""
-    wanted = clock.long_s if bytes_moved >= clock.cold_bytes else clock.shortest_s
-    return max(1, math.ceil(wanted / max(seconds, 1e-9)))
+    duration_s = clock.long_s if bytes_moved >= clock.cold_bytes else clock.shortest_s
+    return max(1, math.ceil(duration_s / max(seconds, 1e-9)))
 
 
 @dataclass

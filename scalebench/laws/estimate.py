@@ -65,18 +65,18 @@ class Estimate:
         """Fit `law` to `points`; the arguments are those of `fit`. Raises FitRefused."""
         form, pinned = select_law(law), {name: float(value) for name, value in (fixed or {}).items()}
         check_options(form, loss, delta, space, pinned)
-        read = read_points(form, points)
-        check_design(form, read, len(form.parameters) - len(pinned))
+        table = read_points(form, points)
+        check_design(form, table, len(form.parameters) - len(pinned))
         weighted = weights is not None
         if weighted:
-            read = read.merged()
-        problem = pose(form, read, space, read_weights(weights, len(read.response)), pinned, loss)
+            table = table.merged()
+        problem = pose(form, table, space, read_weights(weights, len(table.response)), pinned, loss)
         width = WIDTHS.get(loss, delta)
         if form.offset in pinned:
-            _check_pinned(problem, read, pinned[form.offset or ""], width)
+            _check_pinned(problem, table, pinned[form.offset or ""], width)
         theta, values, done = minimise(problem, width)
         settings = {"loss": loss, "delta": delta, "space": space, "fixed": pinned, "width": width, "weighted": weighted}
-        return cls.at(bound_offset(problem, read, theta), read, settings, theta=theta, values=values, done=done)
+        return cls.at(bound_offset(problem, table, theta), table, settings, theta=theta, values=values, done=done)
 
     @classmethod
     def at(

@@ -53,10 +53,10 @@ def core_use(cpus: Sequence[int]) -> CoreUse | None:
     except OSError:
         return None
     rows = {words[0]: words[1:] for words in map(str.split, text.splitlines()) if words}
-    wanted = [rows[f"cpu{cpu}"] for cpu in cpus if f"cpu{cpu}" in rows]
-    if not wanted:
+    usage_rows = [rows[f"cpu{cpu}"] for cpu in cpus if f"cpu{cpu}" in rows]
+    if not usage_rows:
         return None
-    ticks = sum(int(row[index]) for row in wanted for index in BUSY_FIELDS)
+    ticks = sum(int(row[index]) for row in usage_rows for index in BUSY_FIELDS)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own_s = sum(part.ru_utime + part.ru_stime for part in usage)
-    return CoreUse(len(wanted), ticks / os.sysconf("SC_CLK_TCK"), own_s, time.monotonic())
+    return CoreUse(len(usage_rows), ticks / os.sysconf("SC_CLK_TCK"), own_s, time.monotonic())

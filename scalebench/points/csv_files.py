@@ -44,7 +44,7 @@ def open_csv(path: Path) -> Table:
     return Table(
         path,
         header.names,
-        lambda wanted: _csv_batches(path, header, wanted),
+        lambda columns: _csv_batches(path, header, columns),
         lambda row, name: _locate(path, header, row, name),
     )
 
@@ -85,21 +85,23 @@ def _header(path: Path) -> _Header:
     return _Header(tuple(name.strip() or f"unnamed {i}" for i, name in enumerate(names, 1)), delimiter, reader.line_num)
 
 
-def _csv_batches(path: Path, header: _Header, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _csv_batches(path: Path, header: _Header, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     encoding = _encoding(path).removesuffix("-sig").replace("-", "")  # pyarrow skips the mark of UTF-8 itself
-    read = pa_csv.ReadOptions(
+    read_options = pa_csv.ReadOptions(
         block_size=BLOCK_BYTES, column_names=header.names, skip_rows=header.lines, encoding=encoding
     )
     parse = pa_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=True)
     convert = pa_csv.ConvertOptions(
-        include_columns=list(wanted),
-        column_types=dict.fromkeys(wanted, pa.string()),  # a wrong number is an error only if --where selects its row
+        include_columns=list(columns),
+        column_types=dict.fromkeys(columns, pa.string()),  # a wrong number is an error only if --where selects its row
         strings_can_be_null=True,
         null_values=MISSING,
     )
     with named_errors(path, "CSV"):
         try:
-            with pa_csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
+            with pa_csv.open_csv(
+                path, read_options=read_options, parse_options=parse, convert_options=convert
+            ) as reader:
                 yield from reader
         except pa.ArrowInvalid as error:
             if "Empty CSV" not in str(error):  # a header alone is a table of no rows

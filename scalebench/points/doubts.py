@@ -35,13 +35,13 @@ def run_column(names: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in RUN_NAMES if name in by_lower), None)
 
 
-def data_doubts(path: Path, read: PointTable) -> list[str]:
+def data_doubts(path: Path, table: PointTable) -> list[str]:
     """Return the doubts about points that were read from a table."""
-    return [*_loss_doubts(read), *_run_doubts(path, read)]
+    return [*_loss_doubts(table), *_run_doubts(path, table)]
 
 
-def _loss_doubts(read: PointTable) -> list[str]:
-    name = read.columns.get("loss", read.columns.get("y", ""))
+def _loss_doubts(table: PointTable) -> list[str]:
+    name = table.columns.get("loss", table.columns.get("y", ""))
     return [
         f"column {name!r} looks like {unit}"
         for parts, unit in UNITS.items()

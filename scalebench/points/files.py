@@ -81,7 +81,7 @@ def of_frame(path: Path, frame: pd.DataFrame, note: str, place: str = "row") -> 
         return f"{place} {row + 1}", "" if pd.isna(value) else str(value)
 
     names = tuple(map(str, frame.columns))
-    return Table(path, names, lambda wanted: iter([frame_batch(frame, wanted)]), locate, note)
+    return Table(path, names, lambda columns: iter([frame_batch(frame, columns)]), locate, note)
 
 
 def _open_lines(path: Path) -> Table:
@@ -107,12 +107,12 @@ def _open_parquet(path: Path) -> Table:
             row -= batch.num_rows
         raise IndexError(row)
 
-    return Table(path, names, lambda wanted: _parquet_batches(path, wanted), locate)
+    return Table(path, names, lambda columns: _parquet_batches(path, columns), locate)
 
 
-def _parquet_batches(path: Path, wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with named_errors(path, "Parquet"), pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(wanted))
+        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
 
 
 def open_results(path: Path, results: Results) -> Table:
@@ -132,7 +132,7 @@ def open_results(path: Path, results: Results) -> Table:
         return f"trial {valid['trial_id'].iloc[row]}", "" if pd.isna(value) else str(value)
 
     names = tuple(map(str, valid.columns))
-    return Table(path, names, lambda wanted: iter([frame_batch(valid, wanted)]), locate)
+    return Table(path, names, lambda columns: iter([frame_batch(valid, columns)]), locate)
 
 
 def frame_batch(frame: pd.DataFrame, names: Sequence[str]) -> pa.RecordBatch:

@@ -90,8 +90,8 @@ def read_roles(
     )
     named = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names
-    wanted = {role: name for role, name in named.items() if role in (*roles, *by_role) or name in present}
-    columns = {CONFIG if role == RUN else role: name for role, name in wanted.items()}  # the reader's one role of text
+    used = {role: name for role, name in named.items() if role in (*roles, *by_role) or name in present}
+    columns = {CONFIG if role == RUN else role: name for role, name in used.items()}  # the reader's one role of text
     options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
     values = read_columns(path, columns, where, options=options).values
     return {RUN if role == CONFIG else role: column for role, column in values.items()}

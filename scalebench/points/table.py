@@ -93,8 +93,8 @@ def read_columns(
     if last_of:
         last = ~pd.Series(joined.pop(LAST_OF)).duplicated(keep="last").to_numpy()
         joined = {role: column[last] for role, column in joined.items()}
-    read = {role: name for role, name in columns.items() if role != LAST_OF}
-    points = PointTable(path, joined, read, where, table.note)
+    roles = {role: name for role, name in columns.items() if role != LAST_OF}
+    points = PointTable(path, joined, roles, where, table.note)
     _check_constant(points)
     return points
 

@@ -39,9 +39,9 @@ def _in_another_unit(counts: Any) -> bool:
     return largest < FEW_WHOLE or (largest < FEW and bool((counts != np.round(counts)).any()))
 
 
-def unused_data(law_inputs: Sequence[str], read: Mapping[str, str], names: Sequence[str]) -> list[str]:
+def unused_data(law_inputs: Sequence[str], columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
     """Return a warning if ``names`` has a column of tokens that the law does not use."""
-    if "tokens" in law_inputs or "tokens" in read.values() or "tokens" not in names or "params" not in law_inputs:
+    if "tokens" in law_inputs or "tokens" in columns.values() or "tokens" not in names or "params" not in law_inputs:
         return []
     return ["column 'tokens' is not used by a law of params alone; --law chinchilla uses it, --law auto chooses"]
 

@@ -93,8 +93,8 @@ def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[st
         return {}
     lines: list[str] = []
     frame, _ = study_table(study_dir, lines)
-    wanted, start = set(trial_ids), len(f"{folder}/")
-    damaged += [line for line in lines if line[start:].split("/")[0] in wanted]
+    ids, start = set(trial_ids), len(f"{folder}/")
+    damaged += [line for line in lines if line[start:].split("/")[0] in ids]
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return {row["trial_id"]: {str(name): value for name, value in row.items()} for row in rows}
 

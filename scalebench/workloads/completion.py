@@ -36,11 +36,11 @@ def continued(model: Any, data: Coder, config: Any, request: Request) -> str:
         )
     new, start = request.tokens or min(room, DEFAULT_TOKENS), stacked([prompt])
     if request.beams > 1:
-        written, _ = beam_search(model, start, new, request.beams)
+        tokens, _ = beam_search(model, start, new, request.beams)
     else:
         choose = chooser(request.sampling(), torch.Generator().manual_seed(request.seed))
-        written = generate(model, start, new, choose)
-    return data.decode(written[0].tolist())
+        tokens = generate(model, start, new, choose)
+    return data.decode(tokens[0].tolist())
 
 
 MASK = "[MASK]"

@@ -65,11 +65,11 @@ def call_flops(family: Family, config: Any, spec: InferenceSpec) -> int:
     With a cache each token passes the model once, so that reading T tokens and generating n costs a causal forward pass
     over T + n - 1; each beam generates its own.
     """
-    read = int(family.count(config, spec.sequence_length).forward_flops)
+    prompt_flops = int(family.count(config, spec.sequence_length).forward_flops)
     if not spec.new_tokens:
-        return read * spec.batch_size
+        return prompt_flops * spec.batch_size
     whole = int(family.count(config, (spec.sequence_length or 0) + spec.new_tokens - 1).forward_flops)
-    return spec.batch_size * (read + spec.beams * (whole - read))
+    return spec.batch_size * (prompt_flops + spec.beams * (whole - prompt_flops))
 
 
 def held_bytes(family: Family, config: Any, counts: Counts, spec: InferenceSpec) -> int:

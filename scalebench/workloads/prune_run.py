@@ -85,9 +85,9 @@ class PruneRun(DerivedRun):
         model, larger = build_model(self.trial, device), whole.eval()
         config = Trial.model_validate(self.recorder.header["parent_trial"]).model
         units = units_of(FAMILIES[self.trial.family].Config(**config), kind)
-        written = importance(larger, kind, units, lambda: self.task.judge(larger, batch))
+        scores = importance(larger, kind, units, lambda: self.task.judge(larger, batch))
         number = units_of(FAMILIES[self.trial.family].Config(**self.trial.model), kind)
-        shrink(larger, model, kind, units, largest(written, number))
+        shrink(larger, model, kind, units, largest(scores, number))
         return model
 
     def train(self, running: Running, task: Task) -> dict[str, Tensor]:

@@ -81,8 +81,8 @@ class QuantizeRun:
         """Write the model, read it back and compare outputs; without ``run.checkpoint`` nothing stays on disk."""
         attempt, device = self.recorder.attempt, next(unchanged.parameters()).device
         sha256, size = save_quantized(model, self.trial, attempt)
-        read = read_quantized(self.trial, attempt, device)
-        self.columns["round_trip_equal"] = same_outputs(model, read, task, self.spec, device)
+        loaded = read_quantized(self.trial, attempt, device)
+        self.columns["round_trip_equal"] = same_outputs(model, loaded, task, self.spec, device)
         self.columns["quantized_file_bytes"] = size
         if not self.recorder.keeps_weights:
             (attempt / QUANTIZED).unlink()

@@ -66,15 +66,15 @@ def run_fit(
     """Fit a law, print it as a table or as JSON, and write the JSON to a file if requested; return the exit code."""
     columns, last_of = _runs(points, columns, last=last)
     law, choice = choose_law(points, law, columns, where, options, last_of)
-    fitted, read = fit_points(points, law, columns, where, options, refits, last_of)
-    for role in sorted(role for role, name in columns.items() if name not in read.columns.values()):
+    fitted, table = fit_points(points, law, columns, where, options, refits, last_of)
+    for role in sorted(role for role, name in columns.items() if name not in table.columns.values()):
         warn(f"not used by {law}: column {columns[role]!r} for {role}")
-    warn(*(f"{points}: {line}" for line in file_warnings(points, fitted, read, where)))
+    warn(*(f"{points}: {line}" for line in file_warnings(points, fitted, table, where)))
     if fitted.n_points * refits.n > SLOW:
         warn(f"{points}: {refits.n:,} refits of {fitted.n_points:,} points take minutes; --bootstrap 100 is faster")
     tested = fitted.backtest("rolling") if backtest else None
     document = {} if choice is None else {"choice": json_safe(choice.to_dict())}
-    document |= to_document(fitted, read, tested)
+    document |= to_document(fitted, table, tested)
     if backtest:
         document["backtest_by_distance"] = fitted.backtest("beyond").by_distance()
     if output is not None:

@@ -30,8 +30,8 @@ Curve = tuple[Any, Series, pd.DataFrame]  # the record of a trial, its series an
 def with_steps(study: StudyAnalysis) -> Iterator[tuple[pd.Series[Any], Series, pd.DataFrame]]:
     """Yield each trial whose steps were read, smallest first, with its series and its steps."""
     by_index = {index: series for series in study.series for index in series.trials.index}
-    read = study.trials[study.trials[study.x.column].notna() & study.trials["trial_id"].isin(list(study.steps))]
-    for index, row in read.iterrows():
+    trials = study.trials[study.trials[study.x.column].notna() & study.trials["trial_id"].isin(list(study.steps))]
+    for index, row in trials.iterrows():
         if index in by_index:
             yield row, by_index[index], study.steps[row["trial_id"]]
 
