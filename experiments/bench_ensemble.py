@@ -111,7 +111,7 @@ def test_loss_points_per_hour(benchmark, family: str, params: float, tmp_path: P
     per_hour = {name: 3600 * MEMBERS / median for name, median in medians.items()}
     total = trials[0].counts.total
     benchmark.extra_info |= {"params": total, "median_cpu_s": medians, "trials_per_cpu_hour": per_hour, "ratio": ratio}
-    ratios = [one / all_of_them for one, all_of_them in zip(times["one by one"], times["together"], strict=True)]
+    ratios = [alone / all_of_them for alone, all_of_them in zip(times["one by one"], times["together"], strict=True)]
     print(
         f"\n{family} of {total:,} parameters: {per_hour['one by one']:,.0f} loss points per CPU hour one by one, "
         f"{per_hour['together']:,.0f} together: {ratio:.2f} times (rounds {min(ratios):.2f} to {max(ratios):.2f})"

@@ -40,25 +40,25 @@ def power_points():
 
 def test_point_fit_of_chinchilla(benchmark):
     points = chinchilla_points()
-    found = benchmark(lambda: fit(points, "chinchilla"))
-    assert found.status == "converged"
+    fitted = benchmark(lambda: fit(points, "chinchilla"))
+    assert fitted.status == "converged"
 
 
 def test_1000_bootstraps_of_power(benchmark):
-    found = fit(power_points())
-    boot = benchmark(lambda: found.bootstrap(1000, 0))
+    fitted = fit(power_points())
+    boot = benchmark(lambda: fitted.bootstrap(1000, 0))
     assert boot.n == 1000
 
 
 def test_1000_bootstraps_of_chinchilla(benchmark):
-    found = fit(chinchilla_points(), "chinchilla")
-    boot = benchmark.pedantic(lambda: found.bootstrap(1000, 0), rounds=3)
+    fitted = fit(chinchilla_points(), "chinchilla")
+    boot = benchmark.pedantic(lambda: fitted.bootstrap(1000, 0), rounds=3)
     assert boot.n == 1000
 
 
 def test_4000_bootstraps_of_chinchilla(benchmark):
-    found = fit(chinchilla_points(), "chinchilla")
-    boot = benchmark.pedantic(lambda: found.bootstrap(4000, 0), rounds=1)
+    fitted = fit(chinchilla_points(), "chinchilla")
+    boot = benchmark.pedantic(lambda: fitted.bootstrap(4000, 0), rounds=1)
     assert boot.n == 4000
 
 
@@ -84,16 +84,16 @@ def log_sum_exp_objective(problem, weights, delta=1e-3):
 
 def test_bootstraps_against_scipy_bfgs(benchmark):
     """Refits of the same resamples from the same start, in one run: objectives no worse, and times side by side."""
-    found = fit(chinchilla_points(), "chinchilla")
-    weights = resample(found, 1000, np.random.default_rng(0))
-    problem = replace(found.problem, weights=weights)
-    p = found.parameters
+    fitted = fit(chinchilla_points(), "chinchilla")
+    weights = resample(fitted, 1000, np.random.default_rng(0))
+    problem = replace(fitted.problem, weights=weights)
+    p = fitted.parameters
     start = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["alpha"], p["beta"]])
-    objectives = [log_sum_exp_objective(found.problem, row) for row in weights[:40]]
+    objectives = [log_sum_exp_objective(fitted.problem, row) for row in weights[:40]]
     began = time.perf_counter()
     theirs = [minimize(objective, start, jac=True, method="BFGS").fun for objective in objectives]
     each = (time.perf_counter() - began) / 40
-    _, ours, done = benchmark.pedantic(lambda: polish(problem, np.tile(found.theta, (1000, 1)), 1e-3), rounds=3)
+    _, ours, done = benchmark.pedantic(lambda: polish(problem, np.tile(fitted.theta, (1000, 1)), 1e-3), rounds=3)
     assert done.all()
     assert (ours[:40] <= np.array(theirs) * (1 + 1e-9)).all()
     if benchmark.stats:
@@ -126,11 +126,11 @@ def test_point_fit_against_the_chinchilla_package(benchmark, tmp_path):
     """The same points and loss in one run: objective no worse, and times side by side; without timing, few starts."""
     points = {name: np.asarray(column) for name, column in chinchilla_points().items()}
     theirs, seconds = chinchilla_package(points, tmp_path, 5 if benchmark.enabled else 2)
-    found = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=20)
-    objective = log_sum_exp_objective(found.problem, np.ones(len(points["loss"])))
+    fitted = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=20)
+    objective = log_sum_exp_objective(fitted.problem, np.ones(len(points["loss"])))
     ours, other = (
         objective(np.array([*np.log([p["A"], p["B"], p["E"]]), p["alpha"], p["beta"]]))[0]
-        for p in (found.parameters, theirs)
+        for p in (fitted.parameters, theirs)
     )
     assert ours <= other
     benchmark.extra_info |= {"objective": ours, "objective of chinchilla": other}
@@ -146,5 +146,5 @@ def test_point_fit_of_many_points(benchmark, n):
     params, tokens = np.exp(rng.uniform(np.log([[4e7], [1e9]]), np.log([[2e10], [1e12]]), (2, n)))
     loss = (1.8 + 480 * params**-0.35 + 2100 * tokens**-0.37) * np.exp(0.005 * rng.standard_t(3, n))
     points = {"params": params, "tokens": tokens, "loss": loss}
-    found = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=3)
-    assert found.status == "converged"
+    fitted = benchmark.pedantic(lambda: fit(points, "chinchilla"), rounds=3)
+    assert fitted.status == "converged"

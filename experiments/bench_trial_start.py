@@ -47,8 +47,8 @@ def test_start_of_a_trial(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyP
         begun = time.perf_counter()
         process = starts[name](attempt, worker_environment())
         assert process.wait() == 0
-        taken = time.perf_counter() - begun
-        times[name].append(taken - store.read_steps(attempt)["step_time_s"].sum())
+        seconds = time.perf_counter() - begun
+        times[name].append(seconds - store.read_steps(attempt)["step_time_s"].sum())
         processes.stop(process)
 
     run("forked")

@@ -23,7 +23,9 @@ SETTINGS = {"loss": "huber", "delta": 1e-3, "space": "log", "fixed": {}, "width"
 def stacked(problems: Sequence[Problem], targets: Sequence[Array], weights: Sequence[Array] | None = None) -> Problem:
     """One problem of the rows of `targets`, each [k, n], with the bounds of the problem that they belong to."""
     counts = [len(target) for target in targets]
-    bounds = {side: np.repeat([getattr(one, side) for one in problems], counts, axis=0) for side in ("lower", "upper")}
+    bounds = {
+        side: np.repeat([getattr(part, side) for part in problems], counts, axis=0) for side in ("lower", "upper")
+    }
     rows = {"target": np.concatenate(targets), **({} if weights is None else {"weights": np.concatenate(weights)})}
     return replace(problems[0], **rows, **bounds)
 

@@ -239,11 +239,11 @@ def ray_killed(case: Case) -> None:
         driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
         running = partial(descendants, driver, "ray::run_worker")
         case.wait(running if before else lambda: len(case.records()) > 0, driver, 300)
-        found = descendants(driver, word)
-        if found:
-            random.choice(found).kill()
+        children = descendants(driver, word)
+        if children:
+            random.choice(children).kill()
             case.injected += 1
-        case.notes.append(f"{word} {'killed' if found else 'not found'}")
+        case.notes.append(f"{word} {'killed' if children else 'missing'}")
         try:
             driver.wait(300)
         except subprocess.TimeoutExpired:

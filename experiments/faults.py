@@ -31,8 +31,8 @@ def run_fault(name: str, inject: Callable[[Case], Any], text: str, drivers: Driv
             counts = judge(case)
         except Unavailable as reason:
             return {"fault": name, "injected": 0, "note": f"skipped: {reason}"}
-    taken = {"seconds": round(time.monotonic() - begun), "note": "; ".join(case.notes)}
-    return {"fault": name, "injected": case.injected, "trials": len(case.reference), **counts, **taken}
+    notes = {"seconds": round(time.monotonic() - begun), "note": "; ".join(case.notes)}
+    return {"fault": name, "injected": case.injected, "trials": len(case.reference), **counts, **notes}
 
 
 def main(names: Sequence[str]) -> int:

@@ -167,14 +167,14 @@ def predict(
     from scalebench.analysis.predictions import predict_fit, predict_size
     from scalebench.analysis.selected import select_study
 
-    given = {"params": params, "x": params, "tokens": tokens, **inputs}
+    values = {"params": params, "x": params, "tokens": tokens, **inputs}
     if isinstance(source, str | Path) and is_results(Path(source)):
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
         study = select_study(Path(source), where)
         return predict_size(study.series[0], params, tokens, next(iter(study.surfaces), None))
     law = _fit_of("predict", source, "power", where)
-    known = {name: float(value) for name, value in given.items() if value is not None}
+    known = {name: float(value) for name, value in values.items() if value is not None}
     missing = [name for name in law.law.inputs if name not in known]
     if missing:
         raise InputError([f"predict: {law.law.name} needs {' and '.join(missing)}"])

@@ -33,12 +33,18 @@ def tiles_of(block_m: int, block_n: int) -> Iterator[None]:
 
 def failure(case: Case, provider: str, backward: bool) -> str | None:
     """Why a provider fails the acceptance rule on a case; its outputs are poisoned before it writes them."""
-    given = inputs(case)
+    tensors = inputs(case)
     with poisoned():
-        ours = PROVIDERS[provider].prepare(case, given, backward)()
-    theirs = PROVIDERS["eager"].prepare(case, given, backward)()
-    return inaccuracy(ours, theirs, results(case, given, backward), terms=terms(case, given, backward))
+        ours = PROVIDERS[provider].prepare(case, tensors, backward)()
+    theirs = PROVIDERS["eager"].prepare(case, tensors, backward)()
+    return inaccuracy(ours, theirs, results(case, tensors, backward), terms=terms(case, tensors, backward))
 
 
 def gradients(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, **options: bool) -> tuple[Tensor, ...]:
     return torch.autograd.grad(attention(q, k, v, **options), (q, k, v), grad_out)
+
+
+@pytest.fixture
+def small_tiles() -> Iterator[None]:
+    with tiles_of(16, 16):
+        yield

@@ -48,43 +48,43 @@ def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
     return {"x": torch.randn(case.length, generator=generator, dtype=case.dtype)}
 
 
-def results(case: Case, given: Results, backward: bool) -> Results:
-    return {"y": given["x"].double().exp().sin()}
+def results(case: Case, tensors: Results, backward: bool) -> Results:
+    return {"y": tensors["x"].double().exp().sin()}
 
 
 def cost(case: Case, backward: bool) -> Cost:
     return Cost(2 * case.length, 4 * case.length, 4 * case.length)
 
 
-def _eager(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
-    return lambda: {"y": given["x"].exp().sin()}
+def _eager(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
+    return lambda: {"y": tensors["x"].exp().sin()}
 
 
-def _cached(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _cached(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Compute once for an address and hand the same tensor out again."""
     known: dict[int, Tensor] = {}
 
     def call() -> Results:
-        place = given["x"].data_ptr()
+        place = tensors["x"].data_ptr()
         if place not in known:
-            known[place] = given["x"].exp().sin()
+            known[place] = tensors["x"].exp().sin()
         return {"y": known[place]}
 
     return call
 
 
-def _first3(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _first3(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Be right in the calls that are likely to be checked."""
     calls = iter(range(10**9))
-    return lambda: {"y": given["x"].exp().sin() if next(calls) < 3 else torch.zeros_like(given["x"])}
+    return lambda: {"y": tensors["x"].exp().sin() if next(calls) < 3 else torch.zeros_like(tensors["x"])}
 
 
-def _memoised(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _memoised(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Compute once for an address and version of the inputs."""
     known: dict[tuple[int, int], Tensor] = {}
 
     def call() -> Results:
-        x = given["x"]
+        x = tensors["x"]
         key = (x.data_ptr(), x._version)
         if key not in known:
             known.clear()
@@ -94,66 +94,66 @@ def _memoised(case: Case, given: Results, backward: bool) -> Callable[[], Result
     return call
 
 
-def _deferred(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _deferred(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Return before a thread has filled the output."""
 
     def call() -> Results:
-        out = torch.empty_like(given["x"])
-        threading.Thread(target=lambda: out.copy_(given["x"].exp().sin())).start()
+        out = torch.empty_like(tensors["x"])
+        threading.Thread(target=lambda: out.copy_(tensors["x"].exp().sin())).start()
         return {"y": out}
 
     return call
 
 
-def _pooled(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _pooled(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Leave the work to a thread that has run since before the call."""
     pool = ThreadPoolExecutor(1)
     pool.submit(int).result()
 
     def call() -> Results:
-        out = torch.empty_like(given["x"])
-        pool.submit(lambda: out.copy_(given["x"].exp().sin()))
+        out = torch.empty_like(tensors["x"])
+        pool.submit(lambda: out.copy_(tensors["x"].exp().sin()))
         return {"y": out}
 
     return call
 
 
-def _bimodal(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _bimodal(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     calls = iter(range(10**9))
 
     def call() -> Results:
         time.sleep(0.01 if next(calls) % 2 else 0.3)
-        return {"y": given["x"].exp().sin()}
+        return {"y": tensors["x"].exp().sin()}
 
     return call
 
 
-def _stepping(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _stepping(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """As an optimizer's step: right at first, and from there on as often as it is called."""
-    x = given["x"].clone()
+    x = tensors["x"].clone()
     return lambda: {"y": x.exp_().sin_()}
 
 
-def _stuck(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _stuck(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Hang in the second case."""
-    return lambda: (case.length == 10 and time.sleep(STUCK_S)) or {"y": given["x"].exp().sin()}
+    return lambda: (case.length == 10 and time.sleep(STUCK_S)) or {"y": tensors["x"].exp().sin()}
 
 
-def _dying(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _dying(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     """Kill the process in a call that is later than the warm-up's 50."""
     calls = iter(range(10**9))
 
     def call() -> Results:
         if next(calls) > 60:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"y": given["x"].exp().sin()}
+        return {"y": tensors["x"].exp().sin()}
 
     return call
 
 
-def _waiting(case: Case, given: Results, backward: bool) -> Callable[[], Results]:
+def _waiting(case: Case, tensors: Results, backward: bool) -> Callable[[], Results]:
     def waiting() -> Results:
-        return {"y": given["x"].exp().sin()}
+        return {"y": tensors["x"].exp().sin()}
 
     return waiting
 
@@ -165,8 +165,8 @@ _timer = getattr(CpuClock.timer, "__wrapped__", CpuClock.timer)  # loaded before
 def _capturing(clock: CpuClock, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
     if not refusal and getattr(work, "__name__", "") == "waiting":
         raise CaptureBrokenError("operation not permitted when stream is capturing")
-    made = _timer(clock, work, calls, pool=pool)
-    return Timer(calls, f"{made.method}; {refusal}" if refusal else made.method, made.take, made.rerun)
+    timer = _timer(clock, work, calls, pool=pool)
+    return Timer(calls, f"{timer.method}; {refusal}" if refusal else timer.method, timer.take, timer.rerun)
 
 
 CpuClock.timer = _capturing  # type: ignore[method-assign]
@@ -178,5 +178,5 @@ def providers() -> dict[str, Provider]:
         "dying": _dying, "again": _eager, "memoised": _memoised, "deferred": _deferred, "pooled": _pooled,
         "bimodal": _bimodal,
     }  # fmt: skip
-    made = {name: Provider(name, prepare) for name, prepare in prepares.items()}
-    return made | {"stepping": Provider("stepping", _stepping, repeatable=False)}
+    by_name = {name: Provider(name, prepare) for name, prepare in prepares.items()}
+    return by_name | {"stepping": Provider("stepping", _stepping, repeatable=False)}

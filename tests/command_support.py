@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from support import REPOSITORY
 
 from scalebench.store import write_json, write_record
 
@@ -13,6 +15,8 @@ from scalebench.store import write_json, write_record
 PLANTED = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
 COLUMNS = ("--params-column", "N", "--tokens-column", "D", "--loss-column", "L")
 CHINCHILLA = ("--law", "chinchilla", "--params-column", "N", "--loss-column", "L")
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def surface(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
@@ -67,3 +71,9 @@ def written(folder: Path, content: str | bytes, name: str = "p.csv") -> Path:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def readme_tables() -> dict[str, str]:
+    """The tables that the README gives, by file name."""
+    tables = re.findall(r"```csv\n(.*?)```", README, flags=re.DOTALL)
+    return dict(zip(("points.csv", "old.csv", "new.csv", "sweep.csv"), tables, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ os.environ["COLUMNS"] = "240"
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
 from drivers import Drivers
-from support import FINISHED, SMALL, child_environment, shared_folder
+from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
 
@@ -44,6 +45,19 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    """A copy of what the test file's own fixture ``base`` prepared, to write to."""
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let worker processes find the packages when they are not installed."""
+    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+
+
+@pytest.fixture
 def small_study(tmp_path: Path) -> Path:
     """The path of a study of four trials that takes seconds."""
     path = tmp_path / "small.toml"
@@ -54,9 +68,9 @@ def small_study(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def drivers() -> Iterator[Drivers]:
     """Start the command line in processes that are forked, without the seconds of importing."""
-    made = Drivers()
-    yield made
-    made.stop()
+    started = Drivers()
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="session")

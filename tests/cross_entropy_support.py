@@ -22,11 +22,6 @@ def small_chunks(monkeypatch) -> None:
     monkeypatch.setattr(memory, "TOKEN_MULTIPLE", 1)
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    assert found.shape == exact.shape
-    return (found.detach().double() - exact).abs().max().item() if exact.numel() else 0.0
-
-
 def case_failure(case: Case, backward: bool, seed: int = 0) -> str | None:
     inputs = cross_entropy.inputs(case, seed=seed)
     providers = cross_entropy.providers()

@@ -54,10 +54,10 @@ def prepared(study: Study, results: Path) -> tuple[Attempts, list[PlannedTrial]]
 def run_alone(study: Study, results: Path) -> dict[str, dict[str, Any]]:
     """Run all trials one by one in this process and return their records by id."""
     attempts, planned = prepared(study, results)
-    made = [attempts.make(attempts.add(trial, 1)) for trial in planned]
-    for attempt in made:
+    prepared_attempts = [attempts.make(attempts.add(trial, 1)) for trial in planned]
+    for attempt in prepared_attempts:
         run_trial(attempt, store.read_header(attempt), PLACEMENT)
-    return {attempt.parent.name: store.read_record(attempt) for attempt in made}
+    return {attempt.parent.name: store.read_record(attempt) for attempt in prepared_attempts}
 
 
 def run_together(

@@ -43,15 +43,15 @@ def inputs(shape: Shape, dtype: torch.dtype, opposed: float = 0.0) -> dict[str, 
 @cache
 def oracle(shape: Shape, dtype: torch.dtype, scale: float, opposed: float = 0.0) -> dict[str, Tensor]:
     """Gradients, log-sum-exp to the base 2 and delta of :func:`inputs` in float64."""
-    given, causal = inputs(shape, dtype, opposed), shape[6]
-    q, k, v = (given[name].double().requires_grad_() for name in "qkv")
+    tensors, causal = inputs(shape, dtype, opposed), shape[6]
+    q, k, v = (tensors[name].double().requires_grad_() for name in "qkv")
     group = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(group, 1).mT * scale
     if causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
     out = scores.softmax(-1) @ v.repeat_interleave(group, 1)
-    dq, dk, dv = torch.autograd.grad(out, (q, k, v), given["g"].double())
-    delta = (out.detach() * given["g"].double()).sum(-1)
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), tensors["g"].double())
+    delta = (out.detach() * tensors["g"].double()).sum(-1)
     return {"dq": dq, "dk": dk, "dv": dv, "lse": scores.detach().logsumexp(-1) * LOG2_E, "delta": delta}
 
 
@@ -63,8 +63,8 @@ def statistics_of(expected: dict[str, Tensor]) -> Tensor:
 
 def error(pair: tuple[Tensor, Tensor]) -> float:
     """The norm of the error relative to that of what was expected; NaN where something was not written."""
-    found, expected = pair
-    return float((found.double() - expected).norm() / expected.norm())
+    output, expected = pair
+    return float((output.double() - expected).norm() / expected.norm())
 
 
 def load_changed(path: Path, source: str) -> ModuleType:

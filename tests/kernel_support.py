@@ -120,16 +120,18 @@ def _jit_source(module: ModuleType) -> str:
     tree = ast.parse(text)
     kernels = _jit_functions(tree)
     used: set[str] = set()
-    kept: list[ast.stmt] = []
-    while len(kept) < len(kept := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
-        used = {name.id for node in kept for name in ast.walk(node) if isinstance(name, ast.Name)}
+    needed: list[ast.stmt] = []
+    while len(needed) < len(needed := [node for node in tree.body if node in kernels or _is_needed(node, used)]):
+        used = {name.id for node in needed for name in ast.walk(node) if isinstance(name, ast.Name)}
     lines = text.splitlines()
-    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in kept) + "\n"
+    return "\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in needed) + "\n"
 
 
 def _jit_functions(tree: ast.Module) -> list[ast.FunctionDef]:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [node for node in functions if any("triton.jit" in ast.unparse(one) for one in node.decorator_list)]
+    return [
+        node for node in functions if any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    ]
 
 
 def _is_needed(node: ast.stmt, used: set[str]) -> bool:
@@ -171,3 +173,9 @@ def guarded_launches(monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Sequ
         for name in names:
             monkeypatch.setattr(home, name, Spy(getattr(home, name), name))
     return launched
+
+
+def error(output: Tensor, exact: Tensor) -> float:
+    """The largest absolute error of an output, whose exact value is in float64."""
+    assert output.shape == exact.shape
+    return (output.detach().double() - exact).abs().max().item() if exact.numel() else 0.0

@@ -112,12 +112,12 @@ def unwritten() -> Iterator[None]:
 
 def launch(module: Any, case: Any) -> None:
     """Call every provider of ours once, forward and backward."""
-    given = module.inputs(case, "cpu")
+    tensors = module.inputs(case, "cpu")
     for name, provider in module.providers().items():
         if name.startswith("triton"):
             for backward in (False, True):
                 with contextlib.suppress(Unsupported):
-                    provider.prepare(case, given, backward)()
+                    provider.prepare(case, tensors, backward)()
 
 
 def launches(module: Any, larger: bool) -> dict[str, int]:
@@ -127,7 +127,10 @@ def launches(module: Any, larger: bool) -> dict[str, int]:
             launch(module, case)
     entries = {json.dumps(entry, sort_keys=True): entry for entry in launched}.values()
     shipped = module.compilations(ARCHITECTURE)
-    return {f"{one.kernel} {one.label}": sum(is_launch_of(e, one) for e in entries) for one in shipped}
+    return {
+        f"{configuration.kernel} {configuration.label}": sum(is_launch_of(e, configuration) for e in entries)
+        for configuration in shipped
+    }
 
 
 def launched_by_operation(operations: Sequence[str], small: Sequence[str]) -> dict[str, dict[str, int]]:

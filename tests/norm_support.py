@@ -13,18 +13,13 @@ from torch import Tensor
 LAUNCHED = ("forward", "forward_wide", "backward", "backward_wide", "parameters_wide", "finish")
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    assert found.shape == exact.shape
-    return (found.detach().double() - exact).abs().max().item() if exact.numel() else 0.0
-
-
-def case_failure(case: Case, backward: bool, seed: int = 0, given: Mapping[str, Tensor] | None = None) -> str | None:
+def case_failure(case: Case, backward: bool, seed: int = 0, tensors: Mapping[str, Tensor] | None = None) -> str | None:
     """Why our norm fails the acceptance rule on a case, by inputs of its own or those of a seed."""
-    given = norm.inputs(case, seed=seed) if given is None else given
+    tensors = norm.inputs(case, seed=seed) if tensors is None else tensors
     providers = norm.providers()
-    ours, theirs = (providers[name].prepare(case, given, backward)() for name in ("triton", "eager"))
-    terms = norm.terms(case, given, backward)
-    return inaccuracy(ours, theirs, norm.results(case, given, backward), terms=terms)
+    ours, theirs = (providers[name].prepare(case, tensors, backward)() for name in ("triton", "eager"))
+    terms = norm.terms(case, tensors, backward)
+    return inaccuracy(ours, theirs, norm.results(case, tensors, backward), terms=terms)
 
 
 def gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor], seed: int = 1) -> tuple[Tensor, ...]:

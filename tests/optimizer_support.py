@@ -54,10 +54,10 @@ def largest(a: list[Tensor], b: list[Tensor]) -> float:
     return max((float((x - y).abs().max()) for x, y in pairs), default=0.0)
 
 
-def accepted(found: list[Tensor], same: list[Tensor], exact: list[Tensor]) -> bool:
+def accepted(outputs: list[Tensor], same: list[Tensor], exact: list[Tensor]) -> bool:
     """At most twice the error of torch's own path of the same precision, or four ulps of the largest value."""
     scale = max(float(value.detach().abs().max()) for value in exact if value.numel())
-    return largest(found, exact) <= max(2 * largest(same, exact), 4 * EPS32 * scale)
+    return largest(outputs, exact) <= max(2 * largest(same, exact), 4 * EPS32 * scale)
 
 
 def trained(name: str, options: dict[str, Any], sizes=SIZES, steps=10, clip: float | None = None) -> bool:

@@ -34,6 +34,34 @@ checkpoint = true
 """
 CHILD = 'schema = 1\nname = "child"\n[train]\nsteps = 50\n[run]\ncheckpoint = true\n[from]\nstudy = "parent"\n'
 CONTINUED = CHILD + "optimizer_state = true\n"
+FINETUNED = """
+schema = 1
+name = "child"
+workload = "finetune"
+[from]
+study = "parent"
+[finetune]
+steps = 20
+batch_size = 8
+learning_rate = 0.01
+[run]
+checkpoint = true
+"""
+STUDENT = """
+schema = 1
+name = "student"
+workload = "distill"
+[model]
+family = "gpt"
+params = 1600
+[distill]
+teacher = {study = "teacher"}
+steps = 5
+batch_size = 4
+learning_rate = 0.01
+[run]
+checkpoint = true
+"""
 
 
 def planned(tmp_path: Path, text: str, *settings: str) -> list[Any]:

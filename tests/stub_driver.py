@@ -58,7 +58,7 @@ def cases(name: str, module: Any) -> list[Any]:
 
 def launch(name: str) -> dict[str, Any]:
     """Call every provider of ours on every case, forward and backward."""
-    module, found, problems = import_module(f"scalekernels.{name}"), {}, {}
+    module, launches, problems = import_module(f"scalekernels.{name}"), {}, {}
     pretend_to_have_a_gpu()
     for case in cases(name, module):
         for provider in [key for key in module.providers() if key.startswith("triton")]:
@@ -67,12 +67,12 @@ def launch(name: str) -> dict[str, Any]:
                 try:
                     module.providers()[provider].prepare(case, module.inputs(case, "cpu"), direction == "backward")()
                 except Unsupported as reason:
-                    found[key] = str(reason)
+                    launches[key] = str(reason)
                     continue
                 except Exception as error:  # noqa: BLE001 - what any launch raises is what is asked for
                     problems[key] = f"{type(error).__name__}: {error}"
-                found[key] = COUNT[0] - before
-    return {"launches": found, "problems": problems}
+                launches[key] = COUNT[0] - before
+    return {"launches": launches, "problems": problems}
 
 
 COUNT = [0]
@@ -133,18 +133,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("operations", nargs="*")
     parser.add_argument("--broken", nargs="*", default=[], choices=BROKEN)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     driver.set_active(Driver())
     count_launches()
-    found = {name: launch(name) for name in asked.operations}
+    outcomes = {name: launch(name) for name in options.operations}
     print(BROKEN_BEGIN, file=sys.stderr, flush=True)
-    for name in asked.broken:
+    for name in options.broken:
         try:
             BROKEN[name]()
-            found[name] = {"problems": {}, "launches": {}}
+            outcomes[name] = {"problems": {}, "launches": {}}
         except Exception as error:  # noqa: BLE001 - what any launch raises is what is asked for
-            found[name] = {"problems": {name: f"{type(error).__name__}: {error}"}, "launches": {}}
-    print(json.dumps(found))
+            outcomes[name] = {"problems": {name: f"{type(error).__name__}: {error}"}, "launches": {}}
+    print(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

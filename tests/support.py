@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -121,15 +122,30 @@ def reference_case(name: str) -> Path:
 def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     """Bytes that autograd keeps while ``loss`` runs, each storage once, the model's own tensors left out."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+            storages[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         graph = loss()
     assert graph.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def ranks_of(attempt: Path) -> list[psutil.Process]:
+    """The processes of an attempt's trial, without the one that started them, by rank."""
+    running = [
+        process for process in psutil.process_iter(["cmdline"]) if str(attempt) in (process.info["cmdline"] or [])
+    ]
+    return sorted(
+        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
+    )
+
+
+def beats(attempt: Path) -> bool:
+    """Whether the worker of an attempt has begun to write its heartbeat."""
+    return (attempt / "heartbeat.json").exists()

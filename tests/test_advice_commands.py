@@ -24,25 +24,25 @@ def test_next_is_the_trial_of_the_package(command) -> None:
     target = ("--predict", "params=1e11,tokens=1e13")
     code, out, _ = command("next", "f.json", *target, "--json")
     assert code == 0
-    found, fitted = json.loads(out), fit(named(table), "chinchilla")
+    output, fitted = json.loads(out), fit(named(table), "chinchilla")
     expected = next_trial(fitted, candidate_grid(fitted, 9, 1.0), {"params": 1e11, "tokens": 1e13})
-    assert found["chosen"][0]["inputs"] == pytest.approx(expected.chosen[0].inputs)
-    assert found["narrowing"] == pytest.approx(expected.narrowing)
-    assert found["narrowing_interval"] == pytest.approx(expected.narrowing_interval)
+    assert output["chosen"][0]["inputs"] == pytest.approx(expected.chosen[0].inputs)
+    assert output["narrowing"] == pytest.approx(expected.narrowing)
+    assert output["narrowing_interval"] == pytest.approx(expected.narrowing_interval)
     from_points = command("next", "p.csv", *COLUMNS, "--law", "chinchilla", *target, "--json")
-    assert json.loads(from_points[1])["chosen"] == found["chosen"]
+    assert json.loads(from_points[1])["chosen"] == output["chosen"]
 
 
 def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
     table = surface(0.005)
     table.to_csv("p.csv", index=False)
     pd.DataFrame({"params": [1e8, 1e9, 1e10], "tokens": [1e10, 2e10, 1e12]}).to_csv("c.csv", index=False)
-    asked = ("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e11,tokens=1e13")
-    code, out, _ = command(*asked, "--candidates", "c.csv", "--budget", "1.5e20", "--json")
+    request = ("next", "p.csv", *COLUMNS, "--law", "chinchilla", "--predict", "params=1e11,tokens=1e13")
+    code, out, _ = command(*request, "--candidates", "c.csv", "--budget", "1.5e20", "--json")
     assert code == 0
     chosen = json.loads(out)["chosen"]
-    assert {one["row"] for one in chosen} == {0, 1}
-    code, out, _ = command(*asked, "--candidates", "c.csv", "--budget", "1.5e20")
+    assert {candidate["row"] for candidate in chosen} == {0, 1}
+    code, out, _ = command(*request, "--candidates", "c.csv", "--budget", "1.5e20")
     assert "run 2 trials, " in out
     assert "expected interval afterwards: " in out
 
@@ -50,7 +50,7 @@ def test_next_keeps_to_a_budget_and_to_the_candidates(command) -> None:
 @pytest.mark.slow
 def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
     surface(0.005).to_csv("p.csv", index=False)
-    asked = (
+    request = (
         "next",
         "p.csv",
         *COLUMNS,
@@ -61,14 +61,14 @@ def test_next_names_a_handful_and_says_what_more_would_do(command) -> None:
         "--budget",
         "1e22",
     )
-    few, three = (json.loads(command(*asked, *most, "--json")[1]) for most in ((), ("--most", "3")))
+    few, three = (json.loads(command(*request, *most, "--json")[1]) for most in ((), ("--most", "3")))
     assert (len(few["chosen"]), len(three["chosen"])) == (5, 3)
     count, narrowing = few["unlimited"]
     assert narrowing < few["narrowing"] < three["narrowing"] < 1
-    _, out, _ = command(*asked)
+    _, out, _ = command(*request)
     assert f"{count} trials within the same budget" in out
     assert f"×{narrowing:.3g} (--most {count})" in out
-    many = json.loads(command(*asked, "--most", str(count), "--json")[1])
+    many = json.loads(command(*request, "--most", str(count), "--json")[1])
     assert many["narrowing"] <= narrowing * (1 + 1e-9)
 
 
@@ -82,10 +82,10 @@ def test_worth_is_the_multiplier_of_the_package(command) -> None:
         pd.DataFrame({"flops": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
     code, out, _ = command("worth", "old.csv", "new.csv", "--json")
     assert code == 0
-    found = json.loads(out)
+    output = json.loads(out)
     expected = compute_multiplier(fit(points["old"]), fit(points["new"]))
-    assert found["multiplier"] == pytest.approx(expected.multiplier, rel=1e-9)
-    assert found["interval"][0] < 1.6 < found["interval"][1]
+    assert output["multiplier"] == pytest.approx(expected.multiplier, rel=1e-9)
+    assert output["interval"][0] < 1.6 < output["interval"][1]
     assert "the change saves compute" in command("worth", "old.csv", "new.csv")[1]
     assert "no significant difference" in command("worth", "old.csv", "old.csv")[1]
 
@@ -97,20 +97,20 @@ def test_worth_and_next_draw_as_the_fits_were_asked_to(command) -> None:
     for name, saving, refits in (("old", 1.0, Refits("wild", 300)), ("new", 1.6, Refits("parametric", 200))):
         loss = (1.8 + 2 * (saving * flops / 1e15) ** -0.15) * np.exp(0.001 * rng.standard_normal(16))
         pd.DataFrame({"C": flops, "loss": loss}).to_csv(f"{name}.csv", index=False)
-        asked = ("--method", refits.method, "--bootstrap", str(refits.n))
-        assert command("fit", f"{name}.csv", "--x-column", "C", *asked, "--output", f"{name}.json")[0] == 0
+        request = ("--method", refits.method, "--bootstrap", str(refits.n))
+        assert command("fit", f"{name}.csv", "--x-column", "C", *request, "--output", f"{name}.json")[0] == 0
         fits[name] = replace(fit({"x": flops, "y": loss}), refits=refits)
-    found = json.loads(command("worth", "old.json", "new.json", "--json")[1])
+    output = json.loads(command("worth", "old.json", "new.json", "--json")[1])
     expected = compute_multiplier(fits["old"], fits["new"])
-    assert found["interval"] == pytest.approx(list(expected.interval))
-    assert found["method"].startswith("wild bootstrap of 8 configurations")
-    assert found["method"].endswith("parametric bootstrap, t with 5 degrees of freedom")
-    found = json.loads(command("next", "old.json", "--predict", "params=1e20", "--json")[1])
+    assert output["interval"] == pytest.approx(list(expected.interval))
+    assert output["method"].startswith("wild bootstrap of 8 configurations")
+    assert output["method"].endswith("parametric bootstrap, t with 5 degrees of freedom")
+    output = json.loads(command("next", "old.json", "--predict", "params=1e20", "--json")[1])
     expected_trial = next_trial(fits["old"], candidate_grid(fits["old"], 9, 1.0), {"params": 1e20})
-    assert found["narrowing_interval"] == pytest.approx(expected_trial.narrowing_interval)
+    assert output["narrowing_interval"] == pytest.approx(expected_trial.narrowing_interval)
     drawn_otherwise = replace(fits["old"], refits=Refits("parametric", 300))
     other = next_trial(drawn_otherwise, candidate_grid(fits["old"], 9, 1.0), {"params": 1e20})
-    assert found["narrowing_interval"] != pytest.approx(other.narrowing_interval)
+    assert output["narrowing_interval"] != pytest.approx(other.narrowing_interval)
 
 
 @pytest.mark.slow
@@ -132,11 +132,11 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     table.to_csv("p.csv", index=False)
     code, out, _ = command("tune", "p.csv", "--against", "params", "--at", "params=1e7", "--json")
     assert code == 0
-    (found,) = json.loads(out)["laws"]
+    (law,) = json.loads(out)["laws"]
     expected = optimum_law({name: table[name].to_numpy() for name in table})
-    assert found["exponents"] == pytest.approx(expected.exponents)
-    assert found["at"]["value"] == pytest.approx(expected.predict(params=1e7))
-    assert found["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))
+    assert law["exponents"] == pytest.approx(expected.exponents)
+    assert law["at"]["value"] == pytest.approx(expected.predict(params=1e7))
+    assert law["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))
     assert "learning_rate* = " in command("tune", "p.csv", "--against", "params")[1]
 
 
@@ -147,7 +147,7 @@ def test_fit_chooses_the_law_that_predicts_best(command, tmp_path: Path, law: st
     code, out, _ = command("fit", "p.csv", *COLUMNS, "--law", law, "--bootstrap", "50", "--output", "f.json")
     assert code == 0
     document = json.loads((tmp_path / "f.json").read_text())
-    ranking = [one["law"] for one in document["choice"]["ranking"]]
+    ranking = [ranked["law"] for ranked in document["choice"]["ranking"]]
     assert document["law"] == ranking[0]
     assert "kaplan" in ranking[1:]  # it has no floor, and the surface does
     assert "lowest error on points held out" in out
@@ -185,18 +185,18 @@ def test_a_rate_that_the_points_do_not_resolve_is_said_to_be_none(command, metho
     assert "at its bound: one-sided" in line
     assert "bounds      1 / W at its bound 0: the points do not resolve it" in out
     assert "e+30" not in out
-    found = json.loads(Path("f.json").read_text())
-    low, high = found["intervals"]["W"]
-    assert (found["parameters"]["W"], high, found["bounds_hit"]) == (None, None, ["W"])
+    document = json.loads(Path("f.json").read_text())
+    low, high = document["intervals"]["W"]
+    assert (document["parameters"]["W"], high, document["bounds_hit"]) == (None, None, ["W"])
     assert 1e10 < low < 1e16
-    assert found["unresolved"] == {"W": "1 / W is at its bound 0: its interval has a lower end only"}
+    assert document["unresolved"] == {"W": "1 / W is at its bound 0: its interval has a lower end only"}
     at = ("--input", "flops=1e12", "--input", "bytes=1e9")
     code, out, _ = command("predict", "f.json", *at)
     assert code == 0
     assert "W not resolved: 1 / W is at its bound 0" in out
     assert "rolling hold-out of time: " in out
     answer = json.loads(command("predict", "f.json", *at, "--json")[1])["answers"]["time"]
-    F, t0 = (found["parameters"][name] for name in ("F", "t0"))
+    F, t0 = (document["parameters"][name] for name in ("F", "t0"))
     assert answer["value"] == pytest.approx(t0 + 1e12 / F, rel=1e-9)
     assert answer["low"] < answer["value"] < answer["high"]
 

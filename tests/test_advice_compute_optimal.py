@@ -27,42 +27,42 @@ def reference(path):
 
 def test_approach_2_is_exact_on_a_symmetric_surface_with_a_centred_grid():
     surface = SURFACE | {"beta": SURFACE["alpha"]}
-    found = isoflop(isoflop_points(surface))
-    assert (found.a, found.params_constant) == pytest.approx(truth(surface), rel=1e-6)
-    assert found.bias.tokens_factor == pytest.approx(1.0, abs=1e-6)
-    assert found.bias.a == pytest.approx(0.0, abs=1e-8)
+    law = isoflop(isoflop_points(surface))
+    assert (law.a, law.params_constant) == pytest.approx(truth(surface), rel=1e-6)
+    assert law.bias.tokens_factor == pytest.approx(1.0, abs=1e-6)
+    assert law.bias.a == pytest.approx(0.0, abs=1e-8)
 
 
 @pytest.mark.parametrize("width", [0.3, 0.6])
 def test_approach_2_moves_every_vertex_by_the_cubic_term_where_alpha_is_not_beta(width):
     points = isoflop_points(SURFACE, width=width)
-    found = isoflop(points)
+    law = isoflop(points)
     a, constant = truth(SURFACE)
     # In u = ln N/N*, loss = c2 (u^2 + (beta - alpha)/3 u^3 + ...); a least-squares parabola sees u^3 as m4/m2 u.
     u = np.linspace(-width, width, 9)
     shift = (SURFACE["alpha"] - SURFACE["beta"]) / 6 * (u**4).mean() / (u**2).mean()
-    off = np.log(found.params(BUDGETS) / (constant * BUDGETS**a))
+    off = np.log(law.params(BUDGETS) / (constant * BUDGETS**a))
     assert off == pytest.approx(np.full(7, shift), rel=0.05)  # the next order is width^2 / 12 of it: 3 % at 0.6
-    assert np.log(found.bias.tokens_factor) == pytest.approx(-shift, rel=0.05)
-    assert found.a == pytest.approx(a, abs=1e-9)  # the same shift at every budget leaves the exponent alone
+    assert np.log(law.bias.tokens_factor) == pytest.approx(-shift, rel=0.05)
+    assert law.a == pytest.approx(a, abs=1e-9)  # the same shift at every budget leaves the exponent alone
 
 
 @pytest.mark.parametrize("layout", [{"drift": 0.08}, {"drift": -0.1, "width": 2.0}, {"centre": 0.5, "width": 1.5}])
 def test_the_output_states_the_bias_of_approach_2(layout):
     points = isoflop_points(SURFACE, **layout)
-    found = isoflop(points)
+    law = isoflop(points)
     a, constant = truth(SURFACE)
     far = BUDGETS[-1] * np.array([1, 1000])
-    off = found.tokens(far) / (far ** (1 - a) / 6 / constant)
+    off = law.tokens(far) / (far ** (1 - a) / 6 / constant)
     assert abs(off - 1).max() > 0.003
-    assert (found.bias.tokens_factor, found.bias.tokens_factor_beyond) == pytest.approx(tuple(off), rel=1e-6)
-    assert found.bias.a == pytest.approx(found.a - a, abs=1e-7)
-    assert found.bias.b == pytest.approx(-found.bias.a, abs=1e-7)
+    assert (law.bias.tokens_factor, law.bias.tokens_factor_beyond) == pytest.approx(tuple(off), rel=1e-6)
+    assert law.bias.a == pytest.approx(law.a - a, abs=1e-7)
+    assert law.bias.b == pytest.approx(-law.bias.a, abs=1e-7)
     if "drift" in layout:
-        assert abs(found.bias.a) > 1e-3
-    said = found.to_dict()
-    assert "biased even without noise" in said["notes"][0]
-    assert said["bias"]["tokens_factor"] == found.bias.tokens_factor
+        assert abs(law.bias.a) > 1e-3
+    summary = law.to_dict()
+    assert "biased even without noise" in summary["notes"][0]
+    assert summary["bias"]["tokens_factor"] == law.bias.tokens_factor
     surface = fit(points, "chinchilla")
     assert parametric(surface).a == pytest.approx(a, abs=1e-6)  # Approach 3 is not
 
@@ -72,11 +72,11 @@ def test_budgets_with_the_minimum_at_an_edge_are_refused_with_the_reason():
     budget = np.round(np.log(6 * points["params"] * points["tokens"] / BUDGETS[0]) / np.log(10) * 2).astype(int)
     best = points.groupby(budget)["params"].transform("median")
     cut = points[~((budget == 2) & (points["params"] > best)) & ~((budget == 5) & (points["params"] < best))]
-    found = isoflop(cut)
-    assert [group["flops"] for group, _ in found.refused] == pytest.approx([BUDGETS[2], BUDGETS[5]])
-    assert "add values above" in found.refused[0][1]
-    assert "add values below" in found.refused[1][1]
-    assert [flops for flops, _ in found.optima] == pytest.approx(list(BUDGETS[[0, 1, 3, 4, 6]]))
+    law = isoflop(cut)
+    assert [group["flops"] for group, _ in law.refused] == pytest.approx([BUDGETS[2], BUDGETS[5]])
+    assert "add values above" in law.refused[0][1]
+    assert "add values below" in law.refused[1][1]
+    assert [flops for flops, _ in law.optima] == pytest.approx(list(BUDGETS[[0, 1, 3, 4, 6]]))
     few = points[(budget <= 1) | (points["params"] > best)]
     with pytest.raises(FitRefused, match=r"2 of 7 budgets .* without one: the lowest loss is at the lowest"):
         isoflop(few)
@@ -85,20 +85,20 @@ def test_budgets_with_the_minimum_at_an_edge_are_refused_with_the_reason():
 def test_near_budgets_are_one():
     points = isoflop_points(SURFACE)
     jitter = np.random.default_rng(0).uniform(0.98, 1.02, len(points["params"]))
-    found = isoflop({**points, "flops": 6 * points["params"] * points["tokens"] * jitter}, Counting(flops="exact"))
-    assert len(found.optima) == 7
-    assert [flops for flops, _ in found.optima] == pytest.approx(list(BUDGETS), rel=0.02)
+    law = isoflop({**points, "flops": 6 * points["params"] * points["tokens"] * jitter}, Counting(flops="exact"))
+    assert len(law.optima) == 7
+    assert [flops for flops, _ in law.optima] == pytest.approx(list(BUDGETS), rel=0.02)
 
 
 def test_approach_2_draws_keep_6nd_and_intervals_hold_the_noise():
-    found = isoflop(isoflop_points(SURFACE, noise=0.003))
-    assert found.a + found.b == pytest.approx(1.0, abs=1e-9)
-    np.testing.assert_allclose(found.draws[:, 1] + found.draws[:, 3], 1.0, atol=1e-9)
-    low, high = found.interval("a")
+    law = isoflop(isoflop_points(SURFACE, noise=0.003))
+    assert law.a + law.b == pytest.approx(1.0, abs=1e-9)
+    np.testing.assert_allclose(law.draws[:, 1] + law.draws[:, 3], 1.0, atol=1e-9)
+    low, high = law.interval("a")
     assert low < truth(SURFACE)[0] < high
-    (few,), (many,) = found.tokens_interval(1e24)
-    assert few < found.tokens(1e24)[0] < many
-    assert "t with 5 degrees of freedom" in found.method
+    (few,), (many,) = law.tokens_interval(1e24)
+    assert few < law.tokens(1e24)[0] < many
+    assert "t with 5 degrees of freedom" in law.method
 
 
 @pytest.mark.slow
@@ -108,8 +108,8 @@ def test_approach_2_intervals_cover_where_it_has_no_bias():
     studies, covered = 60, dict.fromkeys(("a", "params", "tokens"), 0)
     optimum = constant * 1e23**a
     for seed in range(studies):
-        found = isoflop(isoflop_points(surface, noise=0.003, seed=1000 + seed))
-        ends = {"a": found.interval("a"), "params": found.params_interval(1e23), "tokens": found.tokens_interval(1e23)}
+        law = isoflop(isoflop_points(surface, noise=0.003, seed=1000 + seed))
+        ends = {"a": law.interval("a"), "params": law.params_interval(1e23), "tokens": law.tokens_interval(1e23)}
         for name, value in (("a", a), ("params", optimum), ("tokens", 1e23 / 6 / optimum)):
             covered[name] += ends[name][0] <= value <= ends[name][1]
     # Three standard errors of the simulation below 95 %: 8.4 % of 60.
@@ -123,9 +123,9 @@ def test_approach_3_recovers_planted_exponents(seed):
     surface = {"E": 1.5, "A": 1e8**alpha, "alpha": alpha, "B": 1e10**beta, "beta": beta}
     params, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
     points = {"params": params, "tokens": tokens, "loss": loss_at(surface, params, tokens)}
-    found = parametric(fit(points, "chinchilla"), n=20)
-    assert (found.a, found.params_constant) == pytest.approx(truth(surface), rel=1e-5)
-    assert 6 * found.params(1e21) * found.tokens(1e21) == pytest.approx(1e21, rel=1e-9)
+    frontier = parametric(fit(points, "chinchilla"), n=20)
+    assert (frontier.a, frontier.params_constant) == pytest.approx(truth(surface), rel=1e-5)
+    assert 6 * frontier.params(1e21) * frontier.tokens(1e21) == pytest.approx(1e21, rel=1e-9)
 
 
 def test_closed_form_is_the_minimum_at_any_cost_law():
@@ -157,15 +157,15 @@ def curves(sizes=16, seed=0, noise=0.0):
 
 
 def test_approach_1_recovers_planted_exponents_and_covers_them():
-    found = envelope(curves())
+    frontier = envelope(curves())
     a, constant = truth(SURFACE)
     # The envelope holds a size until the next takes over: half a step of 5 decades / 15 in N, over the line's length.
-    assert found.a == pytest.approx(a, abs=0.02)
-    assert found.params(1e20)[0] == pytest.approx(constant * 1e20**a, rel=0.15)
-    low, high = found.interval("a")
+    assert frontier.a == pytest.approx(a, abs=0.02)
+    assert frontier.params(1e20)[0] == pytest.approx(constant * 1e20**a, rel=0.15)
+    low, high = frontier.interval("a")
     assert low < a < high
     assert high - low < 0.1
-    assert found.a + found.b == pytest.approx(1.0, abs=0.01)
+    assert frontier.a + frontier.b == pytest.approx(1.0, abs=0.01)
 
 
 def test_approach_1_says_when_it_has_no_interval_or_no_envelope():
@@ -217,8 +217,8 @@ def test_conventions_table_refuses_what_lacks_a_column():
 def test_counting_names_are_checked_and_one_column_follows_from_6nd():
     with pytest.raises(FitRefused, match="counting of flops '2ND' is not known; choose 6ND or exact"):
         Counting(flops="2ND")
-    found = count({"flops": [6e20], "tokens": [1e10], "loss": [2.0]}, Counting())
-    assert found["params"] == pytest.approx([1e10])
+    counted = count({"flops": [6e20], "tokens": [1e10], "loss": [2.0]}, Counting())
+    assert counted["params"] == pytest.approx([1e10])
     with pytest.raises(FitRefused, match="'params' is missing"):
         count({"flops": [6e20], "tokens": [1e10], "loss": [2.0]}, Counting(flops="exact"))
 
@@ -230,22 +230,22 @@ def test_other_laws_have_no_approach_3():
 
 
 def test_to_dict_survives_json():
-    for found in (isoflop(isoflop_points(SURFACE, noise=0.003)), envelope(curves(sizes=8))):
-        summary = found.to_dict()
+    for approach in (isoflop(isoflop_points(SURFACE, noise=0.003)), envelope(curves(sizes=8))):
+        summary = approach.to_dict()
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     with pytest.raises(FitRefused, match="'c' is not a parameter; those of an allocation are params_constant, a"):
-        found.interval("c")
+        approach.interval("c")
 
 
 def test_epoch_data_give_the_published_exponent():
     table = reference("epoch_chinchilla/svg_extracted_data.csv").sort_values("loss").iloc[:-5]
     tokens = table["Training FLOP"] / 6 / table["Model Size"]
     points = {"params": table["Model Size"], "tokens": tokens, "loss": table["loss"]}
-    found = parametric(fit(points, "chinchilla"), n=1000)
-    assert found.a == pytest.approx(0.5139, abs=5e-5)
+    approach = parametric(fit(points, "chinchilla"), n=1000)
+    assert approach.a == pytest.approx(0.5139, abs=5e-5)
     # Published 95 %: .482 to .556. Quantiles of 1000 and of 4000 draws of standard deviation .019: standard error
     # .019 * sqrt(.025 * .975) / .0584 * sqrt(1/1000 + 1/4000) = .0018 (normal density at the quantile); three of them.
-    assert found.interval("a") == pytest.approx((0.482, 0.556), abs=0.0054 + 0.0005)
+    assert approach.interval("a") == pytest.approx((0.482, 0.556), abs=0.0054 + 0.0005)
 
 
 def test_llama_3_isoflops_give_the_published_law():
@@ -262,6 +262,6 @@ def test_llama_3_isoflops_give_the_published_law():
     assert weighted.tokens(3.8e25)[0] == pytest.approx(16.55e12, rel=0.05)
     assert not equal.refused
     assert len(equal.optima) == 10
-    for found in (equal, weighted):
-        low, high = found.interval("b")
+    for approach in (equal, weighted):
+        low, high = approach.interval("b")
         assert low < 0.53 < high

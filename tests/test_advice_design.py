@@ -42,29 +42,29 @@ def surface_candidates(n=12, seed=0):
 
 def test_intervals_and_narrowing_of_a_line_are_the_textbook_ones():
     candidates = np.array([2.0, 12.0, 40.0, 100.0])
-    found = next_trial(line(), {"x": candidates}, {"x": 60.0})
+    trial = next_trial(line(), {"x": candidates}, {"x": 60.0})
     book = stats.linregress(X, Y)
     scale = np.sqrt(np.sum((Y - book.intercept - book.slope * X) ** 2) / 4)
     half = stats.t.ppf(0.975, 4) * scale * np.sqrt(leverage(X, 60.0))
     centre = book.intercept + 60 * book.slope
-    assert found.interval_now == pytest.approx((centre - half, centre + half), rel=1e-6)
+    assert trial.interval_now == pytest.approx((centre - half, centre + half), rel=1e-6)
     after = [leverage(np.append(X, x), 60.0) for x in candidates]
     ratio = stats.t.ppf(0.975, 5) / stats.t.ppf(0.975, 4) * np.sqrt(np.array(after) / leverage(X, 60.0))
-    assert [c.row for c in found.ranking] == list(np.argsort(ratio))
-    assert [c.narrowing for c in found.ranking] == pytest.approx(sorted(ratio), rel=1e-6)
-    assert found.chosen[0].row == int(np.argmin(ratio))
-    assert found.narrowing == pytest.approx(ratio.min(), rel=1e-6)
-    low, high = found.interval_after
+    assert [c.row for c in trial.ranking] == list(np.argsort(ratio))
+    assert [c.narrowing for c in trial.ranking] == pytest.approx(sorted(ratio), rel=1e-6)
+    assert trial.chosen[0].row == int(np.argmin(ratio))
+    assert trial.narrowing == pytest.approx(ratio.min(), rel=1e-6)
+    low, high = trial.interval_after
     assert (high - low) / 2 == pytest.approx(half * ratio.min(), rel=1e-6)
     # A line's design does not depend on its parameters.
-    assert found.narrowing_interval == pytest.approx((found.narrowing, found.narrowing), rel=1e-6)
-    assert found.flops is None
+    assert trial.narrowing_interval == pytest.approx((trial.narrowing, trial.narrowing), rel=1e-6)
+    assert trial.flops is None
 
 
 def test_expected_interval_now_is_that_of_the_bootstrap():
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
-    design = next_trial(found, surface_candidates(), {"params": 6e8, "tokens": 6e10})
-    (low,), (high,) = found.bootstrap(1000, 0).prediction_interval({"params": [6e8], "tokens": [6e10]})
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    design = next_trial(fitted, surface_candidates(), {"params": 6e8, "tokens": 6e10})
+    (low,), (high,) = fitted.bootstrap(1000, 0).prediction_interval({"params": [6e8], "tokens": [6e10]})
     now = np.log(design.interval_now[1] / design.interval_now[0])
     # A percentile bootstrap of 16 configurations is narrower than Student t with 11 degrees of freedom, and skewed.
     assert 0.6 < np.log(high / low) / now < 1.4
@@ -95,18 +95,18 @@ def test_chosen_trial_beats_random_ones_in_simulation():
 
 @pytest.mark.slow
 def test_best_set_is_near_the_exhaustive_one_and_within_budget():
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     ratios = []
     for seed in range(8):
         candidates = surface_candidates(8, seed)
         flops = 6 * candidates["params"] * candidates["tokens"]
         budget = 0.4 * flops.sum()
-        design = best_set(found, candidates, TARGET, budget, most=None)
+        design = best_set(fitted, candidates, TARGET, budget, most=None)
         rows = tuple(c.row for c in design.chosen)
         assert len(set(rows)) == len(rows)
         assert design.flops == pytest.approx(flops[list(rows)].sum())
         assert design.flops <= budget
-        ratios.append(_spread(found, candidates, rows) / _exhaustive(found, candidates, flops, budget))
+        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget))
     assert max(ratios) < 1.05
     assert np.median(ratios) < 1.0 + 1e-6
 
@@ -114,33 +114,33 @@ def test_best_set_is_near_the_exhaustive_one_and_within_budget():
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_a_set_of_a_handful_is_near_the_exhaustive_one(most):
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     ratios = []
     for seed in range(4):
         candidates = surface_candidates(8, seed)
         flops = 6 * candidates["params"] * candidates["tokens"]
         budget = 0.3 * flops.sum()
-        design = best_set(found, candidates, TARGET, budget, most=most)
+        design = best_set(fitted, candidates, TARGET, budget, most=most)
         rows = [c.row for c in design.chosen]
         assert len(set(rows)) == len(rows) <= most
         assert design.flops <= budget
-        ratios.append(_spread(found, candidates, rows) / _exhaustive(found, candidates, flops, budget, most))
+        ratios.append(_spread(fitted, candidates, rows) / _exhaustive(fitted, candidates, flops, budget, most))
     assert max(ratios) < 1.03
     assert np.median(ratios) < 1.0 + 1e-6
 
 
 @pytest.mark.slow
 def test_what_more_trials_would_do_is_what_they_do():
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     candidates = surface_candidates(40)
-    few, all_ = (best_set(found, candidates, TARGET, 1e22, most=most) for most in (5, None))
+    few, all_ = (best_set(fitted, candidates, TARGET, 1e22, most=most) for most in (5, None))
     count, narrowing = few.unlimited
     assert len(few.chosen) == 5 < count
     assert all_.unlimited is None
     assert all_.narrowing <= narrowing * (1 + 1e-6)  # exchanged as well
     assert narrowing < 0.98 * few.narrowing
-    assert best_set(found, candidates, TARGET, 1e22, most=100).unlimited is None
-    assert len(best_set(found, candidates, TARGET, 1e22).chosen) == 5
+    assert best_set(fitted, candidates, TARGET, 1e22, most=100).unlimited is None
+    assert len(best_set(fitted, candidates, TARGET, 1e22).chosen) == 5
 
 
 def test_a_set_spreads_over_what_each_trial_adds():
@@ -163,8 +163,8 @@ def _gradients(params, tokens):
     return np.stack(rows, axis=1) / surface_loss(N, D)[:, None]
 
 
-def _spread(found, candidates, rows):
-    base = np.exp(found.points.logs["params"]), np.exp(found.points.logs["tokens"])
+def _spread(fitted, candidates, rows):
+    base = np.exp(fitted.points.logs["params"]), np.exp(fitted.points.logs["tokens"])
     picked = list(rows)
     seen = _gradients(
         np.append(base[0], candidates["params"][picked]), np.append(base[1], candidates["tokens"][picked])
@@ -173,22 +173,22 @@ def _spread(found, candidates, rows):
     return np.linalg.norm(np.linalg.lstsq(seen.T, goal, rcond=None)[0])  # sqrt of g (J'J)^-1 g'
 
 
-def _exhaustive(found, candidates, flops, budget, most=8):
+def _exhaustive(fitted, candidates, flops, budget, most=8):
     sets = itertools.chain.from_iterable(itertools.combinations(range(8), size) for size in range(1, most + 1))
-    return min(_spread(found, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
+    return min(_spread(fitted, candidates, rows) for rows in sets if flops[list(rows)].sum() <= budget)
 
 
 def test_narrowing_has_an_interval_and_a_set_narrows_more_than_one():
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
     candidates = surface_candidates()
-    one = next_trial(found, candidates, TARGET)
-    low, high = one.narrowing_interval
-    assert low <= one.narrowing <= high
+    single = next_trial(fitted, candidates, TARGET)
+    low, high = single.narrowing_interval
+    assert low <= single.narrowing <= high
     assert low < high
-    assert one.narrowing == pytest.approx(one.ranking[0].narrowing)
-    several = best_set(found, candidates, TARGET, 1e30, most=None)
+    assert single.narrowing == pytest.approx(single.ranking[0].narrowing)
+    several = best_set(fitted, candidates, TARGET, 1e30, most=None)
     assert len(several.chosen) == 12
-    assert several.narrowing < one.narrowing < 1
+    assert several.narrowing < single.narrowing < 1
 
 
 def test_pinned_parameters_are_known_and_leave_less_to_learn():
@@ -200,21 +200,21 @@ def test_pinned_parameters_are_known_and_leave_less_to_learn():
 
 
 def test_refusals():
-    found = line()
+    fitted = line()
     with pytest.raises(FitRefused, match="no column 'flops', nor params and tokens"):
-        best_set(found, {"x": [1.0, 2.0]}, {"x": 60.0}, 1e20)
+        best_set(fitted, {"x": [1.0, 2.0]}, {"x": 60.0}, 1e20)
     with pytest.raises(FitRefused, match=r"budget of 1 FLOPs; the cheapest candidate costs 3: raise it"):
-        best_set(found, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 1.0)
+        best_set(fitted, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 1.0)
     with pytest.raises(FitRefused, match="at most 0 trials; a set needs at least 1"):
-        best_set(found, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 10.0, most=0)
+        best_set(fitted, {"x": [1.0, 2.0], "flops": [4.0, 3.0]}, {"x": 60.0}, 10.0, most=0)
     with pytest.raises(FitRefused, match="2 targets; a design narrows one prediction"):
-        next_trial(found, {"x": [1.0, 2.0]}, {"x": [60.0, 70.0]})
+        next_trial(fitted, {"x": [1.0, 2.0]}, {"x": [60.0, 70.0]})
     exact = fit({"x": X[:2], "y": Y[:2]}, "offset_linear", loss="squares", space="raw", fixed=None)
     with pytest.raises(FitRefused, match="zero degrees of freedom"):
         next_trial(exact, {"x": [1.0]}, {"x": 60.0})
 
 
 def test_to_dict_survives_json():
-    found = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
-    summary = best_set(found, surface_candidates(), TARGET, 1e21).to_dict()
+    fitted = fit(surface_points(np.random.default_rng(0)), "chinchilla", loss="squares")
+    summary = best_set(fitted, surface_candidates(), TARGET, 1e21).to_dict()
     assert json.loads(json.dumps(summary, allow_nan=False))["target"] == pytest.approx(TARGET)

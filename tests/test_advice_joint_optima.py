@@ -112,8 +112,8 @@ def test_what_does_not_enclose_a_joint_optimum_is_refused(keep, reason: str) -> 
     ],
 )
 def test_a_setting_that_varies_within_a_sweep_is_named(column: str, values: list, expected: list[str] | None) -> None:
-    found = unmodelled({column: values}, [0, 0, 0, 0], [[1e-3, 1e-2, 1e-3, 1e-2]])
-    assert found == ({} if expected is None else {column: expected})
+    varying = unmodelled({column: values}, [0, 0, 0, 0], [[1e-3, 1e-2, 1e-3, 1e-2]])
+    assert varying == ({} if expected is None else {column: expected})
 
 
 def test_a_setting_that_moves_with_the_size_is_part_of_its_sweep() -> None:

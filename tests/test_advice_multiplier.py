@@ -26,27 +26,27 @@ def surface(saving=1.0):
 
 @pytest.mark.parametrize("saving", [0.5, 1.0, 1.8, 6.0])
 def test_planted_saving_is_recovered(saving):
-    found = compute_multiplier(fit(study()), fit(study(saving)), 2.6, n=20)
-    assert found.multiplier == pytest.approx(saving, rel=1e-4)
-    assert found.baseline_flops == pytest.approx((300 / 0.9) ** (1 / 0.15), rel=1e-4)
-    assert found.changed_flops == pytest.approx(found.baseline_flops / saving, rel=1e-4)
-    assert found.unreached == 0
+    saved = compute_multiplier(fit(study()), fit(study(saving)), 2.6, n=20)
+    assert saved.multiplier == pytest.approx(saving, rel=1e-4)
+    assert saved.baseline_flops == pytest.approx((300 / 0.9) ** (1 / 0.15), rel=1e-4)
+    assert saved.changed_flops == pytest.approx(saved.baseline_flops / saving, rel=1e-4)
+    assert saved.unreached == 0
 
 
 def test_saving_of_a_surface_is_that_of_its_frontier():
-    found = compute_multiplier(fit(surface(), "chinchilla"), fit(surface(2.5), "chinchilla"), 2.4, n=20)
-    assert found.multiplier == pytest.approx(2.5, rel=1e-4)
+    saved = compute_multiplier(fit(surface(), "chinchilla"), fit(surface(2.5), "chinchilla"), 2.4, n=20)
+    assert saved.multiplier == pytest.approx(2.5, rel=1e-4)
     a = 0.37 / 0.72
     G = (0.35 * 480 / (0.37 * 2100)) ** (1 / 0.72)
-    size = G * (found.baseline_flops / 6) ** a
-    assert 1.8 + 480 * size**-0.35 + 2100 * (found.baseline_flops / 6 / size) ** -0.37 == pytest.approx(2.4, rel=1e-6)
+    size = G * (saved.baseline_flops / 6) ** a
+    assert 1.8 + 480 * size**-0.35 + 2100 * (saved.baseline_flops / 6 / size) ** -0.37 == pytest.approx(2.4, rel=1e-6)
 
 
 def test_default_loss_is_the_lowest_that_both_have_measured():
     baseline, changed = study(), study(2.0, flops=FLOPS[:9])
-    found = compute_multiplier(fit(baseline), fit(changed), n=20)
-    assert found.loss == changed["y"].min()
-    assert found.beyond == pytest.approx((1.0, 1.0), rel=1e-4)
+    saved = compute_multiplier(fit(baseline), fit(changed), n=20)
+    assert saved.loss == changed["y"].min()
+    assert saved.beyond == pytest.approx((1.0, 1.0), rel=1e-4)
     assert compute_multiplier(fit(baseline), fit(changed), 2.0, n=20).beyond[1] == pytest.approx(
         (300 / 0.3) ** (1 / 0.15) / 2 / FLOPS[8], rel=1e-3
     )
@@ -87,11 +87,11 @@ def gradient(shift, C):
 def test_an_end_that_no_replicate_reaches_is_none():
     rng = np.random.default_rng(0)
     fits = [fit(study(saving, rng=rng, noise=0.03)) for saving in (1.0, 1.5)]
-    lowest = max(found.predict(x=[1e5 * FLOPS[-1]])[0] for found in fits)  # many replicates have a higher floor
-    found = compute_multiplier(*fits, lowest, n=100)
-    assert None in found.interval
-    assert found.unreached > 0.025
-    json.dumps(found.to_dict(), allow_nan=False)
+    lowest = max(reached.predict(x=[1e5 * FLOPS[-1]])[0] for reached in fits)  # many replicates have a higher floor
+    reached = compute_multiplier(*fits, lowest, n=100)
+    assert None in reached.interval
+    assert reached.unreached > 0.025
+    json.dumps(reached.to_dict(), allow_nan=False)
 
 
 def test_refusals():

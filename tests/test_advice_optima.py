@@ -27,9 +27,9 @@ def sweeps(rng, *, noise=0.0, constant=3.0, exponent=-0.35, wide=2.0, points=7, 
 
 def test_vertex_of_an_exact_parabola():
     x = np.geomspace(1e-4, 1e-2, 6)
-    found = quadratic_optimum(x, 1.5 + 0.3 * np.log(x / 7e-4) ** 2, None)
-    assert (found.x, found.loss, found.curvature) == pytest.approx((7e-4, 1.5, 0.6), rel=1e-9)
-    assert found.degrees_of_freedom == 3
+    vertex = quadratic_optimum(x, 1.5 + 0.3 * np.log(x / 7e-4) ** 2, None)
+    assert (vertex.x, vertex.loss, vertex.curvature) == pytest.approx((7e-4, 1.5, 0.6), rel=1e-9)
+    assert vertex.degrees_of_freedom == 3
 
 
 def test_only_neighbours_of_the_best_enter():
@@ -50,7 +50,7 @@ def test_gain_is_the_scatter_of_the_vertex_per_unit_noise():
 
 
 @pytest.mark.parametrize(
-    ("x", "loss", "said"),
+    ("x", "loss", "message"),
     [
         ([1, 2], [1.0, 2.0], "2 values of x for a parabola; it needs at least 3"),
         ([1, 2, 4, 8], [1.0, 2.0, 3.0, 4.0], "at the lowest of 4 values, x = 1; .* add values below"),
@@ -59,8 +59,8 @@ def test_gain_is_the_scatter_of_the_vertex_per_unit_noise():
         ([1, 2, 4, 8], [1.0, 0.999, 1.5, 1.9], "lies outside the values fitted"),
     ],
 )
-def test_what_is_no_interior_minimum_is_refused(x, loss, said):
-    with pytest.raises(FitRefused, match=said) as refusal:
+def test_what_is_no_interior_minimum_is_refused(x, loss, message):
+    with pytest.raises(FitRefused, match=message) as refusal:
         quadratic_optimum(x, loss, None)
     assert "\n" not in str(refusal.value)
 

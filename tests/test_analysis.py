@@ -211,9 +211,9 @@ def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(
     study = analyse(read_results(mixed), "planted")
     assert (len(study.trials), study.planned, study.missing, study.left_out) == (14, 14, (), 7)
     assert counts(study).startswith("14 trials planned: 14 ok. 7 more trials of other settings are")
-    asked = ("--params", "3e6", "--json")
-    code, out, err = command("predict", mixed, *asked)
-    assert (code, out) == command("predict", clean, *asked)[:2]
+    options = ("--params", "3e6", "--json")
+    code, out, err = command("predict", mixed, *options)
+    assert (code, out) == command("predict", clean, *options)[:2]
     assert err.startswith("7 more trials of other settings are in this folder and left out")
     fitted = command("fit", mixed, "--law", "power", "--json", "--bootstrap", "20")
     assert json.loads(fitted[1])["n_points"] == 14

@@ -203,3 +203,12 @@ def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
     predict_trials = ["predict", "planted", "--params", "3e6"]
     loaded = loaded_after(command_lines(fit, predict, predict_trials), tmp_path)
     assert not loaded & {"torch", "matplotlib", "seaborn", "jinja2", "scalebench.reporting.page"}
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several share is in support files."""
+    files = module_files(REPOSITORY / "tests") | module_files(REPOSITORY / "experiments")
+    tests = {name for name in files if name.startswith("test_")}
+    assert len(tests) > 100
+    imports = {name: tests & imported_names(path.read_text(encoding="utf-8"), files) for name, path in files.items()}
+    assert {name: names for name, names in imports.items() if names} == {}

@@ -32,14 +32,14 @@ def sets(length: int = 16, **changes: object) -> SetRegression:
 
 def test_the_answer_is_the_formula_element_by_element() -> None:
     x, _ = Retrieval().draw(5, 0.5, 3, np.random.default_rng(0))
-    for row, found in zip(x.astype(np.float64), answer(x), strict=True):
+    for row, answer_row in zip(x.astype(np.float64), answer(x), strict=True):
         total = 0.0
         for r in range(CHANNELS):
-            wanted = rotations()[r].astype(np.float64) @ row[0, :KEY]
-            chances = [math.exp(SHARPNESS * float(element[:KEY] @ wanted)) for element in row[1:]]
+            query = rotations()[r].astype(np.float64) @ row[0, :KEY]
+            chances = [math.exp(SHARPNESS * float(element[:KEY] @ query)) for element in row[1:]]
             picked = sum(p * element[KEY + r] for p, element in zip(chances, row[1:], strict=True)) / sum(chances)
             total += float(weights()[r]) * picked
-        assert float(found[0]) == pytest.approx(total, rel=1e-4, abs=1e-5)
+        assert float(answer_row[0]) == pytest.approx(total, rel=1e-4, abs=1e-5)
 
 
 def test_sets_are_what_they_are_said_to_be() -> None:
@@ -65,10 +65,10 @@ class Oracle(torch.nn.Module):
 
 def test_the_perfect_model_reaches_the_floor() -> None:
     task = sets()
-    found = validate(Oracle(), task, train_spec(), CPU)
+    validation = validate(Oracle(), task, train_spec(), CPU)
     assert task.floor_nats == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.25))
-    assert abs(found.loss_nats - task.floor_nats) < 4 * found.standard_error_nats
-    assert found.standard_error_nats < 0.02
+    assert abs(validation.loss_nats - task.floor_nats) < 4 * validation.standard_error_nats
+    assert validation.standard_error_nats < 0.02
 
 
 def test_batches_depend_on_seed_and_step_and_validation_on_neither() -> None:
@@ -76,8 +76,8 @@ def test_batches_depend_on_seed_and_step_and_validation_on_neither() -> None:
     assert torch.equal(first[0], sets().batch(5)[0])
     assert not torch.equal(first[0], sets().batch(6)[0])
     assert not torch.equal(first[0], sets(seed=1).batch(5)[0])
-    one, two = (next(iter(sets(seed=seed).validation()))[0] for seed in (0, 1))
-    assert torch.equal(one[0], two[0])
+    of_seed_0, of_seed_1 = (next(iter(sets(seed=seed).validation()))[0] for seed in (0, 1))
+    assert torch.equal(of_seed_0[0], of_seed_1[0])
 
 
 # --- what it takes to answer -----------------------------------------------------------------------------------------
@@ -186,8 +186,8 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
     config = attention.config_for(params)
     model, x = attention.build(config, "eager"), torch.randn(4, 48, FEATURES)
-    found = saved_for_backward(model, lambda: model(x).square().mean())
-    assert 0.5 < found / (4 * attention.count(config, 48).activation_bytes) < 2
+    saved = saved_for_backward(model, lambda: model(x).square().mean())
+    assert 0.5 < saved / (4 * attention.count(config, 48).activation_bytes) < 2
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -33,10 +33,10 @@ def gradients(
 ) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """Run the kernels of a module; return what they wrote with what was expected, by name."""
     causal, scale = shape[6], 0.7 * shape[5] ** -0.5
-    given = inputs(shape, dtype, opposed)
+    tensors = inputs(shape, dtype, opposed)
     expected = oracle(shape, dtype, scale, opposed)
-    written = {name: torch.full_like(tiles.like(given[name[1]]), math.nan) for name in ("dq", "dk", "dv")}
-    operands = (*(given[name] for name in "qkvg"), statistics_of(expected))
+    written = {name: torch.full_like(tiles.like(tensors[name[1]]), math.nan) for name in ("dq", "dk", "dv")}
+    operands = (*(tensors[name] for name in "qkvg"), statistics_of(expected))
     if "keys" in kinds:
         what = (written["dk"], written["dv"], causal, scale, tile or hopper_gradients.KEYS[shape[5]])
         _, programs, arguments = hopper_gradients.keys_arguments(*operands, *what)

@@ -82,10 +82,10 @@ def gradients(
     The emulator runs programs one after the other: in the order of their numbers every turn has come already.
     """
     causal, scale = shape[6], 0.7 * shape[5] ** -0.5
-    given, expected = inputs(shape, torch.bfloat16, opposed), oracle(shape, torch.bfloat16, scale, opposed)
-    dk, dv = (torch.full_like(tiles.like(given[name]), math.nan) for name in "kv")
-    sums, counters = hopper_gradients.sums_of(given["q"])
-    operands = (*(given[name] for name in "qkvg"), statistics_of(expected), dk, dv, sums, counters)
+    tensors, expected = inputs(shape, torch.bfloat16, opposed), oracle(shape, torch.bfloat16, scale, opposed)
+    dk, dv = (torch.full_like(tiles.like(tensors[name]), math.nan) for name in "kv")
+    sums, counters = hopper_gradients.sums_of(tensors["q"])
+    operands = (*(tensors[name] for name in "qkvg"), statistics_of(expected), dk, dv, sums, counters)
     _, programs, arguments = hopper_gradients.all_arguments(*operands, causal, scale, method)
     with recorded(counters) as events:
         launch(module.hopper_all, programs, arguments, seed)
@@ -242,7 +242,7 @@ def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
 ) -> None:
     """With the kernels run by the emulator, and the passes over rows, which the interpreter's tests check, replaced."""
     shape, scale = (1, 2, 1, 150, 150, 64, True), 0.1
-    given, expected = inputs(shape, torch.bfloat16), oracle(shape, torch.bfloat16, scale)
+    tensors, expected = inputs(shape, torch.bfloat16), oracle(shape, torch.bfloat16, scale)
 
     def emulated(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         launch(kernel, programs, arguments, seed=2)
@@ -253,12 +253,12 @@ def test_the_host_side_returns_gradients_in_the_layouts_of_the_inputs(
     monkeypatch.setattr(hopper_gradients, "launch", emulated)
     monkeypatch.setattr(hopper_gradients, "scale_queries", scaled)
     monkeypatch.setattr(hopper_gradients, "row_statistics", lambda *_: statistics_of(expected))
-    operands = (given["g"], given["q"], given["k"], given["v"], given["q"], expected["lse"], True, scale)
+    operands = (tensors["g"], tensors["q"], tensors["k"], tensors["v"], tensors["q"], expected["lse"], True, scale)
     method = Method(name, 64, 3)
-    found = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
-    for which, gradient in found.items():
+    gradients = dict(zip(("dq", "dk", "dv"), hopper_gradients.backward(*operands, method=method), strict=True))
+    for which, gradient in gradients.items():
         assert error((gradient, expected[which])) < TOLERANCE[torch.bfloat16]
-        assert gradient.stride() == tiles.like(given[which[1]]).stride()
+        assert gradient.stride() == tiles.like(tensors[which[1]]).stride()
     dq, dk, dv = hopper_gradients.backward(*operands, need_q=False, method=method)
     assert not dq.numel()
     for which, gradient in {"dk": dk, "dv": dv}.items():

@@ -106,10 +106,10 @@ def test_labels_are_unique_and_the_ladder_keeps_its_tokens():
 @pytest.mark.parametrize("case", [*CASES[:4], SMALL], ids=lambda case: case.label)
 @pytest.mark.parametrize("name", ["sdpa-math", "sdpa-flash"])
 def test_torch_providers_agree_with_the_oracle_or_say_why_not(name, case, backward):
-    given = inputs(case)
-    theirs = PROVIDERS["eager"].prepare(case, given, backward)()
-    found = PROVIDERS[name].prepare(case, given, backward)()
-    assert inaccuracy(found, theirs, results(case, given, backward), ulps=32) is None
+    tensors = inputs(case)
+    theirs = PROVIDERS["eager"].prepare(case, tensors, backward)()
+    outputs = PROVIDERS[name].prepare(case, tensors, backward)()
+    assert inaccuracy(outputs, theirs, results(case, tensors, backward), ulps=32) is None
 
 
 @pytest.mark.parametrize(
@@ -132,21 +132,21 @@ def test_providers_that_need_a_gpu_say_so(name, reason):
 def test_every_configuration_is_described_once_and_completely():
     for arch in ARCHITECTURES:
         labels = set()
-        for one in compilations(arch):
-            assert one.label not in labels
-            labels.add(one.label)
-            assert tuple(one.signature) == tuple(one.function.arg_names)
-            constants = {name for name, kind in one.signature.items() if kind == "constexpr"}
-            assert constants == set(one.constants)
-            assert set(one.aligned) <= set(one.signature) - constants
+        for configuration in compilations(arch):
+            assert configuration.label not in labels
+            labels.add(configuration.label)
+            assert tuple(configuration.signature) == tuple(configuration.function.arg_names)
+            constants = {name for name, kind in configuration.signature.items() if kind == "constexpr"}
+            assert constants == set(configuration.constants)
+            assert set(configuration.aligned) <= set(configuration.signature) - constants
 
 
 def test_rows_cover_every_launch_and_keep_small_heads_to_two_warps():
     """Head dimensions 16 and 32 fault on Hopper with four warps and more under Triton 3.6 and 3.7."""
     for arch in ARCHITECTURES:
-        found = {row[1:] for row, _ in tiles.rows(arch)}
+        configurations = {row[1:] for row, _ in tiles.rows(arch)}
         widths = {torch.finfo(dtype).bits for dtype in DTYPES}
-        assert found == {
+        assert configurations == {
             (bits, size, bucket) for bits in widths for size in tiles.HEAD_DIMENSIONS for bucket in ("short", "long")
         }
         for row, chosen in tiles.rows(arch):
@@ -159,27 +159,27 @@ def test_rows_cover_every_launch_and_keep_small_heads_to_two_warps():
                 assert tiles.padded(1) % tile.block_m == 0
 
 
-def compiled(one, arch):
+def compiled(configuration, arch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile  # noqa: A004 - triton's own name
 
-    names = list(one.signature)
+    names = list(configuration.signature)
     source = ASTSource(
-        fn=one.function,
-        signature=dict(one.signature),
-        constexprs={(names.index(name),): value for name, value in one.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in one.aligned},
+        fn=configuration.function,
+        signature=dict(configuration.signature),
+        constexprs={(names.index(name),): value for name, value in configuration.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in configuration.aligned},
     )
-    options = {"num_warps": one.num_warps, "num_stages": one.num_stages}
+    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     return compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward-descriptors", "keys", "atomic", "queries", "queries-descriptors"])
 def test_long_bfloat16_sequences_on_hopper_use_asynchronous_tensor_cores(kind):
     """wgmma, 16-byte copies and shared memory within the limit; the rest of the table is for ``make kernels``."""
-    one = long_bfloat16(kind, 90)
-    result = compiled(one, 90)
-    assert one.tensor_core
+    configuration = long_bfloat16(kind, 90)
+    result = compiled(configuration, 90)
+    assert configuration.tensor_core
     assert "wgmma.mma_async" in result.asm["ptx"]
     assert "mma.sync" not in result.asm["ptx"]
     assert ("cp.async.cg" in result.asm["ptx"]) != kind.endswith("-descriptors")
@@ -203,8 +203,12 @@ def test_descriptors_take_fewer_registers_than_pointers_on_the_same_tile():
 def long_bfloat16(kind, arch):
     tile = tiles.tile_for(kind, tiles.Row(arch, 16, 128, "long"))
     shape = f"{tile.block_m}x{tile.block_n} {tile.warps} warps"
-    (one,) = [one for one in compilations(arch) if one.label.startswith(f"attention {kind} bf16 D128 causal {shape}")]
-    return one
+    (configuration,) = [
+        configuration
+        for configuration in compilations(arch)
+        if configuration.label.startswith(f"attention {kind} bf16 D128 causal {shape}")
+    ]
+    return configuration
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # by forward_ad itself

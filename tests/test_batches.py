@@ -43,25 +43,25 @@ def losses_of(monkeypatch: pytest.MonkeyPatch | None = None) -> torch.Tensor:
 def test_a_thread_makes_the_same_batches_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
     _, task, _ = small_task()
     for inline, ahead in zip(batches(task, range(6), CPU), prefetched(task.batch, range(6), CPU), strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(inline, ahead, strict=True))
+        assert all(torch.equal(batch, batch_ahead) for batch, batch_ahead in zip(inline, ahead, strict=True))
     assert torch.equal(losses_of(), losses_of(monkeypatch))
 
 
 def test_the_thread_stays_ahead_by_a_bounded_number_and_ends_with_its_reader() -> None:
-    made: list[int] = []
+    batches: list[int] = []
 
     def make(step: int) -> tuple[torch.Tensor]:
-        made.append(step)
+        batches.append(step)
         return (torch.tensor(step),)
 
     before = threading.active_count()
     coming = prefetched(make, range(100), CPU)
     assert next(coming)[0].item() == 0
     deadline = time.monotonic() + 5
-    while len(made) < AHEAD + 2 and time.monotonic() < deadline:
+    while len(batches) < AHEAD + 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert made == list(range(AHEAD + 2))  # one taken, AHEAD waiting, one in hand
+    assert batches == list(range(AHEAD + 2))  # one taken, AHEAD waiting, one in hand
     coming.close()
     assert threading.active_count() == before
 

@@ -10,26 +10,18 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from support import saved_for_backward, train_spec
+from task_support import STDLIB, T, masked_pairs
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalebench.data import open_source
 from scalebench.data.text import Text
 from scalebench.errors import InputError
 from scalebench.families import bert, configure
 from scalebench.families.modules.bert import EncoderBlock
 from scalebench.study import DataSpec
-from scalebench.tasks import MaskedPairs
 from scalebench.tasks.masked import IGNORED
 
-STDLIB = open_source("stdlib")
 SHAPE = {"vocab_size": 259, "context": 64}
-T = 43
-
-
-def pairs(text: Text = STDLIB, **changes: object) -> MaskedPairs:
-    values = {"sequence_length": T, "batch_size": 256, "seed": 0, "validation_fraction": 0.2, "validation_samples": 200}
-    return MaskedPairs(text, **(values | changes))
 
 
 # --- size ------------------------------------------------------------------------------------------------------------
@@ -89,10 +81,10 @@ def test_flops_are_the_counters_on_the_eager_path() -> None:
 
 @pytest.mark.parametrize("params", [1e4, 5e5])
 def test_activations_are_estimated_within_a_factor_of_two(params: float) -> None:
-    config, task = bert.config_for(params, **SHAPE), pairs(batch_size=4)
+    config, task = bert.config_for(params, **SHAPE), masked_pairs(batch_size=4)
     model, batch = bert.build(config, "eager"), task.batch(0)
-    found = saved_for_backward(model, lambda: task.losses(model, batch).mean())
-    assert 0.5 < found / (4 * bert.count(config, T).activation_bytes) < 2
+    saved = saved_for_backward(model, lambda: task.losses(model, batch).mean())
+    assert 0.5 < saved / (4 * bert.count(config, T).activation_bytes) < 2
 
 
 # --- the function ----------------------------------------------------------------------------------------------------
@@ -124,7 +116,10 @@ def test_a_block_is_torchs_encoder_layer(implementation: str) -> None:
 
 def test_every_token_sees_every_other() -> None:
     torch.manual_seed(0)
-    model, (inputs, segments, *_) = bert.build(bert.config_for(3e4, **SHAPE), "sdpa"), pairs(batch_size=1).batch(0)
+    model, (inputs, segments, *_) = (
+        bert.build(bert.config_for(3e4, **SHAPE), "sdpa"),
+        masked_pairs(batch_size=1).batch(0),
+    )
     before = model.encode(inputs, segments)
     for place in (0, 17, T - 1):
         changed = inputs.clone()
@@ -135,7 +130,10 @@ def test_every_token_sees_every_other() -> None:
 
 def test_segments_and_positions_count() -> None:
     torch.manual_seed(0)
-    model, (inputs, segments, *_) = bert.build(bert.config_for(3e4, **SHAPE), "sdpa"), pairs(batch_size=2).batch(0)
+    model, (inputs, segments, *_) = (
+        bert.build(bert.config_for(3e4, **SHAPE), "sdpa"),
+        masked_pairs(batch_size=2).batch(0),
+    )
     before = model.encode(inputs, segments)
     assert (model.encode(inputs, 1 - segments) - before).abs().max() > 1e-2
     swapped = inputs[:, [0, *range(20, 0, -1), *range(21, T)]]
@@ -143,7 +141,7 @@ def test_segments_and_positions_count() -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    task = pairs(batch_size=4)
+    task = masked_pairs(batch_size=4)
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
@@ -160,7 +158,7 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 
 def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
     torch.manual_seed(0)
-    task, model = pairs(batch_size=16), bert.build(bert.config_for(2e4, **SHAPE), "sdpa")
+    task, model = masked_pairs(batch_size=16), bert.build(bert.config_for(2e4, **SHAPE), "sdpa")
     inputs, segments, labels, follows = batch = task.batch(0)
     with torch.no_grad():
         symbols, verdicts = model(inputs, segments)
@@ -168,20 +166,20 @@ def test_the_loss_is_the_sum_of_both_and_they_are_reported_apart() -> None:
         losses = task.losses(model, batch).double().numpy()
     masked = labels != IGNORED
     filled = F.cross_entropy(symbols[masked], labels[masked])
-    told = F.cross_entropy(verdicts, follows)
-    found = task.metrics(judged)
+    next_sentence = F.cross_entropy(verdicts, follows)
+    metrics = task.metrics(judged)
     np.testing.assert_allclose(judged["loss_nats"], losses, rtol=1e-6)
-    assert losses.mean() == pytest.approx(float(filled + told), rel=1e-5)
-    assert found["mlm_loss_nats"] == pytest.approx(float(filled), rel=1e-5)
-    assert found["nsp_loss_nats"] == pytest.approx(float(told), rel=1e-5)
-    assert found["mlm_accuracy"] == pytest.approx(float((symbols.argmax(2) == labels)[masked].double().mean()))
-    said = verdicts.argmax(1)
-    assert found["nsp_accuracy"] == pytest.approx(float((said == follows).double().mean()))
-    assert found["nsp_f1"] == f1_score(follows, said, zero_division=0.0)
+    assert losses.mean() == pytest.approx(float(filled + next_sentence), rel=1e-5)
+    assert metrics["mlm_loss_nats"] == pytest.approx(float(filled), rel=1e-5)
+    assert metrics["nsp_loss_nats"] == pytest.approx(float(next_sentence), rel=1e-5)
+    assert metrics["mlm_accuracy"] == pytest.approx(float((symbols.argmax(2) == labels)[masked].double().mean()))
+    predicted = verdicts.argmax(1)
+    assert metrics["nsp_accuracy"] == pytest.approx(float((predicted == follows).double().mean()))
+    assert metrics["nsp_f1"] == f1_score(follows, predicted, zero_division=0.0)
 
 
 def test_a_model_that_knows_nothing_has_the_loss_of_guessing() -> None:
-    task = pairs(batch_size=16)
+    task = masked_pairs(batch_size=16)
 
     class Guess(torch.nn.Module):
         def forward(self, tokens: torch.Tensor, segments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,10 +218,10 @@ def test_tasks_that_do_not_fit_the_model_are_refused(change: dict[str, int], wor
 
 
 def test_texts_and_lengths_without_pairs_are_refused() -> None:
-    pairs().check()
+    masked_pairs().check()
     with pytest.raises(ValueError, match="sequence_length = 7"):
-        pairs(sequence_length=7).check()
+        masked_pairs(sequence_length=7).check()
     with pytest.raises(ValueError, match="fewer than two training documents"):
-        pairs(sequence_length=3_000_000).check()
+        masked_pairs(sequence_length=3_000_000).check()
     with pytest.raises(ValueError, match="fewer than two"):
-        pairs(Text(tuple(b"no line ends here %d" % i for i in range(50)))).check()
+        masked_pairs(Text(tuple(b"no line ends here %d" % i for i in range(50)))).check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
     """Weights, optimizer state and random numbers; 20 % of 10 and of 50 steps decay."""
     rows = sorted(trained(copied, BRANCH), key=lambda row: row["first_step"])
@@ -52,10 +45,10 @@ def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
 
 def test_keeping_checkpoints_does_not_change_a_run(base: Path, tmp_path: Path) -> None:
     (plain,) = trained(tmp_path, PARENT)
-    (kept,) = store.load_results(base / "results").to_dict("records")
-    assert plain["weights_sha256"] == kept["weights_sha256"]
-    assert plain["trial_id"] == kept["trial_id"]
-    assert {path.name for path in Path(kept["attempt_dir"]).glob("step-*/*")} == {
+    (row,) = store.load_results(base / "results").to_dict("records")
+    assert plain["weights_sha256"] == row["weights_sha256"]
+    assert plain["trial_id"] == row["trial_id"]
+    assert {path.name for path in Path(row["attempt_dir"]).glob("step-*/*")} == {
         "weights.safetensors", "state.safetensors",
     }  # fmt: skip
 

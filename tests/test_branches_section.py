@@ -52,11 +52,11 @@ def study(*, shift: float = 0.0, scratch: bool = True, scratch_seeds: tuple[int,
 
 
 def test_equal_branches_agree_exactly_and_within_noise() -> None:
-    found = branches_of(study())
-    assert [(place.size, place.steps) for place in found.places] == [(n, s) for n in SIZES for s in LENGTHS]
-    assert [(place.equal, place.pairs) for place in found.places] == [(0.0, 1)] * 6
-    assert sum(place.within_noise for place in found.places) >= 5
-    first = found.places[0]
+    branches = branches_of(study())
+    assert [(place.size, place.steps) for place in branches.places] == [(n, s) for n in SIZES for s in LENGTHS]
+    assert [(place.equal, place.pairs) for place in branches.places] == [(0.0, 1)] * 6
+    assert sum(place.within_noise for place in branches.places) >= 5
+    first = branches.places[0]
     ours, theirs = ([loss(4000, 100, seed) for seed in seeds] for seeds in ((1, 2), (3, 4)))
     assert first.difference == pytest.approx(np.mean(ours) - np.mean(theirs))
     sides = ([loss(4000, 100, 0), *ours], [loss(4000, 100, 0), *theirs])
@@ -65,9 +65,9 @@ def test_equal_branches_agree_exactly_and_within_noise() -> None:
 
 
 def test_branches_that_end_elsewhere_do_not_agree() -> None:
-    found = branches_of(study(shift=0.2))
-    assert not any(place.within_noise for place in found.places)
-    assert all(place.equal == pytest.approx(0.2) for place in found.places)
+    branches = branches_of(study(shift=0.2))
+    assert not any(place.within_noise for place in branches.places)
+    assert all(place.equal == pytest.approx(0.2) for place in branches.places)
     assert "do not agree everywhere" in " ".join(verdict(study(shift=0.2)))
 
 
@@ -78,13 +78,13 @@ def test_what_is_saved_counts_the_run_that_is_branched_from_once() -> None:
 
 
 def test_the_section_says_all_of_it() -> None:
-    one = study()
-    assert sections.section_for(one) is branches.SECTION
-    text = " ".join(verdict(one)).replace("\u00a0", " ")
+    analysed = study()
+    assert sections.section_for(analysed) is branches.SECTION
+    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert "The branches agree with runs from scratch within the noise of the seeds" in text
     assert "the same loss to the last bit (6 pairs)" in text
     assert "took 65.7 % of the FLOPs that runs from scratch to the same 3 lengths take: 34.3 % saved" in text
-    outcome = branches.outcome(one).measured
+    outcome = branches.outcome(analysed).measured
     assert "within noise of runs from scratch at" in outcome
     assert "34.3" in outcome
 
@@ -106,9 +106,9 @@ def test_without_runs_from_scratch_the_agreement_is_open() -> None:
 
 
 def test_a_study_of_continued_runs_of_one_length_is_no_study_of_branches() -> None:
-    one = study(lengths=(100,))
-    assert sections.section_for(one) is not branches.SECTION
-    assert sections.section_for(StudyAnalysis("none", {}, one.rows.iloc[:0])) is not branches.SECTION
+    analysed = study(lengths=(100,))
+    assert sections.section_for(analysed) is not branches.SECTION
+    assert sections.section_for(StudyAnalysis("none", {}, analysed.rows.iloc[:0])) is not branches.SECTION
 
 
 def test_branches_from_different_steps_are_series_of_their_own() -> None:

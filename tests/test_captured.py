@@ -47,8 +47,8 @@ def recording(held: list[Tensor]) -> Iterator[None]:
     before = [tensor.detach().clone() for tensor in held]
     yield
     with torch.no_grad():
-        for tensor, kept in zip(held, before, strict=True):
-            tensor.copy_(kept)
+        for tensor, copied in zip(held, before, strict=True):
+            tensor.copy_(copied)
 
 
 def trained(monkeypatch: pytest.MonkeyPatch, *, capture: bool) -> tuple[Tensor, list[int]]:

@@ -130,13 +130,13 @@ STDLIB = ("--where", "source == 'stdlib'")
 
 @pytest.mark.slow
 def test_the_command_prints_both_kinds_with_their_chain_and_as_json(command, folder: Path) -> None:
-    asked = ("predict", folder, "--max-loss", "2.06", "--max-bytes", "40k", "--max-latency", "2ms", *STDLIB)
-    code, out, _ = command(*asked)
+    request = ("predict", folder, "--max-loss", "2.06", "--max-bytes", "40k", "--max-latency", "2ms", *STDLIB)
+    code, out, _ = command(*request)
     assert code == 0
     assert "base a" in out
     assert "→ quant b" in out
     assert "no trial has this size" in out
-    code, out, _ = command(*asked, "--json")
+    code, out, _ = command(*request, "--json")
     answer = json.loads(out)
     assert answer["limits"] == {"loss": 2.06, "bytes": 4e4, "latency": 2e-3}
     assert [candidate["basis"] for candidate in answer["candidates"]][-1] == PREDICTED

@@ -25,7 +25,7 @@ LOSSES = {"sgd": (3.30, 3.32), "muon": (2.50, 2.51), "adamw": (2.52, 2.515)}
 def trials(losses: dict[str, tuple[float, float]], sizes: tuple[int, ...] = (12_000,)) -> pd.DataFrame:
     rows = [
         {"optimizer": name, "seed": seed, "params_non_embedding": size, "validation_loss_nats": loss}
-        for size in sizes for name, found in losses.items() for seed, loss in enumerate(found)
+        for size in sizes for name, by_seed in losses.items() for seed, loss in enumerate(by_seed)
     ]  # fmt: skip
     frame = pd.DataFrame({column.name: [None] * len(rows) for column in columns_of("training")})
     return frame.assign(
@@ -137,9 +137,9 @@ def test_a_study_of_one_size_and_more_data_is_shown_against_data() -> None:
 def test_a_law_without_intervals_says_so_once() -> None:
     frame = trials({"adamw": (3.0, 3.01)}, (1000, 4000, 16_000))
     frame["validation_loss_nats"] -= 0.2 * np.log2(frame["params_non_embedding"] / 1000)
-    said = " ".join(verdict(analysis(frame)))  # three sizes, three parameters
-    assert "(no interval" in said
-    assert "interval no interval" not in said
+    text = " ".join(verdict(analysis(frame)))  # three sizes, three parameters
+    assert "(no interval" in text
+    assert "interval no interval" not in text
 
 
 def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:

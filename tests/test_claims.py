@@ -47,11 +47,11 @@ def test_of_many_that_claim_one_trial_at_the_same_time_one_has_it(tmp_path: Path
     for number in range(1, 21):
         attempts, barrier = [prepare(tmp_path, number) for _ in range(6)], threading.Barrier(6)
         with ThreadPoolExecutor(6) as pool:
-            taken = list(pool.map(lambda attempt, barrier=barrier: barrier.wait() >= 0 and take(attempt), attempts))
-        assert sorted(taken) == [False] * 5 + [True]
+            results = list(pool.map(lambda attempt, barrier=barrier: barrier.wait() >= 0 and take(attempt), attempts))
+        assert sorted(results) == [False] * 5 + [True]
         claim = last_claim(tmp_path / "trials" / "t")
         assert claim is not None
-        assert (claim.number, claim.attempt, claim.driver) == (number, attempts[taken.index(True)], "d")
+        assert (claim.number, claim.attempt, claim.driver) == (number, attempts[results.index(True)], "d")
         assert not claim.settled
 
 

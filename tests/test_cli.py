@@ -59,9 +59,9 @@ def test_status_counts_and_gives_reasons(command, finished: Path) -> None:
     code, out, _ = command("status", finished)
     assert code == 1
     assert out.count("unsupported: ") == 2
-    found = json.loads(command("status", finished, "--json")[1])
-    assert found["studies"] == {"small": {"ok": 2, "unsupported": 2}}
-    assert {row["error_class"] for row in found["not_ok"]} == {"Unsupported"}
+    output = json.loads(command("status", finished, "--json")[1])
+    assert output["studies"] == {"small": {"ok": 2, "unsupported": 2}}
+    assert {row["error_class"] for row in output["not_ok"]} == {"Unsupported"}
 
 
 @pytest.mark.slow
@@ -103,10 +103,10 @@ def test_plan_says_what_would_run_and_runs_nothing(command, tmp_path: Path) -> N
     assert code == 0
     assert "14 trials, 14 to run" in out
     assert not (tmp_path / "results").exists()
-    found = json.loads(command("plan", "demo", "--json")[1])
-    assert found["total"]["trials"] == found["total"]["missing"] == 14
-    assert sum(size["flops_per_trial"] * size["trials"] for size in found["sizes"]) == found["total"]["flops"]
-    assert all(size["estimated_time_s"] > 0 and size["estimated_memory_bytes"] > 0 for size in found["sizes"])
+    output = json.loads(command("plan", "demo", "--json")[1])
+    assert output["total"]["trials"] == output["total"]["missing"] == 14
+    assert sum(size["flops_per_trial"] * size["trials"] for size in output["sizes"]) == output["total"]["flops"]
+    assert all(size["estimated_time_s"] > 0 and size["estimated_memory_bytes"] > 0 for size in output["sizes"])
 
 
 def test_plan_measures_nothing_and_names_the_rate_it_assumes(command, monkeypatch) -> None:
@@ -138,13 +138,13 @@ def test_run_prints_an_event_for_each_trial_or_a_summary_line(command, finished:
 
 
 def test_list_shows_every_kind_of_name(command) -> None:
-    found = json.loads(command("list", "--json")[1])
-    assert set(found) - {"command"} == {"families", "workloads", "studies", "laws", "optimizers", "sources"}
-    assert {"gpt", "mlp", "linear"} <= set(found["families"])
-    assert "gpt3-175b" in found["families"]["gpt"]["sizes"]
-    assert "demo" in found["studies"]
+    output = json.loads(command("list", "--json")[1])
+    assert set(output) - {"command"} == {"families", "workloads", "studies", "laws", "optimizers", "sources"}
+    assert {"gpt", "mlp", "linear"} <= set(output["families"])
+    assert "gpt3-175b" in output["families"]["gpt"]["sizes"]
+    assert "demo" in output["studies"]
     text = command("list")[1]
-    assert all(name in text for key, kind in found.items() if key != "command" for name in kind)
+    assert all(name in text for key, kind in output.items() if key != "command" for name in kind)
 
 
 def test_doctor_names_what_does_not_work_here(command) -> None:

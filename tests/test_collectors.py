@@ -60,12 +60,12 @@ def counts_at(config: gpt.Config) -> int:
 
 def test_activations_grow_with_the_batch_and_parameters_do_not() -> None:
     model = mlp.build(mlp.config_for(2e3), "eager")
-    found = []
+    measured = []
     for batch in (10, 1000):
         optimizer, x = build_optimizer(model, train_spec()), torch.zeros(batch, 8)
-        found.append(memory.split_columns(model, optimizer, lambda _, x=x: model(x).square().mean().backward()))
-    assert found[0]["memory_parameters_bytes"] == found[1]["memory_parameters_bytes"]
-    assert found[1]["memory_activations_bytes"] > 50 * found[0]["memory_activations_bytes"]
+        measured.append(memory.split_columns(model, optimizer, lambda _, x=x: model(x).square().mean().backward()))
+    assert measured[0]["memory_parameters_bytes"] == measured[1]["memory_parameters_bytes"]
+    assert measured[1]["memory_activations_bytes"] > 50 * measured[0]["memory_activations_bytes"]
 
 
 @pytest.mark.slow
@@ -137,14 +137,14 @@ def test_measuring_a_peak_leaves_the_random_numbers_of_a_trial_alone() -> None:
 
 
 def test_the_environment_names_versions_code_and_machine() -> None:
-    found = environment("cpu")
-    assert found["torch_version"] == torch.__version__
-    assert found["machine_id"] == machine_id()
-    assert len(found["code_fingerprint"]) == 12
-    assert found["threads"] == torch.get_num_threads()
+    facts = environment("cpu")
+    assert facts["torch_version"] == torch.__version__
+    assert facts["machine_id"] == machine_id()
+    assert len(facts["code_fingerprint"]) == 12
+    assert facts["threads"] == torch.get_num_threads()
     whole = json.loads(json.dumps(environment_file("cpu")))
     assert whole["cpu_count"] >= 1
-    assert found.items() <= whole.items()
+    assert facts.items() <= whole.items()
 
 
 def test_the_fingerprint_follows_the_code_that_decides_numbers(tmp_path: Path, monkeypatch) -> None:

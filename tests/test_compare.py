@@ -45,9 +45,9 @@ def timers(works: dict[str, Work]) -> dict[str, Timer]:
     return {name: CpuClock().timer(work, 1) for name, work in works.items()}
 
 
-def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
-    (one,) = (r for r in found.rows if r["provider"] == provider and r["case_index"] == case_index)
-    return one
+def row(result: Comparison, provider: str, case_index: int = 0) -> dict[str, object]:
+    (row,) = (r for r in result.rows if r["provider"] == provider and r["case_index"] == case_index)
+    return row
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -56,24 +56,24 @@ def row(found: Comparison, provider: str, case_index: int = 0) -> dict[str, obje
 @pytest.mark.slow
 def test_there_is_a_row_for_every_provider_and_case_with_every_column(compared: Comparison) -> None:
     assert len(compared.rows) == 7 * 2
-    for one in compared.rows:
-        assert set(ROW_COLUMNS) <= set(one)
-        assert (one["shape_rows"], one["dtype"]) in ((7, "float32"), (65, "bfloat16"))
+    for row in compared.rows:
+        assert set(ROW_COLUMNS) <= set(row)
+        assert (row["shape_rows"], row["dtype"]) in ((7, "float32"), (65, "bfloat16"))
 
 
 @pytest.mark.slow
 def test_the_summary_is_that_of_the_samples_kept_beside(compared: Comparison) -> None:
     samples = pd.read_parquet(compared.run / "samples.parquet")
     for provider in ("eager", "slow"):
-        one = row(compared, provider)
-        own = samples[(samples["provider"] == provider) & (samples["case"] == one["case"])]
+        measured = row(compared, provider)
+        own = samples[(samples["provider"] == provider) & (samples["case"] == measured["case"])]
         medians = own.groupby("process")["time_s"].median()
-        assert one["samples"] == len(own)
-        assert one["processes"] == len(medians) == 2
-        assert one["time_median_s"] == pytest.approx(np.exp(np.log(medians).mean()))
-        assert one["time_p20_s"] == pytest.approx(own["time_s"].quantile(0.2))
-        assert one["achieved_bytes_per_s"] == pytest.approx((7 * 33 + 7) * 4 / one["time_median_s"])
-        assert one["achieved_flops_per_s"] == pytest.approx(2 * 7 * 33 / one["time_median_s"])
+        assert measured["samples"] == len(own)
+        assert measured["processes"] == len(medians) == 2
+        assert measured["time_median_s"] == pytest.approx(np.exp(np.log(medians).mean()))
+        assert measured["time_p20_s"] == pytest.approx(own["time_s"].quantile(0.2))
+        assert measured["achieved_bytes_per_s"] == pytest.approx((7 * 33 + 7) * 4 / measured["time_median_s"])
+        assert measured["achieved_flops_per_s"] == pytest.approx(2 * 7 * 33 / measured["time_median_s"])
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_a_wrong_result_is_told_with_its_error_and_gets_no_verdict(compared: Com
     assert not compared.good
 
 
-def decode_case(found: Comparison, index: int) -> object:
-    return decode(load_operation(OPERATION), read_json(found.run / "request.json")["cases"][index])
+def decode_case(result: Comparison, index: int) -> object:
+    return decode(load_operation(OPERATION), read_json(result.run / "request.json")["cases"][index])
 
 
 @pytest.mark.slow
@@ -134,22 +134,22 @@ def test_what_cannot_run_is_a_row_with_its_reason(compared: Comparison) -> None:
 
 @pytest.mark.slow
 def test_ceilings_and_environment_stand_in_every_row(compared: Comparison) -> None:
-    for one in compared.rows:
-        assert one["copy_ceiling_bytes_per_s"] > 1e8
-        assert one["matmul_ceiling_flops_per_s"] > 1e8
-        assert one["machine_id"]
-        assert one["torch_version"] == torch.__version__
+    for row in compared.rows:
+        assert row["copy_ceiling_bytes_per_s"] > 1e8
+        assert row["matmul_ceiling_flops_per_s"] > 1e8
+        assert row["machine_id"]
+        assert row["torch_version"] == torch.__version__
 
 
 def test_sampling_goes_on_to_six_samples_unless_that_takes_five_times_as_long() -> None:
     rule = StoppingRule(timeout_s=1e-3)
     works = {"fast": dict, "slow": lambda: time.sleep(1e-3) or {}}
     sampled = sample_interleaved(timers(works), rule, random.Random(0))
-    (count,) = {len(one.times_s) for one in sampled.values()}
+    (count,) = {len(samples.times_s) for samples in sampled.values()}
     assert 1 <= count <= 6  # six, unless the machine is so busy that five times the limit pass before
     slower = {"slow": lambda: time.sleep(20e-3) or {}}
-    (one,) = sample_interleaved(timers(slower), rule, random.Random(0)).values()
-    assert (len(one.times_s), one.stop_reason) == (1, "timeout")
+    (samples,) = sample_interleaved(timers(slower), rule, random.Random(0)).values()
+    assert (len(samples.times_s), samples.stop_reason) == (1, "timeout")
 
 
 def test_a_provider_that_raises_while_timed_leaves_the_others_alone() -> None:
@@ -181,21 +181,21 @@ def test_eager_memory_is_the_product_and_the_sums(compared: Comparison) -> None:
 @pytest.mark.slow
 def test_gradients_are_compared_against_their_reference(tmp_path: Path) -> None:
     options = {"processes": 1, "seconds": 0.02, "device": "cpu", "shapes": "rows=3,columns=5", "backward": True}
-    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
-    assert row(found, "eager")["accepted"] is True
-    assert "returned total; expected x" in row(found, "wrong")["error_note"]
-    assert row(found, "eager")["backward"] is True
-    assert row(found, "wrong")["verdict"] is None
+    result = scalebench.compare(OPERATION, results=tmp_path, providers="eager,wrong", **options)
+    assert row(result, "eager")["accepted"] is True
+    assert "returned total; expected x" in row(result, "wrong")["error_note"]
+    assert row(result, "eager")["backward"] is True
+    assert row(result, "wrong")["verdict"] is None
 
 
 @pytest.mark.slow
 def test_a_provider_that_kills_its_process_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
     options = QUICK | {"processes": 1, "shapes": "rows=2,columns=2"}
-    found = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
-    assert row(found, "dying")["status"] == "killed"
-    assert row(found, "dying")["error_message"] == "SIGKILL during prepare"
-    assert row(found, "eager")["status"] == "ok"
-    assert not found.good
+    result = scalebench.compare(OPERATION, results=tmp_path, providers=("dying", "eager"), **options)
+    assert row(result, "dying")["status"] == "killed"
+    assert row(result, "dying")["error_message"] == "SIGKILL during prepare"
+    assert row(result, "eager")["status"] == "ok"
+    assert not result.good
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells_of_wrong_results(c
     code, out, _ = command("compare", OPERATION, "--providers", "eager,wrong", *quick, "--json")
     assert code == 1
     rows = json.loads(out)["rows"]
-    assert [one["accepted"] for one in rows] == [True, False]
+    assert [row["accepted"] for row in rows] == [True, False]
     code, _, err = command("compare", OPERATION, "--providers", "wrogn")
     assert code == 2
     assert "did you mean 'wrong'?" in err
@@ -285,8 +285,8 @@ def test_a_damaged_run_is_told_and_left_out(compared: Comparison, tmp_path: Path
     run = tmp_path / "compare-x" / "runs" / "run-1"
     run.mkdir(parents=True)
     (run / "rows.json").write_bytes((compared.run / "rows.json").read_bytes()[:-20])
-    found = read_comparisons(tmp_path)
-    assert found.frame.empty
-    assert "rows.json" in found.damaged[0]
-    text = render(read_results(tmp_path), found)
+    result = read_comparisons(tmp_path)
+    assert result.frame.empty
+    assert "rows.json" in result.damaged[0]
+    text = render(read_results(tmp_path), result)
     assert "Damaged files" in text

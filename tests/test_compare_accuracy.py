@@ -17,11 +17,11 @@ def off_by(error: float) -> Errors:
 
 @pytest.mark.parametrize(("own", "accepted"), [(1e-3, True), (1.9e-3, True), (2.1e-3, False), (0.0, True)])
 def test_twice_the_eager_error_is_accepted_and_no_more(own: float, accepted: bool) -> None:
-    found = accuracy_columns(off_by(own), off_by(1e-3))
-    assert found["accepted"] is accepted
-    assert found["error_ratio"] == pytest.approx(own / 1e-3)
-    assert found["max_abs_error"] == pytest.approx(own)
-    assert (found["error_note"] is None) is accepted
+    columns = accuracy_columns(off_by(own), off_by(1e-3))
+    assert columns["accepted"] is accepted
+    assert columns["error_ratio"] == pytest.approx(own / 1e-3)
+    assert columns["max_abs_error"] == pytest.approx(own)
+    assert (columns["error_note"] is None) is accepted
 
 
 def test_a_few_units_in_the_last_place_are_accepted_where_eager_is_exact() -> None:
@@ -45,9 +45,9 @@ def test_a_small_result_may_drown_in_the_precision_of_a_large_one() -> None:
 def test_what_is_not_a_number_is_wrong_also_where_eager_has_it(value: float) -> None:
     broken = errors_of({"out": torch.tensor([1.0, value, 2.0])}, EXPECTED)
     for eager in (off_by(1e-3), broken):
-        found = accuracy_columns(broken, eager)
-        assert found["accepted"] is False
-        assert found["max_abs_error"] is None
+        columns = accuracy_columns(broken, eager)
+        assert columns["accepted"] is False
+        assert columns["max_abs_error"] is None
 
 
 def test_an_infinity_of_the_reference_is_matched_exactly() -> None:
@@ -58,15 +58,15 @@ def test_an_infinity_of_the_reference_is_matched_exactly() -> None:
 
 
 def test_other_names_and_shapes_are_wrong() -> None:
-    for found, told in (({"y": EXPECTED["out"]}, "returned y; expected out"),
+    for outputs, message in (({"y": EXPECTED["out"]}, "returned y; expected out"),
                         ({"out": EXPECTED["out"][:2]}, "other shapes: out: (2,), expected (3,)")):  # fmt: skip
-        columns = accuracy_columns(errors_of(found, EXPECTED), off_by(1e-3))
+        columns = accuracy_columns(errors_of(outputs, EXPECTED), off_by(1e-3))
         assert columns["accepted"] is False
-        assert told in columns["error_note"]
+        assert message in columns["error_note"]
 
 
 def test_without_an_eager_error_only_the_last_places_are_sure() -> None:
     assert accuracy_columns(off_by(0.0), None, "eager is out of memory")["accepted"] is True
-    found = accuracy_columns(off_by(1e-3), None, "eager is out of memory")
-    assert found["accepted"] is None
-    assert "out of memory" in found["error_note"]
+    columns = accuracy_columns(off_by(1e-3), None, "eager is out of memory")
+    assert columns["accepted"] is None
+    assert "out of memory" in columns["error_note"]

@@ -31,7 +31,7 @@ OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"providers": "eagre"}, "did you mean 'eager'?"),
         ({"baseline": "triton"}, "--baseline: unknown 'triton'"),
@@ -48,19 +48,21 @@ OPERATION = str(Path(__file__).with_name("comparison_operation.py"))
         ({"provider": "eager"}, "did you mean 'providers'?"),
     ],
 )
-def test_wrong_options_are_refused_with_what_was_meant(options: dict[str, object], told: str, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_with_what_was_meant(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as refused:
         scalebench.compare(OPERATION, results=tmp_path, **{"device": "cpu"} | options)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.py"
     empty.write_text("CASES = ()\n")
-    for name, told in (("atention", "did you mean 'attention'?"), (str(empty), "lacks Case, inputs"),
+    for name, message in (("atention", "did you mean 'attention'?"), (str(empty), "lacks Case, inputs"),
                        (str(tmp_path / "none.py"), "no such file")):  # fmt: skip
-        with pytest.raises(InputError, match=told.replace("?", r"\?")):
+        with pytest.raises(InputError, match=message.replace("?", r"\?")):
             plan_comparison(name, Options())
 
 
@@ -156,6 +158,6 @@ def test_the_shapes_of_a_case_are_read_as_the_command_line_spells_them(tmp_path:
     write_json(run / "request.json", {"schema": 1})
     row = {"operation": "optimizer", "case": "small", "provider": "eager", "status": "ok"}
     write_run(run, [row | {"shape_shapes": [[768, 512], [768]], "shape_name": "small"}], pd.DataFrame())
-    found = read_comparisons(tmp_path)
-    assert found.damaged == ()
-    assert found.frame[["shape_shapes", "shape_name"]].to_numpy().tolist() == [["768x512+768", "small"]]
+    comparisons = read_comparisons(tmp_path)
+    assert comparisons.damaged == ()
+    assert comparisons.frame[["shape_shapes", "shape_name"]].to_numpy().tolist() == [["768x512+768", "small"]]

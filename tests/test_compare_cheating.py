@@ -250,19 +250,19 @@ def test_on_a_cpu_what_fits_into_the_caches_has_the_ceiling_of_the_caches_and_tw
 
 
 def test_two_modes_in_most_processes_of_either_side_take_the_verdict() -> None:
-    one, two = [1.0, 1.001, 0.999] * 10, [1.0, 1.01, 3.0, 3.01] * 8
-    assert mode_columns([two, two, one])["fast_mode_share"] == pytest.approx(0.5)
-    assert mode_columns([two, one]) == dict.fromkeys(("fast_mode_s", "slow_mode_s", "fast_mode_share"))
+    steady, bimodal = [1.0, 1.001, 0.999] * 10, [1.0, 1.01, 3.0, 3.01] * 8
+    assert mode_columns([bimodal, bimodal, steady])["fast_mode_share"] == pytest.approx(0.5)
+    assert mode_columns([bimodal, steady]) == dict.fromkeys(("fast_mode_s", "slow_mode_s", "fast_mode_share"))
 
     def judged(ours: list[list[float]], base: list[list[float]]) -> dict[str, object]:
         runs, against = ([{"status": "ok", "samples_s": samples} for samples in side] for side in (ours, base))
         return verdict_columns("new", "ok", runs, "old", against, 0.02)
 
-    assert judged([one, one], [one, one])["verdict"] == "SAME"
-    assert "old has two modes" in judged([one, one], [two, two])["verdict_reason"]
-    assert "new has two modes" in judged([two, two], [one, one])["verdict_reason"]
-    assert "verdict" not in judged([two, two], [one, one])
-    assert judged([two, one], [one, one])["verdict"] is not None
+    assert judged([steady, steady], [steady, steady])["verdict"] == "SAME"
+    assert "old has two modes" in judged([steady, steady], [bimodal, bimodal])["verdict_reason"]
+    assert "new has two modes" in judged([bimodal, bimodal], [steady, steady])["verdict_reason"]
+    assert "verdict" not in judged([bimodal, bimodal], [steady, steady])
+    assert judged([bimodal, steady], [steady, steady])["verdict"] is not None
 
 
 def test_the_summary_has_the_geometric_mean_and_the_share_of_cases_at_least_as_fast() -> None:

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("forked_processes")
 @pytest.mark.slow
 def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repeated(tmp_path: Path) -> None:
     names = "eager,cached,first3,stepping,waiting"
-    found = scalebench.compare(OPERATION, results=tmp_path, providers=names, shapes="length=500", **QUICK)
-    rows = {row["provider"]: row for row in found.rows}
+    result = scalebench.compare(OPERATION, results=tmp_path, providers=names, shapes="length=500", **QUICK)
+    rows = {row["provider"]: row for row in result.rows}
     assert [rows[name]["status"] for name in rows] == ["ok"] * 5
     assert {name: row["accepted"] for name, row in rows.items()} == {
         "eager": True, "cached": False, "first3": False, "stepping": True, "waiting": True,
@@ -38,15 +38,15 @@ def test_results_are_checked_again_after_timing_and_broken_captures_are_not_repe
     assert rows["waiting"]["timing_method"].endswith("operation not permitted when stream is capturing")
     assert "fresh inputs copied in before, from a pool of 16" in rows["eager"]["timing_method"]
     assert "the same inputs" in rows["stepping"]["timing_method"]
-    noted = read_json(found.run / "process-0" / "uncaptured.json")["providers"]
-    assert [(one["case"], one["provider"]) for one in noted] == [(0, "waiting")]
-    assert not (found.run / "process-0" / "crashed.json").exists()
+    noted = read_json(result.run / "process-0" / "uncaptured.json")["providers"]
+    assert [(entry["case"], entry["provider"]) for entry in noted] == [(0, "waiting")]
+    assert not (result.run / "process-0" / "crashed.json").exists()
 
 
 @pytest.mark.slow
 def test_a_provider_that_kills_its_process_while_it_is_sampled_is_blamed_alone(tmp_path: Path) -> None:
-    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,dying", shapes="length=500", **QUICK)
-    (eager, dying) = found.rows
+    result = scalebench.compare(OPERATION, results=tmp_path, providers="eager,dying", shapes="length=500", **QUICK)
+    (eager, dying) = result.rows
     assert (eager["status"], eager["accepted"]) == ("ok", True)
     assert (dying["status"], dying["error_message"]) == ("killed", "SIGKILL during samples")
 
@@ -60,23 +60,23 @@ def test_an_interrupted_comparison_keeps_the_cases_that_were_finished(tmp_path: 
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    found = measure(plan, tmp_path, "a test", tick)
+    result = measure(plan, tmp_path, "a test", tick)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert (found.ended, found.not_measured, found.good) == ("interrupted", ("n10",), False)
-    assert [(row["case"], row["provider"], row["processes"]) for row in found.rows] == [
+    assert (result.ended, result.not_measured, result.good) == ("interrupted", ("n10",), False)
+    assert [(row["case"], row["provider"], row["processes"]) for row in result.rows] == [
         ("n3000", "eager", 1), ("n3000", "stuck", 1),
     ]  # fmt: skip
-    rows, request = read_run(found.run)
-    assert rows == found.rows
+    rows, request = read_run(result.run)
+    assert rows == result.rows
     assert len(request["cases"]) == 2
-    kept = read_json(found.run / "rows.json")
-    assert (kept["ended"], kept["not_measured"]) == ("interrupted", ["n10"])
+    stored = read_json(result.run / "rows.json")
+    assert (stored["ended"], stored["not_measured"]) == ("interrupted", ["n10"])
 
 
 def test_at_the_deadline_nothing_more_is_measured(tmp_path: Path) -> None:
     plan = plan_comparison(OPERATION, Options(providers=("eager",), minutes=1e-9, **QUICK))
-    found = measure(plan, tmp_path, "a test")
-    assert (found.ended, found.rows, found.not_measured) == ("deadline", [], ("n3000", "n10"))
+    result = measure(plan, tmp_path, "a test")
+    assert (result.ended, result.rows, result.not_measured) == ("deadline", [], ("n3000", "n10"))
 
 
 @pytest.mark.slow
@@ -85,8 +85,8 @@ def test_a_run_that_was_killed_can_be_closed_later(tmp_path: Path) -> None:
     run = new_run(tmp_path, plan.operation.name)
     write_json(run / "request.json", plan.request | {"started_at": "2026-01-01T00:00:00+00:00", "command": "a test"})
     assert run_processes(run, deadline=time.monotonic() + 300) == ""
-    found = close_run(run)
-    assert (found.ended, [row["case"] for row in found.rows]) == ("", ["n7"])
+    closed = close_run(run)
+    assert (closed.ended, [row["case"] for row in closed.rows]) == ("", ["n7"])
 
 
 def test_the_command_says_what_was_not_measured(command, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_the_command_says_what_was_not_measured(command, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_step_that_hangs_is_left_out_after_the_patience(tmp_path: Path) -> None:
-    found = scalebench.compare(OPERATION, results=tmp_path, providers="eager,stuck", patience=5, **QUICK)
-    stuck = next(row for row in found.rows if (row["case"], row["provider"]) == ("n10", "stuck"))
+    result = scalebench.compare(OPERATION, results=tmp_path, providers="eager,stuck", patience=5, **QUICK)
+    stuck = next(row for row in result.rows if (row["case"], row["provider"]) == ("n10", "stuck"))
     assert (stuck["status"], stuck["error_class"]) == ("killed", "Hung")
-    assert {row["status"] for row in found.rows if row is not stuck} == {"ok"}
+    assert {row["status"] for row in result.rows if row is not stuck} == {"ok"}
 
 
 def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +119,14 @@ def test_ceilings_are_measured_on_random_numbers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ceilings, "CPU_COPY_BYTES", 1 << 20)
     monkeypatch.setattr(ceilings, "CACHED_COPY_BYTES", (1 << 16,))
     monkeypatch.setattr(ceilings, "CPU_SIDES", (64,))
-    found = measure_ceilings(Clock(), torch.device("cpu"), torch.float32, 0.01)
+    result = measure_ceilings(Clock(), torch.device("cpu"), torch.float32, 0.01)
     assert [tensor.numel() for tensor in copied] == [64 * 64, 1, *[1 << 18] * 2, *[1 << 14] * 2]
     assert all(0.9 < float(tensor.std()) < 1.1 for tensor in copied[2:])
-    assert found.cached_bytes_per_s >= found.copy_bytes_per_s
-    assert found.flops_limit_per_s == found.matmul_flops_per_s
-    assert 0 < found.floor_s < 1e-3
-    assert found.copy_bytes_per_s > 1e6
-    assert found.matmul_flops_per_s > 1e6
+    assert result.cached_bytes_per_s >= result.copy_bytes_per_s
+    assert result.flops_limit_per_s == result.matmul_flops_per_s
+    assert 0 < result.floor_s < 1e-3
+    assert result.copy_bytes_per_s > 1e6
+    assert result.matmul_flops_per_s > 1e6
 
 
 @pytest.mark.slow

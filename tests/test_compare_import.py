@@ -75,8 +75,8 @@ def test_files_of_different_machines_get_no_verdict(bench_files, command, tmp_pa
 @pytest.mark.slow
 def test_a_file_without_samples_still_has_its_median(bench_files, command, tmp_path: Path) -> None:
     content = read_json(bench_files[0])
-    for one in content["benchmarks"]:
-        del one["stats"]["data"]
+    for entry in content["benchmarks"]:
+        del entry["stats"]["data"]
     (tmp_path / "short.json").write_text(json.dumps(content))
     code, out, _ = command("compare", "naps", "--import", "short.json", "--json")
     _, long = json.loads(out)["rows"]
@@ -115,7 +115,7 @@ def places(tmp_path: Path, content: object) -> list[tuple[str, str]]:
 
 def test_every_benchmark_of_a_file_has_its_own_place(tmp_path: Path) -> None:
     sizes = [
-        timed(f"t.py::test_{what}[{n}]", params={"n": n}, param=str(n)) for what in ("sort", "sum") for n in (10, 20)
+        timed(f"t.py::test_{name}[{n}]", params={"n": n}, param=str(n)) for name in ("sort", "sum") for n in (10, 20)
     ]
     assert places(tmp_path, pytest_file(*sizes)) == [
         ("n 10", "test_sort"), ("n 20", "test_sort"), ("n 10", "test_sum"), ("n 20", "test_sum"),

@@ -120,12 +120,12 @@ def test_gluon_kernels_are_compiled_with_both_assemblers(tmp_path: Path, monkeyp
     gluon = compile_ahead.gluon_jobs(compile_ahead.all_jobs())
     assert {job.arch for job in gluon} == {90}
     assert not compile_ahead.gluon_jobs(jobs)
-    one = min((job for job in gluon if job.kernel.endswith("forward_hopper")), key=lambda job: job.work)
-    monkeypatch.setattr(compile_ahead, "all_jobs", lambda: [one, jobs[0]])
+    forward = min((job for job in gluon if job.kernel.endswith("forward_hopper")), key=lambda job: job.work)
+    monkeypatch.setattr(compile_ahead, "all_jobs", lambda: [forward, jobs[0]])
     report = compile_ahead.compiled_report(1, compile_ahead.CACHE, Path(assembler(90)[0]))
     again = report["other_assembler"]
     assert again["ptxas_version"] == assembler(90)[1]
     assert again["rows"] == report["rows"][:1]
     again["rows"][0]["failures"] = ["spills: 8 bytes"]
     assert "1 configurations, 1 of which miss a requirement" in compile_ahead.table(report)
-    assert compile_ahead.table(report).count(one.label) == 2
+    assert compile_ahead.table(report).count(forward.label) == 2

@@ -37,12 +37,12 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
         return study(scenario, seeds)
 
     first, second, third = batches(scenario, 5, counted)
-    one = batch(*first, tmp_path)
-    assert one["found"][0]["auto"]["c0"] == pytest.approx(study(scenario, [0])[0]["auto"]["c0"], rel=1e-6)
-    found = [each for task in (first, second, third) for each in batch(*task, tmp_path)["found"]]
+    begun = batch(*first, tmp_path)
+    assert begun["found"][0]["auto"]["c0"] == pytest.approx(study(scenario, [0])[0]["auto"]["c0"], rel=1e-6)
+    studies = [each for task in (first, second, third) for each in batch(*task, tmp_path)["found"]]
     assert seen == [0, 1, 2, 3, 4]
-    assert found[:2] == one["found"]
-    assert scenario.name in table([summarise(scenario, found, dict.fromkeys(found[0]["auto"], 1.0))], {})
+    assert studies[:2] == begun["found"]
+    assert scenario.name in table([summarise(scenario, studies, dict.fromkeys(studies[0]["auto"], 1.0))], {})
 
 
 @pytest.mark.parametrize("scenario", MISFITS, ids=lambda scenario: scenario.name)
@@ -54,12 +54,12 @@ def test_surfaces_of_another_law_are_flagged(scenario):
 def test_studies_at_once_are_those_of_the_package_one_by_one(method):
     studies = [draw(SMALL[2], np.random.default_rng([1, seed])) for seed in range(3)]
     together = fits("chinchilla", studies)
-    for seed, (one, boot) in enumerate(zip(studies, bootstraps(together, 20, range(3), method), strict=True)):
-        alone = fit(one, "chinchilla")
+    for seed, (points, boot) in enumerate(zip(studies, bootstraps(together, 20, range(3), method), strict=True)):
+        alone = fit(points, "chinchilla")
         assert together[seed].parameters == pytest.approx(alone.parameters, rel=1e-5)
         assert together[seed].objective == pytest.approx(alone.objective, rel=1e-10)
         expected = alone.bootstrap(20, seed, method)
         assert (boot.method, boot.reason) == (expected.method, expected.reason)
-        far = [{name: 10 * values[-1:] for name, values in one.items()}, 0.9]
+        far = [{name: 10 * values[-1:] for name, values in points.items()}, 0.9]
         ours, theirs = (b.prediction_interval(*far, kind="new") for b in (boot, expected))
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -113,10 +113,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @pytest.fixture
 def clock(device: Device) -> CudaClock:
-    made = CudaClock(torch.device("cpu"))
-    source = made._source
-    made._target = SimpleNamespace(copy_=lambda given: device.launch("flush", FLUSH_S * (given is source)))
-    return made
+    cuda_clock = CudaClock(torch.device("cpu"))
+    source = cuda_clock._source
+    cuda_clock._target = SimpleNamespace(copy_=lambda origin: device.launch("flush", FLUSH_S * (origin is source)))
+    return cuda_clock
 
 
 def kernel(device: Device) -> Callable[[], dict[str, torch.Tensor]]:
@@ -256,10 +256,10 @@ def test_calls_follow_each_other_only_where_they_find_nothing_in_the_cache(devic
 
 
 def test_poison_leaves_inputs_integers_and_shared_elements_alone() -> None:
-    given, own, places = torch.ones(3), torch.ones(3), torch.ones(2, dtype=torch.int64)
+    argument, own, places = torch.ones(3), torch.ones(3), torch.ones(2, dtype=torch.int64)
     spread = torch.ones(1).expand(4)
-    poison({"a": given[1:], "b": own, "c": places, "d": spread}, {given.untyped_storage().data_ptr()})
+    poison({"a": argument[1:], "b": own, "c": places, "d": spread}, {argument.untyped_storage().data_ptr()})
     assert own.isnan().all()
-    assert torch.equal(given, torch.ones(3))
+    assert torch.equal(argument, torch.ones(3))
     assert torch.equal(places, torch.ones(2, dtype=torch.int64))
     assert torch.equal(spread, torch.ones(4))

@@ -44,9 +44,9 @@ def test_no_document_is_on_both_sides_and_none_is_lost() -> None:
 
 def test_the_split_follows_content_not_names_or_order() -> None:
     documents = tuple(f"document {i}\n".encode() for i in range(200))
-    one = split(Text(documents), 0.3)[1]
+    held_out = split(Text(documents), 0.3)[1]
     two = split(Text(tuple(reversed(documents))), 0.3)[1]
-    assert {d.tobytes() for d in one} == {d.tobytes() for d in two}
+    assert {d.tobytes() for d in held_out} == {d.tobytes() for d in two}
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
@@ -85,8 +85,8 @@ def test_validation_windows_are_held_out_and_spread_over_documents() -> None:
 
 
 def test_validation_does_not_depend_on_the_seed() -> None:
-    one, two = (list(next_token(seed=seed).validation()) for seed in (0, 1))
-    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(one, two, strict=True))
+    first, second = (list(next_token(seed=seed).validation()) for seed in (0, 1))
+    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(first, second, strict=True))
 
 
 def test_the_loss_of_a_uniform_guess_is_log_of_the_vocabulary() -> None:

@@ -103,8 +103,8 @@ def test_time_and_memory_were_measured_and_the_workers_were_alone(trials: pd.Dat
 def test_the_demo_writes_under_the_results_unless_told_otherwise(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], folder: str, page: str
 ) -> None:
-    found = synthetic()
-    done = Results(found.frame.assign(study="demo"), (), {"demo": found.studies["synthetic"]})
+    results = synthetic()
+    done = Results(results.frame.assign(study="demo"), (), {"demo": results.studies["synthetic"]})
     monkeypatch.setattr(sweeps, "run_study", lambda *_, **__: 0)
     monkeypatch.setattr("scalebench.reporting.views.to_svg", lambda *_: "")  # drawing takes half of the time
     monkeypatch.setattr(sweeps.store, "read_results", lambda *_: done)

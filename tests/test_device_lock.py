@@ -143,8 +143,8 @@ def test_waiting_for_the_gpu_is_told_and_is_not_taken_for_hanging(
     heard: list[float] = []
     monkeypatch.setattr("scalebench.comparison.runner._waits", lambda _: len(heard) < 15)
     options = Options(providers=("eager",), shapes=("length=7",), device="cpu", processes=1, seconds=0.05, patience=60)
-    found = measure(plan_comparison(OPERATION, options), tmp_path, "a test", waiting=lambda: heard.append(0.0))
-    assert (found.good, len(heard)) == (True, 15)
+    result = measure(plan_comparison(OPERATION, options), tmp_path, "a test", waiting=lambda: heard.append(0.0))
+    assert (result.good, len(heard)) == (True, 15)
 
 
 def test_kept_ceilings_are_used_for_an_hour_on_the_same_gpu_and_say_their_age(
@@ -171,8 +171,8 @@ def test_kept_ceilings_are_used_for_an_hour_on_the_same_gpu_and_say_their_age(
     uuid[0] = "GPU-2"
     assert known().matmul_flops_per_s == 5
     uuid[0] = "GPU-1"
-    kept = read_json(path)
-    write_json(path, {key: one | {"at": one["at"] - 3700} for key, one in kept.items()})
+    stored = read_json(path)
+    write_json(path, {key: entry | {"at": entry["at"] - 3700} for key, entry in stored.items()})
     assert known().matmul_flops_per_s == 6
     path.write_text("{")
     assert known().matmul_flops_per_s == 7

@@ -16,7 +16,7 @@ from scalebench.analysis.difference import BETTER, NOISE, SAME, WORSE, differenc
 def rows(seeds: int, noise: float, seed: int, **factors: float) -> list[dict[str, object]]:
     """Trials of seven sizes; ``factors`` multiply columns, ``noise`` is that of log time and log loss."""
     rng = np.random.default_rng(seed)
-    made = []
+    records = []
     for size in SIZES:
         for repeat in range(seeds):
             row = record(size, repeat, np.random.default_rng(0)) | {"depth": size}
@@ -24,8 +24,8 @@ def rows(seeds: int, noise: float, seed: int, **factors: float) -> list[dict[str
                 row[name] = float(str(row[name])) * np.exp(noise * rng.standard_normal())
             for name, factor in factors.items():
                 row[name] = float(str(row[name])) * factor
-            made.append(row)
-    return made
+            records.append(row)
+    return records
 
 
 def frame(**changes: object) -> pd.DataFrame:
@@ -38,8 +38,8 @@ def verdicts(old: pd.DataFrame, new: pd.DataFrame, margin: float = 0.01) -> dict
 
 
 def test_a_planted_slowdown_is_found_and_the_loss_is_within_noise() -> None:
-    found = difference(frame(), frame(seed=2, step_time_median_s=1.1), 0.01)
-    overall = {effect.quantity: effect for effect in found.effects if effect.label == "all"}
+    differences = difference(frame(), frame(seed=2, step_time_median_s=1.1), 0.01)
+    overall = {effect.quantity: effect for effect in differences.effects if effect.label == "all"}
     time = overall["step time"]
     assert time.verdict == WORSE
     assert time.low is not None
@@ -48,13 +48,13 @@ def test_a_planted_slowdown_is_found_and_the_loss_is_within_noise() -> None:
     assert time.high - time.low < 0.02
     assert overall["validation loss"].verdict in (NOISE, SAME)
     assert overall["memory (tracked)"].verdict == SAME  # bit for bit the same
-    assert found.noise["step time"] == pytest.approx(0.01, rel=0.4)
-    assert all(effect.verdict == WORSE for effect in found.effects if effect.quantity == "step time")
+    assert differences.noise["step time"] == pytest.approx(0.01, rel=0.4)
+    assert all(effect.verdict == WORSE for effect in differences.effects if effect.quantity == "step time")
 
 
 def test_a_gain_below_the_noise_of_seeds_has_no_verdict() -> None:
-    found = verdicts(frame(noise=0.05), frame(noise=0.05, seed=2, validation_loss_nats=0.985))
-    assert found["all", "validation loss"] == NOISE
+    judged = verdicts(frame(noise=0.05), frame(noise=0.05, seed=2, validation_loss_nats=0.985))
+    assert judged["all", "validation loss"] == NOISE
     assert verdicts(frame(), frame(seed=2, validation_loss_nats=0.9))["all", "validation loss"] == BETTER
 
 
@@ -62,16 +62,16 @@ def test_a_gain_below_the_noise_of_seeds_has_no_verdict() -> None:
 def test_many_comparisons_without_a_difference_rarely_have_a_verdict() -> None:
     wrong = 0
     for seed in range(60):
-        found = verdicts(frame(seed=2 * seed, noise=0.02), frame(seed=2 * seed + 1, noise=0.02), margin=1e-6)
-        wrong += any(word in (WORSE, BETTER) for word in found.values())
+        judged = verdicts(frame(seed=2 * seed, noise=0.02), frame(seed=2 * seed + 1, noise=0.02), margin=1e-6)
+        wrong += any(word in (WORSE, BETTER) for word in judged.values())
     assert wrong <= 9  # 5 % of 60, and three standard deviations
 
 
 def test_without_repeats_there_is_no_verdict() -> None:
-    found = difference(frame(seeds=1), frame(seeds=1, seed=2, step_time_median_s=2), 0.01)
-    assert {effect.verdict for effect in found.effects} == {"no repeats"}
-    assert all(effect.low is None for effect in found.effects)
-    assert found.regressions == ()
+    differences = difference(frame(seeds=1), frame(seeds=1, seed=2, step_time_median_s=2), 0.01)
+    assert {effect.verdict for effect in differences.effects} == {"no repeats"}
+    assert all(effect.low is None for effect in differences.effects)
+    assert differences.regressions == ()
 
 
 def test_the_command_has_exit_code_1_on_a_regression(command, tmp_path: Path) -> None:

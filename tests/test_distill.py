@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakSet
 
 import pytest
-from parent_support import PARENT, planned, refused, trained
+from parent_support import PARENT, STUDENT, planned, refused, trained
 
 from scalebench import store
 from scalebench.cli.app import main
@@ -24,21 +24,6 @@ from scalebench.workloads.distill_run import DistillRun
 from scalebench.workloads.trained import load_trained
 
 TEACHER = PARENT.replace("steps = 50", "steps = 30").replace('"parent"', '"teacher"')
-STUDENT = """
-schema = 1
-name = "student"
-workload = "distill"
-[model]
-family = "gpt"
-params = 1600
-[distill]
-teacher = {study = "teacher"}
-steps = 5
-batch_size = 4
-learning_rate = 0.01
-[run]
-checkpoint = true
-"""
 VOCABULARY, LENGTH = 256, 16
 
 
@@ -48,12 +33,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     trained(folder, TEACHER, "train.seed=[0, 1]")
     return folder
-
-
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 FIRST = "distill.teacher.where=seed == 0"

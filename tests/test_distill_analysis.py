@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from law_support import DISTILLED
+from transfer_support import from_scratch
 
 from scalebench.analysis.distillation import Student, distillation_law, students_of
 from scalebench.analysis.study import StudyAnalysis, analyse
@@ -23,11 +24,6 @@ SHARED = {
     "status": "ok", "invalid_reason": None, "family": "gpt", "batch_size": 16, "sequence_length": 64,
     "optimizer": "adamw", "precision": "float32", "data_sha256": "py", "learning_rate": 0.01, "schedule": "wsd",
 }  # fmt: skip
-
-
-def supervised(size: float, tokens: float) -> float:
-    """A loss that is linear in log D, so that interpolation is exact."""
-    return 8.0 - 0.2 * np.log(size / 1e3) - 0.3 * np.log(tokens)
 
 
 def tokens_of(size: float, teacher: float) -> float:
@@ -54,16 +50,17 @@ def study(
                          "validation_loss_nats": loss + noise * rng.standard_normal()}  # fmt: skip
 
     rows = [
-        row("taught", size, tokens, seed, supervised(size, tokens) - gain, workload="distill", soft_weight=0.7,
+        row("taught", size, tokens, seed, from_scratch(size, tokens) - gain, workload="distill", soft_weight=0.7,
             temperature=1.0, parent_trial_id="t", total_flops=BUDGET, teacher_flops=2 * teacher * tokens,
             parent_flops=6 * teacher * teacher_steps, teacher_params_non_embedding=teacher,
-            loss_before_nats=supervised(teacher, 1e6))
+            loss_before_nats=from_scratch(teacher, 1e6))
         for size in SIZES for teacher in TEACHERS for tokens in [tokens_of(size, teacher)] for seed in range(seeds)
     ] + [
-        row("plain", size, tokens, seed, supervised(size, tokens), workload="training", parent_trial_id=None) | changes
+        row("plain", size, tokens, seed, from_scratch(size, tokens), workload="training",
+            parent_trial_id=None) | changes
         for size in SIZES for tokens in lengths for seed in range(seeds)
     ] + [
-        row("constant", size, tokens, 0, 1 + supervised(size, tokens), workload="training", parent_trial_id=None,
+        row("constant", size, tokens, 0, 1 + from_scratch(size, tokens), workload="training", parent_trial_id=None,
             schedule="constant")
         for size in SIZES for tokens in lengths if constant
     ]  # fmt: skip
@@ -82,9 +79,9 @@ def test_planted_differences_from_supervised_training_are_recovered() -> None:
         for each in student.teachers:
             alone = BUDGET / (6 * student.size)  # data of supervised training at the same FLOPs
             assert each.equal_data.value == pytest.approx(-0.1, abs=1e-9)
-            assert each.equal_flops.value == pytest.approx(each.loss - supervised(student.size, alone), abs=1e-9)
+            assert each.equal_flops.value == pytest.approx(each.loss - from_scratch(student.size, alone), abs=1e-9)
             whole = (BUDGET + 6 * each.teacher * 1e5) / (6 * student.size)
-            assert each.equal_chain.value == pytest.approx(each.loss - supervised(student.size, whole), abs=1e-9)
+            assert each.equal_chain.value == pytest.approx(each.loss - from_scratch(student.size, whole), abs=1e-9)
             # 0.1 nats are a factor e^(1/3) of data.
             assert each.saved.value == pytest.approx(np.exp(1 / 3) * each.tokens / alone, rel=1e-9)
         assert student.best.teacher == min(TEACHERS)  # every teacher helps alike, and the smallest costs least
@@ -159,9 +156,9 @@ def test_the_law_is_refused_for_few_students_and_for_students_better_than_their_
 def test_planted_parameters_of_the_law_are_recovered() -> None:
     inputs, parameters = DISTILLED
     loss = LAWS["distillation"].predict(parameters, {name: np.log(values) for name, values in inputs.items()})[0]
-    found = fit({**inputs, "loss_added": loss}, "distillation")
-    assert found.status == "converged"
-    assert found.parameters == pytest.approx(parameters, rel=1e-6)
+    fitted = fit({**inputs, "loss_added": loss}, "distillation")
+    assert fitted.status == "converged"
+    assert fitted.parameters == pytest.approx(parameters, rel=1e-6)
 
 
 def test_the_law_is_the_published_formula() -> None:

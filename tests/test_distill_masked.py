@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parent_support import PARENT, planned, refused, trained
-from test_distill import STUDENT
+from parent_support import PARENT, STUDENT, planned, refused, trained
 from torch import Tensor, nn
 
 from scalebench import store

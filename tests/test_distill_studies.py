@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from parent_support import refused, trained
-from test_distill import STUDENT
+from parent_support import STUDENT, refused, trained
 
 from scalebench.running.chain import ancestors
 from scalebench.running.parents import ParentTrial

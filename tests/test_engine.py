@@ -12,17 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 from drivers import Drivers
-from support import SMALL, SOURCE_PATH, run_here
+from support import SMALL, beats, run_here
 
 from scalebench import store
 from scalebench.running.planning import load_study
 from scalebench.running.sweep import execute, run, survey
 
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let worker processes find the packages when they are not installed."""
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def one(tmp_path: Path, *settings: str, text: str = SMALL, in_a_worker: bool = False) -> dict[str, object]:
@@ -185,7 +181,7 @@ def test_a_worker_that_is_killed_is_a_row(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(running: Sequence[Path]) -> None:
-        if killed or not (running and _beats(running[0])):
+        if killed or not (running and beats(running[0])):
             return
         killed.append(store.read_json(running[0] / "placement.json")["pid"])
         os.kill(killed[0], signal.SIGKILL)
@@ -194,10 +190,6 @@ def test_a_worker_that_is_killed_is_a_row(tmp_path: Path) -> None:
     assert row["status"] == "killed"
     assert "SIGKILL" in row["error_message"]
     assert row["stop_step"] > 0
-
-
-def _beats(attempt: Path) -> bool:
-    return (attempt / "heartbeat.json").exists()
 
 
 @pytest.mark.slow

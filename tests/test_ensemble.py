@@ -78,11 +78,11 @@ def test_weights_and_state_of_an_optimizer_are_those_of_training_one_by_one(opti
     for trial_id, row in alone.items():
         for name in ("weights.safetensors", "state.safetensors"):
             paths = [Path(each["attempt_dir"]) / name for each in (row, together[trial_id])]
-            expected, given = map(load_file, paths)
-            assert set(given) == set(expected)
+            expected, actual = map(load_file, paths)
+            assert set(actual) == set(expected)
             for key, tensor in expected.items():
-                assert given[key].dtype == tensor.dtype
-                torch.testing.assert_close(given[key], tensor, rtol=1e-4, atol=1e-7)
+                assert actual[key].dtype == tensor.dtype
+                torch.testing.assert_close(actual[key], tensor, rtol=1e-4, atol=1e-7)
 
 
 def test_members_say_that_their_times_and_memory_are_not_their_own(tmp_path: Path) -> None:

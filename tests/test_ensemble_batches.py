@@ -84,10 +84,10 @@ def test_what_no_ensemble_takes_is_run_one_by_one_with_the_reason(settings, reas
     study = small_study(tmp_path, *settings, "train.weight_decay=0.1", "train.learning_rate=0.01")
     grouping = grouped(plan(study, tmp_path), study)
     assert [len(ids) for ids in grouping.batches] == [1, 1]
-    ((given, count),) = grouping.alone.items()
-    assert reason in given
+    ((why, count),) = grouping.alone.items()
+    assert reason in why
     assert count == 2
-    assert f"one by one, 2: {given}" in grouping.sentences()
+    assert f"one by one, 2: {why}" in grouping.sentences()
 
 
 def test_other_engines_start_a_worker_for_each_trial(tmp_path: Path) -> None:

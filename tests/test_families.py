@@ -89,9 +89,9 @@ def test_counts_equal_the_built_module(config: object) -> None:
 )
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low, high, held) -> None:
     requests = np.geomspace(low, high, 300)
-    found = [family.count(family.config_for(request, **held)).non_embedding for request in requests]
-    assert max(abs(n / request - 1) for n, request in zip(found, requests, strict=True)) <= 0.05
-    for request, n in zip(requests, found, strict=True):
+    sizes = [family.count(family.config_for(request, **held)).non_embedding for request in requests]
+    assert max(abs(n / request - 1) for n, request in zip(sizes, requests, strict=True)) <= 0.05
+    for request, n in zip(requests, sizes, strict=True):
         assert family.count(family.config_for(request * 1.1, **held)).non_embedding > n
 
 

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from parent_support import PARENT, planned, refused, trained
+from family_support import model_of
+from parent_support import FINETUNED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
 from support import PLACEMENT
 from torch import nn
 
 from scalebench import store
 from scalebench.data import open_data
-from scalebench.families import FAMILIES, configure, model_fields
+from scalebench.families import FAMILIES, model_fields
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import run_trial
 from scalebench.workloads import columns_of
 from scalebench.workloads.lora import LowRank, adapt, chosen, matrices, merge, trainable
 from scalebench.workloads.trained import load_trained
-
-CHILD = """
-schema = 1
-name = "child"
-workload = "finetune"
-[from]
-study = "parent"
-[finetune]
-steps = 20
-batch_size = 8
-learning_rate = 0.01
-[run]
-checkpoint = true
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +35,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def other(folder: Path) -> list[str]:
     return [f"data.source=text:{folder / 'text'}"]
-
-
-def model_of(name: str, **fields: Any) -> nn.Module:
-    family = FAMILIES[name]
-    config = configure(family, fields, open_data(family.DATA, None, 0.2), 16 if family.SEQUENCES else None)
-    torch.manual_seed(0)
-    return family.build(config, "eager")
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -123,7 +95,7 @@ def test_a_tied_head_is_no_matrix_to_adapt_and_an_outer_one_only_by_name() -> No
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_is_fine_tuned_on_another_text_and_forgets_some_of_the_old(copied: Path, method: str) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")
-    (row,) = trained(copied, CHILD, f"finetune.method={method}", *other(copied))
+    (row,) = trained(copied, FINETUNED, f"finetune.method={method}", *other(copied))
     assert row["old_loss_before_nats"] == pytest.approx(parent["validation_loss_nats"], abs=1e-6)
     assert row["validation_loss_nats"] < row["loss_before_nats"] - 0.1
     assert row["forgetting_nats"] == row["old_loss_nats"] - row["old_loss_before_nats"] > 0
@@ -141,7 +113,7 @@ def test_a_model_is_fine_tuned_on_another_text_and_forgets_some_of_the_old(copie
 
 
 def test_the_columns_of_a_record_are_the_declared_ones(copied: Path) -> None:
-    (row,) = trained(copied, CHILD, "finetune.steps=2", "finetune.method=lora", *other(copied))
+    (row,) = trained(copied, FINETUNED, "finetune.steps=2", "finetune.method=lora", *other(copied))
     record = json.loads((Path(row["attempt_dir"]) / "record.json").read_text())
     declared = {column.name for column in columns_of("finetune")}
     assert declared | set(model_fields(FAMILIES["gpt"])) >= set(record) - {"schema", "files", "sha256"} >= declared
@@ -152,24 +124,24 @@ def test_the_columns_of_a_record_are_the_declared_ones(copied: Path) -> None:
 
 @pytest.mark.slow
 def test_all_weights_on_the_same_data_train_as_the_workload_training_does(copied: Path) -> None:
-    same = CHILD.replace('workload = "finetune"\n', "").replace("[finetune]", "[train]")
-    (tuned,) = trained(copied, CHILD)
+    same = FINETUNED.replace('workload = "finetune"\n', "").replace("[finetune]", "[train]")
+    (tuned,) = trained(copied, FINETUNED)
     (continued,) = trained(copied, same.replace('"child"', '"same"'))
     assert tuned["validation_loss_nats"] == continued["validation_loss_nats"] == tuned["old_loss_nats"]
     assert tuned["weights_sha256"] == continued["weights_sha256"]
 
 
 def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
-    found = planned(copied, CHILD, 'finetune.method=["full", "lora"]', "finetune.rank=[2, 4]")
-    assert [(trial.trial.spec.method, trial.trial.spec.rank) for trial in found] == [
+    trials = planned(copied, FINETUNED, 'finetune.method=["full", "lora"]', "finetune.rank=[2, 4]")
+    assert [(trial.trial.spec.method, trial.trial.spec.rank) for trial in trials] == [
         ("full", None), ("lora", 2), ("lora", 4),
     ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
-    (child,) = trained(copied, CHILD, "finetune.steps=2", *other(copied))
-    (grandchild,) = trained(copied, CHILD.replace('"parent"', '"child"'), "name=grandchild", "finetune.steps=1")
+    (child,) = trained(copied, FINETUNED, "finetune.steps=2", *other(copied))
+    (grandchild,) = trained(copied, FINETUNED.replace('"parent"', '"child"'), "name=grandchild", "finetune.steps=1")
     assert grandchild["parent_flops"] == child["parent_flops"] + 2 * child["flops_per_step"]
     assert grandchild["old_loss_before_nats"] == pytest.approx(child["validation_loss_nats"], abs=1e-6)
 
@@ -190,13 +162,13 @@ def test_a_fine_tuned_model_can_be_a_parent(copied: Path) -> None:
     ],
 )
 def test_each_mistake_is_one_line(copied: Path, settings: list[str], expected: str) -> None:
-    assert expected in refused(copied, CHILD, *settings)
+    assert expected in refused(copied, FINETUNED, *settings)
 
 
 def status_of(folder: Path, *settings: str) -> str:
     """Fine-tune the parent of a folder and return the status of the trial."""
     path = folder / "study.toml"
-    path.write_text(CHILD)
+    path.write_text(FINETUNED)
     study = load_study(path, settings)
     (trial,) = plan(study, folder / "results")
     attempt = store.new_attempt(folder / "results" / study.name, trial.trial_id)
@@ -224,7 +196,7 @@ def test_regression_from_trained_weights_that_diverges_is_no_result(tmp_path: Pa
 
 
 def test_fine_tuning_without_a_parent_is_refused(tmp_path: Path) -> None:
-    alone = CHILD.replace('[from]\nstudy = "parent"\n', '[model]\nfamily = "gpt"\nparams = 3000\n')
+    alone = FINETUNED.replace('[from]\nstudy = "parent"\n', '[model]\nfamily = "gpt"\nparams = 3000\n')
     assert "add a [from] table" in refused(tmp_path, alone)
 
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from test_transfer import AMOUNTS, LENGTHS, SIZES, from_scratch, row, study, tuned
+from transfer_support import AMOUNTS, LENGTHS, SIZES, from_scratch, row, study, tuned
 
 from scalebench.analysis.finetuning import lora_against_full, tuned_alike
 from scalebench.analysis.study import StudyAnalysis, analyse
@@ -21,7 +21,7 @@ from scalebench.store import Results
 
 
 def results(*, scratch: bool = True) -> Results:
-    """The planted study of ``test_transfer``, with LoRA at one amount of data: 0.1 nats worse, half the forgetting."""
+    """The planted study of ``transfer_support``, and LoRA at one amount of data: 0.1 nats worse, half forgotten."""
     planted = study(noise=0.002)
     full = planted.rows.assign(loss_before_nats=4.0, forgetting_nats=0.4, trainable_params=1000, params=1000,
                                parent_trial_id=[f"p{n}-{s}" for n, s in zip(planted.rows["params_non_embedding"],
@@ -113,8 +113,11 @@ def test_a_head_of_classes_is_shown_by_its_scores() -> None:
             metric_accuracy=0.8, metric_f1=0.75, trial_id=f"c{n}-{seed}")
         for n in SIZES for seed in range(3)
     ]  # fmt: skip
-    one = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
-    text = " ".join(verdict(one)).replace("\u00a0", " ")
+    analysed = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
+    text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
     assert "transfer" not in text
-    assert [spec.key for spec in finetune.figures(one)][:2] == ["after", "lora"]
+    assert [spec.key for spec in finetune.figures(analysed)][:2] == ["after", "lora"]
+    outcome = finetune.outcome(analysed)
+    assert "transferred" not in outcome.measured
+    assert [finding.published for finding in outcome.findings] == ["LoRA learns less than all weights"]

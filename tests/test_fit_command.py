@@ -25,8 +25,8 @@ def test_a_planted_surface_comes_back(command, tmp_path: Path, data, suffix: str
     code, out, _ = command("fit", f"p.{suffix}", *CHINCHILLA, *data, "--output", "f.json")
     assert code == 0
     assert "converged" in out
-    found = json.loads((tmp_path / "f.json").read_text())["parameters"]
-    assert found == pytest.approx(PLANTED, rel=1e-5)
+    parameters = json.loads((tmp_path / "f.json").read_text())["parameters"]
+    assert parameters == pytest.approx(PLANTED, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_laws_of_one_input_take_x_and_y_or_params_and_loss(command, tmp_path: Pa
 @pytest.mark.parametrize(("method", "word"), [("parametric", "parametric bootstrap"), ("wild", "wild bootstrap")])
 def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method: str, word: str) -> None:
     surface(0.01).to_csv("p.csv", index=False)
-    asked = ("--method", method, "--bootstrap", "300")
-    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--output", "f.json")[0] == 0
+    request = ("--method", method, "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *request, "--output", "f.json")[0] == 0
     again, document = from_document(Path("f.json"))
     assert document["refits"] == {"method": method, "n": 300, "seed": 0}
     assert word in document["interval_method"]
@@ -121,8 +121,8 @@ def test_predict_draws_the_intervals_of_a_fit_as_they_were_asked(command, method
 
 def test_a_fit_from_before_its_refits_were_kept_loads_as_auto(command) -> None:
     surface(0.01).to_csv("p.csv", index=False)
-    asked = ("--method", "wild", "--bootstrap", "300")
-    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *asked, "--output", "f.json")[0] == 0
+    request = ("--method", "wild", "--bootstrap", "300")
+    assert command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", *request, "--output", "f.json")[0] == 0
     document = json.loads(Path("f.json").read_text())
     old = {name: value for name, value in document.items() if name != "refits"}
     Path("old.json").write_text(json.dumps(old))
@@ -157,9 +157,9 @@ def test_the_commands_of_the_readme_run(command, tmp_path: Path) -> None:
     blocks = [part.partition("\n") for part in section.split("```")[1::2]]
     (tmp_path / "points.csv").write_text(next(text for kind, _, text in blocks if kind == "csv"))
     commands = next(text for kind, _, text in blocks if kind == "sh")
-    said = [line for line in commands.replace("\\\n", " ").splitlines() if line.startswith("scalebench ")]
-    assert len(said) == 3
-    for line in said:
+    lines = [line for line in commands.replace("\\\n", " ").splitlines() if line.startswith("scalebench ")]
+    assert len(lines) == 3
+    for line in lines:
         code, _, err = command(*shlex.split(line, comments=True)[1:])
         assert (code, err) == (0, ""), line
 
@@ -177,7 +177,7 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: pd.concat([t, t[:3]]), "3 of 28 rows repeat an earlier one exactly and count as separate runs"),
         (
@@ -190,15 +190,15 @@ def test_tokens_and_flops_give_the_parameters(command, tmp_path: Path) -> None:
     ],
     ids=["copies", "swapped", "millions", "billions", "none"],
 )
-def test_what_looks_like_a_slip_is_asked_about(command, change, said: str | None) -> None:
+def test_what_looks_like_a_slip_is_asked_about(command, change, message: str | None) -> None:
     change(surface(0.01)).to_csv("p.csv", index=False)
-    for asked in (("fit", "p.csv", *CHINCHILLA), ("optimal", "p.csv", *CHINCHILLA[2:], "--approach", "3")):
-        code, _, err = command(*asked, "--tokens-column", "D")
+    for request in (("fit", "p.csv", *CHINCHILLA), ("optimal", "p.csv", *CHINCHILLA[2:], "--approach", "3")):
+        code, _, err = command(*request, "--tokens-column", "D")
         assert code == 0
-        assert [line[: len(said or "")] for line in err.splitlines()] == (
-            [] if said is None else [f"p.csv: {said}"[: len(said)]]
+        assert [line[: len(message or "")] for line in err.splitlines()] == (
+            [] if message is None else [f"p.csv: {message}"[: len(message)]]
         )
-        assert said is None or said in err
+        assert message is None or message in err
 
 
 def test_a_column_of_tokens_that_the_law_does_not_take_is_said(command) -> None:
@@ -212,10 +212,10 @@ def test_a_column_of_tokens_that_the_law_does_not_take_is_said(command) -> None:
 
 def test_a_bootstrap_of_minutes_says_so_beforehand(command, monkeypatch) -> None:
     surface(0.01).to_csv("p.csv", index=False)
-    asked = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
-    assert command(*asked)[2] == ""
+    request = ("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--bootstrap", "60")
+    assert command(*request)[2] == ""
     monkeypatch.setattr("scalebench.cli.commands.fit.SLOW", 25 * 60 - 1)
-    assert command(*asked)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 is faster\n"
+    assert command(*request)[2] == "p.csv: 60 refits of 25 points take minutes; --bootstrap 100 is faster\n"
 
 
 def test_points_that_do_not_fall_are_said_to_mean_nothing(command) -> None:
@@ -259,8 +259,8 @@ def test_the_published_optimum_on_public_data(command, tmp_path: Path) -> None:
     path = reference_data("epoch_chinchilla/svg_extracted_data.csv")
     columns = ("--params-column", "Model Size", "--flops-column", "Training FLOP", "--where", "loss < 3.4451")
     assert command("fit", path, "--law", "chinchilla", *columns, "--output", "f.json")[0] == 0
-    found = json.loads((tmp_path / "f.json").read_text())
-    assert found["n_points"] == 240
-    assert found["objective"] <= 1.01827403e-3
-    a = found["parameters"]["beta"] / (found["parameters"]["alpha"] + found["parameters"]["beta"])
+    document = json.loads((tmp_path / "f.json").read_text())
+    assert document["n_points"] == 240
+    assert document["objective"] <= 1.01827403e-3
+    a = document["parameters"]["beta"] / (document["parameters"]["alpha"] + document["parameters"]["beta"])
     assert a == pytest.approx(0.5139, abs=1e-4)

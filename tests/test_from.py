@@ -25,12 +25,6 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "optimizer"),
@@ -147,8 +141,8 @@ def test_the_parents_cost_adds_up_over_a_chain(copied: Path) -> None:
 def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     trained(copied, PARENT, "train.seed=[1, 2]", "train.steps=2")
     assert len(planned(copied, CHILD)) == 3
-    found = planned(copied, CHILD + 'where = "seed > 0"\n', "train.learning_rate=[0.1, 0.2]")
-    assert [(trial.parent.trial.spec.seed > 0, trial.trial.spec.learning_rate) for trial in found] == [
+    trials = planned(copied, CHILD + 'where = "seed > 0"\n', "train.learning_rate=[0.1, 0.2]")
+    assert [(trial.parent.trial.spec.seed > 0, trial.trial.spec.learning_rate) for trial in trials] == [
         (True, 0.1), (True, 0.2), (True, 0.1), (True, 0.2),
     ]  # fmt: skip
     by_path = CHILD.replace('study = "parent"', f'results = "{copied / "results" / "parent"}"')

@@ -40,8 +40,8 @@ def results(noise: float = 0.002, one_length: bool = False, along: float | None 
     return Results(frame, (), {"iso": plan})
 
 
-def analysis(found: Results) -> StudyAnalysis:
-    return analyse(found, "iso")
+def analysis(recorded: Results) -> StudyAnalysis:
+    return analyse(recorded, "iso")
 
 
 def planted(flops: np.ndarray) -> np.ndarray:
@@ -73,16 +73,16 @@ def test_band_holds_the_planted_frontier() -> None:
 
 @pytest.mark.slow
 def test_lengths_join_one_series_and_families_split_it() -> None:
-    found = results()
-    other = found.frame.assign(family="mlp", trial_id=found.frame["trial_id"] + "m")
+    recorded = results()
+    other = recorded.frame.assign(family="mlp", trial_id=recorded.frame["trial_id"] + "m")
     with canvas("x") as marks:
-        words = frontier_figure(marks, analysis(Results(pd.concat([found.frame, other]), (), found.studies)))
+        words = frontier_figure(marks, analysis(Results(pd.concat([recorded.frame, other]), (), recorded.studies)))
     assert {row[0][0] for row in words.table.rows} == {"gpt", "mlp"}
 
 
 def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
-    found = results(noise=0.0)
-    five = Results(found.frame.iloc[[0, 3, 8, 12, 17]], (), found.studies)
+    recorded = results(noise=0.0)
+    five = Results(recorded.frame.iloc[[0, 3, 8, 12, 17]], (), recorded.studies)
     with canvas("x") as marks:
         words = frontier_figure(marks, analysis(five))
     assert "(no interval)" in words.text
@@ -92,17 +92,17 @@ def test_without_spare_trials_the_frontier_has_no_band_and_says_why() -> None:
 
 @pytest.mark.slow
 def test_one_token_count_has_no_frontier_at_all() -> None:
-    found = results(one_length=True)
+    recorded = results(one_length=True)
     with canvas("x") as marks:
-        assert frontier_figure(marks, analysis(found)) is None
-    assert "Compute-optimal frontier" not in undrawn(found)
+        assert frontier_figure(marks, analysis(recorded)) is None
+    assert "Compute-optimal frontier" not in undrawn(recorded)
 
 
 def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
     with canvas("x") as marks:
-        said = frontier_figure(marks, analysis(results(along=20.0)))
-    assert isinstance(said, str)
-    assert said.startswith("No frontier: ")
+        reason = frontier_figure(marks, analysis(results(along=20.0)))
+    assert isinstance(reason, str)
+    assert reason.startswith("No frontier: ")
 
 
 @pytest.mark.slow
@@ -113,26 +113,26 @@ def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
 @pytest.mark.slow
 def test_the_surface_is_told_with_its_parameters_and_where_one_variable_has_no_fit_the_reason() -> None:
     """The caption's parameters are those of a fit made here, rounded; chinchilla cannot be fitted to size alone."""
-    found = results()
-    found.studies["iso"]["fit"]["law"] = "chinchilla"
-    text = html.unescape(undrawn(found)).replace("\u00a0", " ")
-    points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
+    recorded = results()
+    recorded.studies["iso"]["fit"]["law"] = "chinchilla"
+    text = html.unescape(undrawn(recorded)).replace("\u00a0", " ")
+    points = recorded.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )
     parameters = fit(points, "chinchilla").parameters
-    told = re.search(r"The law has E = ([\d.]+) .*?, α = ([\d.]+) .*?, β = ([\d.]+) .*?; fit converged", text)
-    assert told is not None
-    for shown, name in zip(told.groups(), ("E", "alpha", "beta"), strict=True):
+    numbers = re.search(r"The law has E = ([\d.]+) .*?, α = ([\d.]+) .*?, β = ([\d.]+) .*?; fit converged", text)
+    assert numbers is not None
+    for shown, name in zip(numbers.groups(), ("E", "alpha", "beta"), strict=True):
         assert float(shown) == pytest.approx(parameters[name], rel=0.06)
     assert "No fit of loss against size alone: the law chinchilla needs" in text
 
 
 @pytest.mark.slow
 def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
-    found = results()
-    found.studies["iso"]["fit"]["law"] = "chinchilla"
-    surfaces = analysis(found).surfaces
-    points = found.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
+    recorded = results()
+    recorded.studies["iso"]["fit"]["law"] = "chinchilla"
+    surfaces = analysis(recorded).surfaces
+    points = recorded.frame[["params", "tokens_seen", "validation_loss_nats"]].set_axis(
         ["params", "tokens", "loss"], axis=1
     )
     expected = fit(points, "chinchilla")
@@ -142,5 +142,5 @@ def test_the_surface_stands_in_the_table_of_fitted_parameters() -> None:
     )
     for row, name in zip(rows, expected.parameters, strict=True):
         assert row[3][0] == bounded(expected.parameters[name], *expected.interval(name))[1]
-    assert "loss, size and data" in page_text(found)
+    assert "loss, size and data" in page_text(recorded)
     assert "loss, size and data" in [row[0][0] for row in fits_table([], surfaces).rows]

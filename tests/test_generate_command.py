@@ -75,19 +75,19 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
     assert isinstance(trial, Trial)
     family, data = FAMILIES[trial.family], open_source(trial.data.source)
     task = family.task(family.Config(**trial.model), data, trial.data, trial.spec)
-    found = validate(model, task, trial.spec, torch.device("cpu"))
-    assert found.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
+    validation = validate(model, task, trial.spec, torch.device("cpu"))
+    assert validation.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
-    wanted = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
-    code, out, _ = command(*wanted, "--temperature", "0")
+    request = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
+    code, out, _ = command(*request, "--temperature", "0")
     assert code == 0
     assert out == "abcabcabd abcabcabd abcab\n"
-    assert command("generate", results, "--trial", name[:6], *wanted[4:], "--beams", "3")[1] == out
-    drawn = [command(*wanted, "--temperature", "3", "--seed", str(seed))[1] for seed in (1, 1, 2)]
+    assert command("generate", results, "--trial", name[:6], *request[4:], "--beams", "3")[1] == out
+    drawn = [command(*request, "--temperature", "3", "--seed", str(seed))[1] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -126,13 +126,13 @@ def test_what_cannot_be_written_is_one_line_and_exit_code_2(results: Path, comma
 
 @pytest.mark.slow
 def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, command) -> None:
-    story, small, kept = (str(row_of(results, study)["trial_id"]) for study in ("story", "small", "kept"))
-    assert small == kept  # the same trial, in two studies
+    story, small, quantised = (str(row_of(results, study)["trial_id"]) for study in ("story", "small", "kept"))
+    assert small == quantised  # the same trial, in two studies
     _, _, err = command("generate", results / "small", "--trial", small, "--prompt", "abc")
     assert err == f"--trial: {small} kept no weights; run its study with --set run.checkpoint=true\n"
-    code, _, err = command("generate", results / "kept", "--trial", kept, "--prompt", "abc")
+    code, _, err = command("generate", results / "kept", "--trial", quantised, "--prompt", "abc")
     assert code == 2
-    assert err.startswith(f"--trial: {kept} is of family mlp, which cannot generate text (families that can: gpt")
+    assert err.startswith(f"--trial: {quantised} is of family mlp, which cannot generate text (families that can: gpt")
     code, _, err = command("generate", results / "story", "--trial", story[:-1] + "x", "--prompt", "abc")
     assert code == 2
     assert f"did you mean {story!r}?" in err

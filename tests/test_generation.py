@@ -59,10 +59,10 @@ def without_cache(model: torch.nn.Module, tokens: Tensor, new_tokens: int) -> Te
 @torch.no_grad()
 def test_greedy_with_the_cache_is_greedy_without_it(implementation: str, held: dict[str, object]) -> None:
     model, start = small_gpt(implementation, **held), prompts(3, 7)
-    found = generate(model, start, 33, chooser(Sampling()))
-    assert found.shape == (3, 40)
-    assert torch.equal(found, without_cache(model, start, 33))
-    assert len(set(found[0].tolist())) > 3  # a model that repeats one token would show nothing
+    tokens = generate(model, start, 33, chooser(Sampling()))
+    assert tokens.shape == (3, 40)
+    assert torch.equal(tokens, without_cache(model, start, 33))
+    assert len(set(tokens[0].tolist())) > 3  # a model that repeats one token would show nothing
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -116,13 +116,13 @@ LOGITS = torch.log(torch.tensor([[0.05, 0.4, 0.15, 0.3, 0.1]]))
     ],
 )
 def test_what_is_kept_is_exactly_the_set_asked_for(sampling: Sampling, expected: list[float]) -> None:
-    found = probabilities(LOGITS, sampling)
-    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-6, atol=0)
+    chances = probabilities(LOGITS, sampling)
+    torch.testing.assert_close(chances, torch.tensor([expected], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_of_equally_likely_tokens_the_first_are_kept() -> None:
-    found = probabilities(torch.zeros(1, 6), Sampling(1.0, top_k=4))
-    assert found.tolist() == [[0.25] * 4 + [0.0] * 2]
+    chances = probabilities(torch.zeros(1, 6), Sampling(1.0, top_k=4))
+    assert chances.tolist() == [[0.25] * 4 + [0.0] * 2]
 
 
 def test_nothing_is_dropped_where_nothing_is_to_be() -> None:
@@ -142,19 +142,19 @@ def test_draws_have_the_frequencies_of_their_distribution(sampling: Sampling) ->
     choose = chooser(sampling, torch.Generator().manual_seed(11))
     counts = torch.bincount(choose(LOGITS.expand(draws, -1)), minlength=5)
     expected = probabilities(LOGITS, sampling)[0] * draws
-    kept = expected > 0
-    assert not counts[~kept].any()
-    assert chisquare(counts[kept].numpy(), expected[kept].numpy()).pvalue > 1e-3
+    possible = expected > 0
+    assert not counts[~possible].any()
+    assert chisquare(counts[possible].numpy(), expected[possible].numpy()).pvalue > 1e-3
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     model = small_gpt("sdpa")
-    found = [
+    draws = [
         generate(model, prompts(2, 5), 20, chooser(Sampling(1.0), torch.Generator().manual_seed(seed)))
         for seed in (1, 1, 2)
     ]
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 # --- beam search -----------------------------------------------------------------------------------------------------
@@ -173,10 +173,10 @@ def by_brute_force(model: torch.nn.Module, start: Tensor, new_tokens: int, vocab
 @torch.no_grad()
 def test_beam_search_with_every_hypothesis_finds_the_likeliest_sequence() -> None:
     model, start = small_gpt("sdpa", vocab_size=5), prompts(3, 4, 5)
-    found, scores = beam_search(model, start, 4, beams=5**3)
+    tokens, scores = beam_search(model, start, 4, beams=5**3)
     for row in range(3):
         best, score = by_brute_force(model, start[row : row + 1], 4, 5)
-        assert torch.equal(found[row], best)
+        assert torch.equal(tokens[row], best)
         assert scores[row].item() == pytest.approx(score, rel=1e-5)
 
 
@@ -185,16 +185,16 @@ def test_beam_search_leaves_a_greedy_start_that_leads_nowhere() -> None:
     p = torch.tensor([[1e-9, 0.6, 0.4, 1e-9], [0.25] * 4, [1e-9, 1e-9, 1e-9, 1.0], [0.25] * 4])
     model, start = Chain(p.log()), torch.tensor([[0]])
     assert generate(model, start, 2, chooser(Sampling())).tolist()[0][1] == 1
-    found, score = beam_search(model, start, 2, beams=2)
-    assert found.tolist() == [[0, 2, 3]]
+    tokens, score = beam_search(model, start, 2, beams=2)
+    assert tokens.tolist() == [[0, 2, 3]]
     assert score.item() == pytest.approx(math.log(0.4), abs=1e-4)
 
 
 @torch.no_grad()
 def test_one_beam_is_greedy_and_more_are_never_less_likely() -> None:
     model, start = small_gpt("eager"), prompts(4, 6)
-    one, score = beam_search(model, start, 12, beams=1)
-    assert torch.equal(one, generate(model, start, 12, chooser(Sampling())))
+    beam, score = beam_search(model, start, 12, beams=1)
+    assert torch.equal(beam, generate(model, start, 12, chooser(Sampling())))
     last = score
     for beams in (2, 8, 64):
         _, score = beam_search(model, start, 12, beams)

@@ -46,11 +46,11 @@ def test_what_a_loop_does_not_change_need_not_be_carried() -> None:
 
 def kernels() -> Iterator[Any]:
     packages = pkgutil.walk_packages(scalekernels.__path__, "scalekernels.")
-    for module in (mechanisms, *(importlib.import_module(found.name) for found in packages)):
+    for module in (mechanisms, *(importlib.import_module(package.name) for package in packages)):
         yield from (value for value in vars(module).values() if hasattr(value, "src") and hasattr(value, "arg_names"))
 
 
 def test_loops_of_every_kernel_carry_what_they_change() -> None:
-    found = {kernel.__name__: not_carried(kernel.src) for kernel in kernels()}
-    assert len(found) > 40
-    assert not {name: names for name, names in found.items() if names}
+    missing = {kernel.__name__: not_carried(kernel.src) for kernel in kernels()}
+    assert len(missing) > 40
+    assert not {name: names for name, names in missing.items() if names}

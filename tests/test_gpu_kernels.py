@@ -33,12 +33,12 @@ pytestmark = [
 @lru_cache(maxsize=1)
 def subjects() -> list[tuple[str, str]]:
     """Every case to check: operation and label. Without a GPU one of each, to be skipped."""
-    found = []
+    places = []
     for operation in OPERATIONS:
         module = import_module(f"scalekernels.{operation}")
         cases = list(check_case.cases(module, ["float16", "bfloat16", "float32"], larger=True))
-        found += [(operation, case.label) for case in (cases[:1] if NO_GPU else cases)]
-    return found
+        places += [(operation, case.label) for case in (cases[:1] if NO_GPU else cases)]
+    return places
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def check(findings: Path, *arguments: str) -> dict[str, object]:
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode in (0, 1), f"ended by {done.returncode}: {done.stderr[-2000:]}"
-    found = json.loads(output.read_text())
-    assert found["versions"]["ptxas"]
-    assert found["versions"]["TRITON_PTXAS_PATH"] == os.environ.get("TRITON_PTXAS_PATH")
-    assert not found["problems"], found["versions"] | {"problems": found["problems"]}
-    return found
+    document = json.loads(output.read_text())
+    assert document["versions"]["ptxas"]
+    assert document["versions"]["TRITON_PTXAS_PATH"] == os.environ.get("TRITON_PTXAS_PATH")
+    assert not document["problems"], document["versions"] | {"problems": document["problems"]}
+    return document
 
 
 @pytest.mark.parametrize("tile", range(len(TILES)), ids=lambda tile: "x".join(map(str, TILES[tile])))
@@ -93,4 +93,4 @@ def test_every_shipped_configuration_was_launched_by_a_case(findings: Path) -> N
         pytest.skip("the cases are spread over processes; run pytest -m gpu in one, or make gpu")
     modules = [import_module(f"scalekernels.{operation}") for operation in OPERATIONS]
     checks = check_coverage(modules, findings, "cuda")
-    assert not [name for name, found in checks.items() if found["problem"]]
+    assert not [name for name, result in checks.items() if result["problem"]]

@@ -56,13 +56,13 @@ def test_out_has_at_most_eight_files_when_there_are_trials_and_comparisons(
 
 def test_what_was_not_accepted_is_told_in_one_short_line() -> None:
     wrong = [f"triton is WRONG in case {i}: param_000: error 0.0307 exceeds 0.00311; {'x' * 4000}" for i in range(3)]
-    told = session_measures.verdict("\n".join(["a table", *wrong]))
-    assert told.startswith("3 not accepted, first triton in case 0: param_000: error 0.0307 exceeds")
+    line = session_measures.verdict("\n".join(["a table", *wrong]))
+    assert line.startswith("3 not accepted, first triton in case 0: param_000: error 0.0307 exceeds")
     early = "ended early, what was measured is kept: deadline; not measured: " + "a case, " * 100
     both = session_measures.verdict("\n".join([early, *wrong]))
     assert "3 not accepted" in both
     assert "ended early: deadline" in both
-    assert max(len(told), len(both)) <= 200
+    assert max(len(line), len(both)) <= 200
     assert session_measures.verdict("a table\nwithout fault") == ""
 
 

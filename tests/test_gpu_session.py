@@ -17,6 +17,7 @@ import session_measures
 import session_steps
 from session import Session, Step, run_steps
 from session_pool import Job, Pool
+from session_support import make_session
 from support import REPOSITORY, SOURCE_PATH
 
 from scalebench.cli.app import app
@@ -53,15 +54,6 @@ class FakeClock:
         return self.now
 
 
-def make_session(tmp_path: Path, seconds: float = 100.0, **given: Any) -> Session:
-    """A session on a CPU with nothing done."""
-    clock = given.pop("clock", time.monotonic)
-    return Session.begin(
-        phase="first", out=tmp_path / "out", work=tmp_path / "work", carried=given.pop("carried", None), workers=2,
-        device="cpu", deadline=clock() + seconds, clock=clock,
-    )  # fmt: skip
-
-
 def make_pool(tmp_path: Path, workers: int = 1, seconds: float = 30.0, budget: float = 10.0) -> tuple[Pool, list[Any]]:
     """A pool of the workers above, and the list that gets its results."""
     results: list[Any] = []
@@ -72,9 +64,9 @@ def make_pool(tmp_path: Path, workers: int = 1, seconds: float = 30.0, budget: f
     return pool, results
 
 
-def job(name: str, do: str, priority: int = 1, memory: float = 1.0, timeout: float = 10.0, **what: Any) -> Job:
+def job(name: str, do: str, priority: int = 1, memory: float = 1.0, timeout: float = 10.0, **fields: Any) -> Job:
     """A job for such a worker."""
-    return Job(name, {"do": do} | what, priority, memory, timeout)
+    return Job(name, {"do": do} | fields, priority, memory, timeout)
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -201,8 +193,8 @@ def test_a_kill_at_any_time_leaves_what_was_found(tmp_path: Path, after: int) ->
         while lines < after:
             lines += process.stdout.readline().startswith("check")
         process.send_signal(signal.SIGKILL)
-    found = json.loads((out / "check.json").read_text())["checks"] if after > 1 else {}
-    assert len(found) >= after - 1
+    checks = json.loads((out / "check.json").read_text())["checks"] if after > 1 else {}
+    assert len(checks) >= after - 1
     assert not after > 1 or "| step 0 | ok |" in (out / "summary.md").read_text()
 
 
@@ -222,14 +214,14 @@ def test_steps_can_be_chosen_and_their_limits_shortened() -> None:
 
 @pytest.mark.slow
 def test_every_measurement_is_a_command_that_the_product_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[tuple[str, ...]] = []
-    monkeypatch.setattr(Session, "python", lambda self, *words, **_: taken.append(tuple(map(str, words))) or "")
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Session, "python", lambda self, *words, **_: commands.append(tuple(map(str, words))) or "")
     monkeypatch.setattr(session_measures, "keep", lambda _: None)
     session = make_session(tmp_path)
     for step in session_measures.measuring_steps():
         step.do(session)
-    assert len(taken) >= 12
-    for words in taken:
+    assert len(commands) >= 12
+    for words in commands:
         if words[0].endswith("profile_step.py"):
             continue
         assert words[:2] == ("-m", "scalebench.cli.app")

@@ -49,9 +49,9 @@ def gradients(model: Model, runs: nn.Module, micro_batches: int) -> dict[str, Te
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def apart(sums: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest distance of two sets of gradients, each in terms of its largest number."""
-    return max(((one[name] - other[name]).abs().max() / other[name].abs().max()).item() for name in other)
+    return max(((sums[name] - other[name]).abs().max() / other[name].abs().max()).item() for name in other)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
@@ -82,10 +82,10 @@ def test_every_linear_layer_of_the_blocks_sums_and_the_tied_head_does_not() -> N
     assert list(dict(copy.module.named_parameters())) == list(names)
     assert not any(isinstance(layer, SummingLinear) for layer in model.modules())
     copy.module(tokens(0)).backward()
-    for parameter, buffer, made in zip(model.parameters(), copy.buffers, copy.copies, strict=True):
+    for parameter, buffer, copied in zip(model.parameters(), copy.buffers, copy.copies, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.data_ptr() == buffer.data_ptr()
-        assert made.grad is None
+        assert copied.grad is None
 
 
 @pytest.mark.parametrize("order", ["no backward", "two forwards", "cleared in between"])
@@ -97,20 +97,20 @@ def test_a_cleared_gradient_is_replaced_whatever_ran_before(order: str) -> None:
     if order == "no backward":
         copy.module(tokens(6))
         model.zero_grad()
-        found = gradients(model, copy.module, 2)
+        grads = gradients(model, copy.module, 2)
     elif order == "cleared in between":
         first = copy.module(tokens(0))
         model.zero_grad()
         first.backward()
         copy.module(tokens(1)).backward()
-        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     else:
         model.zero_grad()
         losses = [copy.module(tokens(number)) for number in range(2)]
         for loss in losses:
             loss.backward()
-        found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(torch.equal(grads[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -138,8 +138,8 @@ def test_compiled_blocks_and_models_give_the_same_sums_from_one_compilation(back
 def test_recomputed_blocks_give_the_same_sums() -> None:
     plain, checkpointed = Model(), Model()
     recompute_blocks(checkpointed)
-    found = [
+    sums = [
         gradients(model, WorkingCopy(model, torch.bfloat16, sum_in_products=True).module, 2)
         for model in (plain, checkpointed)
     ]
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(torch.equal(sums[0][name], sums[1][name]) for name in sums[0])

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parent_support import PARENT, planned, refused, trained
+from family_support import model_of
+from parent_support import FINETUNED, PARENT, planned, refused, trained
 from safetensors.torch import load_file
 from sklearn.metrics import precision_recall_fscore_support
-from test_finetune import CHILD, model_of
 
 from scalebench import store
 from scalebench.cli.app import main
@@ -53,12 +53,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def head(folders: Path, *settings: str, parent: str = "parent") -> list[str]:
     return [f"from.study={parent}", "finetune.head=classes", f"data.source=folders:{folders}", *settings]
 
@@ -92,8 +86,8 @@ def test_classes_are_drawn_as_often_whatever_their_bytes_and_held_out_by_documen
 
 def test_the_labels_are_part_of_the_data(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "other")
-    one = tmp_path / "other" / "up" / "0.txt"
-    one.rename(tmp_path / "other" / "down" / "99.txt")
+    path = tmp_path / "other" / "up" / "0.txt"
+    path.rename(tmp_path / "other" / "down" / "99.txt")
     first, second = open_source(f"folders:{folders}"), open_source(f"folders:{tmp_path / 'other'}")
     assert set(first.documents) == set(second.documents)
     assert first.sha256 != second.sha256
@@ -133,8 +127,8 @@ def test_scores_are_scikit_learns(classes: int, seen: int) -> None:
 
 def test_scores_by_hand() -> None:
     """Class 0: 1 of 1 predictions and of 2 labels; class 1: 1 of 3 and 1 of 1; class 3: 0 of 0 and of 1; no class 2."""
-    found = class_scores(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1]))
-    assert found == pytest.approx(
+    scores = class_scores(np.array([0, 0, 1, 3]), np.array([0, 1, 1, 1]))
+    assert scores == pytest.approx(
         {"accuracy": 1 / 2, "precision": (1 + 1 / 3) / 3, "recall": (1 / 2 + 1) / 3, "f1": (2 / 3 + 1 / 2) / 3}
     )
 
@@ -205,7 +199,7 @@ def test_a_head_is_trained_measured_and_loaded_again(
     copied: Path, folders: Path, parent: str, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = head(folders, f"finetune.method={method}", "finetune.steps=40", parent=parent)
-    (row,) = trained(copied, CHILD, *settings)
+    (row,) = trained(copied, FINETUNED, *settings)
     assert row["loss_before_nats"] == pytest.approx(math.log(3), abs=1e-6)
     assert row["validation_loss_nats"] < 0.8
     assert row["metric_accuracy"] > 0.6
@@ -228,7 +222,7 @@ def test_a_head_is_trained_measured_and_loaded_again(
     assert np.mean(correct) == pytest.approx(row["metric_accuracy"])
     record = json.loads((Path(row["attempt_dir"]) / "record.json").read_text())
     assert {column.name for column in columns_of("finetune")} <= set(record)
-    grandchild = CHILD.replace('"parent"', '"child"')
+    grandchild = FINETUNED.replace('"parent"', '"child"')
     line = refused(copied, grandchild, "name=grandchild")
     assert "has a head of 3 classes: its weights are no longer those of a" in line
     with pytest.raises(SystemExit) as ended:
@@ -238,8 +232,8 @@ def test_a_head_is_trained_measured_and_loaded_again(
 
 
 def test_a_head_is_planned_as_what_it_costs(copied: Path, folders: Path) -> None:
-    (own,) = planned(copied, CHILD, f"data.source=folders:{folders}")
-    (trial,) = planned(copied, CHILD, *head(folders))
+    (own,) = planned(copied, FINETUNED, f"data.source=folders:{folders}")
+    (trial,) = planned(copied, FINETUNED, *head(folders))
     config = trial.trial.model
     outputs = 2 * 16 * config["width"] * config["vocab_size"]
     assert own.flops - trial.flops == 20 * 8 * 3 * (outputs - 2 * config["width"] * 3)
@@ -248,10 +242,10 @@ def test_a_head_is_planned_as_what_it_costs(copied: Path, folders: Path) -> None
 
 
 def test_without_a_head_its_settings_make_no_second_trial_and_old_ids_stay(copied: Path, folders: Path) -> None:
-    (plain,) = planned(copied, CHILD)
-    (named,) = planned(copied, CHILD, "finetune.head=own", "finetune.pooling=mean", "finetune.head_classes=4")
+    (plain,) = planned(copied, FINETUNED)
+    (named,) = planned(copied, FINETUNED, "finetune.head=own", "finetune.pooling=mean", "finetune.head_classes=4")
     assert plain.trial_id == named.trial_id
-    heads = planned(copied, CHILD, *head(folders, 'finetune.pooling=["last", "mean"]'))
+    heads = planned(copied, FINETUNED, *head(folders, 'finetune.pooling=["last", "mean"]'))
     assert [trial.trial.spec.pooling for trial in heads] == ["last", "mean"]
 
 
@@ -270,18 +264,18 @@ def test_without_a_head_its_settings_make_no_second_trial_and_old_ids_stay(copie
     ],
 )
 def test_each_mistake_is_one_line(copied: Path, folders: Path, settings: list[str], expected: str) -> None:
-    assert expected in refused(copied, CHILD, *head(folders), *settings)
+    assert expected in refused(copied, FINETUNED, *head(folders), *settings)
 
 
 def test_a_family_without_such_a_body_is_refused(tmp_path: Path, folders: Path) -> None:
     trained(tmp_path, PARENT.replace('"gpt"', '"rnn"'), "train.steps=1", "model.params=3000")
-    assert "finetune.head: 'classes' goes on gpt and bert, not on rnn" in refused(tmp_path, CHILD, *head(folders))
+    assert "finetune.head: 'classes' goes on gpt and bert, not on rnn" in refused(tmp_path, FINETUNED, *head(folders))
 
 
 def test_a_refused_head_exits_2_and_writes_nothing(
     copied: Path, capsys: pytest.CaptureFixture[str], folders: Path
 ) -> None:
-    (copied / "child.toml").write_text(CHILD)
+    (copied / "child.toml").write_text(FINETUNED)
     before = sorted(copied.rglob("*"))
     with pytest.raises(SystemExit) as ended:
         main(

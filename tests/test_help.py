@@ -9,21 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_support import planted, write_study
-from support import REPOSITORY
+from command_support import README, planted, readme_tables, write_study
 
 from scalebench.cli.app import COMMANDS, app
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
 TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
 DROP = "drop"  # its example names a trial without a result
-
-
-def readme_tables() -> dict[str, str]:
-    """The tables that the README gives, by file name."""
-    tables = re.findall(r"```csv\n(.*?)```", README, flags=re.DOTALL)
-    return dict(zip(("points.csv", "old.csv", "new.csv", "sweep.csv"), tables, strict=True))
 
 
 def readme_commands() -> list[str]:

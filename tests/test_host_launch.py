@@ -39,14 +39,14 @@ BROKEN_BEGIN = "stub driver: what is broken"  # as in the program, which needs i
 
 def compiler() -> str:
     """The C compiler; skips the test where it, or what it includes, is missing."""
-    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if found is None:
+    program = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if program is None:
         pytest.skip("no C compiler")
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         pytest.skip("no Python.h, which Triton's launcher is compiled with")
     if not (HEADERS / "cuda.h").exists():
         pytest.skip("this Triton brings no cuda.h")
-    return found
+    return program
 
 
 @pytest.fixture(scope="module")

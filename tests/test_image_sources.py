@@ -99,9 +99,9 @@ def write_idx(folder: Path, *, packed: bool = False, labels: int = 12) -> np.nda
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_is_read_plain_and_packed(tmp_path: Path, packed: bool) -> None:
     pixels = write_idx(tmp_path, packed=packed)
-    found = open_source(f"idx:{tmp_path}")
-    np.testing.assert_array_equal(found.training[0][:, 0], pixels)
-    assert (found.size, found.classes) == (28, 10)
+    source = open_source(f"idx:{tmp_path}")
+    np.testing.assert_array_equal(source.training[0][:, 0], pixels)
+    assert (source.size, source.classes) == (28, 10)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_images_are_enlarged_and_metrics_are_scikit_learns() -> None:
     assert (images.shape, labels.shape) == ((8, 1, 32, 32), (8,))
     assert torch.equal(images, task.batch(3)[0])
     judged = {"label": np.array([0, 0, 1, 2]), "predicted": np.array([0, 1, 1, 1])}
-    found = task.metrics({name: values.astype(float) for name, values in judged.items()})
-    assert found["accuracy"] == 0.5
+    metrics = task.metrics({name: values.astype(float) for name, values in judged.items()})
+    assert metrics["accuracy"] == 0.5
     # By hand: class 0 has F1 2/3, class 1 has 2·(1/3·1)/(1/3+1) = 1/2, class 2 has 0.
-    assert found["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert metrics["f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)

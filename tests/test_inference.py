@@ -96,14 +96,14 @@ def test_the_first_token_is_marked_within_the_call() -> None:
 @pytest.mark.parametrize(("batch", "beams", "new"), [(1, 1, 9), (3, 1, 1), (2, 4, 5)])
 def test_the_flops_of_a_call_are_the_counters(batch: int, beams: int, new: int) -> None:
     config = gpt.config_for(1e4, vocab_size=61, context=40)
-    asked = spec(batch_size=batch, sequence_length=11, new_tokens=new, beams=beams)
+    request = spec(batch_size=batch, sequence_length=11, new_tokens=new, beams=beams)
     model = gpt.build(config, "eager").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        make_call(model, torch.zeros(batch, 11, dtype=torch.int64), asked)(lambda: None)
+        make_call(model, torch.zeros(batch, 11, dtype=torch.int64), request)(lambda: None)
     # The written-out prompt computes its future as well; T²/2 counts half of each position's look at itself.
     future = batch * gpt.count(config, 11).attention_flops
     itself = batch * beams * 2 * config.depth * config.inner * (new - 1)
-    assert counter.get_total_flops() == call_flops(gpt, config, asked) + future + itself
+    assert counter.get_total_flops() == call_flops(gpt, config, request) + future + itself
 
 
 def test_the_flops_of_a_forward_pass_are_the_counters() -> None:
@@ -252,9 +252,9 @@ def test_an_inference_study_runs_and_is_reported(scalebench, command, tmp_path: 
     assert set(frame["workload"]) == {"inference"}
     assert "validation_loss_nats" not in frame  # a column of training
     assert frame["invalid_reason"].isna().all()
-    found = json.loads(command("plan", "s.toml", "--json")[1])
-    assert found["total"]["missing"] == 0
-    assert found["sizes"][0]["flops_per_trial"] == 6 * frame["flops_per_call"].max()
+    output = json.loads(command("plan", "s.toml", "--json")[1])
+    assert output["total"]["missing"] == 0
+    assert output["sizes"][0]["flops_per_trial"] == 6 * frame["flops_per_call"].max()
     assert command("report", "results", "-o", "r.html")[0] == 0
     page = (tmp_path / "r.html").read_text()
     assert "Latency against size" in page

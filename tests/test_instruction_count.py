@@ -47,7 +47,7 @@ def test_loads_with_hints_for_the_caches_are_seen() -> None:
 def test_adam_with_eight_bit_state_keeps_its_limit_and_a_lower_one_is_missed() -> None:
     from scalekernels.optimizer import compilations
 
-    (adam,) = [one for one in compilations(90) if one.label == "adam bfloat16 state int8"]
+    (adam,) = [configuration for configuration in compilations(90) if configuration.label == "adam bfloat16 state int8"]
     assert adam.most_instructions == 70
     code = machine_code.inspect_code(adam, 90)
     assert machine_code.failures(adam, 90, code) == []

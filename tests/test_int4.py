@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from quantize_support import model, spec
 from scalekernels import Unsupported
-from test_quantize_convert import model, spec
 
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES

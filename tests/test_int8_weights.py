@@ -21,7 +21,7 @@ def test_int8_products_are_those_of_the_rounded_weight(rows: int, columns: int, 
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(columns, rows, bias=bias, dtype=dtype), torch.randn(3, 5, columns, dtype=dtype)
     weight = linear.weight.detach().double()
-    found = with_weights(linear, "int8")(x).double()
+    product = with_weights(linear, "int8")(x).double()
     held = linear.weight.qdata.double() * linear.weight.scale.double()
     # Rounding moves each weight by half a step of its row at most: a step is a 127th of the row's largest, or a 128th.
     assert ((held - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.51).all()
@@ -29,7 +29,7 @@ def test_int8_products_are_those_of_the_rounded_weight(rows: int, columns: int, 
     assert not torch.equal(held, weight)
     expected = x.double() @ held.T + (linear.bias.double() if bias else 0)
     tolerance = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * columns**0.5)
+    torch.testing.assert_close(product, expected, rtol=tolerance, atol=tolerance * columns**0.5)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
@@ -41,16 +41,16 @@ def test_a_row_of_zeros_stays_zero() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_weight_bytes_are_the_closed_form_by_type(tied: bool) -> None:
     config = gpt.config_for(2e4, vocab_size=61, context=32, tied=tied)
-    counts, found = gpt.count(config), {}
+    counts, sizes = gpt.count(config), {}
     for dtype in ("float32", "bfloat16", "int8"):
-        found[dtype] = weight_bytes(with_weights(gpt.build(config, "sdpa"), dtype))
-    assert found["float32"] == 4 * counts.total
-    assert found["bfloat16"] == 2 * counts.total
+        sizes[dtype] = weight_bytes(with_weights(gpt.build(config, "sdpa"), dtype))
+    assert sizes["float32"] == 4 * counts.total
+    assert sizes["bfloat16"] == 2 * counts.total
     head = config.vocab_size * config.width
     matrices = counts.by_group["attention"] + counts.by_group["mlp"] + head
     outputs = config.depth * (3 * config.inner + 2 * config.width + config.hidden) + config.vocab_size
     others = counts.by_group["token_embedding"] + counts.by_group["norm"]
-    assert found["int8"] == matrices + (4 + 1) * outputs + 4 * others  # torchao: a scale and a zero point for each row
+    assert sizes["int8"] == matrices + (4 + 1) * outputs + 4 * others  # torchao: a scale and a zero point for each row
 
 
 def test_a_model_with_int8_weights_predicts_nearly_the_same() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_support import planted, surface, write_study
-from test_help import readme_tables
+from command_support import planted, readme_tables, surface, write_study
 
 from scalebench.cli.app import COMMANDS, app, main
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from attention_support import PROVIDERS, failure, gradients, tiles_of
+from attention_support import (
+    PROVIDERS,
+    failure,
+    gradients,
+    small_tiles,  # noqa: F401 - a fixture
+    tiles_of,
+)
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_support import assert_accurate, poisoned
@@ -23,12 +27,6 @@ from scalekernels.attention import launch as attention_launch
 from torch.nn.functional import scaled_dot_product_attention
 
 TRITON_TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-
-
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with tiles_of(16, 16):
-        yield
 
 
 @pytest.mark.parametrize("provider", ["triton", "triton-descriptors"])
@@ -65,9 +63,10 @@ def test_any_lengths(query_length, key_length, group, causal, block_m, block_n, 
         assert failure(case, "triton-descriptors", backward=True) is None
 
 
-def test_log_sum_exp_is_kept_in_base_two(small_tiles):
-    given = inputs(Case(1, 2, 1, 21, 35, 16, True, torch.float32))
-    q, k, v = given["q"], given["k"], given["v"]
+@pytest.mark.usefixtures("small_tiles")
+def test_log_sum_exp_is_kept_in_base_two():
+    tensors = inputs(Case(1, 2, 1, 21, 35, 16, True, torch.float32))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     with poisoned():
         _, lse = torch.ops.scalekernels.attention(q, k, v, True, 0.25, True)
     exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.25)["lse"]
@@ -79,13 +78,15 @@ HEAD_DIMENSIONS = (1, 24, 72, 80, 96, 112, 192)
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("head_dimension", HEAD_DIMENSIONS)
-def test_head_dimensions_between_those_of_the_kernels(small_tiles, head_dimension, backward):
+@pytest.mark.usefixtures("small_tiles")
+def test_head_dimensions_between_those_of_the_kernels(head_dimension, backward):
     assert failure(Case(1, 2, 1, 9, 21, head_dimension, True, torch.float32), "triton", backward) is None
 
 
-def test_a_cache_with_a_head_dimension_between_those_of_the_kernels(small_tiles):
-    given = inputs(Case(1, 2, 1, 3, 11, 24, True, torch.float32))
-    q, k, v = given["q"], given["k"], given["v"]
+@pytest.mark.usefixtures("small_tiles")
+def test_a_cache_with_a_head_dimension_between_those_of_the_kernels():
+    tensors = inputs(Case(1, 2, 1, 3, 11, 24, True, torch.float32))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     with torch.no_grad():
         for query in (q, q[:, :, -1:]):
             mask = torch.ones(query.shape[2], 11, dtype=torch.bool).tril(11 - query.shape[2])
@@ -94,11 +95,12 @@ def test_a_cache_with_a_head_dimension_between_those_of_the_kernels(small_tiles)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float16, torch.float32, torch.float32)])
-def test_autocast_casts_as_pytorch_does_for_its_attention(small_tiles, dtypes):
+@pytest.mark.usefixtures("small_tiles")
+def test_autocast_casts_as_pytorch_does_for_its_attention(dtypes):
     """The dtype of the result, the casts of the inputs and the dtypes of the gradients are those of PyTorch."""
-    given = inputs(Case(1, 2, 2, 19, 19, 16, True, torch.float32))
-    leaves = [given[name].to(dtype).requires_grad_() for name, dtype in zip("qkv", dtypes, strict=True)]
-    grad = given["grad_out"].half()
+    tensors = inputs(Case(1, 2, 2, 19, 19, 16, True, torch.float32))
+    leaves = [tensors[name].to(dtype).requires_grad_() for name, dtype in zip("qkv", dtypes, strict=True)]
+    grad = tensors["grad_out"].half()
     halves = [leaf.detach().half().requires_grad_() for leaf in leaves]
     with torch.autocast("cpu", dtype=torch.float16):
         out = attention(*leaves, causal=True)
@@ -107,10 +109,10 @@ def test_autocast_casts_as_pytorch_does_for_its_attention(small_tiles, dtypes):
     assert out.dtype == theirs.dtype == torch.float16
     by_hand = attention(*halves, causal=True)
     assert torch.equal(out, by_hand)
-    found = torch.autograd.grad(out, leaves, grad)
-    assert [one.dtype for one in found] == list(dtypes)
-    for one, other in zip(found, torch.autograd.grad(by_hand, halves, grad), strict=True):
-        assert torch.equal(one, other.to(one.dtype))
+    grads = torch.autograd.grad(out, leaves, grad)
+    assert [gradient.dtype for gradient in grads] == list(dtypes)
+    for gradient, expected in zip(grads, torch.autograd.grad(by_hand, halves, grad), strict=True):
+        assert torch.equal(gradient, expected.to(gradient.dtype))
 
 
 def test_autocast_leaves_float64_alone():
@@ -120,7 +122,8 @@ def test_autocast_leaves_float64_alone():
 
 
 @pytest.mark.parametrize("scale", [0.01, 3.0])
-def test_scale_and_scores_far_from_zero(small_tiles, scale):
+@pytest.mark.usefixtures("small_tiles")
+def test_scale_and_scores_far_from_zero(scale):
     """Scores in the hundreds overflow exp2 unless the running maximum and its correction are right."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 1, 40, 16, generator=generator) * 6 for _ in range(3))
@@ -131,7 +134,8 @@ def test_scale_and_scores_far_from_zero(small_tiles, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_views_give_the_same_as_copies_and_gradients_in_their_layout(small_tiles, deterministic):
+@pytest.mark.usefixtures("small_tiles")
+def test_views_give_the_same_as_copies_and_gradients_in_their_layout(deterministic):
     generator = torch.Generator().manual_seed(2)
     q = torch.randn(2, 19, 4, 16, generator=generator).transpose(1, 2).requires_grad_()  # (B, T, H, D) in memory
     k = torch.randn(2, 2, 46, 40, generator=generator)[:, :, ::2, 8:24].requires_grad_()  # gaps between rows
@@ -143,28 +147,32 @@ def test_views_give_the_same_as_copies_and_gradients_in_their_layout(small_tiles
     torch.testing.assert_close(out, attention(*copies, **options), rtol=0, atol=0)
     assert out.stride() == q.stride()
     with poisoned():
-        found = torch.autograd.grad(out, (q, k, v), grad_out)
+        grads = torch.autograd.grad(out, (q, k, v), grad_out)
     expected = gradients(*copies, grad_out.contiguous(), **options)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert (found[0].stride(), found[2].stride()) == (q.stride(), v.stride())
+    torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+    assert (grads[0].stride(), grads[2].stride()) == (q.stride(), v.stride())
 
 
-def test_expanded_inputs_and_the_gradient_of_a_sum(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_expanded_inputs_and_the_gradient_of_a_sum():
     """A stride of zero, in an input and in the gradient of a sum, in every dimension of that."""
     q = torch.randn(2, 2, 17, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
     k = torch.randn(1, 1, 17, 16, generator=torch.Generator().manual_seed(4)).expand(2, 2, 17, 16)
-    (found,) = torch.autograd.grad(attention(q, k, k).sum(), q)
+    (gradient,) = torch.autograd.grad(attention(q, k, k).sum(), q)
     (expected,) = torch.autograd.grad(attention(q, k.clone(), k.clone()).sum(), q)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wanted", ["q", "k", "v", "qv", "kv"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_gradients_not_asked_for_are_not_computed(small_tiles, monkeypatch, wanted, deterministic):
-    given = inputs(Case(1, 2, 1, 20, 20, 16, True, torch.float32))
-    grad_out = given.pop("grad_out")
-    all_of_them = dict(zip("qkv", gradients(*(one.requires_grad_() for one in given.values()), grad_out), strict=True))
-    some = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in given.items()}
+@pytest.mark.usefixtures("small_tiles")
+def test_gradients_not_asked_for_are_not_computed(monkeypatch, wanted, deterministic):
+    tensors = inputs(Case(1, 2, 1, 20, 20, 16, True, torch.float32))
+    grad_out = tensors.pop("grad_out")
+    all_of_them = dict(
+        zip("qkv", gradients(*(operand.requires_grad_() for operand in tensors.values()), grad_out), strict=True)
+    )
+    some = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in tensors.items()}
     launched = []
     launch = attention_launch._launch
     monkeypatch.setattr(
@@ -183,14 +191,16 @@ def test_gradients_not_asked_for_are_not_computed(small_tiles, monkeypatch, want
     assert all_of_them.keys() == some.keys()
 
 
-def test_repeats_are_bitwise_the_same(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_repeats_are_bitwise_the_same():
     case = Case(1, 2, 1, 40, 37, 16, True, torch.float16)
-    given = inputs(case)
-    first, second = (PROVIDERS["triton"].prepare(case, given, True)() for _ in range(2))
+    tensors = inputs(case)
+    first, second = (PROVIDERS["triton"].prepare(case, tensors, True)() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_offsets_beyond_two_to_the_31_elements(small_tiles, tmp_path):
+@pytest.mark.usefixtures("small_tiles")
+def test_offsets_beyond_two_to_the_31_elements(tmp_path):
     """Rows of one tile lie 2^30 elements apart in a sparse file: 32-bit products of row and stride would wrap."""
     apart, rows = 2**30 + 16, 4
     memory = torch.from_file(str(tmp_path / "sparse"), True, apart * rows, dtype=torch.float16)
@@ -199,19 +209,22 @@ def test_offsets_beyond_two_to_the_31_elements(small_tiles, tmp_path):
     dense = [view.copy_(torch.randn(1, 1, rows, 16, generator=generator)).clone() for view in views]
     torch.testing.assert_close(attention(*views), attention(*dense), rtol=0, atol=0)
     heads = [view.transpose(1, 2) for view in views]  # the same distances between heads
-    torch.testing.assert_close(attention(*heads), attention(*(one.transpose(1, 2) for one in dense)), rtol=0, atol=0)
-    given = [view.requires_grad_() for view in views]
-    expected = [one.requires_grad_() for one in dense]
+    torch.testing.assert_close(
+        attention(*heads), attention(*(tensor.transpose(1, 2) for tensor in dense)), rtol=0, atol=0
+    )
+    leaves = [view.requires_grad_() for view in views]
+    expected = [tensor.requires_grad_() for tensor in dense]
     grad_out = torch.randn(1, 1, rows, 16, generator=generator).half()
-    torch.testing.assert_close(gradients(*given, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(*leaves, grad_out), gradients(*expected, grad_out), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 40), (7, 40), (33, 34), (21, 21)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(small_tiles, queries, keys, dtype):
+@pytest.mark.usefixtures("small_tiles")
+def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(queries, keys, dtype):
     """The oracle aligns at the top left, where queries and keys are of one length: all queries, of which the last."""
-    given = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
-    q, k, v = given["q"], given["k"], given["v"]
+    tensors = inputs(Case(2, 4, 2, keys, keys, 16, True, dtype))
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
     exact = reference(q.double(), k.double(), v.double(), causal=True, scale=0.3)["out"][:, :, -queries:]
     theirs = reference(q, k, v, causal=True, scale=0.3)["out"][:, :, -queries:]
     with poisoned():
@@ -220,12 +233,13 @@ def test_queries_over_a_cache_are_the_last_rows_of_causal_attention(small_tiles,
     assert_accurate({"out": ours}, {"out": theirs}, {"out": exact})
 
 
-def test_what_a_cache_cannot_be_is_refused(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_what_a_cache_cannot_be_is_refused():
     q, k = torch.randn(1, 1, 3, 16, requires_grad=True), torch.randn(1, 1, 5, 16)
     with pytest.raises(ValueError, match="q has length 3 and k 2; the queries must be the last of the keys"):
         attention_over_cache(q, k[:, :, :2], k[:, :, :2])
     with pytest.raises(RuntimeError, match="have no gradient"):
         attention_over_cache(q, k, k)
-    (found,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
+    (gradient,) = torch.autograd.grad(attention_over_cache(q[:, :, 2:], k, k).sum(), q)
     (expected,) = torch.autograd.grad(reference(q[:, :, 2:], k, k)["out"].sum(), q)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)

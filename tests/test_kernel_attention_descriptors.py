@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from attention_support import PROVIDERS, gradients, tiles_of
+from attention_support import (
+    PROVIDERS,
+    gradients,
+    small_tiles,  # noqa: F401 - a fixture
+)
 from scalekernels.attention import (
     Case,
     attention,
@@ -18,12 +20,6 @@ from scalekernels.attention import tiles as attention_tiles
 from scalekernels.attention.descriptors import undescribed
 from scalekernels.providers import Unsupported
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with tiles_of(16, 16):
-        yield
 
 
 @pytest.fixture
@@ -43,7 +39,8 @@ def loads(monkeypatch) -> list[bool]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
-def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads, causal):
+@pytest.mark.usefixtures("small_tiles")
+def test_descriptors_of_views_read_the_same_bits_as_pointers(loads, causal):
     """Heads within rows, gaps between rows and heads, and NaN in the rows that lie beyond the end of a head."""
     generator = torch.Generator().manual_seed(6)
     q = torch.randn(2, 4, 37, 16, generator=generator)
@@ -52,14 +49,15 @@ def test_descriptors_of_views_read_the_same_bits_as_pointers(small_tiles, loads,
     v[:, :, :45, :16] = torch.randn(2, 2, 45, 16, generator=generator)
     v = v[:, :, :45, :16]
     expected, lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True)
-    found, found_lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True, True)
+    output, output_lse = torch.ops.scalekernels.attention(q, k, v, causal, 0.25, True, True)
     assert loads == [False, True]
     assert expected.isfinite().all()
-    torch.testing.assert_close((found, found_lse), (expected, lse), rtol=0, atol=0)
+    torch.testing.assert_close((output, output_lse), (expected, lse), rtol=0, atol=0)
 
 
 @pytest.mark.slow
-def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loads):
+@pytest.mark.usefixtures("small_tiles")
+def test_what_descriptors_cannot_describe_goes_through_pointers(loads):
     memory = torch.randn(2 * 2 * 20 * 20 + 1, generator=torch.Generator().manual_seed(7), dtype=torch.float32).half()
     dense = memory[:1280].view(2, 2, 20, 16)
     others = {
@@ -70,19 +68,20 @@ def test_what_descriptors_cannot_describe_goes_through_pointers(small_tiles, loa
     case = Case(2, 2, 2, 20, 20, 16, False, torch.float16)
     for other in others.values():
         for name, k, v in (("k", other, dense), ("v", dense, other)):
-            found = attention(dense, k, v, descriptors=True)
-            torch.testing.assert_close(found, attention(dense, k, v), rtol=0, atol=0)
+            output = attention(dense, k, v, descriptors=True)
+            torch.testing.assert_close(output, attention(dense, k, v), rtol=0, atol=0)
             with pytest.raises(Unsupported, match=f"of {name} is not a positive multiple of 16 bytes"):
                 PROVIDERS["triton-descriptors"].prepare(case, {"q": dense, "k": k, "v": v}, False)
     assert not any(loads)
 
 
-def test_gradients_by_descriptors_are_the_same_bits(small_tiles, loads):
-    given = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
-    grad_out = given.pop("grad_out")
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
-    found = gradients(*tensors, grad_out, causal=True, descriptors=True)
-    torch.testing.assert_close(found, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
+@pytest.mark.usefixtures("small_tiles")
+def test_gradients_by_descriptors_are_the_same_bits(loads):
+    operands = inputs(Case(1, 2, 1, 33, 40, 16, True, torch.float32))
+    grad_out = operands.pop("grad_out")
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
+    grads = gradients(*tensors, grad_out, causal=True, descriptors=True)
+    torch.testing.assert_close(grads, gradients(*tensors, grad_out, causal=True), rtol=0, atol=0)
     assert loads == [True, True, False, False]  # the forward pass and that for dQ, each way
 
 

@@ -45,8 +45,8 @@ def triton_type(value: Tensor | TensorDescriptor) -> str:
     """As a launch names the type of a pointer or descriptor."""
     if isinstance(value, Tensor):
         return TRITON_TYPES[value.dtype]
-    found: str = native_specialize_impl(BaseBackend, value, False, True, True)[0]
-    return found
+    kind: str = native_specialize_impl(BaseBackend, value, False, True, True)[0]
+    return kind
 
 
 class Noted:
@@ -82,15 +82,15 @@ class Noted:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     """What is launched while the test runs; nothing is."""
-    found: set[tuple[Any, ...]] = set()
-    shipped = {one.kernel for arch in ARCHITECTURES for one in compilations(arch)} | {"hopper_all"}
+    launches: set[tuple[Any, ...]] = set()
+    shipped = {configuration.kernel for arch in ARCHITECTURES for configuration in compilations(arch)} | {"hopper_all"}
     shipped.add("attention_scale_queries")
     for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused):
         for name in shipped & vars(module).keys():
-            monkeypatch.setattr(module, name, Noted(getattr(module, name), found))
+            monkeypatch.setattr(module, name, Noted(getattr(module, name), launches))
     for module in (attention_launch, attention_descriptors, attention_hopper):
         monkeypatch.setattr(module, "INTERPRETED", False)
-    return found
+    return launches
 
 
 def launch_all(q: Tensor, causal: bool) -> None:
@@ -126,7 +126,7 @@ def test_what_measured_methods_launch_is_compiled_ahead(monkeypatch, launched):
     monkeypatch.setattr(tuned, "row", lambda *place: rows[place]._asdict() if place in rows else measured(*place))
     monkeypatch.setattr(attention_tiles, "architecture", lambda device: 90)
     expected = {described(compilation) for compilation in compilations(90)}
-    assert {one[0] for one in expected} >= {"hopper_all", "attention_scale_queries"}
+    assert {launch[0] for launch in expected} >= {"hopper_all", "attention_scale_queries"}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for head_dimension, length, causal in itertools.product(HEAD_DIMENSIONS, LENGTHS, (False, True)):
             launch_all(torch.empty(1, 1, length, head_dimension, dtype=dtype), causal)

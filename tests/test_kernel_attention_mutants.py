@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from attention_support import PROVIDERS, failure, tiles_of
+from attention_support import (
+    PROVIDERS,
+    failure,
+    small_tiles,  # noqa: F401 - a fixture
+)
 from kernel_support import inaccuracy, install_mutant, poisoned
 from scalekernels.attention import (
     Case,
@@ -16,13 +19,6 @@ from scalekernels.attention import (
     results,
 )
 from scalekernels.attention import kernels as attention_kernels
-
-
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with tiles_of(16, 16):
-        yield
-
 
 MUTATIONS = {
     "mask one key too narrow": ("(keys <= rows)", "(keys < tl.maximum(rows, 1))"),
@@ -41,7 +37,8 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_broken_kernel_fails(small_tiles, monkeypatch, tmp_path, mutation):
+@pytest.mark.usefixtures("small_tiles")
+def test_a_broken_kernel_fails(monkeypatch, tmp_path, mutation):
     case = Case(1, 2, 1, 50, 45, 16, True, torch.float32)
     install_mutant(monkeypatch, tmp_path, attention_kernels, *MUTATIONS[mutation])
     assert failure(case, "triton", backward=":" in mutation) is not None
@@ -56,7 +53,8 @@ def test_a_broken_kernel_fails(small_tiles, monkeypatch, tmp_path, mutation):
         ("[batch, head, first, 0]", "[batch, head, first + 1, 0]"),
     ],
 )
-def test_a_broken_load_by_descriptors_fails(small_tiles, monkeypatch, tmp_path, old, new):
+@pytest.mark.usefixtures("small_tiles")
+def test_a_broken_load_by_descriptors_fails(monkeypatch, tmp_path, old, new):
     """Pointers, which read none of this, stay right."""
     case = Case(2, 4, 2, 18, 20, 16, True, torch.float32)
     install_mutant(monkeypatch, tmp_path, attention_kernels, old, new)
@@ -68,20 +66,21 @@ def test_a_broken_load_by_descriptors_fails(small_tiles, monkeypatch, tmp_path, 
 @pytest.mark.parametrize(
     ("old", "new"), [("tile * scale", "tile"), ("if first_key + BLOCK_N > key_length:", "if first_key < 0:")]
 )
-def test_a_broken_atomic_pass_fails(small_tiles, monkeypatch, tmp_path, old, new):
+@pytest.mark.usefixtures("small_tiles")
+def test_a_broken_atomic_pass_fails(monkeypatch, tmp_path, old, new):
     """Both mutations leave dK and dV alone; keys beyond the end, where not masked, add infinity times zero to dQ."""
     case = Case(1, 1, 1, 48, 33, 16, False, torch.float32)
-    given = inputs(case)
-    given["q"] = given["q"].abs() * 40
-    given["k"] = -given["k"].abs() * 40  # all scores far below zero, so that a score of zero is far too much
+    tensors = inputs(case)
+    tensors["q"] = tensors["q"].abs() * 40
+    tensors["k"] = -tensors["k"].abs() * 40  # all scores far below zero, so that a score of zero is far too much
     with poisoned():
-        ours = PROVIDERS["triton-atomic"].prepare(case, given, True)()
-    theirs = PROVIDERS["eager"].prepare(case, given, True)()
-    exact = results(case, given, True)
+        ours = PROVIDERS["triton-atomic"].prepare(case, tensors, True)()
+    theirs = PROVIDERS["eager"].prepare(case, tensors, True)()
+    exact = results(case, tensors, True)
     assert inaccuracy(ours, theirs, exact) is None
     install_mutant(monkeypatch, tmp_path, attention_kernels, old, new)
     with poisoned(), warnings.catch_warnings(action="ignore"):  # the interpreter speaks of the overflow
-        ours = PROVIDERS["triton-atomic"].prepare(case, given, True)()
+        ours = PROVIDERS["triton-atomic"].prepare(case, tensors, True)()
     assert (inaccuracy(ours, theirs, exact) or "").startswith("grad_q")
 
 

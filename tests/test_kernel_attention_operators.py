@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from attention_support import PROVIDERS, tiles_of
+from attention_support import (
+    PROVIDERS,
+    small_tiles,  # noqa: F401 - a fixture
+)
 from scalekernels.attention import (
     CASES,
     Case,
@@ -19,14 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 
-@pytest.fixture
-def small_tiles() -> Iterator[None]:
-    with tiles_of(16, 16):
-        yield
-
-
 @pytest.mark.slow
-def test_operators_pass_opcheck(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_operators_pass_opcheck():
     q = torch.randn(1, 2, 7, 16, requires_grad=True)
     k, v = (torch.randn(1, 1, 9, 16, requires_grad=True) for _ in range(2))
     torch.library.opcheck(torch.ops.scalekernels.attention.default, (q, k, v, True, 0.25, True))
@@ -38,30 +34,33 @@ def test_operators_pass_opcheck(small_tiles):
 
 
 @pytest.mark.slow
-def test_compile_keeps_one_graph(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_compile_keeps_one_graph():
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q * 2, k, v, causal=True).square().sum()
 
-    given = inputs(Case(1, 2, 1, 18, 18, 16, True, torch.float32))
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    operands = inputs(Case(1, 2, 1, 18, 18, 16, True, torch.float32))
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(*tensors), tensors)
-    torch.testing.assert_close(found, torch.autograd.grad(function(*tensors), tensors))
+    grads = torch.autograd.grad(compiled(*tensors), tensors)
+    torch.testing.assert_close(grads, torch.autograd.grad(function(*tensors), tensors))
 
 
-def test_counters_see_the_flops(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_counters_see_the_flops():
     case = Case(2, 4, 2, 10, 12, 16, True, torch.float32)
-    given = inputs(case)
-    tensors = [given[name].requires_grad_() for name in ("q", "k", "v")]
+    operands = inputs(case)
+    tensors = [operands[name].requires_grad_() for name in ("q", "k", "v")]
     with FlopCounterMode(display=False) as counter:
         out = attention(*tensors, causal=True)
     assert counter.get_total_flops() == cost(case, backward=False).flops == 2 * 2 * 4 * 10 * 12 * 16
     with FlopCounterMode(display=False) as counter:
-        out.backward(given["grad_out"])
+        out.backward(operands["grad_out"])
     assert counter.get_total_flops() == cost(case, backward=True).flops
 
 
-def test_a_second_derivative_is_refused(small_tiles):
+@pytest.mark.usefixtures("small_tiles")
+def test_a_second_derivative_is_refused():
     q = torch.randn(1, 1, 3, 16, requires_grad=True)
     (first,) = torch.autograd.grad(attention(q, q, q).square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):

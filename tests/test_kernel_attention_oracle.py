@@ -12,29 +12,29 @@ from torch import Tensor
 GROUPED = Case(2, 6, 2, 23, 41, 16, True, torch.float32)
 
 
-def whole(case: Case, given: dict[str, Tensor], backward: bool) -> dict[str, Tensor]:
+def whole(case: Case, tensors: dict[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """The reference and its autograd, in the dtype of the inputs."""
-    q, k, v = (given[name].clone().requires_grad_() for name in ("q", "k", "v"))
+    q, k, v = (tensors[name].clone().requires_grad_() for name in ("q", "k", "v"))
     out = reference(q, k, v, causal=case.causal)["out"]
     if not backward:
         return {"out": out.detach()}
-    found = torch.autograd.grad(out, (q, k, v), given["grad_out"])
-    return dict(zip(("grad_q", "grad_k", "grad_v"), found, strict=True))
+    outputs = torch.autograd.grad(out, (q, k, v), tensors["grad_out"])
+    return dict(zip(("grad_q", "grad_k", "grad_v"), outputs, strict=True))
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("case", [*CASES, GROUPED], ids=lambda case: case.label)
 def test_blocks_give_what_the_whole_gives_in_float64(case: Case, backward: bool) -> None:
-    given = inputs(case)
-    expected = whole(case, {name: tensor.double() for name, tensor in given.items()}, backward)
+    tensors = inputs(case)
+    expected = whole(case, {name: tensor.double() for name, tensor in tensors.items()}, backward)
     row = 8 * case.query_heads // case.key_heads * case.key_length
     for block_bytes in (1, 5 * row, 3 * row * case.query_length, 1 << 30):
-        found = exact_results(case, given, backward, block_bytes)
-        assert found.keys() == expected.keys()
+        outputs = exact_results(case, tensors, backward, block_bytes)
+        assert outputs.keys() == expected.keys()
         for name, exact in expected.items():
-            assert found[name].dtype == torch.float64
-            torch.testing.assert_close(found[name], exact, rtol=1e-12, atol=1e-13)
-    assert all(torch.equal(found[name], tensor) for name, tensor in results(case, given, backward).items())
+            assert outputs[name].dtype == torch.float64
+            torch.testing.assert_close(outputs[name], exact, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(outputs[name], tensor) for name, tensor in results(case, tensors, backward).items())
 
 
 def test_blocks_cover_every_query_of_every_head_once_and_stay_small() -> None:
@@ -52,22 +52,22 @@ def test_blocks_cover_every_query_of_every_head_once_and_stay_small() -> None:
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("case", [CASES[2], CASES[5], GROUPED], ids=lambda case: case.label)
 def test_the_plain_path_in_parts_is_the_plain_path(case: Case, backward: bool) -> None:
-    given = inputs(case)
-    expected = providers()["eager"].prepare(case, given, backward)()
-    found = eager_in_parts(case, given, backward)
-    assert found.keys() == expected.keys()
+    tensors = inputs(case)
+    expected = providers()["eager"].prepare(case, tensors, backward)()
+    outputs = eager_in_parts(case, tensors, backward)
+    assert outputs.keys() == expected.keys()
     for name, plain in expected.items():
-        assert found[name].dtype == case.dtype
+        assert outputs[name].dtype == case.dtype
         eps = torch.finfo(case.dtype).eps
-        torch.testing.assert_close(found[name], plain, rtol=4 * eps, atol=4 * eps)
+        torch.testing.assert_close(outputs[name], plain, rtol=4 * eps, atol=4 * eps)
 
 
 @pytest.mark.parametrize("case", [CASES[3], CASES[9], GROUPED], ids=lambda case: case.label)
 def test_terms_are_the_largest_sums_of_magnitudes(case: Case) -> None:
-    given = inputs(case)
+    tensors = inputs(case)
     group = case.query_heads // case.key_heads
-    q, g = given["q"].double(), given["grad_out"].double()
-    k, v = (given[name].double().repeat_interleave(group, 1) for name in ("k", "v"))
+    q, g = tensors["q"].double(), tensors["grad_out"].double()
+    k, v = (tensors[name].double().repeat_interleave(group, 1) for name in ("k", "v"))
     scale = case.head_dimension**-0.5
     hidden = torch.ones(case.query_length, case.key_length).triu(1).bool() & case.causal
     p = (q @ k.mT * scale).masked_fill(hidden, -torch.inf).softmax(-1)
@@ -81,8 +81,8 @@ def test_terms_are_the_largest_sums_of_magnitudes(case: Case) -> None:
         "grad_q": float((ds @ k.abs()).max()), "grad_k": grouped(ds.mT @ q.abs()), "grad_v": grouped(p.mT @ g.abs()),
     }  # fmt: skip
     for block_bytes in (1, 1 << 30):
-        assert largest_terms(case, given, True, block_bytes) == pytest.approx(expected)
-    assert terms(case, given, False) == pytest.approx({"out": float((p @ v.abs()).max())})
+        assert largest_terms(case, tensors, True, block_bytes) == pytest.approx(expected)
+    assert terms(case, tensors, False) == pytest.approx({"out": float((p @ v.abs()).max())})
 
 
 @pytest.mark.slow
@@ -93,10 +93,10 @@ def test_our_float32_gradients_pass_and_those_off_by_a_ten_thousandth_fail(
     length: int, head_dimension: int, causal: bool
 ) -> None:
     case = Case(1, 2, 1 if length > 1 else 2, length, length, head_dimension, causal, torch.float32)
-    given = inputs(case)
-    exact, summed = results(case, given, True), terms(case, given, True)
-    eager = providers()["eager"].prepare(case, given, True)()
-    ours = providers()["triton"].prepare(case, given, True)()
+    tensors = inputs(case)
+    exact, summed = results(case, tensors, True), terms(case, tensors, True)
+    eager = providers()["eager"].prepare(case, tensors, True)()
+    ours = providers()["triton"].prepare(case, tensors, True)()
     assert inaccuracy(ours, eager, exact, terms=summed) is None
     for name, tensor in ours.items():
         if float(exact[name].abs().max()) > 1e-6:

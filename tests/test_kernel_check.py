@@ -15,7 +15,7 @@ def problems(fault: str) -> dict[str, str]:
     (case,) = [case for case in toy_operation.CASES if case.fault == fault][:1]
     checks = check_case.check_case(toy_operation, case, "cpu")
     assert checks["triton-absent forward"]["unavailable"] == "is never there"
-    return {name: found["problem"] for name, found in checks.items() if found["problem"]}
+    return {name: check["problem"] for name, check in checks.items() if check["problem"]}
 
 
 def test_a_sound_kernel_passes_forward_and_backward() -> None:
@@ -23,17 +23,17 @@ def test_a_sound_kernel_passes_forward_and_backward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("wrong", "y: error"),
         ("forgets", "y: NaN or infinity"),
         ("unsteady", "a repeat and a run after SDPA gave other bits"),
     ],
 )
-def test_a_kernel_that_is_wrong_or_unsteady_or_leaves_memory_unwritten_fails(fault: str, said: str) -> None:
-    found = problems(fault)
-    assert said in found["triton forward"]
-    assert set(found) == {"triton forward", "triton backward"}
+def test_a_kernel_that_is_wrong_or_unsteady_or_leaves_memory_unwritten_fails(fault: str, message: str) -> None:
+    messages = problems(fault)
+    assert message in messages["triton forward"]
+    assert set(messages) == {"triton forward", "triton backward"}
 
 
 def test_the_rule_allows_twice_torchs_own_error_and_no_more() -> None:
@@ -59,10 +59,10 @@ def test_the_first_case_of_every_shipped_operation_passes(operation: str) -> Non
     module = check_case.load(f"scalekernels.{operation}")
     case = next(iter(check_case.cases(module, ["float16"], larger=False)))
     checks = check_case.check_case(module, case, "cpu")
-    assert not {name: found["problem"] for name, found in checks.items() if found["problem"]}
-    assert any("tensors" in found for found in checks.values())
+    assert not {name: check["problem"] for name, check in checks.items() if check["problem"]}
+    assert any("tensors" in check for check in checks.values())
 
 
 def test_the_witness_is_exact() -> None:
-    (found,) = check_case.check_canary(0, "cpu").values()
-    assert found["problem"] is None
+    (check,) = check_case.check_canary(0, "cpu").values()
+    assert check["problem"] is None

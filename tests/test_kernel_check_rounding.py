@@ -11,16 +11,16 @@ from scalekernels.optimizer.alternatives import OURS
 
 @pytest.mark.parametrize("algorithm", OURS)
 def test_a_step_of_every_algorithm_is_rounded_without_bias(algorithm: str) -> None:
-    found = check_rounding.check_rounding(algorithm, "cpu")
-    assert len(found) == len(check_rounding.STATES)
-    assert not {name: check["problem"] for name, check in found.items() if check["problem"]}
+    result = check_rounding.check_rounding(algorithm, "cpu")
+    assert len(result) == len(check_rounding.STATES)
+    assert not {name: check["problem"] for name, check in result.items() if check["problem"]}
 
 
 @pytest.mark.parametrize("algorithm", OURS)
 def test_rounding_to_nearest_is_refused(algorithm: str) -> None:
     with rounded_to_nearest():
-        found = check_rounding.check_rounding(algorithm, "cpu", stochastic=False)
-    assert all(check["problem"] for check in found.values())
+        result = check_rounding.check_rounding(algorithm, "cpu", stochastic=False)
+    assert all(check["problem"] for check in result.values())
 
 
 def rounded(exact: torch.Tensor, way: str) -> torch.Tensor:
@@ -36,8 +36,8 @@ def rounded(exact: torch.Tensor, way: str) -> torch.Tensor:
 @pytest.mark.parametrize("way", ["stochastic", "cut off", "a bit lost", "too far"])
 def test_only_unbiased_choices_between_the_neighbours_pass(way: str) -> None:
     exact = torch.randn(50_000, generator=torch.Generator().manual_seed(0)).double()
-    said = check_rounding.wrong_rounding(rounded(exact, way), exact, 0.0)
-    assert bool(said) == (way != "stochastic"), said
+    problem = check_rounding.wrong_rounding(rounded(exact, way), exact, 0.0)
+    assert bool(problem) == (way != "stochastic"), problem
     assert "no neighbours" in check_rounding.wrong_rounding(torch.full_like(exact, torch.nan), exact, 0.0)
 
 

@@ -9,7 +9,6 @@ from cross_entropy_support import (
     FORWARD_BACKWARD,
     RICH,
     case_failure,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
@@ -17,6 +16,7 @@ from cross_entropy_support import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_support import (
+    error,
     poisoned_memory,  # noqa: F401 - a fixture
 )
 from scalekernels import cross_entropy
@@ -87,9 +87,9 @@ def test_leading_dimensions_and_strides(reduction):
         assert loss.shape == (labels.shape if reduction == "none" else ())
         assert error(loss, reference(view.double(), table.double(), labels, reduction=reduction, **RICH)["loss"]) < 1e-4
         grad = torch.randn(*loss.shape, 2)[..., 0]
-        found = torch.autograd.grad(loss, (view, table), grad)
+        grads = torch.autograd.grad(loss, (view, table), grad)
         exact = exact_gradients(view, table, labels, grad, reduction=reduction, **RICH)
-        assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(found, exact, strict=True))
+        assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(grads, exact, strict=True))
 
 
 def test_one_token_without_a_leading_dimension():
@@ -113,9 +113,9 @@ def test_autocast_casts_as_linear_does():
     exact = reference(x.double(), weight.double(), target)["loss"]
     assert ours.dtype == torch.float32
     assert error(ours, exact) <= 2 * max(error(theirs, exact), 2**-11)
-    found, oracle = (torch.autograd.grad(loss, (x, weight)) for loss in (ours, theirs))
-    assert all(gradient.dtype == torch.float32 for gradient in found)
-    for mine, plain, truth in zip(found, oracle, torch.autograd.grad(exact, (x, weight)), strict=True):
+    grads, oracle = (torch.autograd.grad(loss, (x, weight)) for loss in (ours, theirs))
+    assert all(gradient.dtype == torch.float32 for gradient in grads)
+    for mine, plain, truth in zip(grads, oracle, torch.autograd.grad(exact, (x, weight)), strict=True):
         assert error(mine, truth.double()) <= 2 * error(plain, truth.double())
 
 
@@ -124,6 +124,6 @@ def test_sixteen_bit_gradients_do_not_underflow_in_large_batches():
     x, weight, target = tensors(16, classes=200, width=4)
     half, table = (tensor.detach().half().requires_grad_() for tensor in (x, weight))
     share = torch.tensor(1 / 65536)
-    found = torch.autograd.grad(linear_cross_entropy(half, table, target, reduction="sum"), table, share)[0]
+    grads = torch.autograd.grad(linear_cross_entropy(half, table, target, reduction="sum"), table, share)[0]
     exact = exact_gradients(half, table, target, share, reduction="sum")[1]
-    assert error(found, exact) <= 2**-9 * exact.abs().max().item() + 2**-25  # half of float16's smallest number
+    assert error(grads, exact) <= 2**-9 * exact.abs().max().item() + 2**-25  # half of float16's smallest number

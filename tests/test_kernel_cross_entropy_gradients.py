@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from cross_entropy_support import (
     RICH,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
 )
 from kernel_support import (
     Operations,
+    error,
     poisoned_memory,  # noqa: F401 - a fixture
 )
 from scalekernels import cross_entropy
@@ -57,9 +57,9 @@ def test_a_second_backward_pass_gives_the_same(reduction):
     first, second, tripled = (
         torch.autograd.grad(loss, (x, weight), factor * grad, retain_graph=True) for factor in (1, 1, 3)
     )
-    for one, two, three in zip(first, second, tripled, strict=True):
-        assert torch.equal(one, two)
-        assert torch.allclose(three, 3 * one, rtol=1e-5, atol=1e-6)
+    for once, again, three_times in zip(first, second, tripled, strict=True):
+        assert torch.equal(once, again)
+        assert torch.allclose(three_times, 3 * once, rtol=1e-5, atol=1e-6)
 
 
 def test_the_operation_called_without_its_flags_computes_gradients_in_the_backward_pass():
@@ -96,13 +96,13 @@ def test_gradients_given_away_are_computed_again_for_another_backward_pass(dtype
     recomputed = []
     with Operations() as calls:
         for _ in range(3):
-            found = torch.autograd.grad(loss, (x, weight), torch.tensor(0.7), retain_graph=True)
-            recomputed.append([gradient.clone() for gradient in found])
-            for gradient in found:
+            grads = torch.autograd.grad(loss, (x, weight), torch.tensor(0.7), retain_graph=True)
+            recomputed.append([gradient.clone() for gradient in grads])
+            for gradient in grads:
                 gradient.zero_()
     assert calls.names.count("linear_cross_entropy_gradients") == 2
     for again in recomputed[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(recomputed[0], again, strict=True))
+        assert all(torch.equal(before, after) for before, after in zip(recomputed[0], again, strict=True))
     assert all(gradient.any() for gradient in recomputed[0])
 
 
@@ -110,10 +110,10 @@ def test_the_first_backward_pass_copies_no_gradient():
     for dtype in (torch.float32, torch.bfloat16):
         x, weight, _, loss = handed_over(dtype)
         node = loss.grad_fn
-        made = [gradient.data_ptr() for gradient in node.gradients]
+        addresses = [gradient.data_ptr() for gradient in node.gradients]
         with Operations() as calls:
-            found = torch.autograd.grad(loss, (x, weight))
-        assert [gradient.data_ptr() for gradient in found] == made
+            grads = torch.autograd.grad(loss, (x, weight))
+        assert [gradient.data_ptr() for gradient in grads] == addresses
         assert calls.names == ["scale_gradient_"] * 2
         assert node.gradients is None
 
@@ -123,7 +123,7 @@ def test_gradients_accumulate_and_those_of_an_earlier_loss_stay():
     x, weight, target, loss = handed_over(torch.float32)
     exact = exact_gradients(x, weight, target, torch.tensor(1.0), **RICH)
     loss.backward(retain_graph=True)
-    kept = [leaf.grad.clone() for leaf in (x, weight)]
+    earlier = [leaf.grad.clone() for leaf in (x, weight)]
     loss.backward()
     linear_cross_entropy(x, weight, target, **RICH).backward()
     for leaf, oracle in zip((x, weight), exact, strict=True):
@@ -133,7 +133,7 @@ def test_gradients_accumulate_and_those_of_an_earlier_loss_stay():
     x.grad = weight.grad = None
     (2 * linear_cross_entropy(x, weight, target, **RICH)).backward()
     assert all(torch.equal(gradient, copy) for gradient, copy in zip(first, before, strict=True))
-    for leaf, once in zip((x, weight), kept, strict=True):
+    for leaf, once in zip((x, weight), earlier, strict=True):
         assert torch.allclose(leaf.grad, 2 * once, rtol=1e-6)
 
 
@@ -164,9 +164,9 @@ def test_a_compiled_graph_gives_the_same_gradients_each_time(dtype):
         grad = torch.tensor(0.7)
         oracle = torch.autograd.grad(plain, (part, weight), grad)
         for _ in range(3):
-            found = torch.autograd.grad(loss, (part, weight), grad, retain_graph=True)
-            assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, oracle, strict=True))
-            for gradient in found:
+            grads = torch.autograd.grad(loss, (part, weight), grad, retain_graph=True)
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(grads, oracle, strict=True))
+            for gradient in grads:
                 gradient.zero_()
 
 
@@ -200,6 +200,6 @@ def test_compile_keeps_one_graph(reduction):
     ours, plain = compiled(x, weight, target), head(x, weight, target)
     assert torch.equal(ours, plain)
     grad = torch.randn(plain.shape)
-    for mine, theirs in zip(*(torch.autograd.grad(one, (x, weight), grad) for one in (ours, plain)), strict=True):
+    for mine, theirs in zip(*(torch.autograd.grad(loss, (x, weight), grad) for loss in (ours, plain)), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     assert len(graphs) == 1

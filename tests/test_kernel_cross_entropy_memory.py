@@ -26,13 +26,13 @@ def peak_bytes(loss: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weig
     with profile(profile_memory=True) as recorded:
         value = loss(x, weight, target)
         gc.collect()
-        kept = torch.autograd.grad(value, (x, weight))
+        grads = torch.autograd.grad(value, (x, weight))
     events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
-    assert held >= sum(gradient.nbytes for gradient in kept)
+    assert held >= sum(gradient.nbytes for gradient in grads)
     return peak
 
 
@@ -46,8 +46,8 @@ def scaled_down(monkeypatch) -> None:
 
 def head(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """GPT-2's head, 8192 tokens × 50257 classes, and a width, each by 32: what fills the memory is less by 1024."""
-    given = cross_entropy.inputs(Case(8192 // 32, width // 32, 50257 // 32, dtype))
-    return given["x"].requires_grad_(), given["weight"].requires_grad_(), given["target"]
+    tensors = cross_entropy.inputs(Case(8192 // 32, width // 32, 50257 // 32, dtype))
+    return tensors["x"].requires_grad_(), tensors["weight"].requires_grad_(), tensors["target"]
 
 
 def eager(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -95,5 +95,5 @@ def test_a_sum_kept_in_bfloat16_errs_as_its_roundings_say(chunks, expected):
         left, right = (torch.randn(64, n, generator=generator).bfloat16() for n in (300, 40))
         cross_entropy.products.accumulate(total, left.t(), right, keep=chunk > 0)
         exact += left.t().double() @ right.double()
-    error, rounding = ((found.double() - exact).square().mean().sqrt() for found in (total, exact.bfloat16()))
+    error, rounding = ((rounded.double() - exact).square().mean().sqrt() for rounded in (total, exact.bfloat16()))
     assert error / rounding == pytest.approx(expected, rel=0.05)

@@ -68,8 +68,13 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutati
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     kernels = cross_entropy.kernels
     compiled = {
-        (one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items()))
-        for one in kernels.compilations(90)
+        (
+            configuration.function.__name__,
+            configuration.num_warps,
+            configuration.num_stages,
+            *sorted(configuration.constants.items()),
+        )
+        for configuration in kernels.compilations(90)
     }
     launched = []
 

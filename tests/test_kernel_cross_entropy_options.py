@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from cross_entropy_support import (
     RICH,
-    error,
     exact_gradients,
     small_chunks,  # noqa: F401 - a fixture
     tensors,
 )
 from kernel_support import (
+    error,
     inaccuracy,
     poisoned_memory,  # noqa: F401 - a fixture
 )
@@ -54,11 +54,11 @@ def agrees_with_torch(x: Tensor, weight: Tensor, target: Tensor, bound: float = 
     )
     ours = linear_cross_entropy(x, weight, target, **options)
     grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9))
-    found = (ours, *torch.autograd.grad(ours, (x, weight), grad))
+    outputs = (ours, *torch.autograd.grad(ours, (x, weight), grad))
     oracle = (theirs, *torch.autograd.grad(theirs, exact, grad.double()))
     return all(
-        bool((one.detach() - two.detach()).abs().max() <= bound * max(1.0, two.detach().abs().max()))
-        for one, two in zip(found, oracle, strict=True)
+        bool((output.detach() - truth.detach()).abs().max() <= bound * max(1.0, truth.detach().abs().max()))
+        for output, truth in zip(outputs, oracle, strict=True)
     )
 
 
@@ -88,8 +88,8 @@ def test_class_weights_and_label_smoothing_in_chunks_and_with_the_other_options(
         )
         exact = exact_gradients(x, weight, target, grad, reduction=reduction, **options)
         for _ in range(2):  # the second time from scratch
-            found = torch.autograd.grad(loss, (x, weight), grad, retain_graph=True)
-            assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(found, exact, strict=True))
+            outputs = torch.autograd.grad(loss, (x, weight), grad, retain_graph=True)
+            assert all(error(mine, oracle) < 1e-4 for mine, oracle in zip(outputs, exact, strict=True))
 
 
 def test_float16_with_class_weights_and_label_smoothing():
@@ -105,7 +105,7 @@ def test_no_weight_in_all_targets_is_a_mean_of_nan():
     x, weight, target, each = smoothed()
     loss = linear_cross_entropy(x, weight, target, class_weight=torch.zeros_like(each))
     assert loss.isnan()
-    assert all(bool((one == 0).all()) for one in torch.autograd.grad(loss, (x, weight)))
+    assert all(bool((gradient == 0).all()) for gradient in torch.autograd.grad(loss, (x, weight)))
 
 
 def test_class_weights_without_smoothing_take_a_logit_of_minus_infinity():
@@ -127,7 +127,7 @@ def test_another_ignore_index():
     ours = linear_cross_entropy(x, weight, target, ignore_index=3)
     theirs = F.cross_entropy(F.linear(x, weight), target, ignore_index=3)
     assert torch.allclose(ours, theirs, rtol=1e-6)
-    for mine, oracle in zip(*(torch.autograd.grad(one, (x, weight)) for one in (ours, theirs)), strict=True):
+    for mine, oracle in zip(*(torch.autograd.grad(loss, (x, weight)) for loss in (ours, theirs)), strict=True):
         assert torch.allclose(mine, oracle, rtol=1e-5, atol=1e-6)
 
 

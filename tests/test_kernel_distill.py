@@ -62,10 +62,10 @@ def test_the_gradient_in_float32_is_that_of_the_formula(implementation: str) -> 
     for built in (exact, plain):
         written_out(built, teacher).backward()
     distilled(teacher, "float32").loss(ours, batch()).backward()
-    truth, near, found = map(gradients, (exact, plain, ours))
-    assert list(found) == list(truth)
+    truth, near, fused = map(gradients, (exact, plain, ours))
+    assert list(fused) == list(truth)
     for name, values in truth.items():
-        error, allowed = ((each[name] - values).abs().max().item() for each in (found, near))
+        error, allowed = ((each[name] - values).abs().max().item() for each in (fused, near))
         assert error <= max(4 * allowed, 64 * EPS * values.abs().max().item()), name
 
 
@@ -79,7 +79,7 @@ def test_the_gradient_through_a_16_bit_copy_is_as_near_as_under_autocast() -> No
     backward(plain, learned, batch(), spec, scaler)
     copy = WorkingCopy(ours, torch.float16, sum_in_products=True)
     backward(copy.module, learned, batch(), spec, scaler)
-    truth, near, found = map(gradients, (exact, plain, ours))
+    truth, near, fused = map(gradients, (exact, plain, ours))
     for name, values in truth.items():
-        error, allowed = ((each[name] - values).norm().item() for each in (found, near))
+        error, allowed = ((each[name] - values).norm().item() for each in (fused, near))
         assert error <= 2 * allowed + 0.01 * values.norm().item(), name

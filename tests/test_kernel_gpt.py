@@ -78,14 +78,14 @@ def step_gradients(built: nn.Module, spec: TrainSpec) -> tuple[Tensor, dict[str,
 def test_a_training_step_has_the_eager_gradients_and_computes_the_logits_once(accumulation: int) -> None:
     spec = train_spec(accumulation=accumulation)
     with Operations() as seen:
-        loss, found = step_gradients(model("triton"), spec)
+        loss, grads = step_gradients(model("triton"), spec)
     of_the_loss = [name for name in seen.names if "cross_entropy" in name or "scale" in name]
     assert of_the_loss == ["linear_cross_entropy", "scale_gradient_", "scale_gradient_"] * accumulation
     eager_loss, eager = step_gradients(model("eager"), spec)
     exact_loss, exact = step_gradients(model("eager").double(), spec)
     assert abs(loss - exact_loss) <= 2 * abs(eager_loss - exact_loss) + 1e-6
     for name, truth in exact.items():
-        theirs, ours = ((gradient[name] - truth).abs().max().item() for gradient in (eager, found))
+        theirs, ours = ((gradient[name] - truth).abs().max().item() for gradient in (eager, grads))
         assert ours <= max(4 * theirs, 64 * torch.finfo(torch.float32).eps * truth.abs().max().item()), name
 
 
@@ -104,10 +104,10 @@ def test_logits_read_piece_by_piece_are_those_read_at_once(form: str, pieces: li
     exact = model("eager", **FORMS[form]).double()(tokens)
     theirs = (model("eager", **FORMS[form])(tokens) - exact).abs().max().item()
     cache = fused.cache(2, 13)
-    found = torch.cat([fused(part, cache) for part in tokens.split(pieces, dim=1)], 1)
+    logits = torch.cat([fused(part, cache) for part in tokens.split(pieces, dim=1)], 1)
     assert cache.length == 13
     allowed = max(4 * theirs, 64 * torch.finfo(torch.float32).eps * exact.abs().max().item())
-    assert (found - exact).abs().max().item() <= allowed
+    assert (logits - exact).abs().max().item() <= allowed
     assert (fused(tokens) - exact).abs().max().item() <= allowed
 
 
@@ -118,10 +118,10 @@ def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None
     """Every token that the cache led to is the likeliest after its prefix, read whole by either model."""
     fields = FORMS[form] | {"tied": False}  # tied weights predict the token that was read, for ever
     fused, eager, start = model("triton", **fields), model("eager", **fields), batch()[0][:, :7]
-    found = generate(fused, start, 12, chooser(Sampling()))
+    tokens = generate(fused, start, 12, chooser(Sampling()))
     for built in (fused, eager):
-        assert torch.equal(found[:, 7:], built(found[:, :-1]).argmax(-1)[:, 6:])
-    assert len(set(found[0, 7:].tolist())) > 3  # a model that repeats one token would show nothing
+        assert torch.equal(tokens[:, 7:], built(tokens[:, :-1]).argmax(-1)[:, 6:])
+    assert len(set(tokens[0, 7:].tolist())) > 3  # a model that repeats one token would show nothing
     beams, scores = beam_search(fused, start, 4, beams=3)
     expected, expected_scores = beam_search(eager, start, 4, beams=3)
     assert torch.equal(beams, expected)

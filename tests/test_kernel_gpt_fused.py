@@ -54,7 +54,7 @@ def test_eager_and_fused_agree_in_parameters_loss_logits_and_gradients(form: str
     assert list(eager.state_dict()) == list(fused.state_dict())
     theirs, ours = results_of(eager), results_of(fused)
     for name, truth in results_of(model("eager", **FORMS[form]).double()).items():
-        error, allowed = ((found[name] - truth).abs().max().item() for found in (ours, theirs))
+        error, allowed = ((outputs[name] - truth).abs().max().item() for outputs in (ours, theirs))
         assert error <= max(4 * allowed, 64 * EPS * truth.abs().max().item()), name
 
 
@@ -73,9 +73,9 @@ def test_gelu_is_torchs_tanh_form_with_its_gradient() -> None:
 def test_greedy_with_the_cache_is_greedy_without_it_and_eager(form: str) -> None:
     fields = FORMS[form] | {"tied": False}  # tied weights predict the token that was read, for ever
     fused, eager, start = model("fused", **fields), model("eager", **fields), batch()[0][:, :7]
-    found = generate(fused, start, 8, chooser(Sampling()))
+    tokens = generate(fused, start, 8, chooser(Sampling()))
     for built in (fused, eager):
-        assert torch.equal(found[:, 7:], built(found[:, :-1]).argmax(-1)[:, 6:])
+        assert torch.equal(tokens[:, 7:], built(tokens[:, :-1]).argmax(-1)[:, 6:])
 
 
 @pytest.mark.slow

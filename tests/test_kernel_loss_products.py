@@ -120,9 +120,9 @@ def test_a_gradient_penalty_is_an_error_by_name(reduction, dtype):
     loss = linear_cross_entropy(x, weight, target, reduction=reduction).sum()
     plain = torch.autograd.grad(loss, (x, weight), retain_graph=True)
     graphed = torch.autograd.grad(loss, (x, weight), create_graph=True)
-    for one, other in zip(plain, graphed, strict=True):
-        assert torch.equal(one, other)
-        assert other.requires_grad
+    for gradient, by_graph in zip(plain, graphed, strict=True):
+        assert torch.equal(gradient, by_graph)
+        assert by_graph.requires_grad
     with pytest.raises(RuntimeError, match="linear_cross_entropy has no second derivative"):
         (graphed[0].square().sum() + loss).backward()
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_support import (
+    error,
     install_mutant,
     poisoned_memory,  # noqa: F401 - a fixture
     rounded_to_nearest,
 )
-from norm_support import case_failure, error, gradients
+from norm_support import case_failure, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 
@@ -27,14 +28,14 @@ def test_every_case_is_as_accurate_as_torch(case, backward):
 def test_terms_bound_the_gradients_and_show_where_they_cancel(kind, residual):
     for width in (1, 30):
         case = Case(kind, 4, width, residual, torch.float32)
-        given = norm.inputs(case)
-        terms, exact = norm.terms(case, given, True), norm.results(case, given, True)
+        tensors = norm.inputs(case)
+        terms, exact = norm.terms(case, tensors, True), norm.results(case, tensors, True)
         assert terms.keys() == exact.keys()
         assert all(terms[name] >= exact[name].abs().max() for name in exact)
     # One number is its own mean: everything cancels, a residual's gradient aside.
-    one = Case(kind, 4, 1, False, torch.float32)
-    values = norm.inputs(one)
-    assert norm.results(one, values, True)["x"].abs().max() < 1e-4 * norm.terms(one, values, True)["x"]
+    single = Case(kind, 4, 1, False, torch.float32)
+    values = norm.inputs(single)
+    assert norm.results(single, values, True)["x"].abs().max() < 1e-4 * norm.terms(single, values, True)["x"]
 
 
 @pytest.mark.slow
@@ -82,8 +83,8 @@ def test_bfloat16_with_the_rounding_of_a_device(kind, backward):
 
 def test_gradients_repeat_to_the_bit():
     case = Case("layer", 50, 70, True, torch.float32)
-    given = norm.inputs(case)
-    first, second = (norm.providers()["triton"].prepare(case, given, True)() for _ in range(2))
+    tensors = norm.inputs(case)
+    first, second = (norm.providers()["triton"].prepare(case, tensors, True)() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -102,8 +103,8 @@ def test_any_layout_of_x_and_of_the_incoming_gradient(layout):
     exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
     ours, exact = rms_norm(x, weight), reference(exact_x, exact_weight)["normed"]
     assert error(ours, exact) < 2e-6
-    found = torch.autograd.grad(ours, (x, weight), grad)
-    for mine, oracle in zip(found, torch.autograd.grad(exact, (exact_x, exact_weight), grad.double()), strict=True):
+    grads = torch.autograd.grad(ours, (x, weight), grad)
+    for mine, oracle in zip(grads, torch.autograd.grad(exact, (exact_x, exact_weight), grad.double()), strict=True):
         assert error(mine, oracle) < 2e-5
     assert torch.autograd.grad(rms_norm(x, weight).sum(), x)[0].isfinite().all()  # a gradient of stride 0
 
@@ -125,10 +126,10 @@ def test_float32_parameters_beside_float16_rows():
     exact = reference(*exact_leaves, kind="layer", eps=1e-5)["normed"]
     assert ours.dtype == torch.float16
     assert error(ours, exact) <= 2**-11 * exact.abs().max()
-    found, oracle = gradients((ours,), leaves), gradients((exact,), exact_leaves)
-    assert [gradient.dtype for gradient in found] == [torch.float16, torch.float32, torch.float32]
+    grads, oracle = gradients((ours,), leaves), gradients((exact,), exact_leaves)
+    assert [gradient.dtype for gradient in grads] == [torch.float16, torch.float32, torch.float32]
     # The incoming gradient is rounded to float16 first; each sum over 7 rows carries seven such roundings.
-    assert all(error(mine, theirs) < 8 * 2**-11 * 4 for mine, theirs in zip(found, oracle, strict=True))
+    assert all(error(mine, theirs) < 8 * 2**-11 * 4 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize("used", ["normed", "summed"])
@@ -139,8 +140,8 @@ def test_one_of_the_two_outputs_alone(used):
     outputs = dict(zip(("normed", "summed"), rms_norm(x, weight, residual=residual), strict=True))
     exact = reference(x.double(), weight.double(), residual=residual.double())
     leaves = [x, residual] + [weight] * (used == "normed")
-    found, oracle = (gradients((one[used],), leaves) for one in (outputs, exact))
-    assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(found, oracle, strict=True))
+    grads, oracle = (gradients((pair[used],), leaves) for pair in (outputs, exact))
+    assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize("wanted", ["weight", "bias", "both"])
@@ -153,9 +154,9 @@ def test_partial_sums_of_more_programs_than_one_pass_adds(monkeypatch, wanted):
                     for name in ("weight", "bias"))  # fmt: skip
     leaves = [leaf for leaf in (weight, bias) if leaf.requires_grad]
     exact = torch.layer_norm(x.double(), (2000,), weight.double(), bias.double())
-    found = torch.autograd.grad(layer_norm(x, weight, bias), leaves, grad)
+    grads = torch.autograd.grad(layer_norm(x, weight, bias), leaves, grad)
     oracle = torch.autograd.grad(exact, leaves, grad.double())
-    assert all(error(mine, theirs) < 1e-5 for mine, theirs in zip(found, oracle, strict=True))
+    assert all(error(mine, theirs) < 1e-5 for mine, theirs in zip(grads, oracle, strict=True))
 
 
 @pytest.mark.parametrize(("rows", "programs"), [(16384, 512), (16385, 513), (3, 3), (528, 528), (529, 265)])
@@ -226,15 +227,15 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, mutati
     line, part, changed = MUTATIONS[mutation]
     assert line.count(part) == 1
     cases = (Case("layer", 20, 100, True, torch.float32), Case("layer", 3, 8300, True, torch.float32))
-    given = {case: norm.inputs(case) for case in cases}
+    tensors = {case: norm.inputs(case) for case in cases}
     for case in cases:  # values that a wrong mean, a forgotten eps or a lost block would change
-        given[case]["x"] = given[case]["x"] * 0.01 + torch.linspace(0, 1, case.width)
-        given[case]["residual"] *= 0.01
-        given[case]["x"][0] = given[case]["residual"][0] = 0
-        given[case]["grad_normed"] += 1
+        tensors[case]["x"] = tensors[case]["x"] * 0.01 + torch.linspace(0, 1, case.width)
+        tensors[case]["residual"] *= 0.01
+        tensors[case]["x"][0] = tensors[case]["residual"][0] = 0
+        tensors[case]["grad_normed"] += 1
 
     def failures() -> list[str | None]:
-        return [case_failure(case, backward, given=given[case]) for case in cases for backward in (False, True)]
+        return [case_failure(case, backward, tensors=tensors[case]) for case in cases for backward in (False, True)]
 
     install_mutant(monkeypatch, tmp_path, norm.kernels, line, line.replace(part, changed))
     assert any(failures())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_support import (
+    error,
     guarded_launches,
     poisoned_memory,  # noqa: F401 - a fixture
 )
-from norm_support import LAUNCHED, case_failure, error, gradients
+from norm_support import LAUNCHED, case_failure, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 from torch import Tensor
@@ -28,14 +29,14 @@ def test_only_what_needs_a_gradient_gets_one():
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_opcheck(kind, residual):
-    given = norm.inputs(Case(kind, 3, 10, residual, torch.float32))
-    leaves = {name: tensor.requires_grad_() for name, tensor in given.items()}
+    tensors = norm.inputs(Case(kind, 3, 10, residual, torch.float32))
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
     arguments = (leaves["x"], leaves["weight"], leaves.get("bias"), leaves.get("residual"), 1e-5, kind == "layer")
     torch.library.opcheck(torch.ops.scalekernels.norm.default, arguments)
     _, summed, mean, rstd = torch.ops.scalekernels.norm(
         *(a.detach() if isinstance(a, Tensor) else a for a in arguments)
     )
-    plain = {name: tensor.detach() for name, tensor in given.items()}
+    plain = {name: tensor.detach() for name, tensor in tensors.items()}
     value = summed if residual else plain["x"]
     torch.library.opcheck(
         torch.ops.scalekernels.norm_gradients.default,
@@ -137,8 +138,10 @@ CONSTANTS = ("ROWS", "BLOCK", "KEEP", "STAGES")
 
 @pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
-    compiled = {(one.function.__name__, one.num_warps, one.num_stages, *sorted(one.constants.items(), key=str))
-                for one in norm.compilations(90)}  # fmt: skip
+    compiled = {
+        (launch.function.__name__, launch.num_warps, launch.num_stages, *sorted(launch.constants.items(), key=str))
+        for launch in norm.compilations(90)
+    }
     launched = []
 
     class Spy:

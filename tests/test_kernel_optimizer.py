@@ -125,26 +125,26 @@ def test_reference_is_torchs_step(flags):
 
 @pytest.mark.parametrize("case", ours.CASES, ids=lambda case: case.label)
 def test_cases_are_accepted_for_every_state(case):
-    given = ours.inputs(case)
-    before = {name: tensor.clone() for name, tensor in given.items()}
-    exact = ours.results(case, given, False)
+    tensors = ours.inputs(case)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    exact = ours.results(case, tensors, False)
     names = list(exact)
     providers = ours.providers()
-    same = providers["eager"].prepare(case, given, False)()
+    same = providers["eager"].prepare(case, tensors, False)()
     mine = (
         "triton"
         if case.state_dtype == torch.float32
         else f"triton-{ {torch.int8: 'int8'}.get(case.state_dtype, 'bf16') }-state"
     )
-    call = providers[mine].prepare(case, given, False)
-    found = call()
+    call = providers[mine].prepare(case, tensors, False)
+    outputs = call()
     scale = torch.finfo(case.dtype).eps * 2
     error, allowed = (
-        largest([kept[name] for name in names], [exact[name] for name in names]) for kept in (found, same)
+        largest([kept[name] for name in names], [exact[name] for name in names]) for kept in (outputs, same)
     )
     assert error <= max(2 * allowed, scale * max(float(value.abs().max()) for value in exact.values() if value.numel()))
-    assert call() is found
-    assert all(torch.equal(given[name], before[name]) for name in given)
+    assert call() is outputs
+    assert all(torch.equal(tensors[name], before[name]) for name in tensors)
 
 
 def arguments(algorithm: str = "adam", clip: float | None = 1.0) -> tuple:
@@ -163,9 +163,9 @@ def test_the_custom_operation_is_sound():
 
 
 def test_torch_compile_keeps_one_graph():
-    given, expected = arguments(), arguments()
+    actual, expected = arguments(), arguments()
     for place in (2, 3, 5, 6):
-        for tensor, other in zip(given[place], expected[place], strict=True):
+        for tensor, other in zip(actual[place], expected[place], strict=True):
             if tensor is not None:
                 other.copy_(tensor)
 
@@ -174,10 +174,10 @@ def test_torch_compile_keeps_one_graph():
         return [param * 2 for param in tensors[2]]
 
     expected_output = step(*expected)
-    output = torch.compile(step, fullgraph=True, backend="aot_eager")(*given)
+    output = torch.compile(step, fullgraph=True, backend="aot_eager")(*actual)
     assert all(torch.equal(a, b) for a, b in zip(output, expected_output, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(given[2], expected[2], strict=True))
-    assert float(given[12]) == float(expected[12]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(actual[2], expected[2], strict=True))
+    assert float(actual[12]) == float(expected[12]) > 0
 
 
 def test_a_provider_of_another_state_says_which_the_case_counts():

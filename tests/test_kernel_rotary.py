@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_support import Operations, guarded_launches, inaccuracy, install_mutant, poisoned, rounded_to_nearest
+from kernel_support import (
+    Operations,
+    guarded_launches,
+    inaccuracy,
+    install_mutant,
+    poisoned_memory,  # noqa: F401 - a fixture
+    rounded_to_nearest,
+)
 from scalekernels import rotary
 from scalekernels.rotary import DTYPES, HEAD_DIMENSIONS, Case, reference
 from torch import Tensor
 
 FORWARD_BACKWARD = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 SMALL = Case(2, 5, 3, 16, torch.float32, start=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def poisoned_memory() -> Iterator[None]:
-    """Memory that comes from torch.empty holds NaN: what a kernel forgets to write shows."""
-    with poisoned():
-        yield
 
 
 def failure(case: Case, backward: bool, seed: int = 0) -> str | None:
@@ -106,8 +105,8 @@ def test_gradients_of_any_layout(layout: str) -> None:
     exact = qkv.detach().double().requires_grad_()
     parts = reference(exact, cos.double(), sin.double(), start)
     (oracle,) = torch.autograd.grad(list(parts.values()), exact, list(grads.double()))
-    (found,) = torch.autograd.grad(rotary.rotary(qkv, cos, sin, start=start), qkv, list(grads))
-    torch.testing.assert_close(found.double(), oracle, rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(rotary.rotary(qkv, cos, sin, start=start), qkv, list(grads))
+    torch.testing.assert_close(gradient.double(), oracle, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -125,8 +124,8 @@ def test_v_and_plain_gradients_are_copied_to_the_bit() -> None:
     grads = [torch.ones(2, 5, 3, 16), torch.ones(2, 5, 3, 16), odd]
     (turned,) = torch.autograd.grad(rotary.rotary(qkv, cos, sin, start=start), qkv, grads)
     (plain,) = torch.autograd.grad(rotary.rotary(qkv), qkv, [odd] * 3)
-    for found in (turned[:, :, 2], *plain.unbind(2)):
-        assert torch.equal(found.contiguous().view(torch.int32), odd.contiguous().view(torch.int32))
+    for part in (turned[:, :, 2], *plain.unbind(2)):
+        assert torch.equal(part.contiguous().view(torch.int32), odd.contiguous().view(torch.int32))
 
 
 def test_any_layout_of_qkv_and_half_tables() -> None:
@@ -135,8 +134,8 @@ def test_any_layout_of_qkv_and_half_tables() -> None:
     _, cos, sin, start = prepared()
     ours = rotary.rotary(qkv, cos[:, :8].contiguous(), sin[:, :8].contiguous(), start=start)
     exact = reference(qkv.detach().double(), cos.double(), sin.double(), start)
-    for found, oracle in zip(ours, exact.values(), strict=True):
-        torch.testing.assert_close(found.detach().double(), oracle, rtol=1e-6, atol=1e-6)
+    for output, oracle in zip(ours, exact.values(), strict=True):
+        torch.testing.assert_close(output.detach().double(), oracle, rtol=1e-6, atol=1e-6)
     (gradient,) = torch.autograd.grad(ours, qkv, [part.detach() for part in ours])  # turning back undoes turning
     torch.testing.assert_close(gradient, qkv.detach(), rtol=1e-5, atol=1e-6)
 
@@ -171,7 +170,7 @@ def test_a_second_and_a_forward_derivative_are_refused_by_name(turned: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "said"),
+    ("change", "error", "message"),
     [
         ({"qkv": torch.ones(2, 5, 9, 16)}, ValueError, "qkv has shape"),
         ({"qkv": torch.ones(2, 5, 2, 3, 16)}, ValueError, "qkv has shape"),
@@ -186,9 +185,9 @@ def test_a_second_and_a_forward_derivative_are_refused_by_name(turned: bool) -> 
         ({"start": -1}, ValueError, "positions -1 to 4"),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(change: dict[str, object], error: type[Exception], said: str) -> None:
+def test_wrong_arguments_are_refused_by_name(change: dict[str, object], error: type[Exception], message: str) -> None:
     qkv, cos, sin, start = prepared()
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         rotary.rotary(**({"qkv": qkv, "cos": cos, "sin": sin, "start": start} | change))  # type: ignore[arg-type]
 
 
@@ -208,12 +207,18 @@ def test_costs_and_labels() -> None:
     assert (rotary.cost(plain, False).bytes_moved, rotary.cost(plain, True).bytes_moved) == (0, 6 * part)
     every = (*rotary.CASES, *rotary.LARGER, *rotary.LADDER)
     assert len({case.label for case in every}) == len(every)
-    found = list(rotary.compilations(90))
-    assert len({(one.kernel, one.label) for one in found}) == len(found) == 3 * len(DTYPES) * len(HEAD_DIMENSIONS)
-    for one in found:
-        assert list(one.signature) == one.function.arg_names
-        assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
-        assert set(one.aligned) <= set(one.signature) - set(one.constants)
+    configurations = list(rotary.compilations(90))
+    assert (
+        len({(configuration.kernel, configuration.label) for configuration in configurations})
+        == len(configurations)
+        == 3 * len(DTYPES) * len(HEAD_DIMENSIONS)
+    )
+    for configuration in configurations:
+        assert list(configuration.signature) == configuration.function.arg_names
+        assert {name for name, kind in configuration.signature.items() if kind == "constexpr"} == set(
+            configuration.constants
+        )
+        assert set(configuration.aligned) <= set(configuration.signature) - set(configuration.constants)
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,14 @@ def test_profile_marks_the_interval_of_the_fit() -> None:
 
 def test_profile_that_is_refused_gives_the_reason() -> None:
     with canvas("x") as marks:
-        said = profile_figure(marks, analysis(SIZES[:3]))
-    assert said == "No profile: zero degrees of freedom for power: a profile needs at least one more size."
+        text = profile_figure(marks, analysis(SIZES[:3]))
+    assert text == "No profile: zero degrees of freedom for power: a profile needs at least one more size."
 
 
 @pytest.mark.parametrize("figure", [residuals_figure, profile_figure, backtest_figure])
 def test_without_a_fit_nothing_is_drawn(figure) -> None:
     with canvas("x") as marks:
-        said = figure(marks, analysis(SIZES[:2]))
-        assert isinstance(said, str)
-        assert "2 configurations for 3 free parameters of power" in said
+        text = figure(marks, analysis(SIZES[:2]))
+        assert isinstance(text, str)
+        assert "2 configurations for 3 free parameters of power" in text
         assert not marks.axes.lines

@@ -26,9 +26,9 @@ def chinchilla_points(*, E=1.8, A=480.0, alpha=0.35, B=2100.0, beta=0.37, noise=
 @given(E=st.floats(0.1, 3.0), share=st.floats(0.5, 5.0), alpha=exponent)
 def test_power_recovers_planted_parameters(E, share, alpha):
     A = share * E * SIZES[0] ** alpha
-    found = fit(power_points(E, A, alpha))
-    assert found.status == "converged"
-    assert found.parameters == pytest.approx({"E": E, "A": A, "alpha": alpha}, rel=1e-6)
+    fitted = fit(power_points(E, A, alpha))
+    assert fitted.status == "converged"
+    assert fitted.parameters == pytest.approx({"E": E, "A": A, "alpha": alpha}, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -45,8 +45,8 @@ def test_chinchilla_recovers_planted_parameters(E, of_params, of_tokens, alpha, 
 @pytest.mark.parametrize("space", ["log", "raw"])
 def test_offset_linear_recovers_planted_parameters(loss, space):
     x = np.array([1e4, 3e4, 2e5, 1e6, 7e6])
-    found = fit({"x": x, "y": 0.013 + 4.1e-9 * x}, "offset_linear", loss=loss, space=space)
-    assert found.parameters == pytest.approx({"c0": 0.013, "c1": 4.1e-9}, rel=1e-6)
+    fitted = fit({"x": x, "y": 0.013 + 4.1e-9 * x}, "offset_linear", loss=loss, space=space)
+    assert fitted.parameters == pytest.approx({"c0": 0.013, "c1": 4.1e-9}, rel=1e-6)
 
 
 def test_one_outlier_does_not_move_a_huber_fit():
@@ -58,15 +58,15 @@ def test_one_outlier_does_not_move_a_huber_fit():
 
 def test_objective_is_the_sum_of_huber_losses():
     points = power_points(noise=0.01, seeds=3)
-    found = fit(points, delta=2e-3)
-    residual = np.log(points["loss"] / found.predict(params=points["params"]))
+    fitted = fit(points, delta=2e-3)
+    residual = np.log(points["loss"] / fitted.predict(params=points["params"]))
     size = np.abs(residual)
-    assert found.objective == pytest.approx(
+    assert fitted.objective == pytest.approx(
         np.where(size <= 2e-3, size**2 / 2, 2e-3 * (size - 1e-3)).sum(), rel=1e-9, abs=0
     )
-    np.testing.assert_allclose(found.residuals, residual, atol=1e-12)
+    np.testing.assert_allclose(fitted.residuals, residual, atol=1e-12)
     twice = fit({name: np.tile(values, 2) for name, values in points.items()}, delta=2e-3)
-    assert twice.objective == pytest.approx(2 * found.objective, rel=1e-9)
+    assert twice.objective == pytest.approx(2 * fitted.objective, rel=1e-9)
 
 
 def test_weights_count_as_repeated_points():
@@ -91,22 +91,22 @@ def test_weights_count_as_repeated_points():
     ],
 )
 def test_epoch_data_reach_the_optimum(options, dropped, objective, parameters):
-    found = fit(epoch_points(dropped), "chinchilla", **options)
-    assert found.n_points == 245 - dropped
-    assert found.objective <= objective
-    assert found.status == "converged"
-    assert found.starts_agreeing == found.starts
+    fitted = fit(epoch_points(dropped), "chinchilla", **options)
+    assert fitted.n_points == 245 - dropped
+    assert fitted.objective <= objective
+    assert fitted.status == "converged"
+    assert fitted.starts_agreeing == fitted.starts
     expected = dict(zip(("E", "A", "B", "alpha", "beta"), parameters, strict=True))
-    assert found.parameters == pytest.approx(expected, rel=1e-3)
+    assert fitted.parameters == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_start_elsewhere_does_better():
     points = chinchilla_points(noise=0.01)
-    found = fit(points, "chinchilla")
+    fitted = fit(points, "chinchilla")
     rng = np.random.default_rng(0)
     for _ in range(200):  # random directions and lengths about the optimum
-        nearby = found.theta * np.exp(10.0 ** rng.uniform(-6, -1) * rng.standard_normal(5))
-        assert found.problem.value(nearby[None], 1e-3)[0] >= found.objective * (1 - 1e-12)
+        nearby = fitted.theta * np.exp(10.0 ** rng.uniform(-6, -1) * rng.standard_normal(5))
+        assert fitted.problem.value(nearby[None], 1e-3)[0] >= fitted.objective * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("space", ["log", "raw"])
@@ -124,50 +124,50 @@ def test_gradient_and_newton_matrix_match_finite_differences(space, width):
 
 def test_units_rescale_coefficients_and_nothing_else():
     points = chinchilla_points(noise=0.01)
-    found = fit(points, "chinchilla")
+    fitted = fit(points, "chinchilla")
     other = fit({**points, "params": points["params"] / 1e6, "tokens": points["tokens"] / 1e9}, "chinchilla")
-    p = found.parameters
+    p = fitted.parameters
     expected = {**p, "A": p["A"] * 1e6 ** -p["alpha"], "B": p["B"] * 1e9 ** -p["beta"]}
     assert other.parameters == pytest.approx(expected, rel=1e-6)
-    assert other.objective == pytest.approx(found.objective, rel=1e-10)
+    assert other.objective == pytest.approx(fitted.objective, rel=1e-10)
 
 
 def test_order_does_not_matter():
     points = chinchilla_points(noise=0.01)
     order = np.random.default_rng(3).permutation(25)
     shuffled = fit({name: values[order] for name, values in points.items()}, "chinchilla")
-    found = fit(points, "chinchilla")
-    assert shuffled.parameters == pytest.approx(found.parameters, rel=1e-6)
-    assert shuffled.objective == pytest.approx(found.objective, rel=1e-10)
+    fitted = fit(points, "chinchilla")
+    assert shuffled.parameters == pytest.approx(fitted.parameters, rel=1e-6)
+    assert shuffled.objective == pytest.approx(fitted.objective, rel=1e-10)
 
 
 def test_frame_mapping_and_short_names_agree():
     points = power_points(noise=0.01)
-    found = fit(points)
-    assert fit(pd.DataFrame(points)).parameters == found.parameters
-    assert fit({"x": points["params"], "y": points["loss"]}).parameters == found.parameters
-    np.testing.assert_array_equal(found.predict({"x": [2e5]}), found.predict(params=[2e5]))
+    fitted = fit(points)
+    assert fit(pd.DataFrame(points)).parameters == fitted.parameters
+    assert fit({"x": points["params"], "y": points["loss"]}).parameters == fitted.parameters
+    np.testing.assert_array_equal(fitted.predict({"x": [2e5]}), fitted.predict(params=[2e5]))
 
 
 def test_bound_on_the_offset_is_reported():
     sizes = SIZES
-    found = fit({"params": sizes, "loss": 30 * sizes**-0.35 - 0.05})  # best E is negative
-    assert found.status == "at_bound"
-    assert found.bounds_hit == ("E",)
-    assert found.parameters["E"] == 0.0
+    fitted = fit({"params": sizes, "loss": 30 * sizes**-0.35 - 0.05})  # best E is negative
+    assert fitted.status == "at_bound"
+    assert fitted.bounds_hit == ("E",)
+    assert fitted.parameters["E"] == 0.0
 
 
 def test_offset_stays_below_the_lowest_mean_and_three_standard_errors():
     rng = np.random.default_rng(5)
     params = np.repeat(SIZES, 2)
     loss = (2.0 + 1e6 * params**-2.5) * np.exp(0.01 * rng.standard_normal(12))  # at its floor from the second size on
-    found = fit({"params": params, "loss": loss}, fixed={"alpha": 2.5})
+    fitted = fit({"params": params, "loss": loss}, fixed={"alpha": 2.5})
     mean = loss.reshape(6, 2).mean(axis=1)
     spread = loss.reshape(6, 2) / mean[:, None] - 1
     ceiling = mean.min() * (1 + 3 * np.sqrt((spread**2).sum() / 6) / np.sqrt(2))
-    assert found.problem.upper[0] == pytest.approx(ceiling, rel=1e-12)
+    assert fitted.problem.upper[0] == pytest.approx(ceiling, rel=1e-12)
     assert mean.min() < ceiling < mean.max()
-    assert found.parameters["E"] <= ceiling
+    assert fitted.parameters["E"] <= ceiling
 
 
 def test_pinned_parameters_stay_and_the_rest_is_optimal():
@@ -184,9 +184,9 @@ def test_pinned_parameters_stay_and_the_rest_is_optimal():
 def test_a_term_the_data_do_not_show_is_degenerate():
     params = np.repeat(SIZES, 2)
     rising = 2 + 1e-3 * np.log(params) + np.tile([-0.02, 0.02], 6)  # loss grows with size: A is 0, alpha is anything
-    found = fit({"params": params, "loss": rising}, loss="squares")
-    assert found.status == "degenerate"
-    assert "A" in found.bounds_hit
+    fitted = fit({"params": params, "loss": rising}, loss="squares")
+    assert fitted.status == "degenerate"
+    assert "A" in fitted.bounds_hit
 
 
 def test_a_new_form_needs_one_function():
@@ -205,15 +205,15 @@ def test_a_new_form_needs_one_function():
         two_powers,
     )
     x = np.geomspace(1, 1e4, 12)
-    found = fit({"x": x, "y": 3 * x**-0.5 + 0.02 * x**0.8}, law)
-    assert found.parameters == pytest.approx({"p": 3, "q": 0.02, "a": 0.5, "b": 0.8}, rel=1e-6)
+    fitted = fit({"x": x, "y": 3 * x**-0.5 + 0.02 * x**0.8}, law)
+    assert fitted.parameters == pytest.approx({"p": 3, "q": 0.02, "a": 0.5, "b": 0.8}, rel=1e-6)
 
 
 GOOD = power_points()
 
 
 @pytest.mark.parametrize(
-    ("points", "options", "said"),
+    ("points", "options", "message"),
     [
         (power_points(sizes=[1e3, 1e5]), {}, r"2 configurations for 3 free parameters"),
         (power_points(sizes=np.linspace(1e3, 2.9e3, 6)), {}, r"params varies by a factor of 2\.9 "),
@@ -237,8 +237,8 @@ GOOD = power_points()
         (GOOD, {"fixed": {"E": 2.5}}, r"fixed E is 2\.5, more than 3 standard errors above"),
     ],
 )
-def test_refusals_say_what_was_given(points, options, said):
-    with pytest.raises(FitRefused, match=said) as refusal:
+def test_refusals_say_what_was_given(points, options, message):
+    with pytest.raises(FitRefused, match=message) as refusal:
         fit(points, **options)
     assert "\n" not in str(refusal.value)
 
@@ -257,11 +257,11 @@ def test_duplicate_headers_are_refused():
 
 def test_to_dict_survives_json():
     for points in (power_points(noise=0.01, seeds=2), power_points(sizes=SIZES[::2])):  # the second: no interval
-        found = fit(points)
-        summary = found.to_dict()
+        fitted = fit(points)
+        summary = fitted.to_dict()
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-        assert summary["parameters"] == found.parameters
-        assert summary["objective"] == found.objective
+        assert summary["parameters"] == fitted.parameters
+        assert summary["objective"] == fitted.objective
     assert summary["intervals"] == {"E": None, "A": None, "alpha": None}
     assert "zero degrees of freedom" in summary["interval_method"]
 

@@ -45,10 +45,10 @@ BARE = Law(
 
 def test_forecasts_are_those_of_a_fit_by_hand():
     points = power_points(np.random.default_rng(0), noise=0.01)
-    found = beyond(points, "power")
+    backtest = beyond(points, "power")
     cut = SIZES[5]
     smaller = fit({name: values[points["params"] <= cut * 1.001] for name, values in points.items()})
-    held = [f for f in found.forecasts if f.cut == pytest.approx(cut)]
+    held = [f for f in backtest.forecasts if f.cut == pytest.approx(cut)]
     assert [f.distance for f in held] == pytest.approx(list(SIZES[6:] / cut))
     measured = points["loss"].reshape(10, 2).mean(axis=1)[6:]
     predicted = smaller.predict(params=SIZES[6:])
@@ -64,9 +64,9 @@ def test_forecasts_are_those_of_a_fit_by_hand():
 
 def test_every_cut_that_carries_the_law_is_used_and_the_last_size_is_never_fitted():
     points = power_points(np.random.default_rng(0), noise=0.01, seeds=1)
-    found = beyond(points, "power", cuts=20)
-    assert sorted({f.cut for f in found.forecasts}) == pytest.approx(list(SIZES[2:-1]))
-    assert all(f.interval is None and f.error_in_widths is None for f in found.forecasts if f.cut < SIZES[2] * 1.01)
+    backtest = beyond(points, "power", cuts=20)
+    assert sorted({f.cut for f in backtest.forecasts}) == pytest.approx(list(SIZES[2:-1]))
+    assert all(f.interval is None and f.error_in_widths is None for f in backtest.forecasts if f.cut < SIZES[2] * 1.01)
     (only,) = {f.cut for f in beyond(points, "power", cuts=1).forecasts}
     assert only == pytest.approx(SIZES[2])
 
@@ -95,23 +95,23 @@ def test_rows_of_one_configuration_are_predicted_at_their_own_inputs():
 @pytest.mark.parametrize("by", ["params", "tokens", "flops"])
 def test_exact_points_are_forecast_exactly_whatever_the_cut(by):
     points = surface_points()
-    found = beyond(points, "chinchilla", by)
+    backtest = beyond(points, "chinchilla", by)
     axis = 6 * points["params"] * points["tokens"] if by == "flops" else points[by]
-    assert len({f.cut for f in found.forecasts}) > 2
-    for f in found.forecasts:
+    assert len({f.cut for f in backtest.forecasts}) > 2
+    for f in backtest.forecasts:
         assert abs(f.error_percent) < 1e-4
         assert f.distance == pytest.approx(axis[f.row] / f.cut, rel=1e-6)
-    given = beyond({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
-    assert given.forecasts[0].cut == pytest.approx(
+    with_flops = beyond({**points, "flops": 7 * points["params"] * points["tokens"]}, "chinchilla", "flops")
+    assert with_flops.forecasts[0].cut == pytest.approx(
         7 / 6 * beyond(points, "chinchilla", "flops").forecasts[0].cut, rel=1e-6
     )
 
 
 @pytest.mark.slow
 def test_table_by_distance_is_the_summary_of_the_forecasts():
-    found = beyond(surface_points(noise=0.005), "chinchilla", "flops")
-    frame = pd.DataFrame([f.to_dict() for f in found.forecasts])
-    table = found.by_distance()
+    backtest = beyond(surface_points(noise=0.005), "chinchilla", "flops")
+    frame = pd.DataFrame([f.to_dict() for f in backtest.forecasts])
+    table = backtest.by_distance()
     assert sum(row["n"] for row in table) == len(frame)
     for row in table:
         upper = row["distance_up_to"] or np.inf
@@ -144,11 +144,11 @@ def test_a_law_that_does_not_hold_misses_more_the_farther():
 
 
 def test_the_right_law_is_chosen_and_the_wrong_one_told_apart():
-    found = choose(power_points(np.random.default_rng(1), noise=0.005), [BARE, "power"])
-    assert found.best == "power"
-    assert [ranked.law for ranked in found.ranking] == ["power", "bare"]
-    worst = found.ranking[1]
-    assert worst.behind_percent == pytest.approx(worst.error_percent - found.ranking[0].error_percent)
+    choice = choose(power_points(np.random.default_rng(1), noise=0.005), [BARE, "power"])
+    assert choice.best == "power"
+    assert [ranked.law for ranked in choice.ranking] == ["power", "bare"]
+    worst = choice.ranking[1]
+    assert worst.behind_percent == pytest.approx(worst.error_percent - choice.ranking[0].error_percent)
     assert not worst.tied
     assert "worse than the best" in worst.reason
 
@@ -170,9 +170,9 @@ def test_ranking_is_over_the_forecasts_that_all_laws_made():
     tests = {name: beyond(points, law) for name, law in (("power", "power"), ("bare", BARE))}
     keys = [{(f.cut, f.row) for f in test.forecasts} for test in tests.values()]
     shared = set.intersection(*keys)
-    found = choose(points, ["power", BARE])
-    assert found.n_forecasts == len(shared)
-    for ranked in found.ranking:
+    choice = choose(points, ["power", BARE])
+    assert choice.n_forecasts == len(shared)
+    for ranked in choice.ranking:
         errors = [
             abs(np.log(f.predicted / f.measured)) for f in tests[ranked.law].forecasts if (f.cut, f.row) in shared
         ]
@@ -181,9 +181,9 @@ def test_ranking_is_over_the_forecasts_that_all_laws_made():
 
 def test_laws_that_cannot_be_fitted_are_refused_with_reasons():
     points = power_points(np.random.default_rng(1), noise=0.005)
-    found = choose(points, ["power", "chinchilla"])
-    assert list(found.refused) == ["chinchilla"]
-    assert "'tokens' is missing" in found.refused["chinchilla"]
+    choice = choose(points, ["power", "chinchilla"])
+    assert list(choice.refused) == ["chinchilla"]
+    assert "'tokens' is missing" in choice.refused["chinchilla"]
     with pytest.raises(FitRefused, match=r"none of 1 laws can be fitted; chinchilla: column 'tokens' is missing"):
         choose(points, ["chinchilla"])
     with pytest.raises(FitRefused, match=r"column 'depth' is missing"):
@@ -194,27 +194,27 @@ def test_laws_that_cannot_be_fitted_are_refused_with_reasons():
 
 def test_a_cut_that_leaves_too_little_is_listed():
     sizes = np.array([1e3, 1.5e3, 2e3, 2.5e3, 1e5, 3e5])
-    found = beyond(power_points(np.random.default_rng(0), sizes=sizes), "power")
-    assert [cut for cut, _ in found.refused] == pytest.approx([1.5e3, 2e3, 2.5e3])
-    assert "configurations for 3" in found.refused[0][1]
-    assert "varies by a factor of 2.5" in found.refused[2][1]
-    assert found.forecasts
+    backtest = beyond(power_points(np.random.default_rng(0), sizes=sizes), "power")
+    assert [cut for cut, _ in backtest.refused] == pytest.approx([1.5e3, 2e3, 2.5e3])
+    assert "configurations for 3" in backtest.refused[0][1]
+    assert "varies by a factor of 2.5" in backtest.refused[2][1]
+    assert backtest.forecasts
 
 
 def test_one_configuration_held_out_tells_nothing_apart():
     points = power_points(np.random.default_rng(1), noise=0.005, sizes=SIZES[:4])
-    found = choose(points, ["power", BARE])
-    assert found.n_configurations == 1
-    assert found.ranking[1].tied
-    assert found.ranking[1].behind_se_percent is None
-    json.dumps(found.to_dict(), allow_nan=False)
+    choice = choose(points, ["power", BARE])
+    assert choice.n_configurations == 1
+    assert choice.ranking[1].tied
+    assert choice.ranking[1].behind_se_percent is None
+    json.dumps(choice.to_dict(), allow_nan=False)
 
 
 @pytest.mark.slow
 def test_to_dict_survives_json():
     points = power_points(np.random.default_rng(1), noise=0.005)
-    forecasts = [f.to_dict() for f in beyond(points, "power").forecasts]
-    assert json.loads(json.dumps(forecasts, allow_nan=False))[0]["distance"] == pytest.approx(SIZES[3] / SIZES[2])
-    found = choose(points, ["power", BARE])
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["by"] == "params"
-    assert LAWS["power"].name == found.best
+    backtest = [f.to_dict() for f in beyond(points, "power").forecasts]
+    assert json.loads(json.dumps(backtest, allow_nan=False))[0]["distance"] == pytest.approx(SIZES[3] / SIZES[2])
+    choice = choose(points, ["power", BARE])
+    assert json.loads(json.dumps(choice.to_dict(), allow_nan=False))["by"] == "params"
+    assert LAWS["power"].name == choice.best

@@ -93,8 +93,8 @@ def posed(name, space):
     logs = {key: np.log(value) for key, value in INPUTS[name].items()}
     clean = LAWS[name].predict(TRUTH[name], logs)[0]
     noisy = clean * np.exp(NOISE * np.random.default_rng(1).standard_normal(clean.size))
-    found = fit({**INPUTS[name], LAWS[name].response: noisy}, name, loss="squares", space=space)
-    return found.problem, found.theta * np.linspace(1.01, 1.03, len(found.theta))
+    fitted = fit({**INPUTS[name], LAWS[name].response: noisy}, name, loss="squares", space=space)
+    return fitted.problem, fitted.theta * np.linspace(1.01, 1.03, len(fitted.theta))
 
 
 def residuals(problem, theta):
@@ -109,9 +109,11 @@ def residuals(problem, theta):
 
 
 def loss(problem, theta, width):
-    found = residuals(problem, theta)
-    size = found.abs()
-    each = torch.where(size <= width, found**2 / 2, width * (size - width / 2)) if np.isfinite(width) else found**2 / 2
+    errors = residuals(problem, theta)
+    size = errors.abs()
+    each = (
+        torch.where(size <= width, errors**2 / 2, width * (size - width / 2)) if np.isfinite(width) else errors**2 / 2
+    )
     return (torch.as_tensor(problem.weights) * each).sum()
 
 

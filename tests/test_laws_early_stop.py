@@ -86,11 +86,11 @@ def test_their_sum_does_not_from_the_same_starts(points):
 
 @pytest.mark.parametrize("scale", [1.0, 1 / 240, 1e-9], ids=["sum", "mean", "billionth"])
 def test_ours_reaches_the_optimum_at_any_scale(points, stopped, scale):
-    found = fit(points, "chinchilla", weights=np.full(240, scale))
-    p = found.parameters
+    fitted = fit(points, "chinchilla", weights=np.full(240, scale))
+    p = fitted.parameters
     reached, gradient = objective(points, 1.0)(np.array([*np.log([p["A"], p["B"], p["E"]]), p["alpha"], p["beta"]]))
     assert reached <= OPTIMUM * (1 + 2e-8)  # its last printed digit
     assert reached < 240 * stopped.fun * 0.93
     assert np.abs(gradient).max() < 1e-7
     assert p["beta"] / (p["alpha"] + p["beta"]) == pytest.approx(0.51390, abs=2e-5)
-    assert found.objective == pytest.approx(scale * reached, rel=1e-9)
+    assert fitted.objective == pytest.approx(scale * reached, rel=1e-9)

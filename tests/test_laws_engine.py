@@ -27,17 +27,17 @@ def test_outliers_below_the_floor_do_not_bound_it():
     points = many_points(100_000)
     assert points["loss"].min() < 1.0
     tracemalloc.start()
-    found = fit(points, "chinchilla")
+    fitted = fit(points, "chinchilla")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # Standard errors of E and the exponents at this size are about 0.002.
-    assert found.parameters["E"] == pytest.approx(1.8, abs=0.01)
-    assert found.parameters["alpha"] == pytest.approx(0.35, abs=0.005)
-    assert found.bounds_hit == ()
+    assert fitted.parameters["E"] == pytest.approx(1.8, abs=0.01)
+    assert fitted.parameters["alpha"] == pytest.approx(0.35, abs=0.005)
+    assert fitted.bounds_hit == ()
     assert peak < 1e9
-    gradient = found.problem.derivatives(found.theta[None], 1e-3)[0][0]
-    assert np.abs(gradient).max() < 1e-6 * found.objective  # of all rows, not of the sample that starts compete on
-    assert fit(points, "chinchilla", fixed={"E": 1.8}).objective == pytest.approx(found.objective, rel=1e-4)
+    gradient = fitted.problem.derivatives(fitted.theta[None], 1e-3)[0][0]
+    assert np.abs(gradient).max() < 1e-6 * fitted.objective  # of all rows, not of the sample that starts compete on
+    assert fit(points, "chinchilla", fixed={"E": 1.8}).objective == pytest.approx(fitted.objective, rel=1e-4)
 
 
 def test_a_floor_above_the_points_is_refused_without_replicates():
@@ -60,20 +60,20 @@ def test_envelope_lies_below_the_mean():
 
 @pytest.mark.parametrize(("delta", "objective"), [(1e-4, 1.11778748e-4), (1e-2, 4.696224883e-3)])
 def test_other_huber_corners_reach_the_objective_of_an_independent_fit(delta, objective):
-    found = fit(epoch_points(), "chinchilla", delta=delta)
-    assert found.objective == pytest.approx(objective, rel=1e-8)  # of a fit at high precision
+    fitted = fit(epoch_points(), "chinchilla", delta=delta)
+    assert fitted.objective == pytest.approx(objective, rel=1e-8)  # of a fit at high precision
 
 
 @pytest.mark.parametrize(("sizes", "method"), [(6, "parametric"), (20, "resample")])
 def test_duplicates_at_half_weight_change_nothing(sizes, method):
     points = power_points(sizes=np.geomspace(1e3, 1e6, sizes), noise=0.01, seeds=2)
     twice = {name: np.repeat(values, 2) for name, values in points.items()}
-    found = fit(points, weights=np.ones(2 * sizes))
+    fitted = fit(points, weights=np.ones(2 * sizes))
     other = fit(twice, weights=np.full(4 * sizes, 0.5))
-    assert other.objective == pytest.approx(found.objective, rel=1e-12)
-    assert other.parameters == pytest.approx(found.parameters, rel=1e-8)
-    first, second = (one.bootstrap(50, 3, method=method) for one in (found, other))
-    for name in found.parameters:
+    assert other.objective == pytest.approx(fitted.objective, rel=1e-12)
+    assert other.parameters == pytest.approx(fitted.parameters, rel=1e-8)
+    first, second = (each.bootstrap(50, 3, method=method) for each in (fitted, other))
+    for name in fitted.parameters:
         np.testing.assert_allclose(second.samples[name], first.samples[name], rtol=1e-5)
     np.testing.assert_allclose(second.noise.means, first.noise.means, rtol=1e-8)
     assert second.noise.seed == pytest.approx(first.noise.seed, rel=1e-8)
@@ -81,8 +81,8 @@ def test_duplicates_at_half_weight_change_nothing(sizes, method):
 
 def test_stopping_where_a_mean_objective_stops_is_far_from_ours():
     """SciPy's defaults on the mean of the losses stop 8.8 % above the optimum; ours is at it whatever the scale."""
-    found = fit(epoch_points(), "chinchilla")
-    problem, n = found.problem, found.n_points
+    fitted = fit(epoch_points(), "chinchilla")
+    problem, n = fitted.problem, fitted.n_points
 
     def mean(theta):
         gradient = problem.derivatives(theta[None], 1e-3)[0][0] / n
@@ -90,10 +90,10 @@ def test_stopping_where_a_mean_objective_stops_is_far_from_ours():
 
     begin = starts(problem)[-1]
     stopped = optimize.minimize(mean, begin, jac=True, method="L-BFGS-B")
-    assert stopped.fun * n > found.objective * 1.001
+    assert stopped.fun * n > fitted.objective * 1.001
     scaled = fit(epoch_points(), "chinchilla", weights=np.full(n, 1 / n))
-    assert scaled.objective * n == pytest.approx(found.objective, rel=1e-12)
-    assert scaled.parameters == pytest.approx(found.parameters, rel=1e-6)
+    assert scaled.objective * n == pytest.approx(fitted.objective, rel=1e-12)
+    assert scaled.parameters == pytest.approx(fitted.parameters, rel=1e-6)
 
 
 def test_published_bootstrap_is_reproduced():
@@ -110,36 +110,36 @@ def test_published_bootstrap_is_reproduced():
         for tail, end in zip((0.025, 0.975), ends, strict=True):
             density = 0.02 / np.ptp(np.quantile(boot.samples[name], [tail - 0.01, tail + 0.01]))
             of_difference = np.sqrt(2 * tail * (1 - tail) / 4000) / density
-            found = np.quantile(boot.samples[name], tail)
-            assert abs(found - end) <= 3 * of_difference + rounding, (name, tail, found, end)
+            quantile = np.quantile(boot.samples[name], tail)
+            assert abs(quantile - end) <= 3 * of_difference + rounding, (name, tail, quantile, end)
 
 
 def test_every_refit_is_at_the_optimum_of_a_multi_start():
     from dataclasses import replace
 
-    found = fit(epoch_points(), "chinchilla")
-    weights = resample(found, 400, np.random.default_rng(0))
-    problem = replace(found.problem, weights=weights)
-    theta, value, done = polish(problem, np.tile(found.theta, (400, 1)), 1e-3)
+    fitted = fit(epoch_points(), "chinchilla")
+    weights = resample(fitted, 400, np.random.default_rng(0))
+    problem = replace(fitted.problem, weights=weights)
+    theta, value, done = polish(problem, np.tile(fitted.theta, (400, 1)), 1e-3)
     assert done.all()
     steepest = np.argsort(np.linalg.norm(problem.derivatives(theta, 1e-3)[0], axis=1))
     for i in (*steepest[-8:], *range(8)):
-        alone = replace(found.problem, weights=weights[i])
+        alone = replace(fitted.problem, weights=weights[i])
         assert value[i] <= polish(alone, starts(alone), 1e-3)[1].min() * (1 + 1e-6)
 
 
 def test_lack_of_fit_is_the_textbook_f_test():
     x = np.repeat([1.0, 3.0, 5.0, 8.0, 10.0], 3)
     y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 15)
-    found = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw").lack_of_fit()
+    lack = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw").lack_of_fit()
     means = y.reshape(5, 3).mean(axis=1)
     pure = ((y.reshape(5, 3) - means[:, None]) ** 2).sum()
     total = ((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2).sum()
     statistic = (total - pure) / 3 / (pure / 10)
-    assert found.statistic == pytest.approx(statistic, rel=1e-9)
-    assert found.p_value == pytest.approx(stats.f.sf(statistic, 3, 10), rel=1e-9)
-    assert found.degrees_of_freedom == (3, 10)
-    assert found.seed == pytest.approx(np.sqrt(pure / 10), rel=1e-9)
+    assert lack.statistic == pytest.approx(statistic, rel=1e-9)
+    assert lack.p_value == pytest.approx(stats.f.sf(statistic, 3, 10), rel=1e-9)
+    assert lack.degrees_of_freedom == (3, 10)
+    assert lack.seed == pytest.approx(np.sqrt(pure / 10), rel=1e-9)
 
 
 @pytest.mark.slow
@@ -168,30 +168,30 @@ def test_profile_of_a_line_is_the_t_interval():
     x = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
     y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 6)
     line = stats.linregress(x, y)
-    found = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw").profile("c0", n=4000)
+    interval = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw").profile("c0", n=4000)
     half = stats.t.ppf(0.975, 4) * line.intercept_stderr
     # Monte-Carlo error of a 95 % quantile of F(1, 4) from 4,000 draws is about 5 %, of its root half that.
-    assert found.interval == pytest.approx((line.intercept - half, line.intercept + half), abs=0.08 * half)
-    assert found.objective.min() == pytest.approx(found.objective[[0, -1]].max() - found.rise, rel=0.02)
+    assert interval.interval == pytest.approx((line.intercept - half, line.intercept + half), abs=0.08 * half)
+    assert interval.objective.min() == pytest.approx(interval.objective[[0, -1]].max() - interval.rise, rel=0.02)
 
 
 def test_profile_ends_where_the_objective_has_risen():
-    found = fit(power_points(noise=0.005, seeds=2))
-    curve = found.profile("alpha", n=200)
+    fitted = fit(power_points(noise=0.005, seeds=2))
+    curve = fitted.profile("alpha", n=200)
     low, high = curve.interval
-    assert low < found.parameters["alpha"] < high
+    assert low < fitted.parameters["alpha"] < high
     for end in (low, high):
         pinned = fit(power_points(noise=0.005, seeds=2), fixed={"alpha": end})
-        assert pinned.objective == pytest.approx(found.objective + curve.rise, rel=1e-6)
+        assert pinned.objective == pytest.approx(fitted.objective + curve.rise, rel=1e-6)
     with pytest.raises(FitRefused, match=r"'A' cannot be profiled; parameters that can: E, alpha$"):
-        found.profile("A")
+        fitted.profile("A")
 
 
 def test_profile_of_a_floor_at_zero_starts_there():
     points = {"params": SIZES, "loss": 30 * SIZES**-0.35 * np.exp(0.01 * np.array([2, -1, 0, 1, -1, -2]))}
-    found = fit(points, loss="squares")
-    assert found.bounds_hit == ("E",)
-    low, high = found.profile("E", n=200).interval
+    fitted = fit(points, loss="squares")
+    assert fitted.bounds_hit == ("E",)
+    low, high = fitted.profile("E", n=200).interval
     assert low == 0.0
     assert 0.0 < high < points["loss"].min() * 1.5
 
@@ -199,8 +199,8 @@ def test_profile_of_a_floor_at_zero_starts_there():
 def test_percentiles_of_a_resampled_mean_match_scipy():
     y = np.random.default_rng(0).lognormal(0, 0.5, 40)
     x = np.geomspace(1, 100, 40)
-    found = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw", fixed={"c1": 0.0})
-    ours = found.bootstrap(20_000, 0, method="resample").interval("c0")
+    fitted = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw", fixed={"c1": 0.0})
+    ours = fitted.bootstrap(20_000, 0, method="resample").interval("c0")
     oracle = stats.bootstrap((y,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
     # Monte-Carlo error of a 2.5 % quantile from 20,000 draws: about 2 % of the half-width, twice.
     assert ours == pytest.approx(tuple(oracle), abs=0.06 * (oracle.high - oracle.low) / 2)
@@ -224,8 +224,8 @@ def published(name):
 
 @pytest.mark.parametrize("name", ["kyo_chinchilla/df.csv", "llama3_isoflop/isoflops_points.csv"])
 def test_no_start_of_scipy_ends_lower_on_public_data(name):
-    found = fit(published(name), "chinchilla")
-    problem, rng = found.problem, np.random.default_rng(0)
+    fitted = fit(published(name), "chinchilla")
+    problem, rng = fitted.problem, np.random.default_rng(0)
     logs = np.stack([problem.logs["params"], problem.logs["tokens"]])
 
     def objective(theta):  # log A, log B, log E, alpha, beta, as published fits: nothing of ours
@@ -241,5 +241,5 @@ def test_no_start_of_scipy_ends_lower_on_public_data(name):
 
     begin = rng.uniform([0, 0, -1, 0, 0], [25, 25, 1, 2, 2], (20, 5))
     ends = [optimize.minimize(objective, x, jac=True, method="BFGS", options={"gtol": 1e-8}).fun for x in begin]
-    assert found.objective <= min(ends) / 1e3 * (1 + 1e-9)
-    assert found.status in ("converged", "at_bound")
+    assert fitted.objective <= min(ends) / 1e3 * (1 + 1e-9)
+    assert fitted.status in ("converged", "at_bound")

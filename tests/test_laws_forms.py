@@ -20,16 +20,16 @@ def planted(name, noise=0.0, **units):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_parameters_are_recovered(name):
-    found = fit(planted(name), name)
-    assert found.status == "converged"
-    assert found.parameters == pytest.approx(PLANTED[name][1], rel=1e-6)
+    fitted = fit(planted(name), name)
+    assert fitted.status == "converged"
+    assert fitted.parameters == pytest.approx(PLANTED[name][1], rel=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_gradient_and_newton_matrix_match_finite_differences(name):
-    found = fit(planted(name, 0.01), name)
-    problem, theta = found.problem, found.theta[None] * 1.03
+    fitted = fit(planted(name, 0.01), name)
+    problem, theta = fitted.problem, fitted.theta[None] * 1.03
     gradient, newton, _ = problem.derivatives(theta, np.inf)
     width = 1e-6 * np.abs(theta[0])
     step = np.diag(width)
@@ -78,10 +78,10 @@ def test_overtraining_is_chinchilla_with_tied_exponents():
     ],
 )
 def test_units_rescale_what_they_should(name, units, rescaled):
-    found, other = fit(planted(name, 0.003), name), fit(planted(name, 0.003, **units), name)
-    expected = {key: value * rescaled(found.parameters).get(key, 1.0) for key, value in found.parameters.items()}
+    fitted, other = fit(planted(name, 0.003), name), fit(planted(name, 0.003, **units), name)
+    expected = {key: value * rescaled(fitted.parameters).get(key, 1.0) for key, value in fitted.parameters.items()}
     assert other.parameters == pytest.approx(expected, rel=1e-6)
-    assert other.objective == pytest.approx(found.objective, rel=1e-10)
+    assert other.objective == pytest.approx(fitted.objective, rel=1e-10)
 
 
 def test_pins_reach_what_the_fit_can_hold():
@@ -94,23 +94,23 @@ def test_pins_reach_what_the_fit_can_hold():
 def test_a_rate_without_traffic_to_resolve_it_is_infinite_and_has_a_lowest_value():
     flops, moved = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e9, 1e12, 4), np.geomspace(1e6, 1e9, 4)))
     time = (1e-4 + flops / 1e12) * np.exp(0.01 * np.random.default_rng(0).standard_normal(16))
-    found = fit({"flops": flops, "bytes": moved, "time": time}, "roofline")
-    assert found.parameters["W"] == np.inf
-    assert (found.bounds_hit, list(found.unresolved)) == (("W",), ["W"])
-    low, high = found.interval("W")
-    samples = found.bootstrap().samples["W"]
+    fitted = fit({"flops": flops, "bytes": moved, "time": time}, "roofline")
+    assert fitted.parameters["W"] == np.inf
+    assert (fitted.bounds_hit, list(fitted.unresolved)) == (("W",), ["W"])
+    low, high = fitted.interval("W")
+    samples = fitted.bootstrap().samples["W"]
     assert high == np.inf
     assert 1 / low == pytest.approx(np.quantile(1 / samples, 0.975), rel=1e-12)
     assert np.isinf(samples).mean() > 0.2
-    assert found.predict(flops=1e12, bytes=1e9) == pytest.approx(found.predict(flops=1e12, bytes=1.0), rel=1e-12)
+    assert fitted.predict(flops=1e12, bytes=1e9) == pytest.approx(fitted.predict(flops=1e12, bytes=1.0), rel=1e-12)
 
 
 @pytest.mark.parametrize("fixed", [("F",), ("W",), ("t0",), ("F", "t0"), ("F", "W")])
 def test_rates_of_a_roofline_can_be_pinned(fixed):
     points, truth = planted("roofline", 0.003), PLANTED["roofline"][1]
-    found = fit(points, "roofline", fixed={name: truth[name] for name in fixed})
-    assert {name: found.parameters[name] for name in fixed} == pytest.approx({n: truth[n] for n in fixed}, rel=1e-12)
-    assert found.parameters == pytest.approx(truth, rel=0.05)
+    fitted = fit(points, "roofline", fixed={name: truth[name] for name in fixed})
+    assert {name: fitted.parameters[name] for name in fixed} == pytest.approx({n: truth[n] for n in fixed}, rel=1e-12)
+    assert fitted.parameters == pytest.approx(truth, rel=0.05)
     free = fit(points, "roofline")
     again = fit(points, "roofline", fixed={name: free.parameters[name] for name in fixed})
     assert again.parameters == pytest.approx(free.parameters, rel=1e-4)  # the optimum is flat to half the digits
@@ -122,8 +122,8 @@ def test_rates_of_a_roofline_can_be_pinned(fixed):
 @pytest.mark.slow
 def test_one_amount_of_unique_tokens_is_enough():
     points = {key: value[:36] for key, value in planted("data_constrained").items()}
-    found = fit(points, "data_constrained")
-    np.testing.assert_allclose(found.predict(points), points["loss"], rtol=1e-9)
+    fitted = fit(points, "data_constrained")
+    np.testing.assert_allclose(fitted.predict(points), points["loss"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("law", ["kaplan", "skaling", "data_constrained", "overtraining", "chinchilla"])
@@ -131,6 +131,6 @@ def test_sizes_as_people_have_them_overflow_nowhere(law: str) -> None:
     """Params to 1e13 and tokens to 1e15; a warning is an error in these tests."""
     n, d = np.tile(np.geomspace(1e7, 1e13, 6), 6), np.repeat(np.geomspace(1e9, 1e15, 6), 6)
     loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
-    found = fit({"params": n, "tokens": d, "unique_tokens": d, "loss": loss}, law)
-    assert np.isfinite(list(found.parameters.values())).all()
-    assert found.residuals.std() < 0.2
+    fitted = fit({"params": n, "tokens": d, "unique_tokens": d, "loss": loss}, law)
+    assert np.isfinite(list(fitted.parameters.values())).all()
+    assert fitted.residuals.std() < 0.2

@@ -42,11 +42,11 @@ def test_intervals_cover_the_truth(lack, studies):
 def test_linear_law_gets_student_t_intervals():
     x = np.array([1.0, 3.0, 5.0, 8.0, 10.0, 14.0])
     y = 5.0 + 2.0 * x + np.random.default_rng(2).normal(0, 0.1, 6)
-    found = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw")
+    fitted = fit({"x": x, "y": y}, "offset_linear", loss="squares", space="raw")
     line = stats.linregress(x, y)
     half = stats.t.ppf(0.975, 4) * line.stderr
-    assert found.parameters["c1"] == pytest.approx(line.slope, rel=1e-9)
-    low, high = found.bootstrap(20_000, 0).interval("c1")
+    assert fitted.parameters["c1"] == pytest.approx(line.slope, rel=1e-9)
+    low, high = fitted.bootstrap(20_000, 0).interval("c1")
     # Monte-Carlo error of a 2.5 % quantile from 20,000 draws of t_4: about 2 % of it.
     assert (low, high) == pytest.approx((line.slope - half, line.slope + half), abs=0.06 * half)
 
@@ -91,8 +91,8 @@ def test_method_is_stated():
 
 
 def test_bootstrap_repeats_by_seed():
-    found = fit(study(np.random.default_rng(0)))
-    first, again, other = (found.bootstrap(100, seed) for seed in (1, 1, 2))
+    fitted = fit(study(np.random.default_rng(0)))
+    first, again, other = (fitted.bootstrap(100, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.samples["alpha"], again.samples["alpha"])
     assert not np.array_equal(first.samples["alpha"], other.samples["alpha"])
 
@@ -106,58 +106,58 @@ def test_neither_rows_nor_labels_have_an_order(method):
     renamed = dict(zip(np.unique(labels), rng.permutation(15), strict=True))
     other = {name: values[moved] for name, values in points.items()}
     other["config"] = [str(renamed[label]) for label in labels[moved]]
-    one, two = (fit(one).bootstrap(60, 1, method) for one in ({**points, "config": labels}, other))
+    first, second = (fit(table).bootstrap(60, 1, method) for table in ({**points, "config": labels}, other))
     for name in TRUTH:  # the sums have other orders of addition, and the objective is flat at its minimum
-        np.testing.assert_allclose(one.samples[name], two.samples[name], rtol=1e-6)
+        np.testing.assert_allclose(first.samples[name], second.samples[name], rtol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [6, 14])
 def test_refits_reach_the_optimum_of_a_multi_start(count):
-    found = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
+    fitted = fit(study(np.random.default_rng(3), sizes=np.geomspace(1e3, 1e5, count)))
     rng = np.random.default_rng(0)
-    target = found.problem.target + 0.01 * rng.standard_normal((40, found.n_points))
-    refitted = found.refit(target, found.problem.weights)
+    target = fitted.problem.target + 0.01 * rng.standard_normal((40, fitted.n_points))
+    refitted = fitted.refit(target, fitted.problem.weights)
     for i, row in enumerate(target):
-        alone = fit({"params": np.exp(found.points.logs["params"]), "loss": np.exp(row)})
-        size = np.abs(np.log(alone.law.predict({k: v[i] for k, v in refitted.items()}, found.points.logs)[0]) - row)
+        alone = fit({"params": np.exp(fitted.points.logs["params"]), "loss": np.exp(row)})
+        size = np.abs(np.log(alone.law.predict({k: v[i] for k, v in refitted.items()}, fitted.points.logs)[0]) - row)
         reached = np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum()
         assert reached <= alone.objective * (1 + 1e-6)
 
 
 def test_polish_agrees_from_every_start():
-    found = fit(study(np.random.default_rng(8)))
-    _, values, done = polish(found.problem, starts(found.problem), 1e-3)
+    fitted = fit(study(np.random.default_rng(8)))
+    _, values, done = polish(fitted.problem, starts(fitted.problem), 1e-3)
     assert done.all()
-    assert values.min() == pytest.approx(found.objective, rel=1e-12)
+    assert values.min() == pytest.approx(fitted.objective, rel=1e-12)
 
 
 def test_as_many_configurations_as_parameters_fit_but_have_no_interval():
-    found = fit(study(np.random.default_rng(0), sizes=SIZES[::2]))
-    assert found.degrees_of_freedom == 0
+    fitted = fit(study(np.random.default_rng(0), sizes=SIZES[::2]))
+    assert fitted.degrees_of_freedom == 0
     with pytest.raises(FitRefused, match="zero degrees of freedom"):
-        found.interval("alpha")
+        fitted.interval("alpha")
     with pytest.raises(FitRefused, match="zero degrees of freedom"):
-        found.prediction_interval({"params": [1e6]})
+        fitted.prediction_interval({"params": [1e6]})
 
 
 def test_config_column_sets_the_clusters():
     points = study(np.random.default_rng(0))
-    found = fit({**points, "config": [f"size {i // 2}" for i in range(12)]})
-    assert found.n_configurations == 6
+    fitted = fit({**points, "config": [f"size {i // 2}" for i in range(12)]})
+    assert fitted.n_configurations == 6
     assert fit({**points, "config": np.arange(12)}).n_configurations == 12
 
 
 def test_unknown_questions_are_refused():
-    found = fit(study(np.random.default_rng(0)))
+    fitted = fit(study(np.random.default_rng(0)))
     with pytest.raises(FitRefused, match="'gamma' is not a parameter; those of power are E, A, alpha"):
-        found.interval("gamma")
+        fitted.interval("gamma")
     with pytest.raises(FitRefused, match=r"level is 1\.5"):
-        found.interval("E", 1.5)
+        fitted.interval("E", 1.5)
     with pytest.raises(FitRefused, match="choose one of mean, new"):
-        found.prediction_interval({"params": [1e6]}, kind="old")
+        fitted.prediction_interval({"params": [1e6]}, kind="old")
     with pytest.raises(FitRefused, match="a bootstrap of 1 refits"):
-        found.bootstrap(1)
+        fitted.bootstrap(1)
 
 
 def test_backtest_predicts_the_largest_size_from_the_smaller():
@@ -186,11 +186,15 @@ def test_sizes_that_differ_by_rounding_are_held_out_together():
     sizes = np.geomspace(1e6, 1e9, 8)
     exact, read_off = sizes.repeat(3), sizes.repeat(3) * np.exp(rng.uniform(-0.004, 0.004, 24))
     loss = (1.7 + 40 * exact**-0.3) * np.exp(0.002 * rng.standard_normal(24))
-    told, said = (fit({"params": x, "loss": loss}).backtest("rolling").forecasts for x in (exact, read_off))
-    assert [row.size for row in said] == pytest.approx([row.size for row in told], rel=0.005)
-    assert [row.measured for row in said] == [row.measured for row in told]
-    assert [row.naive_error_percent for row in said] == pytest.approx([row.naive_error_percent for row in told])
-    assert [row.predicted for row in said] == pytest.approx([row.predicted for row in told], rel=0.02)
+    exact_rows, rounded_rows = (
+        fit({"params": x, "loss": loss}).backtest("rolling").forecasts for x in (exact, read_off)
+    )
+    assert [row.size for row in rounded_rows] == pytest.approx([row.size for row in exact_rows], rel=0.005)
+    assert [row.measured for row in rounded_rows] == [row.measured for row in exact_rows]
+    assert [row.naive_error_percent for row in rounded_rows] == pytest.approx(
+        [row.naive_error_percent for row in exact_rows]
+    )
+    assert [row.predicted for row in rounded_rows] == pytest.approx([row.predicted for row in exact_rows], rel=0.02)
 
 
 @pytest.mark.slow
@@ -218,8 +222,8 @@ def test_backtest_needs_a_smaller_design_and_a_known_name():
 
 
 def test_beyond_says_how_far_the_data_reach():
-    found = fit(study(np.random.default_rng(0)))
-    np.testing.assert_allclose(found.beyond({"params": [1e4, 4e5, 1e2]}), [1, 4, 10])
+    fitted = fit(study(np.random.default_rng(0)))
+    np.testing.assert_allclose(fitted.beyond({"params": [1e4, 4e5, 1e2]}), [1, 4, 10])
 
 
 def line_below_zero(n):
@@ -230,15 +234,15 @@ def line_below_zero(n):
 
 @pytest.mark.parametrize(("n", "method"), [(6, "auto"), (14, "auto"), (50, "auto"), (50, "resample")])
 def test_an_interval_at_a_bound_is_one_sided_and_not_a_point(n, method):
-    found = fit(line_below_zero(n), "offset_linear")
-    assert found.bounds_hit == ("c0",)
-    boot = found.bootstrap(400, 0, method)
+    fitted = fit(line_below_zero(n), "offset_linear")
+    assert fitted.bounds_hit == ("c0",)
+    boot = fitted.bootstrap(400, 0, method)
     low, high = boot.interval("c0")
     assert low == 0.0
     # As far as the offset of the line could be told from 0: 1.96 standard errors of weighted least squares in y / x.
-    x = found.points.logs["x"]
-    design = np.stack([np.exp(-x), np.ones(n)], axis=1) / np.exp(np.log(found.predict(x=np.exp(x))) - x)[:, None]
-    error = np.sqrt(np.linalg.inv(design.T @ design)[0, 0]) * np.sqrt((found.least_squares_residuals() ** 2).sum() / n)
+    x = fitted.points.logs["x"]
+    design = np.stack([np.exp(-x), np.ones(n)], axis=1) / np.exp(np.log(fitted.predict(x=np.exp(x))) - x)[:, None]
+    error = np.sqrt(np.linalg.inv(design.T @ design)[0, 0]) * np.sqrt((fitted.least_squares_residuals() ** 2).sum() / n)
     assert 0.8 * error < high < 5 * error
     if method == "resample":  # every resample ends on the bound, and would say that it is known exactly
         assert np.ptp(np.quantile(boot.samples["c0"], [0.025, 0.975])) == 0.0
@@ -261,10 +265,10 @@ def test_refits_of_a_line_spread_as_least_squares_does(method):
     rng = np.random.default_rng(3)
     x = np.repeat(np.linspace(1, 30, 40), 2)
     y = 5 + 2 * x + rng.normal(0, 0.2, 80)
-    found = fit({"x": x, "y": y, "config": np.repeat(np.arange(40), 2)}, "offset_linear", loss="squares", space="raw")
+    fitted = fit({"x": x, "y": y, "config": np.repeat(np.arange(40), 2)}, "offset_linear", loss="squares", space="raw")
     mean = y.reshape(-1, 2).mean(axis=1)
     line = stats.linregress(x[::2], mean)  # configurations are the units
-    boot = found.bootstrap(4000, 0, method)
+    boot = fitted.bootstrap(4000, 0, method)
     # Student-t of 38 degrees of freedom has a variance of 38 / 36. Of wild: as HC3, which weighs residuals by leverage.
     centred = x[::2] - x.mean()
     leverage = 1 / 40 + centred**2 / (centred**2).sum()
@@ -272,7 +276,7 @@ def test_refits_of_a_line_spread_as_least_squares_does(method):
     robust = np.sqrt((centred**2 * (left / (1 - leverage)) ** 2).sum()) / (centred**2).sum()
     expected = {"residuals": line.stderr, "wild": robust}[method] * np.sqrt(38 / 36)
     assert boot.samples["c1"].std() == pytest.approx(expected, rel=0.05)  # 4,000 draws: standard error 1.1 %
-    assert boot.samples["c1"].mean() == pytest.approx(found.parameters["c1"], abs=0.06 * expected)
+    assert boot.samples["c1"].mean() == pytest.approx(fitted.parameters["c1"], abs=0.06 * expected)
 
 
 @pytest.mark.slow
@@ -282,8 +286,8 @@ def test_residuals_at_the_ends_are_not_taken_for_small_noise():
 
     shares = []
     for seed in range(200):
-        found = fit(study(np.random.default_rng([2, seed]), sizes=np.geomspace(1e3, 1e5, 12), seeds=1), loss="squares")
-        mean, _, share = _split(found, group(found))
+        fitted = fit(study(np.random.default_rng([2, seed]), sizes=np.geomspace(1e3, 1e5, 12), seeds=1), loss="squares")
+        mean, _, share = _split(fitted, group(fitted))
         shares.append([mean**2 / 0.005**2, share])
     squares, share = np.mean(shares, axis=0)
     assert share[0] < 0.5  # the smallest size pulls the curve to itself

@@ -75,31 +75,31 @@ def eager_bytes(tokens: int, width: int, classes: int, size: int) -> int:
 @pytest.mark.parametrize("width", [768, 1024, 1536, 2048, 3072, 4096])
 def test_bfloat16_memory_is_a_sixth_of_the_full_logits(width):
     tokens, classes = 8192, 50257
-    found = plan(tokens, width, classes, torch.bfloat16)
-    workspace, weight = found.tokens * row_length(classes) * 2, classes * width
+    planned = plan(tokens, width, classes, torch.bfloat16)
+    workspace, weight = planned.tokens * row_length(classes) * 2, classes * width
     exact = width <= 1536
-    assert found.accumulator == (torch.float32 if exact else torch.bfloat16)
-    assert found.peak_bytes == (max(workspace + 2 * weight, 4 * weight) if exact else workspace)
-    assert 6 * found.peak_bytes <= eager_bytes(tokens, width, classes, 2) <= 6 * tokens * classes
+    assert planned.accumulator == (torch.float32 if exact else torch.bfloat16)
+    assert planned.peak_bytes == (max(workspace + 2 * weight, 4 * weight) if exact else workspace)
+    assert 6 * planned.peak_bytes <= eager_bytes(tokens, width, classes, 2) <= 6 * tokens * classes
 
 
 @given(st.integers(0, 300_000), st.integers(1, 20_000), st.integers(1, 300_000), st.sampled_from(DTYPES))
 def test_a_plan_rounds_only_where_that_saves_memory_and_four_times_at_most(tokens, width, classes, dtype):
-    found = plan(tokens, width, classes, dtype)
+    planned = plan(tokens, width, classes, dtype)
     row, weight, chunk = row_length(classes) * dtype.itemsize, width * classes, chunk_tokens(tokens, classes, dtype)
-    taken = found.tokens if found.accumulator == torch.float32 else chunk
-    exact = taken * row if dtype == torch.float32 else max(taken * row + 2 * weight, 4 * weight)
+    tokens_at_once = planned.tokens if planned.accumulator == torch.float32 else chunk
+    exact = tokens_at_once * row if dtype == torch.float32 else max(tokens_at_once * row + 2 * weight, 4 * weight)
     small = 6 * exact <= eager_bytes(tokens, width, classes, dtype.itemsize)
-    if found.accumulator == torch.float32:
-        assert found.tokens == chunk or (small and 2048 <= found.tokens < chunk and dtype == torch.bfloat16)
-        assert found.peak_bytes == exact
+    if planned.accumulator == torch.float32:
+        assert planned.tokens == chunk or (small and 2048 <= planned.tokens < chunk and dtype == torch.bfloat16)
+        assert planned.peak_bytes == exact
         rounded = max(chunk, -(-tokens // 4) + 127) * row  # at most: chunks are multiples of 128 tokens
         assert small or dtype != torch.bfloat16 or exact <= rounded
     else:
-        assert dtype == found.accumulator == torch.bfloat16
+        assert dtype == planned.accumulator == torch.bfloat16
         assert not small
-        assert chunk <= found.tokens <= max(tokens, 1) <= 4 * found.tokens
-        assert found.peak_bytes == found.tokens * row < exact
+        assert chunk <= planned.tokens <= max(tokens, 1) <= 4 * planned.tokens
+        assert planned.peak_bytes == planned.tokens * row < exact
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_a_plan_rounds_only_where_that_saves_memory_and_four_times_at_most(token
     ],
 )
 def test_plans_of_known_shapes(shape, dtype, chunks, accumulator):
-    found = plan(*shape, dtype)
-    assert (-(-shape[0] // found.tokens), found.accumulator) == (chunks, accumulator)
+    planned = plan(*shape, dtype)
+    assert (-(-shape[0] // planned.tokens), planned.accumulator) == (chunks, accumulator)
 
 
 def test_costs():
@@ -150,8 +150,8 @@ def test_ladders():
 def test_the_check_on_a_gpu_sums_over_chunks_in_both_ways():
     expected = [(8, torch.float32), (3, torch.bfloat16)]
     for case, (chunks, accumulator) in zip(cross_entropy.LARGER[: len(expected)], expected, strict=True):
-        found = plan(case.tokens, case.width, case.classes, case.dtype)
-        assert (-(-case.tokens // found.tokens), found.accumulator) == (chunks, accumulator)
+        planned = plan(case.tokens, case.width, case.classes, case.dtype)
+        assert (-(-case.tokens // planned.tokens), planned.accumulator) == (chunks, accumulator)
     assert set(cross_entropy.LARGER) < set(check_case.cases(cross_entropy, ["bfloat16"], larger=True))
     assert not set(cross_entropy.LARGER) & set(check_case.cases(cross_entropy, ["bfloat16"], larger=False))
 
@@ -161,12 +161,16 @@ def test_labels_tell_cases_and_configurations_apart(module):
     cases = (*module.CASES, *module.LADDER)
     assert len({case.label for case in cases}) == len(cases)
     for arch in (80, 90, 100):
-        found = list(module.compilations(arch))
-        assert len({(one.kernel, one.label) for one in found}) == len(found)
-        for one in found:
-            assert list(one.signature) == one.function.arg_names
-            assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
-            assert set(one.aligned) <= set(one.signature) - set(one.constants)
+        configurations = list(module.compilations(arch))
+        assert len({(configuration.kernel, configuration.label) for configuration in configurations}) == len(
+            configurations
+        )
+        for configuration in configurations:
+            assert list(configuration.signature) == configuration.function.arg_names
+            assert {name for name, kind in configuration.signature.items() if kind == "constexpr"} == set(
+                configuration.constants
+            )
+            assert set(configuration.aligned) <= set(configuration.signature) - set(configuration.constants)
 
 
 @pytest.mark.parametrize("tiles", [FORWARD_TILES, BACKWARD_TILES], ids=["forward", "backward"])
@@ -193,13 +197,13 @@ def test_pytorch_providers_agree_with_the_reference(module, backward):
         for name in ("eager", "torch-fused"):
             provider = module.providers().get(name)
             try:
-                found = provider.prepare(case, inputs, backward)() if provider else exact
+                outputs = provider.prepare(case, inputs, backward)() if provider else exact
             except Unsupported:
                 continue
-            assert found.keys() == exact.keys()
+            assert outputs.keys() == exact.keys()
             for key, oracle in exact.items():
-                assert found[key].shape == inputs.get(key, oracle).shape
-                assert (found[key].double() - oracle).abs().max() <= 1e-4 * oracle.abs().max().clamp(min=1)
+                assert outputs[key].shape == inputs.get(key, oracle).shape
+                assert (outputs[key].double() - oracle).abs().max() <= 1e-4 * oracle.abs().max().clamp(min=1)
 
 
 @MODULES

@@ -72,8 +72,8 @@ def test_a_fault_is_a_problem_only_where_the_mechanism_is_shipped(
         mechanisms, "witnesses", lambda: {"one": lambda device: "3 entries", "two": lambda device: None}
     )
     monkeypatch.setattr(mechanisms, "are_shipped", lambda: is_shipped)
-    found = check_case.check_mechanism("one", "cpu")
-    assert found == {"mechanism one": {"problem": problem, "information": "3 entries"}}
+    check = check_case.check_mechanism("one", "cpu")
+    assert check == {"mechanism one": {"problem": problem, "information": "3 entries"}}
     assert check_case.check_mechanism("two", "cpu")["mechanism two"] == {"problem": None, "information": "exact"}
 
 
@@ -83,8 +83,8 @@ def test_a_mechanism_that_cannot_be_launched_is_reported(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(mechanisms, "witnesses", lambda: {"one": fails})
     monkeypatch.setattr(mechanisms, "are_shipped", lambda: False)
-    found = check_case.check_mechanism("one", "cpu")["mechanism one"]
-    assert found == {"problem": None, "information": "RuntimeError: no such instruction on cpu"}
+    check = check_case.check_mechanism("one", "cpu")["mechanism one"]
+    assert check == {"problem": None, "information": "RuntimeError: no such instruction on cpu"}
 
 
 def test_every_mechanism_has_a_job_on_a_gpu() -> None:

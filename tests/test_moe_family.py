@@ -83,8 +83,8 @@ def test_flops_are_the_counters_on_the_eager_path(experts: int, top_k: int, held
 def dense_mixture(experts: moe_module.Experts, x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Every expert on every row, weighted by a gate that is zero for those not among the k largest."""
     probabilities = (logits - logits.logsumexp(1, keepdim=True)).exp()
-    kept = probabilities * (probabilities >= probabilities.sort(1, descending=True).values[:, top_k - 1 : top_k])
-    gates = kept if top_k == 1 else kept / kept.sum(1, keepdim=True)
+    chosen = probabilities * (probabilities >= probabilities.sort(1, descending=True).values[:, top_k - 1 : top_k])
+    gates = chosen if top_k == 1 else chosen / chosen.sum(1, keepdim=True)
     outputs = []
     for e in range(experts.up.size(0)):
         hidden = F.gelu(x @ experts.up[e].T + experts.biases[0][e], approximate="tanh")

@@ -49,45 +49,45 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
     environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    settled = json.loads(done.stdout)
     written = read_json(attempt / "placement.json")
-    assert found == written | {"torch_threads": found["torch_threads"]}
-    return found
+    assert settled == written | {"torch_threads": settled["torch_threads"]}
+    return settled
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
     core = usable_cpus()[-1]
-    found = settle(tmp_path, {"engine": "local", "cpus": [core], "exclusive": True}, cpus=4)
-    assert (found["cpus"], found["threads"], found["torch_threads"]) == ([core], 1, 1)
-    assert found["exclusive"] is True
-    assert found["peaks"] == {"float32": {"flops_per_s": 1e9, "source": "a test"}}
+    placement = settle(tmp_path, {"engine": "local", "cpus": [core], "exclusive": True}, cpus=4)
+    assert (placement["cpus"], placement["threads"], placement["torch_threads"]) == ([core], 1, 1)
+    assert placement["exclusive"] is True
+    assert placement["peaks"] == {"float32": {"flops_per_s": 1e9, "source": "a test"}}
     assert (tmp_path / "study" / "nodes" / f"{machine_id()}.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
-    found = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
-    assert found["exclusive"] is False
-    assert found["cpus"] == usable_cpus()
-    assert found["threads"] == 1
+    placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
+    assert placement["exclusive"] is False
+    assert placement["cpus"] == usable_cpus()
+    assert placement["threads"] == 1
 
 
 @pytest.mark.slow
 def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(tmp_path: Path) -> None:
-    found = settle(tmp_path, None, cpus=1)
-    assert (found["cpus"], found["threads"], found["exclusive"]) == (usable_cpus(), 1, False)
-    found = settle(tmp_path / "wide", None, cpus=1000)
-    assert found["threads"] == found["torch_threads"] == len(usable_cpus())
+    placement = settle(tmp_path, None, cpus=1)
+    assert (placement["cpus"], placement["threads"], placement["exclusive"]) == (usable_cpus(), 1, False)
+    placement = settle(tmp_path / "wide", None, cpus=1000)
+    assert placement["threads"] == placement["torch_threads"] == len(usable_cpus())
 
 
 @pytest.mark.slow
 def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path) -> None:
-    found = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
-    assert found["exclusive"] is True
-    assert found["peaks"]["float32"]["source"] != "a test"
+    placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
+    assert placement["exclusive"] is True
+    assert placement["peaks"]["float32"]["source"] != "a test"
     assert not (tmp_path / "study" / "nodes").exists()
 
 
@@ -111,14 +111,14 @@ def peaks(folder: Path, *precisions: str, threads: int = 1) -> dict[str, float |
 
 def test_a_peak_is_measured_once_for_all_precisions_of_the_study(tmp_path: Path, measured: list[Any]) -> None:
     both = ("float32", "bfloat16")
-    found: list[dict[str, float | None]] = []
-    workers = [threading.Thread(target=lambda: found.append(peaks(tmp_path / "nodes", *both))) for _ in range(4)]
+    answers: list[dict[str, float | None]] = []
+    workers = [threading.Thread(target=lambda: answers.append(peaks(tmp_path / "nodes", *both))) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert measured == [("float32", 1), ("bfloat16", 1)]  # by one of the four, while three waited
-    assert found == [{"float32": 1e9, "bfloat16": 2e9}] * 4
+    assert answers == [{"float32": 1e9, "bfloat16": 2e9}] * 4
     path = tmp_path / "nodes" / f"{machine_id()}.json"
     assert peaks_on_file(path, both, 2) is None  # another number of threads is another peak
     rows = read_json(path)["peaks"]
@@ -146,9 +146,9 @@ def test_nothing_is_measured_beside_a_trial_that_trains(tmp_path: Path, measured
     folder.mkdir()
     training = FileLock(folder / f"{machine_id()}.lock")
     training.take(shared=True)
-    found = node_peaks(folder, "cpu", ["float32"], 1)["float32"]
-    assert found.flops_per_s is None
-    assert "training" in found.source
+    peak = node_peaks(folder, "cpu", ["float32"], 1)["float32"]
+    assert peak.flops_per_s is None
+    assert "training" in peak.source
     assert measured == []
     training.release()
     assert peaks(folder, "float32", threads=2) == {"float32": None}  # the trial above still trains

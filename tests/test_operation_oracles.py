@@ -15,15 +15,15 @@ from scalebench.comparison.operations import load_operation, parse_case
 from scalebench.errors import InputError
 
 
-def whole_loss(case: cross_entropy.Case, given: dict[str, Tensor], backward: bool) -> dict[str, Tensor]:
+def whole_loss(case: cross_entropy.Case, tensors: dict[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """The reference and its autograd on float64 copies of everything at once."""
-    x, weight = (given[name].double().requires_grad_() for name in ("x", "weight"))
+    x, weight = (tensors[name].double().requires_grad_() for name in ("x", "weight"))
     options = {"reduction": case.reduction, "softcap": case.softcap, "z_loss": case.z_loss}
-    loss = cross_entropy.reference(x, weight, given["target"], **options)["loss"]
+    loss = cross_entropy.reference(x, weight, tensors["target"], **options)["loss"]
     if not backward:
         return {"loss": loss.detach()}
-    found = torch.autograd.grad(loss, (x, weight), given["grad_loss"].double())
-    return dict(zip(("x", "weight"), found, strict=True))
+    grads = torch.autograd.grad(loss, (x, weight), tensors["grad_loss"].double())
+    return dict(zip(("x", "weight"), grads, strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 1000])
@@ -32,23 +32,23 @@ def whole_loss(case: cross_entropy.Case, given: dict[str, Tensor], backward: boo
 def test_the_loss_in_blocks_is_the_loss(case, backward, rows, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_blocks = functools.partial(oracle.exact_results, block_bytes=8 * case.classes * rows)
     monkeypatch.setattr(oracle, "exact_results", whole_blocks)
-    given = cross_entropy.inputs(case)
-    expected, found = whole_loss(case, given, backward), cross_entropy.results(case, given, backward)
-    assert found.keys() == expected.keys()
+    tensors = cross_entropy.inputs(case)
+    expected, outputs = whole_loss(case, tensors, backward), cross_entropy.results(case, tensors, backward)
+    assert outputs.keys() == expected.keys()
     for name, exact in expected.items():
-        assert found[name].shape == exact.shape
-        torch.testing.assert_close(found[name], exact, rtol=1e-12, atol=1e-14)
+        assert outputs[name].shape == exact.shape
+        torch.testing.assert_close(outputs[name], exact, rtol=1e-12, atol=1e-14)
 
 
 def test_an_optimizer_step_is_that_of_torch_in_float64() -> None:
     case = optimizer.Case("some", ((3, 5), (41,)), "adamw", torch.bfloat16, max_grad_norm=0.5)
-    given = optimizer.inputs(case)
-    params = [torch.nn.Parameter(given[f"param_{place:03}"].double()) for place in range(2)]
+    tensors = optimizer.inputs(case)
+    params = [torch.nn.Parameter(tensors[f"param_{place:03}"].double()) for place in range(2)]
     for place, param in enumerate(params):
-        param.grad = given[f"grad_{place:03}"].double()
+        param.grad = tensors[f"grad_{place:03}"].double()
     torch.nn.utils.clip_grad_norm_(params, 0.5)
     torch.optim.AdamW(params, **OPTIONS["adamw"]).step()
-    for place, exact in enumerate(optimizer.results(case, given, False).values()):
+    for place, exact in enumerate(optimizer.results(case, tensors, False).values()):
         torch.testing.assert_close(exact, params[place].detach(), rtol=1e-12, atol=1e-14)
 
 
@@ -56,13 +56,13 @@ def test_a_step_is_not_checked_again_and_gradients_that_are_only_read_are_shared
     providers = optimizer.providers()
     assert not any(provider.repeatable for provider in providers.values())
     case = optimizer.Case("some", ((3, 5), (41,)))
-    given = optimizer.inputs(case)
-    before = {name: tensor.clone() for name, tensor in given.items()}
+    tensors = optimizer.inputs(case)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     for name in ("eager", "foreach", "fused"):
-        call = providers[name].prepare(case, given, False)
+        call = providers[name].prepare(case, tensors, False)
         call()
         call()
-    assert all(torch.equal(given[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("name", list(SIZES))

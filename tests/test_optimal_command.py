@@ -29,8 +29,8 @@ def test_optimal_gives_each_approach_that_the_points_carry(command) -> None:
     table.to_csv("p.csv", index=False)
     code, out, _ = command("optimal", "p.csv", *COLUMNS, "--budget", "1e22", "--json")
     assert code == 0
-    found = json.loads(out)
-    second, third = found["allocations"]
+    output = json.loads(out)
+    second, third = output["allocations"]
     assert (second["approach"], third["approach"]) == (2, 3)
     assert second["a"] == isoflop(named(table)).a
     assert third["a"] == parametric(fit(named(table), "chinchilla")).a
@@ -39,9 +39,9 @@ def test_optimal_gives_each_approach_that_the_points_carry(command) -> None:
     (at,) = third["at"]
     assert at["params_interval"][0] < at["params"] < at["params_interval"][1]
     assert 6 * at["params"] * at["tokens"] == pytest.approx(1e22, rel=1e-6)
-    assert found["refused"] == [{"approach": 1, "reason": found["refused"][0]["reason"]}]
-    assert "column 'run' is missing" in found["refused"][0]["reason"]
-    counted = found["conventions"]["rows"]
+    assert output["refused"] == [{"approach": 1, "reason": output["refused"][0]["reason"]}]
+    assert "column 'run' is missing" in output["refused"][0]["reason"]
+    counted = output["conventions"]["rows"]
     assert (counted[0]["counting_params"], counted[0]["counting_flops"]) == ("total", "6ND")
     assert counted[0]["a"] == third["a"]
 
@@ -107,11 +107,11 @@ def test_budgets_left_out_are_told_by_kind(command) -> None:
     edge = budgets()[:9].assign(D=lambda t: 0.01 * t["D"], L=lambda t: 3 + 0.1 * np.log(t["N"] / 1e6))
     table = pd.concat([budgets(), surface(0.001)[["N", "D", "L"]], edge])  # the grid has budgets of one to five sizes
     table.to_csv("p.csv", index=False)
-    asked = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
-    refused = json.loads(command(*asked, "--json")[1])["allocations"][0]["refused"]
-    few = [one for one in refused if "for a parabola" in one["reason"]]
+    request = ("optimal", "p.csv", *COLUMNS, "--approach", "2")
+    refused = json.loads(command(*request, "--json")[1])["allocations"][0]["refused"]
+    few = [entry for entry in refused if "for a parabola" in entry["reason"]]
     assert len(refused) > len(few) > 2
-    lines = [line for line in command(*asked)[1].splitlines() if "left out" in line]
+    lines = [line for line in command(*request)[1].splitlines() if "left out" in line]
     assert len(lines) < len(refused)
     (line,) = (line for line in lines if "for a parabola" in line)
     assert f" and {len(few) - 1} more: left out: " in line

@@ -57,7 +57,7 @@ def take_step(variant, shapes, dtypes, state_dtype, clip, lr=1.0, tables_id=0) -
     """Call the custom operation with empty state of a variant."""
     params = [torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     second_dtype = torch.uint8 if state_dtype == torch.int8 else state_dtype
-    kept = [
+    states = [
         [torch.zeros_like(param, dtype=dtype) for param in params] if used else []
         for used, dtype in (
             (variant.first, state_dtype),
@@ -67,13 +67,13 @@ def take_step(variant, shapes, dtypes, state_dtype, clip, lr=1.0, tables_id=0) -
     ]
     coded = state_dtype == torch.int8
     scales = [
-        [torch.zeros(-(-param.numel() // 256)) for param in params] if coded and used else [] for used in kept[:2]
+        [torch.zeros(-(-param.numel() // 256)) for param in params] if coded and used else [] for used in states[:2]
     ]
     options = torch.full((1, optimizer_kernels.OPTIONS), lr, dtype=torch.float64)
     steps = [torch.zeros(()) for _ in params]
     grads = [torch.zeros_like(param) for param in params]
     ours.optimizer_step(
-        tables_id, variant.algorithm, params, grads, steps, *kept, *scales, [0] * len(params), options,
+        tables_id, variant.algorithm, params, grads, steps, *states, *scales, [0] * len(params), options,
         torch.zeros(()), clip, True, 0,
     )  # fmt: skip
 
@@ -173,12 +173,12 @@ def test_tables_notice_other_tensors_under_the_same_number(launches):
 )
 def test_cost_counts_every_byte_once_each_way(name, dtype, state_dtype, bytes_per_element):
     case = ours.Case(name, SIZES[name], "adamw", dtype, state_dtype)
-    found = ours.cost(case)
-    assert found.bytes_moved == pytest.approx(bytes_per_element * case.params, rel=1e-3)
-    assert found.bytes_read - found.bytes_written == case.params * dtype.itemsize
-    assert found.flops == FLOPS["adamw"] * case.params
+    cost = ours.cost(case)
+    assert cost.bytes_moved == pytest.approx(bytes_per_element * case.params, rel=1e-3)
+    assert cost.bytes_read - cost.bytes_written == case.params * dtype.itemsize
+    assert cost.flops == FLOPS["adamw"] * case.params
     clipped = ours.cost(ours.Case(name, SIZES[name], "adamw", dtype, state_dtype, max_grad_norm=1.0))
-    assert clipped.bytes_moved - found.bytes_moved == case.params * dtype.itemsize
+    assert clipped.bytes_moved - cost.bytes_moved == case.params * dtype.itemsize
 
 
 def test_cases_have_labels_of_their_own():
@@ -191,11 +191,11 @@ def test_cases_have_labels_of_their_own():
 
 def test_providers_say_why_they_cannot():
     case = ours.CASES[0]
-    given = ours.inputs(case)
+    tensors = ours.inputs(case)
     providers = ours.providers()
     for provider in providers.values():
         with pytest.raises(Unsupported, match="no backward pass"):
-            provider.prepare(case, given, True)
+            provider.prepare(case, tensors, True)
     lion = ours.Case("one", ((3,),), "lion")
     with pytest.raises(Unsupported, match=r"torch\.optim has no lion"):
         providers["foreach"].prepare(lion, ours.inputs(lion), False)
@@ -207,15 +207,15 @@ def test_providers_say_why_they_cannot():
 @pytest.mark.parametrize("name", ["eager", "foreach", "fused"])
 def test_torchs_providers_give_the_exact_result(name):
     for case in ours.CASES:
-        given = ours.inputs(case)
+        tensors = ours.inputs(case)
         try:
-            found = ours.providers()[name].prepare(case, given, False)()
+            outputs = ours.providers()[name].prepare(case, tensors, False)()
         except Unsupported:
             assert name != "eager"
             continue
-        for key, exact in ours.results(case, given, False).items():
+        for key, exact in ours.results(case, tensors, False).items():
             tolerance = 4 * torch.finfo(case.dtype).eps
-            torch.testing.assert_close(found[key].double(), exact, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(outputs[key].double(), exact, rtol=tolerance, atol=tolerance)
 
 
 def test_a_parameter_out_of_reach_is_refused_before_any_launch():

@@ -89,11 +89,11 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied: bool, positions
     assert isinstance(muon, Muon)
     assert isinstance(adamw, AdamW)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    taken = [{names[id(p)] for group in part.param_groups for p in group["params"]} for part in (muon, adamw)]
-    assert taken[0] | taken[1] == set(names.values())
-    assert not taken[0] & taken[1]
+    owned = [{names[id(p)] for group in part.param_groups for p in group["params"]} for part in (muon, adamw)]
+    assert owned[0] | owned[1] == set(names.values())
+    assert not owned[0] & owned[1]
     parts = ("attention.qkv.weight", "attention.out.weight", "up.weight", "down.weight")
-    assert taken[0] == {f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in parts}
+    assert owned[0] == {f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in parts}
     decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name for name, decay in decays.items() if decay} == {n for n, p in model.named_parameters() if p.ndim == 2}
 

@@ -31,8 +31,8 @@ def planted(study: str, exponent: float, seed: int) -> pd.DataFrame:
 @pytest.mark.slow
 def test_growth_is_the_planted_exponent_and_its_interval_holds_it() -> None:
     x = pd.Series(SIZES)
-    found = growth(x, 3e-6 * x**0.8)
-    assert found.exponent == pytest.approx(0.8, abs=1e-12)
+    grown = growth(x, 3e-6 * x**0.8)
+    assert grown.exponent == pytest.approx(0.8, abs=1e-12)
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
         noisy = growth(x[::2], 3e-6 * x[::2] ** 0.8 * np.exp(rng.normal(0, 0.1, 5)))

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from support import REPOSITORY, SMALL, SOURCE_PATH, child_environment, run_here, shared_folder
+from support import REPOSITORY, SMALL, child_environment, ranks_of, run_here, shared_folder
 
 from scalebench import store
 from scalebench.errors import StudyError
@@ -48,10 +47,7 @@ validation_samples = 32
 """
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let worker processes find the packages when they are not installed."""
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def study_of(folder: Path, family: str, how: str = "") -> Any:
@@ -154,16 +150,6 @@ def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tm
     assert (row["status"], row["first_step"], row["parallel"]) == ("ok", 30, "none"), row
 
 
-def ranks_of(attempt: Path) -> list[psutil.Process]:
-    """The processes of an attempt's trial, without the one that started them, by rank."""
-    running = [
-        process for process in psutil.process_iter(["cmdline"]) if str(attempt) in (process.info["cmdline"] or [])
-    ]
-    return sorted(
-        (process for process in running if "RANK" in process.environ()), key=lambda process: process.environ()["RANK"]
-    )
-
-
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_its_trial_with_its_own_error(tmp_path: Path) -> None:
     study = two(tmp_path, "train.steps=1e7")
@@ -226,8 +212,8 @@ def test_a_trial_asks_for_a_core_and_a_gpu_per_process_and_for_the_memory_of_all
         study = load_study(small_study, ["model.params=800", "train.seed=0", *settings])
         return resources_of(plan(study)[0], study)
 
-    one, ddp, fsdp = needs(), needs("train.processes=4"), needs("train.processes=4", "train.parallel=fsdp")
-    assert [(need.cpus, need.gpus, need.processes) for need in (one, ddp, fsdp)] == [(1, 0, 1), (4, 0, 4), (4, 0, 4)]
+    single, ddp, fsdp = needs(), needs("train.processes=4"), needs("train.processes=4", "train.parallel=fsdp")
+    assert [(need.cpus, need.gpus, need.processes) for need in (single, ddp, fsdp)] == [(1, 0, 1), (4, 0, 4), (4, 0, 4)]
     assert needs("train.processes=2", "train.device=cuda").gpus == 2
-    assert one.memory_bytes < fsdp.memory_bytes < ddp.memory_bytes < 4 * one.memory_bytes
-    assert ddp.expected_s < one.expected_s
+    assert single.memory_bytes < fsdp.memory_bytes < ddp.memory_bytes < 4 * single.memory_bytes
+    assert ddp.expected_s < single.expected_s

@@ -56,8 +56,8 @@ def test_only_an_optimizer_that_decays_apart_from_the_gradient_decays_unless_ask
     study = GPT + f"params = 1e4\n[train]\noptimizer = [{names}]\n"
     decays = {planned.trial.spec.optimizer: planned.trial.spec.weight_decay for planned in plan(load(study))}
     assert decays == dict.fromkeys(OPTIMIZERS, 0.0) | {"adamw": 0.1, "lion": 0.1, "muon": 0.1}
-    asked = plan(load(study, "train.weight_decay=0.01"))
-    assert {planned.trial.spec.weight_decay for planned in asked} == {0.01}
+    trials = plan(load(study, "train.weight_decay=0.01"))
+    assert {planned.trial.spec.weight_decay for planned in trials} == {0.01}
 
 
 def test_the_same_trial_written_in_two_ways_has_one_identity(load) -> None:
@@ -264,8 +264,8 @@ MLP = 'schema = 1\nname = "m"\n[model]\nfamily = "{}"\nparams = [200, 300]\n'
 )
 def test_what_no_machine_can_run_is_refused_once_with_the_field(load, family, settings, line) -> None:
     text = MLP.format(family).replace("200, 300", "1e4, 2e4" if family == "gpt" else "200, 300")
-    (found,) = refused(load, text, *settings)
-    assert line in found
+    (message,) = refused(load, text, *settings)
+    assert line in message
 
 
 def test_what_another_machine_could_run_is_planned(load) -> None:
@@ -286,7 +286,7 @@ def test_a_model_of_the_step_names_what_holds_it_back_and_adds_up(load) -> None:
     # Attention's backward pass computes the scores again: 3.5 times its forward pass where the count has 3.
     again = 32 * gpt.count(config, 1024).attention_flops // 2
     assert arithmetic == pytest.approx(planned.flops + again, rel=2e-3)
-    found = summary(config, spec, Ceilings(), 989e12)
-    assert sum(kernel["seconds"] for kernel in found["kernels"]) == pytest.approx(found["seconds"])
+    step = summary(config, spec, Ceilings(), 989e12)
+    assert sum(kernel["seconds"] for kernel in step["kernels"]) == pytest.approx(step["seconds"])
     assert summary(config, spec, Ceilings(attention=20e12), None)["holds_back"] == "attention backward"
     assert summary(config, spec, Ceilings(memory=0.1e12), None)["holds_back"] == "GELU"

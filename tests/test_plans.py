@@ -56,9 +56,9 @@ def test_joined_plans_keep_the_flops_of_every_trial(tmp_path: Path) -> None:
 def test_an_edited_study_keeps_the_trials_of_the_earlier_file_apart(tmp_path: Path, command) -> None:
     saved(tmp_path, finish=3)
     saved(tmp_path, text=SMALL.replace("steps = 30", "steps = 200"))
-    found = status(command, tmp_path)
-    assert found["studies"] == {"small": {"ok": 4, "missing": 1}}
-    ((missing,),) = found["unfinished_of_earlier_plans"].values()
+    output = status(command, tmp_path)
+    assert output["studies"] == {"small": {"ok": 4, "missing": 1}}
+    ((missing,),) = output["unfinished_of_earlier_plans"].values()
     results = store.read_results(tmp_path / "results")
     assert len(results.frame) == 7
     study = analyse(results, "small")

@@ -158,11 +158,11 @@ def test_csv_and_parquet_give_the_same_points_over_many_blocks(tmp_path: Path) -
     frame = pd.DataFrame({"N": rng.uniform(1, 9, 400_000), "L": rng.uniform(1, 9, 400_000), "more": "x" * 30})
     frame.to_csv(tmp_path / "p.csv", index=False)
     frame.to_parquet(tmp_path / "p.parquet", index=False)
-    kept = frame[(frame["N"] > 5) & (frame["L"] * 2 < frame["N"])]
+    selected = frame[(frame["N"] > 5) & (frame["L"] * 2 < frame["N"])]
     for name in ("p.csv", "p.parquet"):
         table = read_columns(tmp_path / name, COLUMNS, "N > 5 and L * 2 < N")
-        assert np.array_equal(table.values["params"], kept["N"])
-        assert np.array_equal(table.values["loss"], kept["L"])
+        assert np.array_equal(table.values["params"], selected["N"])
+        assert np.array_equal(table.values["loss"], selected["L"])
 
 
 def test_a_bad_value_in_a_late_block_is_found_at_its_line(tmp_path: Path) -> None:

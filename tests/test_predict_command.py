@@ -19,8 +19,8 @@ def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -
     write_study(tmp_path / "results" / "planted", planted())
     code, out, _ = command("predict", "results", "--params", "3e6", "--json")
     assert code == 0
-    found = json.loads(out)
-    answers = found["answers"]
+    output = json.loads(out)
+    answers = output["answers"]
     n, steps = 3e6, STEPS
     truth = {
         "validation_loss": E + A * n**-ALPHA,
@@ -33,11 +33,11 @@ def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -
         assert answers[name]["value"] == pytest.approx(value, rel=0.01), name
         assert answers[name]["low"] * (1 - 1e-4) <= value <= answers[name]["high"] * (1 + 1e-4), name
         assert answers[name]["beyond"] == pytest.approx(3, rel=0.05), name
-    assert answers["data"]["value"] == found["tokens"] == steps * BATCH_TOKENS
-    worst = max(abs(row["error_percent"]) for row in found["backtest"])
+    assert answers["data"]["value"] == output["tokens"] == steps * BATCH_TOKENS
+    worst = max(abs(row["error_percent"]) for row in output["backtest"])
     assert answers["validation_loss"]["hold_out_percent"] == worst
     assert answers["compute"]["hold_out_percent"] < 1e-3  # without noise, a line is predicted
-    assert [row["size"] for row in found["backtest"]] == pytest.approx(list(SIZES[-len(found["backtest"]) :]))
+    assert [row["size"] for row in output["backtest"]] == pytest.approx(list(SIZES[-len(output["backtest"]) :]))
 
 
 @pytest.mark.slow
@@ -70,10 +70,10 @@ def test_other_data_scale_time_and_compute_and_refuse_the_loss(command, tmp_path
 def test_tokens_per_parameter_are_carried_on(command, tmp_path: Path) -> None:
     rows = [row | {"tokens_seen": 20 * row["params_non_embedding"], "steps": 5} for row in planted()]
     write_study(tmp_path / "planted", rows)
-    found = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])
-    assert found["tokens"] == pytest.approx(6e7)
-    assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
-    assert "number of steps is open" in found["answers"]["compute"]["reason"]
+    output = json.loads(command("predict", "planted", "--params", "3e6", "--json")[1])
+    assert output["tokens"] == pytest.approx(6e7)
+    assert output["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA, rel=0.01)
+    assert "number of steps is open" in output["answers"]["compute"]["reason"]
 
 
 @pytest.mark.slow
@@ -86,8 +86,10 @@ def test_a_grid_of_sizes_and_lengths_answers_the_loss_of_both(command, tmp_path:
             changed = {"steps": steps, "tokens_seen": tokens, "validation_loss_nats": loss, "trial_id": f"{n:.0f}-{i}"}
             rows.append(row | changed)
     write_study(tmp_path / "planted", rows, {"steps": [200, 800, 3_200, 12_800]})
-    found = json.loads(command("predict", "planted", "--params", "3e6", "--tokens", "1e8", "--json")[1])
-    assert found["answers"]["validation_loss"]["value"] == pytest.approx(E + A * 3e6**-ALPHA + b * 1e8**-beta, rel=1e-5)
+    output = json.loads(command("predict", "planted", "--params", "3e6", "--tokens", "1e8", "--json")[1])
+    assert output["answers"]["validation_loss"]["value"] == pytest.approx(
+        E + A * 3e6**-ALPHA + b * 1e8**-beta, rel=1e-5
+    )
     code, out, _ = command("predict", "planted", "--params", "3e6")
     assert code == 0
     assert "validation loss, data: refused: the trials vary size and data: give --tokens" in out
@@ -186,9 +188,9 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
     answers = json.loads(out)["answers"]
     fitted, at = fit({"params": n, "tokens": d, "loss": loss}, "chinchilla"), {"params": [7e10], "tokens": [1.4e12]}
     low, high = fitted.prediction_interval(at, kind="new")
-    found = answers["nats"]
-    assert (found["value"], found["low"], found["high"]) == (fitted.predict(at)[0], low[0], high[0])
-    assert found["beyond"] == pytest.approx(7)
+    answer = answers["nats"]
+    assert (answer["value"], answer["low"], answer["high"]) == (fitted.predict(at)[0], low[0], high[0])
+    assert answer["beyond"] == pytest.approx(7)
     for name in ("step_time", "memory", "compute", "checkpoint"):
         assert answers[name]["value"] is None
         assert "a fit of one law holds no costs" in answers[name]["reason"]

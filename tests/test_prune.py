@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from family_support import SHAPE, config_of, model_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from scalebench.data import open_data
-from scalebench.families import FAMILIES, configure
+from scalebench.families import FAMILIES
 from scalebench.families.modules.shrink import importance, largest, shrink
 from scalebench.families.shrink import units_of, with_units
 from scalebench.optim.optimizers import build_optimizer
@@ -19,18 +19,7 @@ from scalebench.workloads.prune_masks import GLOBAL, hold, packed, prunable, pru
 from scalebench.workloads.prune_sizes import remaining, sizes
 from scalebench.workloads.training_spec import TrainSection, TrainSpec
 
-SHAPE = {"depth": 2, "width": 8, "hidden": 12}
 GPT = SHAPE | {"heads": 4, "head_dim": 2}
-
-
-def config_of(name: str, **fields: Any) -> Any:
-    family = FAMILIES[name]
-    return configure(family, fields, open_data(family.DATA, None, 0.2), 16 if family.SEQUENCES else None)
-
-
-def model_of(name: str, **fields: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return FAMILIES[name].build(config_of(name, **fields), "eager")
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -208,9 +197,9 @@ def test_a_smaller_model_computes_what_the_larger_does_with_those_units_zeroed(
         model.blocks = nn.ModuleList(model.blocks[i] for i in chosen[0].tolist())
     else:
         units, writer = units_of(config, kind), {"heads": "out", "hidden": "down"}[kind]
-        for block, kept in zip(model.blocks, chosen, strict=True):
+        for block, remaining in zip(model.blocks, chosen, strict=True):
             (layer,) = (each for path, each in block.named_modules() if path.rpartition(".")[2] == writer)
-            removed = [unit for unit in range(units) if unit not in kept.tolist()]
+            removed = [unit for unit in range(units) if unit not in remaining.tolist()]
             layer.weight.data.unflatten(1, (units, -1))[:, removed] = 0
     expected = outputs(model, inputs)
     torch.testing.assert_close(outputs(small, inputs), expected, rtol=1e-5, atol=1e-5)

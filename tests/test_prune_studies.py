@@ -29,5 +29,5 @@ def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_
     assert len(sizes) >= 3
     for each in (sizes[min(sizes)], sizes[max(sizes)]):
         parent = ParentTrial(each.trial_id, parents, each.trial, Path(), identity, each.flops)
-        made = {resolve("prune", point, parent).trial_id for point in study.points()}
-        assert len(made) == trials
+        ids = {resolve("prune", point, parent).trial_id for point in study.points()}
+        assert len(ids) == trials

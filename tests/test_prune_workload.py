@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from family_support import SHAPE, config_of
 from parent_support import PARENT, planned, refused, trained
+from resuming_support import finish, interrupt
 from safetensors.torch import load_file
 from support import PLACEMENT, edit_record
-from test_prune import SHAPE, config_of
-from test_resuming import finish, interrupt
 
 from scalebench import store
 from scalebench.data import open_data
@@ -58,12 +57,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scalebench.measure.turns.times_in_turns.__kwdefaults__", {"seconds": 0.0, "most": 300})
-
-
-@pytest.fixture
-def copied(base: Path, tmp_path: Path) -> Path:
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def parent_of(folder: Path) -> dict[str, Any]:

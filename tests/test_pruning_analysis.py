@@ -31,13 +31,13 @@ DENSITIES_TRIED = (0.2, 0.4, 0.6, 0.8)
 
 def rows(method="magnitude-global", *, factor=1.0, exponent=0.0, steps=0, scatter=0.0, sizes=SIZES, seeds=3):
     """Trials whose loss added is factor * (1 - d)^2 * (N / 1000)^exponent; dense losses are 5 - log10 N."""
-    noise, made = np.random.default_rng(0), []
+    noise, records = np.random.default_rng(0), []
     for size in sizes:
         for seed in range(seeds):
             before = 5 - np.log10(size) + scatter * noise.standard_normal()
             for density in DENSITIES_TRIED:
                 added = factor * (1 - density) ** 2 * (size / 1000) ** exponent + scatter * noise.standard_normal()
-                made.append({
+                records.append({
                     "study": "made", "trial_id": f"{method}-{size}-{seed}-{density}-{steps}", "status": "ok",
                     "workload": "prune", "invalid_reason": None, "parent_trial_id": f"{size}-{seed}", "seed": seed,
                     "method": method, "density": density, "density_found": density, "recovery_steps": steps,
@@ -48,7 +48,7 @@ def rows(method="magnitude-global", *, factor=1.0, exponent=0.0, steps=0, scatte
                     "latency_ratio": 1.0, "latency_ratio_low": 0.9, "latency_ratio_high": 1.1,
                     "tokens_before": 1e6, "tokens_seen": 1e5 if steps else None,
                 })  # fmt: skip
-    return pd.DataFrame(made)
+    return pd.DataFrame(records)
 
 
 def trials(*frames):
@@ -136,13 +136,13 @@ def test_models_trained_after_pruning_are_compared_with_dense_ones_trained_as_lo
 
 def law_rows(tokens):
     """Trials whose losses are those of the law, with a little noise."""
-    made = pd.concat([rows(steps=5).assign(tokens_before=each) for each in tokens], ignore_index=True)
-    made["parent_trial_id"] += made["tokens_before"].astype(str)
-    logs = {"density": np.log(made["density"]), "params": np.log(made["params_remaining"])}
-    logs["tokens"] = np.log(made["tokens_before"] + made["tokens_seen"])
+    frame = pd.concat([rows(steps=5).assign(tokens_before=each) for each in tokens], ignore_index=True)
+    frame["parent_trial_id"] += frame["tokens_before"].astype(str)
+    logs = {"density": np.log(frame["density"]), "params": np.log(frame["params_remaining"])}
+    logs["tokens"] = np.log(frame["tokens_before"] + frame["tokens_seen"])
     exact = LAWS["sparsity"].predict(FRANTAR, {name: log.to_numpy() for name, log in logs.items()})[0]
     noise = 1 + 1e-5 * np.random.default_rng(0).standard_normal(len(exact))
-    return prepare(made.assign(validation_loss_nats=exact * noise))
+    return prepare(frame.assign(validation_loss_nats=exact * noise))
 
 
 def test_the_law_is_fitted_to_models_trained_after_pruning():
@@ -198,10 +198,10 @@ def test_published_findings_are_judged_by_the_effect_and_its_noise():
 
     size, choice = "Li et al. 2020, arXiv:2002.11794", "Han et al. 2015, arXiv:1506.02626"
     equal = "Zhu & Gupta 2017, arXiv:1710.01878"
-    found = verdicts(rows(exponent=-0.3, scatter=0.005), rows("random", factor=3.0))
-    assert (found[size], found[choice]) == ("agrees", "agrees")
-    found = verdicts(rows(exponent=0.3, scatter=0.005), rows("random", factor=0.5))
-    assert (found[size], found[choice]) == ("disagrees", "disagrees")
+    judged = verdicts(rows(exponent=-0.3, scatter=0.005), rows("random", factor=3.0))
+    assert (judged[size], judged[choice]) == ("agrees", "agrees")
+    judged = verdicts(rows(exponent=0.3, scatter=0.005), rows("random", factor=0.5))
+    assert (judged[size], judged[choice]) == ("disagrees", "disagrees")
     assert verdicts(rows(scatter=0.02))[size] == "not resolved"
     assert verdicts(rows(factor=0.01))[size] == "not tested"
     for factor, expected in ((0.0, "agrees"), (4.0, "disagrees")):  # nothing or much lost at half the bytes

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from parent_support import PARENT, planned, refused, trained
+from quantize_support import HIDDEN_WEIGHTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import PLACEMENT
-from test_quantize_convert import HIDDEN_WEIGHTS
 
 from scalebench import store
 from scalebench.errors import InputError

@@ -6,30 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from quantize_support import DEPTH, HIDDEN, HIDDEN_WEIGHTS, VOCABULARY, WIDTH, model, spec
 from torch import nn
 
-from scalebench.families import gpt
 from scalebench.measure.memory import weight_bytes
 from scalebench.workloads import quantize_convert
 from scalebench.workloads.quantize_convert import convert, layers, rounded
-from scalebench.workloads.quantize_spec import QuantizeSpec
-
-
-def spec(scheme: str, **changes: Any) -> QuantizeSpec:
-    bits = {"float32": 32, "bfloat16": 16, "simulated": 3, "int4-weight-only": 4}.get(scheme, 8)
-    plain = {
-        "scheme": scheme, "bits": bits, "group_size": 32 if scheme == "int4-weight-only" else None,
-        "outer_layers": False, "precision": "bfloat16" if bits in (4, 16) else "float32", "implementation": "eager",
-        "sequence_length": 16, "seed": 0,
-    }  # fmt: skip
-    return QuantizeSpec(**(plain | changes))
-
-
-def model(*, tied: bool = True, **changes: int) -> nn.Module:
-    shape = {"depth": 2, "width": 32, "heads": 2, "head_dim": 16, "hidden": 64, "vocab_size": 61, "context": 16}
-    torch.manual_seed(0)
-    return gpt.build(gpt.Config(**(shape | changes), tied=tied), "eager")
-
 
 # --- rounding --------------------------------------------------------------------------------------------------------
 
@@ -65,9 +47,7 @@ def test_one_bit_has_two_levels_and_the_least_squared_error() -> None:
 
 # --- conversion and bytes --------------------------------------------------------------------------------------------
 
-WIDTH, HIDDEN, VOCABULARY, DEPTH = 32, 64, 61, 2
 ROWS = DEPTH * (3 * WIDTH + WIDTH + HIDDEN + WIDTH)  # of the hidden matrices, those of width 64 last
-HIDDEN_WEIGHTS = DEPTH * (4 * WIDTH * WIDTH + 2 * WIDTH * HIDDEN)
 EMBEDDING, NORMS = VOCABULARY * WIDTH, (2 * DEPTH + 1) * WIDTH
 
 

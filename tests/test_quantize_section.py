@@ -85,10 +85,10 @@ def grid() -> dict[str, np.ndarray]:
 def test_planted_parameters_are_recovered() -> None:
     points = grid()
     loss = [added(PLANTED, *place) for place in zip(*points.values(), strict=True)]
-    found = fit({**points, "loss_added": loss}, "precision")
-    assert found.parameters == pytest.approx(PLANTED, rel=1e-6)
-    assert found.status == "converged"
-    assert found.predict(params=[1e5], tokens=[1e6], bits=[5.0]) == pytest.approx(added(PLANTED, 1e5, 1e6, 5))
+    fitted = fit({**points, "loss_added": loss}, "precision")
+    assert fitted.parameters == pytest.approx(PLANTED, rel=1e-6)
+    assert fitted.status == "converged"
+    assert fitted.predict(params=[1e5], tokens=[1e6], bits=[5.0]) == pytest.approx(added(PLANTED, 1e5, 1e6, 5))
 
 
 def test_bits_vary_by_their_difference_and_sizes_by_their_ratio() -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from drivers import Driver, Drivers
-from support import REPOSITORY
-from test_parallel import ranks_of
+from support import REPOSITORY, ranks_of
 
 from scalebench import store
 

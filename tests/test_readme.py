@@ -11,14 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
-from command_support import planted, write_study
-from support import REPOSITORY
-from test_help import readme_tables
+from command_support import README, planted, readme_tables, write_study
 
 import scalebench
 from scalebench.running.planning import load_study, plan
-
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

@@ -118,10 +118,10 @@ FOLD = """(() => {
 
 @pytest.mark.slow
 def test_verdict_strip_and_headline_are_above_the_fold(browser, page: Path) -> None:
-    found = probe(browser, page, FOLD)
-    assert found["verdict"] < found["strip"] <= 900
-    assert found["drawing"] <= 900
-    assert found["beside"]
+    places = probe(browser, page, FOLD)
+    assert places["verdict"] < places["strip"] <= 900
+    assert places["drawing"] <= 900
+    assert places["beside"]
 
 
 @pytest.mark.slow

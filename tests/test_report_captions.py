@@ -92,8 +92,8 @@ def studies(folder: Path) -> dict[str, Results]:
 
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyAnalysis]:
-    found = studies(tmp_path_factory.mktemp("steps"))
-    return {name: analyse(results, "synthetic") for name, results in found.items()}
+    recorded = studies(tmp_path_factory.mktemp("steps"))
+    return {name: analyse(results, "synthetic") for name, results in recorded.items()}
 
 
 @pytest.mark.slow

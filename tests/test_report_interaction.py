@@ -31,12 +31,12 @@ SORT = """(() => {
 
 @pytest.mark.slow
 def test_columns_sort_by_number_and_keep_the_unmeasured_last(browser, page: Path) -> None:
-    found = probe(browser, page, SORT)
-    assert found["sort"] == "ascending"
-    values = [float(text) for text in found["up"][:-1]]
+    state = probe(browser, page, SORT)
+    assert state["sort"] == "ascending"
+    values = [float(text) for text in state["up"][:-1]]
     assert values == sorted(values)
     assert len(values) == 11
-    assert found["down"] == [*found["up"][-2::-1], "—"]
+    assert state["down"] == [*state["up"][-2::-1], "—"]
 
 
 TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => each.matches('.scroll, pre')
@@ -61,9 +61,9 @@ KEYS = """(() => {
 
 @pytest.mark.slow
 def test_arrow_keys_read_the_values(browser, page: Path) -> None:
-    found = probe(browser, page, KEYS)
-    assert found["read"] == [found["titles"][0], found["titles"][1], found["titles"][-1]]
-    assert found["marks"] == 1
+    state = probe(browser, page, KEYS)
+    assert state["read"] == [state["titles"][0], state["titles"][1], state["titles"][-1]]
+    assert state["marks"] == 1
 
 
 TABLE = """(() => {
@@ -78,9 +78,9 @@ TABLE = """(() => {
 
 @pytest.mark.slow
 def test_a_table_is_filtered_and_copied(browser, page: Path) -> None:
-    found = probe(browser, page, TABLE)
-    assert (found["all"], found["left"], found["lines"]) == (12, 1, 2)
-    assert found["csv"].startswith("trial,")
+    state = probe(browser, page, TABLE)
+    assert (state["all"], state["left"], state["lines"]) == (12, 1, 2)
+    assert state["csv"].startswith("trial,")
 
 
 FILES = """(() => {
@@ -92,10 +92,10 @@ FILES = """(() => {
 
 @pytest.mark.slow
 def test_a_figure_is_saved_with_its_colours(browser, page: Path) -> None:
-    found = probe(browser, page, FILES)
-    assert found["parsed"]
-    assert found["left"] == 0
-    assert found["marks"] > 10
+    state = probe(browser, page, FILES)
+    assert state["parsed"]
+    assert state["left"] == 0
+    assert state["marks"] > 10
 
 
 @pytest.mark.slow
@@ -128,9 +128,9 @@ def test_a_series_is_hidden_and_shown(browser, pages: dict[str, Path]) -> None:
       const before = count(); button.click(); const without = count(), pressed = button.ariaPressed; button.click();
       return {before, without, pressed, after: count()};
     })()"""
-    found = probe(browser, pages["whole"], toggle)
-    assert found["without"] < found["before"] == found["after"]
-    assert found["pressed"] == "false"
+    state = probe(browser, pages["whole"], toggle)
+    assert state["without"] < state["before"] == state["after"]
+    assert state["pressed"] == "false"
 
 
 EXPLORE = """(() => {
@@ -156,13 +156,13 @@ EXPLORE = """(() => {
 
 @pytest.mark.slow
 def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(browser, page: Path) -> None:
-    found = probe(browser, page, EXPLORE)
-    assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(found["names"])
-    values = np.array(found["values"])
-    assert len(values) == found["titles"] == 11
+    state = probe(browser, page, EXPLORE)
+    assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(state["names"])
+    values = np.array(state["values"])
+    assert len(values) == state["titles"] == 11
     scales = {"true": np.log, "false": np.asarray}
-    assert {found["first"]["pressed"], found["second"]["pressed"]} == set(scales)
-    for drawn in (found["first"], found["second"]):
+    assert {state["first"]["pressed"], state["second"]["pressed"]} == set(scales)
+    for drawn in (state["first"], state["second"]):
         assert np.corrcoef(scales[drawn["pressed"]](values), drawn["at"])[0, 1] == pytest.approx(1, abs=1e-9)
 
 
@@ -206,11 +206,11 @@ def test_marks_and_ticks_are_where_the_other_scale_has_their_values(browser, pag
             tab.evaluate(press(name))
         after = tab.evaluate(PLACES)
     assert np.corrcoef(np.log(sizes), [x for x, _ in before["marks"]])[0, 1] == pytest.approx(1, abs=1e-6)
-    for found, scale_of_loss in ((linear, np.asarray), (both, np.log)):
-        places = np.array(found["marks"])
+    for drawing, scale_of_loss in ((linear, np.asarray), (both, np.log)):
+        places = np.array(drawing["marks"])
         slope, start = np.polyfit(sizes, places[:, 0], 1)
         np.testing.assert_allclose(places[:, 0], slope * sizes + start, atol=0.05)  # a twentieth of a point
-        ticks = np.array([(amount(text), place) for text, place in found["x"]])
+        ticks = np.array([(amount(text), place) for text, place in drawing["x"]])
         assert len(ticks) >= 3
         np.testing.assert_allclose(slope * ticks[:, 0] + start, ticks[:, 1], atol=0.1)
         assert np.corrcoef(scale_of_loss(losses), places[:, 1])[0, 1] == pytest.approx(-1, abs=1e-5)

@@ -49,9 +49,9 @@ def of_trials(number: int) -> StudyAnalysis:
 def test_places_are_kept_apart_and_in_order() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 2, 30):
-        wanted = rng.uniform(0, 1, n)
-        moved = apart(wanted.tolist(), 0.02)
-        order = np.argsort(wanted)
+        places = rng.uniform(0, 1, n)
+        moved = apart(places.tolist(), 0.02)
+        order = np.argsort(places)
         assert (np.diff(moved[order]) >= 0.02 - 1e-12).all()
         assert moved.min() >= 0
         assert moved.max() <= 1 + 1e-12
@@ -131,9 +131,9 @@ def test_sizes_have_one_ramp_from_light_to_dark(tmp_path) -> None:
         svg = to_svg(marks, "x", "title", "text")
     assert caption is not None
     assert "the darker the line" in caption.text
-    found = [int(part[0]) for part in svg.split("var(--r")[1:]]
-    assert found[:12] == sorted(found[:12])
-    assert {found[0], found[11]} == {1, 9}
+    colours = [int(part[0]) for part in svg.split("var(--r")[1:]]
+    assert colours[:12] == sorted(colours[:12])
+    assert {colours[0], colours[11]} == {1, 9}
 
 
 @pytest.mark.slow
@@ -176,18 +176,18 @@ def test_groups_of_a_figure_share_its_room() -> None:
 
 @pytest.mark.slow
 def test_mfu_has_an_axis_where_one_peak_is_known() -> None:
-    for change, said in (({}, True), ({"peak_flops_per_s": None}, False)):
+    for change, shown in (({}, True), ({"peak_flops_per_s": None}, False)):
         study = analyse(synthetic(**change), "synthetic")
         with canvas("x") as marks:
             caption = efficiency_figure(marks, study)
             axes = marks.axes.child_axes
-            assert len(axes) == said
-            if said:
+            assert len(axes) == shown
+            if shown:
                 marks.figure.draw_without_rendering()
                 share = np.array(axes[0].get_ylim()) / np.array(marks.axes.get_ylim())
                 np.testing.assert_allclose(share, 100 * 1e9 / 6e11, rtol=1e-9)
         assert caption is not None
-        assert ("right axis" in caption.text) == said
+        assert ("right axis" in caption.text) == shown
 
 
 def test_a_description_says_what_is_drawn() -> None:

@@ -16,17 +16,16 @@ import pandas as pd
 import pytest
 import torch
 from parent_support import refused
+from resuming_support import PLACEMENT, finish, interrupt
 from safetensors.torch import load_file
-from support import PLACEMENT as FLOAT32
 from support import child_environment
 
 from scalebench import store
 from scalebench.running.engines.base import Resources, worker_command
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.worker import main, run_trial
+from scalebench.running.worker import main
 from scalebench.workloads import read_trial
 from scalebench.workloads.resuming import INDEX, find_snapshot
-from scalebench.workloads.training_run import TrainingRun
 
 STUDY = """
 schema = 1
@@ -47,13 +46,8 @@ checkpoint = true
 checkpoint_every_steps = 5
 """
 BRANCHES = "run.checkpoint_steps=[4, 21]"
-PLACEMENT = FLOAT32 | {"peaks": dict.fromkeys(("float32", "bfloat16"), FLOAT32["peaks"]["float32"])}
 NEEDS = {"precisions": ["float32"], "most_processes": 1, "resources": asdict(Resources())}
 IMAGES = 'model.family="resnet"'
-
-
-class Killed(BaseException):
-    """No error of a trial: what stops a process."""
 
 
 def prepared(folder: Path, *settings: str) -> tuple[Path, dict[str, Any]]:
@@ -68,43 +62,21 @@ def prepared(folder: Path, *settings: str) -> tuple[Path, dict[str, Any]]:
     return attempt, store.read_header(attempt)
 
 
-def finish(attempt: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """Run an attempt to its end and return its record."""
-    assert run_trial(attempt, header, PLACEMENT) == "ok", (attempt / "record.json").read_text()
-    return store.read_record(attempt)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, attempt: Path, header: dict[str, Any], after: int) -> None:
-    """Run an attempt and stop it at the first check of the losses after this many steps, with nothing saved."""
-    check = TrainingRun.check
-
-    def killed(self: TrainingRun, done: int) -> None:
-        if done > after:
-            raise Killed
-        check(self, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingRun, "check", killed)
-        patch.setattr(TrainingRun, "save_samples", lambda _: None)
-        with pytest.raises(Killed):
-            run_trial(attempt, header, PLACEMENT)
-
-
-def same(one: Path, other: Path) -> None:
+def same(first: Path, second: Path) -> None:
     """Assert that two attempts have the same losses, weights, state and checkpoints, bit by bit."""
-    steps = [store.read_steps(attempt) for attempt in (one, other)]
+    steps = [store.read_steps(attempt) for attempt in (first, second)]
     pd.testing.assert_series_equal(steps[0]["train_loss_nats"], steps[1]["train_loss_nats"], check_exact=True)
     assert steps[0]["step"].tolist() == steps[1]["step"].tolist()
     names = [
         sorted(str(path.relative_to(attempt)) for path in attempt.rglob("*.safetensors") if "resume-" not in str(path))
-        for attempt in (one, other)
+        for attempt in (first, second)
     ]
     assert names[0] == names[1]
     for name in names[0]:
-        ours, theirs = load_file(one / name), load_file(other / name)
+        ours, theirs = load_file(first / name), load_file(second / name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    rows = [store.read_record(attempt) for attempt in (one, other)]
+    rows = [store.read_record(attempt) for attempt in (first, second)]
     for column in ("validation_loss_nats", "train_loss_nats", "samples_seen", "stop_step", "trial_id", "first_step"):
         assert rows[0][column] == rows[1][column], column
 
@@ -242,8 +214,8 @@ def test_a_worker_killed_at_a_random_step(whole: Path, tmp_path: Path) -> None:
     """The process gets SIGKILL between two steps, within one, or while it writes."""
     attempt, _ = prepared(tmp_path, BRANCHES)
     worker = subprocess.Popen(worker_command(attempt), env=child_environment())
-    wanted = random.choice((5, 10, 15))
-    while worker.poll() is None and not (attempt / f"resume-{wanted}").exists():
+    stop_step = random.choice((5, 10, 15))
+    while worker.poll() is None and not (attempt / f"resume-{stop_step}").exists():
         time.sleep(0.001)
     time.sleep(random.random() * 0.05)
     worker.kill()

@@ -47,11 +47,11 @@ def test_counts_equal_the_built_module_group_by_group(cell: str, held: dict[str,
 @pytest.mark.parametrize("held", [{}, {"embedding": 32}, {"depth": 4}])
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(cell: str, held: dict[str, int]) -> None:
     for request in np.geomspace(3e4, 1e10, 200):
-        found, larger = (
+        size, larger = (
             rnn.count(rnn.config_for(n, cell=cell, **held, **TEXT)).non_embedding for n in (request, 1.1 * request)
         )
-        assert abs(found / request - 1) <= 0.05
-        assert larger > found
+        assert abs(size / request - 1) <= 0.05
+        assert larger > size
 
 
 @pytest.mark.parametrize("cell", CELLS)

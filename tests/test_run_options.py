@@ -57,9 +57,9 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     (tmp_path / "small.toml").write_text(SMALL)
 
     def engine(statuses: dict[float, str] | None = None, **more: Any) -> Scripted:
-        made = Scripted(statuses or {200: "ok", 800: "failed"}, **more)
-        monkeypatch.setitem(ENGINES, "scripted", made)
-        return made
+        script = Scripted(statuses or {200: "ok", 800: "failed"}, **more)
+        monkeypatch.setitem(ENGINES, "scripted", script)
+        return script
 
     return engine
 

@@ -53,9 +53,9 @@ def test_the_way_back_from_a_spinning_wait_is_no_loop():
 )
 def test_a_register_written_while_a_product_reads_it_is_found(old, new, register):
     assert sass.overwritten(*sass.parsed(LOOP)) == []
-    found = sass.overwritten(*sass.parsed(LOOP.replace(old, new)))
-    assert found
-    assert all(register in line for line in found)
+    problems = sass.overwritten(*sass.parsed(LOOP.replace(old, new)))
+    assert problems
+    assert all(register in line for line in problems)
 
 
 def test_a_write_after_the_jump_back_is_found():

@@ -48,9 +48,9 @@ def study(*, weak: bool = False) -> StudyAnalysis:
 
 @pytest.mark.parametrize("weak", [False, True])
 def test_speed_up_efficiency_and_memory_are_those_of_the_times(*, weak: bool) -> None:
-    found = {line.label: line.points for line in scaling.lines(study(weak=weak))}
-    assert set(found) == set(OVERHEAD)
-    for kind, points in found.items():
+    by_label = {line.label: line.points for line in scaling.lines(study(weak=weak))}
+    assert set(by_label) == set(OVERHEAD)
+    for kind, points in by_label.items():
         assert points["processes"].tolist() == [1, 2, 4]
         work = [1.0, 1.0, 1.0] if weak else [1.0, 0.5, 0.25]
         scale = [1, 2, 4] if weak else [1, 1, 1]

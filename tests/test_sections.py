@@ -93,10 +93,10 @@ def test_another_workload_is_shown_by_the_columns_that_it_declares() -> None:
 
 
 def test_another_workload_at_one_size_or_without_columns_still_has_a_page(tmp_path: Path) -> None:
-    one = audit((1000,))
-    assert "Audit time is 4.00\u00a0ms at 1,000 parameters, the only size" in render(one)
-    assert "<figure" not in render(one)
-    bare = Results(one.frame, (), {})
+    single_size = audit((1000,))
+    assert "Audit time is 4.00\u00a0ms at 1,000 parameters, the only size" in render(single_size)
+    assert "<figure" not in render(single_size)
+    bare = Results(single_size.frame, (), {})
     assert "All 2 recorded trials ended ok." in render(bare)
     assert picture(analyse(bare, "audit"), tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -154,8 +154,8 @@ def test_the_results_of_a_run_name_the_workload(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_study_has_a_kind_of_section(results: Results) -> None:
-    for found in [results, audit(), *broken(results).values()]:
-        for study in analyse_all(found):
+    for study_results in [results, audit(), *broken(results).values()]:
+        for study in analyse_all(study_results):
             assert sections.section_for(study).verdict(study)
 
 

@@ -10,7 +10,7 @@ import session_after
 import session_measures
 import session_steps
 from session import ProgramFailedError, Session
-from test_gpu_session import make_session
+from session_support import make_session
 
 from scalebench.cli.app import app
 from scalebench.running import planning
@@ -63,8 +63,8 @@ def test_what_failed_is_reported_by_its_reason_and_the_others_go_on(
     def python(_: Session, *words: Any, **__: Any) -> str:
         commands.append(tuple(map(str, words)))
         if Path(words[3]).stem == "quantize":
-            said = f"0123456789abcdef unsupported: {missing}\n3 executed in 9 s: 2 ok, 1 unsupported\nmuch\nmore\n"
-            raise ProgramFailedError("exit status 1: much / more", said)
+            output = f"0123456789abcdef unsupported: {missing}\n3 executed in 9 s: 2 ok, 1 unsupported\nmuch\nmore\n"
+            raise ProgramFailedError("exit status 1: much / more", output)
         return OK
 
     monkeypatch.setattr(Session, "python", python)

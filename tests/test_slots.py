@@ -54,13 +54,13 @@ class Queue:
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    made = Queue()
-    monkeypatch.setattr(local, "start_worker", made.start)
+    queued = Queue()
+    monkeypatch.setattr(local, "start_worker", queued.start)
     monkeypatch.setattr(processes, "stop", lambda _: 0)
     monkeypatch.setattr(local, "close_attempt", lambda *_: None)
     monkeypatch.setattr(local, "usable_cpus", lambda: [*range(8)])
     monkeypatch.setattr(local, "POLL_S", 0.0)
-    return made
+    return queued
 
 
 def placed(folder: Path, engine: Any, needs: list[Resources], queue: Queue, jobs: int | None = None) -> list[Any]:

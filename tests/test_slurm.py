@@ -14,7 +14,7 @@ import pytest
 from drivers import Drivers
 from light_worker import light_command, patch
 from slurm_node import CannotStartError, slurm_node
-from support import SMALL, SOURCE_PATH, run_here
+from support import SMALL, SOURCE_PATH, beats, run_here
 
 from scalebench import store
 from scalebench.cli.commands.stored import show_status
@@ -63,10 +63,6 @@ def command(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def beats(attempt: Path) -> bool:
-    return (attempt / "heartbeat.json").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_has_the_loss_that_it_has_here(path: Path, tmp_path: Path) -> None:
@@ -94,29 +90,29 @@ def test_a_task_past_its_time_is_a_row_and_hides_no_other(path: Path, tmp_path: 
 def test_a_cancelled_task_is_killed_and_a_requeued_one_runs_again_in_its_folder(path: Path, tmp_path: Path) -> None:
     study = load_study(path, ["train.steps=[2_000_000, 10_000_000]"])
     sweep = survey(study, tmp_path / "r")
-    asked: dict[str, int] = {}
+    done: dict[str, int] = {}
 
     def interfere(running: Sequence[Path]) -> None:
         for task, attempt in slurm.unfinished(sweep.study_dir).items():
             steps = store.read_json(attempt / "trial.json")["trial"]["spec"]["steps"]
             if attempt in running and beats(attempt):
-                if steps == 10_000_000 and "cancelled" not in asked:
-                    asked["cancelled"] = 1
+                if steps == 10_000_000 and "cancelled" not in done:
+                    done["cancelled"] = 1
                     command("scancel", str(task))
-                elif steps == 2_000_000 and "requeued" not in asked:
-                    asked["requeued"] = 1
+                elif steps == 2_000_000 and "requeued" not in done:
+                    done["requeued"] = 1
                     (attempt / "heartbeat.json").unlink()
                     command("scontrol", "requeue", str(task))
                 elif steps == 2_000_000 and "Restarts=1" in command("scontrol", "show", "job", str(task)):
-                    asked["again"] = 1
+                    done["again"] = 1
                     command("scancel", str(task))
 
         # Slurm would wait two minutes before it runs a requeued task again.
-        for task in slurm.unfinished(sweep.study_dir) if "requeued" in asked and "again" not in asked else ():
+        for task in slurm.unfinished(sweep.study_dir) if "requeued" in done and "again" not in done else ():
             subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], capture_output=True)
 
     rows = list(execute(sweep, study, engine="slurm", tick=interfere))
-    assert asked == {"cancelled": 1, "requeued": 1, "again": 1}
+    assert done == {"cancelled": 1, "requeued": 1, "again": 1}
     assert [(row["status"], row["error_class"]) for row in rows] == [("killed", "JobEnded")] * 2
     assert all("CANCELLED" in row["error_message"] for row in rows)
     assert {len(list(trial.glob("attempt-*"))) for trial in (sweep.study_dir / "trials").iterdir()} == {1}

@@ -198,11 +198,11 @@ def test_the_identity_does_not_depend_on_order_and_changes_with_every_field() ->
 
 def test_other_validation_samples_are_another_trial(monkeypatch) -> None:
     """And only where they are other ones: the first way of drawing them is not in the id."""
-    base = trial_id(made := trial({"width": 8}))
-    kind = made.data.source.partition(":")[0]
+    base = trial_id(plain := trial({"width": 8}))
+    kind = plain.data.source.partition(":")[0]
     for draws, same in (({}, True), ({kind: 1}, True), ({"other": 2}, True), ({kind: 2}, False)):
         monkeypatch.setattr("scalebench.study.trials.VALIDATION_DRAWS", draws)
-        assert (trial_id(made) == base) is same
+        assert (trial_id(plain) == base) is same
 
 
 def test_the_identity_survives_being_written_and_read() -> None:
@@ -215,6 +215,6 @@ def test_trials_of_schema_1_are_read_as_what_they_were() -> None:
     old = trial({"width": 8}).model_dump()
     spec = {name: old.pop(name) for name in ("workload", "spec", "parent")}["spec"]
     for train, inference in ((spec, None), (None, INFERENCE)):
-        found = read_trial({**old, "train": train, "inference": inference, "schema_version": 1})
-        assert found.workload == ("training" if train else "inference")
-        assert found.spec.model_dump() == (train or inference)
+        old_trial = read_trial({**old, "train": train, "inference": inference, "schema_version": 1})
+        assert old_trial.workload == ("training" if train else "inference")
+        assert old_trial.spec.model_dump() == (train or inference)

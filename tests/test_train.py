@@ -93,8 +93,8 @@ def gradients(model: torch.nn.Module, task: object, spec: TrainSpec) -> tuple[to
 def test_linear_regression_reaches_what_its_inputs_allow() -> None:
     spec = train_spec(steps=600, batch_size=256, learning_rate=0.02, schedule="linear", weight_decay=0.0)
     model, task, _, _ = run("linear", {"inputs": 20}, spec, samples=8192)
-    found = validate(model, task, spec, CPU)
-    loss, error = found.loss_nats, found.standard_error_nats
+    validation = validate(model, task, spec, CPU)
+    loss, error = validation.loss_nats, validation.standard_error_nats
     unseen = math.pi**2 / 6 - sum(1 / k**2 for k in range(1, 21))
     best = 0.5 * math.log(2 * math.pi * 0.25) + (0.25 + unseen) / 0.5
     assert abs(loss - best) < 4 * error + 0.01
@@ -165,9 +165,9 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(accumulation: int) 
     whole = train_spec(batch_size=7, sequence_length=16)
     model, task = gpt_and_task(whole)
     expected_loss, expected = gradients(model, task, whole)
-    loss, found = gradients(model, task, whole.model_copy(update={"accumulation": accumulation}))
+    loss, grads = gradients(model, task, whole.model_copy(update={"accumulation": accumulation}))
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)  # losses are float32
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
@@ -182,17 +182,17 @@ def test_micro_batches_hold_every_sample_once_and_differ_by_one_at_most() -> Non
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_recomputed_blocks_have_the_same_gradients_and_keep_fewer_activations(implementation: str) -> None:
     spec = train_spec(batch_size=4, sequence_length=32, implementation=implementation)
-    held, found = [], []
+    held, results = [], []
     for checkpointing in (False, True):
         model, task = gpt_and_task(spec, params=8e3, depth=4)
         names = [name for name, _ in model.named_parameters()]
         if checkpointing:
             recompute_blocks(model)
         assert [name for name, _ in model.named_parameters()] == names
-        found.append(gradients(model, task, spec))
+        results.append(gradients(model, task, spec))
         held.append(memory.split_columns(model, build_optimizer(model, spec), backward_of(model, task, spec, CPU)))
-    assert torch.equal(found[0][0], found[1][0])
-    for a, b in zip(found[0][1], found[1][1], strict=True):
+    assert torch.equal(results[0][0], results[1][0])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert held[1]["memory_activations_bytes"] < 0.7 * held[0]["memory_activations_bytes"]
     assert held[1]["memory_parameters_bytes"] == held[0]["memory_parameters_bytes"]
@@ -215,13 +215,13 @@ def test_float16_steps_whose_gradients_overflow_are_skipped_and_counted() -> Non
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
     optimizer = build_optimizer(module, spec)
-    taken = []
+    steps = []
     for _ in range(4):
         with torch.autocast("cpu", torch.float16):
             loss = (module(torch.tensor([[4.0]])) * 1.0).float().mean()
         scaler.scale(loss).backward()
-        taken.append(update(module, optimizer, spec, scaler))
-    assert taken == [False, False, False, True]
+        steps.append(update(module, optimizer, spec, scaler))
+    assert steps == [False, False, False, True]
     assert scaler.get_scale() == 65536 / 8
     assert module.weight.item() == pytest.approx(-2.0)
 

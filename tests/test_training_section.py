@@ -148,19 +148,19 @@ def test_best_over_keeps_the_best_and_names_an_edge() -> None:
          "validation_loss_nats": loss}
         for (size, rate), values in losses.items() for seed, loss in enumerate(values)
     ]  # fmt: skip
-    kept, notes = best_over(prepare(pd.DataFrame(rows)), ["learning_rate"], PARAMETERS)
-    assert kept.groupby("params")["learning_rate"].unique().map(list).to_dict() == {10: [0.1], 20: [0.3]}
+    best, notes = best_over(prepare(pd.DataFrame(rows)), ["learning_rate"], PARAMETERS)
+    assert best.groupby("params")["learning_rate"].unique().map(list).to_dict() == {10: [0.1], 20: [0.3]}
     assert len(notes) == 1
     assert "0.3, is the largest tried" in notes[0]
 
 
 def test_a_trial_with_an_infinite_loss_keeps_the_curves(tmp_path: Path) -> None:
-    found = synthetic(tmp_path)
-    path = Path(found.frame["attempt_dir"][3]) / "steps.parquet"
+    recorded = synthetic(tmp_path)
+    path = Path(recorded.frame["attempt_dir"][3]) / "steps.parquet"
     steps = pd.read_parquet(path)
     steps.loc[steps["step"] >= 200, "train_loss_nats"] = np.inf
     steps.to_parquet(path)
-    study = analyse(found, "synthetic")
+    study = analyse(recorded, "synthetic")
     with canvas("c") as marks:
         caption = curves_figure(marks, study)
         to_svg(marks, "c", "curves", "text")

@@ -8,33 +8,28 @@ import math
 import numpy as np
 import pytest
 import torch
+from task_support import transduced
 
 from scalebench.data import DataError, open_source
-from scalebench.data.transduction import BEGIN, PLUS, Transduction, uniform_hash
-from scalebench.tasks import Transduce
-
-
-def pairs(kind: str = "reversal", length: int = 9, **changes: object) -> Transduce:
-    values = {"batch_size": 32, "seed": 0, "validation_fraction": 0.2, "validation_samples": 100}
-    return Transduce(Transduction(kind), length, **(values | changes))
+from scalebench.data.transduction import BEGIN, PLUS, uniform_hash
 
 
 def test_reversal_and_sorting_are_what_python_says() -> None:
     for kind, right in (("reversal", lambda row: row[::-1]), ("sorting", sorted)):
-        source, given, target = (part.tolist() for part in pairs(kind).batch(3))
-        for asked, before, answer in zip(source, given, target, strict=True):
-            assert answer == list(right(asked))
+        source, shifted, target = (part.tolist() for part in transduced(kind).batch(3))
+        for sequence, before, answer in zip(source, shifted, target, strict=True):
+            assert answer == list(right(sequence))
             assert before == [BEGIN, *answer[:-1]]
-            assert set(asked) <= set(range(10))
+            assert set(sequence) <= set(range(10))
 
 
 @pytest.mark.parametrize("length", [5, 7, 13])
 def test_sums_are_right_digit_by_digit(length: int) -> None:
-    source, given, target = (part.tolist() for part in pairs("addition", length).batch(3))
+    source, shifted, target = (part.tolist() for part in transduced("addition", length).batch(3))
     digits = length // 2
-    for asked, before, answer in zip(source, given, target, strict=True):
-        assert asked[digits] == PLUS
-        left, right = (int("".join(map(str, part))) for part in (asked[:digits], asked[digits + 1 :]))
+    for sequence, before, answer in zip(source, shifted, target, strict=True):
+        assert sequence[digits] == PLUS
+        left, right = (int("".join(map(str, part))) for part in (sequence[:digits], sequence[digits + 1 :]))
         assert len(answer) == digits + 1
         assert int("".join(map(str, answer[::-1]))) == left + right  # units come first
         assert before == [BEGIN, *answer[:-1]]
@@ -44,7 +39,7 @@ def test_every_source_lies_on_one_side_and_both_are_drawn_in_full() -> None:
     sources = np.array(list(itertools.product(range(10), repeat=4)))
     held_out = {tuple(row) for row in sources[uniform_hash(sources) < 0.2]}
     assert abs(len(held_out) / 10_000 - 0.2) < 4 * math.sqrt(0.16 / 10_000)
-    task = pairs("reversal", 4, batch_size=4000, validation_samples=4000)
+    task = transduced("reversal", 4, batch_size=4000, validation_samples=4000)
     trained = {tuple(row) for step in range(10) for row in task.batch(step)[0].tolist()}
     judged = {tuple(row) for (source, *_), _ in task.validation() for row in source.tolist()}
     assert judged <= held_out
@@ -54,13 +49,13 @@ def test_every_source_lies_on_one_side_and_both_are_drawn_in_full() -> None:
 
 
 def test_batches_depend_on_seed_and_step_and_validation_on_neither() -> None:
-    first = pairs().batch(5)
-    assert all(torch.equal(a, b) for a, b in zip(first, pairs().batch(5), strict=True))
-    assert not torch.equal(first[0], pairs().batch(6)[0])
-    assert not torch.equal(first[0], pairs(seed=1).batch(5)[0])
-    one, two = (torch.cat([batch[0] for batch, _ in pairs(seed=seed).validation()]) for seed in (0, 1))
-    assert torch.equal(one, two)
-    assert one.shape == (100, 9)
+    first = transduced().batch(5)
+    assert all(torch.equal(a, b) for a, b in zip(first, transduced().batch(5), strict=True))
+    assert not torch.equal(first[0], transduced().batch(6)[0])
+    assert not torch.equal(first[0], transduced(seed=1).batch(5)[0])
+    of_seed_0, of_seed_1 = (torch.cat([batch[0] for batch, _ in transduced(seed=seed).validation()]) for seed in (0, 1))
+    assert torch.equal(of_seed_0, of_seed_1)
+    assert of_seed_0.shape == (100, 9)
 
 
 def test_unknown_kinds_and_lengths_that_do_not_exist_are_refused() -> None:
@@ -70,6 +65,6 @@ def test_unknown_kinds_and_lengths_that_do_not_exist_are_refused() -> None:
         open_source("transduction")
     for length in (4, 8, 3):
         with pytest.raises(ValueError, match="two numbers of d digits"):
-            pairs("addition", length).check()
+            transduced("addition", length).check()
     with pytest.raises(ValueError, match="at least 4"):
-        pairs("sorting", 3).check()
+        transduced("sorting", 3).check()

@@ -5,74 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from transfer_support import AMOUNTS, LENGTHS, SIZES, A, B, K, from_scratch, study
 
-from scalebench.analysis.study import StudyAnalysis, analyse
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.transfer import transfer_of
-from scalebench.store import Results
-
-SIZES, AMOUNTS, LENGTHS = (4e3, 8e3, 16e3, 32e3), (2e4, 8e4, 3.2e5), (1e4, 4e4, 1.6e5, 6.4e5, 2.56e6, 1e7)
-K, A, B = 40.0, 0.3, 0.6
-SHARED = {
-    "status": "ok", "invalid_reason": None, "family": "gpt", "batch_size": 16, "sequence_length": 64,
-    "optimizer": "adamw", "precision": "float32", "data_sha256": "c++", "learning_rate": 0.01, "trial_id": "",
-}  # fmt: skip
-
-
-def from_scratch(size: float, tokens: float) -> float:
-    """A loss that is linear in log D, so that interpolation is exact."""
-    return 8.0 - 0.2 * np.log(size / 1e3) - 0.3 * np.log(tokens)
-
-
-def tuned(size: float, tokens: float) -> float:
-    return from_scratch(size, tokens + K * tokens**A * size**B)
-
-
-def row(study: str, size: float, tokens: float, seed: int, loss: float, **other: Any) -> dict[str, Any]:
-    rate = 0.01 * (size / 1e4) ** -0.3
-    return SHARED | {"study": study, "params_non_embedding": size, "tokens_seen": tokens, "seed": seed,
-                     "validation_loss_nats": loss, "learning_rate": rate, **other}  # fmt: skip
-
-
-def study(*, noise: float = 0.0, seeds: int = 3, sizes: Any = SIZES, amounts: Any = AMOUNTS, lengths: Any = LENGTHS,
-          loss: Any = tuned, **changes: Any) -> StudyAnalysis:  # fmt: skip
-    """A fine-tuning study beside runs from scratch, with normal noise of ``noise`` nats between seeds."""
-    rng = np.random.default_rng(1)
-    rows = [
-        row("tuned", n, d, seed, loss(n, d) + noise * rng.standard_normal(), workload="finetune", method="full",
-            parent_trial_id="p", trial_id=f"t{n}-{d}-{seed}")
-        for n in sizes for d in amounts for seed in range(seeds)
-    ] + [
-        row("scratch", n, d, seed, from_scratch(n, d) + noise * rng.standard_normal(), workload="training",
-            method=None, parent_trial_id=None, trial_id=f"s{n}-{d}-{seed}") | changes
-        for n in sizes for d in lengths for seed in range(seeds)
-    ]  # fmt: skip
-    return analyse(Results(pd.DataFrame(rows), (), {"tuned": {}, "scratch": {}}), "tuned")
 
 
 def test_planted_amounts_and_their_law_are_recovered() -> None:
-    found = transfer_of(study())
-    assert [(point.size, point.tokens, point.seeds) for point in found.points] == [
+    transfer = transfer_of(study())
+    assert [(point.size, point.tokens, point.seeds) for point in transfer.points] == [
         (n, d, 3) for n in SIZES for d in AMOUNTS
     ]
-    for point in found.points:
+    for point in transfer.points:
         assert point.transferred == pytest.approx(K * point.tokens**A * point.size**B, rel=1e-9)
         assert point.effective == pytest.approx(point.tokens + point.transferred)
-    assert found.law.fit is not None
-    assert found.law.fit.parameters == pytest.approx({"k": K, "a": A, "b": B}, rel=1e-6)
+    assert transfer.law.fit is not None
+    assert transfer.law.fit.parameters == pytest.approx({"k": K, "a": A, "b": B}, rel=1e-6)
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_planted_values_under_noise() -> None:
-    found = transfer_of(study(noise=0.01))
+    transfer = transfer_of(study(noise=0.01))
     inside = [
-        low <= K * point.tokens**A * point.size**B <= high for point in found.points for low, high in [point.ends]
+        low <= K * point.tokens**A * point.size**B <= high for point in transfer.points for low, high in [point.ends]
     ]
     assert sum(inside) >= 10  # of 12, at 95 %
-    assert found.law.fit is not None
+    assert transfer.law.fit is not None
     for name, value in {"a": A, "b": B}.items():
-        low, high = found.law.interval(name)
+        low, high = transfer.law.interval(name)
         assert low < value < high
 
 
@@ -80,10 +41,10 @@ def test_the_interval_is_that_of_the_difference_of_both_means() -> None:
     """By hand, at one point: Welch's t of the seeds' mean and the curve's, moved along the curve."""
     from scipy.stats import t
 
-    one = study(noise=0.01)
-    point = transfer_of(one).points[0]
-    losses = one.trials.query("params_non_embedding == 4e3 and tokens_seen == 2e4")["validation_loss_nats"]
-    runs = one.others.query("params_non_embedding == 4e3").groupby("tokens_seen")["validation_loss_nats"]
+    analysed = study(noise=0.01)
+    point = transfer_of(analysed).points[0]
+    losses = analysed.trials.query("params_non_embedding == 4e3 and tokens_seen == 2e4")["validation_loss_nats"]
+    runs = analysed.others.query("params_non_embedding == 4e3").groupby("tokens_seen")["validation_loss_nats"]
     variances = losses.var() / 3, runs.var().mean() / 3
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 12)
     half = t.ppf(0.975, freedom) * np.sqrt(sum(variances))
@@ -94,14 +55,14 @@ def test_the_interval_is_that_of_the_difference_of_both_means() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    found = transfer_of(study(seeds=1))
-    assert np.isnan([end for point in found.points for end in point.ends]).all()
-    assert not np.isnan([point.transferred for point in found.points]).any()
+    transfer = transfer_of(study(seeds=1))
+    assert np.isnan([end for point in transfer.points for end in point.ends]).all()
+    assert not np.isnan([point.transferred for point in transfer.points]).any()
 
 
 def test_losses_outside_the_runs_from_scratch_are_refused() -> None:
-    found = transfer_of(study(lengths=LENGTHS[:4]))
-    short = [point for point in found.points if point.reason]
+    transfer = transfer_of(study(lengths=LENGTHS[:4]))
+    short = [point for point in transfer.points if point.reason]
     assert short
     assert all("is below the" in point.reason and "from scratch, the longest run" in point.reason for point in short)
     assert all(np.isnan(point.effective) for point in short)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import saved_for_backward, train_spec
+from task_support import transduced
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,11 +25,6 @@ from scalebench.tasks import Transduce
 from scalebench.workloads.loop import train, validate
 
 SHAPE = {"vocab_size": 12, "context": 9}
-
-
-def pairs(kind: str = "reversal", length: int = 9, **changes: object) -> Transduce:
-    values = {"batch_size": 32, "seed": 0, "validation_fraction": 0.2, "validation_samples": 100}
-    return Transduce(Transduction(kind), length, **(values | changes))
 
 
 # --- size ------------------------------------------------------------------------------------------------------------
@@ -71,11 +67,11 @@ def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(held: dic
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_flops_are_the_counters_on_the_eager_path(kind: str) -> None:
     config = configure(transformer, {"params": 3e4}, Transduction(kind), 9)
-    counts, (source, given, _) = transformer.count(config, 9), pairs(kind, batch_size=1).batch(0)
+    counts, (source, shifted, _) = transformer.count(config, 9), transduced(kind, batch_size=1).batch(0)
     with FlopCounterMode(display=False) as counter:
-        transformer.build(config, "eager")(source, given)
+        transformer.build(config, "eager")(source, shifted)
     # Written-out attention of the decoder to itself computes the future as well; the count leaves out that half.
-    future = config.depth * attention_flops(config.width, given.size(1), given.size(1), causal=True)
+    future = config.depth * attention_flops(config.width, shifted.size(1), shifted.size(1), causal=True)
     assert counter.get_total_flops() == counts.forward_flops + future
 
 
@@ -133,12 +129,12 @@ def test_the_body_is_torchs(norm_first: bool, implementation: str) -> None:
 
 
 def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
-    config, (source, given, _) = transformer.config_for(3e4, **SHAPE), pairs().batch(0)
+    config, (source, shifted, _) = transformer.config_for(3e4, **SHAPE), transduced().batch(0)
     results = []
     for implementation in ("eager", "sdpa"):
         torch.manual_seed(0)
         model = transformer.build(config, implementation).double()
-        logits = model(source, given)
+        logits = model(source, shifted)
         logits.square().mean().backward()
         results.append([logits, *(parameter.grad for parameter in model.parameters())])
     for left, right in zip(*results, strict=True):
@@ -148,14 +144,14 @@ def test_eager_and_sdpa_compute_the_same_function_and_gradients() -> None:
 def test_an_answer_depends_on_all_of_its_source_and_on_no_later_token() -> None:
     torch.manual_seed(0)
     model = transformer.build(transformer.config_for(3e4, **SHAPE), "sdpa")
-    source, given, _ = pairs(batch_size=2).batch(0)
-    later, other = given.clone(), source.clone()
+    source, shifted, _ = transduced(batch_size=2).batch(0)
+    later, other = shifted.clone(), source.clone()
     later[:, 5:] = (later[:, 5:] + 1) % 10
     other[:, -1] = (other[:, -1] + 1) % 10
-    before = model(source, given)
+    before = model(source, shifted)
     torch.testing.assert_close(before[:, :5], model(source, later)[:, :5], rtol=1e-5, atol=1e-5)
     assert (before[:, 5:] - model(source, later)[:, 5:]).abs().max() > 1e-3
-    assert (before[:, 0] - model(other, given)[:, 0]).abs().max() > 1e-4
+    assert (before[:, 0] - model(other, shifted)[:, 0]).abs().max() > 1e-4
 
 
 def test_positions_are_the_papers_sinusoids() -> None:
@@ -191,9 +187,9 @@ def len_(_done: int) -> None:
 def test_reversal_of_short_sequences_is_solved_and_greedy_decoding_agrees_with_teacher_forcing() -> None:
     spec = {"steps": 200, "batch_size": 64, "learning_rate": 0.02, "schedule": "linear", "warmup_steps": 20}
     model, task = trained("reversal", 5, 2e4, gradient_clip=1.0, weight_decay=0.0, **spec)
-    found = validate(model, task, train_spec(), torch.device("cpu"))
-    assert found.metrics["token_accuracy"] > 0.99
-    assert found.loss_nats < 0.15
+    validation = validate(model, task, train_spec(), torch.device("cpu"))
+    assert validation.metrics["token_accuracy"] > 0.99
+    assert validation.loss_nats < 0.15
     ((source, _, target), _), *_ = task.validation()
     with torch.no_grad():
         greedy = model.greedy(source, BEGIN, 5)

@@ -30,9 +30,9 @@ def adopted(*rows: dict[str, Any], table: dict[str, Any] | None = None) -> dict[
 def test_the_fastest_right_row_is_adopted_with_what_it_was_measured_by():
     wrong = row(0.1, 9, problem="result 0 differs")
     failed = {**CASE, "tile": {}, "problem": "out of resources", "shipped": False}
-    found = adopted(row(1.0, 2, shipped=True), wrong, failed, row(0.9, 3), row(0.95, 4))
-    assert found["sessions"] == {"2030-01-02": {"device": "D", "torch": "2", "triton": "3", "ptxas": "13"}}
-    (only,) = found["rows"]
+    new_table = adopted(row(1.0, 2, shipped=True), wrong, failed, row(0.9, 3), row(0.95, 4))
+    assert new_table["sessions"] == {"2030-01-02": {"device": "D", "torch": "2", "triton": "3", "ptxas": "13"}}
+    (only,) = new_table["rows"]
     assert only == {
         "kernel": "forward", "head_dimension": 64, "causal": True, "bucket": "long", "length": 8192,
         "tile": {"block_n": 128, "stages": 3}, "time_median_s": 0.9, "tflops": 1 / 0.9, "session": "2030-01-02",
@@ -52,10 +52,10 @@ def test_rows_that_were_not_measured_stay_and_sessions_without_rows_go():
             {"kernel": "keys", "head_dimension": 64, "causal": True, "bucket": "long", "session": "old"},
         ],
     }
-    found = adopted(row(1.0, 2), table=table)
-    assert set(found["sessions"]) == {"old", "2030-01-02"}
-    assert [one["kernel"] for one in found["rows"]] == ["forward", "keys"]
-    assert found["rows"][1] == table["rows"][1]
+    new_table = adopted(row(1.0, 2), table=table)
+    assert set(new_table["sessions"]) == {"old", "2030-01-02"}
+    assert [entry["kernel"] for entry in new_table["rows"]] == ["forward", "keys"]
+    assert new_table["rows"][1] == table["rows"][1]
 
 
 def test_the_file_is_written_as_it_is_read(tmp_path, monkeypatch):
@@ -80,23 +80,23 @@ def test_buckets():
 
 def test_every_row_of_the_file_is_a_tile_that_is_shipped():
     table = json.loads(tuned.FILE.read_text(encoding="utf-8"))
-    places = [tuning._place(one) for one in table["rows"]]
+    places = [tuning._place(row) for row in table["rows"]]
     assert places == sorted(set(places))
-    for one in table["rows"]:
-        assert one["session"] in table["sessions"]
-        case = (one["head_dimension"], one["causal"], one["bucket"])
-        assert tuned.bucket(one["length"], one["length"]) == one["bucket"]
-        if one["kernel"] == "forward":
-            assert hopper.FORWARD[case] == GluonTile(**one["tile"])
-        elif one["kernel"] in METHOD_KERNELS:
-            assert hopper_gradients.method_of(*case, METHOD_KERNELS[one["kernel"]]) == Method(**one["tile"])
+    for row in table["rows"]:
+        assert row["session"] in table["sessions"]
+        case = (row["head_dimension"], row["causal"], row["bucket"])
+        assert tuned.bucket(row["length"], row["length"]) == row["bucket"]
+        if row["kernel"] == "forward":
+            assert hopper.FORWARD[case] == GluonTile(**row["tile"])
+        elif row["kernel"] in METHOD_KERNELS:
+            assert hopper_gradients.method_of(*case, METHOD_KERNELS[row["kernel"]]) == Method(**row["tile"])
         else:
-            assert hopper_gradients.tile_of(one["kernel"], *case) == BackwardTile(**one["tile"])
+            assert hopper_gradients.tile_of(row["kernel"], *case) == BackwardTile(**row["tile"])
 
 
 def test_rows_tell_what_they_measured():
-    found = {one.name: one for one in tuning.tunables()}
-    assert found["keys D64 T1024 causal"].case == {
+    tunables = {tunable.name: tunable for tunable in tuning.tunables()}
+    assert tunables["keys D64 T1024 causal"].case == {
         "operation": "keys", "head_dimension": 64, "causal": True, "bucket": "short", "length": 1024,
     }  # fmt: skip
     jobs = [(job["tunable"].split()[0], job["candidate"]) for job in tuning.candidate_jobs()]
@@ -109,7 +109,7 @@ def test_methods_come_from_their_own_rows(monkeypatch, deterministic, default):
     with monkeypatch.context() as unmeasured:
         unmeasured.setattr(tuned, "row", lambda *_: None)
         assert hopper_gradients.method_of(64, True, "long", deterministic) == default
-    names = {one.name for one in hopper_gradients.methods(64, True, "long", deterministic)}
+    names = {method.name for method in hopper_gradients.methods(64, True, "long", deterministic)}
     assert names == {"apart", "ordered" if deterministic else "unordered"}
     measured = hopper_gradients.Method("ordered", 64, 3)
     own = hopper_gradients.METHOD_ROWS[deterministic]
@@ -121,16 +121,16 @@ def test_methods_come_from_their_own_rows(monkeypatch, deterministic, default):
 
 def test_a_method_that_is_not_the_same_from_run_to_run_has_a_fault():
     results = iter([torch.ones(2), torch.ones(2) + 1e-6] * 2)
-    (tunable,) = [one for one in tuning.tunables() if one.name == "method D64 T1024 causal"]
+    (tunable,) = [candidate for candidate in tuning.tunables() if candidate.name == "method D64 T1024 causal"]
     expected = [torch.ones(2)]
     assert "run to run" in str(tuning.fault(tunable, lambda _: [next(results)], "a method", expected))
-    other = next(one for one in tuning.tunables() if one.name == "method-any-order D64 T1024 causal")
+    other = next(candidate for candidate in tuning.tunables() if candidate.name == "method-any-order D64 T1024 causal")
     assert tuning.fault(other, lambda _: [next(results)], "a method", expected) is None
     assert tuning.fault(tunable, lambda _: expected, "a method", expected) is None
 
 
 def test_quick_tuning_has_methods_with_the_shipped_one_first():
-    names = {one.name: one.candidates for one in tuning.quick(tuning.tunables())}
+    names = {tunable.name: tunable.candidates for tunable in tuning.quick(tuning.tunables())}
     assert names["method D128 T8192 causal"][0] == hopper_gradients.method_of(128, True, "long", True)
     assert hopper_gradients.APART in names["method D128 T8192 causal"]
     assert len(names["method D128 T8192 causal"]) > 1

@@ -104,11 +104,11 @@ def test_groups_and_flops_are_the_built_modules(family, config) -> None:
 )  # fmt: skip
 def test_the_dial_lands_within_five_percent_and_a_tenth_more_is_larger(family, low: float, held) -> None:
     for request in np.geomspace(low, 2e4 * low, 40):
-        found, more = (
-            family.count(family.config_for(asked, **held)).non_embedding for asked in (request, 1.1 * request)
+        size, more = (
+            family.count(family.config_for(params, **held)).non_embedding for params in (request, 1.1 * request)
         )
-        assert abs(found / request - 1) <= 0.05
-        assert more > found
+        assert abs(size / request - 1) <= 0.05
+        assert more > size
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def learned(family, source: str, request: dict[str, object], steps: int, samples
     data = open_source(source)
     config = configure(family, request, data, None)
     spec = spec.model_copy(update={"learning_rate": family.learning_rate(config)})
-    asked = DataSpec(
+    data_spec = DataSpec(
         source=source, validation_fraction=0.2, validation_samples=samples, noise_std=0.5, sha256=data.sha256
     )
-    task = family.task(config, data, asked, spec)
+    task = family.task(config, data, data_spec, spec)
     torch.manual_seed(0)
     model = family.build(config, "eager")
     losses, clock = torch.full((steps,), torch.nan), StepClock(torch.device("cpu"))
@@ -203,6 +203,6 @@ def learned(family, source: str, request: dict[str, object], steps: int, samples
     ],
 )
 def test_each_learns_the_digits_far_beyond_chance(family, source, request_, steps, accuracy) -> None:
-    found = learned(family, source, request_, steps)
-    assert found["accuracy"] > accuracy
-    assert found["f1"] == pytest.approx(found["accuracy"], abs=0.15)
+    metrics = learned(family, source, request_, steps)
+    assert metrics["accuracy"] > accuracy
+    assert metrics["f1"] == pytest.approx(metrics["accuracy"], abs=0.15)

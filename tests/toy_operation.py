@@ -51,12 +51,12 @@ def reference(x: Tensor) -> dict[str, Tensor]:
     return {"y": 2 * x}
 
 
-def _triton(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+def _triton(case: Case, tensors: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
     def call() -> dict[str, Tensor]:
         if case.fault == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
         CALLS["count"] += 1
-        x = given["grad_y" if backward else "x"]
+        x = tensors["grad_y" if backward else "x"]
         factor = 2.001 if case.fault == "wrong" else 2.0
         if case.fault == "unsteady":  # within the error that is allowed, but not the same again
             factor += 2e-7 * (CALLS["count"] % 3)
@@ -67,11 +67,11 @@ def _triton(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable
     return call
 
 
-def _eager(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
-    return lambda: {"x": 2 * given["grad_y"]} if backward else reference(given["x"])
+def _eager(case: Case, tensors: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+    return lambda: {"x": 2 * tensors["grad_y"]} if backward else reference(tensors["x"])
 
 
-def _absent(case: Case, given: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
+def _absent(case: Case, tensors: Mapping[str, Tensor], backward: bool) -> Callable[[], Mapping[str, Tensor]]:
     raise Unsupported("is never there")
 
 
@@ -81,9 +81,9 @@ def inputs(case: Case, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(case.length, generator=generator, dtype=case.dtype) for name in ("x", "grad_y")}
 
 
-def results(case: Case, given: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
+def results(case: Case, tensors: Mapping[str, Tensor], backward: bool) -> dict[str, Tensor]:
     """The oracle."""
-    return {"x": 2 * given["grad_y"].double()} if backward else reference(given["x"].double())
+    return {"x": 2 * tensors["grad_y"].double()} if backward else reference(tensors["x"].double())
 
 
 def cost(case: Case, backward: bool) -> Cost:

@@ -137,11 +137,14 @@ def check_mechanism(name: str, device: str) -> dict[str, Any]:
     import mechanisms
 
     try:
-        found = mechanisms.witnesses()[name](device)
+        problem = mechanisms.witnesses()[name](device)
     except Exception as error:  # noqa: BLE001 - it may fail in any way
-        found = f"{type(error).__name__}: {error}"[:500]
+        problem = f"{type(error).__name__}: {error}"[:500]
     return {
-        f"mechanism {name}": {"problem": found if mechanisms.are_shipped() else None, "information": found or "exact"}
+        f"mechanism {name}": {
+            "problem": problem if mechanisms.are_shipped() else None,
+            "information": problem or "exact",
+        }
     }
 
 

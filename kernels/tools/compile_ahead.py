@@ -228,8 +228,8 @@ def compiled_report(processes: int, cache: Path, other: Path | None = None) -> d
     jobs = all_jobs()
     with Progress(console=Console(stderr=True)) as progress:
 
-        def compiled(what: str, some: Sequence[Job]) -> list[dict[str, Any]]:
-            bar = progress.add_task(f"compiling {len(some)} {what}", total=len(some))
+        def compiled(label: str, some: Sequence[Job]) -> list[dict[str, Any]]:
+            bar = progress.add_task(f"compiling {len(some)} {label}", total=len(some))
             return compile_all(some, processes, cache, lambda: progress.advance(bar))
 
         with second_assembler.using(None):

@@ -229,9 +229,9 @@ def failures(compilation: Compilation, arch: int, code: MachineCode) -> list[str
 
 
 def _matrix_failures(arch: int, code: MachineCode) -> Iterator[str]:
-    wanted = MATRIX_INSTRUCTION[arch]
-    if not any(name.startswith(wanted) for name in code.matrix):
-        yield f"no {wanted} instruction (found {dict(code.matrix) or 'none'})"
+    instruction = MATRIX_INSTRUCTION[arch]
+    if not any(name.startswith(instruction) for name in code.matrix):
+        yield f"no {instruction} instruction (found {dict(code.matrix) or 'none'})"
     if code.plain_products:
         yield f"{code.plain_products} matrix products without tensor cores"
     if code.products and code.drained == code.products:

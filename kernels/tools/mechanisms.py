@@ -123,10 +123,10 @@ def wrong_products(device: str, case: tuple[int, int, int, bool]) -> str | None:
     width, first, columns, transposed = case
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-4, 5, (ROWS, n), generator=generator).to(device, torch.float16) for n in (ROWS, width))
-    found = torch.full((ROWS, columns), torch.nan, device=device)
-    product[(1,)](a, b, found, width, first, columns, transposed, num_warps=4)
+    output = torch.full((ROWS, columns), torch.nan, device=device)
+    product[(1,)](a, b, output, width, first, columns, transposed, num_warps=4)
     expected = (a.mT if transposed else a).double() @ b[:, first : first + columns].double()
-    return difference(found, expected)
+    return difference(output, expected)
 
 
 def wrong_additions(device: str, case: tuple[int, bool]) -> str | None:
@@ -146,9 +146,9 @@ def wrong_additions(device: str, case: tuple[int, bool]) -> str | None:
     return difference(sums, expected)
 
 
-def difference(found: Tensor, expected: Tensor) -> str | None:
+def difference(output: Tensor, expected: Tensor) -> str | None:
     """Return how many entries differ, None if none does."""
-    wrong = int((found.double() != expected.double()).sum())
+    wrong = int((output.double() != expected.double()).sum())
     return f"{wrong} of {expected.numel()} entries are wrong" if wrong else None
 
 
@@ -161,8 +161,8 @@ def witnesses() -> Mapping[str, Callable[[str], str | None]]:
 def are_shipped() -> bool:
     """Return whether a method of the measured table uses the kernel for all gradients."""
     places = ((d, causal, name) for d in hopper_gradients.KEYS for causal in (True, False) for name in tuned.BUCKETS)
-    found = (hopper_gradients.method_of(*place, way) for place in places for way in (True, False))
-    return any(method not in (None, hopper_gradients.APART) for method in found)
+    methods = (hopper_gradients.method_of(*place, way) for place in places for way in (True, False))
+    return any(method not in (None, hopper_gradients.APART) for method in methods)
 
 
 def compilations() -> Iterator[Compilation]:

@@ -116,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graph", help="train.graph of the trial; default: that of the study's first such trial")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--output", type=Path, required=True, help="a .json.gz")
-    asked = parser.parse_args(arguments)
-    trial = trial_of(asked.study, asked.implementation, asked.graph, asked.width)
+    options = parser.parse_args(arguments)
+    trial = trial_of(options.study, options.implementation, options.graph, options.width)
     with tempfile.TemporaryDirectory() as folder:
         step, coming, attention = steps_of(trial, Path(folder))
         with attention:
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
         text = path.read_bytes()
-    asked.output.write_bytes(gzip.compress(text, 5))
+    options.output.write_bytes(gzip.compress(text, 5))
     print("\n".join(report(json.loads(text), step_s)))
     return 0
 

@@ -46,9 +46,9 @@ def unpacked(path: Path) -> Iterator[Path]:
             program.write_bytes(lzma.decompress(path.read_bytes()))
             program.chmod(0o755)
         try:
-            said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+            version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
             raise ValueError(f"{path} is no ptxas that runs here: {error}") from error
-        if not re.search(r"release \d+\.\d+, V\d+\.\d+\.\d+", said):  # triton would use its own instead
-            raise ValueError(f"{path} is no ptxas: --version prints {said[:100]!r}")
+        if not re.search(r"release \d+\.\d+, V\d+\.\d+\.\d+", version):  # triton would use its own instead
+            raise ValueError(f"{path} is no ptxas: --version prints {version[:100]!r}")
         yield program

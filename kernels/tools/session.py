@@ -22,11 +22,11 @@ GOOD = ("ok", "unavailable")
 
 
 class ProgramFailedError(RuntimeError):
-    """A program failed or was stopped; ``said`` is its output."""
+    """A program failed or was stopped; ``output`` is what it printed."""
 
-    def __init__(self, message: str, said: str) -> None:
+    def __init__(self, message: str, output: str) -> None:
         super().__init__(message)
-        self.said = said
+        self.output = output
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Session:
     coverage: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, *, out: Path, work: Path, clock: Callable[[], float] = time.monotonic, **given: Any) -> Session:
+    def begin(cls, *, out: Path, work: Path, clock: Callable[[], float] = time.monotonic, **settings: Any) -> Session:
         """Create the folders and the environment for the session's processes."""
         for folder in (out, work, work / "results"):
             folder.mkdir(parents=True, exist_ok=True)
-        environment = environment_of(work.resolve(), given["device"])
-        return cls(out=out.resolve(), work=work.resolve(), clock=clock, begun=clock(), environment=environment, **given)
+        environment = environment_of(work.resolve(), settings["device"])
+        return cls(
+            out=out.resolve(), work=work.resolve(), clock=clock, begun=clock(), environment=environment, **settings
+        )
 
     @property
     def good(self) -> bool:
@@ -105,25 +107,25 @@ class Session:
         except subprocess.TimeoutExpired:
             processes.stop(process)
             printed, _ = process.communicate()
-            said = printed.decode(errors="replace")
-            self._log(command, said)
-            raise ProgramFailedError(f"stopped after its time: {last_words(said)}", said) from None
+            output = printed.decode(errors="replace")
+            self._log(command, output)
+            raise ProgramFailedError(f"stopped after its time: {last_words(output)}", output) from None
         except BaseException:
             processes.stop(process)
             raise
-        said = printed.decode(errors="replace")
-        self._log(command, said)
+        output = printed.decode(errors="replace")
+        self._log(command, output)
         if process.returncode:
-            raise ProgramFailedError(f"exit status {process.returncode}: {last_words(said)}", said)
-        return said
+            raise ProgramFailedError(f"exit status {process.returncode}: {last_words(output)}", output)
+        return output
 
     def python(self, *arguments: object, **options: Any) -> str:
         """Run this Python with arguments; see :meth:`command`."""
         return self.command(sys.executable, *arguments, **options)
 
-    def _log(self, command: Sequence[str], said: str) -> None:
+    def _log(self, command: Sequence[str], output: str) -> None:
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n{said[-20_000:]}\n")
+            log.write(f"$ {' '.join(command)}\n{output[-20_000:]}\n")
 
     # --- the files ---------------------------------------------------------------------------------------------------
 
@@ -159,9 +161,9 @@ def cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", "<br>")[:600]
 
 
-def last_words(said: str) -> str:
+def last_words(output: str) -> str:
     """Return the last lines of what a program printed."""
-    return " / ".join(said.strip().splitlines()[-6:])[-1200:] or "no output"
+    return " / ".join(output.strip().splitlines()[-6:])[-1200:] or "no output"
 
 
 def environment_of(work: Path, device: str) -> dict[str, str]:
@@ -170,11 +172,11 @@ def environment_of(work: Path, device: str) -> dict[str, str]:
     Paths of the caches are always the same, since compiled kernels remember them.
     """
     paths = [str(ROOT), str(KERNELS), str(KERNELS / "tools"), str(work / "packages"), os.environ.get("PYTHONPATH", "")]
-    found = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    found |= {"TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
-    found |= {"PYTHONUNBUFFERED": "1", "SCALEBENCH_RESULTS": str(work / "results")}
-    found |= {"SCALEBENCH_CEILINGS": str(work / "ceilings.json")}
-    return found | ({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    environment |= {"TRITON_CACHE_DIR": str(work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
+    environment |= {"PYTHONUNBUFFERED": "1", "SCALEBENCH_RESULTS": str(work / "results")}
+    environment |= {"SCALEBENCH_CEILINGS": str(work / "ceilings.json")}
+    return environment | ({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if device == "cpu" else {})
 
 
 def run_steps(session: Session, steps: Sequence[Step]) -> None:

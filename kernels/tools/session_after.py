@@ -41,6 +41,6 @@ def run(session: Session, name: str) -> str:
     try:
         printed = output_of(session, str(STUDIES / f"{name}.toml"), 1, settings)
     except ProgramFailedError as error:
-        reasons = [line.partition(" ")[2] for line in error.said.splitlines() if ENDED.match(line)]
+        reasons = [line.partition(" ")[2] for line in error.output.splitlines() if ENDED.match(line)]
         raise RuntimeError("; ".join(dict.fromkeys(reasons)) or str(error)) from None
     return next(line for line in printed.splitlines() if " executed in " in line)

@@ -33,11 +33,11 @@ def check_jobs(device: str, operations: Iterable[str]) -> list[Job]:
     if "optimizer" in operations:
         for name in OPTIMIZERS:
             for dtype in ("bfloat16", "float32"):
-                what = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
-                jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", what, priority=1 if name == "AdamW" else 3))
+                request = {"kind": "steps", "optimizer": name, "dtype": dtype, "device": device, "steps": STEPS}
+                jobs.append(Job(f"{name}, {STEPS} steps, {dtype}", request, priority=1 if name == "AdamW" else 3))
         for name in ALGORITHMS:
-            what = {"kind": "rounding", "optimizer": name, "device": device}
-            jobs.append(Job(f"{name}, stochastic rounding", what, priority=1 if name == "adamw" else 3))
+            request = {"kind": "rounding", "optimizer": name, "device": device}
+            jobs.append(Job(f"{name}, stochastic rounding", request, priority=1 if name == "adamw" else 3))
     return jobs
 
 
@@ -57,9 +57,9 @@ def case_jobs(operation: str, device: str) -> Iterator[Job]:
     small = [(case, False) for case in check_case.cases(module, DTYPES, larger=device == "cuda")]
     goals = [(case, True) for case in module.GOALS if device == "cuda"]
     for case, goal in (*small, *goals):
-        what = {"kind": "case", "module": f"scalekernels.{operation}", "label": case.label, "device": device}
+        request = {"kind": "case", "module": f"scalekernels.{operation}", "label": case.label, "device": device}
         memory = LARGE_BYTES if goal else SMALL_BYTES
-        yield Job(f"{operation}: {case.label}", what, urgency(operation, case, goal), memory, timeout_s=120)
+        yield Job(f"{operation}: {case.label}", request, urgency(operation, case, goal), memory, timeout_s=120)
 
 
 def urgency(operation: str, case: Any, goal: bool) -> int:

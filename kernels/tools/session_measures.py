@@ -134,31 +134,31 @@ def together(session: Session, programs: Mapping[str, Callable[[], str]]) -> str
     Programs take turns on the GPU by its lock, so only their preparations overlap. They start in order. Raises
     ``RuntimeError`` with all lines if one failed.
     """
-    ended, found = threading.Event(), {}
+    ended, outcomes = threading.Event(), {}
 
     def bring() -> None:
         while not ended.wait(KEEP_EVERY_S):
             keep(session)
 
-    def one(place: int, name: str, program: Callable[[], str]) -> bool:
+    def run_later(place: int, name: str, program: Callable[[], str]) -> bool:
         time.sleep(place * APART_S)
         try:
-            found[name] = f"ok: {program()}"
+            outcomes[name] = f"ok: {program()}"
         except Exception as error:  # noqa: BLE001 - the others go on
-            found[name] = f"failed: {error}"[:300]
-        session.say(f"  {name}: {found[name]}")
-        return found[name].startswith("ok")
+            outcomes[name] = f"failed: {error}"[:300]
+        session.say(f"  {name}: {outcomes[name]}")
+        return outcomes[name].startswith("ok")
 
     bringing = threading.Thread(target=bring)
     bringing.start()
     try:
         with ThreadPoolExecutor(len(programs)) as threads:
-            good = all(list(threads.map(one, range(len(programs)), programs, programs.values())))
+            good = all(list(threads.map(run_later, range(len(programs)), programs, programs.values())))
     finally:
         ended.set()
         bringing.join()
         keep(session)
-    lines = "; ".join(f"{name}: {found[name]}" for name in programs)
+    lines = "; ".join(f"{name}: {outcomes[name]}" for name in programs)
     if not good:
         raise RuntimeError(lines)
     return lines
@@ -176,20 +176,20 @@ def compare(session: Session, table: Table) -> str:
     options += ["--seconds", table.seconds, "--device", session.device, *(["--backward"] if table.backward else [])]
     options += ["--results", session.work / "results", "--minutes", max(1.0, session.left_s() - CLOSING_S) / 60]
     try:
-        said = session.python("-m", "scalebench.cli.app", "compare", table.operation, *shapes, *options)
+        output = session.python("-m", "scalebench.cli.app", "compare", table.operation, *shapes, *options)
     except ProgramFailedError as error:
-        raise RuntimeError(verdict(error.said) or str(error)) from None
-    return f"{len(said.splitlines())} lines"
+        raise RuntimeError(verdict(error.output) or str(error)) from None
+    return f"{len(output.splitlines())} lines"
 
 
-def verdict(said: str) -> str:
+def verdict(output: str) -> str:
     """Return the errors that ``scalebench compare`` printed in one line; "" if there are none."""
-    lines = said.splitlines()
+    lines = output.splitlines()
     wrong = [line.replace(" is WRONG in ", " in ", 1) for line in lines if " is WRONG in " in line]
     early = [line for line in lines if line.startswith("ended early")]
-    told = [f"{len(wrong)} not accepted, first {wrong[0]}"] if wrong else []
-    told += [line.replace("ended early, what was measured is kept", "ended early") for line in early]
-    return "; ".join(line[: 200 // len(told) - 2] for line in told)
+    reasons = [f"{len(wrong)} not accepted, first {wrong[0]}"] if wrong else []
+    reasons += [line.replace("ended early, what was measured is kept", "ended early") for line in early]
+    return "; ".join(line[: 200 // len(reasons) - 2] for line in reasons)
 
 
 def written(shape: Shape) -> str:
@@ -233,9 +233,9 @@ def profile(session: Session, implementation: str, width: int) -> str:
     """Profile training steps of one size by one implementation."""
     path = session.work / "results" / f"profile-{implementation}-{width}.json.gz"
     options = ("--implementation", implementation, "--width", width, "--output", path)
-    said = session.python(Path(__file__).with_name("profile_step.py"), "gpu-speed", *options)
-    (session.work / "results" / f"profile-{implementation}-{width}.txt").write_text(said, encoding="utf-8")
-    return next((line for line in said.splitlines() if line.startswith("step ")), said[-200:])
+    output = session.python(Path(__file__).with_name("profile_step.py"), "gpu-speed", *options)
+    (session.work / "results" / f"profile-{implementation}-{width}.txt").write_text(output, encoding="utf-8")
+    return next((line for line in output.splitlines() if line.startswith("step ")), output[-200:])
 
 
 # Writes both tables of results in one process, since importing pandas takes longer than writing.

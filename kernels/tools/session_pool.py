@@ -121,8 +121,8 @@ class Worker:
             self.process.stdin.flush()
         except BrokenPipeError:
             return self._ended("the worker had ended", begun)
-        asked = time.monotonic()
-        line = self._line(min(asked + job.timeout_s, deadline))
+        sent = time.monotonic()
+        line = self._line(min(sent + job.timeout_s, deadline))
         if line is None:
             late = time.monotonic() >= deadline
             status = "not run" if late else "timeout"
@@ -134,7 +134,7 @@ class Worker:
         result: Result = json.loads(line)
         if result.pop("lost", False):  # the device is unusable in that process
             self.stop()
-        return result | {"seconds": round(time.monotonic() - asked, 2)}
+        return result | {"seconds": round(time.monotonic() - sent, 2)}
 
     def _start(self, deadline: float) -> bool:
         with self.log.open("ab") as log:

@@ -91,9 +91,9 @@ def _previous(session: Session, folder: Path) -> list[str]:
     done = []
     if (path := folder / "check.json").exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        session.versions_before, found = before.get("versions", {}), before["checks"]
+        session.versions_before, checks = before.get("versions", {}), before["checks"]
         today = {operation: session_jobs.source_sha256(operation) for operation in session.operations}
-        session.checks = {name: check for name, check in found.items() if _still_valid(name, check, today)}
+        session.checks = {name: check for name, check in checks.items() if _still_valid(name, check, today)}
         done.append(f"{len(session.checks)} checks")
     if (path := folder / "tune.json").exists():
         session.tuned = json.loads(path.read_text(encoding="utf-8"))["winners"]
@@ -123,13 +123,13 @@ print(json.dumps(found))
 
 def versions(session: Session) -> str:
     """Record versions, the device and its driver."""
-    said = session.python("-c", VERSIONS).strip().splitlines()[-1]
-    session.versions |= json.loads(said)
+    printed = session.python("-c", VERSIONS).strip().splitlines()[-1]
+    session.versions |= json.loads(printed)
     if session.device == "cuda":
         fields = "driver_version,clocks.max.sm,power.limit,temperature.gpu"
-        asked = session.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-        session.versions["driver, most SM clock, power limit, temperature"] = asked.strip()
-    return said
+        queried = session.command("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+        session.versions["driver, most SM clock, power limit, temperature"] = queried.strip()
+    return printed
 
 
 def assembler(session: Session) -> str:
@@ -142,23 +142,23 @@ def assembler(session: Session) -> str:
     carried = session.work / "ptxas"
     candidates = {"carried": {"TRITON_PTXAS_PATH": str(carried)}} if carried.exists() else {}
     known = _verdict_before(session, candidates)
-    found: dict[str, str] = dict.fromkeys([*candidates, "bundled"], "sound") if known else {}
+    verdicts: dict[str, str] = dict.fromkeys([*candidates, "bundled"], "sound") if known else {}
     with ThreadPoolExecutor(8) as together:
         running = {
             name: together.map(partial(_witness, session, name, settings), range(4))
             for name, settings in (candidates | {"bundled": {}}).items()
-            if name not in found
+            if name not in verdicts
         }
         for name, problems in running.items():
-            found[name] = "; ".join(filter(None, problems)) or "sound"
-    session.versions["assemblers"] = "; ".join(f"{name}: {verdict}" for name, verdict in found.items())
-    sound = [name for name, verdict in found.items() if verdict == "sound"]
+            verdicts[name] = "; ".join(filter(None, problems)) or "sound"
+    session.versions["assemblers"] = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
+    sound = [name for name, verdict in verdicts.items() if verdict == "sound"]
     if not sound:
         raise RuntimeError(session.versions["assemblers"])
     session.environment |= candidates.get(sound[0], {})
     path = session.environment.get("TRITON_PTXAS_PATH")
-    said = session.command(path or _bundled(session), "--version").strip().splitlines()
-    session.versions["ptxas"] = f"{sound[0]}: {said[-2] if len(said) > 1 else said}"
+    printed = session.command(path or _bundled(session), "--version").strip().splitlines()
+    session.versions["ptxas"] = f"{sound[0]}: {printed[-2] if len(printed) > 1 else printed}"
     where = " (found by the session before)" if known else ""
     return f"{session.versions['assemblers']}{where}; {session.versions['ptxas']}"
 
@@ -251,8 +251,16 @@ def coverage(session: Session) -> dict[str, Any]:
     if arch is None:
         return {}
     launched = [entry for check in session.checks.values() for entry in check.get("launched", ())]
-    shipped = [one for name in session.operations for one in import_module(f"scalekernels.{name}").compilations(arch)]
-    missing = [f"{one.kernel} {one.label}" for one in shipped if not any(is_launch_of(e, one) for e in launched)]
+    shipped = [
+        compilation
+        for name in session.operations
+        for compilation in import_module(f"scalekernels.{name}").compilations(arch)
+    ]
+    missing = [
+        f"{compilation.kernel} {compilation.label}"
+        for compilation in shipped
+        if not any(is_launch_of(e, compilation) for e in launched)
+    ]
     return {"shipped": len(shipped), "launched": len(shipped) - len(missing), "missing": missing}
 
 
@@ -293,8 +301,8 @@ def pack_cache(session: Session) -> str:
     folder, path = session.work / "triton", session.out / "cache.tar.xz"
     if not folder.exists():
         return "nothing compiled"
-    kept = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
-    listed = "\n".join(str(p.relative_to(session.work)) for p in kept)
+    files = [p for p in folder.rglob("*") if p.suffix in (".cubin", ".json", ".so")]
+    listed = "\n".join(str(p.relative_to(session.work)) for p in files)
     pack = subprocess.run(
         ["tar", "-cf", str(path), "--use-compress-program=xz -T0 -2", "-C", str(session.work), "-T", "-"],
         input=listed, text=True, capture_output=True, timeout=max(1.0, session.deadline - session.clock() - 2),
@@ -303,4 +311,4 @@ def pack_cache(session: Session) -> str:
     if pack.returncode or size > 16 << 20:
         path.unlink(missing_ok=True)
         return f"left out: {size >> 20} MiB; {pack.stderr[-200:]}"
-    return f"{len(kept)} files, {size >> 10} KiB"
+    return f"{len(files)} files, {size >> 10} KiB"

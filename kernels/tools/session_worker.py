@@ -88,15 +88,15 @@ def answer(job: Job, launched: list[dict[str, Any]]) -> dict[str, Any]:
     """Run a job and return its result; an exception is its problem. ``lost``: the process cannot use the device."""
     launched.clear()
     try:
-        found = KINDS[job["kind"]](job)
+        result = KINDS[job["kind"]](job)
     except Exception as error:  # noqa: BLE001 - any exception is the job's result
         traceback.print_exc()
         text = "".join(traceback.format_exception(error))
         return {"status": "failed", "problem": f"{type(error).__name__}: {error}"[:1500], "trace": text[-3000:],
                 "launched": list(launched), "lost": is_lost()}  # fmt: skip
-    problems = {name: check["problem"] for name, check in found.get("checks", {}).items() if check.get("problem")}
-    problem = "; ".join(f"{name}: {text}" for name, text in problems.items()) or found.get("problem")
-    return found | {"status": "failed" if problem else "ok", "problem": problem, "launched": list(launched)}
+    problems = {name: check["problem"] for name, check in result.get("checks", {}).items() if check.get("problem")}
+    problem = "; ".join(f"{name}: {text}" for name, text in problems.items()) or result.get("problem")
+    return result | {"status": "failed" if problem else "ok", "problem": problem, "launched": list(launched)}
 
 
 def is_lost() -> bool:
@@ -132,9 +132,9 @@ def serve(answers: TextIO) -> None:
     record_launches(launched)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        found = answer(json.loads(line), launched)
-        print(json.dumps(found, default=str), file=answers, flush=True)
-        if found.get("lost"):
+        result = answer(json.loads(line), launched)
+        print(json.dumps(result, default=str), file=answers, flush=True)
+        if result.get("lost"):
             return
         clean()
 

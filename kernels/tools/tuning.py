@@ -144,22 +144,24 @@ def try_candidate(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def fault(tunable: Tunable, run: Run, candidate: Any, expected: Sequence[Tensor]) -> str | None:
     """Return what is wrong with a candidate's results, None if nothing is."""
-    found = run(candidate)
-    problem = difference(found, expected)
+    output = run(candidate)
+    problem = difference(output, expected)
     if problem or not tunable.is_deterministic:
         return problem
     again = run(candidate)
-    places = [place for place, (one, other) in enumerate(zip(found, again, strict=True)) if not torch.equal(one, other)]
+    places = [
+        place for place, (one, other) in enumerate(zip(output, again, strict=True)) if not torch.equal(one, other)
+    ]
     return f"results {places} are not the same from run to run" if places else None
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+def difference(output: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
     """Return which result differs from the expected one by more than a few roundings, None if none does."""
-    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if not other.numel():
+    for place, (result, exact) in enumerate(zip(output, expected, strict=True)):
+        if not exact.numel():
             continue
-        allowed = 4 * torch.finfo(other.dtype).eps * float(other.float().abs().max())
-        error = float((one.float() - other.float()).abs().max())
+        allowed = 4 * torch.finfo(exact.dtype).eps * float(exact.float().abs().max())
+        error = float((result.float() - exact.float()).abs().max())
         if not error <= allowed:  # NaN is not close
             return f"result {place} differs by {error:.3g}; allowed {allowed:.3g}"
     return None
@@ -220,14 +222,14 @@ def adopted(table: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, A
     date = str(versions["date"])
     sessions = {**table.get("sessions", {}), date: {name: _version(str(versions[name])) for name in PROVENANCE}}
     rows = {_place(row): dict(row) for row in table["rows"]}
-    for (kernel, *place), found in _by_case(session["winners"]).items():
-        if (best := _best(found)) is not None:
+    for (kernel, *place), candidates in _by_case(session["winners"]).items():
+        if (best := _best(candidates)) is not None:
             row = dict(zip(("kernel", "head_dimension", "causal", "bucket"), (kernel, *place), strict=True))
             row |= {name: best[name] for name in ("length", "tile", "time_median_s", "tflops")}
             rows[_place(row)] = row | {"session": date}
     used = {row["session"] for row in rows.values()}
-    kept = {name: sessions[name] for name in sorted(used)}
-    return {"sessions": kept, "rows": [rows[place] for place in sorted(rows)]}
+    used_sessions = {name: sessions[name] for name in sorted(used)}
+    return {"sessions": used_sessions, "rows": [rows[place] for place in sorted(rows)]}
 
 
 def _version(text: str) -> str:
@@ -241,12 +243,12 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _by_case(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    cases: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if "tile" in row and "time_median_s" in row and not row["problem"]:
             case = (row["operation"], row["head_dimension"], row["causal"], row["bucket"])
-            found.setdefault(case, []).append(row)
-    return found
+            cases.setdefault(case, []).append(row)
+    return cases
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -284,9 +286,9 @@ def adopt(path: Path, into: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every tunable kernel, writing after each, or adopt a session's winners."""
     parser = argparse.ArgumentParser(description="time the candidates of tunable kernels, or adopt the fastest")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, help="measure and write the rows to this file")
-    what.add_argument("--adopt", type=Path, help="a session's tune.json")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--output", type=Path, help="measure and write the rows to this file")
+    action.add_argument("--adopt", type=Path, help="a session's tune.json")
     parser.add_argument("--table", type=Path, default=tuned.FILE, help="file for the adopted rows")
     parser.add_argument(
         "--quick",

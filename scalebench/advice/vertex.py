@@ -99,9 +99,9 @@ def _minimum(log: Array, loss: Array, names: Sequence[str]) -> tuple[Optimum, ..
     slope, hessian = coefficients[1 : len(names) + 1], _hessian(coefficients[len(names) + 1 :], len(names))
     lowest = float(np.linalg.eigvalsh(hessian).min())
     if lowest <= 0:
-        what = "parabola" if len(names) == 1 else f"quadratic in {' and '.join(names)}"
+        curve = "parabola" if len(names) == 1 else f"quadratic in {' and '.join(names)}"
         raise FitRefused(
-            f"the {what} through {len(z)} points bends down (curvature {lowest:.3g}); a minimum needs it to "
+            f"the {curve} through {len(z)} points bends down (curvature {lowest:.3g}); a minimum needs it to "
             "bend up: sweep a wider range or repeat runs"
         )
     vertex = -np.linalg.solve(hessian, slope)

@@ -18,21 +18,21 @@ from scalebench.points.table import read_columns
 from scalebench.store import read_results
 
 
-def open_compute_fit(source: Path, law: str, given: Mapping[str, str], where: str | None) -> Fit:
+def open_compute_fit(source: Path, law: str, by_role: Mapping[str, str], where: str | None) -> Fit:
     """Return a fit of loss against training FLOPs, or of a law of size and data.
 
     A results folder has its FLOPs; other points need a column of them. Raises ``InputError`` or ``StoreError``.
     """
     if is_fit(source) or law not in LAWS_OF_ONE_INPUT:
-        return open_fit(source, law, given, where)
+        return open_fit(source, law, by_role, where)
     try:
-        return fit_law(_trials(source, where) if is_results(source) else _columns(source, given, where), law)
+        return fit_law(_trials(source, where) if is_results(source) else _columns(source, by_role, where), law)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
 
 
-def _columns(path: Path, given: Mapping[str, str], where: str | None) -> dict[str, Any]:
-    columns = {"flops": given.get("flops", "flops"), "loss": given.get("loss", "loss")}
+def _columns(path: Path, by_role: Mapping[str, str], where: str | None) -> dict[str, Any]:
+    columns = {"flops": by_role.get("flops", "flops"), "loss": by_role.get("loss", "loss")}
     options = {"flops": "--flops-column; --law chinchilla takes params and tokens instead", "loss": "--loss-column"}
     values = read_columns(path, columns, where, options=options).values
     return {"x": values["flops"], "y": values["loss"]}

@@ -102,8 +102,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     if not common:
         values = [{name: set(frame[name].map(_text)) for name in names} for frame in (old, new)]
         apart = [name for name in names if not values[0][name] & values[1][name]]
-        what = "differ in" if apart else "are matched by"
-        raise InputError([f"no configuration is in both; they {what} {', '.join(apart or names)}"])
+        reason = "differ in" if apart else "are matched by"
+        raise InputError([f"no configuration is in both; they {reason} {', '.join(apart or names)}"])
     labels = _labels(names, common)
     effects: list[Effect] = []
     noise = {}
@@ -130,8 +130,8 @@ def _check_machines(old: pd.DataFrame, new: pd.DataFrame) -> None:
             before, after = ({str(value) for value in frame[column].dropna()} for frame in (old, new))
             if before and after and before != after:
                 sides = " and ".join(", ".join(sorted(side)) for side in (before, after))
-                what = f"different machines ({column}: {sides})"
-                raise InputError([f"{what}: times are not comparable; --other-machine does it anyway"])
+                reason = f"different machines ({column}: {sides})"
+                raise InputError([f"{reason}: times are not comparable; --other-machine does it anyway"])
 
 
 def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:

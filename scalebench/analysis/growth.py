@@ -24,8 +24,8 @@ def growth(sizes: pd.Series[float], values: pd.Series[float]) -> Growth | None:
     """
     from scipy.stats import linregress, t
 
-    kept = pd.DataFrame({"n": sizes, "y": values}).dropna()
-    medians = kept[(kept["n"] > 0) & (kept["y"] > 0)].groupby("n")["y"].median()
+    complete = pd.DataFrame({"n": sizes, "y": values}).dropna()
+    medians = complete[(complete["n"] > 0) & (complete["y"] > 0)].groupby("n")["y"].median()
     if len(medians) < 2:
         return None
     fitted = linregress(np.log(medians.index.to_numpy(dtype=float)), np.log(medians.to_numpy()))

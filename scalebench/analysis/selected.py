@@ -25,9 +25,9 @@ def select_trials(path: Path, results: Results, where: str | None) -> pd.DataFra
     trained = trials["valid"] & trials[[LOSS, STEP_TIME]].notna().any(axis=1)
     if not trained.any():
         selected = f" that --where {where!r} selects" if where else ""
-        what = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
+        lacking = "has a validation loss or a step time" if trials["valid"].any() else "ended ok with valid numbers"
         left_out = left_out_line(len(results.frame) - len(planned))
-        raise InputError([f"{path}: no trial{selected} {what}" + (f"; {left_out}" if left_out else "")])
+        raise InputError([f"{path}: no trial{selected} {lacking}" + (f"; {left_out}" if left_out else "")])
     return trials[trained]
 
 

@@ -84,10 +84,10 @@ def fit(
 
     options: dict[str, Any] = {"loss": loss, "delta": delta, "space": space}
     options["fixed"] = fitting.assigned("--fix", fix)
-    given = columns.given() | fitting.assigned("--column", other_columns, text=True)
+    by_role = columns.given() | fitting.assigned("--column", other_columns, text=True)
     refits = fitting.bootstrap_refits(bootstrap, method)
     shown: dict[str, Any] = {"last": last, "backtest": backtest, "output": output, "as_json": as_json}
-    return fitting.run_fit(points, law, given, where, options, refits, **shown)
+    return fitting.run_fit(points, law, by_role, where, options, refits, **shown)
 
 
 def predict(
@@ -212,9 +212,9 @@ def next_(
     from scalebench.cli.commands import design as command
     from scalebench.cli.commands import fit as fitting
 
-    given = columns.given() | fitting.assigned("--column", other_columns, text=True)
+    by_role = columns.given() | fitting.assigned("--column", other_columns, text=True)
     target = _numbers("--predict", predict)
-    return command.run_next(source, law, given, where, target, candidates, budget, reach, most=most, as_json=as_json)
+    return command.run_next(source, law, by_role, where, target, candidates, budget, reach, most=most, as_json=as_json)
 
 
 def worth(

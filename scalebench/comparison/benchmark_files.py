@@ -56,22 +56,22 @@ def read_benchmarks(path: Path) -> BenchmarkFile:
         raise InputError([str(error)]) from error
     for tool, (keys, benchmarks, shared) in FORMATS.items():
         if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items()):
-            found = tuple(benchmarks(path, content))
-            if not found:
+            entries = tuple(benchmarks(path, content))
+            if not entries:
                 raise InputError([f"{path}: holds no benchmarks"])
-            _check_clashes(path, found)
-            return BenchmarkFile(path, tool, _resolved(found), shared(content))
+            _check_clashes(path, entries)
+            return BenchmarkFile(path, tool, _resolved(entries), shared(content))
     raise InputError([f"{path}: not a JSON file of {', '.join(FORMATS)}"])
 
 
-def _seconds(path: Path, name: str, value: Any, what: str, unit: float = 1.0) -> float:
+def _seconds(path: Path, name: str, value: Any, quantity: str, unit: float = 1.0) -> float:
     """Return a time in seconds. Raises ``InputError`` for what is not a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(
-            [f"{path}: {name}: {what} is missing" if value is None else f"{path}: {name}: {what} is {value!r}"]
+            [f"{path}: {name}: {quantity} is missing" if value is None else f"{path}: {name}: {quantity} is {value!r}"]
         )
     if not (math.isfinite(value) and value > 0):
-        raise InputError([f"{path}: {name}: {what} is {value}; a positive time is needed"])
+        raise InputError([f"{path}: {name}: {quantity} is {value}; a positive time is needed"])
     return float(value) * unit
 
 
@@ -194,8 +194,8 @@ def _asv(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
             case = ", ".join(map(str, combination)) or "all"
             short = name.rpartition(".")[2]
             median = _seconds(path, f"{name} ({case})", result, "the result")
-            taken = _samples(path, name, samples)
-            yield Benchmark(f"{name} ({case})", case, short, median, taken, alternatives=((case, name),))
+            times = _samples(path, name, samples)
+            yield Benchmark(f"{name} ({case})", case, short, median, times, alternatives=((case, name),))
 
 
 def _asv_machine(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,11 +229,11 @@ def _resolved(benchmarks: Sequence[Benchmark]) -> tuple[Benchmark, ...]:
     """Return the benchmarks, those with the same case and provider told apart by their alternatives."""
     current = list(benchmarks)
     for choice in range(3):
-        taken = [_place(benchmark) for benchmark in current]
-        if len(set(taken)) == len(taken):
+        places = [_place(benchmark) for benchmark in current]
+        if len(set(places)) == len(places):
             break
         current = [
-            _moved(benchmark, choice) if taken.count(_place(benchmark)) > 1 else benchmark for benchmark in current
+            _moved(benchmark, choice) if places.count(_place(benchmark)) > 1 else benchmark for benchmark in current
         ]
     return tuple(current)
 

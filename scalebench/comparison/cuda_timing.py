@@ -176,14 +176,14 @@ class CudaClock:
 
     def _delay(self, issue: Callable[[], Any]) -> float:
         """Return how long the device should wait before it begins, in seconds: twice the host time of launching."""
-        taken = []
+        times = []
         for _ in range(3):
             torch.cuda.synchronize(self.device)
             begun = perf_counter()
             issue()
-            taken.append(perf_counter() - begun)
+            times.append(perf_counter() - begun)
         torch.cuda.synchronize(self.device)
-        return min(2 * min(taken) + 20e-6, LONGEST_DELAY_S)
+        return min(2 * min(times) + 20e-6, LONGEST_DELAY_S)
 
     def _sample(self, issue: Callable[[], Any], delay_s: float, pool: Pool | None) -> float:
         """Return the seconds from the launch of ``issue`` until the whole device had finished."""

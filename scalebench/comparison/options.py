@@ -75,8 +75,8 @@ class Options:
 
 def listed(texts: str | Sequence[str]) -> list[str]:
     """Return the names in texts that may hold several, joined by commas."""
-    given = [texts] if isinstance(texts, str) else texts
-    return [name.strip() for text in given for name in text.split(",") if name.strip()]
+    options = [texts] if isinstance(texts, str) else texts
+    return [name.strip() for text in options for name in text.split(",") if name.strip()]
 
 
 def check_operation(name: str) -> None:

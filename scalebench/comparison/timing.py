@@ -73,8 +73,8 @@ class CpuClock:
 
         def take() -> float:
             # A list, not a generator, which would turn a StopIteration of the work into another error.
-            taken = sum([_call_ns(work, pool) for _ in range(calls)])
-            return max(taken - calls * overhead_ns, 1) * 1e-9 / calls
+            total_ns = sum([_call_ns(work, pool) for _ in range(calls)])
+            return max(total_ns - calls * overhead_ns, 1) * 1e-9 / calls
 
         fresh = pool.method if pool else "the same inputs"
         method = f"perf_counter_ns around each of {counted(calls)}, {fresh}, caches as left by that and by other calls"

@@ -67,13 +67,13 @@ def _replaced(config: C, name: str, value: int) -> C:
     return changed
 
 
-def within_tolerance(config: C, params: float, actual: int, shape: str, hint: str, what: str = "parameters") -> C:
+def within_tolerance(config: C, params: float, actual: int, shape: str, hint: str, counted: str = "parameters") -> C:
     """Return ``config`` if its ``actual`` parameters are within 5 % of ``params``.
 
     Raises ``InputError`` otherwise; the message has the ``shape`` that came closest and a ``hint`` on the dial's range.
     """
     if abs(actual / params - 1) > TOLERANCE:
-        raise InputError(f"{params:g} {what}: the nearest {shape} has {actual:,}; {hint}")
+        raise InputError(f"{params:g} {counted}: the nearest {shape} has {actual:,}; {hint}")
     return config
 
 

@@ -164,10 +164,10 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         groups.setdefault((parameter.ndim >= 2, id(parameter) in hidden), []).append(parameter)
-    made = [
+    built = [
         {"params": members, "weight_decay": spec.weight_decay * decays} | ({"hidden": inner} if hidden else {})
         for (decays, inner), members in groups.items()
     ]
     if spec.implementation in ("triton", "fused"):
-        return build_fused_optimizer(made, spec)
-    return OPTIMIZERS[spec.optimizer].make(made, spec)
+        return build_fused_optimizer(built, spec)
+    return OPTIMIZERS[spec.optimizer].make(built, spec)

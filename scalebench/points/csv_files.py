@@ -76,8 +76,8 @@ def _header(path: Path) -> _Header:
             rows = (row for row in reader if any(map(str.strip, row)))
             names = next(islice(rows, 1 if separator else 0, None), None)
     except (UnicodeDecodeError, csv.Error) as error:
-        what = f"not a text file in UTF-8 or UTF-16 ({error})"
-        raise PointsError([f"{path}: {what}; export it as CSV or Parquet"]) from error
+        problem = f"not a text file in UTF-8 or UTF-16 ({error})"
+        raise PointsError([f"{path}: {problem}; export it as CSV or Parquet"]) from error
     except (EOFError, zlib.error) as error:
         raise PointsError([f"{path}: not readable as gzip ({error})"]) from error
     if names is None:

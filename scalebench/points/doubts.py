@@ -43,8 +43,8 @@ def data_doubts(path: Path, read: PointTable) -> list[str]:
 def _loss_doubts(read: PointTable) -> list[str]:
     name = read.columns.get("loss", read.columns.get("y", ""))
     return [
-        f"column {name!r} looks like {what}"
-        for parts, what in UNITS.items()
+        f"column {name!r} looks like {unit}"
+        for parts, unit in UNITS.items()
         if any(part in name.lower() for part in parts)
     ]
 

@@ -28,7 +28,7 @@ OPTIONS = ("loss", "delta", "space", "fixed")
 def fit_points(
     path: Path,
     law: str,
-    given: Mapping[str, str],
+    by_role: Mapping[str, str],
     where: str | None,
     options: Mapping[str, Any],
     refits: Refits = DEFAULT_REFITS,
@@ -39,7 +39,7 @@ def fit_points(
     Raises ``InputError`` or ``StoreError``, with the file in every line.
     """
     form = find_law(law)
-    columns = law_columns(form, given, of_results=is_results(path), names=column_names(path))
+    columns = law_columns(form, by_role, of_results=is_results(path), names=column_names(path))
     table = read_columns(path, columns, where, options=column_options(form), last_of=last_of)
     try:
         return replace(fit_law(fit_values(table), form, **options), refits=refits), table
@@ -48,16 +48,16 @@ def fit_points(
         raise InputError([f"{path}: {refusal}{selected}"]) from refusal
 
 
-def open_fit(source: Path, law: str, given: Mapping[str, str], where: str | None) -> Fit:
+def open_fit(source: Path, law: str, by_role: Mapping[str, str], where: str | None) -> Fit:
     """Return the fit in a JSON file, or ``law`` fitted to the points of any other source.
 
     Raises ``InputError`` or ``StoreError``.
     """
     if is_fit(source):
-        if given or where is not None:
+        if by_role or where is not None:
             raise InputError([f"{source}: the fit already holds its points; leave --where and columns out"])
         return from_document(source)[0]
-    return fit_points(source, law, given, where, {})[0]
+    return fit_points(source, law, by_role, where, {})[0]
 
 
 def fit_values(table: PointTable) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def from_document(path: Path) -> tuple[Fit, dict[str, Any]]:
         raise StoreError(f"{path}: no {', '.join(missing)} in it; make it with `scalebench fit POINTS --output FILE`")
     try:
         refits = Refits(**document.get("refits", {}))
-        made = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})
-        return replace(made, refits=refits), document
+        refitted = fit_law(document["points"], document["law"], **{name: document[name] for name in OPTIONS})
+        return replace(refitted, refits=refits), document
     except (FitRefused, TypeError, AttributeError, KeyError) as error:
         raise StoreError(f"{path}: the fit in it cannot be made again ({error})") from error

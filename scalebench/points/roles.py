@@ -27,12 +27,12 @@ def find_law(name: str) -> Law:
     return LAWS[name]
 
 
-def named_laws(text: str, given: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+def named_laws(text: str, by_role: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
     """Return the laws of ``--law A,B,C``; of ``auto`` those of size and data where columns have data, else of size.
 
     Raises ``InputError`` for laws whose inputs differ.
     """
-    has_data = bool({"tokens", "flops"} & {*given, *names}) or "tokens_seen" in names
+    has_data = bool({"tokens", "flops"} & {*by_role, *names}) or "tokens_seen" in names
     chosen = CHOICES[2 if has_data else 1] if text == "auto" else text.split(",")
     laws = tuple(dict.fromkeys(name.strip() for name in chosen if name.strip()))
     inputs = {find_law(name).inputs if len(find_law(name).inputs) > 1 else ("x",) for name in laws}
@@ -56,7 +56,7 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 
 def law_columns(
-    law: Law, given: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
+    law: Law, by_role: Mapping[str, str], *, of_results: bool, names: Sequence[str] = ("params",)
 ) -> dict[str, str]:
     """Return role -> column for a law, from those given by role and the defaults.
 
@@ -69,17 +69,17 @@ def law_columns(
     for role in (*law.inputs, law.response):
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
-        named = next((name for name in roles if name in given), None)
-        by_flops = role == "tokens" or (role == "params" and "tokens" in given and role not in names)
-        if named is None and by_flops and "flops" in given and "tokens" in law.inputs:
-            columns["flops"] = given["flops"]
+        named = next((name for name in roles if name in by_role), None)
+        by_flops = role == "tokens" or (role == "params" and "tokens" in by_role and role not in names)
+        if named is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
+            columns["flops"] = by_role["flops"]
         else:
-            columns[role] = given[named] if named else defaults.get(role, role)
-    return columns | ({CONFIG: given[CONFIG]} if CONFIG in given else {})
+            columns[role] = by_role[named] if named else defaults.get(role, role)
+    return columns | ({CONFIG: by_role[CONFIG]} if CONFIG in by_role else {})
 
 
 def read_roles(
-    path: Path, roles: Sequence[str], optional: Sequence[str], given: Mapping[str, str], where: str | None
+    path: Path, roles: Sequence[str], optional: Sequence[str], by_role: Mapping[str, str], where: str | None
 ) -> dict[str, Any]:
     """Return columns by role, each (n,): all ``roles``, and of the ``optional`` those that are given or present.
 
@@ -88,9 +88,9 @@ def read_roles(
     defaults = (
         {"params_non_embedding": OF_RESULTS["params"], **OF_RESULTS, "params": "params"} if is_results(path) else {}
     )
-    named = {role: given.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
+    named = {role: by_role.get(role, defaults.get(role, role)) for role in (*roles, *optional)}
     present = open_table(path).names
-    wanted = {role: name for role, name in named.items() if role in (*roles, *given) or name in present}
+    wanted = {role: name for role, name in named.items() if role in (*roles, *by_role) or name in present}
     columns = {CONFIG if role == RUN else role: name for role, name in wanted.items()}  # the reader's one role of text
     options = {role: f"--{role.removeprefix('params_').replace('_', '-')}-column" for role in named}
     values = read_columns(path, columns, where, options=options).values

@@ -113,17 +113,17 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
         return None
     names = [row.cells[0][0] for row in known]
     marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(known))
-    for i, (what, shift) in enumerate((("time", -0.14), ("memory", 0.14))):
-        style, grown = series_style(i), [(place + shift, getattr(row, what)) for place, row in enumerate(known)]
+    for i, (cost, shift) in enumerate((("time", -0.14), ("memory", 0.14))):
+        style, grown = series_style(i), [(place + shift, getattr(row, cost)) for place, row in enumerate(known)]
         grown = [(place, how) for place, how in grown if how is not None]
         for place, how in grown:
             low, high = np.clip([how.low, how.high], *EDGES)
             if np.isfinite(low) and np.isfinite(high):
                 marks.axes.hlines(place, low, high, color=style["color"], linewidth=1.4)
                 marks.drawn.add("bars")
-        titles = [f"{names[round(place)]}: {what} ∝ N^{how.exponent:.2f}" for place, how in grown]
+        titles = [f"{names[round(place)]}: {cost} ∝ N^{how.exponent:.2f}" for place, how in grown]
         marks.draw(np.clip([how.exponent for _, how in grown], *EDGES), [place for place, _ in grown], titles,
-                   **style, markersize=4.5, label=what)  # fmt: skip
+                   **style, markersize=4.5, label=cost)  # fmt: skip
     marks.axes.axvline(1, color=MUTED, linestyle="--", linewidth=1.2)
     marks.axes.set_yticks(range(len(known)), names)
     marks.axes.set_ylim(len(known) - 0.5, -0.5)

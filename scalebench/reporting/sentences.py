@@ -76,9 +76,9 @@ def loss_sentence(series: Series) -> str:
     noise = ", which is within noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
     model = series.x is PARAMETERS
-    what, unit = ("the model", "non-embedding parameters") if model else ("the data", series.x.noun)
+    grown, unit = ("the model", "non-embedding parameters") if model else ("the data", series.x.noun)
     return (
-        f"Validation loss went from {start} to {end} nats as {what} grew from {quantity(first['size'])} to "
+        f"Validation loss went from {start} to {end} nats as {grown} grew from {quantity(first['size'])} to "
         f"{quantity(last['size'])} {unit} (×{significant(last['size'] / first['size'], 2)})"
         f"{clear}; {steps}"
     )
@@ -125,9 +125,9 @@ def far_sentence(series: Series) -> str:
     return f"Far from the fitted law, where the other sizes lie close to it: {', '.join(far)}." if far else ""
 
 
-def cost_sentence(series: Series, what: str) -> str:
+def cost_sentence(series: Series, cost: str) -> str:
     """Return how step time or memory grew, and the fitted trend."""
-    timed = what == "step_time"
+    timed = cost == "step_time"
     trend, column, unit = (series.step_time, STEP_TIME, "s") if timed else (series.memory, series.memory_column, "B")
     trials = series.timed if timed else series.usable
     means = trials.groupby(N)[column].median().dropna() if column else pd.Series(dtype=float)

@@ -73,12 +73,12 @@ class ParentTrial:
             return
         reason = f"{self.trial_id} was trained on this source, and {{}} may hold out what it saw; leave it out"
         if new.validation_fraction != own.validation_fraction:
-            what = f"another fraction than {own.validation_fraction}"
-            raise InputError(f"data.validation_fraction: {new.validation_fraction}: {reason.format(what)}")
+            fact = f"another fraction than {own.validation_fraction}"
+            raise InputError(f"data.validation_fraction: {new.validation_fraction}: {reason.format(fact)}")
         seeds = (self.trial.spec.seed, child.spec.seed)
         if isinstance(data, Images) and len({data.fold(own.validation_fraction, seed) for seed in seeds}) > 1:
-            what = f"another seed than {seeds[0]}"
-            raise InputError(f"{WORKLOADS[child.workload].TABLE}.seed: {seeds[1]}: {reason.format(what)}")
+            fact = f"another seed than {seeds[0]}"
+            raise InputError(f"{WORKLOADS[child.workload].TABLE}.seed: {seeds[1]}: {reason.format(fact)}")
 
 
 def _numbers(module: nn.Module) -> int:
@@ -173,8 +173,8 @@ def _parents(source: ParentSection, path: Path, child: str) -> Iterator[ParentTr
     if source.continues:
         trials, saved = len(saved), saved[saved["state_sha256"].notna()]
         if saved.empty:
-            what = f"{path} has {trials} ok trials with weights{chosen}"
-            raise NotMadeError(f"optimizer_state: {what}, none of which kept the state of its run")
+            fact = f"{path} has {trials} ok trials with weights{chosen}"
+            raise NotMadeError(f"optimizer_state: {fact}, none of which kept the state of its run")
     for row in saved.sort_values("trial_id").to_dict("records"):
         yield _parent({str(name): value for name, value in row.items()}, needs_state=source.continues)
 

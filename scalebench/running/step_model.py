@@ -87,8 +87,8 @@ def _blocks(config: gpt.Config, spec: TrainSpec) -> Iterator[Kernel]:
         cost = import_module("scalekernels.attention.cases").cost(case, backward)
         yield Kernel(name, depth * cost.flops, depth * cost.bytes_moved, "attention")
     norms = import_module("scalekernels.norm.cases")
-    one = norms.Case(config.norm, n, c, True, torch.bfloat16)
-    moved = sum(norms.cost(one, backward).bytes_moved for backward in (False, True))
+    norm = norms.Case(config.norm, n, c, True, torch.bfloat16)
+    moved = sum(norms.cost(norm, backward).bytes_moved for backward in (False, True))
     yield Kernel("norms with residual", 0, 2 * depth * moved)
     if config.positions == "rotary":  # forward turns q and k; backward turns back and joins q, k and v
         yield Kernel("rotary", 0, depth * n * i * (8 + 12))

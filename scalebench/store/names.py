@@ -18,10 +18,10 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and NAME.fullmatch(value) is not None
 
 
-def check_name(what: str, value: Any) -> str:
+def check_name(label: str, value: Any) -> str:
     """Return ``value`` if it can name a file or folder; otherwise ``StoreError`` with the rule."""
     if not is_name(value):
-        raise StoreError(f"{what}: {str(value)[:60]!a} cannot name a file or folder; allowed: {RULE}")
+        raise StoreError(f"{label}: {str(value)[:60]!a} cannot name a file or folder; allowed: {RULE}")
     return str(value)
 
 

@@ -168,11 +168,11 @@ def drop(study_dir: Path, names: Sequence[str], finished: Collection[str]) -> li
                 f"{study_dir}: {name!a} begins {len(matches)} trials without a result (these are: {listed})"
             )
         dropped += matches
-    kept = {
+    remaining = {
         key: [trial for trial in study.get(key) or [] if not {*planned_ids({"planned": [trial]})} & {*dropped}]
         for key in ("planned", "earlier")
     }
-    write_study(study_dir, study | kept)
+    write_study(study_dir, study | remaining)
     return dropped
 
 

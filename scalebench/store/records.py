@@ -173,8 +173,8 @@ def _plain_value(name: str, value: Any) -> Any:
         return value
     if kind is int and value.bit_length() < 1024:  # the largest float has 1,024 bits
         return value if -(2**63) <= value < 2**63 else float(value)
-    what = "a number beyond all that are measured" if kind in (int, float) else kind.__name__
-    raise ValueError(f"{name}: expected a finite number, a text or null, not {what}")
+    kind_text = "a number beyond all that are measured" if kind in (int, float) else kind.__name__
+    raise ValueError(f"{name}: expected a finite number, a text or null, not {kind_text}")
 
 
 def is_attempt(name: str) -> bool:

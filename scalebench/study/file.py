@@ -163,8 +163,8 @@ def _describe(error: Any, raw: Mapping[str, Any], kind: type[Study]) -> str:
     if error["type"] == "model_type":
         return f"{key}: expected a table (given {error['input']!r})"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if message.startswith("unknown") else f" (given {error['input']!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{given}"
+    value_text = "" if message.startswith("unknown") else f" (given {error['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{value_text}"
 
 
 def _without(raw: Mapping[str, Any], paths: Sequence[Sequence[str | int]]) -> dict[str, Any]:

@@ -277,6 +277,6 @@ def _study_class(workloads: tuple[tuple[str, str, type[Section]], ...]) -> type[
         "zipped": (entries, Field(default=(), alias="zip")),
         "excluded": (entries, Field(default=(), alias="exclude")),
     }
-    made = create_model("Study", __base__=Study, **fields, **tables)
-    made.TABLES = {name: table for name, table, _ in workloads}
-    return made
+    study_class = create_model("Study", __base__=Study, **fields, **tables)
+    study_class.TABLES = {name: table for name, table, _ in workloads}
+    return study_class

@@ -168,10 +168,10 @@ def offering(capability: str) -> str:
 
 def check_served(request: Request, values: Mapping[str, Any], table: str) -> None:
     """Raise ``InputError`` for an implementation that the family lacks, or a precision that the asked device lacks."""
-    known, asked = request.family.IMPLEMENTATIONS, values["implementation"]
-    if asked not in known:
+    known, implementation = request.family.IMPLEMENTATIONS, values["implementation"]
+    if implementation not in known:
         raise InputError(
-            f"{table}.implementation: {request.family_name} has no implementation {asked!r}, it has "
+            f"{table}.implementation: {request.family_name} has no implementation {implementation!r}, it has "
             f"{', '.join(known)}; exclude the combination"
         )
     if values.get("precision") == "float16" and request.device == "cpu":

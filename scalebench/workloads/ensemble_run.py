@@ -130,7 +130,7 @@ class EnsembleRun:
         for step, batch in enumerate(stacked(members)):
             rates = torch.tensor([[member.rate(step)] for member in members])
             self.record(members, step, ensemble.step(batch, rates))
-            if (taken := step + 1) % CHECK_EVERY == 0 or taken == spec.steps:
+            if (done := step + 1) % CHECK_EVERY == 0 or done == spec.steps:
                 self.each(lambda member: member.check(member.done))
                 if not self.going:
                     break

@@ -75,9 +75,9 @@ class Ensemble:
         """Give a model its weights, and its optimizer the state that it would have after as many steps."""
         for parameter, part in zip(self.models[index].parameters(), self.parts, strict=True):
             parameter.copy_(part[index])
-        kept = {name: self._split(values) for name, values in self.optimizer.state.items()}
+        states = {name: self._split(values) for name, values in self.optimizer.state.items()}
         for number, parameter in enumerate(self.models[index].parameters()):
-            state = {name: parts[number][index].clone() for name, parts in kept.items()}
+            state = {name: parts[number][index].clone() for name, parts in states.items()}
             count = {"step": torch.tensor(float(self.optimizer.steps))} if self.optimizer.rule.counts else {}
             if state or count:
                 self.optimizers[index].state[parameter] = count | state

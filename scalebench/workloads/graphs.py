@@ -17,8 +17,8 @@ def decided_graph(name: str, train: Mapping[str, Any]) -> str:
     allowed = GRAPHS_OF.get(train["implementation"], ("none",))
     graph = str(allowed[0] if train["graph"] == "auto" else train["graph"])
     if graph not in allowed:
-        what = f'implementation = "{train["implementation"]}" has {", ".join(allowed)}'
-        raise InputError(f"train.graph: {graph!r} is not for every implementation: {what}")
+        supported = f'implementation = "{train["implementation"]}" has {", ".join(allowed)}'
+        raise InputError(f"train.graph: {graph!r} is not for every implementation: {supported}")
     if graph in ("blocks", "step") and "checkpointing" not in FAMILIES[name].CAPABILITIES:
         raise InputError(f"train.graph: {name} has no blocks to compile once for all; use auto or model")
     if graph == "step" and train["precision"] != "bfloat16":

@@ -90,10 +90,10 @@ def _refuse_generation(name: str, values: Mapping[str, Any]) -> None:
             raise InputError(f"inference.{key}: {name} generates nothing: leave it out; {offering('generation')}")
 
 
-def _prompt_length(request: Request, asked: int | None) -> int | None:
+def _prompt_length(request: Request, length: int | None) -> int | None:
     if request.family.SEQUENCES:
-        return asked or DEFAULT_SEQUENCE_LENGTH
-    if asked is not None:
+        return length or DEFAULT_SEQUENCE_LENGTH
+    if length is not None:
         raise InputError(f"inference.prompt_length: {request.family_name} takes no sequences: leave it out")
     return None
 

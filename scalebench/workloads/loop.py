@@ -76,8 +76,8 @@ def train(
             set_learning_rate(optimizer, spec, first_step + step, first_step)
             losses[step] = run(batch)
             clock.lap()
-            if (taken := step + 1) % CHECK_EVERY == 0 or taken == spec.steps or taken in stops:
-                check(taken)
+            if (steps_done := step + 1) % CHECK_EVERY == 0 or steps_done == spec.steps or steps_done in stops:
+                check(steps_done)
     return run.skipped
 
 

@@ -48,7 +48,7 @@ def matrices(model: nn.Module) -> dict[str, list[str]]:
     return paths
 
 
-def chosen(model: nn.Module, asked: str, rank: int) -> str:
+def chosen(model: nn.Module, requested: str, rank: int) -> str:
     """Return the names of the matrices to adapt, joined by commas; ``asked`` is "all" or such names.
 
     "all" are the hidden layers, without those that a model names in ``OUTER``. Raises ``InputError`` for a model
@@ -56,8 +56,8 @@ def chosen(model: nn.Module, asked: str, rank: int) -> str:
     """
     known = matrices(model)
     inner = [name for name in known if not set(known[name]) & set(getattr(model, "OUTER", ()))]
-    asked_names = [name.strip() for name in asked.split(",")]
-    names = inner if asked_names == ["all"] else asked_names
+    requested_names = [name.strip() for name in requested.split(",")]
+    names = inner if requested_names == ["all"] else requested_names
     if not names:
         raise InputError("finetune.method: lora needs linear layers inside the model, and this family has none")
     for name in names:

@@ -43,9 +43,9 @@ class WorkingCopy:
             for master in self.masters
         ]
         self.by_dtype: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        for made, master in zip(self.copies, self.masters, strict=True):
-            copies, masters = self.by_dtype.setdefault(made.dtype, ([], []))
-            copies.append(made)
+        for copied, master in zip(self.copies, self.masters, strict=True):
+            copies, masters = self.by_dtype.setdefault(copied.dtype, ([], []))
+            copies.append(copied)
             masters.append(master)
         self.buffers = [torch.empty_like(master) for master in self.masters]
         # deepcopy takes the copy of an object from its memo: the copied module gets the 16-bit parameters.
@@ -62,9 +62,9 @@ class WorkingCopy:
         blocks: Any = self.module.blocks
         linear = {id(layer.weight) for layer in blocks.modules() if isinstance(layer, nn.Linear)}
         sums = {
-            id(made): GradientSum(master, buffer)
-            for made, master, buffer in zip(self.copies, self.masters, self.buffers, strict=True)
-            if id(made) in linear
+            id(copied): GradientSum(master, buffer)
+            for copied, master, buffer in zip(self.copies, self.masters, self.buffers, strict=True)
+            if id(copied) in linear
         }
         sum_gradients(blocks, sums)
 

@@ -104,10 +104,10 @@ def _group_size(scheme: str, values: dict[str, Any]) -> int | None:
     return size or INT4_GROUPS[0]
 
 
-def _precision(scheme: str, asked: str) -> str:
+def _precision(scheme: str, requested: str) -> str:
     if scheme in FORMATS:
         return scheme
-    return "bfloat16" if scheme == INT4 else asked
+    return "bfloat16" if scheme == INT4 else requested
 
 
 def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
@@ -118,13 +118,13 @@ def _check_layers(request: Request, config: Any, spec: QuantizeSpec) -> None:
 
     with torch.device("meta"):
         model = request.family.build(config, spec.implementation)
-    found = layers(model, outer=spec.outer_layers)
-    if not found:
-        what = "linear layer" if spec.outer_layers else "hidden linear layer (outer_layers = true takes the others)"
+    convertible = layers(model, outer=spec.outer_layers)
+    if not convertible:
+        missing = "linear layer" if spec.outer_layers else "hidden linear layer (outer_layers = true takes the others)"
         raise InputError(
-            f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {what}"
+            f"quantize.scheme: {spec.scheme!r} converts linear layers: {request.family_name} has no {missing}"
         )
-    shapes = [tuple(layer.weight.shape) for layer in found.values()]
+    shapes = [tuple(layer.weight.shape) for layer in convertible.values()]
     kinds = ("cpu", "cuda") if request.device == "auto" else (request.device,)
     if all(obstacle(shape, spec, kind) for shape in shapes for kind in kinds):
         sides = ", ".join(sorted({f"{rows} x {width}" for rows, width in shapes}))

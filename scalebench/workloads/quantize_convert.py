@@ -42,7 +42,7 @@ class Conversion:
         names: dict[str, list[str]] = {}
         for name, reason in self.skipped.items():
             names.setdefault(reason, []).append(name)
-        return "; ".join(f"not converted: {', '.join(those)}: {reason}" for reason, those in names.items()) or None
+        return "; ".join(f"not converted: {', '.join(paths)}: {reason}" for reason, paths in names.items()) or None
 
 
 class OneType(nn.Module):
@@ -86,11 +86,11 @@ def convert(model: nn.Module, spec: QuantizeSpec) -> tuple[nn.Module, Conversion
     Raises ``Unsupported`` where torchao cannot do it on this machine.
     """
     model.eval().requires_grad_(requires_grad=False)
-    asked = layers(model, outer=spec.outer_layers) if spec.linear_only else {}
+    linear = layers(model, outer=spec.outer_layers) if spec.linear_only else {}
     kind = next(model.parameters()).device.type
-    skipped = {path: reason for path, layer in asked.items() if (reason := obstacle(layer.weight.shape, spec, kind))}
-    chosen = {path: layer for path, layer in asked.items() if path not in skipped}
-    shapes = {path: layer.weight.shape for path, layer in asked.items()}
+    skipped = {path: reason for path, layer in linear.items() if (reason := obstacle(layer.weight.shape, spec, kind))}
+    chosen = {path: layer for path, layer in linear.items() if path not in skipped}
+    shapes = {path: layer.weight.shape for path, layer in linear.items()}
     tied = tuple(path for path in chosen if _is_tied(model, path))
     floats = sum(parameter.numel() for parameter in _stored(model))
     each = 2 if spec.precision == "bfloat16" else 4

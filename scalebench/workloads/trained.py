@@ -38,8 +38,8 @@ def load_trained(attempt: Path, checkpoint: Path | None = None) -> tuple[Trial, 
 
 def _recorded_sha256(attempt: Path, checkpoint: Path | None) -> Any:
     """Return the SHA-256 that was noted when the weights were written; None where none was."""
-    kept = {checkpoint_folder(attempt, step): about for step, about in checkpoints(attempt).items()}
-    about = read_json(attempt / "record.json") if checkpoint is None else kept.get(checkpoint, {})
+    described = {checkpoint_folder(attempt, step): about for step, about in checkpoints(attempt).items()}
+    about = read_json(attempt / "record.json") if checkpoint is None else described.get(checkpoint, {})
     return about.get("weights_sha256")
 
 

@@ -146,8 +146,8 @@ def _filled(request: Request) -> dict[str, Any]:
         del defaults["steps"]
         if any(request.values.get(key, defaults[key]) != defaults[key] for key in ("implementation", "precision")):
             defaults |= {"graph": "auto", "gradient_sums": True}  # the parent's were decided for its own
-        if (asked := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
-            raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {asked}")
+        if (requested := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
+            raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {requested}")
     return defaults | dict(request.values)
 
 
@@ -157,10 +157,10 @@ def _defaults() -> Mapping[str, Any]:
     return {name: values[0] for name, values in TrainSection().given().items() if name != "device"}
 
 
-def _sequence_length(request: Request, asked: int | None) -> int | None:
+def _sequence_length(request: Request, requested: int | None) -> int | None:
     if request.family.SEQUENCES:
-        return asked or DEFAULT_SEQUENCE_LENGTH
-    if asked is not None:
+        return requested or DEFAULT_SEQUENCE_LENGTH
+    if requested is not None:
         raise InputError(f"train.sequence_length: {request.family_name} takes no sequences: leave it out")
     return None
 

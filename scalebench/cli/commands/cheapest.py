@@ -114,8 +114,8 @@ def print_cheapest(answer: Cheapest, points: pd.DataFrame) -> None:
             alike.setdefault((refusal.basis, refusal.reason), []).append(refusal.what)
         for (basis, reason), kinds in alike.items():
             more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
-            what = "" if basis == MEASURED else f"{'; '.join(kinds[:NAMED])}{more}: "
-            say(f"none {basis}: {what}{reason}")
+            subject = "" if basis == MEASURED else f"{'; '.join(kinds[:NAMED])}{more}: "
+            say(f"none {basis}: {subject}{reason}")
 
 
 def _asked(limits: Limits) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def choose_law(
     path: Path,
     text: str,
-    given: Mapping[str, str],
+    by_role: Mapping[str, str],
     where: str | None,
     options: Mapping[str, Any],
     last_of: str | None = None,
@@ -32,9 +32,9 @@ def choose_law(
     """
     if text != "auto" and "," not in text:
         return text, None
-    laws = named_laws(text, given, _varying(path, given, where) if text == "auto" else open_table(path).names)
+    laws = named_laws(text, by_role, _varying(path, by_role, where) if text == "auto" else open_table(path).names)
     form = find_law(laws[0])
-    columns = law_columns(form, given, of_results=is_results(path), names=column_names(path))
+    columns = law_columns(form, by_role, of_results=is_results(path), names=column_names(path))
     points = fit_values(read_columns(path, columns, where, options=column_options(form), last_of=last_of))
     if len(form.inputs) == 1:  # laws of one input all take it as x
         points = {"x": points[form.inputs[0]], "y": points[form.response]}
@@ -45,11 +45,11 @@ def choose_law(
     return choice.best, choice
 
 
-def _varying(path: Path, given: Mapping[str, str], where: str | None) -> list[str]:
+def _varying(path: Path, by_role: Mapping[str, str], where: str | None) -> list[str]:
     """Return the columns of a table, without one of tokens that nobody named and that has one value."""
     names = list(open_table(path).names)
     data = OF_RESULTS["tokens"] if is_results(path) else "tokens"
-    if data in names and not {"tokens", "flops"} & {*given}:
+    if data in names and not {"tokens", "flops"} & {*by_role}:
         try:
             values = read_columns(path, {CONFIG: data}, where).values[CONFIG]  # as text: it may be constant
         except InputError:  # such as a condition that selects no row: reading the points reports it

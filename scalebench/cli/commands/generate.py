@@ -37,9 +37,9 @@ def run_generate(results: Path, trial: str | None, request: Request) -> int:
     trained, model = load_trained(attempt, checkpoint)
     family = FAMILIES[trained.family]
     ability = next((name for name in family.CAPABILITIES if name in WRITERS), None)
-    asked = trained.data
-    check_local(trial, asked.source)
-    data = open_data(asked.source, asked.vocab_size, asked.validation_fraction)
+    data_spec = trained.data
+    check_local(trial, data_spec.source)
+    data = open_data(data_spec.source, data_spec.vocab_size, data_spec.validation_fraction)
     if ability is None or not isinstance(data, Coder):
         able = [name for name, other in FAMILIES.items() if set(other.CAPABILITIES) & set(WRITERS)]
         line = f"which cannot generate text (families that can: {', '.join(able)})"
@@ -52,11 +52,11 @@ def run_generate(results: Path, trial: str | None, request: Request) -> int:
     return 0
 
 
-def check_local(trial: str, source: str) -> None:
+def check_local(trial: str, data_spec: str) -> None:
     """Raise ``InputError`` for data that would be fetched: a folder of results may come from anyone."""
-    name = source.removeprefix("hf:").partition("#")[0]
-    if source.startswith("hf:") and not Path(name).expanduser().is_dir():
-        line = f"was trained on {source!a}, which is not on this machine; nothing is downloaded to generate text"
+    name = data_spec.removeprefix("hf:").partition("#")[0]
+    if data_spec.startswith("hf:") and not Path(name).expanduser().is_dir():
+        line = f"was trained on {data_spec!a}, which is not on this machine; nothing is downloaded to generate text"
         raise InputError([f"--trial: {trial} {line}; save the data set with save_to_disk and train on its folder"])
 
 
@@ -70,13 +70,15 @@ def best_trial(results: Path) -> str:
     frame = store.with_columns(store.read_results(results).frame, ["validation_loss_nats", "family", "trial_id"])
     rows = frame[frame["status"].eq("ok") & frame["validation_loss_nats"].notna()].sort_values("validation_loss_nats")
     able = [name for name, family in FAMILIES.items() if set(family.CAPABILITIES) & set(WRITERS)]
-    kept = [row for row in rows.to_dict("records") if row["family"] in able and _writes(Path(str(row["attempt_dir"])))]
-    if not kept:
+    usable = [
+        row for row in rows.to_dict("records") if row["family"] in able and _writes(Path(str(row["attempt_dir"])))
+    ]
+    if not usable:
         line = "no trial here kept the weights of a model that generates text; run a study such as gpt with"
         raise InputError([f"{results}: {line} --set run.checkpoint=true"])
-    best = kept[0]
+    best = usable[0]
     loss = f"validation loss {best['validation_loss_nats']:.4g} nats"
-    warn(f"{best['study']}/{best['trial_id']}, {loss}: the lowest of {len(kept)} with weights; --trial names another")
+    warn(f"{best['study']}/{best['trial_id']}, {loss}: the lowest of {len(usable)} with weights; --trial names another")
     return str(best["trial_id"])
 
 
@@ -92,36 +94,36 @@ def find_weights(results: Path, trial: str) -> tuple[Path, Path | None]:
     """
     trial, named, step = trial.partition("/")
     folders = {path.name: path for study in store.study_dirs(results) for path in sorted((study / "trials").iterdir())}
-    found = [name for name in folders if name.startswith(trial)] if trial else []
-    if len(found) > 1:
-        raise InputError([f"--trial: {trial} begins {len(found)} ids: {', '.join(found[:SHOWN_TRIALS])}"])
-    if not found:
-        kept = [name for name, folder in folders.items() if _kept(folder) or _steps(folder)]
-        if not kept:
+    matches = [name for name in folders if name.startswith(trial)] if trial else []
+    if len(matches) > 1:
+        raise InputError([f"--trial: {trial} begins {len(matches)} ids: {', '.join(matches[:SHOWN_TRIALS])}"])
+    if not matches:
+        usable = [name for name, folder in folders.items() if _kept(folder) or _steps(folder)]
+        if not usable:
             line = "no trial here kept its weights; run a study with --set run.checkpoint=true"
             raise InputError([f"--trial: no such trial {trial!r}; {line}"])
-        raise InputError([f"--trial: {unknown(trial, kept[:SHOWN_TRIALS])}; {len(kept)} trials have weights"])
-    steps, attempts = _steps(folders[found[0]]), _kept(folders[found[0]])
+        raise InputError([f"--trial: {unknown(trial, usable[:SHOWN_TRIALS])}; {len(usable)} trials have weights"])
+    steps, attempts = _steps(folders[matches[0]]), _kept(folders[matches[0]])
     if named:
         if step not in steps:
             have = f"; it has {', '.join(steps)}" if steps else ", as it kept no checkpoints (run.checkpoint_steps)"
-            raise InputError([f"--trial: {found[0]} has no {step!r}{have}"])
+            raise InputError([f"--trial: {matches[0]} has no {step!r}{have}"])
         return steps[step].parent, steps[step]
     if not attempts:
-        known = " or ".join(f"{found[0]}/{name}" for name in steps)
+        known = " or ".join(f"{matches[0]}/{name}" for name in steps)
         instead = f"name a checkpoint, {known}" if steps else "run its study with --set run.checkpoint=true"
-        raise InputError([f"--trial: {found[0]} kept no weights{' of its end' if steps else ''}; {instead}"])
+        raise InputError([f"--trial: {matches[0]} kept no weights{' of its end' if steps else ''}; {instead}"])
     return attempts[-1], None
 
 
 def _steps(folder: Path) -> dict[str, Path]:
     """Return the checkpoints of a trial's newest finished attempt that has any, by the names of their folders."""
     for attempt in sorted(folder.glob("attempt-*"), reverse=True):
-        found = {
+        folders = {
             path.name: path for step in checkpoints(attempt) if (path := checkpoint_folder(attempt, step)).exists()
         }
-        if found and (attempt / "record.json").exists():
-            return found
+        if folders and (attempt / "record.json").exists():
+            return folders
     return {}
 
 

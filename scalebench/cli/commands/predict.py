@@ -90,15 +90,15 @@ def _predict_trials(path: Path, params: float, tokens: float | None, where: str 
     return predict_size(series, params, tokens, surface)
 
 
-def _predict_law(path: Path, given: Mapping[str, float | None]) -> SizePrediction:
+def _predict_law(path: Path, values: Mapping[str, float | None]) -> SizePrediction:
     """Predict from the JSON of a fit; options that the law does not use are reported on standard error."""
     fitted, document = from_document(path)
     law, needed = fitted.law, " and ".join(fitted.law.inputs)
-    options = {name: f"--input {name}" for name in given} | {"params": "--params", "tokens": "--tokens"}
-    for name in (name for name in options if name != "x" and given[name] is not None):
+    options = {name: f"--input {name}" for name in values} | {"params": "--params", "tokens": "--tokens"}
+    for name in (name for name in options if name != "x" and values[name] is not None):
         if not {name, "x" if name == "params" else name} & set(law.inputs):
             warn(f"{options[name]} is not used: {law.name} predicts from {needed}")
-    inputs = {name: value for name in law.inputs if (value := given.get(name)) is not None}
+    inputs = {name: value for name in law.inputs if (value := values.get(name)) is not None}
     missing = [OPTIONS.get(name, f"--input {name}=NUMBER") for name in law.inputs if name not in inputs]
     if missing:
         raise InputError([f"{path}: {law.name} predicts from {needed}; give {' and '.join(missing)}"])

@@ -77,10 +77,10 @@ def _allowed(part: Any) -> tuple[str, ...] | None:
 
 def _axis(value: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of an axis of such values; title, description and default are the field's own."""
-    kept = {key: own[key] for key in ("title", "description", "default") if own.get(key) is not None}
-    if isinstance(kept.get("default"), list | tuple) and len(kept["default"]) == 1:
-        kept["default"] = kept["default"][0]
-    return kept | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *RANGES]}
+    described = {key: own[key] for key in ("title", "description", "default") if own.get(key) is not None}
+    if isinstance(described.get("default"), list | tuple) and len(described["default"]) == 1:
+        described["default"] = described["default"][0]
+    return described | {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *RANGES]}
 
 
 def show_schema() -> int:

@@ -22,15 +22,15 @@ def step_tables(planned: Sequence[PlannedTrial], ceilings: Sequence[float]) -> l
 
     rates = Ceilings(*(1e12 * rate for rate in ceilings))
     tables: dict[str, dict[str, Any]] = {}
-    for one in planned:
-        train = one.trial.spec
-        if not has_model(one.trial):
+    for entry in planned:
+        train = entry.trial.spec
+        if not has_model(entry.trial):
             continue
         peak = datasheet_peak(H100, train.precision)
-        if one.trial.device_kind == "cuda":
+        if entry.trial.device_kind == "cuda":
             seen = gpu_peak(train.precision)
             peak = peak if seen.flops_per_s is None else seen
-        config = gpt.Config(**one.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
+        config = gpt.Config(**entry.trial.model)  # type: ignore[arg-type]  # the plan has checked the fields
         name = f"depth {config.depth} width {config.width}, {train.batch_size} × {train.sequence_length} tokens"
         name += f" in {train.accumulation} micro-batch{'es' * (train.accumulation > 1)}"
         tables.setdefault(name, {"step": name, **summary(config, train, rates, peak.flops_per_s)})

@@ -71,8 +71,8 @@ def _draw(marks: Marks, points: pd.DataFrame, factor: float, unit: str) -> None:
 
 
 def _name(row: Any) -> str:
-    what = row["settings"] or (UNCHANGED if row["unchanged"] else row["study"])
-    return f"{row['trial_id'][:8]} ({quantity(row['size'])}, {what})"
+    change = row["settings"] or (UNCHANGED if row["unchanged"] else row["study"])
+    return f"{row['trial_id'][:8]} ({quantity(row['size'])}, {change})"
 
 
 def _text(points: pd.DataFrame, front: pd.DataFrame, name: str, left_out: int) -> str:

@@ -171,9 +171,9 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     mfu = _mfu_axis(marks, peaks, factor) if not many(study.series) else ""
     sources = ", ".join(sorted(set(known.get("peak_source", pd.Series(dtype=object)).dropna().astype(str))))
     reference = f"Dashed: peak of the device ({sources})." if peaks else "The peak of the device is not known."
-    what = "step" if study.trials[STEP_TIME].notna().any() else "call"
+    unit_of_work = "step" if study.trials[STEP_TIME].notna().any() else "call"
     return Caption(
-        f"FLOPs of the model over the time of a {what}. {reference}{mfu}"
+        f"FLOPs of the model over the time of a {unit_of_work}. {reference}{mfu}"
         + (f" {means_sentence('median', study.series)}" if many(study.series) else ""),
         table(
             "Throughput, achieved FLOP/s and model FLOP/s utilisation (MFU).",

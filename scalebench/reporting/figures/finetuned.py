@@ -21,13 +21,13 @@ from scalebench.reporting.views import Caption, FigureSpec
 def label_of(group: Tuned, groups: Sequence[Tuned]) -> str:
     """Return what a group was tuned with, of what differs between the groups: "LoRA rank 4, 102 k tokens"."""
     rank = group.settings["rank"]
-    what = "all weights" if group.method == FULL else f"LoRA rank {rank:g}" if rank is not None else "LoRA"
-    parts = [what] if len({(other.method, other.settings["rank"]) for other in groups}) > 1 else []
+    method = "all weights" if group.method == FULL else f"LoRA rank {rank:g}" if rank is not None else "LoRA"
+    parts = [method] if len({(other.method, other.settings["rank"]) for other in groups}) > 1 else []
     parts += [amount_of(group)] if len({other.tokens for other in groups}) > 1 else []
     for name in ("source", "head", "pooling"):
         if len({str(other.settings[name]) for other in groups}) > 1:
             parts.append(f"{name} {group.settings[name]}")
-    return ", ".join(parts) or what
+    return ", ".join(parts) or method
 
 
 def amount_of(group: Tuned) -> str:
@@ -130,21 +130,21 @@ def paired(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 def data_transferred(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Draw the effective data transferred by size for each amount of data, with the law where it was fitted."""
-    found = transfer_of(study)
-    known = [point for point in found.points if point.method == FULL and point.transferred > 0]
+    transfer = transfer_of(study)
+    known = [point for point in transfer.points if point.method == FULL and point.transferred > 0]
     if not known:
-        return f"No effective data transferred: {found.law.reason}."
+        return f"No effective data transferred: {transfer.law.reason}."
     rows: list[Sequence[Cell]] = []
     for i, tokens in enumerate(sorted({point.tokens for point in known})):
         part = [point for point in known if point.tokens == tokens]
         rows += _transfers(marks, part, f"{quantity(tokens)} tokens", i)
-        if (law := found.law.fit) is not None:
+        if (law := transfer.law.fit) is not None:
             x = np.geomspace(min(p.size for p in known), max(p.size for p in known), 30)
             y = law.predict(params=x, tokens=np.full(30, tokens))
             marks.axes.plot(x, y, color=series_style(i)["color"], linewidth=1, linestyle="--")
     finish(marks, "effective data transferred D_T (tokens)", log=True)
-    law_text = " Dashed: the fitted law." if found.law.fit is not None else ""
-    left_out = len([point for point in found.points if point.method == FULL]) - len(known)
+    law_text = " Dashed: the fitted law." if transfer.law.fit is not None else ""
+    left_out = len([point for point in transfer.points if point.method == FULL]) - len(known)
     return Caption(
         "D_T = D_E − D_F: tokens from scratch that reach the same loss, minus those that it was tuned on (colours). "
         "Bars are 95 % intervals over seeds; an end beyond the runs from scratch is not drawn."

@@ -54,10 +54,10 @@ def _exponents(label: str, frontier: Frontier) -> str:
     """Return the exponents of the frontier in a sentence, or why they have no interval."""
     allocation, has_intervals = frontier.allocation, frontier.allocation.draws is not None
     texts = [
-        f"{what} grow as C^{value} ({interval})"
-        for what, value, interval in (
-            (what, *bounded(getattr(allocation, k), *(allocation.interval(k) if has_intervals else (np.nan, np.nan))))
-            for what, k in (("parameters", "a"), ("tokens", "b"))
+        f"{noun} grow as C^{value} ({interval})"
+        for noun, value, interval in (
+            (noun, *bounded(getattr(allocation, k), *(allocation.interval(k) if has_intervals else (np.nan, np.nan))))
+            for noun, k in (("parameters", "a"), ("tokens", "b"))
         )
     ]
     why = "" if has_intervals else f" ({allocation.method})"

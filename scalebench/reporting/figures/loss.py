@@ -92,16 +92,16 @@ def _loss_series(marks: Marks, series: Series, style: dict[str, Any], single: bo
     marks.draw(series.usable[series.x.column], series.usable[LOSS], trial_titles(series, series.usable, LOSS, "nats"),
                **style, markersize=3.5, zorder=4, label=f"{prefix}trials" if single else None)  # fmt: skip
     held = (sizes["size"] == sizes["size"].max()) & (series.held is not None)
-    for chosen, marker, size, what in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
+    for chosen, marker, size, role in ((~held, style["marker"], 9, "mean"), (held, "*", 17, "held-out size")):
         part = sizes[chosen]
         if part.empty:
             continue
         axes.errorbar(part["size"], part["mean"], yerr=part["se"].fillna(0), fmt="none", ecolor=style["color"])
         marks.drawn |= {"standard error"} if (part["se"] > 0).any() else set()
         marks.drawn |= {"star"} if marker == "*" else set()
-        titles = [f"{prefix}{what} at {quantity(r['size'])} {series.x.noun}: {uncertain(r['mean'], r['se'])} nats"
+        titles = [f"{prefix}{role} at {quantity(r['size'])} {series.x.noun}: {uncertain(r['mean'], r['se'])} nats"
                   for r in part.to_dict("records")]  # fmt: skip
-        label = what if single else series.label if marker != "*" else None
+        label = role if single else series.label if marker != "*" else None
         marks.draw(part["size"], part["mean"], titles, color=PAPER, marker=marker, markersize=size,
                    markeredgecolor=style["color"], markeredgewidth=1.4, zorder=3, label=label)  # fmt: skip
     fitted = "fit to smaller sizes" if series.held else "fit"

@@ -78,10 +78,12 @@ def curves_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     legend(marks, title=None if by_series else _sizes_title(study))
     columns = ("trial", "id", "first", "middle", "last")
     rows = [_curve_cells(*trial) for trial in trials]
-    what = "Each line is the first trial of a series at its largest size" if by_series else "Each line is one trial"
+    line_meaning = (
+        "Each line is the first trial of a series at its largest size" if by_series else "Each line is one trial"
+    )
     shade = " The larger the model, the darker the line (in the dark theme, the brighter)." if len(sizes) > 1 else ""
     return Caption(
-        f"{what}; the loss is averaged over at most {CURVE_POINTS} equal intervals of its steps."
+        f"{line_meaning}; the loss is averaged over at most {CURVE_POINTS} equal intervals of its steps."
         f"{'' if by_series else shade}{'' if by_series else subset_note(study)}",
         table("Training loss (nats), averaged over the first, middle and last interval.", columns, rows),
     )

@@ -42,13 +42,13 @@ def _gap_series(marks: Marks, series: Series, style: dict[str, Any]) -> Iterator
     usable = series.usable.assign(train=numeric(series.usable, "train_loss_nats"))
     means = usable.dropna(subset=["train", LOSS]).groupby(series.x.column)[["train", LOSS]].mean()
     prefix = f"{series.label}: " if series.label else ""
-    for column, what, line, face in (("train", "training", "--", PAPER), (LOSS, "validation", "-", style["color"])):
+    for column, phase, line, face in (("train", "training", "--", PAPER), (LOSS, "validation", "-", style["color"])):
         if means.empty:
             continue
         marks.axes.plot(means.index, means[column], line, color=style["color"], linewidth=1)
-        titles = [f"{prefix}mean {what} loss at {quantity(size)} {series.x.noun}: {value:.3f} nats"
+        titles = [f"{prefix}mean {phase} loss at {quantity(size)} {series.x.noun}: {value:.3f} nats"
                   for size, value in means[column].items()]  # fmt: skip
-        label = f"{what} loss" if not series.label else series.label if face != PAPER else None
+        label = f"{phase} loss" if not series.label else series.label if face != PAPER else None
         marks.draw(means.index, means[column], titles, **style, markerfacecolor=face, label=label)
     for size, mean in means.iterrows():
         gap = float(mean[LOSS] - mean["train"])

@@ -59,23 +59,23 @@ def figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
 
 def sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield whether branches agree with runs from scratch, with equal seeds and with others, and what they save."""
-    found = branches_of(study)
-    known = [place for place in found.places if np.isfinite(place.low)]
-    if not found.places:
+    branches = branches_of(study)
+    known = [place for place in branches.places if np.isfinite(place.low)]
+    if not branches.places:
         absent = "There are no runs from scratch of the same lengths and schedule among these results"
         yield f"{absent}: whether the branches agree with them is open."
     if known:
         yield agreement_sentence(known)
     pairs, gap = (
-        sum(place.pairs for place in found.places),
-        max((p.equal for p in found.places if p.pairs), default=0.0),
+        sum(place.pairs for place in branches.places),
+        max((p.equal for p in branches.places if p.pairs), default=0.0),
     )
     if pairs:
         exact = "the same loss to the last bit" if gap == 0 else f"losses that differ by at most {gap:.2g} nats"
         yield f"With equal seeds branch and run from scratch have {exact} ({pairs} pairs)."
-    if np.isfinite(found.share):
+    if np.isfinite(branches.share):
         lengths = branched(study)[TOTAL].nunique()
-        spent, saved = (percent(share, sign=False) for share in (found.share, 1 - found.share))
+        spent, saved = (percent(share, sign=False) for share in (branches.share, 1 - branches.share))
         scratch = f"that runs from scratch to the same {lengths} lengths take"
         yield f"One run per size and seed with its branches took {spent} of the FLOPs {scratch}: {saved} saved."
 
@@ -112,11 +112,11 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
 
 def outcome(study: StudyAnalysis) -> Outcome:
     """Return the agreement with runs from scratch and the FLOPs that were saved."""
-    found = branches_of(study)
-    known = [place for place in found.places if np.isfinite(place.low)]
+    branches = branches_of(study)
+    known = [place for place in branches.places if np.isfinite(place.low)]
     inside = sum(place.within_noise for place in known)
     agrees = f"within noise of runs from scratch at {inside} of {len(known)} sizes and lengths" if known else ""
-    saved = f"{percent(1 - found.share, sign=False)} of the FLOPs saved" if np.isfinite(found.share) else ""
+    saved = f"{percent(1 - branches.share, sign=False)} of the FLOPs saved" if np.isfinite(branches.share) else ""
     return Outcome("; ".join(filter(None, ("loss against data", agrees, saved))), "none fitted")
 
 

@@ -241,8 +241,8 @@ def _problem_rows(group: Sequence[pd.Series[Any]], size: str) -> Iterator[tuple[
         f"{quantity(sizes[0])} to {quantity(sizes[-1])}" if len(sizes) > 1 else quantity(sizes[0] if sizes else None)
     )
     names = ", ".join(str(row["trial_id"]) for row in group[:GROUPED_FROM])
-    what = f"{len(group)} trials: {names}{', …' * (len(group) > GROUPED_FROM)}"
-    yield (word(what), word(spread), ended[0], word(None), ended[2])
+    group_text = f"{len(group)} trials: {names}{', …' * (len(group) > GROUPED_FROM)}"
+    yield (word(group_text), word(spread), ended[0], word(None), ended[2])
 
 
 def status_of(row: pd.Series[Any]) -> str:

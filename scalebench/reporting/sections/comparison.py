@@ -140,16 +140,16 @@ def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
 def sentences(name: str, part: Part) -> Iterator[str]:
     """Yield which correct provider is fastest how often, then how each compares with the baseline."""
     frame = part.frame
-    what = f"{name}, {DIRECTIONS[bool(frame['backward'].iloc[0])].lower()}"
+    subject = f"{name}, {DIRECTIONS[bool(frame['backward'].iloc[0])].lower()}"
     right = frame[(frame["status"] == "ok") & frame["accepted"].ne(False) & (numeric(frame, "time_median_s") > 0)]
     if right.empty:
-        yield f"No conclusion on {what}: no provider ran with a correct result."
+        yield f"No conclusion on {subject}: no provider ran with a correct result."
         return
     fastest = right.loc[right.groupby("case")["time_median_s"].idxmin().astype(int)]["provider"].value_counts()
     best = sorted(fastest.items(), key=lambda item: (-item[1], str(item[0])))
     cases = frame["case"].nunique()
     wins = ", ".join(f"{provider} in {count}" for provider, count in best)
-    yield f"Shortest median time for {what}, of {cases} case{'s' * (cases > 1)}: {wins}."
+    yield f"Shortest median time for {subject}, of {cases} case{'s' * (cases > 1)}: {wins}."
     ran, recorded = runnable(frame), set(frame["provider"])
     for provider in part.providers:
         rows = ran[(ran["provider"] == provider) & (ran["provider"] != ran["baseline"])]

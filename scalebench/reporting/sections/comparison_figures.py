@@ -168,9 +168,9 @@ def rate_figure(marks: Marks, part: Part) -> Caption | None:
     marks.axes.set_xlabel(part.x_label)
     rows = [(word(r["case"]), word(r["provider"]), number(r[part.x]), number(r[part.rate], UNITS[part.rate]),
              share_of_ceiling(r, part.rate)) for _, r in timed.iterrows()]  # fmt: skip
-    what = "FLOPs of the operation" if part.rate == FLOPS else "minimum of bytes to move"
+    work = "FLOPs of the operation" if part.rate == FLOPS else "minimum of bytes to move"
     return Caption(
-        f"The {what} over the median time.{LINES * ('joined' in marks.drawn)}"
+        f"The {work} over the median time.{LINES * ('joined' in marks.drawn)}"
         + (_ceiling_sentence(part.rate) if ceilings else " No ceiling was measured."),
         table(f"Achieved {NAMES[part.rate]}.", ("case", "provider", part.x_label, "rate", "of ceiling"), rows),
     )

@@ -36,9 +36,9 @@ def problems_table(frame: pd.DataFrame) -> Table:
         reason = row["error_note"] if wrong else f"{row['error_class']}: {row['error_message']}"
         groups.setdefault((row["provider"], "wrong" if wrong else row["status"], str(reason)), []).append(row["case"])
     rows = [
-        (word(provider), word(what), word(reason), number(len(cases)),
+        (word(provider), word(stage), word(reason), number(len(cases)),
          word("; ".join(cases[:3]) + (f"; and {len(cases) - 3} more" if len(cases) > 3 else "")))
-        for (provider, what, reason), cases in groups.items()
+        for (provider, stage, reason), cases in groups.items()
     ]  # fmt: skip
     columns = ("provider", "problem", "reason", "cases", "which")
     return table("Wrong results and crashes.", columns, rows)

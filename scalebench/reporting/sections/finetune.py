@@ -40,6 +40,10 @@ from scalebench.reporting.views import FigureSpec
 
 HERNANDEZ = "Hernandez et al. 2021, arXiv:2102.01293"
 BIDERMAN = "Biderman et al. 2024, arXiv:2405.09673"
+CLAIMS = (  # of LoRA: column, sign of the difference to all weights, published finding, effect
+    (LOSS, 1, "LoRA learns less than all weights", "loss of LoRA minus all weights"),
+    (FORGETTING, -1, "LoRA forgets less than all weights", "forgetting of all weights minus LoRA"),
+)
 
 
 def sentences(study: StudyAnalysis) -> Iterator[str]:
@@ -84,23 +88,28 @@ def accuracy_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
     return f"Accuracy ({label_of(group, groups)}) is {' and '.join(ends)}."
 
 
+def classifies(study: StudyAnalysis) -> bool:
+    """Return whether all trials have a new head of classes, whose loss is comparable with no run from scratch."""
+    return "head" in study.trials and bool(study.trials["head"].eq("classes").all())
+
+
 def transfer_sentences(study: StudyAnalysis) -> Iterator[str]:
     """Yield how much data the earlier training was worth, and its law or why there is none; nothing of other heads."""
-    if "head" in study.trials and study.trials["head"].eq("classes").all():
+    if classifies(study):
         return
-    found = transfer_of(study)
-    known = [point for point in found.fully_tuned if point.known]
+    transfer = transfer_of(study)
+    known = [point for point in transfer.fully_tuned if point.known]
     if known:
         tokens = sorted({point.tokens for point in known})
         middle = [point for point in known if point.tokens == tokens[len(tokens) // 2]]
         ends = [_worth(point) for point in dict.fromkeys((middle[0], middle[-1]))]
         where = f"to a model that is fine-tuned on {quantity(middle[0].tokens)} tokens"
         yield f"The earlier training is worth, {where}, {' and '.join(ends)}."
-    if found.law.fit is None:
-        yield f"No law of transfer: {found.law.reason}."
+    if transfer.law.fit is None:
+        yield f"No law of transfer: {transfer.law.reason}."
     else:
         published = f"from text to Python {HERNANDEZ} report a = 0.18, b = 0.38"
-        yield f"The law of transfer is {law_text(found.law)}; {published}."
+        yield f"The law of transfer is {law_text(transfer.law)}; {published}."
 
 
 def _worth(point: Transfer) -> str:
@@ -152,8 +161,10 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
 
 def outcome(study: StudyAnalysis) -> Outcome:
     """Return what was measured, the law of transfer, and the findings that the study tests."""
+    if classifies(study):
+        return Outcome("loss, accuracy and F1 of a classifier", "none fitted", tuple(_lora_findings(study, CLAIMS[:1])))
     law = transfer_of(study).law
-    findings = [_law_finding(study), *_lora_findings(study)]
+    findings = [_law_finding(study), *_lora_findings(study, CLAIMS)]
     return Outcome("loss before and after, forgetting, effective data transferred", law_text(law), tuple(findings))
 
 
@@ -166,12 +177,8 @@ def _law_finding(study: StudyAnalysis) -> Finding:
                    *law.interval("b"), seeds=seeds)  # fmt: skip
 
 
-def _lora_findings(study: StudyAnalysis) -> Iterator[Finding]:
+def _lora_findings(study: StudyAnalysis, claims: Sequence[tuple[str, int, str, str]]) -> Iterator[Finding]:
     """Yield whether LoRA learns less and forgets less, at the largest size and amount of data that both have."""
-    claims = (
-        (LOSS, 1, "LoRA learns less than all weights", "loss of LoRA minus all weights"),
-        (FORGETTING, -1, "LoRA forgets less than all weights", "forgetting of all weights minus LoRA"),
-    )
     for column, sign, published, effect in claims:
         pairs = sorted(lora_against_full(study, column), key=lambda pair: (pair.tokens, pair.size))
         if not pairs:
@@ -185,8 +192,7 @@ def _lora_findings(study: StudyAnalysis) -> Iterator[Finding]:
 
 def figures(study: StudyAnalysis) -> tuple[FigureSpec[StudyAnalysis], ...]:
     """Return the figures; a head of classes has no runs from scratch to compare with."""
-    own = not ("head" in study.trials and study.trials["head"].eq("classes").all())
-    return (AFTER, *((TRANSFERRED,) if own else ()), LORA_COST, FORGOTTEN, STEP_TIMES, CURVES)
+    return (AFTER, *(() if classifies(study) else (TRANSFERRED,)), LORA_COST, FORGOTTEN, STEP_TIMES, CURVES)
 
 
 METHODS = (

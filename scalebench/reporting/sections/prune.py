@@ -157,7 +157,7 @@ def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
     """Yield bytes and time of models that are only masked, that run on 2:4 kernels, and that really are smaller."""
     kernels, masked = trials["method"] == "2:4", trials["packed_bytes"].notna()
     kinds = {"masked models": masked & ~kernels, "2:4 models on their kernels": kernels, "smaller models": ~masked}
-    for what, rows in kinds.items():
+    for kind, rows in kinds.items():
         part = trials[rows].dropna(subset=["latency_ratio"])
         if part.empty:
             continue
@@ -166,7 +166,7 @@ def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
         size = "as many bytes as" if (sizes == 1).all() else f"{percent(sizes.median(), sign=False)} of the bytes of"
         spread = f"; 10th to 90th percentile {significant(low, 2)} to {significant(high, 2)}"
         yield (
-            f"The {what} have {size} the unpruned ones and take {significant(middle, 2)} times as long (medians of "
+            f"The {kind} have {size} the unpruned ones and take {significant(middle, 2)} times as long (medians of "
             f"{len(part)} trials{spread if len(part) >= FEWEST_FOR_PERCENTILES else ''})."
         )
 

@@ -69,10 +69,10 @@ def _bytes_table(rows: pd.DataFrame) -> Table:
 
 def _trends_table(rows: pd.DataFrame, study: StudyAnalysis) -> Table:
     cells = []
-    for what, slopes in (("size", size_trends(rows)), (unit_of(study), data_trends(rows))):
+    for axis, slopes in (("size", size_trends(rows)), (unit_of(study), data_trends(rows))):
         for slope in slopes:
             text, interval = bounded(slope.value, slope.low, slope.high)
-            cells.append((word(slope.level), word(what), (text, slope.value), word(interval), number(slope.runs)))
+            cells.append((word(slope.level), word(axis), (text, slope.value), word(interval), number(slope.runs)))
     columns = ("level", "doubling of", "change of the loss added (nats)", "95 % interval of all together", "runs")
     return table("How the loss added changes with size and with data.", columns, cells)
 

@@ -45,13 +45,13 @@ def lines(study: StudyAnalysis) -> list[Line]:
     trials["samples"] = batches / counts if weak else batches
     names = "samples per process" if weak else "samples per step"
     several = trials[counts > 1]
-    found = []
+    drawn = []
     for (kind, size, samples), part in several.groupby([KIND, N, "samples"], sort=True):
         alone = trials[(counts == 1) & (trials[N] == size) & (trials["samples"] == samples)]
         parts = [str(kind), quantity(size) if several[N].nunique() > 1 else ""]
         parts.append(f"{samples:g} {names}" if several["samples"].nunique() > 1 else "")
-        found.append(Line(", ".join(filter(None, parts)), _points(pd.concat([alone, part]))))
-    return found
+        drawn.append(Line(", ".join(filter(None, parts)), _points(pd.concat([alone, part]))))
+    return drawn
 
 
 def _points(trials: pd.DataFrame) -> pd.DataFrame:
@@ -107,13 +107,13 @@ def _shown(column: str, row: object) -> str:
     return quantity(value, "B") if column == "memory" else f"{value:.3g}"
 
 
-def _table(found: list[Line]) -> Table:
+def _table(drawn: list[Line]) -> Table:
     rows = [
         (
             word(line.label), number(row.processes), number(row.step_time, "s"), number(row.rate),
             number(row.speedup), share(row.efficiency), number(row.memory, "B"), word("yes" if row.timed else "no"),
         )
-        for line in found
+        for line in drawn
         for row in line.points.itertuples()
     ]  # fmt: skip
     columns = (

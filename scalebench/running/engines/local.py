@@ -41,10 +41,10 @@ class _Worker:
 
 def check(resources: Sequence[Resources], slots: int | None = None) -> None:
     """Raise ``InputError`` for a trial that asks for more GPUs than this machine, or its ``slots``, has."""
-    asked = max((needs.gpus for needs in resources), default=0)
-    if asked and asked > (there := len(gpu_names(slots))):
+    gpus = max((needs.gpus for needs in resources), default=0)
+    if gpus and gpus > (available := len(gpu_names(slots))):
         where = "this machine has" if slots is None else "there are slots for"
-        raise InputError(f"engine local: a trial asks for {asked} GPUs and {where} {there}")
+        raise InputError(f"engine local: a trial asks for {gpus} GPUs and {where} {available}")
 
 
 def place(

@@ -66,8 +66,8 @@ def check(resources: Sequence[Resources]) -> None:
         if not any(node.get("CPU", 0) >= needs.cpus and node.get("GPU", 0) >= needs.gpus for node in nodes):
             most = [f"{max((node.get(kind, 0) for node in nodes), default=0):g}" for kind in ("CPU", "GPU")]
             ray.shutdown()
-            asked = f"a trial asks for {needs.cpus} cores and {needs.gpus} GPUs on one node"
-            raise InputError(f"engine ray: {asked}; the nodes have at most {most[0]} cores and {most[1]} GPUs")
+            request = f"a trial asks for {needs.cpus} cores and {needs.gpus} GPUs on one node"
+            raise InputError(f"engine ray: {request}; the nodes have at most {most[0]} cores and {most[1]} GPUs")
 
 
 def connect() -> Any:

@@ -88,8 +88,8 @@ def check(resources: Sequence[Resources]) -> None:
     for request, needs in {tuple(requested(needs)): needs for needs in resources}.items():
         done = _run("sbatch", "--test-only", *request, script="#!/bin/sh\n")
         if done.returncode:
-            asked = f"{needs.cpus} cores, {needs.gpus} GPUs, {memory_mib(needs)} MiB, {minutes(needs)} minutes"
-            raise InputError(f"engine slurm: sbatch refuses a trial with {asked}: {_last(done.stderr)}")
+            needed = f"{needs.cpus} cores, {needs.gpus} GPUs, {memory_mib(needs)} MiB, {minutes(needs)} minutes"
+            raise InputError(f"engine slurm: sbatch refuses a trial with {needed}: {_last(done.stderr)}")
 
 
 def place(
@@ -129,16 +129,16 @@ def finished(tasks: dict[Task, Path], tick: Tick) -> Iterator[Path]:
     """Yield the attempts as they end, taking their tasks out of ``tasks``."""
     ended: dict[Task, float] = {}  # tasks that left the queue without a record, and when that was noticed
     states: dict[Task, State] | None = None
-    asked = -QUEUE_EVERY_S
+    last_query = -QUEUE_EVERY_S
     while tasks:
         for task in [task for task, attempt in tasks.items() if has_record(attempt)]:
             yield tasks.pop(task)
-        if time.monotonic() - asked >= QUEUE_EVERY_S:
-            states, asked = queue(), time.monotonic()
+        if time.monotonic() - last_query >= QUEUE_EVERY_S:
+            states, last_query = queue(), time.monotonic()
             for task in tasks if states is not None else ():
                 assert states is not None
                 if (state := states.get(task)) is None or state.name not in ACTIVE:
-                    ended.setdefault(task, asked)
+                    ended.setdefault(task, last_query)
                 else:
                     ended.pop(task, None)  # requeued
         for task in [task for task, since in ended.items() if task in tasks and time.monotonic() - since > SETTLE_S]:
