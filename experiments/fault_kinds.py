@@ -231,17 +231,19 @@ def rank_killed(case: Case) -> None:
 
 
 def ray_killed(case: Case) -> None:
-    """Kill a worker of Ray, then the head of its embedded cluster."""
+    """Kill the head of Ray's embedded cluster, then a worker: that driver runs the worker's trial again itself."""
     if importlib.util.find_spec("ray") is None:
         raise Unavailable("Ray is not installed")
     quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1"}  # else a driver looks for its head for a minute
-    for word in ("ray::run_worker", "gcs_server"):
+    for word in ("gcs_server", "ray::run_worker"):
         driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
-        case.wait(lambda before=before: len(case.records()) > before, driver, 300)
+        running = partial(descendants, driver, "ray::run_worker")
+        case.wait(running if before else lambda: len(case.records()) > 0, driver, 300)
         children = descendants(driver, word)
         if children:
             random.choice(children).kill()
             case.injected += 1
+        case.notes.append(f"{word} {'killed' if children else 'missing'}")
         try:
             driver.wait(300)
         except subprocess.TimeoutExpired:

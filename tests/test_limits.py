@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from support import PLACEMENT, SMALL, SOURCE_PATH, train_spec
 
 from scalebench import store
-from scalebench.running.limits import with_smaller_micro_batches
+from scalebench.running.limits import allocation_failed, with_smaller_micro_batches
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.sweep import run
 from scalebench.running.worker import run_trial
@@ -35,6 +36,14 @@ def test_a_trial_beyond_its_limit_is_oom_with_its_peak_and_one_below_it_is_ok(tm
     assert row["peak_rss_bytes"] > 1e8
     row = rows(tmp_path, "model.params=200", "run.memory_limit_bytes=2e9")
     assert row["status"] == "ok", row["error_message"]
+
+
+def test_onednn_without_memory_is_out_of_memory_only_below_a_limit(monkeypatch) -> None:
+    error = RuntimeError("could not create a primitive")
+    assert not allocation_failed(error)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**9, resource.RLIM_INFINITY))
+    assert allocation_failed(error)
+    assert not allocation_failed(RuntimeError("shapes do not match"))
 
 
 def test_micro_batches_are_halved_down_to_one_row() -> None:

@@ -87,6 +87,18 @@ def test_trials_that_run_one_after_another_start_in_the_studys_order_and_others_
     assert order(2, gpus=1, share_device=True) == [1, 2, 0]
 
 
+@pytest.mark.parametrize("limit", [None, 1e9])
+def test_a_crash_below_a_limit_of_memory_says_that_the_limit_may_be_why(tmp_path: Path, monkeypatch, limit) -> None:
+    crash = [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 11)"]
+    monkeypatch.setattr(local, "start_worker", lambda _, environment: processes.start(crash, environment))
+    closed: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(local, "close_attempt", lambda *ended: closed.append(ended))
+    store.write_json(tmp_path / "trial.json", {"memory_limit_bytes": limit})
+    assert list(local.place([tmp_path], [Resources()])) == [tmp_path]
+    ((_, status, _, message),) = closed
+    assert (status, "SIGSEGV" in message, "memory_limit_bytes" in message) == ("killed", True, limit is not None)
+
+
 def test_the_time_limit_of_a_trial_does_not_count_while_it_waits_for_a_gpu(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as process:
         worker = local._Worker(tmp_path, (), process, 5.0, time.monotonic() - 1.0)

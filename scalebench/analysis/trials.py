@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.measure.statistics import combined_standard_error
-
 N = "params_non_embedding"
 DATA_SEEN = "data_seen"  # tokens_seen, or samples_seen of tasks without tokens
 LOSS = "validation_loss_nats"
@@ -174,9 +172,12 @@ def means_per_size(usable: pd.DataFrame, x: SizeAxis) -> pd.DataFrame:
 
     Where only one seed ran, the spread between seeds is unknown: the error is the validation sample's alone.
     """
-    rows = []
-    for size, group in usable.dropna(subset=[LOSS]).groupby(x.column):
-        both = combined_standard_error(group[LOSS].tolist(), group[LOSS_SE].fillna(0.0).tolist())
-        alone = float(np.sqrt(np.nanmean(np.square(group[LOSS_SE])))) if group[LOSS_SE].notna().any() else np.nan
-        rows.append((size, len(group), group[LOSS].mean(), alone if np.isnan(both) else both, group[LOSS].std(ddof=1)))
-    return pd.DataFrame(rows, columns=["size", "trials", "mean", "se", "seed_sd"])
+    done = usable.dropna(subset=[LOSS])
+    squares = done[LOSS_SE].astype(float) ** 2
+    groups = done.assign(known=squares, all=squares.fillna(0.0)).groupby(x.column)
+    number, seed_sd = groups.size(), groups[LOSS].std(ddof=1)
+    # As ``combined_standard_error``, of all sizes at once.
+    both = (seed_sd**2 / number + groups["all"].mean()) ** 0.5
+    se = both.fillna(groups["known"].mean() ** 0.5)
+    columns = {"trials": number, "mean": groups[LOSS].mean(), "se": se, "seed_sd": seed_sd}
+    return pd.DataFrame(columns).rename_axis("size").reset_index()

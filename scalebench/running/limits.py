@@ -21,6 +21,20 @@ def limit_memory(limit_bytes: float | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))
 
 
+def allocation_failed(error: Exception) -> bool:
+    """Whether an exception says that memory ran out.
+
+    On a CPU torch reports that as a plain RuntimeError; oneDNN names what it could not create, which below a limit of
+    memory is for lack of it.
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return True
+    limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+    return limited and str(error).startswith(("could not create a primitive", "could not create a memory"))
+
+
 def data_bytes() -> int:
     """Return the bytes of private writable memory of this process, which RLIMIT_DATA limits; 0 where unknown."""
     try:

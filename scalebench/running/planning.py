@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -194,7 +194,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     trial = Trial.model_construct(
         workload=workload_name,
         family=name,
-        model=asdict(decided.config),
+        model={field.name: getattr(decided.config, field.name) for field in fields(decided.config)},
         spec=decided.spec,
         data=about,
         parent=None if parent is None else parent.identity,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scalebench.running import processes
-from scalebench.running.limits import limit_memory, with_smaller_micro_batches
+from scalebench.running.limits import allocation_failed, limit_memory, with_smaller_micro_batches
 from scalebench.running.members import members_of, run_members
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
@@ -138,13 +138,11 @@ def error_columns(error: Exception) -> dict[str, Any]:
 
 def status_of(error: Exception) -> str:
     """Return the trial's status after an exception."""
-    import torch
     from scalekernels import Unsupported
 
     from scalebench.workloads.loop import Diverged
 
-    # On a CPU torch reports a failed allocation as a plain RuntimeError.
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if allocation_failed(error):
         return "oom"
     if isinstance(error, Diverged):
         return "diverged"

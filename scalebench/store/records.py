@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,27 +141,35 @@ def _size(path: Path, recorded: int) -> int:
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record's columns as finite numbers that fit a table, texts, flags and null; else ``ValueError``."""
-    if len(row) > MOST_COLUMNS:
-        raise ValueError(f"{len(row):,} columns; at most {MOST_COLUMNS:,} are read")
-    for name in row:
-        if len(name) > 200 or not name.isprintable():
-            raise ValueError(f"{name[:60]!a} cannot name a column")
+    _check_columns(tuple(row))
     for name in TEXTS:
         if not isinstance(row.get(name), str | None):
             raise ValueError(f"{name}: expected a text or null, not {type(row[name]).__name__}")
     return {name: value if value is None else _plain_value(name, value) for name, value in row.items()}
 
 
+@lru_cache(maxsize=16)  # the records of a study have the same columns
+def _check_columns(names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for too many columns, and for what cannot name one."""
+    if len(names) > MOST_COLUMNS:
+        raise ValueError(f"{len(names):,} columns; at most {MOST_COLUMNS:,} are read")
+    for name in names:
+        if len(name) > 200 or not name.isprintable():
+            raise ValueError(f"{name[:60]!a} cannot name a column")
+
+
 def _plain_value(name: str, value: Any) -> Any:
     """Return one value; integers beyond 64 bits, which no table holds, as floats."""
     kind = type(value)
+    if kind is float and math.isfinite(value):  # first: most are
+        return value
     if kind in (str, bool) and (name in COUNTED or name.endswith(MEASURED)):
         raise ValueError(f"{name}: expected a number or null, not {str(value)[:60]!r}")
     if kind is str and len(value) > LONGEST_TEXT:
         raise ValueError(f"{name}: a text of {len(value):,} characters; at most {LONGEST_TEXT:,} are read")
     if kind is str:
         return value if value.isascii() else plain_text(value)
-    if kind is bool or (kind is float and math.isfinite(value)):
+    if kind is bool:
         return value
     if kind is int and value.bit_length() < 1024:  # the largest float has 1,024 bits
         return value if -(2**63) <= value < 2**63 else float(value)

@@ -95,8 +95,9 @@ def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[st
     frame, _ = study_table(study_dir, lines)
     ids, start = set(trial_ids), len(f"{folder}/")
     damaged += [line for line in lines if line[start:].split("/")[0] in ids]
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return {row["trial_id"]: {str(name): value for name, value in row.items()} for row in rows}
+    columns = {str(name): values.astype(object).where(values.notna(), None) for name, values in frame.items()}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*map(list, columns.values()), strict=True))
+    return {row["trial_id"]: row for row in rows}
 
 
 def table_of(readings: Iterable[Reading]) -> pd.DataFrame:

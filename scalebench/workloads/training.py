@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scalebench.errors import InputError
@@ -31,6 +31,8 @@ from scalebench.workloads.training_memory import training_memory
 from scalebench.workloads.training_spec import BUDGETS, TrainSection, TrainSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scalebench.workloads.recorder import Recorder
 
 __all__ = ["COLUMNS", "KEEPS", "SUMMARY", "TABLE", "TAKES_WEIGHTS", "Section", "Spec", "cost", "decide", "run"]
@@ -131,8 +133,7 @@ def _filled(request: Request) -> dict[str, Any]:
 
     A trial with a parent takes the parent's seed and sequence length, and where its run is continued all else, too.
     """
-    defaults = {name: values[0] for name, values in TrainSection().given().items()}
-    defaults.pop("device")
+    defaults = dict(_defaults())
     parent = None if request.parent is None else request.parent.spec
     if parent is not None:
         defaults["seed"] = parent.seed  # it can decide what is held out
@@ -148,6 +149,12 @@ def _filled(request: Request) -> dict[str, Any]:
         if (requested := request.values.get("optimizer", parent.optimizer)) != parent.optimizer:
             raise InputError(f"train.optimizer: the parent's state is that of {parent.optimizer}, not of {requested}")
     return defaults | dict(request.values)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """Return the values of [train] that a file need not name, the device aside."""
+    return {name: values[0] for name, values in TrainSection().given().items() if name != "device"}
 
 
 def _sequence_length(request: Request, requested: int | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,7 @@ def _announce(sweep: Sweep, *, as_json: bool) -> None:
         warn(text)
     if not as_json:
         say(f"{sweep.study_dir.name}: {trials(len(sweep.planned))}, {len(sweep.missing)} to run")
+        sys.stdout.flush()  # into a pipe too, before what follows takes its time
 
 
 def _label(planned: PlannedTrial) -> TrialLabel:

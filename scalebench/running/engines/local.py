@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from scalebench.running.engines.base import (
 )
 from scalebench.running.forked import start_worker
 from scalebench.running.slots import Slots, gpu_names
+from scalebench.store import read_header
 
 POLL_S = 0.05
 
@@ -166,6 +168,8 @@ def _finished(worker: _Worker) -> bool:
     else:
         status = "killed" if code < 0 else "failed"
         reason = processes.exit_reason(code, processes.last_lines(worker.attempt / "stderr.log"))
+        if code in (-signal.SIGSEGV, -signal.SIGABRT) and read_header(worker.attempt).get("memory_limit_bytes"):
+            reason += "; libraries can crash where an allocation fails: perhaps run.memory_limit_bytes was reached"
         close_attempt(worker.attempt, status, "WorkerEnded", f"the worker ended without a record: {reason}")
     return True
 

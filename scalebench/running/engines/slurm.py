@@ -89,7 +89,7 @@ def check(resources: Sequence[Resources]) -> None:
         done = _run("sbatch", "--test-only", *request, script="#!/bin/sh\n")
         if done.returncode:
             needed = f"{needs.cpus} cores, {needs.gpus} GPUs, {memory_mib(needs)} MiB, {minutes(needs)} minutes"
-            raise InputError(f"engine slurm: no node can run a trial with {needed}: {_last(done.stderr)}")
+            raise InputError(f"engine slurm: sbatch refuses a trial with {needed}: {_last(done.stderr)}")
 
 
 def place(
