@@ -14,7 +14,7 @@ from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.analysis.trials import PARAMETERS
 from scalebench.reporting import render, verdict
 from scalebench.reporting.figures.loss import loss_figure
-from scalebench.reporting.sections.choices import choices_figure
+from scalebench.reporting.sections.choices import choice_sentences, choices_figure
 from scalebench.reporting.svg import canvas
 from scalebench.store import Results, new_attempt, write_json, write_record
 from scalebench.workloads import columns_of
@@ -146,3 +146,8 @@ def test_a_trial_that_stopped_early_does_not_make_a_study_of_data() -> None:
     frame = trials(LOSSES).assign(tokens_seen=1e5)
     frame.loc[0, ["status", "tokens_seen"]] = "diverged", 5e3
     assert analysis(frame).x is PARAMETERS
+
+
+def test_a_choice_without_others_is_not_both_lowest_and_highest() -> None:
+    (sentence,) = choice_sentences(analysis(trials({"adamw": (2.52, 2.515)})).series)
+    assert sentence == "The validation loss at 12.0\u00a0k parameters is 2.518\u00a0±\u00a00.010 nats."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from scalebench.errors import StudyError
 from scalebench.running.claims import Observer, driving
 from scalebench.running.engines.base import close_attempt
 from scalebench.running.ensembles import NO_OTHER, grouped
-from scalebench.running.members import MEMBERS, members_of
+from scalebench.running.members import MEMBERS, members_of, run_members
 from scalebench.running.planning import plan
 from scalebench.running.sweep import execute, survey
 from scalebench.running.worker import started, write_end
@@ -262,3 +263,24 @@ def test_a_run_whose_worker_is_killed_is_finished_by_the_same_command(tmp_path: 
         expected = undisturbed[row["trial_id"]]["validation_loss_nats"]
         assert row["validation_loss_nats"] == pytest.approx(expected, rel=1e-5)
     assert survey(study, tmp_path / "r").missing == []
+
+
+def test_a_member_whose_folder_goes_leaves_the_others_ok(tmp_path: Path) -> None:
+    study, folders = small_study(tmp_path, "train.weight_decay=0.1"), []
+
+    def work(lead: Path) -> None:
+        attempts = folders[:] = members_of(lead)
+        first = iter([True])
+
+        def end(trial, recorder, error):
+            if next(first, False):
+                shutil.rmtree(attempts[1])
+            return write_end(trial, recorder, error)
+
+        run_members(lead, PLACEMENT, started, end)
+
+    with pytest.raises(store.StoreError, match="no such file"):
+        run_together(study, tmp_path / "r", work)
+    for attempt in (folders[0], *folders[2:]):
+        assert store.read_record(attempt)["status"] == "ok"
+    assert [trial.trial_id for trial in survey(study, tmp_path / "r").missing] == [folders[1].parent.name]

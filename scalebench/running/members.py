@@ -7,6 +7,7 @@ a worker that ends before all records are there has left none for the lead.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,12 @@ def run_members(
     def ended(index: int, error: Exception | None) -> None:
         if index == 0:
             of_lead.append(error)
-        else:
+            return
+        try:
             statuses.append((attempts[index], end(*members[index], error)))
+        except (OSError, StoreError) as unwritten:  # its folder was removed, or the disk is full: the others go on
+            traceback.print_exception(unwritten)
+            statuses.append((attempts[index], "failed"))  # ``close_members`` writes its record, if it can
 
     train_together(members, ended)
     return [*statuses, (lead, end(*members[0], of_lead[0]))]

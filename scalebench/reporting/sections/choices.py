@@ -76,6 +76,10 @@ def choice_sentences(all_series: Sequence[Series]) -> Iterator[str]:
     best, worst = (f"{series.label} ({uncertain(row['mean'], row['se'])} nats)"
                    for series, row in ((ranked[0], rows[0]), (ranked[-1], rows[-1])))  # fmt: skip
     size = quantity(rows[0]["size"])
+    if len(ranked) == 1:
+        of = f" ({ranked[0].label})" if ranked[0].label else ""
+        yield f"The validation loss at {size} parameters is {uncertain(rows[0]['mean'], rows[0]['se'])} nats{of}."
+        return
     yield (f"Of {len(ranked)} choices at {size} parameters the lowest validation loss is that of {best}, the highest "
            f"that of {worst}.")  # fmt: skip
     near = [series.label for series, row in zip(ranked[1:], rows[1:], strict=True)
