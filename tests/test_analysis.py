@@ -65,8 +65,8 @@ def table(page: str, caption: str) -> list[list[str]]:
     """Return the cells of the table with a caption, one list per row."""
     (body,) = re.findall(rf"<caption>(?:<span>)?{re.escape(caption)}.*?</table>", page, re.DOTALL)
     rows = re.findall(r"<tr>(.*?)</tr>", body.partition("<tbody>")[2], re.DOTALL)
-    return [[re.sub(r"<[^>]*>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
-            for row in rows]  # fmt: skip
+    cells = (re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in rows)
+    return [[" ".join(re.sub(r"<[^>]*>", "", cell).split()) for cell in row] for row in cells]  # as a browser shows it
 
 
 def shown(answer: dict[str, float], unit: str) -> str:

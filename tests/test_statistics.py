@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalebench.analysis.trials import LOSS, LOSS_SE, PARAMETERS, N, means_per_size
 from scalebench.measure.statistics import (
     clustered_mean,
     combined_standard_error,
@@ -75,3 +77,15 @@ def test_one_cluster_or_one_seed_has_no_known_error() -> None:
 
 def test_the_combined_error_adds_seed_variance_to_the_shared_validation_error() -> None:
     assert combined_standard_error([1.0, 3.0], [0.3, 0.3]) == pytest.approx(math.sqrt(2 / 2 + 0.09))
+
+
+def test_means_of_all_sizes_have_the_error_of_each_by_itself() -> None:
+    losses, errors = [1.0, 3.0, 2.0, 2.5, 1.5], [0.3, None, 0.1, None, None]
+    trials = pd.DataFrame({N: [10, 10, 20, 30, 30], LOSS: losses, LOSS_SE: errors})
+    means = means_per_size(trials, PARAMETERS).set_index("size")
+    assert means["trials"].tolist() == [2, 1, 2]
+    assert means["mean"].tolist() == [2.0, 2.0, 2.0]
+    assert means.loc[10, "se"] == pytest.approx(combined_standard_error([1.0, 3.0], [0.3, 0.0]))
+    assert means.loc[20, "se"] == pytest.approx(0.1)  # one seed: the validation sample's alone
+    assert means.loc[30, "se"] == pytest.approx(combined_standard_error([2.5, 1.5], [0.0, 0.0]))
+    assert means["seed_sd"].isna().tolist() == [False, True, False]
