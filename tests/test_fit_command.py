@@ -40,7 +40,7 @@ def test_json_is_to_dict_and_the_points(command, tmp_path: Path) -> None:
     assert {key: document[key] for key in expected} == json.loads(json.dumps(expected))
     assert set(document) == set(expected) | {"backtest", "points", "source"}
     _, out, _ = command("fit", "p.csv", *CHINCHILLA, "--tokens-column", "D", "--json")
-    assert json.loads(out) == document
+    assert json.loads(out) == {"command": "fit"} | document
 
 
 def test_a_fit_made_again_from_its_json_predicts_the_same(command, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from scalebench.workloads.checkpointing import recompute_blocks
@@ -122,7 +123,7 @@ def test_compiled_blocks_and_models_give_the_same_sums_from_one_compilation(back
     plain, compiled = Model(True), Model(True)
     expected = gradients(plain, WorkingCopy(plain, torch.bfloat16, sum_in_products=True).module, 2)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     copy = WorkingCopy(compiled, torch.bfloat16, sum_in_products=True)
     runs = copy.module
     if whole:

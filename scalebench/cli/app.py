@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     use_plain_characters()
-    sys.exit(_exit_code(arguments))
+    code = _exit_code(arguments)
+    if code == INTERRUPTED:  # another signal while Python shuts down would replace the exit code
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
