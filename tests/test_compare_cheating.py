@@ -205,9 +205,8 @@ def test_work_left_to_other_threads_is_its_processor_time_after_the_call() -> No
     spent = time.thread_time() - begun
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()
-        left = work_left_behind(
-            lambda: {"y": pool.submit(compute)}, 0.05
-        )  # a pause of 100 ms, on cores that may be busy
+        # Pauses of 100 ms: on busy cores the thread may begin late.
+        left = work_left_behind(lambda: {"y": pool.submit(compute)}, 0.05)
         assert 0.2 * spent < left < 20 * spent
         assert work_left_behind(lambda: pool.submit(compute).result(), spent) is None
     assert work_left_behind(compute, spent) is None
