@@ -231,6 +231,13 @@ def test_a_link_keeps_scales_and_restores_them(browser, page: Path) -> None:
     assert probe(browser, page, PLACES, fragment="#study-s-loss?log+x=maybe&other=1")["off"] == ["log y"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fragment", ["#%E0%A4%A", "#study-s-loss?log+x=%3Cscript%3E&%ff=%", "#" + "?" * 5000])
+def test_a_link_that_is_no_link_of_the_page_changes_nothing(browser, page: Path, fragment: str) -> None:
+    assert probe(browser, page, PLACES, fragment=fragment)["off"] == ["log y"]
+    assert probe(browser, page, "document.querySelectorAll('.drawing script').length", fragment=fragment) == 0
+
+
 STATE = """(() => {
   const figure = document.querySelector('.explore');
   return {chosen: [...figure.querySelectorAll('select')].map((each) => each.selectedOptions[0].text),

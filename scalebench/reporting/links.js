@@ -35,10 +35,11 @@ function restore(figure, state) {
 }
 
 function openTarget() {
-  const [id, state] = location.hash.slice(1).split("?");
-  const made = [...document.querySelectorAll("details.trials")].find((each) => exploreId(each) === decodeURIComponent(id));
+  let [id, state] = location.hash.slice(1).split("?");
+  try { id = decodeURIComponent(id); } catch { return; } // no link of this page
+  const made = [...document.querySelectorAll("details.trials")].find((each) => exploreId(each) === id);
   if (made) showTrials(made);
-  const target = id && document.getElementById(decodeURIComponent(id));
+  const target = id && document.getElementById(id);
   if (!target) return;
   for (let up = target; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
   if (state) restore(target, new URLSearchParams(state));
