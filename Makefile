@@ -26,7 +26,7 @@ reports: demo families lifecycle compare
 # Rewritten assertions and compiled modules are kept, also where the environment says otherwise: without them each of
 # the four worker processes rewrites every test file anew, which takes longer than the import of torch.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 test: $(READY)
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST)
