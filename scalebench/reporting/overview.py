@@ -12,6 +12,7 @@ from scalebench.analysis.growth import Growth, growth
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import PARAMETERS, STEP_TIME, N, numeric
+from scalebench.reporting.end_labels import PHONE_ROOM
 from scalebench.reporting.figures.after_training import OF_ALL
 from scalebench.reporting.outcomes import findings_sentence, findings_table, outcome_row, outcomes_table
 from scalebench.reporting.quantities import bounded, quantity, uncertain
@@ -111,22 +112,26 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
     known = [row for row in rows if row.time or row.memory]
     if not known:
         return None
-    names = [row.cells[0][0] for row in known]
-    marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(known))
+    lines = list(_lines(known))
+    wholes = [row.cells[0][0] if row else "" for _, row in lines]
+    marks.figure.set_size_inches(marks.figure.get_figwidth(), REST_INCHES + ROW_INCHES * len(lines))
+    room = (PHONE_ROOM, 0, 1 - PHONE_ROOM, 1)
+    marks.figure.get_layout_engine().set(rect=room)  # type: ignore[union-attr, call-arg]
     for i, (cost, shift) in enumerate((("time", -0.14), ("memory", 0.14))):
-        style, grown = series_style(i), [(place + shift, getattr(row, cost)) for place, row in enumerate(known)]
+        style = series_style(i)
+        grown = [(place + shift, getattr(row, cost)) for place, (_, row) in enumerate(lines) if row is not None]
         grown = [(place, how) for place, how in grown if how is not None]
         for place, how in grown:
             low, high = np.clip([how.low, how.high], *EDGES)
             if np.isfinite(low) and np.isfinite(high):
                 marks.axes.hlines(place, low, high, color=style["color"], linewidth=1.4)
                 marks.drawn.add("bars")
-        titles = [f"{names[round(place)]}: {cost} ∝ N^{how.exponent:.2f}" for place, how in grown]
+        titles = [f"{wholes[round(place)]}: {cost} ∝ N^{how.exponent:.2f}" for place, how in grown]
         marks.draw(np.clip([how.exponent for _, how in grown], *EDGES), [place for place, _ in grown], titles,
                    **style, markersize=4.5, label=cost)  # fmt: skip
     marks.axes.axvline(1, color=MUTED, linestyle="--", linewidth=1.2)
-    marks.axes.set_yticks(range(len(known)), names)
-    marks.axes.set_ylim(len(known) - 0.5, -0.5)
+    marks.axes.set_yticks(range(len(lines)), [label for label, _ in lines])
+    marks.axes.set_ylim(len(lines) - 0.5, -0.5)
     marks.axes.set_xlabel("exponent b of cost ∝ N^b")
     legend(marks)
     bars = " Bars are 95 % intervals, cut at the edges of the figure." if "bars" in marks.drawn else ""
@@ -135,6 +140,20 @@ def growth_figure(marks: Marks, rows: Sequence[GrowthRow]) -> Caption | None:
         Table("Exponents of time and memory.", ("series", "time", "memory"),
               tuple((row.cells[0], row.cells[TIME], row.cells[MEMORY]) for row in known)),
     )  # fmt: skip
+
+
+def _lines(rows: Sequence[GrowthRow]) -> Iterator[tuple[str, GrowthRow | None]]:
+    """Yield the labels down the figure with their rows; a study of several series has a line of its own, without one.
+
+    Whole names would not fit beside the axes on a phone.
+    """
+    above = ""
+    for row in rows:
+        study, _, series = row.cells[0][0].partition(": ")
+        if series and study != above:
+            yield f"{study}:", None
+        above = study
+        yield series or study, row
 
 
 GROWTH = FigureSpec("growth", "How costs grow with size", growth_figure, optional=True)
