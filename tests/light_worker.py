@@ -35,7 +35,7 @@ def patch(engine: str) -> str:
 
 def work(attempt: Path) -> None:
     """Be the worker of an attempt."""
-    header, first = read_header(attempt), len([*attempt.parent.glob("attempt-*")]) == 1
+    header, first = read_header(attempt), attempt.name == min(path.name for path in attempt.parent.glob("attempt-*"))
     write_json(attempt / "heartbeat.json", {"step": 50, "steps": header["identity"]["steps"]})
     while first and header["identity"]["steps"] > LONG and not (attempt.parent / "end").exists():
         time.sleep(0.1)

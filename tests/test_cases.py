@@ -60,7 +60,10 @@ def test_a_finite_loss_far_above_its_start_is_diverged(command, tmp_path: Path) 
     code, out, _ = command("run", study, "--set", "model.params=2000", "--set", "train.steps=10", "--jobs", "1")
     assert code == 1
     assert "1 diverged, 1 ok" in out
-    assert re.search(r"diverged: the training loss ended at \S+, more than 3 times the \S+ where it began", out)
+    assert re.search(
+        r"diverged: the training loss ended at \S+, more than 3 times as far from \S+ as the \S+ where it began",
+        words(out),
+    )
     assert command("report", "results", "-o", "x.html")[0] == 0
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert ">diverged</td>" in page
