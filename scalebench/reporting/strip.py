@@ -20,8 +20,8 @@ def strip_table(series: Series) -> Table | None:
     first, last = float(sizes.min()), float(sizes.max())
     columns = ("", f"N = {quantity(first)}", f"N = {quantity(last)}", "factor",
                *(f"projected ×{factor}\nN = {quantity(factor * last)}" for factor in FACTORS))  # fmt: skip
-    label = f" of {series.label}" if series.label else ""
-    caption = f"What growth{label} cost and bought. Projections are for a new run. Brackets: 95 % intervals."
+    label = f" ({series.label})" if series.label else ""
+    caption = f"What growth cost and bought{label}. Projections are for a new run. Brackets: 95 % intervals."
     return Table(caption, columns, tuple(_row(ends) for ends in ends_of(series)))
 
 
