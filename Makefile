@@ -24,7 +24,7 @@ reports: demo families lifecycle compare
 
 # All tests, each once: kernels (test_kernel_*.py) need a process with TRITON_INTERPRET=1, the others one without.
 # Rewritten assertions and compiled modules are kept, also where the environment says otherwise: without them each of
-# the four worker processes rewrites every test file anew, which takes longer than the import of torch.
+# the worker processes rewrites every test file anew, which takes longer than the import of torch.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 test: $(READY)

@@ -134,7 +134,7 @@ def launches(module: Any, larger: bool) -> dict[str, int]:
 
 
 def launched_by_operation(operations: Sequence[str], small: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return for every operation what :func:`launches` finds, of ``small`` with few cases; for a process of its own."""
+    """Return what :func:`launches` finds for every operation, with few cases for ``small``. Needs a fresh process."""
     modules = {name: import_module(f"scalekernels.{name}") for name in (*operations, *small)}
     driver.set_active(Nowhere())
     pretend_to_have_a_gpu()

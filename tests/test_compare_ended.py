@@ -13,6 +13,7 @@ from comparison_support import forked_processes  # noqa: F401 - a fixture
 import scalebench
 from scalebench.comparison import Options, close_run, measure, plan_comparison
 from scalebench.comparison.ceilings import measure_ceilings
+from scalebench.comparison.failure import failure
 from scalebench.comparison.runner import run_processes
 from scalebench.comparison.timing import CpuClock
 from scalebench.store import read_json, write_json
@@ -138,3 +139,8 @@ def test_the_command_starts_without_what_compiles_models() -> None:
     slow = ("torch._inductor", "torch._dynamo", "scipy.stats", "pandas", "matplotlib")
     done = subprocess.run([sys.executable, "-c", code % (slow,)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_provider_that_runs_out_of_memory_is_oom() -> None:
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert [failure(each)["status"] for each in (error, MemoryError(), ValueError())] == ["oom", "oom", "failed"]

@@ -16,7 +16,7 @@ from scalebench.families import FAMILIES
 from scalebench.optim.batched import BATCHED
 
 LIMIT = 1e-5  # relative: the order of additions in float32, over a few steps
-# What a member leaves null or has of its own.
+# Columns (or how they begin) that a trial trained with others leaves null, or that differ from those of one alone.
 OF_THE_PROCESS = (
     "attempt", "attempt_dir", "command", "data_time_s", "energy_method", "ensemble_size", "ensemble_time_s",
     "first_step_time_s", "memory_", "others_cpu_share", "peak_", "startup_time_s", "state_", "step_time", "timing_",

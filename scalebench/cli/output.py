@@ -68,7 +68,7 @@ def print_json(command: str, value: Mapping[str, Any]) -> None:
 
 
 def print_json_line(command: str, event: str, value: Mapping[str, Any]) -> None:
-    """Print one event of a command that takes long, as an object in a line of its own."""
+    """Print one event of a long command as a JSON object on one line."""
     print(json.dumps(json_safe({"command": command, "event": event, **value}), allow_nan=False), flush=True)
 
 

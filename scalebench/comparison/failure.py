@@ -5,14 +5,15 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
-import torch
 from scalekernels.providers import Unsupported
+
+from scalebench.running.limits import allocation_failed
 
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Return the columns that say how a provider failed; ``Unsupported`` is a state, not a failure."""
     status = "unavailable" if isinstance(error, Unsupported) else "failed"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if allocation_failed(error):
         status = "oom"
     if status == "failed":
         traceback.print_exception(error)

@@ -21,7 +21,7 @@ def limit_memory(limit_bytes: float | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (total if hard == resource.RLIM_INFINITY else min(total, hard), hard))
 
 
-def allocation_failed(error: Exception) -> bool:
+def allocation_failed(error: BaseException) -> bool:
     """Whether an exception says that memory ran out.
 
     On a CPU torch reports that as a plain RuntimeError; oneDNN names what it could not create, which below a limit of
