@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from browser_support import hard_study
 from command_support import SIZES as PLANTED
 from command_support import planted, write_study
 from report_support import STUDY, Outline, all_planned, changed, page_text, synthetic, undrawn
@@ -57,6 +58,15 @@ def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> 
     assert ends["step time"].low < (3e-3 + 60e-9 * 98_304) / (3e-3 + 60e-9 * 1_536) < ends["step time"].high
     assert ends["compute"].low == ends["compute"].high == pytest.approx(64)
     assert "not measured" in ends["energy"].reason
+
+
+def test_no_value_of_another_size_stands_in_for_an_end_that_was_not_measured() -> None:
+    results = hard_study()
+    results.frame.loc[results.frame["params_non_embedding"] == 98_304, "timing_exclusive"] = False
+    ends = {each.quantity: each for each in ends_of(analyse(results, "s").series[0])}
+    assert np.isnan(ends["step time"].largest)
+    assert "at both sizes" in ends["step time"].reason
+    assert ends["memory"].factor > 1
 
 
 def test_the_pareto_front_is_what_nothing_beats() -> None:

@@ -64,9 +64,10 @@ def _ends(
     series: Series, name: str, unit: str, values: pd.Series[float], projected: tuple[PredictedQuantity | None, ...]
 ) -> Ends:
     sizes, known = series.usable[N], values[values > 0]
-    if known.empty or sizes[known.index].nunique() < 2:
+    edges = (series.sizes["size"].min(), series.sizes["size"].max())
+    first, last = (known[sizes[known.index] == edge] for edge in edges)
+    if first.empty or last.empty:  # another size's value would stand under the name of this one
         return Ends(name, unit, np.nan, np.nan, np.nan, np.nan, projected, _reason(series, name))
-    first, last = (known[sizes[known.index] == edge] for edge in (sizes[known.index].min(), sizes[known.index].max()))
     low, high = _loss_interval(series) if name == "validation loss" else _ratio_interval(first, last)
     middle = "mean" if name == "validation loss" else "median"
     return Ends(name, unit, float(first.agg(middle)), float(last.agg(middle)), low, high, projected)
@@ -98,8 +99,10 @@ def _ratio_interval(first: pd.Series[float], last: pd.Series[float]) -> tuple[fl
 def _reason(series: Series, name: str) -> str:
     if name in ("step time", "training time") and not series.usable["timed"].any():
         return "not measured alone on the machine"
+    if name in ("step time", "training time"):
+        return "not measured alone on the machine at both sizes"
     if name != "energy":
-        return "not measured at two sizes"
+        return "not measured at both sizes"
     methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
     return (
         f"not measured: {methods[0].removeprefix('none: ')}"
