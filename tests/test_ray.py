@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -223,6 +224,30 @@ def test_an_address_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.
         with pytest.raises(InputError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1"):
             ray.check([Resources()])
         assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"), [(None, "nothing answers"), (b"SSH-2.0-OpenSSH_9.2\r\n", "not the head"), (b"", "not the head")]
+)
+def test_a_port_of_something_else_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, reply: bytes | None, words: str
+) -> None:
+    """Ray itself would try for minutes: at a head that hangs (no reply), another server, one that hangs up."""
+    monkeypatch.setattr(ray, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(reply or b"")
+
+        thread = threading.Thread(target=answer)
+        if reply is not None:
+            thread.start()
+        with pytest.raises(InputError, match=words):
+            ray.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        if reply is not None:
+            thread.join()
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:port", ":6379"])

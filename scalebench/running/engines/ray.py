@@ -41,6 +41,10 @@ from scalebench.running.engines.base import (
 POLL_S = 0.2
 ANSWER_S = 5.0  # how long a cluster may take to accept a connection
 REACH_S = 20.0
+# The head is a gRPC server: it answers the beginning of an HTTP/2 connection with its settings (RFC 9113, 3.4 and 6.5).
+HTTP2_SETTINGS = b"\x04"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
+HTTP2_HEADER_BYTES = 9  # length (3), type, flags, stream (4)
 TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
 
@@ -78,7 +82,7 @@ def connect() -> Any:
         raise InputError("engine ray: Ray is not installed; install it with pip install '.[ray]'") from error
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {
@@ -98,16 +102,20 @@ def connect() -> Any:
 
 
 def check_answers(address: str) -> None:
-    """Raise ``InputError`` for an address that nothing listens at, before Ray tries it for a minute."""
+    """Raise ``InputError`` for an address where no gRPC server answers, before Ray tries it for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "//" in host:
         raise InputError(f"engine ray: RAY_ADDRESS is HOST:PORT of the cluster's head, or auto (given {address!r})")
     try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
+        with socket.create_connection((host, int(port)), ANSWER_S) as connection:
+            connection.sendall(HTTP2_PREFACE)
+            reply = connection.recv(HTTP2_HEADER_BYTES)
     except OSError as error:
         raise InputError(f"engine ray: nothing answers at RAY_ADDRESS={address} ({error.strerror or error})") from error
+    if reply[3:4] != HTTP2_SETTINGS:
+        raise InputError(f"engine ray: what answers at RAY_ADDRESS={address} is not the head of a Ray cluster")
 
 
 def place(
