@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -248,6 +250,25 @@ def test_a_port_of_something_else_is_refused_at_once(
             ray.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
         if reply is not None:
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("written", "words"), [("W gcs_client: InvalidAuthToken", "RAY_AUTH_MODE=token"), ("W gcs_client", "no cluster")]
+)
+def test_a_cluster_that_refuses_is_one_line_without_what_ray_writes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], written: str, words: str
+) -> None:
+    def init(**_: Any) -> None:
+        os.write(2, f"{written}\n".encode() * 20)
+        raise ConnectionError("no cluster\nmore")
+
+    refusing = types.SimpleNamespace(init=init, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", refusing)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(InputError, match=words) as refused:
+        ray.check([Resources()])
+    assert len(refused.value.lines) == 1
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:port", ":6379"])

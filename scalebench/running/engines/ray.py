@@ -13,12 +13,14 @@ import importlib
 import os
 import signal
 import socket
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
@@ -92,13 +94,36 @@ def connect() -> Any:
         check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"engine ray: {address} does not answer: {str(error).strip().splitlines()[0]}") from error
+    with tempfile.TemporaryFile("w+") as messages:
+        try:
+            with stderr_to(messages):
+                ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"engine ray: {address} {_refusal(error, messages)}") from error
     with contextlib.suppress(ValueError):  # Ray puts its own in place; only the main thread can
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+@contextlib.contextmanager
+def stderr_to(file: IO[str]) -> Iterator[None]:
+    """Write to a file what this process, Ray's compiled part included, writes to stderr in a ``with`` block."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _refusal(error: Exception, messages: IO[str]) -> str:
+    """Say why Ray could not connect; ``messages`` is what it wrote meanwhile, a line for each of its tries."""
+    messages.seek(0)
+    if "InvalidAuthToken" in messages.read():
+        return "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+    return f"does not answer: {_first(error)}"
 
 
 def check_answers(address: str) -> None:
