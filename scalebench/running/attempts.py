@@ -11,10 +11,11 @@ from typing import Any
 from scalebench import store
 from scalebench.measure.environment import command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.batches import MEMBERS, write_members
 from scalebench.running.claims import claim_path, take
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.ensembles import together
-from scalebench.running.members import MEMBERS, close_members, write_members
+from scalebench.running.members import close_members
 from scalebench.running.planning import PlannedTrial, trial_header
 from scalebench.study import Study
 

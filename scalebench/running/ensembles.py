@@ -60,11 +60,12 @@ def grouped(planned: Iterable[PlannedTrial], study: Study, engine: str = "local"
 
 
 def together(needs: Sequence[Resources]) -> Resources:
-    """Return what the worker of a batch needs: memory and time of all its trials, the cores of one."""
-    limits = [each.timeout_s for each in needs if each.timeout_s is not None]
+    """Return what the worker of a batch needs: memory and time of all its trials, the cores of one.
+
+    The time limit stays that of each trial.
+    """
     return replace(
         needs[0],
         memory_bytes=sum(each.memory_bytes for each in needs),
         expected_s=sum(each.expected_s for each in needs),
-        timeout_s=sum(limits) if limits else None,
     )
