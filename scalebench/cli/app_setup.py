@@ -11,7 +11,7 @@ from scalebench.cli.options import RESULTS, Json, ResultsOption
 from scalebench.comparison.options import OPERATION_MODULES, Options
 
 IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
-COLUMNS_HELP = "List the columns of records: name, unit, meaning, and the workloads that have it."
+COLUMNS_HELP = "List the columns of trials and comparisons: name, unit, meaning, and the workloads that have it."
 OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
