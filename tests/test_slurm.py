@@ -40,7 +40,8 @@ def cluster(node: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in node.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
-    monkeypatch.setattr(slurm, "QUEUE_EVERY_S", 0.5)
+    monkeypatch.setattr(slurm, "POLL_S", 0.1)
+    monkeypatch.setattr(slurm, "QUEUE_EVERY_S", 0.2)
     monkeypatch.setattr(slurm, "SETTLE_S", 1.0)
 
 
