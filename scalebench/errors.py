@@ -29,8 +29,8 @@ def unknown(name: str, known: Collection[str]) -> str:
     if len(names) > MOST_NAMES:
         near = difflib.get_close_matches(name.lower(), by_lower, n=NEAREST, cutoff=0.3)
         names = [by_lower[other] for other in near] or names[:NEAREST]
-        names = [*(shortened(other) for other in names), f"… {len(known)} in all"]
-    return f"unknown {name!r}{suggestion} (known: {', '.join(names)})"
+        names.append(f"… {len(known)} in all")
+    return f"unknown {shortened(name)!r}{suggestion} (known: {', '.join(map(shortened, names))})"
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -29,7 +29,7 @@ PROCESSES = {"cpu": 5, "cuda": 3}
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Result of a comparison: the run's folder and its rows (see ``comparison_store.ROW_COLUMNS``).
+    """Result of a comparison: the run's folder and its rows (see ``store/comparison_columns.py``).
 
     ``ended`` is why it ended early, if it did; ``not_measured`` lists the cases that have no rows for that reason.
     """

@@ -163,13 +163,13 @@ def _look(
     return rows, free
 
 
-def _records(sweep: Sweep, finished: Iterator[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the records of attempts that this driver has run."""
-    for attempt in finished:
-        row = store.read_record(attempt)
-        sweep.rows[row["trial_id"]] = row
-        sweep.executed += 1
-        yield row
+def _records(sweep: Sweep, finished: Iterator[Sequence[Path]]) -> Iterator[dict[str, Any]]:
+    """Yield the records of attempts that this driver has run; those of a batch count together, seen or not."""
+    for batch in finished:
+        rows = [store.read_record(attempt) for attempt in batch]
+        sweep.rows |= {row["trial_id"]: row for row in rows}
+        sweep.executed += len(rows)
+        yield from rows
 
 
 def in_order(free: Sequence[tuple[PlannedTrial, int]], order: str) -> list[tuple[PlannedTrial, int]]:
