@@ -106,7 +106,8 @@ def _parent_lines(study: Study) -> Iterator[str]:
         return
     if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
-        teacher = f": a trial has one parent, and here it is that of {own.KEY}" if (own := study.own_parents) else ""
+        teachers = study.own_parents
+        teacher = f": a trial has one parent, and here it is that of {teachers.KEY}" if teachers else ""
         yield f"from: the workload {study.workload!r} starts from no weights{teacher}; those that do: {able}"
     if source.study == study.name:
         own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"

@@ -168,8 +168,8 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
 def outcome(study: StudyAnalysis) -> Outcome:
     """Return what was measured, the law of transfer, and the findings that the study tests."""
     if classifies(study):
-        law = loss_outcome(study).law
-        return Outcome("loss, accuracy and F1 of a classifier", law, tuple(_lora_findings(study, CLAIMS[:1])))
+        by_size = loss_outcome(study).law
+        return Outcome("loss, accuracy and F1 of a classifier", by_size, tuple(_lora_findings(study, CLAIMS[:1])))
     law = transfer_of(study).law
     findings = [_law_finding(study), *_lora_findings(study, CLAIMS)]
     return Outcome("loss before and after, forgetting, effective data transferred", law_text(law), tuple(findings))
