@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from types import UnionType
 
 MOST_NAMES, NEAREST = 60, 6  # longer lists of known names are cut to those most like the one given
 
@@ -18,6 +19,12 @@ class InputError(ValueError):
 
 class StudyError(InputError):
     """An invalid study; each line names file and key."""
+
+
+def expect(value: object, kinds: type | UnionType, expected: str) -> None:
+    """Raise ``InputError`` unless a value is of one of some types: what was expected, and what it is instead."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{expected}, not {type(value).__name__} ({value!r:.40})")
 
 
 def unknown(name: str, known: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench.data import Data, DataError, open_data, open_source
-from scalebench.errors import InputError, StudyError, unknown
+from scalebench.errors import InputError, StudyError, expect, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
@@ -127,6 +127,7 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
 
     Raises ``StudyError`` for points and parents that cannot be.
     """
+    expect(study, Study, "plan: expected a study, as load_study(...) returns it")
     trials: dict[str, PlannedTrial] = {}
     refused: dict[str, list[Mapping[str, Any]]] = {}
     accepted: list[Mapping[str, Any]] = []
