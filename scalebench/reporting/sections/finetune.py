@@ -33,7 +33,7 @@ from scalebench.reporting.figures.finetuned import (
 )
 from scalebench.reporting.figures.runs import CURVES
 from scalebench.reporting.outcomes import Finding, Outcome, law_text, loss_outcome
-from scalebench.reporting.quantities import NBSP, bounded, percent, quantity, uncertain
+from scalebench.reporting.quantities import NBSP, bounded, percent, quantity, significant, uncertain
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.tables import Table, table
 from scalebench.reporting.views import FigureSpec
@@ -131,19 +131,22 @@ def lora_sentences(study: StudyAnalysis, groups: Sequence[Tuned]) -> Iterator[st
         part = [pair for pair in pairs if (pair.label, pair.tokens) == (label, tokens)]
         ends = [_difference(pair) for pair in dict.fromkeys((part[0], part[-1]))]
         low, high = min(share[0] for share in shares), max(share[1] for share in shares)
-        trained = f" (trains {percent(low, sign=False)} to {percent(high, sign=False)} of the parameters)"
+        share = " to ".join(dict.fromkeys(percent(each, sign=False) for each in (low, high)))
+        trained = f" (trains {share} of the parameters)"
         name = f"LoRA of {label}" if label.startswith("rank") else label
         yield f"{name}{trained} on {quantity(tokens)} tokens ends {' and '.join(ends)}."
 
 
 def _difference(pair: Paired) -> str:
-    """Return a difference with its side where it is clear of noise, else with its sign."""
+    """Return a difference with its side where it is clear of noise, else with its sign; of one seed without a claim."""
+    where = f"all weights at {quantity(pair.size)} parameters"
+    if np.isnan(pair.low):
+        return f"{significant(pair.value)} nats from {where} (one seed, so its noise is unknown)"
     sign = -1 if pair.clear and pair.value < 0 else 1
     low, high = sorted((sign * pair.low, sign * pair.high))
     value, interval = bounded(sign * pair.value, low, high)
     side = ("above" if pair.value > 0 else "below") if pair.clear else "from"
     noise = "" if pair.clear else ", which is within noise"
-    where = f"all weights at {quantity(pair.size)} parameters"
     return f"{value} nats {side} {where} (95 % interval {interval}, {pair.seeds} seeds{noise})"
 
 
