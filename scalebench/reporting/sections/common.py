@@ -179,7 +179,7 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
     if usable < trials:
         yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
     else:
-        yield f"All {trials} recorded trials ended ok."
+        yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
 
 
 def counts(study: StudyAnalysis) -> str:
