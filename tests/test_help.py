@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 from command_support import README, planted, readme_tables, write_study
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 
 from scalebench.cli.app import COMMANDS, app
 
 EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
 TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
+# What makes two of them a matter of a second: one trial of fourteen, one shape.
+SMALLER = {
+    "run": ("--set", "model.params=10000", "--set", "train.seed=0"),
+    "compare": ("--shapes", "kind=rms,rows=64,width=64,residual=true,dtype=float32"),
+}
 DROP = "drop"  # its example names a trial without a result
 
 
@@ -120,9 +126,10 @@ def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes", "forked_trials")
 @pytest.mark.parametrize("name", ["run", "compare", "doctor"])
 def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, name: str) -> None:
-    code, _, err = command(*shlex.split(EXAMPLES[name]))
+    code, _, err = command(*shlex.split(EXAMPLES[name]), *SMALLER.get(name, ()))
     assert code == 0, err
 
 
@@ -133,6 +140,7 @@ def test_the_examples_that_need_a_trained_model_are_read(prepared: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_trials")
 @pytest.mark.parametrize("line", readme_commands())
 def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(command, prepared: Path, line: str) -> None:
     words = runnable(line, prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_support import CHINCHILLA, surface
-from support import REPOSITORY, child_environment
+from support import REPOSITORY, child_environment, source_tree
 
 from scalebench.cli import output
 from scalebench.cli.counted import counted
@@ -104,11 +105,9 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_replacement(tmp_path: Pa
 
 def test_every_text_file_is_opened_with_its_encoding() -> None:
     """Python would use the locale's otherwise; the warning of PEP 597 finds a call that names none."""
-    import ast
-
     missing = []
     for path in (REPOSITORY / "scalebench").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(source_tree(path)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             named = any(keyword.arg == "encoding" for keyword in node.keywords)

@@ -8,10 +8,11 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, edit_record
+from support import REPOSITORY, edit_record, source_tree
 
 from scalebench import store
 from scalebench.measure import environment
@@ -27,27 +28,41 @@ ESCAPES = ("../escaped", "/tmp/escaped", "a/b", "..", ".", "", ".hidden", "a\0b"
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Yield every call in a source file with the dotted name of what is called."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Yield every call in a source file with the dotted name of what is called, or "" for what has none."""
+    for node in nodes(path):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+            yield dotted(node.func), node
+
+
+def dotted(node: ast.expr) -> str:
+    """Return the name that an expression is, such as ``os.path.join``, or "" for another expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{inner}.{node.attr}" if (inner := dotted(node.value)) else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return what the rules are about: the imports and calls of a source file."""
+    return [node for node in ast.walk(source_tree(path)) if isinstance(node, ast.Call | ast.Import | ast.ImportFrom)]
+
+
+# Options of calls that could run what a file holds, with the only value that they may have.
+SAFE_OPTIONS = {"weights_only": "True", "allow_pickle": "False", "shell": "False", "trust_remote_code": None}
 
 
 def test_no_file_is_read_by_what_runs_code() -> None:
     unsafe = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports = [node for node in nodes(path) if not isinstance(node, ast.Call)]
         names = {alias.name.partition(".")[0] for node in imports for alias in node.names}
         names |= {str(node.module).partition(".")[0] for node in imports if isinstance(node, ast.ImportFrom)}
         assert not names & unsafe, path
         for name, call in calls(path):
-            options = {option.arg: ast.unparse(option.value) for option in call.keywords}
             assert name not in ("eval", "exec", "os.system", "os.popen"), (path, name)
-            assert name != "torch.load" or options.get("weights_only") == "True", path
-            assert options.get("allow_pickle", "False") == "False", path
-            assert options.get("shell", "False") == "False", path
-            assert "trust_remote_code" not in options, path
+            options = {option.arg: ast.unparse(option.value) for option in call.keywords if option.arg in SAFE_OPTIONS}
+            assert all(SAFE_OPTIONS[str(option)] == value for option, value in options.items()), path
+            assert name != "torch.load" or "weights_only" in options, path
 
 
 def test_commands_of_child_processes_are_lists() -> None:
