@@ -161,7 +161,7 @@ def test_no_changed_bit_is_read_as_another_value(copied: Path, file: str, share:
 def test_no_bit_of_a_record_can_change(tmp_path: Path) -> None:
     """Every bit, of a record that has a value of every type."""
     attempt = store.new_attempt(tmp_path / "s", "a")
-    values = {"params": 201, "loss": 1.25e-3, "timing_exclusive": True, "reason": None, "axes": {"lr": [0.5, "é"]}}
+    values = {"params": 201, "loss": 1.25e-3, "timing_exclusive": True, "reason": None, "device_name": "é"}
     store.write_record(attempt, {"trial_id": "a", "status": "ok"} | values)
     path = attempt / "record.json"
     original = path.read_bytes()
