@@ -154,6 +154,7 @@ def command_lines(*lines: Iterable[object], codes: tuple[int, ...] = (0, 1)) -> 
     return "\n".join(script)
 
 
+@pytest.mark.slow
 def test_importing_light_modules_loads_no_torch_and_no_plots(tmp_path: Path) -> None:
     names = ", ".join(name if name == "scalebench" else f"scalebench.{name}" for name in LIGHT)
     assert not loaded_after(f"import {names}", tmp_path) & {"torch", "triton", "matplotlib", "seaborn"}
@@ -171,6 +172,7 @@ DRAWN_OR_BUILT = {"torch", "triton", "matplotlib", "seaborn", "sklearn", "scipy.
 OF_TABLES = {"pandas", "pyarrow", "scipy"}
 
 
+@pytest.mark.slow
 def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
     lines = "plan mlp|plan gpt|list|list --columns|run nothere|plan wrong.toml|plan mlp --set train.stepz=3"
@@ -180,6 +182,7 @@ def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -
     assert not loaded_after(script, tmp_path) & (DRAWN_OR_BUILT | OF_TABLES)
 
 
+@pytest.mark.slow
 def test_errors_about_tables_load_no_statistics(tmp_path: Path) -> None:
     files = "fit none.csv|predict none --params 1|optimal none.csv|worth a b|tune none.csv|diff a b|report none|show 3f"
     lines = [line.split() for line in files.split("|")]

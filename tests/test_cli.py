@@ -13,6 +13,7 @@ from support import FINISHED, SMALL
 COMMANDS = ("run", "plan", "status", "report", "export", "fit", "predict", "generate", "list", "doctor", "demo")
 
 
+@pytest.mark.slow
 def test_help_lists_every_command_and_version_prints_the_number(scalebench) -> None:
     done = scalebench("--help")
     assert done.returncode == 0
@@ -147,6 +148,7 @@ def test_list_shows_every_kind_of_name(command) -> None:
     assert all(name in text for key, kind in output.items() if key != "command" for name in kind)
 
 
+@pytest.mark.slow
 def test_doctor_names_what_does_not_work_here(command) -> None:
     code, out, _ = command("doctor", "--json")
     assert code == 0

@@ -98,6 +98,7 @@ def test_a_forked_worker_is_like_a_fresh_process(begin: Begin, monkeypatch, tmp_
     assert first.server.threads == 1
 
 
+@pytest.mark.slow
 def test_each_worker_has_the_variables_of_its_request_and_one_server_serves_them(begin: Begin) -> None:
     first, _ = begin(SLEEP)
     second, _ = begin(SLEEP)
@@ -143,6 +144,7 @@ def test_stopping_a_worker_stops_its_group_and_no_other(begin: Begin) -> None:
     assert processes.stop(stubborn, grace_s=0.2) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_server_and_the_next_gets_another(begin: Begin, capsys) -> None:
     worker, folder = begin(STUBBORN)
     await_log(folder)

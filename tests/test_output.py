@@ -68,6 +68,7 @@ def test_commands_fit_eighty_columns_in_a_pipe(command, monkeypatch, arguments: 
     assert {line for line in out.splitlines() if len(line) > 80} == set()
 
 
+@pytest.mark.slow
 def test_fits_and_optima_fit_eighty_columns(command, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
@@ -91,6 +92,7 @@ def test_equal_lines_become_one_with_their_number() -> None:
 # --- locales and terminals -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_show_a_character_gets_a_replacement(tmp_path: Path, encoding: str) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
@@ -168,6 +170,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_its_own_code() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -88,6 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return attempt
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_bit_for_bit(whole: Path, tmp_path: Path, monkeypatch) -> None:
     for number, after in enumerate((5, 13, 21)):
         attempt, header = prepared(tmp_path, BRANCHES)
@@ -105,6 +106,7 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(whole: Path, tmp_path: Path, m
     assert not steps["warm"][:21].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -127,6 +129,7 @@ def test_optimizers_buffers_and_routers_go_on_bit_for_bit(settings: list[str], t
     same(undisturbed, attempt)
 
 
+@pytest.mark.slow
 def test_a_requeued_attempt_goes_on_in_its_own_folder(whole: Path, tmp_path: Path, monkeypatch) -> None:
     attempt, header = prepared(tmp_path, BRANCHES)
     interrupt(monkeypatch, attempt, header, 26)  # after the checkpoint of step 21 and the snapshot of step 25

@@ -51,6 +51,7 @@ def nodes(path: Path) -> list[ast.AST]:
 SAFE_OPTIONS = {"weights_only": "True", "allow_pickle": "False", "shell": "False", "trust_remote_code": None}
 
 
+@pytest.mark.slow
 def test_no_file_is_read_by_what_runs_code() -> None:
     unsafe = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     for path in SOURCES:

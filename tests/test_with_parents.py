@@ -85,6 +85,7 @@ def test_a_chain_that_cannot_be_is_one_line(tmp_path: Path, texts: dict[str, str
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_run_with_parents_runs_what_is_missing_of_the_whole_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
