@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
 os.environ["COLUMNS"] = "240"
+# Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the
+# time. After the collection of tests they are left out of every search for garbage, also of those that tests ask for.
+if gc.isenabled():
+    gc.disable()
 
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
@@ -39,6 +44,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     return True if collection_path.name.startswith("test_kernel_") != INTERPRETED else None
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage from here on, but only among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:

@@ -143,6 +143,7 @@ def test_an_error_leaves_standard_output_empty(command) -> None:
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_each_line_of_a_run_is_an_object(finished: Path) -> None:
     lines = [
         json.loads(line, parse_constant=no_constant)

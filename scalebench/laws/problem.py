@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array, Law
+from scalebench.laws.places import Places
 
 COMPLEX_STEP = 1e-30
 REAL_STEP = 1e-5  # of central differences of the complex step: second derivatives to about 1e-10
@@ -75,16 +76,24 @@ class Problem:
         m = len(self.law.coefficients)
         return theta[:, :m], theta[:, m:]
 
+    @cached_property
+    def places(self) -> Places:
+        """The distinct inputs of the rows, p in all; where rows share none, the n rows themselves."""
+        return Places.of(self.logs)
+
     def centres(self, exponents: NDArray[Any]) -> NDArray[Any]:
-        """Mean log of each term over the points, [batch, m]; 0 for pinned coefficients, which keep their units."""
-        m = len(self.law.coefficients)
-        return np.where(self.free[:m], self.law.terms(self.logs, exponents).mean(axis=2), 0.0)
+        """Mean log of each term over the rows, [batch, m]; 0 for pinned coefficients, which keep their units."""
+        return self._means(self.law.terms(self.places.logs, exponents))
+
+    def _means(self, terms: NDArray[Any]) -> NDArray[Any]:
+        counts = self.places.counts
+        means = (terms * counts).sum(axis=2) / counts.sum() if self.places.shared else terms.mean(axis=2)
+        return np.where(self.free[: terms.shape[1]], means, 0.0)
 
     def centred_terms(self, exponents: NDArray[Any]) -> NDArray[Any]:
-        """Log of each centred term, [batch, m, n]."""
-        terms = self.law.terms(self.logs, exponents)
-        m = len(self.law.coefficients)
-        return terms - np.where(self.free[:m, None], terms.mean(axis=2, keepdims=True), 0.0)
+        """Log of each centred term, [batch, m, p]."""
+        terms = self.law.terms(self.places.logs, exponents)
+        return terms - self._means(terms)[..., None]
 
     @cached_property
     def affine(self) -> Affine | None:
@@ -101,7 +110,7 @@ class Problem:
         return Affine(base, slopes, np.asarray(moves.any(axis=0)), moves)
 
     def basis(self, exponents: Array) -> Array:
-        """Centred terms, [batch, m, n]."""
+        """Centred terms, [batch, m, p]."""
         return self.affine.basis(exponents) if self.affine else np.asarray(np.exp(self.centred_terms(exponents)))
 
     def residuals(self, theta: Array) -> Array:
@@ -109,12 +118,13 @@ class Problem:
         coefficients, exponents = self.split(theta)
         prediction = (coefficients[:, None] @ self.basis(exponents))[:, 0]
         # With all coefficients at zero the prediction is 0, whose log is not finite.
-        return np.asarray((np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction) - self.target)
+        expected = np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction
+        return np.asarray(self.places.spread(expected) - self.target)
 
     def value(self, theta: Array, width: float) -> Array:
         """Weighted sum of Huber losses, [batch]."""
         residuals = self.residuals(theta)
-        return np.asarray((self.weights * self._tilt(residuals) * huber(residuals, width)[0]).sum(axis=-1))
+        return np.asarray((self.weights * self._tilt(residuals) * huber(residuals, width)).sum(axis=-1))
 
     def _tilt(self, residuals: Array) -> Array | float:
         return 1.0 if self.overestimate == 1.0 else np.where(residuals > 0, self.overestimate, 1.0)
@@ -122,10 +132,11 @@ class Problem:
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of the residuals, [batch, P, n]."""
         _, _, jacobian, prediction = self._expand(theta)
-        return np.asarray(jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian)
+        slopes = jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian
+        return self.places.spread(slopes)
 
     def _expand(self, theta: Array) -> tuple[Array, list[Array], Array, Array]:
-        """Terms [batch, m, n], slopes of their logs by each exponent, slopes of the prediction, and it, [batch, n]."""
+        """Terms [batch, m, p], slopes of their logs by each exponent, slopes of the prediction, and it, [batch, p]."""
         coefficients, exponents = self.split(theta)
         basis = self.basis(exponents)
         m, k = basis.shape[1], exponents.shape[1]
@@ -145,10 +156,10 @@ class Problem:
         """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P]."""
         basis, slopes, jacobian, prediction = self._expand(theta)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
-        residuals = (np.log(scale) if self.log_space else prediction) - self.target
-        _, psi, inside, irls = huber(residuals, width)
+        residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
+        psi, inside, irls = huber_slopes(residuals, width)
         weights = self.weights * self._tilt(residuals)
-        psi, inside, irls = weights * psi, weights * inside, weights * irls
+        psi, inside, irls = (self.places.total(weights * each) for each in (psi, inside, irls))
         bending = self._bending(theta, basis, slopes, psi / scale)
         jacobian /= scale[:, None]
         transposed = jacobian.swapaxes(1, 2)
@@ -157,7 +168,7 @@ class Problem:
         return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
 
     def _slope(self, exponents: Array, k: int) -> Array:
-        """Derivative of the centred log terms by exponent k, [batch or 1, m, n]."""
+        """Derivative of the centred log terms by exponent k, [batch or 1, m, p]."""
         return self.affine.slopes[k][None] if self.affine else self._complex_slope(exponents, k)
 
     def _complex_slope(self, exponents: Array, k: int) -> Array:
@@ -167,7 +178,7 @@ class Problem:
         return np.asarray(self.centred_terms(step).imag / COMPLEX_STEP)
 
     def _bending(self, theta: Array, basis: Array, slopes: list[Array], pull: Array) -> Array:
-        """Sum over points of pull * second derivative of the prediction, [batch, P, P]."""
+        """Sum over places of pull * second derivative of the prediction, [batch, P, P]."""
         coefficients, exponents = self.split(theta)
         m = coefficients.shape[1]
         total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
@@ -184,7 +195,7 @@ class Problem:
         return total
 
     def _second_slope(self, exponents: Array, k: int, j: int) -> Array:
-        """Second derivative of the centred log terms by exponents k and j, [batch, m, n]."""
+        """Second derivative of the centred log terms by exponents k and j, [batch, m, p]."""
         step = np.zeros(exponents.shape[1])
         step[j] = REAL_STEP
         ahead, behind = (self._complex_slope(exponents + sign * step, k) for sign in (1, -1))
@@ -195,7 +206,7 @@ class Problem:
         batched = ("target", "weights", "lower", "upper")
         pick = {name: value[index] for name in batched if (value := getattr(self, name)).ndim == 2}
         part = replace(self, **pick) if pick else self
-        vars(part)["affine"] = self.affine  # the inputs are the same
+        vars(part).update(affine=self.affine, places=self.places)  # the inputs are the same
         return part
 
     def parameters(self, theta: Array) -> dict[str, Array]:
@@ -206,9 +217,16 @@ class Problem:
         return self.law.naming.usual(named, self.centre) if self.law.naming else named
 
 
-def huber(residuals: Array, width: float) -> tuple[Array, Array, Array, Array]:
-    """Huber loss, its slope, its curvature, and slope / residual (the reweighting), each shaped as `residuals`."""
+def huber(residuals: Array, width: float) -> Array:
+    """Huber loss, shaped as `residuals`."""
     size = np.abs(residuals)
     near = np.minimum(size, width)
-    weight = np.divide(near, size, out=np.ones_like(size), where=size > 0)
-    return near * (size - near / 2), weight * residuals, (size <= width).astype(np.float64), weight
+    return np.asarray(near * (size - near / 2))
+
+
+def huber_slopes(residuals: Array, width: float) -> tuple[Array, Array, Array]:
+    """Slope and curvature of the Huber loss, and slope / residual (the reweighting), each shaped as `residuals`."""
+    size = np.abs(residuals)
+    inside = size <= width
+    weight = np.divide(width, size, out=np.ones_like(size), where=~inside)
+    return weight * residuals, inside.astype(np.float64), weight
