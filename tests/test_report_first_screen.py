@@ -14,7 +14,7 @@ import pytest
 from browser_support import hard_study
 from command_support import SIZES as PLANTED
 from command_support import planted, write_study
-from report_support import STUDY, Outline, all_planned, changed, page_text, synthetic, undrawn
+from report_support import STUDY, Outline, all_planned, changed, page_of_alike, page_text, synthetic, undrawn
 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.pareto import pareto_front
@@ -171,7 +171,8 @@ def sixteen() -> str:
     names = [f"study {i}" for i in range(16)]
     frame = pd.concat([rows.assign(study=name) for name in names], ignore_index=True)
     planned = [{"trial_id": trial_id} for trial_id in rows["trial_id"]]
-    return render(Results(frame, (), {name: STUDY | {"title": name, "planned": planned} for name in names}))
+    studies = {name: STUDY | {"title": name, "planned": planned} for name in names}
+    return page_of_alike(Results(frame, (), studies))
 
 
 @pytest.mark.slow
