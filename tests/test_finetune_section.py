@@ -110,14 +110,16 @@ def test_a_head_of_classes_is_shown_by_its_scores() -> None:
     rows = [
         row("classes", n, 2e4, seed, 0.5 + 1e3 / n + 0.01 * seed, workload="finetune", method="full", head="classes",
             pooling="last", parent_trial_id=f"p{n}", loss_before_nats=np.log(2), forgetting_nats=0.1,
-            metric_accuracy=0.8, metric_f1=0.75, trial_id=f"c{n}-{seed}")
+            metric_accuracy=0.8 + 0.02 * seed * (n == SIZES[-1]), metric_f1=0.75, trial_id=f"c{n}-{seed}")
         for n in SIZES for seed in range(3)
     ]  # fmt: skip
     analysed = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
     text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
+    assert "82.0 ± 1.2 % (macro F1 0.750)" in text
     assert "transfer" not in text
     assert [spec.key for spec in finetune.figures(analysed)][:2] == ["after", "lora"]
     outcome = finetune.outcome(analysed)
     assert "transferred" not in outcome.measured
+    assert outcome.law.startswith(("L = E", "full: L = E", "refused: "))
     assert [finding.published for finding in outcome.findings] == ["LoRA learns less than all weights"]

@@ -6,10 +6,12 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_support import README, planted, readme_tables, write_study
+from support import child_environment
 
 from scalebench.cli.app import COMMANDS, app
 
@@ -81,6 +83,8 @@ def test_shells_complete_commands_and_options(shell: str) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("")
+    (tmp_path / "scalebench").write_text(f'#!/bin/sh\nexec {sys.executable} -m scalebench "$@"\n')
+    (tmp_path / "scalebench").chmod(0o755)
     script = """
         complete_line() {
             read -ra COMP_WORDS <<< "$1"; [[ "$1" == *" " ]] && COMP_WORDS+=("")
@@ -92,11 +96,15 @@ def test_bash_completes_commands_options_values_and_files(tmp_path: Path) -> Non
     expected = {
         "scalebench pl": "plan", "scalebench new ": "study", "scalebench fit p.csv --boo": "--bootstrap",
         "scalebench run gpt --order ch": "cheapest", "scalebench plan mi": "mine.toml",
-        "scalebench export --to ": "tensorboard wandb-offline mlflow",
+        "scalebench run gpu-s": "gpu-speed", "scalebench export --to ": "tensorboard wandb-offline mlflow",
     }  # fmt: skip
     lines = [app.generate_completion(prog_name="scalebench", shell="bash"), script]
     lines += [f'complete_line "{line}"' for line in expected]
-    done = subprocess.run(["bash"], input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = child_environment()
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash"], input="\n".join(lines), cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == [f"{line} => {words}" for line, words in expected.items()]
 
 

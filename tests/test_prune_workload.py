@@ -230,6 +230,8 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
     [
         (["prune.density=0.0"], "prune.density"),
         (["prune.density=1.5"], "prune.density"),
+        (["prune.density=1e-9"], "weights rounds to none; give more than "),
+        (["prune.density=1e-3", "prune.method=magnitude-layer"], "prune.density: 0.001 of 64 weights rounds to none"),
         (["prune.method=magnitude"], "did you mean 'magnitude-"),
         (["prune.method=2:4", "prune.density=0.25"], "prune.density: 0.25: 2:4 keeps half"),
         (
@@ -244,7 +246,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
             "prune.accumulation: 3 micro-batches",
         ),
         (["from.optimizer_state=true"], "from.optimizer_state: pruning does not continue"),
-        (["model.hidden=8"], "do not fit another hidden"),
+        (["model.hidden=8"], "model: hidden = 8: the weights of "),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
         (["from.where=seed == 7"], "from"),
     ],

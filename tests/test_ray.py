@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -223,6 +226,49 @@ def test_an_address_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.
         with pytest.raises(InputError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1"):
             ray.check([Resources()])
         assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"), [(None, "nothing answers"), (b"SSH-2.0-OpenSSH_9.2\r\n", "not the head"), (b"", "not the head")]
+)
+def test_a_port_of_something_else_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, reply: bytes | None, words: str
+) -> None:
+    """Ray itself would try for minutes: at a head that hangs (no reply), another server, one that hangs up."""
+    monkeypatch.setattr(ray, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(reply or b"")
+
+        thread = threading.Thread(target=answer)
+        if reply is not None:
+            thread.start()
+        with pytest.raises(InputError, match=words):
+            ray.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        if reply is not None:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("written", "words"), [("W gcs_client: InvalidAuthToken", "RAY_AUTH_MODE=token"), ("W gcs_client", "no cluster")]
+)
+def test_a_cluster_that_refuses_is_one_line_without_what_ray_writes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], written: str, words: str
+) -> None:
+    def init(**_: Any) -> None:
+        os.write(2, f"{written}\n".encode() * 20)
+        raise ConnectionError("no cluster\nmore")
+
+    refusing = types.SimpleNamespace(init=init, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", refusing)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(InputError, match=words) as refused:
+        ray.check([Resources()])
+    assert len(refused.value.lines) == 1
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:port", ":6379"])

@@ -40,7 +40,8 @@ def cluster(node: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in node.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
-    monkeypatch.setattr(slurm, "QUEUE_EVERY_S", 0.5)
+    monkeypatch.setattr(slurm, "POLL_S", 0.1)
+    monkeypatch.setattr(slurm, "QUEUE_EVERY_S", 0.2)
     monkeypatch.setattr(slurm, "SETTLE_S", 1.0)
 
 
@@ -151,20 +152,32 @@ def test_a_run_whose_driver_was_killed_finds_its_tasks_in_the_queue(
 @pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_an_interrupted_run_withdraws_its_tasks_and_is_resumable(path: Path, tmp_path: Path) -> None:
-    study = load_study(path, ["train.steps=10_000_000"])
+    study, study_dir = load_study(path, ["train.steps=10_000_000"]), tmp_path / "r" / "small"
+    tasks: list[slurm.Task] = []
 
     def interrupt(running: Sequence[Path]) -> None:
         if any(beats(attempt) for attempt in running):
+            tasks.extend(slurm.unfinished(study_dir))
             raise KeyboardInterrupt  # as the command line does on a signal
 
     with pytest.raises(KeyboardInterrupt):
         list(execute(survey(study, tmp_path / "r"), study, engine="slurm", tick=interrupt))
-    deadline = time.monotonic() + 20
-    while workers(tmp_path / "r") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not workers(tmp_path / "r")
-    assert not slurm.waiting(tmp_path / "r" / "small")
+    assert not slurm.unfinished(study_dir)  # the next run would wait for such a task, and close it as killed
+    assert not slurm.waiting(study_dir)
     assert len(survey(study, tmp_path / "r").missing) == 1
+    assert len(tasks) == 1
+    deadline = time.monotonic() + 20
+    while (workers(tmp_path / "r") or active(tasks)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a cancelled task is COMPLETING until its processes have ended
+    assert not workers(tmp_path / "r")
+    assert not active(tasks)
+
+
+def active(tasks: Sequence[slurm.Task]) -> list[slurm.Task]:
+    """The tasks that are in Slurm's queue."""
+    states = slurm.queue()
+    assert states is not None
+    return [task for task in tasks if task in states and states[task].name in slurm.ACTIVE]
 
 
 def workers(study_dir: Path) -> list[psutil.Process]:

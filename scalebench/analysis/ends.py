@@ -67,7 +67,7 @@ def _ends(
     edges = (series.sizes["size"].min(), series.sizes["size"].max())
     first, last = (known[sizes[known.index] == edge] for edge in edges)
     if first.empty or last.empty:  # another size's value would stand under the name of this one
-        return Ends(name, unit, np.nan, np.nan, np.nan, np.nan, projected, _reason(series, name))
+        return Ends(name, unit, np.nan, np.nan, np.nan, np.nan, projected, _reason(series, name, nowhere=known.empty))
     low, high = _loss_interval(series) if name == "validation loss" else _ratio_interval(first, last)
     middle = "mean" if name == "validation loss" else "median"
     return Ends(name, unit, float(first.agg(middle)), float(last.agg(middle)), low, high, projected)
@@ -96,13 +96,13 @@ def _ratio_interval(first: pd.Series[float], last: pd.Series[float]) -> tuple[fl
     return float(np.exp(centre - half)), float(np.exp(centre + half))
 
 
-def _reason(series: Series, name: str) -> str:
+def _reason(series: Series, name: str, *, nowhere: bool) -> str:
     if name in ("step time", "training time") and not series.usable["timed"].any():
-        return "not measured alone on the machine"
+        return "trained together with others" if series.together else "not measured alone on the machine"
     if name in ("step time", "training time"):
         return "not measured alone on the machine at both sizes"
     if name != "energy":
-        return "not measured at both sizes"
+        return "not measured" if nowhere else "not measured at both sizes"
     methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
     return (
         f"not measured: {methods[0].removeprefix('none: ')}"

@@ -117,13 +117,18 @@ class Series:
     def step_time(self) -> Trend:
         """Median step time in seconds against N."""
         trend = cost_trend(self.timed, STEP_TIME, N)
-        return trend if trend.fit else replace(trend, reason=self._why_untimed or trend.reason)
+        return trend if trend.fit else replace(trend, reason=self.untimed_reason or trend.reason)
 
     @property
-    def _why_untimed(self) -> str:
+    def together(self) -> int:
+        """How many valid trials were trained together with others in one process."""
+        return int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum())
+
+    @property
+    def untimed_reason(self) -> str:
         """How many step times are left out because a process trained other models as well, or other work shared the
         machine, and what to do; "" for none."""
-        if together := int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum()):
+        if together := self.together:
             return (
                 f"{together} of {int(self.trials['valid'].sum())} trials were trained together with others in one "
                 "process, and their times were not measured: run the study without run.ensemble, with --results NEW"

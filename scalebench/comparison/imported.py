@@ -14,7 +14,8 @@ from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
 from scalebench.errors import InputError
 from scalebench.store import check_writable, is_name, write_json
-from scalebench.store.comparisons import ROW_COLUMNS, new_run, read_run, write_run
+from scalebench.store.comparison_columns import ROW_COLUMNS
+from scalebench.store.comparisons import new_run, read_run, write_run
 from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array, Law
+from scalebench.laws.places import Places
 
 Selection = slice | NDArray[np.intp]  # of entries of an axis
 
@@ -81,16 +82,24 @@ class Problem:
         m = len(self.law.coefficients)
         return theta[:, :m], theta[:, m:]
 
+    @cached_property
+    def places(self) -> Places:
+        """The distinct inputs of the rows, p in all; where rows share none, the n rows themselves."""
+        return Places.of(self.logs)
+
     def centres(self, exponents: NDArray[Any]) -> NDArray[Any]:
-        """Mean log of each term over the points, [batch, m]; 0 for pinned coefficients, which keep their units."""
-        m = len(self.law.coefficients)
-        return np.where(self.free[:m], self.law.terms(self.logs, exponents).mean(axis=2), 0.0)
+        """Mean log of each term over the rows, [batch, m]; 0 for pinned coefficients, which keep their units."""
+        return self._means(self.law.terms(self.places.logs, exponents))
+
+    def _means(self, terms: NDArray[Any]) -> NDArray[Any]:
+        counts = self.places.counts
+        means = (terms * counts).sum(axis=2) / counts.sum() if self.places.shared else terms.mean(axis=2)
+        return np.where(self.free[: terms.shape[1]], means, 0.0)
 
     def centred_terms(self, exponents: NDArray[Any]) -> NDArray[Any]:
-        """Log of each centred term, [batch, m, n]."""
-        terms = self.law.terms(self.logs, exponents)
-        m = len(self.law.coefficients)
-        return terms - np.where(self.free[:m, None], terms.mean(axis=2, keepdims=True), 0.0)
+        """Log of each centred term, [batch, m, p]."""
+        terms = self.law.terms(self.places.logs, exponents)
+        return terms - self._means(terms)[..., None]
 
     @cached_property
     def affine(self) -> Affine | None:
@@ -106,7 +115,7 @@ class Problem:
         return Affine(base, slopes, tuple(_selected(moves) for moves in np.asarray(slopes.any(axis=2))))
 
     def basis(self, exponents: Array) -> Array:
-        """Centred terms, [batch, m, n]."""
+        """Centred terms, [batch, m, p]."""
         return self.affine.basis(exponents) if self.affine else np.asarray(np.exp(self.centred_terms(exponents)))
 
     def residuals(self, theta: Array) -> Array:
@@ -116,14 +125,15 @@ class Problem:
     def _residuals(self, theta: Array, basis: Array) -> Array:
         prediction = (self.split(theta)[0][:, None] @ basis)[:, 0]
         # With all coefficients at zero the prediction is 0, whose log is not finite.
-        return np.asarray((np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction) - self.target)
+        expected = np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction
+        return np.asarray(self.places.spread(expected) - self.target)
 
     def value(self, theta: Array, width: float) -> Array:
         """Weighted sum of Huber losses, [batch]."""
         return self.value_with_terms(theta, width)[0]
 
     def value_with_terms(self, theta: Array, width: float) -> tuple[Array, Array]:
-        """The value, [batch], and the centred terms that it was computed from, [batch, m, n]."""
+        """The value, [batch], and the centred terms that it was computed from, [batch, m, p]."""
         basis = self.basis(self.split(theta)[1])
         residuals = self._residuals(theta, basis)
         size = np.abs(residuals)
@@ -142,10 +152,11 @@ class Problem:
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of the residuals, [batch, P, n]."""
         _, jacobian, prediction = self._expand(theta, self.basis(self.split(theta)[1]))
-        return np.asarray(jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian)
+        slopes = jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian
+        return self.places.spread(slopes)
 
     def _expand(self, theta: Array, basis: Array) -> tuple[list[Array], Array, Array]:
-        """Slopes of the log terms by each exponent, those of the prediction, [batch, P, n], and it, [batch, n]."""
+        """Slopes of the log terms by each exponent, those of the prediction, [batch, P, p], and it, [batch, p]."""
         coefficients, exponents = self.split(theta)
         m, k = basis.shape[1], exponents.shape[1]
         slopes = [self._slope(exponents, j) for j in range(k)]
@@ -163,16 +174,14 @@ class Problem:
     def derivatives(self, theta: Array, width: float, basis: Array | None = None) -> tuple[Array, Array, Array]:
         """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P].
 
-        `basis` are the terms at theta, [batch, m, n], of a caller that has them.
+        `basis` are the terms at theta, [batch, m, p], of a caller that has them.
         """
         basis = self.basis(self.split(theta)[1]) if basis is None else basis
         slopes, jacobian, prediction = self._expand(theta, basis)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
-        residuals = (np.log(scale) if self.log_space else prediction) - self.target
-        inside, irls = huber_weights(residuals, width)
-        weights = self._pull(residuals)
-        inside, irls = inside * weights, irls * weights
-        psi = irls * residuals
+        residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
+        inside, irls = (self._pull(residuals) * each for each in huber_weights(residuals, width))
+        psi, inside, irls = (self.places.total(each) for each in (irls * residuals, inside, irls))
         bending = self._bending(theta, basis, slopes, psi / scale)
         jacobian /= scale[:, None]
         transposed = jacobian.swapaxes(1, 2)
@@ -181,7 +190,7 @@ class Problem:
         return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
 
     def _slope(self, exponents: Array, k: int) -> Array:
-        """Derivative of the centred log terms by exponent k, [batch or 1, m, n]."""
+        """Derivative of the centred log terms by exponent k, [batch or 1, m, p]."""
         return self.affine.slopes[k][None] if self.affine else self._complex_slope(exponents, k)
 
     def _complex_slope(self, exponents: Array, k: int) -> Array:
@@ -191,7 +200,7 @@ class Problem:
         return np.asarray(self.centred_terms(step).imag / COMPLEX_STEP)
 
     def _bending(self, theta: Array, basis: Array, slopes: list[Array], pull: Array) -> Array:
-        """Sum over points of pull * second derivative of the prediction, [batch, P, P]."""
+        """Sum over places of pull * second derivative of the prediction, [batch, P, P]."""
         coefficients, exponents = self.split(theta)
         m = coefficients.shape[1]
         total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
@@ -208,7 +217,7 @@ class Problem:
         return total
 
     def _second_slope(self, exponents: Array, k: int, j: int) -> Array:
-        """Second derivative of the centred log terms by exponents k and j, [batch, m, n]."""
+        """Second derivative of the centred log terms by exponents k and j, [batch, m, p]."""
         step = np.zeros(exponents.shape[1])
         step[j] = REAL_STEP
         ahead, behind = (self._complex_slope(exponents + sign * step, k) for sign in (1, -1))
@@ -223,7 +232,7 @@ class Problem:
     def same_inputs(self, **changes: Any) -> Problem:
         """The problem with other targets, weights, loss or bounds, which pin the same parameters."""
         part = replace(self, **changes)
-        vars(part)["affine"] = self.affine
+        vars(part).update(affine=self.affine, places=self.places)
         return part
 
     def parameters(self, theta: Array) -> dict[str, Array]:

@@ -70,7 +70,7 @@ def move(theta: Array, source: Problem, target: Problem) -> Array:
 
 def _project(problem: Problem, grid: Array) -> tuple[Array, Array]:
     """Best coefficients >= 0 for each grid point, [grid, m], and their squares, [grid], by trying every support."""
-    basis = problem.basis(grid)
+    basis = problem.places.spread(problem.basis(grid))
     m = basis.shape[1]
     measured = np.exp(problem.target) if problem.log_space else problem.target
     # Squares of relative errors stand in for squares of log errors.

@@ -211,7 +211,7 @@ def _row_cells(name: str, series: Series, step_time: Growth | None, memory: Grow
         (str(len(sizes)), len(sizes)),
         _range(first["size"], last["size"]),
         done,
-        (uncertain(first["mean"], first["se"]), float(first["mean"])),
+        (uncertain(first["mean"], first["se"]), float(first["mean"])) if len(sizes) > 1 else ("one size", None),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
         _exponent(series),
         _growth_cell(step_time),

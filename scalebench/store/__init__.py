@@ -1,6 +1,6 @@
 """Trial folders and comparison runs on disk: reading and writing, nothing else."""
 
-from scalebench.store.columns import RENAMED, STORE_COLUMNS, STORE_NAMES, Column, with_columns
+from scalebench.store.columns import ENVIRONMENT_COLUMNS, RENAMED, STORE_COLUMNS, STORE_NAMES, Column, with_columns
 from scalebench.store.files import (
     NewerSchemaError,
     StoreError,
@@ -21,6 +21,7 @@ from scalebench.store.results import Results, export, latest_records, load_resul
 from scalebench.store.trials import latest_record, make_attempt, name_attempt, new_attempt, read_steps, study_dirs
 
 __all__ = [
+    "ENVIRONMENT_COLUMNS",
     "RENAMED",
     "SCHEMA",
     "STATUSES",

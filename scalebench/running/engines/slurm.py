@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -122,7 +122,7 @@ def place(
     finally:
         for part in parts(list(tasks), 500):
             _run("scancel", *map(str, part))
-        forget(_study_dir(attempts))
+        forget(_study_dir(attempts), tasks)
 
 
 def finished(tasks: dict[Task, Path], tick: Tick) -> Iterator[Path]:
@@ -268,9 +268,9 @@ def waiting(study_dir: Path) -> Counter[str]:
     return Counter(name.lower() for name in names if name in ACTIVE)
 
 
-def forget(study_dir: Path) -> None:
-    """Delete the lists of arrays that have no task left in the queue."""
-    active = {task.job for task in unfinished(study_dir)}
+def forget(study_dir: Path, withdrawn: Collection[Task]) -> None:
+    """Delete the lists of arrays without tasks in the queue; ``withdrawn`` ones are on their way out (COMPLETING)."""
+    active = {task.job for task in unfinished(study_dir) if task not in withdrawn}
     for job in (study_dir / "slurm").glob("*.job"):
         if job.read_text(encoding="utf-8").strip() not in active:
             job.unlink()
