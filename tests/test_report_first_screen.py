@@ -60,6 +60,7 @@ def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> 
     assert "not measured" in ends["energy"].reason
 
 
+@pytest.mark.slow
 def test_no_value_of_another_size_stands_in_for_an_end_that_was_not_measured() -> None:
     results = hard_study()
     results.frame.loc[results.frame["params_non_embedding"] == 98_304, "timing_exclusive"] = False
