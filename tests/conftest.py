@@ -19,7 +19,8 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 # Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the
 # time. After the collection of tests they are left out of every search for garbage, also of those that tests ask for.
-gc.disable()
+if gc.isenabled():
+    gc.disable()
 
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture

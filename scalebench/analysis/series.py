@@ -22,6 +22,7 @@ from scalebench.analysis.trials import (
     best_over,
     means_per_size,
     numeric,
+    own_steps,
     split_columns,
     total_params,
     tuned_axes,
@@ -155,6 +156,14 @@ class Series:
     def flops(self) -> Trend:
         """FLOPs of a training step against N."""
         return cost_trend(self.usable, "flops_per_step", N)
+
+    @cached_property
+    def energy(self) -> Trend:
+        """Energy of a training step in joules against N; of an accelerator with a counter."""
+        per_step = numeric(self.usable, "energy_j") / own_steps(self.usable)
+        if per_step.isna().all():
+            return Trend(None, "energy was not measured")
+        return cost_trend(self.usable.assign(energy_per_step=per_step), "energy_per_step", N)
 
     @cached_property
     def checkpoint(self) -> Trend:

@@ -27,7 +27,7 @@ SI_PREFIXES = {
     "µ": 1e-6,
     "n": 1e-9,
 }
-SPREAD_FROM = 1e-7  # of the value: a narrower interval is rounding, as of FLOPs, which are computed
+SPREAD_FROM = 1e-5  # of the value: a narrower interval is rounding, as of FLOPs and of bytes of checkpoints
 TINY = 1e-6  # below this, numbers with an interval have an exponent
 NEGLIGIBLE = 1e-6  # a value beside the ends of its interval, whose digits it does not set
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}

@@ -60,7 +60,10 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     """Plan the study and read the existing records.
 
     Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
+    Raises ``StoreError`` where symbolic links lead out of the results, or a newer version wrote them.
     """
+    for folder in (results / study.name, results / study.name / "trials", results / study.name / "drivers"):
+        store.check_inside(results, folder)
     sweep = Sweep(results / study.name, plan(study, results))
     store.read_study(sweep.study_dir, [])  # of a newer version: refused before anything starts
     fingerprint = code_fingerprint()
