@@ -33,9 +33,9 @@ class Grouping:
         sizes = [len(batch) for batch in self.batches if len(batch) > 1]
         each = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else f"{max(sizes, default=0)}"
         batches = "1 batch" if len(sizes) == 1 else f"{len(sizes)} batches"
-        many = f"{sum(sizes)} trials in {batches} of {each}" if sizes else "no trials"
+        many = f"{sum(sizes)} trials in {batches} of {each}; their times and memory are not measured"
         alone = [f"one by one, {count}: {reason}" for reason, count in self.alone.most_common()]
-        return [f"trained together (run.ensemble): {many}; their times and memory are not measured", *alone]
+        return [f"trained together (run.ensemble): {many if sizes else 'no trials'}", *alone]
 
 
 def grouped(planned: Iterable[PlannedTrial], study: Study, engine: str = "local") -> Grouping:
