@@ -1,28 +1,25 @@
-"""The faults that ``faults.py`` injects, by name, each with the study that it disturbs."""
+"""Faults of drivers, workers, trials and disks, for ``faults.py``: each disturbs a case as often as it asks."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
+import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import psutil
 from drivers import Driver
-from fault_support import RETRY, STUDY, Case, Unavailable, judge
+from fault_support import RETRY, Case
 
 from scalebench import store
 
-FORTY, TEN, FOUR = STUDY % list(range(40)), STUDY % list(range(10)), STUDY % list(range(4))
-LONG = TEN.replace("steps = 40", "steps = 400")
-RANKS = (STUDY % [0, 1]).replace("batch_size = 8", "batch_size = 8\nprocesses = 2").replace("steps = 40", "steps = 300")
+Inject = Callable[[Case], None]
+
+ROUNDS = 3  # of drivers for each fault that is asked for; a case that needs more has not enough faults, and fails
 
 
 def descendants(driver: Driver, word: str) -> list[psutil.Process]:
@@ -35,40 +32,120 @@ def descendants(driver: Driver, word: str) -> list[psutil.Process]:
     return below
 
 
-def driver_killed(case: Case, times: int = 30) -> None:
-    """Kill the driver at random moments: while it plans, and while trials run."""
-    for number in range(times):
-        driver, before = case.start(), len(case.records())
-        if number % 3:  # else while it plans
-            case.wait(lambda before=before: len(case.records()) > before, driver)
-        time.sleep(random.random() * (0.3 if number % 3 else 2.0))
-        if driver.poll() is None:
-            driver.kill()
-            case.injected += 1
-        driver.wait()
+# --- drivers ---------------------------------------------------------------------------------------------------------
+
+# What a folder gets more of while a driver is at work: the moments at which it is disturbed, beside its planning.
+MOMENTS = ("claim-*", "attempt-*/heartbeat.json", "attempt-*/record.json")
+
+
+def moments(case: Case) -> Iterator[Driver]:
+    """Start drivers, and yield each at another moment: while it plans, or as a trial is claimed, trained or finished.
+
+    A study that is over is run again in another folder, until there were as many faults as asked for.
+    """
+    for number in range(ROUNDS * case.asked):
+        if case.injected == case.asked:
+            return
+        driver, kind = case.start(), number % (len(MOMENTS) + 1)
+        if kind == len(MOMENTS):
+            time.sleep(random.random())
+        else:
+            before = len(case.files(MOMENTS[kind]))
+            case.wait(lambda kind=kind, before=before: len(case.files(MOMENTS[kind])) > before, driver)
+            time.sleep(random.random() * 0.2)
+        yield driver
+        if driver.wait(300) in (0, 1):  # the study is over
+            case.another_folder()
+
+
+def driver_killed(case: Case) -> None:
+    """Kill the driver at random moments."""
+    for driver in moments(case):
+        driver.kill()
+        case.injected += driver.wait() == -signal.SIGKILL
+    case.finish(retry=False)  # a trial of a lost driver needs no --retry
+
+
+def driver_interrupted(case: Case) -> None:
+    """Interrupt the driver: Ctrl-C once, Ctrl-C twice, SIGTERM; each ends it with exit status 3."""
+    ways = [[signal.SIGINT], [signal.SIGINT] * 2, [signal.SIGTERM], [signal.SIGTERM] * 3]
+    for driver in moments(case):
+        numbers = ways[case.injected % len(ways)]
+        for number in numbers:
+            driver.send_signal(number)
+            time.sleep(0.05)
+        code = driver.wait(60)
+        case.injected += code == 3
+        if code not in (0, 1, 3):  # else it had ended by itself
+            case.wrong.append(f"exit status {code} after {[number.name for number in numbers]}")
+    case.finish(retry=False)
+
+
+def together(case: Case, preparations: Sequence[str]) -> None:
+    """Run drivers at once, each after Python code of its own, until every one of them has run trials."""
+    for _ in range(ROUNDS):
+        drivers = [case.start(before=code) for code in preparations]
+        codes = [driver.wait(600) for driver in drivers]
+        if any(codes):
+            case.wrong.append(f"exit codes {codes}")
+        executed = [json.loads(driver.out.splitlines()[-1])["executed"] for driver in drivers]
+        case.injected = max(case.injected, sum(number > 0 for number in executed))
+        if case.injected == case.asked:
+            break
+        case.another_folder()
     case.finish()
 
 
-def workers_killed(case: Case, times: int = 12) -> None:
+def clocks(case: Case) -> None:
+    """Let two drivers share the study, whose clocks are days behind and ahead."""
+    together(case, [OTHER_CLOCK % days for days in (-3, 3)])
+
+
+OTHER_CLOCK = """
+import datetime, time
+shift = %d * 86400
+now = time.time
+time.time = lambda: now() + shift
+class Shifted(datetime.datetime):
+    @classmethod
+    def now(cls, zone=None):
+        return datetime.datetime.fromtimestamp(time.time(), zone)
+from scalebench.store import trials
+trials.datetime = Shifted
+"""
+
+
+# --- workers and trials ----------------------------------------------------------------------------------------------
+
+
+def workers_killed(case: Case) -> None:
     """Kill workers in the middle of their trials."""
-    signalled(case, signal.SIGKILL, times)
+    signalled(case, signal.SIGKILL, "killed")
 
 
-def workers_stopped(case: Case) -> None:
+def workers_stopped(case: Case, timeout_s: float = 4) -> None:
     """Stop workers with SIGSTOP until their time limit is over."""
-    signalled(case, signal.SIGSTOP, 3, "--set", "run.timeout_s=4")
+    signalled(case, signal.SIGSTOP, "timeout", "--set", f"run.timeout_s={timeout_s}")
 
 
-def signalled(case: Case, number: signal.Signals, times: int, *words: str) -> None:
-    driver = case.start(*words)
-    while driver.poll() is None:
-        if case.injected < times and (running := driver.workers()) and random.random() < 0.2:
-            try:
-                random.choice(running).send_signal(number)
-                case.injected += 1
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.05)
+def signalled(case: Case, number: signal.Signals, status: str, *words: str) -> None:
+    """Send workers a signal until as many as asked have ended with a status; one that ended before does not count."""
+    for _ in range(ROUNDS * case.asked):
+        driver, sent = case.start(RETRY, *words), set[int]()
+        while driver.poll() is None:
+            running = [worker for worker in driver.workers() if worker.pid not in sent]
+            if running and case.injected + len(sent) < case.asked and case.files("attempt-*/heartbeat.json"):
+                worker = random.choice(running)
+                time.sleep(random.random() * 0.3)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.send_signal(number)
+                    sent.add(worker.pid)
+            time.sleep(0.02)
+        case.injected = min(case.asked, case.ended(status))
+        if case.injected == case.asked:
+            break
+        if driver.returncode == 0:
+            case.another_folder()
     case.finish()
 
 
@@ -110,13 +187,20 @@ EXPECTED = {0: "oom", 1: "ok", 2: "diverged", 3: "killed", 4: "timeout", 5: "fai
 def misbehaving(case: Case) -> None:
     """Run trials that leak, print 100 MB, give NaN, segfault, ignore SIGTERM, raise or exit; then sound ones."""
     driver = case.start("--set", "run.timeout_s=10", "--set", "run.memory_limit_bytes=1e9", before=FAULTY)
-    assert driver.wait(300) == 1
-    frame = store.load_results(case.folder / "results").set_index("seed")
+    if (code := driver.wait(300)) != 1:
+        case.wrong.append(f"exit status {code}")
+    frame = store.load_results(case.results).set_index("seed")
     for seed, status in EXPECTED.items():
-        case.injected += 1
-        if frame["status"][seed] != status:
-            case.notes.append(f"seed {seed}: {frame['status'][seed]} instead of {status}")
+        if frame["status"][seed] == status:
+            case.injected += 1
+        else:
+            case.wrong.append(f"seed {seed}: {frame['status'][seed]} instead of {status}")
     case.finish()
+
+
+# --- disks and files -------------------------------------------------------------------------------------------------
+
+LIMITED = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
 
 
 def disk_full(case: Case, sizes: Sequence[int] = (0, 200, 1_000, 3_000, 5_000, 8_000, 20_000)) -> None:
@@ -126,13 +210,10 @@ def disk_full(case: Case, sizes: Sequence[int] = (0, 200, 1_000, 3_000, 5_000, 8
         code = driver.wait(300)
         case.injected += 1
         if code not in (0, 1, 2, 3):
-            case.notes.append(f"at most {size} bytes: exit status {code}")
+            case.wrong.append(f"at most {size} bytes: exit status {code}")
     if "Traceback" in case.errors():
-        case.notes.append("a traceback")
+        case.wrong.append("a traceback")
     case.finish()
-
-
-LIMITED = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
 
 
 def files_damaged(case: Case, ends: int = 300) -> None:
@@ -141,7 +222,7 @@ def files_damaged(case: Case, ends: int = 300) -> None:
     Files are cut at every byte of their first and last ``ends``.
     """
     case.finish()
-    rows = {row["trial_id"]: row for row in store.load_results(case.folder / "results").to_dict("records")}
+    rows = {row["trial_id"]: row for row in store.load_results(case.results).to_dict("records")}
     attempt = Path(next(iter(rows.values()))["attempt_dir"])
     whole, _ = store.latest_record(attempt.parent)
     for path in sorted(attempt.iterdir()):
@@ -151,11 +232,11 @@ def files_damaged(case: Case, ends: int = 300) -> None:
             case.injected += 1
             row, lines = store.latest_record(attempt.parent)
             if row != whole and not (row is None and (lines or path.name == "record.json")):
-                case.notes.append(f"{path.name}: {len(damaged)} bytes: read as another row")
+                case.wrong.append(f"{path.name}: {len(damaged)} bytes: read as another row")
         path.write_bytes(content)
     for path in sorted(attempt.iterdir()):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    (case.folder / "results" / "tiny" / "study.json").write_bytes(b"\xff" * 100)
+    (case.results / "tiny" / "study.json").write_bytes(b"\xff" * 100)
     case.finish()
     for path in attempt.iterdir():  # a new attempt has the result; what is damaged counts for nothing
         path.unlink()
@@ -170,127 +251,33 @@ def damages(content: bytes, ends: int) -> Iterator[bytes]:
     yield from (random.randbytes(size), b"\0" * size, b"[" * 100_000, b"null", b'{"status": "ok"}')
 
 
-def clocks(case: Case) -> None:
-    """Let two drivers share the study, whose clocks are days behind and ahead."""
-    together(case, [OTHER_CLOCK % days for days in (-3, 3)])
-
-
-OTHER_CLOCK = """
-import datetime, time
-shift = %d * 86400
-now = time.time
-time.time = lambda: now() + shift
-class Shifted(datetime.datetime):
-    @classmethod
-    def now(cls, zone=None):
-        return datetime.datetime.fromtimestamp(time.time(), zone)
-from scalebench.store import trials
-trials.datetime = Shifted
-"""
-
-
-def together(case: Case, preparations: Sequence[str]) -> None:
-    """Run drivers at once, each after Python code of its own."""
-    drivers = [case.start(before=code) for code in preparations]
-    codes = [driver.wait(600) for driver in drivers]
-    case.injected += len(drivers)
-    if any(codes):
-        case.notes.append(f"exit codes {codes}")
-
-
 def copied(case: Case) -> None:
     """Copy the folder while trials run; each copy, finished, has all of them."""
-    driver = case.start()
-    names = []
-    for number in range(3):
-        case.wait(lambda number=number: len(case.records()) > 2 * number, driver)
-        names.append(f"copy{number}")
-        try:
-            shutil.copytree(case.folder / "results", case.folder / names[-1])
-        except shutil.Error as error:  # temporary files that were renamed meanwhile
-            case.notes += [] if all(".tmp" in str(each) or "-" in str(each) for each in error.args[0]) else [str(error)]
-    driver.wait(600)
-    for name in names:
-        case.injected += 1
+    copies: list[str] = []
+    for _ in range(ROUNDS * case.asked):
+        driver = case.start()
+        while len(copies) < case.asked and driver.poll() is None:
+            before = len(case.records())
+            case.wait(lambda before=before: len(case.records()) > before, driver)
+            name = f"copy-{len(copies)}"
+            copy_folder(case, case.folder / name)
+            if driver.poll() is None:  # else it is a copy of a finished study
+                copies.append(name)
+            else:
+                shutil.rmtree(case.folder / name)
+        driver.wait(600)
+        if len(copies) == case.asked:
+            break
+        case.another_folder()
+    case.injected = len(copies)
+    for name in copies:
         case.finish(name)
-        if any(judge(case, name).values()):
-            case.notes.append(f"{name}: {judge(case, name)}")
+    case.folders = [*copies, *case.folders]
 
 
-def rank_killed(case: Case) -> None:
-    """Kill one process of a trial that two processes train, after its first snapshot."""
-    driver = case.start()
-    snapshot = case.folder / "results" / "tiny" / "trials"
-    if case.wait(lambda: [*snapshot.glob("*/*/resume.json")], driver):
-        random.choice(descendants(driver, "running.worker")).kill()
-        case.injected += 1
-    driver.wait(300)
-    case.finish()
-    frame = store.load_results(case.folder / "results")
-    case.notes.append(f"resumed from step {frame['resumed_from_step'].max()}")
-
-
-def ray_killed(case: Case) -> None:
-    """Kill the head of Ray's embedded cluster, then a worker: that driver runs the worker's trial again itself."""
-    if importlib.util.find_spec("ray") is None:
-        raise Unavailable("Ray is not installed")
-    quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "1"}  # else a driver looks for its head for a minute
-    for word in ("gcs_server", "ray::run_worker"):
-        driver, before = case.start("--engine", "ray", RETRY, **quick), len(case.records())
-        running = partial(descendants, driver, "ray::run_worker")
-        case.wait(running if before else lambda: len(case.records()) > 0, driver, 300)
-        children = descendants(driver, word)
-        if children:
-            random.choice(children).kill()
-            case.injected += 1
-        case.notes.append(f"{word} {'killed' if children else 'missing'}")
-        try:
-            driver.wait(300)
-        except subprocess.TimeoutExpired:
-            case.notes.append(f"the driver went on without {word}")
-            driver.kill()
-    case.finish()
-
-
-def slurm_disturbed(case: Case) -> None:
-    """Cancel one Slurm task and requeue another."""
-    from slurm_node import CannotStartError, slurm_node
-
+def copy_folder(case: Case, target: Path) -> None:
+    """Copy the results as they are; temporary files that were renamed meanwhile are left out."""
     try:
-        with slurm_node() as variables:
-            driver = case.start("--engine", "slurm", **variables)
-            environment = os.environ | variables
-            trials = case.folder / "results" / "tiny" / "trials"
-            for command in (["scancel"], ["scontrol", "requeue"]):
-                if case.wait(lambda: [*trials.glob("*/*/resume.json")], driver):
-                    listed = ["squeue", "--me", "-h", "-r", "-t", "R", "-o", "%i"]
-                    tasks = subprocess.run(listed, env=environment, capture_output=True, text=True).stdout.split()
-                    done = subprocess.run([*command, *tasks[:1]], env=environment, capture_output=True)
-                    case.injected += bool(tasks) and done.returncode == 0
-                    time.sleep(1)
-            while driver.poll() is None:  # Slurm would wait two minutes before it runs a requeued task again
-                listed = ["squeue", "--me", "-h", "-r", "-t", "PD", "-o", "%i"]
-                for task in subprocess.run(listed, env=environment, capture_output=True, text=True).stdout.split():
-                    update = ["scontrol", "update", f"JobId={task}", "StartTime=now"]
-                    subprocess.run(update, env=environment, capture_output=True)
-                time.sleep(1)
-    except CannotStartError as reason:
-        raise Unavailable(f"no Slurm here: {reason}") from reason
-    case.finish()
-
-
-FAULTS: dict[str, tuple[Callable[[Case], None], str]] = {
-    "driver killed": (driver_killed, FORTY),
-    "workers killed": (workers_killed, LONG),
-    "workers stopped": (workers_stopped, LONG),
-    "trials misbehave": (misbehaving, TEN),
-    "disk full": (disk_full, FOUR),
-    "files damaged": (files_damaged, FOUR),
-    "clocks differ": (clocks, TEN),
-    "two drivers": (partial(together, preparations=[""] * 2), TEN),
-    "four drivers": (partial(together, preparations=[""] * 4), TEN),
-    "folder copied": (copied, TEN),
-    "rank killed": (rank_killed, RANKS),
-    "Ray killed": (ray_killed, FOUR.replace("steps = 40", "steps = 400")),
-    "Slurm disturbed": (slurm_disturbed, (STUDY % [0, 1]).replace("steps = 40", "steps = 4_000")),
-}
+        shutil.copytree(case.results, target)
+    except shutil.Error as error:
+        case.wrong += [str(each) for each in error.args[0] if not (".tmp" in str(each) or "-" in str(each))]

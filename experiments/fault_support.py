@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from drivers import Driver, Drivers
 from support import run_here
@@ -24,7 +26,7 @@ params = 200
 depth = 1
 [train]
 steps = 40
-batch_size = 8
+batch_size = 32
 weight_decay = 0.0
 seed = %s
 [data]
@@ -34,21 +36,55 @@ checkpoint_every_steps = 10
 """
 RETRY = "--retry=failed,killed,timeout,oom,diverged"
 RUN = ("run", "tiny.toml", "--jobs", "2", "--json")
+# Relative difference of a trial's losses when it is trained together with others: the size of a batched product decides
+# the order in which float32 values are added, and whoever takes up what a lost worker leaves makes other batches.
+TOGETHER = 1e-5
 
 
 class Unavailable(Exception):  # noqa: N818 - the reason why a fault is skipped
     """What a fault needs is not here."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ends: its status, and the losses of its validation and of every step."""
+
+    status: str
+    losses: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Ending:
+        """Return how the trial of a record ended."""
+        if row["status"] not in ("ok", "diverged"):
+            return cls(str(row["status"]), ())
+        return cls(
+            str(row["status"]), (row["validation_loss_nats"], *store.read_steps(row["attempt_dir"]).train_loss_nats)
+        )
+
+    def matches(self, other: Ending, tolerance: float) -> bool:
+        """Whether both have the same losses, up to a relative difference; bit for bit if that is 0."""
+        ours, theirs = (np.array(ending.losses, dtype=float) for ending in (self, other))
+        return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=tolerance, atol=0.0, equal_nan=True)
+
+
 @dataclass
 class Case:
-    """A study in a folder of its own, to be disturbed. ``reference`` has each trial's losses, as undisturbed."""
+    """A study in a folder of its own, to be disturbed ``asked`` times.
+
+    ``reference`` has the ending of each trial, as undisturbed. A study that is over before it was disturbed so often is
+    run once more in another results folder: ``folders`` has the names of all, the last one is that of now. What went
+    against the rules is in ``wrong``.
+    """
 
     folder: Path
     text: str
     drivers: Drivers
+    asked: int = 1
+    tolerance: float = 0.0
     injected: int = 0
+    folders: list[str] = field(default_factory=lambda: ["results"])
     notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Write the study and run it undisturbed."""
@@ -59,25 +95,46 @@ class Case:
             rows = {row["trial_id"]: row for row in store.load_results(self.folder / "undisturbed").to_dict("records")}
         else:
             rows = run_here(study, self.folder / "undisturbed")
-        self.reference = {name: losses_of(row) for name, row in rows.items()}
+        self.reference = {name: Ending.of(row) for name, row in rows.items()}
 
-    def start(self, *words: str, before: str = "", results: str = "results", **variables: str) -> Driver:
+    @property
+    def results(self) -> Path:
+        """The results folder of now."""
+        return self.folder / self.folders[-1]
+
+    def start(self, *words: str, before: str = "", results: str = "", **variables: str) -> Driver:
         """Start a driver in a process group of its own, with Python code to run ``before`` the command."""
-        return self.drivers.start(self.folder, [*RUN, "--results", results, *words], before, **variables)
+        command = [*RUN, "--results", results or self.folders[-1], *words]
+        return self.drivers.start(self.folder, command, before, **variables)
 
-    def finish(self, results: str = "results", *, retry: bool = True) -> None:
+    def finish(self, results: str = "", *, retry: bool = True) -> None:
         """Run what is left; without ``retry`` also trials that did not end ok stay as they are."""
         driver = self.start(*[RETRY] * retry, results=results)
         if driver.wait(600) not in (0, 1):
-            self.notes.append(f"the last driver ended with {driver.returncode}")
+            self.wrong.append(f"the last driver ended with {driver.returncode}")
+
+    def another_folder(self) -> None:
+        """Finish the study and go on with it in an empty folder."""
+        self.finish()
+        self.folders.append(f"results-{len(self.folders)}")
 
     def errors(self) -> str:
         """Return what all drivers have written to stderr."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob(".driver-*/stderr.log"))
 
-    def records(self, results: str = "results") -> list[Path]:
+    def files(self, pattern: str, results: str = "") -> list[Path]:
+        """Return the files of this name below the folders of trials, in the results folder of now or another."""
+        return list((self.folder / results if results else self.results).glob(f"*/trials/*/{pattern}"))
+
+    def records(self, results: str = "") -> list[Path]:
         """Return the records so far."""
-        return list((self.folder / results).glob("*/trials/*/attempt-*/record.json"))
+        return self.files("attempt-*/record.json", results)
+
+    def ended(self, *statuses: str) -> int:
+        """Count the workers that ended so, in all folders; that of a batch is counted once."""
+        rows = [store.read_json(path) for name in self.folders for path in self.records(name)]
+        lead = [row for row in rows if not str(row.get("error_message")).startswith("trained together with")]
+        return sum(row["status"] in statuses for row in lead)
 
     def wait(self, condition: Callable[[], object], driver: Any, within_s: float = 120.0) -> bool:
         """Wait until a condition holds or the driver has ended; whether it holds."""
@@ -87,29 +144,30 @@ class Case:
         return bool(holds)
 
 
-def losses_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the losses of a trial: validation, and of every step."""
-    return row["validation_loss_nats"], *store.read_steps(row["attempt_dir"])["train_loss_nats"]
+def judge(case: Case) -> dict[str, int]:
+    """Count what is not as it would be undisturbed, in all folders of a case, and faults that were not injected."""
+    counts = Counter({"not injected": max(0, case.asked - case.injected)})
+    for name in case.folders:
+        counts.update(judge_folder(case, name))
+    return dict(counts) | {"wrong": len(case.wrong)}
 
 
-def judge(case: Case, results: str = "results") -> dict[str, int]:
-    """Count what is not as it would be undisturbed."""
-    read = store.read_results(case.folder / results)
-    rows = {row["trial_id"]: row for row in read.frame.to_dict("records") if row["status"] == "ok"}
-    ok: dict[str, int] = {}
-    for path in case.records(results):
-        row = store.read_json(path)
-        ok[row["trial_id"]] = ok.get(row["trial_id"], 0) + (row["status"] == "ok")
+def judge_folder(case: Case, name: str) -> dict[str, int]:
+    """Count what is not as it would be undisturbed in one results folder."""
+    read = store.read_results(case.folder / name)
+    endings = {row["trial_id"]: Ending.of(row) for row in read.frame.to_dict("records")}
+    same = {key for key, ending in case.reference.items() if key in endings and endings[key].status == ending.status}
+    ok = Counter(row["trial_id"] for path in case.records(name) if (row := store.read_json(path))["status"] == "ok")
     return {
-        "lost": len(case.reference.keys() - rows.keys()),
-        "other losses": sum(losses_of(rows[name]) != case.reference[name] for name in rows.keys() & {*case.reference}),
-        "twice": sum(number > 1 for number in ok.values()) + len(rows.keys() - case.reference.keys()),
-        "unreadable": len(read.damaged) + len(read.incomplete) + unreadable(case.folder / results),
+        "lost": len(case.reference) - len(same),
+        "other losses": sum(not endings[key].matches(case.reference[key], case.tolerance) for key in same),
+        "twice": sum(number > 1 for number in ok.values()) + len(endings.keys() - case.reference.keys()),
+        "unreadable": len(read.damaged) + len(read.incomplete) + unreadable(case.folder / name),
     }
 
 
 def unreadable(results: Path) -> int:
-    """Count the files that cannot be read, and temporary files that were left behind in finished attempts."""
+    """Count the files that cannot be read."""
     wrong = 0
     for path in results.rglob("*"):
         try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 os.environ["COLUMNS"] = "240"
 # Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the
 # time. After the collection of tests they are left out of every search for garbage, also of those that tests ask for.
-gc.disable()
+if gc.isenabled():
+    gc.disable()
 
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
@@ -26,6 +28,7 @@ from drivers import Drivers
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
+from scalebench.running import processes
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -81,6 +84,13 @@ def drivers() -> Iterator[Drivers]:
     started = Drivers()
     yield started
     started.stop()
+
+
+@pytest.fixture
+def forked_trials(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the fork servers of this process, too, which saves their imports."""
+    instead = types.SimpleNamespace(**vars(processes) | {"start": drivers.start_server})
+    monkeypatch.setattr("scalebench.running.forked.processes", instead)
 
 
 @pytest.fixture(scope="session")

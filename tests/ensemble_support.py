@@ -74,7 +74,8 @@ def run_together(
         (work or train_batch)(lead)
         yield lead
 
-    return {attempt.parent.name: store.read_record(attempt) for attempt in attempts.run(place)}
+    (batch,) = attempts.run(place)
+    return {attempt.parent.name: store.read_record(attempt) for attempt in batch}
 
 
 def train_batch(lead: Path) -> None:

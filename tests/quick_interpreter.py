@@ -130,7 +130,9 @@ def _like(value: Any, example: Any) -> Any:
 
 def _reduce_slices(self: Any, arguments: tuple[Any, ...]) -> list[Any]:
     arguments, axis = self.unravel(arguments, self.axis)
-    slices = [[self.to_tensor(part, each.dtype) for part in np.moveaxis(each.handle.data, axis, 0)] for each in arguments]
+    slices = [
+        [self.to_tensor(part, each.dtype) for part in np.moveaxis(each.handle.data, axis, 0)] for each in arguments
+    ]
     result = [parts[0] for parts in slices]
     for following in zip(*(parts[1:] for parts in slices), strict=True):
         combined = self.combine_fn.fn(*result, *following)

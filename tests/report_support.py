@@ -14,7 +14,8 @@ import pytest
 from scalebench.reporting import render
 from scalebench.reporting.views import FigureSpec, FigureView, draw_figures
 from scalebench.store import Results
-from scalebench.store.comparisons import ROW_COLUMNS, Comparisons
+from scalebench.store.comparison_columns import ROW_COLUMNS
+from scalebench.store.comparisons import Comparisons
 
 SIZES = (1_536, 4_096, 10_240, 24_576, 49_152, 98_304)
 E, A, ALPHA = 1.4, 6.0, 0.28

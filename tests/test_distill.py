@@ -18,7 +18,7 @@ from scalebench.cli.app import main
 from scalebench.families import FAMILIES, model_fields
 from scalebench.families.modules.decoder import GPT
 from scalebench.running.chain import ancestors
-from scalebench.running.planning import load_study
+from scalebench.running.planning import load_study, plan
 from scalebench.workloads import columns_of
 from scalebench.workloads.distill_run import DistillRun
 from scalebench.workloads.trained import load_trained
@@ -62,6 +62,7 @@ def distilled(base: Path) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.slow
 def test_a_student_records_its_teacher_and_what_both_cost(base: Path, distilled: dict[str, Any]) -> None:
     teacher = next(
         row for row in store.load_results(base / "results" / "teacher").to_dict("records") if not row["seed"]
@@ -231,11 +232,17 @@ def test_a_study_without_a_teacher_is_refused_once(tmp_path: Path) -> None:
     )
 
 
+def test_a_teacher_that_is_no_table_is_one_line(tmp_path: Path) -> None:
+    line = refused(tmp_path, STUDENT.replace('{study = "teacher"}', '"teacher"'))
+    assert line.endswith("distill.teacher: expected a table (given 'teacher')")
+
+
 def test_a_student_that_would_start_from_weights_is_refused(base: Path, tmp_path: Path) -> None:
     from scalebench.errors import StudyError
 
     (tmp_path / "results").symlink_to(base / "results")
-    with pytest.raises(StudyError, match="from: the workload 'distill' starts from no weights"):
+    message = "from: the workload 'distill' starts from no weights: a trial has one parent, .* that of distill.teacher"
+    with pytest.raises(StudyError, match=message):
         planned(tmp_path, STUDENT, "from.study=teacher")
 
 
@@ -247,3 +254,5 @@ def test_students_and_teachers_in_a_circle_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(text)
     with pytest.raises(StudyError, match=r"distill\.teacher\.study: one → two → one"):
         ancestors(load_study(tmp_path / "one.toml"))
+    with pytest.raises(StudyError, match=r"two\.toml: distill\.teacher\.study: one → two → one"):
+        plan(load_study(tmp_path / "one.toml"), tmp_path / "results")

@@ -18,10 +18,12 @@ from scalebench import store
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.cli.app import main
 from scalebench.errors import StudyError
+from scalebench.running.batches import MEMBERS, members_of
 from scalebench.running.claims import Observer, driving
 from scalebench.running.engines.base import close_attempt
+from scalebench.running.engines.local import time_limit_s
 from scalebench.running.ensembles import NO_OTHER, grouped
-from scalebench.running.members import MEMBERS, members_of, run_members
+from scalebench.running.members import run_members
 from scalebench.running.planning import plan
 from scalebench.running.sweep import execute, survey
 from scalebench.running.worker import started, write_end
@@ -133,18 +135,24 @@ def test_plan_says_what_is_trained_together(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_worker_of_a_batch_needs_the_memory_and_the_time_of_all_its_trials(tmp_path: Path) -> None:
     study = small_study(tmp_path, "run.timeout_s=7")
-    attempts, planned = prepared(study, tmp_path)
-    attempts.add_batch([(trial, 1) for trial in planned])
+    ours, planned = prepared(study, tmp_path)
+    theirs, _ = prepared(study, tmp_path)
+    ours.add_batch([(trial, 1) for trial in planned])
     seen: list[Any] = []
 
-    def place(leads, needs, **_: Any) -> Iterator[Path]:
-        seen.extend(zip(leads, needs, strict=True))
+    def place(leads, needs, *, begin, **_: Any) -> Iterator[Path]:
+        seen.extend(needs)
+        for trial in planned[3:]:  # another driver is faster
+            assert theirs.begin(theirs.add(trial, 1))
+        assert begin(leads[0])
+        seen.append(time_limit_s(leads[0], needs[0]))
         return iter(())
 
-    assert list(attempts.run(place)) == []
-    ((_, needs),) = seen
-    assert (needs.timeout_s, needs.cpus) == (56, 1)
+    assert list(ours.run(place)) == []
+    needs, limit_s = seen
+    assert needs.cpus == 1
     assert needs.memory_bytes == sum(trial.memory_bytes for trial in planned)
+    assert limit_s == 3 * 7  # of the trials that it has, not of those that it was to have
 
 
 def test_a_member_that_another_driver_has_is_left_out_and_its_lead_is_nobodys_twice(tmp_path: Path) -> None:

@@ -224,6 +224,8 @@ def test_points_of_two_series_determine_no_optimum(command) -> None:
         document = json.loads(command("optimal", path, "--approach", "3", "--json")[1])
         assert all(row["params"] is None for each in document["allocations"] for row in each["at"])
         assert document["conventions"]["rows"] == []
+        fitted = json.loads(command("fit", path, "--law", "chinchilla", "--bootstrap", "100", "--json")[1])
+        assert {"alpha", "A", "B"} <= {*fitted["undetermined"]}
 
 
 @pytest.mark.parametrize(("name", "rows"), [("sepline.csv", 18), ("pts.csv.gz", 18)])

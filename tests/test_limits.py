@@ -8,34 +8,32 @@ from typing import Any
 
 import pytest
 import torch
-from support import PLACEMENT, SMALL, SOURCE_PATH, train_spec
+from drivers import NO_PEAK, Drivers
+from support import PLACEMENT, train_spec
 
 from scalebench import store
 from scalebench.running.limits import allocation_failed, with_smaller_micro_batches
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.sweep import run
 from scalebench.running.worker import run_trial
 from scalebench.study import Trial
 from scalebench.workloads import WORKLOADS
 
-LARGE = "model.params=3e7"
-
-
-def rows(tmp_path: Path, *settings: str) -> dict[str, Any]:
-    path = tmp_path / "small.toml"
-    path.write_text(SMALL)
-    study = load_study(path, ["train.seed=0", "train.steps=2", *settings])
-    return next(iter(run(study, tmp_path / "r", jobs=1).rows.values()))
-
 
 @pytest.mark.slow
-def test_a_trial_beyond_its_limit_is_oom_with_its_peak_and_one_below_it_is_ok(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
-    row = rows(tmp_path, LARGE, "run.memory_limit_bytes=2e8")  # weights, gradients and AdamW take 5e8
-    assert row["status"] == "oom", row["error_message"]
-    assert row["peak_rss_bytes"] > 1e8
-    row = rows(tmp_path, "model.params=200", "run.memory_limit_bytes=2e9")
-    assert row["status"] == "ok", row["error_message"]
+def test_a_trial_beyond_its_limit_is_oom_with_its_peak_and_one_below_it_is_ok(
+    small_study: Path, tmp_path: Path, drivers: Drivers
+) -> None:
+    def row(params: str, limit: str) -> dict[str, Any]:
+        words = (f"model.params={params}", f"run.memory_limit_bytes={limit}", "train.seed=0", "train.steps=2")
+        command = ["run", small_study, "--results", limit, *(word for pair in words for word in ("--set", pair))]
+        drivers.start(tmp_path, command, before=NO_PEAK).wait(120)
+        return store.load_results(tmp_path / limit).iloc[0].to_dict()
+
+    beyond = row("3e6", "2e7")  # weights, gradients and AdamW take 5e7
+    assert beyond["status"] == "oom", beyond["error_message"]
+    assert beyond["peak_rss_bytes"] > 1e8
+    below = row("200", "2e9")
+    assert below["status"] == "ok", below["error_message"]
 
 
 def test_onednn_without_memory_is_out_of_memory_only_below_a_limit(monkeypatch) -> None:

@@ -67,6 +67,9 @@ def test_an_edited_study_keeps_the_trials_of_the_earlier_file_apart(tmp_path: Pa
     assert code == 1
     assert "3 more trials of other settings are" in out
     assert missing in out
+    code, _, err = command("export", tmp_path / "results", "-o", tmp_path / "all.csv")
+    assert (code, "3 more trials of other settings are" in err) == (0, True)
+    assert pd.read_csv(tmp_path / "all.csv")["steps"].tolist() == [200] * 4
     assert command("drop", tmp_path / "results" / "small", missing[:8])[0] == 0
     code, out, _ = command("status", tmp_path / "results")
     assert (code, missing in out) == (0, False)

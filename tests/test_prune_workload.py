@@ -149,6 +149,7 @@ def test_fewer_units_are_a_smaller_model_that_can_be_loaded_and_be_a_parent(
     assert next_row["tokens_before"] is None
 
 
+@pytest.mark.slow
 def test_the_data_of_a_checkpoint_and_of_a_continued_run_are_counted(tmp_path: Path) -> None:
     trained(tmp_path, SMALL, "train.steps=6", "run.checkpoint_steps=[2]")
     (early,) = trained(tmp_path, CHILD, "from.step=2")
@@ -230,6 +231,8 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
     [
         (["prune.density=0.0"], "prune.density"),
         (["prune.density=1.5"], "prune.density"),
+        (["prune.density=1e-9"], "weights rounds to none; give more than "),
+        (["prune.density=1e-3", "prune.method=magnitude-layer"], "prune.density: 0.001 of 64 weights rounds to none"),
         (["prune.method=magnitude"], "did you mean 'magnitude-"),
         (["prune.method=2:4", "prune.density=0.25"], "prune.density: 0.25: 2:4 keeps half"),
         (
@@ -244,7 +247,7 @@ def test_settings_without_effect_make_no_second_trial(copied: Path) -> None:
             "prune.accumulation: 3 micro-batches",
         ),
         (["from.optimizer_state=true"], "from.optimizer_state: pruning does not continue"),
-        (["model.hidden=8"], "do not fit another hidden"),
+        (["model.hidden=8"], "model: hidden = 8: the weights of "),
         (["model.family=mlp"], "is of family 'gpt', not 'mlp'"),
         (["from.where=seed == 7"], "from"),
     ],

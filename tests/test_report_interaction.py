@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser_support import hard_study, opened, probe
+from report_support import page_text
 
-from scalebench.reporting import render
 from scalebench.reporting.sections import base
 from scalebench.store import Results
 
@@ -15,7 +15,7 @@ from scalebench.store import Results
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(render(hard_study()))
+    path.write_text(page_text(hard_study(), "loss", "residuals"))
     return path
 
 
@@ -264,7 +264,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         paths[kind] = tmp_path_factory.mktemp(kind) / "index.html"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "MANY", many)
-            paths[kind].write_text(render(Results(both.reset_index(drop=True), (), {"s": {}})))
+            paths[kind].write_text(page_text(Results(both.reset_index(drop=True), (), {"s": {}}), "loss"))
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import psutil
@@ -84,6 +86,14 @@ def test_a_run_goes_on_after_a_failure_unless_it_is_told_to_stop(scripted, comma
     assert "1 executed" in out
     assert command(*RUN, "--keep-going")[0] == 1
     assert len(engine.ran) == 4
+
+
+def test_a_run_that_stops_at_a_failure_counts_the_whole_batch(scripted, command: Command, monkeypatch) -> None:
+    monkeypatch.setitem(ENGINES, "local", scripted())  # the engine that runs batches
+    code, out, _ = command("run", "small.toml", "--fail-fast", "--set", "run.ensemble=2", "--order", "largest")
+    assert code == 1
+    assert "2 executed" in out
+    assert "2 failed, 2 missing" in out
 
 
 def test_a_plain_run_again_says_which_trials_ended_badly_and_how_to_run_them_again(scripted, command: Command) -> None:
@@ -181,6 +191,22 @@ def test_a_trial_whose_samples_do_not_fit_keeps_its_result(tmp_path: Path, capsy
     store.write_record(attempt, recorder.columns | {"status": "ok"})
     assert store.read_record(attempt)["status"] == "ok"
     assert [path.name for path in attempt.iterdir()] == ["record.json"]
+
+
+def test_a_heartbeat_that_does_not_fit_ends_no_trial_but_one_without_a_folder_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path, {"identity": {}}, PLACEMENT)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", Mock(side_effect=full))
+        recorder.progress(7, 7)
+    assert not (tmp_path / "heartbeat.json").exists()
+    recorder.progress(7, 7)
+    assert store.read_json(tmp_path / "heartbeat.json")["step"] == 7
+    recorder.attempt = tmp_path / "removed"
+    with pytest.raises(FileNotFoundError):
+        recorder.progress(7, 7)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -68,10 +70,21 @@ def test_speed_up_efficiency_and_memory_are_those_of_the_times(*, weak: bool) ->
 def test_the_page_shows_them_with_a_figure_each() -> None:
     assert section_for(study()) is scaling.SECTION
     page = render(results()).replace("\u00a0", " ")
-    assert "With 4 processes (ddp) training is 2.86 times as fast as with 1: an efficiency of 71 %" in page
-    assert "0.25 times what 1 held" in page
+    assert "With 2 processes (ddp) training is 1.67 times as fast as with 1: an efficiency of 83 %" in page
+    assert "0.25 times the memory of 1" in page
     for title in ("Speed-up against the number of processes", "Efficiency against", "Memory per process"):
         assert title in page
+
+
+def test_speeds_of_trials_that_shared_their_cores_are_not_compared() -> None:
+    text = " ".join(scaling.sentences(study()))
+    assert "With 4 processes (ddp) training" not in text
+    assert text.count("times with 4 processes are not exclusive") == len(OVERHEAD)
+    assert text.count("With 4 processes (fsdp) each holds") == 1
+    frame = results().frame.assign(timing_exclusive=False)
+    busy = " ".join(scaling.sentences(analyse(replace(results(), frame=frame), "synthetic")))
+    assert "as fast as" not in busy
+    assert busy.count("times with 1, 2, 4 processes are not exclusive") == len(OVERHEAD)
 
 
 def test_a_study_of_one_number_of_processes_has_its_own_section() -> None:

@@ -85,6 +85,20 @@ def test_a_chain_that_cannot_be_is_one_line(tmp_path: Path, texts: dict[str, str
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("option", ["--with-parents", "--keep-going"])
+def test_a_circle_is_named_whether_or_not_parents_are_run(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, middle=MIDDLE.replace('study = "parent"', 'study = "last"'), last=LAST)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "last.toml"), option, "--results", str(tmp_path / "results")])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{tmp_path / 'middle.toml'}: from.study: last → middle → last: these studies need each other"
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
 def test_run_with_parents_runs_what_is_missing_of_the_whole_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

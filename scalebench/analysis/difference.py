@@ -19,8 +19,7 @@ from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
 from scalebench.errors import InputError
-from scalebench.measure import environment
-from scalebench.store import STORE_NAMES
+from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
 
 # What is compared, each smaller the better: column -> name and unit.
 QUANTITIES = {
@@ -136,7 +135,7 @@ def _check_machines(old: pd.DataFrame, new: pd.DataFrame) -> None:
 
 def _identity(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """Return the columns that name a configuration: what was asked for, in both tables."""
-    apart = {*STORE_NAMES, *(column.name for column in environment.COLUMNS), "machine_id", "device_name"}
+    apart = {*STORE_NAMES, *(column.name for column in ENVIRONMENT_COLUMNS)}
     return [
         str(name) for name in old if name in new and name not in apart and not MEASURED.fullmatch(str(name))
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, get_origin, get_type_hints
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 
 from scalebench import __version__
-from scalebench.cli import app_laws, app_results, app_setup
+from scalebench.cli import app_laws, app_results, app_setup, completions
 from scalebench.cli.characters import use_plain_characters
 from scalebench.cli.counted import counted
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, Settings, StudyFile
@@ -106,7 +106,7 @@ def run(
     fresh_code: Annotated[
         bool, Parameter(negative=(), help="Also run trials again whose results come from another version of the code.")
     ] = False,
-    engine: str = "local",
+    engine: Annotated[str, Parameter(completer=completions.engines)] = "local",
     slots: Annotated[
         str | None, Parameter(help="GPUs of this machine to use, such as gpu=4 (default: all of them).")
     ] = None,
@@ -144,7 +144,7 @@ def run(
     options = RunOptions(
         jobs, statuses(retry), engine, order, fresh_code, fail_fast, force, report, with_parents, slots=gpu_slots(slots)
     )
-    return run_study(str(study), settings, results, options, as_json=as_json)
+    return run_study(study, settings, results, options, as_json=as_json)
 
 
 def plan(
@@ -168,7 +168,7 @@ def plan(
     from scalebench.cli.commands.planned import show_plan
 
     rates = ceilings if speed else ()
-    return show_plan(str(study), settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
+    return show_plan(study, settings, results, every=every, force=force, as_json=as_json, ceilings=rates)
 
 
 def status(

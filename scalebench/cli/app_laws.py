@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from scalebench.cli import completions
 from scalebench.cli.columns import ComputeColumns, CountedColumns, LawColumns
 from scalebench.cli.options import Bytes, Json, Law, Number, Points, Quantity, Seconds, Where
 
@@ -39,7 +40,11 @@ def fit(
     /,
     *,
     law: Annotated[
-        str, Parameter(help="A law (`scalebench list`); A,B,C or auto picks the one with the lowest hold-out error.")
+        str,
+        Parameter(
+            help="A law (`scalebench list`); A,B,C or auto picks the one with the lowest hold-out error.",
+            completer=completions.laws,
+        ),
     ] = "power",
     columns: LawColumns = LawColumns(),  # noqa: B008 - frozen
     other_columns: Inputs = [],  # noqa: B006

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from scalebench.cli import completions
 from scalebench.cli.options import RESULTS, Json, ResultsArgument, ResultsOption, SeveralResults, Where
 
 
@@ -43,7 +44,7 @@ def generate(
     results: ResultsArgument = RESULTS,
     /,
     *,
-    trial: Annotated[str | None, Parameter(show_default=False)] = None,
+    trial: Annotated[str | None, Parameter(show_default=False, completer=completions.trials)] = None,
     prompt: str,
     tokens: Annotated[int | None, Parameter(show_default=False)] = None,
     temperature: Annotated[float | None, Parameter(show_default=False)] = None,
@@ -121,7 +122,10 @@ def diff(
 
 
 def show(
-    trial: Annotated[str | None, Parameter(show_default=False, help="Trial id, or the first digits of it.")] = None,
+    trial: Annotated[
+        str | None,
+        Parameter(show_default=False, help="Trial id, or the first digits of it.", completer=completions.trials),
+    ] = None,
     /,
     *,
     results: ResultsOption = RESULTS,
@@ -138,7 +142,7 @@ def show(
 
 def drop(
     study: Annotated[Path, Parameter(help="The study's folder, as in results/gpt.")],
-    trials: Annotated[list[str], Parameter(help="Trial ids, or their first digits.")],
+    trials: Annotated[list[str], Parameter(help="Trial ids, or their first digits.", completer=completions.trials)],
     /,
 ) -> int:
     """Forget planned TRIALS without a result of the study in folder STUDY."""

@@ -7,16 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from scalebench.cli import completions
 from scalebench.cli.options import RESULTS, Json, ResultsOption
 from scalebench.comparison.options import OPERATION_MODULES, Options
 
 IMPORT_HELP = "Import a JSON file of pytest-benchmark, hyperfine, asv or google-benchmark; repeatable."
-COLUMNS_HELP = "List the columns of records: name, unit, meaning, and the workloads that have it."
+COLUMNS_HELP = "List the columns of trials and comparisons: name, unit, meaning, and the workloads that have it."
 OPERATION_HELP = f"{', '.join(OPERATION_MODULES)}, or the path of a .py file."
 
 
 def compare(
-    operation: Annotated[str | None, Parameter(show_default=False, help=OPERATION_HELP)] = None,
+    operation: Annotated[
+        str | None, Parameter(show_default=False, help=OPERATION_HELP, completer=completions.operations)
+    ] = None,
     /,
     *,
     options: Options = Options(),  # noqa: B008 - frozen
@@ -45,7 +48,9 @@ def doctor(*, results: ResultsOption = RESULTS, as_json: Json = False) -> int:
 
 
 def new_study(
-    family: Annotated[str, Parameter(help="A model family; `scalebench list` shows them.")],
+    family: Annotated[
+        str, Parameter(help="A model family; `scalebench list` shows them.", completer=completions.families)
+    ],
     /,
     *,
     output: Annotated[

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share. Imports nothing but cyclopts."""
+"""Options and arguments that several commands share. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
+
+from scalebench.cli import completions
 
 RESULTS = Path("results")
 
@@ -35,8 +37,9 @@ Settings = Annotated[
     list[str],
     Parameter("--set", help="Override a field of the study: --set train.steps=100.", negative=(), show_default=False),
 ]
-# A text, and a path too, so that shells complete files.
-StudyFile = Annotated[str | Path, Parameter(help="A study file (TOML), or the name of a study that ships.")]
+StudyFile = Annotated[
+    str, Parameter(help="A study file (TOML), or the name of a study that ships.", completer=completions.study_files)
+]
 ResultsArgument = Annotated[Path, Parameter(help="Results folder, of one study or of several.")]
 SeveralResults = Annotated[list[Path], Parameter(negative=(), help="Results folders, of one study or of several.")]
 ResultsOption = Annotated[Path, Parameter(help="Results folder; each study gets a subfolder.")]
@@ -51,4 +54,4 @@ Quantity = Annotated[float, Parameter(converter=_quantity)]  # 7e9, 124M, 300B
 Number = Annotated[float | None, Parameter(show_default=False, converter=_quantity)]
 Seconds = Annotated[float | None, Parameter(show_default=False, converter=_seconds)]  # 0.002, 2ms
 Bytes = Annotated[float | None, Parameter(show_default=False, converter=_bytes)]  # 40k, 40kB, 64KiB
-Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.")]
+Law = Annotated[str, Parameter(help="The law to fit; `scalebench list` shows them.", completer=completions.laws)]

@@ -20,7 +20,7 @@ from scalebench.measure.statistics import (
     verdict,
 )
 from scalebench.store import read_json
-from scalebench.store.comparisons import ROW_COLUMNS
+from scalebench.store.comparison_columns import ROW_COLUMNS
 
 ABSENT = "absent"
 ProviderRun = Mapping[str, Any]  # one provider in one case and process, as process.py wrote it

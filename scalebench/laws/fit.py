@@ -18,6 +18,7 @@ from scalebench.laws.forms import Array, FitRefused, Law
 from scalebench.laws.intervals.adequacy import LackOfFit, lack_of_fit
 from scalebench.laws.intervals.backtest import CUTS, Backtest, backtest
 from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS, Bootstrap, Refits, bootstrap
+from scalebench.laws.intervals.determined import undetermined
 from scalebench.laws.intervals.outlying import FarPoint, far_points
 from scalebench.laws.intervals.profile import Profile, profile
 
@@ -42,7 +43,8 @@ class Fit(Estimate):
                 interval = f"{low:.4g} to {high:.4g}"
             except FitRefused as reason:
                 interval = str(reason)
-            rows.append(f"<tr><td>{escape(name)}</td><td>{value:.4g}</td><td>{escape(interval)}</td></tr>")
+            shown = "not determined" if name in self.undetermined else f"{value:.4g}"
+            rows.append(f"<tr><td>{escape(name)}</td><td>{shown}</td><td>{escape(interval)}</td></tr>")
         head = "<tr><th>parameter</th><th>value</th><th>95 % interval</th></tr>"
         about = f"{self.law.name}: {self.law.formula}; {self.n_points} points, {self.status}"
         return f"<p>{escape(about)}</p><table>{head}{''.join(rows)}</table>"
@@ -53,6 +55,15 @@ class Fit(Estimate):
         rates = self.law.naming.rates if self.law.naming else {}
         infinite = [name for name in rates if math.isinf(self.parameters[name])]
         return {name: f"1 / {name} is at its bound 0: its interval has a lower end only" for name in infinite}
+
+    @cached_property
+    def undetermined(self) -> dict[str, str]:
+        """Parameters that the points do not determine, by name, with the reason; see `intervals.determined`."""
+        try:
+            intervals = {name: self.interval(name) for name in self.parameters}
+        except FitRefused:
+            intervals = {}
+        return undetermined(self, intervals)
 
     def beyond(self, points: Columns) -> Array:
         """How many times outside the range of the fitted points each row lies, [n], by its worst input; 1 inside."""
@@ -144,6 +155,7 @@ class Fit(Estimate):
             "status": self.status,
             "bounds_hit": list(self.bounds_hit),
             "unresolved": self.unresolved,
+            "undetermined": self.undetermined,
             "condition_number": _finite(self.condition_number),
             **{name: int(getattr(self, name)) for name in counts},
             "residuals": [_finite(value) for value in self.residuals],

@@ -17,28 +17,10 @@ from typing import Any
 import psutil
 
 from scalebench.measure.secrets import hide_in_variables, hide_in_words
-from scalebench.store import Column
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Source that can change a trial's results; reports, fits and the command line cannot.
 DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
-
-COLUMNS = (
-    Column("machine_id", "", "12 hex digits that tell machines apart"),
-    Column("device_kind", "", "cpu or cuda"),
-    Column("device_name", "", "name of the GPU, or of the CPU"),
-    Column("cpu_model", "", "name of the CPU"),
-    Column("threads", "1", "CPU threads that torch uses"),
-    Column("started_at", "", "start of the trial, UTC"),
-    Column("git_commit", "", "commit of the checkout that ran"),
-    Column("git_dirty", "", "whether that checkout had uncommitted changes"),
-    Column("code_fingerprint", "", "first 12 hex digits of the SHA-256 of the source that decides results"),
-    Column("python_version", "", "version of Python"),
-    Column("torch_version", "", "version of torch"),
-    Column("triton_version", "", "version of triton"),
-    Column("ptxas_version", "", "version of the assembler of the GPU's machine code"),
-    Column("platform", "", "operating system"),
-)
 
 
 def command_line() -> str:

@@ -49,7 +49,10 @@ def parameters_table(all_series: Sequence[Series], surfaces: Sequence[Surface] =
             text, interval = bounded(value, *trend.interval(parameter), unit=unit if has_unit else "")
             at_bound = parameter in trend.fit.bounds_hit
             ended = "at its bound: one-sided interval" if at_bound else str(trend.fit.status).replace("_", " ")
-            rows.append((word(name), word(symbol(parameter)), (text, value), word(interval), word(ended)))
+            shown: Cell = (text, value)
+            if parameter in trend.fit.undetermined:
+                shown, ended = ("not determined", None), trend.fit.undetermined[parameter]
+            rows.append((word(name), word(symbol(parameter)), shown, word(interval), word(ended)))
     return Table(
         "Fitted parameters.", ("fit", "parameter", "value", "95 % interval", "status"), tuple(rows), appendix=True
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trends import Trend
+from scalebench.analysis.trends import Trend, undetermined
 from scalebench.analysis.trials import N, numeric
 from scalebench.measure.statistics import mean_interval
 from scalebench.reporting.quantities import NO_INTERVAL, bounded, formula, quantity, symbol
@@ -89,9 +89,14 @@ class Outcome:
 
 
 def law_text(trend: Trend) -> str:
-    """Return a fitted law with its parameters and their intervals, or the refusal with its reason."""
+    """Return a fitted law with its parameters and their intervals, or the refusal with its reason.
+
+    A fit whose parameters are not determined, or have no intervals, is no result.
+    """
     if trend.fit is None:
         return f"refused: {trend.reason}"
+    if reason := undetermined(trend.fit) or trend.no_interval:
+        return f"refused: {reason}"
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
@@ -101,12 +106,18 @@ def law_text(trend: Trend) -> str:
 
 
 def loss_outcome(study: StudyAnalysis) -> Outcome:
-    """Return the outcome of a study of training: its validation loss, with the law of each of at most three series."""
+    """Return the outcome of a study of training: its validation loss, with the law of each of at most three series.
+
+    Where a law of size and data was fitted, series of one length for which there is none are left out.
+    """
+    surfaces = [surface for surface in study.surfaces if surface.trend.fit is not None]
+    fits = [(surface.label, surface.trend) for surface in surfaces]
+    fits += [(each.label, each.loss_all) for each in study.series if not surfaces or each.loss_all.fit is not None]
     named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
-    for series in study.series:
-        named.setdefault(law_text(series.loss_all), []).append(series.label)
+    for label, trend in fits:
+        named.setdefault(law_text(trend), []).append(label)
     laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
-    shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
+    shown = laws if len(laws) <= 3 else [f"{len(fits)} fits, each in the section of the study"]
     return Outcome("validation loss, time, memory", "; ".join(shown))
 
 

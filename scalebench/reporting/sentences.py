@@ -89,13 +89,19 @@ def law_sentence(series: Series) -> str:
     trend = series.loss_all
     if trend.fit is None:
         return f"No law could be fitted: {trend.reason}." if len(series.sizes) else ""
-    parts = []
+    parts, unknown = [], []
     for name, value in trend.fit.parameters.items():
+        if name == "A":
+            continue
         text, interval = bounded(value, *trend.interval(name))
         bound = ", at its bound: these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        parts += [f"{series.x.formula(symbol(name))} = {text} ({_interval(interval)}{bound})"] * (name != "A")
+        if name in trend.fit.undetermined and not bound:
+            unknown.append(series.x.formula(symbol(name)))
+        else:
+            parts.append(f"{series.x.formula(symbol(name))} = {text} ({_interval(interval)}{bound})")
     law = series.x.formula(formula(trend.fit.law.formula))
-    return f"The fitted law is {law} with {', '.join(parts)}."
+    but = f"; these sizes do not determine {' and '.join(unknown)}" if unknown else ""
+    return f"The fitted law is {law} with {', '.join(parts)}{but}."
 
 
 def _interval(interval: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 from scalebench import store
 from scalebench.measure.environment import command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
+from scalebench.running.batches import MEMBERS, write_members
 from scalebench.running.claims import claim_path, take
 from scalebench.running.engines.base import Resources, Tick, no_tick
 from scalebench.running.ensembles import together
-from scalebench.running.members import MEMBERS, close_members, write_members
+from scalebench.running.members import close_members
 from scalebench.running.planning import PlannedTrial, trial_header
 from scalebench.study import Study
 
@@ -107,8 +108,8 @@ class Attempts:
         store.write_header(attempt, header | {"resources": asdict(resources), "claim": number})
         return attempt
 
-    def run(self, place: Callable[..., Iterator[Path]], tick: Tick = no_tick) -> Iterator[Path]:
-        """Place all attempts and yield those that have a record; the folders of those that did not begin go."""
+    def run(self, place: Callable[..., Iterator[Path]], tick: Tick = no_tick) -> Iterator[list[Path]]:
+        """Place all attempts and yield those of each worker that has ended; the folders of those not begun go."""
         beside = {other for others in self._others.values() for other in others}
         leads = [attempt for attempt in self._coming if attempt not in beside]
 
@@ -119,7 +120,7 @@ class Attempts:
             for lead in place(leads, [self._needs(lead) for lead in leads], begin=self.begin, tick=tick_all):
                 others = self._others.get(lead, [])
                 close_members(lead, others)
-                yield from (lead, *others)
+                yield [lead, *others]
         finally:
             for attempt in self.begun:
                 if {path.name for path in attempt.glob("*")} <= {"trial.json", MEMBERS}:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 from scalebench.errors import StudyError, unknown
+from scalebench.running.lineage import check_circle, parent_files
 from scalebench.running.planning import load_study
-from scalebench.running.shipped import studies_dir
 from scalebench.study import Study
 
 KEEPING = "run.checkpoint=true"  # what a parent is run with, so that its weights can be started from
@@ -20,12 +17,9 @@ def ancestors(study: Study) -> list[Study]:
     path is taken as it is. Raises ``StudyError`` with one line for a study that is not there, for a circle, and
     for a family that the parents do not have.
     """
+    check_circle(study)
     chain = [study]
     while (parents := chain[-1].parents) is not None and parents.study is not None:
-        names = [member.name for member in chain]
-        if parents.study in names:
-            circle = " → ".join([*names[names.index(parents.study) :], parents.study])
-            raise StudyError([f"{chain[-1].origin}: {parents.KEY}.study: {circle}: these studies need each other"])
         chain.append(_parent_of(chain[-1], parents.KEY, parents.study))
     _check_families(chain)
     return chain[:0:-1]
@@ -33,20 +27,13 @@ def ancestors(study: Study) -> list[Study]:
 
 def _parent_of(study: Study, key: str, name: str) -> Study:
     """Load the study that another one names at ``key``."""
-    files = {path.stem: path for path in _files(study)}
+    files = parent_files(study)
     if name not in files:
         raise StudyError([f"{study.origin}: {key}.study: {unknown(name, sorted(files))}"])
     parent = load_study(files[name], [KEEPING])
     if parent.name != name:
         raise StudyError([f"{parent.origin}: name: {parent.name!r}, and {study.origin} names {name!r}"])
     return parent
-
-
-def _files(study: Study) -> Iterator[Path]:
-    """Yield the study files that a study can name as its parents, those beside its own file last."""
-    yield from sorted(studies_dir().glob("*.toml"))
-    if (origin := Path(study.origin)).exists():
-        yield from sorted(origin.parent.glob("*.toml"))
 
 
 def _check_families(chain: list[Study]) -> None:

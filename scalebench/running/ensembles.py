@@ -33,9 +33,9 @@ class Grouping:
         sizes = [len(batch) for batch in self.batches if len(batch) > 1]
         each = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else f"{max(sizes, default=0)}"
         batches = "1 batch" if len(sizes) == 1 else f"{len(sizes)} batches"
-        many = f"{sum(sizes)} trials in {batches} of {each}" if sizes else "no trials"
+        many = f"{sum(sizes)} trials in {batches} of {each}; their times and memory are not measured"
         alone = [f"one by one, {count}: {reason}" for reason, count in self.alone.most_common()]
-        return [f"trained together (run.ensemble): {many}; their times and memory are not measured", *alone]
+        return [f"trained together (run.ensemble): {many if sizes else 'no trials'}", *alone]
 
 
 def grouped(planned: Iterable[PlannedTrial], study: Study, engine: str = "local") -> Grouping:
@@ -60,11 +60,12 @@ def grouped(planned: Iterable[PlannedTrial], study: Study, engine: str = "local"
 
 
 def together(needs: Sequence[Resources]) -> Resources:
-    """Return what the worker of a batch needs: memory and time of all its trials, the cores of one."""
-    limits = [each.timeout_s for each in needs if each.timeout_s is not None]
+    """Return what the worker of a batch needs: memory and time of all its trials, the cores of one.
+
+    The time limit stays that of each trial.
+    """
     return replace(
         needs[0],
         memory_bytes=sum(each.memory_bytes for each in needs),
         expected_s=sum(each.expected_s for each in needs),
-        timeout_s=sum(limits) if limits else None,
     )

@@ -1,8 +1,7 @@
 """Attempts at several trials by one worker, which trains them together.
 
-The worker is that of the first, the lead. ``ensemble.json`` in the lead's attempt folder lists the attempts of the
-others, as ``<trial_id>/<attempt>``. Each trial has its own folder, claim and record. The lead's record is written last:
-a worker that ends before all records are there has left none for the lead.
+The worker is that of the first, the lead (``batches.py``). Each trial has its own folder, claim and record. The lead's
+record is written last: a worker that ends before all records are there has left none for the lead.
 """
 
 from __future__ import annotations
@@ -12,39 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalebench.running.batches import members_of
 from scalebench.running.engines.base import close_attempt, has_record
-from scalebench.store import StoreError, read_header, read_json, read_record, write_json
-from scalebench.store.names import check_inside, check_name
+from scalebench.store import StoreError, read_header, read_record, write_json
 
 if TYPE_CHECKING:
     from scalebench.study import Trial
     from scalebench.workloads.recorder import Recorder
-
-MEMBERS = "ensemble.json"
-
-
-def write_members(lead: Path, others: Sequence[Path]) -> None:
-    """Write which attempts the worker of ``lead`` runs beside it."""
-    write_json(lead / MEMBERS, {"members": [f"{attempt.parent.name}/{attempt.name}" for attempt in others]})
-
-
-def members_of(lead: Path) -> list[Path]:
-    """Return the attempts that the worker of ``lead`` runs, itself first.
-
-    Raises ``StoreError`` for a file that is damaged, or that names a folder elsewhere.
-    """
-    path = lead / MEMBERS
-    if not path.exists():
-        return [lead]
-    names = read_json(path).get("members")
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.count("/") == 1 for name in names):
-        raise StoreError(f"{path}: members: expected a list of <trial_id>/<attempt>")
-    others = [
-        lead.parents[1].joinpath(*(check_name(f"{path}: members", part) for part in name.split("/"))) for name in names
-    ]
-    for attempt in others:
-        check_inside(lead.parents[3], attempt)
-    return [lead, *others]
 
 
 def close_members(lead: Path, others: Sequence[Path]) -> None:

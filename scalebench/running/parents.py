@@ -14,6 +14,7 @@ from scalebench.data import Data
 from scalebench.data.images import Images
 from scalebench.errors import InputError, StudyError
 from scalebench.families import FAMILIES
+from scalebench.running.lineage import check_circle
 from scalebench.study import Parent, ParentSection, Study, Trial
 from scalebench.workloads import WORKLOADS, trial_of
 from scalebench.workloads.base import Request
@@ -63,8 +64,14 @@ class ParentTrial:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
         wrong = [name for name, shape in shapes.items() if expected.get(name) != shape]
         if wrong or _numbers(module) != sum(torch.Size(shape).numel() for shape in shapes.values()):
-            changed = ", ".join(key for key, value in model.items() if value != self.trial.model.get(key))
-            raise InputError(f"model: the weights of {self.trial_id} do not fit another {changed}; leave it out")
+            changed = [key for key in model if model[key] != self.trial.model.get(key)]
+            given, own = (
+                ", ".join(f"{key} = {values.get(key)!r}" for key in changed) for values in (model, self.trial.model)
+            )
+            names = ", ".join(changed)
+            raise InputError(
+                f"model: {given}: the weights of {self.trial_id}, with {own}, do not fit another {names}; leave it out"
+            )
 
     def check_held_out(self, child: Trial, data: Data) -> None:
         """Raise ``InputError`` when a child would be validated on what this trial was trained on."""
@@ -110,12 +117,14 @@ def inherited(
 def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
     """Return the parents of a study's trials, which [from] or the workload's table names; [None] for a study without.
 
-    Raises ``StudyError`` with one line when there are none, when one changed since it was trained, or when the state
-    of its run was not kept and is asked for; where running their study makes them, the line has the command.
+    Raises ``StudyError`` with one line when there are none, when one changed since it was trained, when the state of
+    its run was not kept and is asked for, or when their study needs this one; where running their study makes them, the
+    line has the command.
     """
     source = study.parents
     if source is None:
         return [None]
+    check_circle(study)
     path = results / source.study if source.study is not None else Path(source.results or "")
     name = source.study or "STUDY"
     place = path.parent if source.study is not None else path

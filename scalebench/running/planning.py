@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench.data import Data, DataError, open_data, open_source
-from scalebench.errors import InputError, StudyError, unknown
+from scalebench.errors import InputError, StudyError, expect, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
@@ -74,7 +74,11 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
             and study.parents is None
             and not any(line.startswith(("model.family", "data.source")) for line in lines)
         ):
-            lines += [line for *_, line in _resolved(study, [None]) if line]
+            reported = {
+                line.partition(":")[0] for line in lines
+            }  # a field with a wrong value was left out of the study
+            more = (line for *_, line in _resolved(study, [None]) if line)
+            lines += [line for line in more if line.partition(":")[0] not in reported]
     if study is None or lines:
         raise StudyError([f"{path}: {line}" for line in lines])
     return study.read_from(path, settings)
@@ -102,7 +106,9 @@ def _parent_lines(study: Study) -> Iterator[str]:
         return
     if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
-        yield f"from: the workload {study.workload!r} starts from no weights; those that do: {able}"
+        teachers = study.own_parents
+        teacher = f": a trial has one parent, and here it is that of {teachers.KEY}" if teachers else ""
+        yield f"from: the workload {study.workload!r} starts from no weights{teacher}; those that do: {able}"
     if source.study == study.name:
         own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
         yield f"{source.KEY}.study: {own}"
@@ -121,6 +127,7 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
 
     Raises ``StudyError`` for points and parents that cannot be.
     """
+    expect(study, Study, "plan: expected a study, as load_study(...) returns it")
     trials: dict[str, PlannedTrial] = {}
     refused: dict[str, list[Mapping[str, Any]]] = {}
     accepted: list[Mapping[str, Any]] = []

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scalebench.running import processes
+from scalebench.running.batches import members_of
 from scalebench.running.limits import allocation_failed, limit_memory, with_smaller_micro_batches
-from scalebench.running.members import members_of, run_members
+from scalebench.running.members import run_members
 from scalebench.running.node import settle
 from scalebench.running.ranks import run_processes, run_rank
 from scalebench.store import read_header, write_json, write_record

@@ -32,6 +32,24 @@ STORE_COLUMNS = (
     Column("invalid_reason", "", "why the numbers cannot be true (such a row stays out of the fits)"),
 )
 STORE_NAMES = tuple(column.name for column in STORE_COLUMNS)
+# Where and with what something was measured: in the records of trials and the rows of comparisons
+# (measure/environment.py fills them).
+ENVIRONMENT_COLUMNS = (
+    Column("machine_id", "", "12 hex digits that tell machines apart"),
+    Column("device_kind", "", "cpu or cuda"),
+    Column("device_name", "", "name of the GPU, or of the CPU"),
+    Column("cpu_model", "", "name of the CPU"),
+    Column("threads", "1", "CPU threads that torch uses"),
+    Column("started_at", "", "start of the trial or the comparison, UTC"),
+    Column("git_commit", "", "commit of the checkout that ran"),
+    Column("git_dirty", "", "whether that checkout had uncommitted changes"),
+    Column("code_fingerprint", "", "first 12 hex digits of the SHA-256 of the source that decides results"),
+    Column("python_version", "", "version of Python"),
+    Column("torch_version", "", "version of torch"),
+    Column("triton_version", "", "version of triton"),
+    Column("ptxas_version", "", "version of the assembler of the GPU's machine code"),
+    Column("platform", "", "operating system"),
+)
 # What older records call a column, and its name now.
 RENAMED = {"mode": "workload"}
 

@@ -27,6 +27,7 @@ from scalebench.store import (
     write_atomically,
     write_checked_json,
 )
+from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.files import read_checked_json
 from scalebench.store.records import check_files, check_schema, plain_row
 from scalebench.store.trials import is_folder, names_in
@@ -37,24 +38,6 @@ if TYPE_CHECKING:
 SCHEMA = 2  # since 2, rows.json has a checksum
 PREFIX = "compare-"
 STATUSES = ("ok", "unavailable", "oom", "failed", "killed")
-
-# Names carry units; SI in storage; null for what was not measured. Shapes stand beside as ``shape_<field>``.
-ROW_COLUMNS = tuple(
-    """
-    operation run source backward case case_index dtype provider summary status error_class error_message
-    time_median_s time_low_s time_high_s time_p20_s time_p80_s
-    fast_mode_s slow_mode_s fast_mode_share samples outliers processes calls_per_sample
-    noise stop_reason stop_reasons prepare_time_s first_call_time_s timing_method timing_floor_s
-    flops bytes_moved achieved_flops_per_s achieved_bytes_per_s
-    matmul_ceiling_flops_per_s copy_ceiling_bytes_per_s cached_ceiling_bytes_per_s ceiling_source invalid_reason
-    peak_memory_bytes memory_method
-    max_abs_error eager_max_abs_error error_ratio error_result accepted error_note
-    baseline ratio ratio_low ratio_high margin verdict verdict_reason
-    machine_id device_kind device_name cpu_model cpu_count load_average threads
-    started_at git_commit git_dirty code_fingerprint
-    python_version torch_version triton_version platform command
-    """.split()
-)
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,13 @@ class Study(Section):
     @property
     def parents(self) -> ParentSection | None:
         """Which trials this study's trials need the weights of: those of [from], or of its workload's own table."""
+        return self.start or self.own_parents
+
+    @property
+    def own_parents(self) -> ParentSection | None:
+        """Which trials the workload's own table names, such as the teachers of a student."""
         table = getattr(self, self.TABLES.get(self.workload, ""), ())
-        return self.start or next((value for _, value in table if isinstance(value, ParentSection)), None)
+        return next((value for _, value in table if isinstance(value, ParentSection)), None)
 
     def __repr__(self) -> str:
         """Return one line: the name, the axes with more than one value."""

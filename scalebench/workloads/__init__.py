@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from scalebench.errors import InputError
 from scalebench.families import FAMILIES
-from scalebench.measure import environment
-from scalebench.store import STORE_COLUMNS, Column, StoreError, read_header
+from scalebench.store import ENVIRONMENT_COLUMNS, STORE_COLUMNS, Column, StoreError, read_header
 from scalebench.study import Trial
 from scalebench.workloads import distill, finetune, inference, prune, quantize, recorder, training
 from scalebench.workloads.base import Workload, spec_columns
@@ -52,7 +51,7 @@ def columns_of(name: str) -> tuple[Column, ...]:
     workload = WORKLOADS[name]
     columns = (
         *STORE_COLUMNS, *TRIAL_COLUMNS, *spec_columns(workload.Spec), *workload.COLUMNS, *recorder.COLUMNS,
-        *environment.COLUMNS,
+        *ENVIRONMENT_COLUMNS,
     )  # fmt: skip
     return tuple({column.name: column for column in columns}.values())
 

@@ -98,10 +98,10 @@ def _smaller(request: Request, decided: Decided, spec: PruneSpec) -> Decided:
 
 
 def _check_matrices(request: Request, config: Any, method: str, density: float) -> None:
-    """Raise ``InputError`` for a model without hidden matrices, and for 2:4 where it cannot be."""
+    """Raise ``InputError`` for a model without hidden matrices, a density of nothing, and 2:4 that cannot be."""
     import torch
 
-    from scalebench.workloads.prune_masks import GROUP, prunable
+    from scalebench.workloads.prune_masks import GLOBAL, GROUP, prunable
 
     if method == "2:4" and density != HALF:
         raise InputError(f"prune.density: {density}: 2:4 keeps half of the weights; give 0.5, or exclude the others")
@@ -109,6 +109,12 @@ def _check_matrices(request: Request, config: Any, method: str, density: float) 
         matrices = prunable(request.family.build(config, "eager"))
     if not matrices:
         raise InputError(f"prune.method: {method}: {request.family_name} has no hidden matrices to prune")
+    sizes = [getattr(module, name).numel() for module, name in matrices.values()]
+    weights = sum(sizes) if method in GLOBAL else min(sizes)
+    if round(density * weights) < 1:
+        raise InputError(
+            f"prune.density: {density} of {weights:,} weights rounds to none; give more than {0.5 / weights:.3g}"
+        )
     for path, (module, name) in matrices.items():
         if method == "2:4" and (columns := getattr(module, name).shape[-1]) % GROUP:
             raise InputError(f"prune.method: 2:4 needs rows of a multiple of {GROUP}; those of {path} have {columns}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 HEARTBEAT_EVERY_S = 1.0
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of blocks or inodes; of a quota; of a file's size
 COLUMNS = (
     Column("startup_time_s", "s", "from the start of the process to the first measured step (waiting for a GPU apart)"),
     Column(
@@ -130,7 +132,8 @@ class Recorder:
     def progress(self, done: int, total: int, loss: Callable[[], float] | None = None) -> None:
         """Record the steps done, and write a heartbeat: at most one a second, and one at the end.
 
-        The heartbeat has the ``loss`` of the last step, if there is one, and the memory of this process.
+        The heartbeat has the ``loss`` of the last step, if there is one, and the memory of this process. A full disk
+        may have room again before the trial ends: until then heartbeats are left out.
         """
         self.columns["stop_step"] = done
         now = time.monotonic()
@@ -142,8 +145,12 @@ class Recorder:
             if value is not None and math.isfinite(value):
                 beat["loss"] = value
             temporary = self.attempt / ".heartbeat.tmp"
-            temporary.write_text(json.dumps(beat), encoding="utf-8")
-            temporary.replace(self.attempt / "heartbeat.json")  # whole, also where the worker is stopped in between
+            try:
+                temporary.write_text(json.dumps(beat), encoding="utf-8")
+                temporary.replace(self.attempt / "heartbeat.json")  # whole, also where the worker is stopped in between
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
 
     def save_samples(self, name: str, frame: Any) -> None:
         """Write a table of samples as Parquet, atomically. Where that fails the trial keeps its result without them."""

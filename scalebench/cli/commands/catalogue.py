@@ -59,13 +59,15 @@ def show_catalogue(*, as_json: bool) -> int:
 
 
 def columns() -> list[dict[str, Any]]:
-    """Return every column that a record can have, with unit, meaning and the workloads whose records have it."""
+    """Return every column of trials and comparisons, with unit, meaning and what has it: workloads, or "compare"."""
+    from scalebench.store.comparison_columns import COMPARISON_COLUMNS
     from scalebench.workloads import WORKLOADS, columns_of
 
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for workload in WORKLOADS:
-        for column in columns_of(workload):
-            rows.setdefault((column.name, column.unit, column.meaning), []).append(workload)
+    declared = {name: columns_of(name) for name in WORKLOADS} | {"compare": COMPARISON_COLUMNS}
+    for name, its_columns in declared.items():
+        for column in its_columns:
+            rows.setdefault((column.name, column.unit, column.meaning), []).append(name)
     return [
         {"name": name, "unit": unit, "meaning": meaning, "workloads": workloads}
         for (name, unit, meaning), workloads in rows.items()
@@ -73,7 +75,7 @@ def columns() -> list[dict[str, Any]]:
 
 
 def show_columns(*, as_json: bool) -> int:
-    """Print the columns of records; the fields of a family's [model] stand in a record besides."""
+    """Print the columns of trials and comparisons; a family's [model] fields stand in a trial's record besides."""
     rows = columns()
     if as_json:
         print_json("list", {"columns": rows})
@@ -81,5 +83,5 @@ def show_columns(*, as_json: bool) -> int:
     header = ("column", "unit", "meaning", "workloads")
     cells = [(row["name"], row["unit"], row["meaning"], ", ".join(row["workloads"])) for row in rows]
     table("", header, cells, text_columns=4)
-    say("plus one column per field of the model (`scalebench list` shows them by family)")
+    say("plus a column for each field of a model (`scalebench list` shows them by family) and each shape of a case")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from scalebench.cli.commands.choice import choose_law, print_choice
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError
 from scalebench.laws import Refits
+from scalebench.laws.intervals.determined import beside, switched_off
 from scalebench.points.doubts import run_column
 from scalebench.points.files import is_results, open_table
 from scalebench.points.fit_file import fit_points, to_document
@@ -25,7 +25,6 @@ from scalebench.store import StoreError, json_safe, write_output
 if TYPE_CHECKING:
     from scalebench.laws import Backtest, Fit
 
-WORD = re.compile(r"\w+")
 SLOW = 2e7  # points times refits: about 20 s of one core
 
 
@@ -118,15 +117,16 @@ def _write(output: Path, document: dict[str, Any]) -> None:
 def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
     """Print parameters with their intervals, and diagnostics of the fit."""
     rows: list[tuple[str, ...]] = []
-    undetermined = _undetermined(fit)
+    beside_off = {name for off in switched_off(fit) for name in beside(fit, off)}
     for name, value in fit.parameters.items():
-        low, high = ends(document["intervals"][name])
-        if name in undetermined:
-            rows.append((name, "not determined", "", ""))
+        shown, interval = bounded(value, *ends(document["intervals"][name]))
+        if name in fit.undetermined:
+            rows.append((name, "not determined", "" if name in beside_off else interval, ""))
         else:
-            rows.append((name, *bounded(value, low, high), _mark(name, document)))
+            rows.append((name, shown, interval, _mark(name, document)))
     say(f"{fit.law.name}: {fit.law.formula}", "")
     table("", ("parameter", "value", "95 % interval", ""), rows, last_is_text=True)
+    say(*(f"{name} is not determined: {reason}" for name, reason in fit.undetermined.items() if name not in beside_off))
     agreeing = f"{fit.starts_agreeing} of {fit.starts} starts agree"
     reason = f" ({document['interval_reason']})" if document["interval_reason"] else ""
     bounds = ", ".join(_at_bound(name, fit) for name in fit.bounds_hit) or "none"
@@ -134,35 +134,24 @@ def print_fit(fit: Fit, document: Mapping[str, Any]) -> None:
         "",
         f"points      {fit.n_points:,} in {fit.n_configurations:,} configurations",
         f"objective   {fit.objective:.9g}, the sum of {loss_name(document)}; {agreeing}",
-        f"status      {fit.status}, condition number {fit.condition_number:.3g}{_why_degenerate(fit)}",
+        f"status      {_status(fit)}, condition number {fit.condition_number:.3g}{_why_unsound(fit)}",
         f"bounds      {bounds}",
         f"intervals   {document['interval_method']}{reason}",
     )
 
 
-def _switched_off(fit: Fit) -> list[str]:
-    """Return the coefficients that a degenerate fit has at zero."""
-    names = fit.bounds_hit if fit.status == "degenerate" else ()
-    return [name for name in names if name in fit.law.coefficients and name != fit.law.offset]
+def _status(fit: Fit) -> str:
+    if fit.status == "converged" and fit.undetermined:
+        return f"{', '.join(fit.undetermined)} not determined (the optimizer converged)"
+    return fit.status
 
 
-def _undetermined(fit: Fit) -> set[str]:
-    """Return the parameters of which any value fits: those of the law's terms whose coefficient is zero."""
-    terms = [set(WORD.findall(term)) for term in fit.law.formula.partition("=")[2].split(" + ")]
-    return {
-        name for off in _switched_off(fit) for term in terms if off in term for name in term & {*fit.parameters} - {off}
-    }
-
-
-def _why_degenerate(fit: Fit) -> str:
-    if fit.status != "degenerate":
-        return ""
-    if off := _switched_off(fit):
-        named = " and ".join(off)
-        return (
-            f": {named} = 0, the points do not fall as the law does, so the other parameters of that term mean nothing"
-        )
-    return ": the points do not separate its parameters; only predictions within their range are meaningful"
+def _why_unsound(fit: Fit) -> str:
+    if off := " and ".join(switched_off(fit)):
+        return f": {off} = 0, the points do not fall as the law does, so the other parameters of that term mean nothing"
+    if fit.status == "degenerate":
+        return ": the points do not separate its parameters; only predictions within their range are meaningful"
+    return "; the fit did not settle: these are the values of its best start" if fit.status == "max_iterations" else ""
 
 
 def _at_bound(name: str, fit: Fit) -> str:

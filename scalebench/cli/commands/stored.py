@@ -14,7 +14,7 @@ from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.running.claims import Observer
-from scalebench.running.engines.slurm import waiting
+from scalebench.running.engines.slurm_queue import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 if TYPE_CHECKING:
@@ -170,13 +170,22 @@ def write_report(results: Sequence[Path], output: Path, *, pictures: bool) -> in
     return 0
 
 
-def export_to(results: Path, tracker: str, folder: Path) -> int:
-    """Write the trials as runs of an experiment tracker; damaged attempts are reported on stderr and left out."""
-    from scalebench.store.trackers import export_runs
-
+def _to_export(results: Path) -> store.Results:
+    """Read the trials of the studies as they are now; what is damaged or of an earlier plan is reported on stderr."""
     stored = store.read_results(results)
+    planned = store.of_plans(stored)
     for line in counted(stored.damaged):
         warn(f"damaged, left out: {line}")
+    if line := store.left_out_line(len(stored.frame) - len(planned.frame)):
+        warn(line)
+    return planned
+
+
+def export_to(results: Path, tracker: str, folder: Path) -> int:
+    """Write the trials as runs of an experiment tracker; what is left out is reported on stderr."""
+    from scalebench.store.trackers import export_runs
+
+    stored = _to_export(results)
     count, command = export_runs(stored, tracker, folder)
     say(f"{folder}: {trials(count)}")
     say_exactly(f"look at them: {command}" if tracker != "wandb-offline" else f"upload them: {command}")
@@ -184,13 +193,11 @@ def export_to(results: Path, tracker: str, folder: Path) -> int:
 
 
 def export_table(results: Path, output: Path) -> int:
-    """Write the table of all trials; damaged attempts are reported on stderr and left out.
+    """Write the table of all trials; what is left out is reported on stderr.
 
     Rows of comparisons have other columns: they get a second file beside it, or the file itself if there are no trials.
     """
-    stored = store.read_results(results)
-    for line in counted(stored.damaged):
-        warn(f"damaged, left out: {line}")
+    stored = _to_export(results)
     compared = read_comparisons(results).frame
     if len(stored.frame) or compared.empty:
         store.export(stored, output)

@@ -100,7 +100,7 @@ def _run_one(
         check_memory(sweep.missing)
     store.check_writable(results)  # after all that can be wrong with the study: then nothing is written
     _announce(sweep, as_json=as_json)
-    if study.run.ensemble is not None and not as_json:
+    if study.run.ensemble is not None and sweep.missing and not as_json:
         say(*grouped(sweep.missing, study, options.engine).sentences())
     try:
         page = LivePage(sweep.study_dir) if options.report else None

@@ -78,7 +78,7 @@ def study_progress(stored: store.Results, study_dir: Path, observer: Observer) -
         running=len(running),
         failed=int((frame["status"] != "ok").sum()),
         planned=len(ids),
-        per_hour=3600 * workers / float(times.mean()) if len(times) else None,
+        per_hour=3600 * len(running) / float(times.mean()) if running and len(times) else None,
         left_s=None if left is None else left / workers,
     )
 

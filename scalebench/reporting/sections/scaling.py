@@ -130,21 +130,34 @@ def _table(drawn: list[Line]) -> Table:
 
 
 def sentences(study: StudyAnalysis) -> Iterator[str]:
-    """Yield for each line how much faster its most processes are than its fewest, and what each holds."""
+    """Yield for each line how much faster its most processes are than its fewest, and the memory of each process.
+
+    Speeds are compared among trials that had their cores or GPUs to themselves; the others are named.
+    """
     for line in lines(study):
-        first, last = line.points.iloc[0], line.points.iloc[-1]
         if len(line.points) < 2:
             continue
-        times = last["rate"] / first["rate"]
-        yield (
-            f"With {last['processes']:g} processes ({line.label}) training is {times:.2f} times as fast as with "
-            f"{first['processes']:g}: an efficiency of {100 * last['efficiency']:.0f} %."
-        )
+        timed, shared = line.points[line.points["timed"]], line.points[~line.points["timed"]]
+        if len(timed) > 1:
+            yield _speed(line.label, timed.iloc[0], timed.iloc[-1])
+        if len(shared):
+            counts = ", ".join(f"{count:g}" for count in shared["processes"])
+            yield f"{line.label}: times with {counts} processes are not exclusive and not compared here."
+        first, last = line.points.iloc[0], line.points.iloc[-1]
         if first["memory"] > 0:
             yield (
-                f"Each of them holds {quantity(last['memory'], 'B')}, {last['memory'] / first['memory']:.2f} times "
-                f"what {first['processes']:g} held."
+                f"With {last['processes']:g} processes ({line.label}) each holds {quantity(last['memory'], 'B')}, "
+                f"{last['memory'] / first['memory']:.2f} times the memory of {first['processes']:g}."
             )
+
+
+def _speed(label: str, first: pd.Series[float], last: pd.Series[float]) -> str:
+    times = last["rate"] / first["rate"]
+    efficiency = times * first["processes"] / last["processes"]
+    return (
+        f"With {last['processes']:g} processes ({label}) training is {times:.2f} times as fast as with "
+        f"{first['processes']:g}: an efficiency of {100 * efficiency:.0f} %."
+    )
 
 
 def several_processes(study: StudyAnalysis) -> bool:

@@ -30,9 +30,9 @@ class Resources:
     """What a trial needs, decided when it is planned.
 
     ``cpus`` is the least number of cores; an engine that has more may give more. ``memory_bytes`` and ``expected_s``
-    are the plan's estimates. ``timeout_s`` limits the run, the wait for a GPU not counted. A trial that may
-    ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user has
-    chosen the order in which trials start.
+    are the plan's estimates. ``timeout_s`` limits the run of each trial, the wait for a GPU not counted. A trial that
+    may ``share_device`` runs beside others on one GPU, and its times are then not exclusive. ``keep_order``: the user
+    has chosen the order in which trials start.
     """
 
     cpus: int = 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
 from scalebench.running import processes
+from scalebench.running.batches import members_of
 from scalebench.running.claims import take
 from scalebench.running.engines.base import (
     Begin,
@@ -153,8 +154,14 @@ def _start(
 ) -> _Worker:
     write_placement(attempt, "local", cpus=cpus, gpus=gpus, exclusive=exclusive)
     process = start_worker(attempt, worker_environment())
-    deadline = None if needs.timeout_s is None else time.monotonic() + needs.timeout_s
-    return _Worker(attempt, cpus, process, needs.timeout_s, deadline, gpus)
+    timeout_s = time_limit_s(attempt, needs)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    return _Worker(attempt, cpus, process, timeout_s, deadline, gpus)
+
+
+def time_limit_s(attempt: Path, needs: Resources) -> float | None:
+    """Return the limit of a worker that has begun: that of a trial, for each trial that it runs."""
+    return None if needs.timeout_s is None else needs.timeout_s * len(members_of(attempt))
 
 
 def _finished(worker: _Worker) -> bool:

@@ -13,12 +13,14 @@ import importlib
 import os
 import signal
 import socket
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scalebench.errors import InputError
 from scalebench.measure.hardware import usable_cpus
@@ -41,6 +43,10 @@ from scalebench.running.engines.base import (
 POLL_S = 0.2
 ANSWER_S = 5.0  # how long a cluster may take to accept a connection
 REACH_S = 20.0
+# The head is a gRPC server: it answers the beginning of an HTTP/2 connection with its settings (RFC 9113, 3.4 and 6.5).
+HTTP2_SETTINGS = b"\x04"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
+HTTP2_HEADER_BYTES = 9  # length (3), type, flags, stream (4)
 TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: nothing but exit codes goes through it
 
@@ -78,7 +84,7 @@ def connect() -> Any:
         raise InputError("engine ray: Ray is not installed; install it with pip install '.[ray]'") from error
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {
@@ -88,26 +94,53 @@ def connect() -> Any:
         check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"engine ray: {address} does not answer: {str(error).strip().splitlines()[0]}") from error
+    with tempfile.TemporaryFile("w+") as messages:
+        try:
+            with stderr_to(messages):
+                ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"engine ray: {address} {_refusal(error, messages)}") from error
     with contextlib.suppress(ValueError):  # Ray puts its own in place; only the main thread can
         signal.signal(signal.SIGTERM, handler)
     return ray
 
 
+@contextlib.contextmanager
+def stderr_to(file: IO[str]) -> Iterator[None]:
+    """Write to a file what this process, Ray's compiled part included, writes to stderr in a ``with`` block."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _refusal(error: Exception, messages: IO[str]) -> str:
+    """Say why Ray could not connect; ``messages`` is what it wrote meanwhile, a line for each of its tries."""
+    messages.seek(0)
+    if "InvalidAuthToken" in messages.read():
+        return "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+    return f"does not answer: {_first(error)}"
+
+
 def check_answers(address: str) -> None:
-    """Raise ``InputError`` for an address that nothing listens at, before Ray tries it for a minute."""
+    """Raise ``InputError`` for an address where no gRPC server answers, before Ray tries it for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "//" in host:
         raise InputError(f"engine ray: RAY_ADDRESS is HOST:PORT of the cluster's head, or auto (given {address!r})")
     try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
+        with socket.create_connection((host, int(port)), ANSWER_S) as connection:
+            connection.sendall(HTTP2_PREFACE)
+            reply = connection.recv(HTTP2_HEADER_BYTES)
     except OSError as error:
         raise InputError(f"engine ray: nothing answers at RAY_ADDRESS={address} ({error.strerror or error})") from error
+    if reply[3:4] != HTTP2_SETTINGS:
+        raise InputError(f"engine ray: what answers at RAY_ADDRESS={address} is not the head of a Ray cluster")
 
 
 def place(
