@@ -79,7 +79,7 @@ def test_what_is_saved_counts_the_run_that_is_branched_from_once() -> None:
 
 def test_the_law_of_the_branches_takes_each_run_as_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sizes give any exponent of size, so the law is refused; with a third it has its parameters."""
-    assert branches.outcome(study()).law.startswith("refused: the points do not separate the parameters of L = E + A")
+    assert branches.outcome(study()).law.startswith("refused: the points do not separate the parameters of chinchilla")
     short = branches.outcome(study(lengths=(100, 200), scratch=False)).law
     assert short.startswith("refused: 4 configurations for 5 free parameters")
     monkeypatch.setitem(globals(), "SIZES", (4000, 16_000, 64_000))

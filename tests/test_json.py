@@ -39,7 +39,7 @@ CASES = {
     "doctor": ("doctor",),
     "compare": ("compare", "mine", "--import", "bench.json"),
 }
-SLOW = ("fit results", "predict")
+SLOW = ("fit results", "predict")  # of seven laws by hold-out; the first that reads a study
 # Names of quantities that need their unit in them.
 BARE = {"time", "memory", "duration", "latency", "energy", "elapsed", "power"}
 NUMBER = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?|[+-]?\d+e[+-]?\d+", re.IGNORECASE)
@@ -143,7 +143,6 @@ def test_an_error_leaves_standard_output_empty(command) -> None:
         assert len(err.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_each_line_of_a_run_is_an_object(finished: Path) -> None:
     lines = [
         json.loads(line, parse_constant=no_constant)

@@ -88,6 +88,7 @@ def test_the_dark_theme_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(light) == set(dark[0])
 
 
+@pytest.mark.slow
 def test_headings_are_in_order(page: Path) -> None:
     levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page.read_text())]
     assert levels[0] == 1

@@ -14,7 +14,7 @@ import pytest
 from browser_support import hard_study
 from command_support import SIZES as PLANTED
 from command_support import planted, write_study
-from report_support import STUDY, Outline, all_planned, changed, page_text, synthetic, undrawn
+from report_support import STUDY, Outline, all_planned, changed, page_of_alike, page_text, synthetic, undrawn
 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.pareto import pareto_front
@@ -60,6 +60,7 @@ def test_factors_are_the_ratios_of_both_ends_and_their_intervals_hold_them() -> 
     assert "not measured" in ends["energy"].reason
 
 
+@pytest.mark.slow
 def test_no_value_of_another_size_stands_in_for_an_end_that_was_not_measured() -> None:
     results = hard_study()
     results.frame.loc[results.frame["params_non_embedding"] == 98_304, "timing_exclusive"] = False
@@ -171,7 +172,8 @@ def sixteen() -> str:
     names = [f"study {i}" for i in range(16)]
     frame = pd.concat([rows.assign(study=name) for name in names], ignore_index=True)
     planned = [{"trial_id": trial_id} for trial_id in rows["trial_id"]]
-    return render(Results(frame, (), {name: STUDY | {"title": name, "planned": planned} for name in names}))
+    studies = {name: STUDY | {"title": name, "planned": planned} for name in names}
+    return page_of_alike(Results(frame, (), studies))
 
 
 @pytest.mark.slow

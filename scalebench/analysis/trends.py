@@ -107,7 +107,7 @@ def undetermined(fitted: Fit) -> str:
     """
     if fitted.status != "degenerate":
         return ""
-    return f"the points do not separate the parameters of {fitted.law.formula}; add other values of its inputs"
+    return f"the points do not separate the parameters of {fitted.law.name}; add other values of its inputs"
 
 
 def determined(fitted: Fit) -> Trend:

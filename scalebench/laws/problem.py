@@ -26,7 +26,7 @@ REAL_STEP = 1e-5  # of central differences of the complex step: second derivativ
 
 @dataclass(frozen=True)
 class Affine:
-    """Centred log terms that are linear in the exponents: `base` [m, p] + exponents @ `slopes` [k, m, p].
+    """Centred log terms that are linear in the exponents: `base` [m, n] + exponents @ `slopes` [k, m, n].
 
     `moved` [k]: the terms that each exponent moves.
     """
@@ -36,7 +36,7 @@ class Affine:
     moved: tuple[Selection, ...]
 
     def basis(self, exponents: Array) -> Array:
-        """The terms, [batch, m, p]."""
+        """The terms, [batch, m, n]."""
         logs = exponents @ self.slopes.reshape(len(self.slopes), self.base.size)
         logs += self.base.ravel()
         return np.exp(logs, out=logs).reshape(len(exponents), *self.base.shape)
@@ -180,9 +180,7 @@ class Problem:
         slopes, jacobian, prediction = self._expand(theta, basis)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
         residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
-        inside, irls = huber_weights(residuals, width)
-        weights = self._pull(residuals)
-        inside, irls = inside * weights, irls * weights
+        inside, irls = (self._pull(residuals) * each for each in huber_weights(residuals, width))
         psi, inside, irls = (self.places.total(each) for each in (irls * residuals, inside, irls))
         bending = self._bending(theta, basis, slopes, psi / scale)
         jacobian /= scale[:, None]

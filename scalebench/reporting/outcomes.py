@@ -14,6 +14,7 @@ from scalebench.reporting.quantities import NO_INTERVAL, bounded, formula, quant
 from scalebench.reporting.tables import Cell, Table, number, word
 
 FEWEST_SEEDS = 3  # with fewer no finding is confirmed or contradicted
+REFUSED = "refused: "  # begins the text of a law that there is not
 AGREES, DISAGREES, OPEN, UNTESTED = "agrees", "disagrees", "not resolved", "not tested"
 
 
@@ -94,9 +95,9 @@ def law_text(trend: Trend) -> str:
     A fit whose parameters are not determined, or have no intervals, is no result.
     """
     if trend.fit is None:
-        return f"refused: {trend.reason}"
+        return f"{REFUSED}{trend.reason}"
     if reason := undetermined(trend.fit) or trend.no_interval:
-        return f"refused: {reason}"
+        return f"{REFUSED}{reason}"
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
@@ -108,16 +109,16 @@ def law_text(trend: Trend) -> str:
 def loss_outcome(study: StudyAnalysis) -> Outcome:
     """Return the outcome of a study of training: its validation loss, with the law of each of at most three series.
 
-    Where a law of size and data was fitted, series of one length for which there is none are left out.
+    Where its trials determine a law of size and data, it is that one, which holds for the series of all lengths.
     """
-    surfaces = [surface for surface in study.surfaces if surface.trend.fit is not None]
-    fits = [(surface.label, surface.trend) for surface in surfaces]
-    fits += [(each.label, each.loss_all) for each in study.series if not surfaces or each.loss_all.fit is not None]
+    surfaces = [(each.label, each.trend) for each in study.surfaces]
+    fitted = [(label, trend) for label, trend in surfaces if not law_text(trend).startswith(REFUSED)]
+    fits = fitted or [(each.label, each.loss_all) for each in study.series]
     named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
     for label, trend in fits:
         named.setdefault(law_text(trend), []).append(label)
     laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
-    shown = laws if len(laws) <= 3 else [f"{len(fits)} fits, each in the section of the study"]
+    shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
     return Outcome("validation loss, time, memory", "; ".join(shown))
 
 
