@@ -147,6 +147,7 @@ def test_one_of_the_two_outputs_alone(used):
     assert all(error(mine, theirs.double()) < 2e-6 for mine, theirs in zip(grads, oracle, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["weight", "bias", "both"])
 def test_partial_sums_of_more_programs_than_one_pass_adds(monkeypatch, wanted):
     monkeypatch.setattr(norm, "INTERPRETED_MULTIPROCESSORS", 5)
@@ -254,6 +255,7 @@ def test_a_broken_kernel_fails_the_same_acceptance(monkeypatch, tmp_path, reveal
     assert any(fails(revealing, index, backward) for index in (0, 1) for backward in (False, True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish", [norm.kernels.FINISH_TILE, WIDE_FINISH], ids=["shipped", "wide"])
 def test_the_values_that_reveal_broken_kernels_are_accepted_of_sound_ones(monkeypatch, revealing, finish):
     monkeypatch.setattr(norm.kernels, "FINISH_TILE", finish)
