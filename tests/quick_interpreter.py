@@ -69,6 +69,7 @@ _DTYPES: dict[str, Any] = {}
 _SCALAR = (tl.constexpr(1), tl.tuple([]))
 _make_block_type, _numpy_dtype = tl.block_type.__init__, interpreter._get_np_dtype
 _broadcast = TritonSemantic.broadcast_impl_value
+_reduce_numbers = interpreter.ReduceOps.generic_reduce
 _unwrap_any = tl.core._unwrap_if_constexpr
 _convert_operands = TritonSemantic.binary_op_type_checking_impl
 
