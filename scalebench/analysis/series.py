@@ -191,8 +191,11 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
 
 
 def _text(value: Any) -> str:
-    """Return a setting as a study file has it: whole numbers without a point, and true or false."""
-    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).lower()
+    """Return a setting as a study file has it: 200 without a point, 3e10 without ten zeros, true or false."""
+    if not isinstance(value, float) or not value.is_integer():
+        return str(value).lower()
+    digits, power = f"{value:.0f}", f"{value:g}".replace("e+0", "e").replace("e+", "e")
+    return power if len(power) < len(digits) and float(power) == value else digits
 
 
 def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Iterator[Series]:

@@ -14,7 +14,16 @@ import pandas as pd
 
 from scalebench.analysis.series import Series, of_one_size, series_of
 from scalebench.analysis.surfaces import Surface, surfaces_of
-from scalebench.analysis.trials import PARAMETERS, SizeAxis, by_size, prepare, size_axis_of, split_columns, tuned_axes
+from scalebench.analysis.trials import (
+    PARAMETERS,
+    SizeAxis,
+    by_size,
+    prepare,
+    size_axis_of,
+    split_columns,
+    tuned_axes,
+    with_budgets,
+)
 from scalebench.store import Results, StoreError, earlier_ids, of_plans, planned_ids, read_steps
 
 MAX_STEP_TABLES = 48  # of trials whose steps are read: figures cannot show more
@@ -44,7 +53,7 @@ class StudyAnalysis:
 
     @cached_property
     def _prepared(self) -> pd.DataFrame:
-        return prepare(self.rows)
+        return with_budgets(prepare(self.rows), self.definition)
 
     @cached_property
     def x(self) -> SizeAxis:

@@ -135,6 +135,31 @@ def _branching(trials: pd.DataFrame) -> list[str]:
     return ["first_step"] if (trials.groupby("parent_trial_id")["first_step"].nunique() > 1).any() else []
 
 
+def with_budgets(trials: pd.DataFrame, definition: Mapping[str, Any]) -> pd.DataFrame:
+    """Add a column for each axis of budgets that records do not have: the budget that a trial's training is nearest to.
+
+    Records have the steps that a budget in tokens, tokens per parameter or FLOPs came to at a size. Models of one size
+    need no such column: they grow in data.
+    """
+    axes, active = (
+        definition.get("axes") or {},
+        numeric(trials, "params_active") + trials[N] - numeric(trials, "params"),
+    )
+    spent = {
+        "flops": trials[TRAINING_FLOPS],
+        "tokens": trials[DATA_SEEN],
+        "tokens_per_param": trials[DATA_SEEN] / active.fillna(trials[N]),
+    }
+    for name, amounts in spent.items():
+        budgets = axes.get(name)
+        if name in trials or not isinstance(budgets, list) or len(budgets) < 2 or trials[N].nunique() < 2:
+            continue
+        distances = np.abs(np.log(amounts.to_numpy()[:, None]) - np.log(np.asarray(budgets, dtype=float)))
+        nearest = np.asarray(budgets, dtype=float)[distances.argmin(axis=1)]
+        trials = trials.assign(**{name: np.where(amounts > 0, nearest, np.nan)})
+    return trials
+
+
 def size_axis_of(trials: pd.DataFrame, definition: Mapping[str, Any]) -> SizeAxis:
     """Return what a study grows: data where all models have one size and trials of a series differ in data."""
     columns, done = split_columns(trials, definition), trials[trials["valid"]]
