@@ -13,13 +13,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from scalebench import store
 from scalebench.analysis.fit_warnings import file_warnings, value_warnings
 from scalebench.analysis.selected import trial_warnings
-from scalebench.errors import InputError
-from scalebench.laws import Fit
+from scalebench.errors import InputError, expect, unknown
+from scalebench.laws import Fit, Law
 from scalebench.laws import fit as fit_law
 from scalebench.points.files import is_fit, is_results, open_results
 from scalebench.points.fit_file import fit_points, from_document, open_fit
@@ -99,6 +100,8 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
     ``options`` are those of ``scalebench.laws.fit``: loss, delta, space, weights, fixed. Raises ``InputError`` or
     ``FitRefused``.
     """
+    expect(law, str | Law, "fit: the law is a name or a Law")
+    expect(where, str | None, "fit: where is an expression in a text")
     if isinstance(points, str | Path):
         fitted, read = fit_points(Path(points), law, {}, where, options)
         _warn(file_warnings(Path(points), fitted, read, where))
@@ -109,9 +112,8 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
         table = open_results(Path("the results"), points.results)
         points = points[points["trial_id"].isin([table.locate(i, "trial_id")[1] for i in range(_rows(table))])]
     if isinstance(points, Mapping):
-        points = pd.DataFrame(dict(points))
-    if not isinstance(points, pd.DataFrame):
-        raise InputError([f"fit: points are {POINTS}, not {_kind(points)}"])
+        points = _frame(points)
+    expect(points, pd.DataFrame, f"fit: points are {POINTS}")
     chosen = select_rows(Path("the points"), pd.DataFrame(points), where)
     values = _columns(chosen, form)
     fitted = fit_law(values, form, **options)
@@ -122,6 +124,13 @@ def fit(points: Any, law: str = "power", *, where: str | None = None, **options:
             [*trial_warnings(Path("the results"), loaded, where, _names(chosen, form).values()), *far_warnings(fitted)]
         )
     return fitted
+
+
+def _frame(points: Mapping[Any, Any]) -> pd.DataFrame:
+    try:
+        return pd.DataFrame(dict(points))
+    except ValueError as error:  # columns of different lengths
+        raise InputError(f"fit: the points are no table: {error}") from error
 
 
 def _warn(lines: Iterable[str]) -> None:
@@ -168,6 +177,8 @@ def predict(
     from scalebench.analysis.selected import select_study
 
     values = {"params": params, "x": params, "tokens": tokens, **inputs}
+    for name, value in values.items():
+        expect(value, float | int | np.number | None, f"predict: {name} is a number")
     if isinstance(source, str | Path) and is_results(Path(source)):
         if params is None:
             raise InputError(["predict: give params, the size to predict"])
@@ -193,12 +204,13 @@ def optimal(points: Any, *, approach: int = 3, where: str | None = None, **count
 
     if approach not in (1, 2, 3):
         raise InputError([f"optimal: approach {approach!r}: 1 (envelope), 2 (isoFLOP) or 3 (a fitted surface)"])
+    if wrong := counting.keys() - {"params", "flops"}:
+        raise InputError([f"optimal: {unknown(name, ('params', 'flops'))}" for name in sorted(wrong)])
     how = Counting(**counting)
     if isinstance(points, str | Path):
         optional = ("tokens", "flops", "params", "params_non_embedding", "run")
         points = read_roles(Path(points), ("loss",), optional, {}, where)
-    elif not isinstance(points, Mapping | pd.DataFrame):
-        raise InputError([f"optimal: points are {POINTS}, not {_kind(points)}"])
+    expect(points, Mapping | pd.DataFrame, f"optimal: points are {POINTS}")
     columns = {str(name): points[name] for name in points}
     if approach != 3:
         return envelope(columns, how) if approach == 1 else isoflop(columns, how)
@@ -214,6 +226,7 @@ def next_trial(
     from scalebench.advice import next_trial as choose
     from scalebench.advice.design import candidate_grid
 
+    expect(target, Mapping, "next_trial: the target is a mapping of the law's inputs")
     law = _fit_of("next_trial", source, "chinchilla", None)
     candidates = candidate_grid(law, 9, reach)
     if budget is None:
@@ -247,11 +260,14 @@ def tune(
     from scalebench.advice import optimum_laws
     from scalebench.analysis.sweep import optimum_laws_of, unmodelled_lines
 
+    for given in (optimised, against, replicates):
+        expect(given, Iterable, "tune: expected the name of a column, or several")
+    expect(points, str | Path | Mapping | pd.DataFrame, f"tune: points are {POINTS}")
     names = [against] if isinstance(against, str) else list(against)
     swept = [optimised] if isinstance(optimised, str) else list(optimised)
     if isinstance(points, str | Path):
         laws = optimum_laws_of(Path(points), swept, names, replicates=list(replicates))
-    elif isinstance(points, Mapping | pd.DataFrame):
+    else:
         points = {str(name): points[name] for name in points}
         points.setdefault("loss", points.get(OF_RESULTS["loss"]))
         others = points.keys() - {*names, *swept, *replicates, "loss", OF_RESULTS["loss"]}
@@ -259,8 +275,6 @@ def tune(
         if {*names, *swept} <= points.keys() and (lines := unmodelled_lines(points, settings, swept, names)):
             raise InputError([f"tune: {line}" for line in lines])
         laws = optimum_laws(points, swept, names)
-    else:
-        raise InputError([f"tune: points are {POINTS}, not {_kind(points)}"])
     return laws[0] if isinstance(optimised, str) else laws
 
 
@@ -274,16 +288,10 @@ def _fit_of(function: str, source: Any, law: str, where: str | None) -> Fit:
 
 
 def _path(function: str, source: Any) -> Path:
-    if not isinstance(source, str | Path):
-        raise InputError([f"{function}: expected a path or a fit, not {_kind(source)}"])
+    expect(source, str | Path, f"{function}: expected a path or a fit")
     return Path(source)
 
 
 def _check_paths(function: str, paths: Iterable[Any]) -> None:
-    wrong = [path for path in paths if not isinstance(path, str | Path)]
-    if wrong:
-        raise InputError([f"{function}: expected a path, not {_kind(wrong[0])}"])
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} ({value!r:.40})"
+    for path in paths:
+        expect(path, str | Path, f"{function}: expected a path")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from types import UnionType
 
 MOST_NAMES, NEAREST = 60, 6  # longer lists of known names are cut to those most like the one given
 
@@ -20,6 +21,12 @@ class StudyError(InputError):
     """An invalid study; each line names file and key."""
 
 
+def expect(value: object, kinds: type | UnionType, expected: str) -> None:
+    """Raise ``InputError`` unless a value is of one of some types: what was expected, and what it is instead."""
+    if not isinstance(value, kinds):
+        raise InputError(f"{expected}, not {type(value).__name__} ({value!r:.40})")
+
+
 def unknown(name: str, known: Collection[str]) -> str:
     """Return the message for a name that is not known: the known ones, and the most similar."""
     by_lower = {other.lower(): other for other in known}
@@ -29,8 +36,8 @@ def unknown(name: str, known: Collection[str]) -> str:
     if len(names) > MOST_NAMES:
         near = difflib.get_close_matches(name.lower(), by_lower, n=NEAREST, cutoff=0.3)
         names = [by_lower[other] for other in near] or names[:NEAREST]
-        names = [*(shortened(other) for other in names), f"… {len(known)} in all"]
-    return f"unknown {name!r}{suggestion} (known: {', '.join(names)})"
+        names.append(f"… {len(known)} in all")
+    return f"unknown {shortened(name)!r}{suggestion} (known: {', '.join(map(shortened, names))})"
 
 
 def shortened(text: str, most: int = 60) -> str:

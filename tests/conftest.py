@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
 os.environ["COLUMNS"] = "240"
+# Importing everything makes a million objects, none of which is garbage: looking for some would take a third of the
+# time. After the collection of tests they are left out of every search for garbage, also of those that tests ask for.
+if gc.isenabled():
+    gc.disable()
 
 import pytest
 from browser_support import browser  # noqa: F401 - a fixture
@@ -22,6 +28,7 @@ from drivers import Drivers
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
+from scalebench.running import processes
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -37,6 +44,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     return True if collection_path.name.startswith("test_kernel_") != INTERPRETED else None
+
+
+def pytest_collection_finish() -> None:
+    """Search for garbage from here on, but only among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
@@ -71,6 +84,13 @@ def drivers() -> Iterator[Drivers]:
     started = Drivers()
     yield started
     started.stop()
+
+
+@pytest.fixture
+def forked_trials(drivers: Drivers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the fork servers of this process, too, which saves their imports."""
+    instead = types.SimpleNamespace(**vars(processes) | {"start": drivers.start_server})
+    monkeypatch.setattr("scalebench.running.forked.processes", instead)
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,8 @@ def serve(requests: int, replies: int, errors: int, environment: Mapping[str, st
     """Be a fork server, in a process that was forked from a driver."""
     code = 1
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():
+            os.setsid()
         for pipe, number in ((requests, 0), (replies, 1), (errors, 2)):
             os.dup2(pipe, number)
         os.closerange(3, 1024)
@@ -77,6 +78,12 @@ def serve(requests: int, replies: int, errors: int, environment: Mapping[str, st
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def serve_from_fifos(environment: Mapping[str, str]) -> NoReturn:
+    """Be the fork server of a process that asks through two FIFOs of the current folder, see ``drivers.Drivers``."""
+    requests, replies = os.open("requests", os.O_RDONLY), os.open("replies", os.O_WRONLY)
+    serve(requests, replies, os.dup(2), environment)
 
 
 def run_driver(folder: str) -> int:

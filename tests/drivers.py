@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from support import REPOSITORY, child_environment
 
+from scalebench.running import forked, processes
 from scalebench.running.forked import ForkedWorker, ForkServer
 
 COMMAND = (sys.executable, str(REPOSITORY / "tests" / "driver_server.py"))
@@ -78,7 +81,20 @@ class Drivers:
         driver.folder = folder
         return driver
 
+    def start_server(self, command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> Any:
+        """Stand in for ``processes.start`` in ``running.forked``: fork a fork server instead of starting one."""
+        if command != forked.COMMAND:
+            return processes.start(command, environment, **streams)
+        folder = Path(tempfile.mkdtemp())
+        for name in ("requests", "replies"):
+            os.mkfifo(folder / name)
+        serve = f"import __main__; __main__.serve_from_fifos({dict(environment)!r})"
+        server: Any = self.start(folder, [], before=serve)
+        server.stdin, server.stdout = (folder / "requests").open("wb", 0), (folder / "replies").open("rb", 0)
+        return server
+
     def stop(self) -> None:
-        """End all drivers."""
+        """End all drivers, and the fork servers among them."""
+        forked.stop_servers()
         if self.server is not None and not self.server.stopped:
             self.server.stop()

@@ -1,6 +1,6 @@
-"""Two processes that train trials together, without an engine: ``python parallel_ranks.py FOLDER RANK``.
+"""What one of two processes does that train trials together, without an engine.
 
-FOLDER has one folder per trial, with its trial.json; each rank leaves its record there as rank-<n>.json.
+The folder has one folder per trial, with its trial.json; each rank leaves its record there as rank-<n>.json.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from support import PLACEMENT
 from scalebench.running.worker import trial_row
 from scalebench.store import read_json, write_json
 
-if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+
+def train(name: str, rank: int) -> None:
+    """Train all trials of the folder with this name, as this rank."""
+    folder = Path(name)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    for attempt in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for attempt in sorted(path.parent for path in folder.glob("*/trial.json")):
         own = attempt / f"rank-{rank}"
         own.mkdir()
         write_json(attempt / f"rank-{rank}.json", trial_row(own, read_json(attempt / "trial.json"), PLACEMENT))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 
+from scalebench.laws import Fit
+from scalebench.laws.columns import Columns
+from scalebench.laws.forms import Law
 from scalebench.reporting import render
-from scalebench.reporting.views import FigureSpec, FigureView, draw_figures
+from scalebench.reporting.views import FigureSpec, FigureView, draw_figure, draw_figures
 from scalebench.store import Results
 from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.comparisons import Comparisons
@@ -135,6 +141,42 @@ def page_text(results: Results, *figures: str) -> str:
         patch.setattr("scalebench.reporting.sections.common.draw_figures", draw)
         patch.setattr("scalebench.reporting.overview.draw_figures", draw)
         return render(results)
+
+
+def page_of_alike(results: Results) -> str:
+    """Render a page of studies of equal rows in a fraction of the time: what the first one's are is drawn and fitted.
+
+    The drawings of the others are copies of it with ids of their own, as they would be.
+    """
+    views: dict[str, tuple[str, FigureView | None]] = {}
+    fits: dict[tuple[object, ...], Fit] = {}
+    fit_anew = Fit.of
+
+    def draw(section: str, specs: Iterable[FigureSpec[Any]], subject: object) -> tuple[FigureView, ...]:
+        for spec in specs:
+            if spec.key not in views:
+                name = f"{section}-{spec.key}"
+                views[spec.key] = name, draw_figure(name, spec, subject)
+        drawn = ((f"{section}-{spec.key}", *views[spec.key]) for spec in specs)
+        return tuple(renamed(view, old, new) for new, old, view in drawn if view is not None)
+
+    def fit_once(points: Columns, law: str | Law, **options: object) -> Fit:
+        columns = [(name, np.asarray(points[name]).tolist()) for name in [*points.keys()]]
+        key = (repr(columns), getattr(law, "name", law), repr(options))
+        if key not in fits:
+            fits[key] = fit_anew(points, law, **options)  # type: ignore[arg-type]
+        return fits[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalebench.reporting.sections.common.draw_figures", draw)
+        patch.setattr(Fit, "of", staticmethod(fit_once))
+        return render(results)
+
+
+def renamed(view: FigureView, old: str, new: str) -> FigureView:
+    """The drawing as it is under another name: its ids begin with the name or with a checksum of it."""
+    short = [f"f{zlib.crc32(name.encode()):08x}" for name in (old, new)]
+    return replace(view, id=new, svg=Markup(str(view.svg).replace(old, new).replace(*short)))
 
 
 class Outline(HTMLParser):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ PLACEMENT = {"exclusive": True, "peaks": {"float32": {"flops_per_s": 1e12, "sour
 
 # For child processes: find both packages when they run from source.
 SOURCE_PATH = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+
+
+def source_tree(path: Path) -> ast.Module:
+    """The syntax tree of a source file, parsed once for all rules about sources."""
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def child_environment(**changes: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from statistics import median, quantiles
 
 import pytest
 from command_support import planted, surface, write_study
-from support import REPOSITORY, child_environment
+from support import REPOSITORY, child_environment, source_tree
 
 from scalebench.cli.app import app
 
@@ -46,14 +47,14 @@ def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         yield from import_statements(child)
 
 
-def imported_names(source: str, known: Iterable[str]) -> set[str]:
+def imported_names(path: Path, known: Iterable[str]) -> set[str]:
     """Return the modules among ``known`` that a source file imports.
 
     ``from a import b`` counts as ``a.b`` where that is a module and as ``a`` otherwise. ``import a.b`` does not count
     as ``a``: a package's ``__init__`` may import its own modules.
     """
     names = set()
-    for statement in import_statements(ast.parse(source)):
+    for statement in import_statements(source_tree(path)):
         if isinstance(statement, ast.Import):
             names |= {alias.name for alias in statement.names}
             continue
@@ -65,7 +66,7 @@ def imported_names(source: str, known: Iterable[str]) -> set[str]:
 
 def import_graph(files: dict[str, Path]) -> dict[str, set[str]]:
     """Map every module to the modules of ``files`` that it imports, without the exceptions."""
-    graph = {name: imported_names(path.read_text(encoding="utf-8"), files) - {name} for name, path in files.items()}
+    graph = {name: imported_names(path, files) - {name} for name, path in files.items()}
     return {name: {other for other in others if (name, other) not in EXCEPTIONS} for name, others in graph.items()}
 
 
@@ -114,7 +115,7 @@ def test_functions_are_short() -> None:
         node.end_lineno - node.lineno + 1
         for folder in PACKAGES.values()
         for path in folder.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(source_tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert len(lengths) > 1000
@@ -153,6 +154,7 @@ def command_lines(*lines: Iterable[object], codes: tuple[int, ...] = (0, 1)) -> 
     return "\n".join(script)
 
 
+@pytest.mark.slow
 def test_importing_light_modules_loads_no_torch_and_no_plots(tmp_path: Path) -> None:
     names = ", ".join(name if name == "scalebench" else f"scalebench.{name}" for name in LIGHT)
     assert not loaded_after(f"import {names}", tmp_path) & {"torch", "triton", "matplotlib", "seaborn"}
@@ -170,6 +172,7 @@ DRAWN_OR_BUILT = {"torch", "triton", "matplotlib", "seaborn", "sklearn", "scipy.
 OF_TABLES = {"pandas", "pyarrow", "scipy"}
 
 
+@pytest.mark.slow
 def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
     lines = "plan mlp|plan gpt|list|list --columns|run nothere|plan wrong.toml|plan mlp --set train.stepz=3"
@@ -179,6 +182,7 @@ def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -
     assert not loaded_after(script, tmp_path) & (DRAWN_OR_BUILT | OF_TABLES)
 
 
+@pytest.mark.slow
 def test_errors_about_tables_load_no_statistics(tmp_path: Path) -> None:
     files = "fit none.csv|predict none --params 1|optimal none.csv|worth a b|tune none.csv|diff a b|report none|show 3f"
     lines = [line.split() for line in files.split("|")]
@@ -208,7 +212,7 @@ def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
 def test_no_test_file_imports_another() -> None:
     """What several share is in support files."""
     files = module_files(REPOSITORY / "tests") | module_files(REPOSITORY / "experiments")
-    tests = {name for name in files if name.startswith("test_")}
-    assert len(tests) > 100
-    imports = {name: tests & imported_names(path.read_text(encoding="utf-8"), files) for name, path in files.items()}
+    assert sum(name.startswith("test_") for name in files) > 100
+    importing = re.compile(r"^\s*(?:from|import) (test_\w+)", re.MULTILINE)
+    imports = {name: importing.findall(path.read_text(encoding="utf-8")) for name, path in files.items()}
     assert {name: names for name, names in imports.items() if names} == {}

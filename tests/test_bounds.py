@@ -12,10 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from scalebench import store
 from scalebench.data import DataError, open_data, open_source
 from scalebench.errors import StudyError
+from scalebench.points.batches import PointsError
+from scalebench.points.exports import READERS
 from scalebench.points.where import WhereError, parse
 from scalebench.running.planning import load_study, plan
+from scalebench.running.processes import last_lines
+from scalebench.workloads.weights import check_sha256
 
 STUDY = """
 schema = 1
@@ -127,6 +132,39 @@ def test_data_that_never_end_are_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(DataError) as refused:
             open_source(source)
         assert str(tmp_path) in str(refused.value) or "/dev/zero" in str(refused.value), name
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "fifo", "folder"])
+def test_no_command_waits_for_what_is_no_file(tmp_path: Path, command, what: str) -> None:
+    path = tmp_path / what  # an absolute name stays what it is
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    attempt = store.new_attempt(tmp_path / "results" / "s", "a")
+    store.write_record(attempt, {"trial_id": "a", "status": "ok", "study": "s"})
+    for name in ("stderr.log", "weights.safetensors", "trainer_state.json"):
+        (attempt / name).symlink_to(path)
+    code, _, err = command("compare", "--import", path, "--baseline", "x")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "not a regular file" in err
+    code, out, _ = command("show", "a")
+    assert code == 0
+    assert "not a regular file" in " ".join(out.split())
+    with pytest.raises(store.StoreError, match="not a regular file"):
+        check_sha256(attempt / "weights.safetensors", "0")
+    with pytest.raises(PointsError, match="not a regular file"):
+        READERS["trainer"](attempt / "trainer_state.json")
+
+
+def test_the_log_of_a_trial_is_read_from_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "stderr.log"
+    with log.open("wb") as file:
+        file.truncate(1 << 42)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast\n")
+    assert last_lines(log) == "last"
+    assert store.read_tail(log, 5) == b"last\n"
 
 
 def test_a_file_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path, monkeypatch) -> None:

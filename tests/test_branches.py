@@ -25,6 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
     """Weights, optimizer state and random numbers; 20 % of 10 and of 50 steps decay."""
     rows = sorted(trained(copied, BRANCH), key=lambda row: row["first_step"])
@@ -43,6 +44,7 @@ def test_branches_are_bit_for_bit_runs_from_scratch(copied: Path) -> None:
         assert row["parent_flops"] + row["stop_step"] * row["flops_per_step"] == steps * whole["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_keeping_checkpoints_does_not_change_a_run(base: Path, tmp_path: Path) -> None:
     (plain,) = trained(tmp_path, PARENT)
     (row,) = store.load_results(base / "results").to_dict("records")

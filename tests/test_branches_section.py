@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalebench.analysis.branches import branches_of
+from scalebench.analysis.branches import branch_law, branches_of
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.reporting import sections, verdict
 from scalebench.reporting.page import render_page
@@ -75,6 +75,18 @@ def test_what_is_saved_counts_the_run_that_is_branched_from_once() -> None:
     """Per size and seed 320 steps of the trunk and 140 of the branches, for 700 from scratch."""
     assert branches_of(study()).share == pytest.approx((320 + 20 + 40 + 80) / 700)
     assert branches_of(study(scratch=False)).share == pytest.approx(460 / 700)
+
+
+def test_the_law_of_the_branches_takes_each_run_as_one_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes give any exponent of size, so the law is refused; with a third it has its parameters."""
+    assert branches.outcome(study()).law.startswith("refused: the points do not separate the parameters of chinchilla")
+    short = branches.outcome(study(lengths=(100, 200), scratch=False)).law
+    assert short.startswith("refused: 4 configurations for 5 free parameters")
+    monkeypatch.setitem(globals(), "SIZES", (4000, 16_000, 64_000))
+    law = branch_law(study(scratch=False))
+    assert law.fit is not None
+    assert (law.fit.law.name, law.fit.n_configurations) == ("chinchilla", 9)
+    assert branches.outcome(study(scratch=False)).law.startswith("L = E + A·N^−α + B·D^−β: E = ")
 
 
 def test_the_section_says_all_of_it() -> None:

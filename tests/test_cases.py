@@ -119,6 +119,7 @@ def test_what_a_terminal_cannot_show_is_replaced() -> None:
     assert "\\u" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "doubt"),
     [

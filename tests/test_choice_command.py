@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from command_support import planted, write_study
 
 
+@pytest.mark.slow
 def test_auto_leaves_out_data_that_does_not_vary(command, tmp_path: Path) -> None:
     """A study of several sizes that all saw as many tokens has laws of size alone."""
     write_study(tmp_path / "results" / "planted", planted())

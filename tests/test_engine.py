@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drivers import Drivers
+from drivers import NO_PEAK, Drivers
 from support import SMALL, beats, run_here
 
 from scalebench import store
 from scalebench.running.planning import load_study
 from scalebench.running.sweep import execute, run, survey
 
-pytestmark = pytest.mark.usefixtures("importable")
+pytestmark = pytest.mark.usefixtures("forked_trials")
 
 
 def one(tmp_path: Path, *settings: str, text: str = SMALL, in_a_worker: bool = False) -> dict[str, object]:
@@ -88,7 +88,7 @@ def test_the_same_trial_gives_the_same_loss_in_another_process(finished: Path, t
 
 @pytest.mark.slow
 def test_every_implementation_on_a_cpu_reaches_the_same_loss(tmp_path: Path) -> None:
-    text = SMALL.replace("mlp", "gpt").replace("depth = 1", "depth = 2")
+    text = SMALL.replace("mlp", "gpt")
     path = tmp_path / "three.toml"
     path.write_text(text)
     settings = ["model.params=1500", "train.seed=0", "train.steps=12", "train.sequence_length=16"]
@@ -205,7 +205,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
         "--json",
         *(word for setting in settings for word in ("--set", setting)),
     ]
-    driver = drivers.start(tmp_path, command)
+    driver = drivers.start(tmp_path, command, before=NO_PEAK)
     while not list(tmp_path.glob("results/small/trials/*/*/record.json")):
         time.sleep(0.02)
         assert driver.poll() is None, driver.err
@@ -215,7 +215,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
     assert "Traceback" not in driver.err
     done = 3 - len(survey(load_study(small_study, settings), tmp_path / "results").missing)
     assert 1 <= done < 3
-    again = drivers.start(tmp_path, command)
+    again = drivers.start(tmp_path, command, before=NO_PEAK)
     assert again.wait(60) == 0
     assert json.loads(again.out.splitlines()[-1])["executed"] == 3 - done
     assert store.load_results(tmp_path / "results")["status"].tolist() == ["ok"] * 3

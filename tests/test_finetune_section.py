@@ -63,7 +63,7 @@ def test_the_sentences_have_the_numbers(analysed: StudyAnalysis) -> None:
     assert "from scratch" not in text.partition("The earlier training")[0]  # no run from scratch has as many tokens
     assert "The earlier training is worth, to a model that is fine-tuned on 80.0 k tokens" in text
     assert re.search(r"The law of transfer is D_T = k·D_F\^a·N\^b: k = .* b = 0\.[56]\d* \(0\.", text)
-    assert "LoRA of rank 4 (trains 10.0 % to 10.0 % of the parameters) on 80.0 k tokens ends 0.1" in text
+    assert "LoRA of rank 4 (trains 10.0 % of the parameters) on 80.0 k tokens ends 0.1" in text
     assert "On the parents' data the loss rises by 0.400 nats" in text
 
 
@@ -106,18 +106,33 @@ def test_the_page_has_every_figure(analysed: StudyAnalysis) -> None:
     assert "could not be drawn" not in text
 
 
+def test_one_seed_of_lora_makes_no_claim() -> None:
+    rows = [
+        row("one", n, 2e4, 0, 0.5 + 0.1 * (method == "lora"), workload="finetune", method=method, rank=4,
+            parent_trial_id=f"p{n}", loss_before_nats=1.0, forgetting_nats=0.1, trainable_params=50, params=200,
+            trial_id=f"{method}{n}")
+        for n in SIZES[:2] for method in ("full", "lora")
+    ]  # fmt: skip
+    text = " ".join(verdict(analyse(Results(pd.DataFrame(rows), (), {"one": {}}), "one"))).replace("\u00a0", " ")
+    assert "(trains 25.0 % of the parameters)" in text
+    assert "nats from all weights at 4,000 parameters (one seed, so its noise is unknown)" in text
+    assert "within noise" not in text
+
+
 def test_a_head_of_classes_is_shown_by_its_scores() -> None:
     rows = [
         row("classes", n, 2e4, seed, 0.5 + 1e3 / n + 0.01 * seed, workload="finetune", method="full", head="classes",
             pooling="last", parent_trial_id=f"p{n}", loss_before_nats=np.log(2), forgetting_nats=0.1,
-            metric_accuracy=0.8, metric_f1=0.75, trial_id=f"c{n}-{seed}")
+            metric_accuracy=0.8 + 0.02 * seed * (n == SIZES[-1]), metric_f1=0.75, trial_id=f"c{n}-{seed}")
         for n in SIZES for seed in range(3)
     ]  # fmt: skip
     analysed = analyse(Results(pd.DataFrame(rows), (), {"classes": {}}), "classes")
     text = " ".join(verdict(analysed)).replace("\u00a0", " ")
     assert "Accuracy (all weights) is 80.0 % (macro F1 0.750) at 4,000 parameters" in text
+    assert "82.0 ± 1.2 % (macro F1 0.750)" in text
     assert "transfer" not in text
     assert [spec.key for spec in finetune.figures(analysed)][:2] == ["after", "lora"]
     outcome = finetune.outcome(analysed)
     assert "transferred" not in outcome.measured
+    assert outcome.law.startswith(("L = E", "full: L = E", "refused: "))
     assert [finding.published for finding in outcome.findings] == ["LoRA learns less than all weights"]

@@ -98,6 +98,7 @@ def test_a_forked_worker_is_like_a_fresh_process(begin: Begin, monkeypatch, tmp_
     assert first.server.threads == 1
 
 
+@pytest.mark.slow
 def test_each_worker_has_the_variables_of_its_request_and_one_server_serves_them(begin: Begin) -> None:
     first, _ = begin(SLEEP)
     second, _ = begin(SLEEP)
@@ -143,6 +144,7 @@ def test_stopping_a_worker_stops_its_group_and_no_other(begin: Begin) -> None:
     assert processes.stop(stubborn, grace_s=0.2) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_server_and_the_next_gets_another(begin: Begin, capsys) -> None:
     worker, folder = begin(STUBBORN)
     await_log(folder)
@@ -216,10 +218,10 @@ print(json.dumps({"threads": fork_server.threads_of_this_process(), "cuda": torc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_trials")
 def test_a_worker_uses_the_threads_of_its_cores_whatever_the_server_was_started_with(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cores = len(os.sched_getaffinity(0))
     path = tmp_path / "one.toml"
@@ -232,8 +234,8 @@ def test_a_worker_uses_the_threads_of_its_cores_whatever_the_server_was_started_
 
 
 @pytest.mark.slow
-def test_trials_of_a_server_that_is_killed_are_killed_and_the_others_run(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+@pytest.mark.usefixtures("forked_trials")
+def test_trials_of_a_server_that_is_killed_are_killed_and_the_others_run(tmp_path: Path, capsys) -> None:
     path = tmp_path / "two.toml"
     path.write_text(SMALL)
     study = load_study(path, ["model.params=200", "train.steps=[10000000, 20]", "train.seed=0"])

@@ -55,6 +55,7 @@ def test_twice_50_steps_with_optimizer_state_are_100_steps_bit_by_bit(
     assert second["parent_flops"] + 50 * second["flops_per_step"] == 100 * whole["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_a_child_inherits_family_model_and_data_and_records_its_parent(copied: Path) -> None:
     (parent,) = store.load_results(copied / "results").to_dict("records")
     (trial,) = planned(copied, CHILD, "train.learning_rate=0.02")
@@ -138,6 +139,7 @@ def test_the_parents_cost_adds_up_over_a_chain(copied: Path) -> None:
     assert grandchild["parent_flops"] == child["parent_flops"] + 2 * child["flops_per_step"]
 
 
+@pytest.mark.slow
 def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     trained(copied, PARENT, "train.seed=[1, 2]", "train.steps=2")
     assert len(planned(copied, CHILD)) == 3
@@ -151,6 +153,7 @@ def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_study_does_not_start_from_its_own_trials(copied: Path) -> None:
     results = copied / "results"
     by_path = CHILD.replace('study = "parent"', f'results = "{results}"')

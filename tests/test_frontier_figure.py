@@ -95,7 +95,7 @@ def test_one_token_count_has_no_frontier_at_all() -> None:
     recorded = results(one_length=True)
     with canvas("x") as marks:
         assert frontier_figure(marks, analysis(recorded)) is None
-    assert "Compute-optimal frontier" not in undrawn(recorded)
+    assert "Compute-optimal frontier" not in page_text(recorded, "frontier")
 
 
 def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
@@ -107,7 +107,7 @@ def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
 
 @pytest.mark.slow
 def test_page_carries_the_frontier_of_a_study_that_varies_both() -> None:
-    assert "Compute-optimal frontier" in undrawn(results())
+    assert "Compute-optimal frontier" in page_text(results(), "frontier")
 
 
 @pytest.mark.slow

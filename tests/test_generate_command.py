@@ -56,7 +56,6 @@ def row_of(results: Path, study: str) -> dict[str, object]:
     return frame.iloc[0].to_dict()
 
 
-@pytest.mark.slow
 def test_weights_are_kept_whole_and_vouched_for_by_the_record(results: Path) -> None:
     row = row_of(results, "story")
     weights = Path(str(row["attempt_dir"])) / WEIGHTS
@@ -67,7 +66,6 @@ def test_weights_are_kept_whole_and_vouched_for_by_the_record(results: Path) -> 
     assert row_of(results, "small")["weights_file_bytes"] is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("study", ["story", "kept"])
 def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: str) -> None:
     row = row_of(results, study)
@@ -79,7 +77,6 @@ def test_the_model_read_back_has_the_loss_of_the_record(results: Path, study: st
     assert validation.loss_nats == pytest.approx(row["validation_loss_nats"], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
     request = ("generate", results, "--trial", name, "--prompt", "abcabcabd abc", "--tokens", "12")
@@ -91,7 +88,6 @@ def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.slow
 def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command) -> None:
     name = str(row_of(results, "story")["trial_id"])
     code, out, _ = command("generate", results, "--trial", name, "--prompt", "abc", "--top-k", "2")
@@ -99,7 +95,6 @@ def test_without_a_number_of_tokens_the_context_is_filled(results: Path, command
     assert len(out.removesuffix("\n").encode(errors="replace")) >= 32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -124,7 +119,6 @@ def test_what_cannot_be_written_is_one_line_and_exit_code_2(results: Path, comma
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, command) -> None:
     story, small, quantised = (str(row_of(results, study)["trial_id"]) for study in ("story", "small", "kept"))
     assert small == quantised  # the same trial, in two studies
@@ -138,7 +132,6 @@ def test_trials_that_cannot_write_are_refused_with_the_reason(results: Path, com
     assert f"did you mean {story!r}?" in err
 
 
-@pytest.mark.slow
 def test_damaged_weights_and_changed_data_are_told(results: Path, command, tmp_path: Path) -> None:
     import shutil
 
@@ -160,7 +153,6 @@ def test_damaged_weights_and_changed_data_are_told(results: Path, command, tmp_p
     assert f"{weights}: SHA-256" in err
 
 
-@pytest.mark.slow
 def test_a_study_that_comes_to_want_weights_trains_again_what_has_none(results: Path) -> None:
     settings = ["model.params=200", "train.seed=0"]
     file = results.parent / "small.toml"

@@ -7,16 +7,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_support import README, planted, readme_tables, write_study
+from comparison_support import forked_processes  # noqa: F401 - a fixture
 from support import child_environment
 
 from scalebench.cli.app import COMMANDS, app
 
 EXAMPLES = {name: example for group in COMMANDS.values() for name, (_, example) in group.items()}
 TORCH = ("demo", "run", "compare", "generate", "doctor")  # examples that train, measure or import torch
+# What makes two of them a matter of a second: one trial of fourteen, one shape.
+SMALLER = {
+    "run": ("--set", "model.params=10000", "--set", "train.seed=0"),
+    "compare": ("--shapes", "kind=rms,rows=64,width=64,residual=true,dtype=float32"),
+}
 DROP = "drop"  # its example names a trial without a result
 
 
@@ -24,6 +32,15 @@ def readme_commands() -> list[str]:
     """The lines of the README's list of commands, without comments."""
     (block,) = re.findall(r"## Commands\n\n```sh\n(.*?)```", README, flags=re.DOTALL)
     return [line.partition("  #")[0].partition(" # ")[0].strip() for line in block.splitlines()]
+
+
+def marked(lines: Iterable[str]) -> list[Any]:
+    """Mark as slow those of some command lines that take over half a second."""
+    slow = ("run", "report", "predict", "worth", "next")
+    return [
+        pytest.param(line, marks=pytest.mark.slow if line.removeprefix("scalebench ").split()[0] in slow else ())
+        for line in lines
+    ]
 
 
 @pytest.fixture
@@ -118,8 +135,7 @@ def test_json_is_a_flag_everywhere() -> None:
                 assert argument.hint is bool, name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in (*TORCH, DROP)])
+@pytest.mark.parametrize("name", marked(name for name in EXAMPLES if name not in (*TORCH, DROP)))
 def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> None:
     if name in ("predict", "next"):
         assert command(*runnable(EXAMPLES["fit"], prepared))[0] == 0
@@ -128,9 +144,10 @@ def test_the_example_of_a_command_runs(command, prepared: Path, name: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_processes", "forked_trials")
 @pytest.mark.parametrize("name", ["run", "compare", "doctor"])
 def test_the_example_of_a_command_that_measures_runs(command, tmp_path: Path, name: str) -> None:
-    code, _, err = command(*shlex.split(EXAMPLES[name]))
+    code, _, err = command(*shlex.split(EXAMPLES[name]), *SMALLER.get(name, ()))
     assert code == 0, err
 
 
@@ -140,10 +157,13 @@ def test_the_examples_that_need_a_trained_model_are_read(prepared: Path) -> None
         app.parse_args(runnable(EXAMPLES[name], prepared), exit_on_error=False, print_error=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", readme_commands())
-def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(command, prepared: Path, line: str) -> None:
+@pytest.mark.parametrize("line", marked(readme_commands()))
+def test_the_commands_of_the_readme_work_in_a_folder_with_what_it_gives(
+    command, prepared: Path, line: str, request: pytest.FixtureRequest
+) -> None:
     words = runnable(line, prepared)
+    if words[0] == "run":
+        request.getfixturevalue("forked_trials")
     if words[0] in ("demo", "compare", "generate", "doctor"):  # minutes, or weights
         app.parse_args(words, exit_on_error=False, print_error=False)
         return

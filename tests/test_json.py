@@ -39,6 +39,7 @@ CASES = {
     "doctor": ("doctor",),
     "compare": ("compare", "mine", "--import", "bench.json"),
 }
+SLOW = ("fit results", "predict")  # of seven laws by hold-out; the first that reads a study
 # Names of quantities that need their unit in them.
 BARE = {"time", "memory", "duration", "latency", "energy", "elapsed", "power"}
 NUMBER = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?|[+-]?\d+e[+-]?\d+", re.IGNORECASE)
@@ -83,7 +84,9 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
+)
 def test_json_is_one_object_of_the_command(command, folder: Path, monkeypatch, case: str) -> None:
     words = CASES[case]
     monkeypatch.chdir(folder)

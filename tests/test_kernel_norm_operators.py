@@ -9,7 +9,7 @@ from kernel_support import (
     guarded_launches,
     poisoned_memory,  # noqa: F401 - a fixture
 )
-from norm_support import LAUNCHED, case_failure, gradients
+from norm_support import LAUNCHED, gradients
 from scalekernels import norm
 from scalekernels.norm import Case, layer_norm, reference, rms_norm
 from torch import Tensor
@@ -59,6 +59,8 @@ def test_opcheck(kind, residual):
 def test_gradients_of_parameters_come_in_their_dtype_from_one_launch(monkeypatch, rows, width):
     """In 16 bits as in float32, of weight and bias together, rounded once from sums in float32."""
     launched = guarded_launches(monkeypatch, {"scalekernels.norm.kernels": LAUNCHED})
+    if width > 8192:  # the interpreter takes seconds for as many programs as the shipped tile has there
+        monkeypatch.setattr(norm.kernels, "FINISH_TILE", norm.kernels.Tile(8, 4096, 4))
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         x, weight, bias = (torch.randn(shape).half().requires_grad_() for shape in ((rows, width), (width,), (width,)))
         x, weight, bias = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias))
@@ -136,7 +138,6 @@ def test_a_wrong_argument_is_named(call, raised, words):
 CONSTANTS = ("ROWS", "BLOCK", "KEEP", "STAGES")
 
 
-@pytest.mark.slow
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
     compiled = {
         (launch.function.__name__, launch.num_warps, launch.num_stages, *sorted(launch.constants.items(), key=str))
@@ -149,25 +150,22 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(monkeypatch):
             self.kernel, self.name = kernel, kernel.fn.__name__
 
         def __getitem__(self, grid):
-            def launch(*arguments, **options):
+            def launch(*arguments, **options):  # computes nothing: which kernel is launched depends on no value
                 names = self.kernel.arg_names
                 constants = {name: None for name, value in zip(names, arguments, strict=False) if value is None}
                 constants |= {name: options.pop(name) for name in CONSTANTS if name in options}
                 launched.append(
                     (self.name, options["num_warps"], options["num_stages"], *sorted(constants.items(), key=str))
                 )
-                return self.kernel[grid](*arguments, **constants_only(constants), **options)
 
             return launch
-
-    def constants_only(constants):
-        return {name: value for name, value in constants.items() if name in CONSTANTS}
 
     for name in LAUNCHED:
         monkeypatch.setattr(norm.kernels, name, Spy(getattr(norm.kernels, name)))
     for kind in ("rms", "layer"):
         for residual in (False, True):
             for width in (5, 200, 300, 700, 1500, 2500, 5000, 9000):
-                assert case_failure(Case(kind, 2, width, residual, torch.float32), True) is None
+                case = Case(kind, 2, width, residual, torch.float32)
+                norm.providers()["triton"].prepare(case, norm.inputs(case), True)()
     assert len(launched) == 2 * 2 * (7 * 3 + 4)
     assert set(launched) <= compiled

@@ -48,6 +48,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_survey_by_index_is_one_by_records(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(large / "large.toml")
 

@@ -25,8 +25,9 @@ TRUTH = {name: parameters for name, (_, parameters) in PLANTED.items()} | {
     "offset_linear": {"c0": 0.02, "c1": 1e-9},
     "distillation": DISTILLED[1],
 }
-# The fit of the last takes seconds.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "distillation" else name for name in LAWS]
+# With many parameters a fit takes up to seconds.
+SLOW = ("distillation", "data_constrained", "broken")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in LAWS]
 NOISE = 0.02
 
 

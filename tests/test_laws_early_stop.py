@@ -80,6 +80,7 @@ def test_the_mean_of_the_losses_stops_early(stopped):
     assert beta / (alpha + beta) < 0.47  # the exponent of N*(C), 0.514 at the optimum
 
 
+@pytest.mark.slow
 def test_their_sum_does_not_from_the_same_starts(points):
     assert best_end(objective(points, 1.0)).fun == pytest.approx(OPTIMUM, rel=1e-6)
 

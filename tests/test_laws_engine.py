@@ -96,6 +96,7 @@ def test_stopping_where_a_mean_objective_stops_is_far_from_ours():
     assert scaled.parameters == pytest.approx(fitted.parameters, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_published_bootstrap_is_reproduced():
     boot = fit(epoch_points(), "chinchilla").bootstrap(4000, 0)
     # Besiroglu et al. 2024 (2404.10102), 4,000 resamples: 95 % interval, and half a unit of its last digit.
@@ -114,6 +115,7 @@ def test_published_bootstrap_is_reproduced():
             assert abs(quantile - end) <= 3 * of_difference + rounding, (name, tail, quantile, end)
 
 
+@pytest.mark.slow
 def test_every_refit_is_at_the_optimum_of_a_multi_start():
     from dataclasses import replace
 
@@ -222,6 +224,7 @@ def published(name):
     return {"params": params, "tokens": table["training_tokens"], "loss": table["validation_loss"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kyo_chinchilla/df.csv", "llama3_isoflop/isoflops_points.csv"])
 def test_no_start_of_scipy_ends_lower_on_public_data(name):
     fitted = fit(published(name), "chinchilla")

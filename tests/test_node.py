@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import SOURCE_PATH
+from drivers import Drivers
 
 from scalebench.measure.device_lock import FileLock
 from scalebench.measure.environment import machine_id
@@ -21,20 +21,32 @@ from scalebench.running import node
 from scalebench.running.node import node_peaks, peaks_on_file, planning_rate
 from scalebench.store import read_json, write_json
 
+# What a forked worker does: it settles, and prints what it found out.
 SETTLE = """
-import json, sys
+import json
 from pathlib import Path
 from scalebench.running import node
 from scalebench.measure.hardware import Peak
 node.cpu_peak = lambda precision, threads: Peak(1e9, "a test")
-placement = node.settle(Path(sys.argv[1]), json.loads(sys.argv[2]))
+placement = node.settle(Path({attempt!r}), {header!r})
 import torch
-print(json.dumps(placement | {"torch_threads": torch.get_num_threads()}))
+print(json.dumps(placement | {{"torch_threads": torch.get_num_threads()}}))
+raise SystemExit(0)
 """
 
 
-def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus: int = 0) -> dict[str, Any]:
-    """Let a fresh process settle in an attempt folder, and return what it found out."""
+Settle = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def settle(drivers: Drivers) -> Settle:
+    """Let a forked process settle in an attempt folder, and return what it found out."""
+    return partial(settle_forked, drivers)
+
+
+def settle_forked(
+    drivers: Drivers, tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus: int = 0
+) -> dict[str, Any]:
     attempt = tmp_path / "study" / "trials" / "t" / "attempt-1"
     attempt.mkdir(parents=True)
     if placement is not None:
@@ -45,11 +57,9 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
         "trial": {"device_kind": "cuda" if gpus else "cpu"},
         "precisions": ["float32"],
     }
-    command = [sys.executable, "-c", SETTLE, str(attempt), json.dumps(header)]
-    environment = os.environ | {"PYTHONPATH": SOURCE_PATH}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    settled = json.loads(done.stdout)
+    driver = drivers.start(tmp_path, [], before=SETTLE.format(attempt=str(attempt), header=header))
+    assert driver.wait(60) == 0, driver.err
+    settled = json.loads(driver.out)
     stored = read_json(attempt / "placement.json")
     assert settled == stored | {"torch_threads": settled["torch_threads"]}
     return settled
@@ -57,7 +67,7 @@ def settle(tmp_path: Path, placement: dict[str, Any] | None, cpus: int = 1, gpus
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
-def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
+def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path, settle: Settle) -> None:
     core = usable_cpus()[-1]
     placement = settle(tmp_path, {"engine": "local", "cpus": [core], "exclusive": True}, cpus=4)
     assert (placement["cpus"], placement["threads"], placement["torch_threads"]) == ([core], 1, 1)
@@ -68,7 +78,7 @@ def test_a_worker_stays_on_its_cores_with_a_thread_each(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
-def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
+def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path, settle: Settle) -> None:
     placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True})
     assert placement["exclusive"] is False
     assert placement["cpus"] == usable_cpus()
@@ -76,7 +86,9 @@ def test_cores_that_cannot_be_had_are_not_exclusive(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(tmp_path: Path) -> None:
+def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_claims_nothing(
+    tmp_path: Path, settle: Settle
+) -> None:
     placement = settle(tmp_path, None, cpus=1)
     assert (placement["cpus"], placement["threads"], placement["exclusive"]) == (usable_cpus(), 1, False)
     placement = settle(tmp_path / "wide", None, cpus=1000)
@@ -84,7 +96,7 @@ def test_without_a_placement_a_worker_uses_as_many_cores_as_its_trial_needs_and_
 
 
 @pytest.mark.slow
-def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path) -> None:
+def test_a_trial_on_a_gpu_is_exclusive_by_the_gpu_and_measures_no_peak(tmp_path: Path, settle: Settle) -> None:
     placement = settle(tmp_path, {"cpus": [100_000], "exclusive": True}, gpus=1)
     assert placement["exclusive"] is True
     assert placement["peaks"]["float32"]["source"] != "a test"

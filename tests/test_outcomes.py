@@ -12,7 +12,8 @@ from report_support import STUDY, synthetic
 from support import REPOSITORY
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trends import Trend
+from scalebench.analysis.trends import Trend, trend_by
+from scalebench.laws import fit
 from scalebench.measure.statistics import mean_interval
 from scalebench.reporting.outcomes import (
     AGREES,
@@ -72,6 +73,16 @@ def test_the_sentence_counts_verdicts() -> None:
 
 def test_a_refusal_of_a_law_has_its_reason() -> None:
     assert law_text(Trend(None, "two sizes, and it has three parameters")).startswith("refused: two sizes")
+
+
+def test_a_law_without_determined_parameters_or_intervals_is_refused() -> None:
+    """Two sizes and three lengths do not determine a law of both; three sizes fit three parameters without an error."""
+    n, d = (axis.ravel() for axis in np.meshgrid([4e3, 16e3], [1e5, 2e5, 4e5]))
+    surface = fit({"params": n, "tokens": d, "loss": 1 + 20 * n**-0.4 + 30 * d**-0.3}, "chinchilla")
+    assert law_text(Trend(surface)).startswith("refused: the points do not separate the parameters of chinchilla")
+    sizes = np.array([4e3, 8e3, 16e3])
+    exact = trend_by(fit({"x": sizes, "y": 1 + 20 * sizes**-0.4}, "power"))
+    assert law_text(exact) == f"refused: {exact.no_interval}"
 
 
 def test_the_row_of_a_study_has_its_sizes_its_law_and_its_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_support import CHINCHILLA, surface
-from support import REPOSITORY, child_environment
+from support import REPOSITORY, child_environment, source_tree
 
 from scalebench.cli import output
 from scalebench.cli.counted import counted
@@ -67,6 +68,7 @@ def test_commands_fit_eighty_columns_in_a_pipe(command, monkeypatch, arguments: 
     assert {line for line in out.splitlines() if len(line) > 80} == set()
 
 
+@pytest.mark.slow
 def test_fits_and_optima_fit_eighty_columns(command, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
@@ -90,6 +92,7 @@ def test_equal_lines_become_one_with_their_number() -> None:
 # --- locales and terminals -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_show_a_character_gets_a_replacement(tmp_path: Path, encoding: str) -> None:
     surface(0.01).to_csv(tmp_path / "p.csv", index=False)
@@ -104,11 +107,9 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_replacement(tmp_path: Pa
 
 def test_every_text_file_is_opened_with_its_encoding() -> None:
     """Python would use the locale's otherwise; the warning of PEP 597 finds a call that names none."""
-    import ast
-
     missing = []
     for path in (REPOSITORY / "scalebench").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(source_tree(path)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             named = any(keyword.arg == "encoding" for keyword in node.keywords)
@@ -169,6 +170,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_its_own_code() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -49,6 +49,14 @@ def rows_of(study: str, frame: pd.DataFrame) -> list[tuple]:
     return list(overview_rows(study, StudyAnalysis(study, {}, frame).series))
 
 
+def test_the_loss_of_a_series_of_one_size_is_there_once() -> None:
+    frame = planted("a", 0.7, 1)
+    (row,) = rows_of("a", frame[frame["params_non_embedding"] == SIZES[0]])
+    cells = dict(zip(COLUMNS, row.cells, strict=True))
+    assert cells["loss at smallest"] == ("one size", None)
+    assert cells["loss at largest"][1] == pytest.approx(1.5 + 20 * SIZES[0] ** -0.4, abs=0.01)
+
+
 @pytest.mark.slow
 def test_every_study_has_a_row() -> None:
     frame = planted("a", 0.7, 1)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, SMALL, child_environment, ranks_of, run_here, shared_folder
+from drivers import NO_PEAK, Drivers
+from support import REPOSITORY, SMALL, ranks_of, run_here, shared_folder
 
 from scalebench import store
 from scalebench.errors import StudyError
 from scalebench.families import FAMILIES
 from scalebench.running.attempts import resources_of
 from scalebench.running.planning import load_study, plan, trial_header
-from scalebench.running.sweep import execute, run, survey
 
 # What each family needs beside its name to be small; a family's default where there is nothing.
 SIZES = {
@@ -31,6 +29,14 @@ SIZES = {
 DEPENDS_ON_THE_WHOLE_BATCH = {"resnet": 0.2, "moe": 1e-2}
 BEFORE = "b8b52d84a615cf23"  # id of the first trial of SMALL when there were no trials of several processes
 EXPLODING = ("optimizer=sgd", "learning_rate=1e30", "gradient_clip=1e30", "warmup_steps=0")
+# A rank that is forked instead of started, which saves its imports.
+RANK = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+import parallel_ranks
+parallel_ranks.train({{folder!r}}, {{rank}})
+sys.exit(0)
+"""
 STUDY = """
 schema = 1
 name = "{family}"
@@ -38,16 +44,13 @@ name = "{family}"
 family = "{family}"
 {size}
 [train]
-steps = 6
+steps = 3
 batch_size = 8
 {sequence}accumulation = {accumulation}
 {how}
 [data]
 validation_samples = 32
 """
-
-
-pytestmark = pytest.mark.usefixtures("importable")
 
 
 def study_of(folder: Path, family: str, how: str = "") -> Any:
@@ -59,7 +62,7 @@ def study_of(folder: Path, family: str, how: str = "") -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path:
     """A folder per trial of two processes, of every family under ddp and fsdp, with the records of both ranks."""
 
     def fill(folder: Path) -> None:
@@ -74,16 +77,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "exploding").mkdir()
         header = trial_header(exploding, plan(exploding)[0], "a test") | {"most_processes": 2}
         store.write_json(folder / "exploding" / "trial.json", header)
-        script = REPOSITORY / "tests" / "parallel_ranks.py"
-        environment = child_environment(OMP_NUM_THREADS="1")
-        environment["PYTHONPATH"] += f":{script.parent}"
-        ranks = [
-            subprocess.Popen([sys.executable, script, folder, str(rank)], env=environment, stderr=subprocess.PIPE)
-            for rank in range(2)
-        ]
+        ranks = [drivers.start(folder, [], before=RANK.format(folder=str(folder), rank=rank)) for rank in range(2)]
         for rank in ranks:
-            _, errors = rank.communicate(timeout=300)
-            assert rank.returncode == 0, errors.decode()[-2000:]
+            assert rank.wait(300) == 0, rank.err[-2000:]
 
     return shared_folder(tmp_path_factory, "parallel", fill)
 
@@ -130,10 +126,22 @@ def two(folder: Path, *settings: str) -> Any:
     return load_study(path, settings)
 
 
+def by_command(
+    drivers: Drivers, folder: Path, *settings: str, tick: Callable[[], object] = lambda: None
+) -> list[dict[str, Any]]:
+    """Run that study with the command, calling ``tick`` while it runs; return its records."""
+    two(folder)
+    words = [word for setting in settings for word in ("--set", setting)]
+    driver = drivers.start(folder, ["run", "two.toml", "--results", "r", *words], before=NO_PEAK)
+    while driver.poll() is None:
+        tick()
+        time.sleep(0.02)
+    return store.load_results(folder / "r").to_dict("records")
+
+
 @pytest.mark.slow
-def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tmp_path: Path) -> None:
-    study = two(tmp_path, 'train.parallel=["fsdp"]', "run.checkpoint=true")
-    (row,) = run(study, tmp_path / "r").rows.values()
+def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tmp_path: Path, drivers: Drivers) -> None:
+    (row,) = by_command(drivers, tmp_path, 'train.parallel=["fsdp"]', "run.checkpoint=true")
     assert (row["status"], row["processes"], row["parallel"], row["threads"]) == ("ok", 2, "fsdp", 1), row
     (alone,) = run_here(two(tmp_path, "train.processes=1", "run.checkpoint=true"), tmp_path / "alone").values()
     assert row["validation_loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
@@ -151,16 +159,16 @@ def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tm
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_its_trial_with_its_own_error(tmp_path: Path) -> None:
-    study = two(tmp_path, "train.steps=1e7")
+def test_a_rank_that_dies_ends_its_trial_with_its_own_error(tmp_path: Path, drivers: Drivers) -> None:
     killed: list[float] = []
 
-    def kill(running: Sequence[Path]) -> None:
-        if running and not killed and (running[0] / "heartbeat.json").exists():
+    def kill() -> None:
+        running = [path.parent for path in tmp_path.glob("r/*/trials/*/*/heartbeat.json")]
+        if running and not killed:
             ranks_of(running[0])[1].kill()
             killed.append(time.monotonic())
 
-    (row,) = execute(survey(study, tmp_path / "r"), study, tick=kill)
+    (row,) = by_command(drivers, tmp_path, "train.steps=1e7", tick=kill)
     assert time.monotonic() - killed[0] < 30
     assert (row["status"], row["error_class"]) == ("killed", "ProcessEnded"), row
     assert row["error_message"] == "process 1 of 2 ended: SIGKILL"

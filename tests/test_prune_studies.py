@@ -16,7 +16,7 @@ from scalebench.study import Parent
     [
         ("prune", "lifecycle-base", 7), ("prune-units", "lifecycle-base", 5), ("prune-recovery", "lifecycle-base", 4),
         ("prune-heads", "lifecycle-heads", 3),
-        ("prune-gpu", "lifecycle-base-gpu", 12), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
+        ("prune-gpu", "lifecycle-base-gpu", 13), ("prune-recovery-gpu", "lifecycle-base-gpu", 4),
     ],
 )  # fmt: skip
 def test_the_studies_that_ship_can_be_planned_from_the_smallest_and_the_largest_model(

@@ -11,6 +11,7 @@ from scalebench.analysis.pruning import (
     against_control,
     against_dense,
     crossing,
+    dense_loss,
     groups,
     pruned,
     slope,
@@ -122,6 +123,39 @@ def test_a_pruned_model_is_compared_with_the_dense_one_of_its_seed_and_bytes():
     assert compared[0.2].n == 3  # seeds, not trials
     alone = trials(rows(sizes=(1000,)))
     assert list(against_dense(alone)) == []  # smaller than the smallest dense model
+
+
+def test_the_dense_loss_between_two_parents_lies_below_the_straight_line_where_it_is_convex():
+    """At 2 + 40 N^-1/2 a straight line in log N is up to 0.02 nats too high, which would favour pruned models."""
+    sizes = np.array(SIZES, dtype=float)
+    parents = pd.DataFrame({"seed": 0, "bytes": sizes, "loss": 2 + 40 * sizes**-0.5})
+    between = pd.DataFrame({"seed": 0, "bytes": [1000.0, 2800.0, 8000.0, 999.0, 8001.0]})
+    losses = dense_loss(between, parents).to_numpy()
+    assert losses[[0, 2]] == pytest.approx(parents["loss"].to_numpy()[[0, -1]])
+    assert losses[1] == pytest.approx(2 + 40 * 2800**-0.5, abs=0.004)
+    assert np.isnan(losses[3:]).all()
+
+
+def test_the_best_of_several_densities_is_judged_with_all_of_them():
+    some = trials(rows(factor=0.1, scatter=0.01))
+    alone, together = (dict(against_dense(some, together=both)) for both in (False, True))
+    assert alone.keys() == together.keys()
+    t_alone, t_together = 4.3027, 8.8602  # Student's t with 2 degrees of freedom at 0.975 and at 1 - 0.025 / 4
+    for density, each in alone.items():
+        ratio = (together[density].high - each.value) / (each.high - each.value)
+        assert ratio == pytest.approx(t_together / t_alone, rel=1e-3), density
+
+
+def test_two_seeds_carry_no_claim_about_equal_bytes():
+    """Every pruned model is 0.1 nats below the dense one of its bytes, and only three seeds may say so."""
+    counts = {}
+    for seeds in (2, 3):
+        better = rows(factor=0.0, seeds=seeds, scatter=1e-4)
+        better["validation_loss_nats"] += -np.log10(better["density"]) - 0.1
+        (sentence,) = (text for text in SECTION.verdict(study(better)) if "equal packed bytes" in text)
+        counts[seeds] = sentence
+    assert "clearly lower loss at none of" in counts[2]
+    assert "clearly lower loss at 4 of 4" in counts[3]
 
 
 def test_models_trained_after_pruning_are_compared_with_dense_ones_trained_as_long():

@@ -1,6 +1,7 @@
 """The report in a real browser: themes, scripts on and off, a phone's width, print, and nothing refused or logged."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(render(hard_study()))
     return path
+
+
+@pytest.fixture(scope="module")
+def tab(browser, page: Path) -> Iterator[Any]:
+    """One tab for all tests that only look: to load a page takes longer than a test."""
+    with opened(browser, page) as shared:
+        yield shared
 
 
 def with_script(page: Path, script: str) -> Path:
@@ -37,9 +45,9 @@ def console(browser: Any, path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_nothing_is_logged_or_refused(browser, page: Path) -> None:
+def test_nothing_is_logged_or_refused(browser, page: Path, tab) -> None:
     assert console(browser, page) == []
-    assert probe(browser, page, "document.querySelector('h1').textContent") == "A study"
+    assert tab.evaluate("document.querySelector('h1').textContent") == "A study"
 
 
 @pytest.mark.slow
@@ -57,15 +65,18 @@ COLORS = """(() => {
 
 @pytest.mark.slow
 def test_dark_theme_reaches_the_drawings(browser, page: Path) -> None:
-    light = probe(browser, page, COLORS, color_scheme="light")
-    dark = probe(browser, page, COLORS, color_scheme="dark")
+    clicked = f"(document.getElementById('theme').click(), {COLORS})"
+    with opened(browser, page, color_scheme="light") as tab:
+        light = tab.evaluate(COLORS)
+        tab.emulate_media(color_scheme="dark")
+        dark = tab.evaluate(COLORS)
+        tab.emulate_media(color_scheme="light")
+        assert tab.evaluate(clicked) == dark
     assert brightness(light["paper"]) > 700
     assert brightness(light["ink"]) < 150
     assert brightness(dark["paper"]) < 150
     assert brightness(dark["ink"]) > 600
     assert [light["text"], dark["text"]] == [light["ink"], dark["ink"]]
-    clicked = f"(document.getElementById('theme').click(), {COLORS})"
-    assert probe(browser, page, clicked, color_scheme="light") == dark
 
 
 def brightness(color: str) -> int:
@@ -117,14 +128,13 @@ FOLD = """(() => {
 
 
 @pytest.mark.slow
-def test_verdict_strip_and_headline_are_above_the_fold(browser, page: Path) -> None:
-    places = probe(browser, page, FOLD)
+def test_verdict_strip_and_headline_are_above_the_fold(tab) -> None:
+    places = tab.evaluate(FOLD)
     assert places["verdict"] < places["strip"] <= 900
     assert places["drawing"] <= 900
     assert places["beside"]
 
 
 @pytest.mark.slow
-def test_print_is_six_pages_at_most(browser, page: Path) -> None:
-    with opened(browser, page) as tab:
-        assert 1 <= len(re.findall(rb"/Type\s*/Page\b", tab.pdf(format="A4"))) <= 6
+def test_print_is_six_pages_at_most(tab) -> None:
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", tab.pdf(format="A4"))) <= 6

@@ -1,13 +1,15 @@
 """What scripts add to the report: values, series, scales, tables, files and links that keep what a reader has set."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from browser_support import hard_study, opened, probe
+from report_support import page_text
 
-from scalebench.reporting import render
 from scalebench.reporting.sections import base
 from scalebench.store import Results
 
@@ -15,8 +17,15 @@ from scalebench.store import Results
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(render(hard_study()))
+    path.write_text(page_text(hard_study(), "loss", "residuals"))
     return path
+
+
+@pytest.fixture(scope="module")
+def tab(browser, page: Path) -> Iterator[Any]:
+    """One tab for all tests that leave what the others look at as it was: to load a page takes longer than a test."""
+    with opened(browser, page) as shared:
+        yield shared
 
 
 SORT = """(() => {
@@ -30,8 +39,8 @@ SORT = """(() => {
 
 
 @pytest.mark.slow
-def test_columns_sort_by_number_and_keep_the_unmeasured_last(browser, page: Path) -> None:
-    state = probe(browser, page, SORT)
+def test_columns_sort_by_number_and_keep_the_unmeasured_last(tab) -> None:
+    state = tab.evaluate(SORT)
     assert state["sort"] == "ascending"
     values = [float(text) for text in state["up"][:-1]]
     assert values == sorted(values)
@@ -44,8 +53,8 @@ TABS = """(() => [...document.querySelectorAll('[tabindex]')].filter((each) => e
 
 
 @pytest.mark.slow
-def test_tab_stops_are_where_something_can_be_done(browser, page: Path) -> None:
-    assert probe(browser, page, TABS) == 0
+def test_tab_stops_are_where_something_can_be_done(tab) -> None:
+    assert tab.evaluate(TABS) == 0
 
 
 KEYS = """(() => {
@@ -60,8 +69,8 @@ KEYS = """(() => {
 
 
 @pytest.mark.slow
-def test_arrow_keys_read_the_values(browser, page: Path) -> None:
-    state = probe(browser, page, KEYS)
+def test_arrow_keys_read_the_values(tab) -> None:
+    state = tab.evaluate(KEYS)
     assert state["read"] == [state["titles"][0], state["titles"][1], state["titles"][-1]]
     assert state["marks"] == 1
 
@@ -77,8 +86,8 @@ TABLE = """(() => {
 
 
 @pytest.mark.slow
-def test_a_table_is_filtered_and_copied(browser, page: Path) -> None:
-    state = probe(browser, page, TABLE)
+def test_a_table_is_filtered_and_copied(tab) -> None:
+    state = tab.evaluate(TABLE)
     assert (state["all"], state["left"], state["lines"]) == (12, 1, 2)
     assert state["csv"].startswith("trial,")
 
@@ -91,15 +100,15 @@ FILES = """(() => {
 
 
 @pytest.mark.slow
-def test_a_figure_is_saved_with_its_colours(browser, page: Path) -> None:
-    state = probe(browser, page, FILES)
+def test_a_figure_is_saved_with_its_colours(tab) -> None:
+    state = tab.evaluate(FILES)
     assert state["parsed"]
     assert state["left"] == 0
     assert state["marks"] > 10
 
 
 @pytest.mark.slow
-def test_the_theme_is_remembered(browser, page: Path) -> None:
+def test_the_theme_is_remembered(tab) -> None:
     press = """(() => {
       const root = document.documentElement;
       document.getElementById('theme').click(); const chosen = root.dataset.theme;
@@ -107,15 +116,15 @@ def test_the_theme_is_remembered(browser, page: Path) -> None:
       localStorage.clear();
       return [chosen, recalled];
     })()"""
-    chosen, recalled = probe(browser, page, press)
+    chosen, recalled = tab.evaluate(press)
     assert chosen in ("dark", "light")
     assert recalled == chosen
 
 
 @pytest.mark.slow
-def test_a_link_to_the_appendix_opens_it(browser, page: Path) -> None:
+def test_a_link_to_the_appendix_opens_it(tab) -> None:
     move = "(() => { location.hash = '#study-s-residuals'; openTarget(); })()"
-    assert probe(browser, page, f"({move}, document.querySelector('details.appendix').open)") is True
+    assert tab.evaluate(f"({move}, document.querySelector('details.appendix').open)") is True
 
 
 @pytest.mark.slow
@@ -155,8 +164,8 @@ EXPLORE = """(() => {
 
 
 @pytest.mark.slow
-def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(browser, page: Path) -> None:
-    state = probe(browser, page, EXPLORE)
+def test_any_two_columns_of_the_trials_are_drawn_linear_and_logarithmic(tab) -> None:
+    state = tab.evaluate(EXPLORE)
     assert {"N (non-embedding parameters)", "compute", "training time", "validation loss (nats)"} <= set(state["names"])
     values = np.array(state["values"])
     assert len(values) == state["titles"] == 11
@@ -193,18 +202,17 @@ def amount(text: str) -> float:
 
 
 @pytest.mark.slow
-def test_marks_and_ticks_are_where_the_other_scale_has_their_values(browser, page: Path) -> None:
+def test_marks_and_ticks_are_where_the_other_scale_has_their_values(tab) -> None:
     sizes = np.array([1_536, 4_096, 10_240, 24_576, 49_152])  # the largest is the star
     losses = hard_study().frame.groupby("params_non_embedding")["validation_loss_nats"].mean().to_numpy()[:5]
-    with opened(browser, page) as tab:
-        before = tab.evaluate(PLACES)
-        tab.evaluate(press("log x"))
-        linear = tab.evaluate(PLACES)
-        tab.evaluate(press("log y"))
-        both = tab.evaluate(PLACES)
-        for name in ("log x", "log y"):
-            tab.evaluate(press(name))
-        after = tab.evaluate(PLACES)
+    before = tab.evaluate(PLACES)
+    tab.evaluate(press("log x"))
+    linear = tab.evaluate(PLACES)
+    tab.evaluate(press("log y"))
+    both = tab.evaluate(PLACES)
+    for name in ("log x", "log y"):
+        tab.evaluate(press(name))
+    after = tab.evaluate(PLACES)
     assert np.corrcoef(np.log(sizes), [x for x, _ in before["marks"]])[0, 1] == pytest.approx(1, abs=1e-6)
     for drawing, scale_of_loss in ((linear, np.asarray), (both, np.log)):
         places = np.array(drawing["marks"])
@@ -222,20 +230,21 @@ def test_marks_and_ticks_are_where_the_other_scale_has_their_values(browser, pag
 @pytest.mark.slow
 def test_a_link_keeps_scales_and_restores_them(browser, page: Path) -> None:
     with opened(browser, page) as tab:
+        assert tab.evaluate(PLACES)["off"] == ["log y"]  # as the page has it
         tab.evaluate(press("log x"))
         left = tab.evaluate(PLACES)
         assert tab.evaluate("document.querySelector('#study-s-loss .tools a').hash") == left["link"]
     assert left["link"] == "#study-s-loss?log+x=false"
     assert probe(browser, page, PLACES, fragment=left["link"]) == left
-    assert probe(browser, page, PLACES)["off"] == ["log y"]  # as the page has it
     assert probe(browser, page, PLACES, fragment="#study-s-loss?log+x=maybe&other=1")["off"] == ["log y"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fragment", ["#%E0%A4%A", "#study-s-loss?log+x=%3Cscript%3E&%ff=%", "#" + "?" * 5000])
 def test_a_link_that_is_no_link_of_the_page_changes_nothing(browser, page: Path, fragment: str) -> None:
-    assert probe(browser, page, PLACES, fragment=fragment)["off"] == ["log y"]
-    assert probe(browser, page, "document.querySelectorAll('.drawing script').length", fragment=fragment) == 0
+    with opened(browser, page, fragment) as tab:
+        assert tab.evaluate(PLACES)["off"] == ["log y"]
+        assert tab.evaluate("document.querySelectorAll('.drawing script').length") == 0
 
 
 STATE = """(() => {
@@ -264,7 +273,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         paths[kind] = tmp_path_factory.mktemp(kind) / "index.html"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(base, "MANY", many)
-            paths[kind].write_text(render(Results(both.reset_index(drop=True), (), {"s": {}})))
+            paths[kind].write_text(page_text(Results(both.reset_index(drop=True), (), {"s": {}}), "loss"))
     return paths
 
 

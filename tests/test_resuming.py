@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,13 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from drivers import Drivers
 from parent_support import refused
 from resuming_support import PLACEMENT, finish, interrupt
 from safetensors.torch import load_file
-from support import child_environment
 
 from scalebench import store
-from scalebench.running.engines.base import Resources, worker_command
+from scalebench.running.engines.base import Resources
 from scalebench.running.planning import load_study, plan, trial_header
 from scalebench.running.worker import main
 from scalebench.workloads import read_trial
@@ -89,6 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return attempt
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_bit_for_bit(whole: Path, tmp_path: Path, monkeypatch) -> None:
     for number, after in enumerate((5, 13, 21)):
         attempt, header = prepared(tmp_path, BRANCHES)
@@ -106,6 +106,7 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(whole: Path, tmp_path: Path, m
     assert not steps["warm"][:21].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -128,6 +129,7 @@ def test_optimizers_buffers_and_routers_go_on_bit_for_bit(settings: list[str], t
     same(undisturbed, attempt)
 
 
+@pytest.mark.slow
 def test_a_requeued_attempt_goes_on_in_its_own_folder(whole: Path, tmp_path: Path, monkeypatch) -> None:
     attempt, header = prepared(tmp_path, BRANCHES)
     interrupt(monkeypatch, attempt, header, 26)  # after the checkpoint of step 21 and the snapshot of step 25
@@ -210,11 +212,12 @@ def test_what_cannot_be_resumed_is_refused(settings: list[str], expected: str, t
 
 
 @pytest.mark.slow
-def test_a_worker_killed_at_a_random_step(whole: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_at_a_random_step(whole: Path, tmp_path: Path, drivers: Drivers) -> None:
     """The process gets SIGKILL between two steps, within one, or while it writes."""
     attempt, _ = prepared(tmp_path, BRANCHES)
-    worker = subprocess.Popen(worker_command(attempt), env=child_environment())
-    stop_step = random.choice((5, 10, 15))
+    work = f"from scalebench.running import worker\nraise SystemExit(worker.main({str(attempt)!r}))"
+    worker = drivers.start(tmp_path, [], before=work)
+    stop_step = random.choice((10, 15, 20))  # so that an earlier one is complete
     while worker.poll() is None and not (attempt / f"resume-{stop_step}").exists():
         time.sleep(0.001)
     time.sleep(random.random() * 0.05)

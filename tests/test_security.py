@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from support import REPOSITORY, edit_record
 
 from scalebench import store
 from scalebench.measure import environment
+from scalebench.measure.device_lock import FileLock
 from scalebench.measure.secrets import hide, hide_in_variables, hide_in_words
+from scalebench.running.engines import Resources, slurm, slurm_queue
+from scalebench.running.node import node_peaks
 from scalebench.study import Study
 from scalebench.workloads.trained import load_trained
 
@@ -26,35 +30,52 @@ ESCAPES = ("../escaped", "/tmp/escaped", "a/b", "..", ".", "", ".hidden", "a\0b"
 # --- no code ---------------------------------------------------------------------------------------------------------
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     """Yield every call in a source file with the dotted name of what is called."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
 
+def sources_with(words: Iterable[str]) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield the source files that contain one of these words, parsed."""
+    pattern = re.compile("|".join(words))
+    for path in SOURCES:
+        if pattern.search(text := path.read_text(encoding="utf-8")):
+            yield path, ast.parse(text)
+
+
 def test_no_file_is_read_by_what_runs_code() -> None:
     unsafe = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
-    for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = ("eval", "exec", "os.system", "os.popen")
+    words = (r"\beval\(", r"\bexec\(", r"\bos\.", r"torch\.load", "allow_pickle", "shell", "trust_remote_code")
+    for path, tree in sources_with({*unsafe, *words}):
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name.partition(".")[0] for node in imports for alias in node.names}
         names |= {str(node.module).partition(".")[0] for node in imports if isinstance(node, ast.ImportFrom)}
         assert not names & unsafe, path
-        for name, call in calls(path):
-            options = {option.arg: ast.unparse(option.value) for option in call.keywords}
-            assert name not in ("eval", "exec", "os.system", "os.popen"), (path, name)
-            assert name != "torch.load" or options.get("weights_only") == "True", path
-            assert options.get("allow_pickle", "False") == "False", path
-            assert options.get("shell", "False") == "False", path
+        for name, call in calls(tree):
+            options = {option.arg: option.value for option in call.keywords}
+            assert name not in functions, (path, name)
+            assert name != "torch.load" or is_constant(options.get("weights_only"), value=True), path
+            for option in ("allow_pickle", "shell"):
+                assert option not in options or is_constant(options[option], value=False), path
             assert "trust_remote_code" not in options, path
 
 
+def is_constant(node: ast.expr | None, *, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
 def test_commands_of_child_processes_are_lists() -> None:
-    for path in SOURCES:
-        for name, call in calls(path):
-            if name in ("subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.call"):
+    functions = [f"subprocess.{name}" for name in ("run", "Popen", "check_output", "call")]
+    seen = 0
+    for path, tree in sources_with(["subprocess"]):
+        for name, call in calls(tree):
+            if name in functions:
+                seen += 1
                 assert not isinstance(call.args[0], ast.Constant | ast.JoinedStr), path
+    assert seen > 5
 
 
 # --- names that become paths -----------------------------------------------------------------------------------------
@@ -110,6 +131,53 @@ def test_symbolic_links_out_of_the_results_are_not_written_through(tmp_path: Pat
     with pytest.raises(store.StoreError, match="symbolic link leads out of"):
         store.new_attempt(tmp_path / "results" / "s", "a")
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["small", "small/drivers"])
+def test_a_run_writes_nothing_through_links_out_of_the_results(
+    tmp_path: Path, small_study: Path, command, link: str
+) -> None:
+    (tmp_path / "outside").mkdir()
+    path = tmp_path / "results" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "outside")
+    code, _, err = command("run", small_study)
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert "symbolic link leads out of" in line
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_measured_peaks_and_lists_of_jobs_are_not_written_through_links(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    attempt = store.new_attempt(tmp_path / "results" / "s", "a")
+    for name in ("nodes", "slurm"):
+        (tmp_path / "results" / "s" / name).symlink_to(tmp_path / "outside")
+    peaks = node_peaks(tmp_path / "results" / "s" / "nodes", "cpu", ["float32"], 1)
+    assert "symbolic link" in peaks["float32"].source
+    assert peaks["float32"].flops_per_s is None
+    with pytest.raises(store.StoreError, match="symbolic link leads out of"):
+        slurm.submit([attempt], Resources(), None, several=False)
+    assert list((tmp_path / "outside").iterdir()) == []
+    (tmp_path / "lock").symlink_to(tmp_path / "outside" / "made")
+    with pytest.raises(OSError, match="symbolic links"):
+        FileLock(tmp_path / "lock").try_take()
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_list_of_slurm_jobs_names_only_attempts_of_its_study(tmp_path: Path) -> None:
+    """What a stranger's results folder names as a task would be read, and given a record."""
+    attempt = store.new_attempt(tmp_path / "s", "a")
+    trials = attempt.parents[1]
+    (tmp_path / "s" / "slurm").mkdir()
+    lines = [attempt, tmp_path / "elsewhere", trials / ".." / "a", trials / "a" / "..", "x"]
+    for number, line in enumerate(lines):
+        (tmp_path / "s" / "slurm" / f"{number}.tasks").write_text(f"{line}\n")
+        (tmp_path / "s" / "slurm" / f"{number}.job").write_text(f"{number}")
+    (tmp_path / "s" / "slurm" / "8.job").write_bytes(b"\xff")
+    (tmp_path / "s" / "slurm" / "9.job").write_text("9")
+    os.mkfifo(tmp_path / "s" / "slurm" / "9.tasks")
+    assert slurm_queue.submitted(tmp_path / "s") == {slurm_queue.Task("0", 0): attempt}
 
 
 def test_a_results_folder_that_is_a_link_itself_is_written(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path
     assert "did you mean 'gpt'" in command("new", "study", "gptt")[2]
 
 
+@pytest.mark.slow
 def test_the_schema_is_sound_and_every_shipped_study_is_valid(command) -> None:
     schema = json.loads(command("schema")[1])
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -98,6 +99,7 @@ def test_show_prints_a_trial_by_the_first_digits_of_its_id(command, tmp_path: Pa
     assert command("show", "zz")[0] == 2
 
 
+@pytest.mark.slow
 def test_doctor_has_a_remedy_for_each_finding_and_a_code_by_severity(command, tmp_path: Path, monkeypatch) -> None:
     findings = doctor.examine(tmp_path)
     assert all(finding.remedy for finding in findings if finding.level != "note")

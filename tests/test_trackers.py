@@ -63,6 +63,7 @@ def check_read_back(command, folder: Path, runs: int = 7) -> None:
     assert json.loads(out)["parameters"]["alpha"] == pytest.approx(ALPHA, rel=0.05)
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_what_was_exported(command, results: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -98,6 +98,7 @@ def test_a_circle_is_named_whether_or_not_parents_are_run(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_run_with_parents_runs_what_is_missing_of_the_whole_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,11 +130,11 @@ class Allocation:
 
     def params_interval(self, flops: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
         """Lower and upper ends of N*, each [n]. Raises FitRefused without draws."""
-        return self._ends(np.exp(self._logs(self._drawn(), 0, flops)), level)
+        return self._ends(_exp(self._logs(self._drawn(), 0, flops)), level)
 
     def tokens_interval(self, flops: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
         """Lower and upper ends of D*, each [n]. Raises FitRefused without draws."""
-        return self._ends(np.exp(self._logs(self._drawn(), 2, flops)), level)
+        return self._ends(_exp(self._logs(self._drawn(), 2, flops)), level)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Interval of a, b, params_constant or tokens_constant. Raises FitRefused without draws."""
@@ -142,7 +142,7 @@ class Allocation:
         if name not in places:
             raise FitRefused(f"{name!r} is not a parameter; those of an allocation are {', '.join(places)}")
         values = self._drawn()[:, places[name]]
-        low, high = self._ends(np.exp(values) if name.endswith("constant") else values, level)
+        low, high = self._ends(_exp(values) if name.endswith("constant") else values, level)
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,3 +175,8 @@ class Allocation:
     def _ends(values: Array, level: float) -> tuple[Array, Array]:
         low, high = np.quantile(values, tails(level), axis=0)
         return low, high
+
+
+def _exp(logs: Array) -> Array:
+    """Numbers [...] from their logs; refits of points that determine no optimum may lie beyond the largest number."""
+    return np.exp(np.minimum(logs, np.log(np.finfo(np.float64).max)))

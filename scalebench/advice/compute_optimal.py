@@ -172,6 +172,11 @@ def parametric(
             f"law {surface.law.name} of {', '.join(surface.law.inputs)} has no closed form; Approach 3 needs A, "
             "alpha, B and beta of params and tokens: fit chinchilla"
         )
+    if surface.status == "max_iterations" or surface.starts_agreeing < 2:
+        agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
+        raise FitRefused(
+            f"the fit did not settle (status {surface.status}, {agreeing}): the points determine no optimum"
+        )
     if not surface.parameters["A"] * surface.parameters["B"] > 0:
         raise FitRefused("a fitted coefficient is 0, so loss does not fall with both sizes; add points that vary them")
     draws, method = None, ""

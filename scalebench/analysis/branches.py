@@ -15,13 +15,16 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import LOSS, N, first_step, numeric, own_steps
+from scalebench.laws import FitRefused, fit
 
 SAME = (
     "family", "data_sha256", "batch_size", "sequence_length", "optimizer", "precision", "schedule", "decay_fraction",
     "warmup_steps", "learning_rate",
 )  # fmt: skip
 TOTAL = "total_steps"  # from the very first one
+LAW = "chinchilla"  # of the loss against size and data
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ def branches_of(study: StudyAnalysis) -> BranchAnalysis:
     branches = branched(study)
     scratch = _from_scratch(study.others, branches)
     return BranchAnalysis(tuple(_agreements(branches, scratch)), _share(branches), scratch)
+
+
+@lru_cache(maxsize=8)
+def branch_law(study: StudyAnalysis) -> Trend:
+    """Return the law of the loss against size and data that the branches draw, or the reason why there is none.
+
+    Branches of one run are not independent: runs are the configurations of its intervals.
+    """
+    rows = branched(study)
+    tokens = numeric(rows, "tokens_seen")
+    columns = {"params": rows[N], "tokens": tokens, "loss": rows[LOSS], "config": rows["parent_trial_id"].astype(str)}
+    try:
+        return determined(fit(pd.DataFrame(columns)[tokens > 0], LAW))
+    except FitRefused as refusal:
+        return Trend(None, str(refusal))
 
 
 def _from_scratch(others: pd.DataFrame, branches: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Distillation against supervised training: each student by its teachers, at equal FLOPs and at equal data.
 
 The supervised runs are found among the other studies of the same results, as those of ``transfer`` are. Between their
-lengths the loss is taken to be linear in the log of the data; beyond the shortest and the longest nothing is said.
+lengths the loss is a monotone cubic in the log of the data; beyond the shortest and the longest nothing is said.
 Costs are counted three ways: the FLOPs of the student's training and the teacher's forward passes (the teacher exists
 already), these with the FLOPs of the teacher's own training, and the data alone (the teacher's predictions are free).
 """
@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.transfer import RECIPE, Curve, curve_of, matching, runs_from_scratch
-from scalebench.analysis.trends import Trend, trend_by
+from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.laws import FitRefused, fit
 from scalebench.laws.columns import groups_within
@@ -96,6 +96,19 @@ class Student:
     def above_best(self, each: Distilled) -> Difference:
         """Return how far a teacher's student ends above that of the best, all other teachers together at 95 %."""
         value, half = each.loss - self.best.loss, _reach(each, self.best, max(1, len(self.teachers) - 1))
+        return Difference(value, value - half, value + half)
+
+    @property
+    def capacity_gap(self) -> Difference:
+        """How much less the largest teacher gains on supervised training with as much data than the best smaller one.
+
+        At equal FLOPs a larger teacher also leaves less data, which says nothing about what can be learned of it.
+        """
+        *smaller, largest = self.teachers
+        if not smaller:
+            return Difference()
+        best, most = min((each.equal_data for each in smaller), key=lambda gain: gain.value), largest.equal_data
+        value, half = most.value - best.value, np.hypot(most.high - most.value, best.high - best.value)
         return Difference(value, value - half, value + half)
 
     @property
@@ -189,21 +202,15 @@ def _against(each: Distilled, curve: Curve, comparisons: int) -> Distilled:
     per_token, half = each.student_flops / each.tokens, _half_width(each, curve, comparisons)
 
     def minus_supervised(tokens: float) -> Difference:
-        value = each.loss - loss_at(curve, tokens)
+        value = each.loss - curve.loss_at(tokens)
         return Difference(value, value - half, value + half)
 
     needed = [curve.tokens_for(each.loss + shift) * per_token / each.flops for shift in (0.0, half, -half)]
     return replace(
-        each, supervised_loss=loss_at(curve, each.tokens), equal_data=minus_supervised(each.tokens),
+        each, supervised_loss=curve.loss_at(each.tokens), equal_data=minus_supervised(each.tokens),
         equal_flops=minus_supervised(each.flops / per_token), saved=Difference(*needed),
         equal_chain=minus_supervised((each.flops + each.chain_flops) / per_token),
     )  # fmt: skip
-
-
-def loss_at(curve: Curve, tokens: float) -> float:
-    """Return the supervised loss on an amount of data; NaN outside the lengths measured."""
-    inside = curve.tokens[0] <= tokens <= curve.tokens[-1]
-    return float(np.interp(np.log(tokens), np.log(curve.tokens), curve.losses)) if inside else float("nan")
 
 
 def _half_width(each: Distilled, curve: Curve, comparisons: int) -> float:
@@ -227,7 +234,7 @@ def distillation_law(study: StudyAnalysis) -> Trend:
         no_worse = f"{better} of {len(known)} students are no worse than their teacher"
         return Trend(None, f"{no_worse}, and by this law a student always is")
     try:
-        return trend_by(fit(_law_points(known), law="distillation"))
+        return determined(fit(_law_points(known), law="distillation"))
     except FitRefused as refusal:
         return Trend(None, str(refusal))
 

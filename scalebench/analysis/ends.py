@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.predictions import PredictedQuantity, predict_size
+from scalebench.analysis.predictions import PredictedQuantity, predict_energy, predict_size
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import DATA_SEEN, LOSS, STEP_TIME, N, numeric, own_steps, training_flops
 
@@ -40,7 +40,7 @@ class Ends:
 def ends_of(series: Series) -> tuple[Ends, ...]:
     """Return loss, step time, training time, memory, compute, data, checkpoint and energy of a series by size."""
     largest = float(series.sizes["size"].max())
-    beyond = [{q.quantity: q for q in predict_size(series, factor * largest).quantities} for factor in FACTORS]
+    beyond = [{q.quantity: q for q in predicted_at(series, factor * largest)} for factor in FACTORS]
     usable = series.usable
     memory = usable[series.memory_column] if series.memory_column else pd.Series(np.nan, index=usable.index)
     timed = usable[STEP_TIME].where(usable["timed"])
@@ -60,6 +60,11 @@ def ends_of(series: Series) -> tuple[Ends, ...]:
     )
 
 
+def predicted_at(series: Series, size: float) -> tuple[PredictedQuantity, ...]:
+    """Return what `predict` says of a size, and its energy where the trials measured that."""
+    return (*predict_size(series, size).quantities, predict_energy(series, size))
+
+
 def _ends(
     series: Series, name: str, unit: str, values: pd.Series[float], projected: tuple[PredictedQuantity | None, ...]
 ) -> Ends:
@@ -67,7 +72,7 @@ def _ends(
     edges = (series.sizes["size"].min(), series.sizes["size"].max())
     first, last = (known[sizes[known.index] == edge] for edge in edges)
     if first.empty or last.empty:  # another size's value would stand under the name of this one
-        return Ends(name, unit, np.nan, np.nan, np.nan, np.nan, projected, _reason(series, name))
+        return Ends(name, unit, np.nan, np.nan, np.nan, np.nan, projected, _reason(series, name, nowhere=known.empty))
     low, high = _loss_interval(series) if name == "validation loss" else _ratio_interval(first, last)
     middle = "mean" if name == "validation loss" else "median"
     return Ends(name, unit, float(first.agg(middle)), float(last.agg(middle)), low, high, projected)
@@ -96,13 +101,13 @@ def _ratio_interval(first: pd.Series[float], last: pd.Series[float]) -> tuple[fl
     return float(np.exp(centre - half)), float(np.exp(centre + half))
 
 
-def _reason(series: Series, name: str) -> str:
+def _reason(series: Series, name: str, *, nowhere: bool) -> str:
     if name in ("step time", "training time") and not series.usable["timed"].any():
-        return "not measured alone on the machine"
+        return "trained together with others" if series.together else "not measured alone on the machine"
     if name in ("step time", "training time"):
         return "not measured alone on the machine at both sizes"
     if name != "energy":
-        return "not measured at both sizes"
+        return "not measured" if nowhere else "not measured at both sizes"
     methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
     return (
         f"not measured: {methods[0].removeprefix('none: ')}"

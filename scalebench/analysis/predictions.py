@@ -82,7 +82,7 @@ def predict_size(
     """
     recipe = series.recipe
     data = recipe.amount(params) if tokens is None else tokens
-    steps = data / recipe.per_step if data and recipe.per_step else None
+    steps = steps_of(recipe, data)
     loss, step = predict_loss(series, params, data, surface), predict_step_time(series, params)
     quantities = (
         loss,
@@ -171,6 +171,17 @@ def predict_step_time(series: Series, params: float) -> PredictedQuantity:
 def predict_memory(series: Series, params: float) -> PredictedQuantity:
     """Return the peak memory."""
     return predicted(series.memory, params, "memory", "B")
+
+
+def predict_energy(series: Series, params: float) -> PredictedQuantity:
+    """Return the energy of a training along the recipe of the trials."""
+    steps = steps_of(series.recipe, series.recipe.amount(params))
+    return _over_steps(predicted(series.energy, params, "energy", "J"), steps, "energy", "J")
+
+
+def steps_of(recipe: Recipe, data: float | None) -> float | None:
+    """Return the steps that see an amount of data; None where that, or the data of a step, is not known."""
+    return data / recipe.per_step if data and recipe.per_step else None
 
 
 def predict_checkpoint(series: Series, params: float) -> PredictedQuantity:

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import undetermined
 from scalebench.analysis.trials import LOSS, numeric
 from scalebench.laws import Fit, FitRefused, fit
 from scalebench.measure.statistics import mean_interval
@@ -126,9 +127,9 @@ def crossing(density: ArrayLike, added: ArrayLike, nats: float) -> float:
 # --- method ----------------------------------------------------------------------------------------------------------
 
 
-def mean(values: ArrayLike) -> Estimate:
-    """Return the mean of independent values (n,) with its 95 % t interval."""
-    return Estimate(*mean_interval(values), len(np.asarray(values)))
+def mean(values: ArrayLike, comparisons: int = 1) -> Estimate:
+    """Return the mean of independent values (n,) with its t interval: 95 % for all ``comparisons`` (Bonferroni)."""
+    return Estimate(*mean_interval(values, 1 - 0.05 / comparisons), len(np.asarray(values)))
 
 
 def against_control(trials: pd.DataFrame, method: str) -> Iterator[tuple[float, Estimate]]:
@@ -156,26 +157,37 @@ def dense(part: pd.DataFrame) -> pd.DataFrame:
     return table.set_axis(["size", "seed", "bytes", "loss"], axis=1).sort_values(["bytes", "seed"], ignore_index=True)
 
 
-def against_dense(part: pd.DataFrame) -> Iterator[tuple[float, Estimate]]:
-    """Yield each density of one group with how much higher its loss is than that of a dense model of equal bytes.
+def against_dense(part: pd.DataFrame, *, together: bool = False) -> list[tuple[float, Estimate]]:
+    """Return each density of one group with how much higher its loss is than that of a dense model of equal bytes.
 
-    The dense loss is that of the parents of the same seed, interpolated linearly in the logarithm of bytes; models
-    smaller than the smallest parent have none. Seeds are what is independent: each counts once, with its mean.
+    The dense loss is that of the parents of the same seed (``dense_loss``); models smaller than the smallest parent
+    have none. Seeds are what is independent: each counts once, with its mean. Intervals are those of each density
+    alone, or ``together`` of all of them at once, as the choice of the best needs.
     """
-    parents = dense(part)
-    for density, trials in by_density(part):
+    parents, by_seed = dense(part), {}
+    for density, trials in by_density(part[part["density"] < 1]):
         each = trials.assign(excess=trials[LOSS] - dense_loss(trials, parents)).dropna(subset=["excess"])
-        if len(each) and density < 1:
-            yield density, mean(each.groupby("seed")["excess"].mean())
+        if len(each):
+            by_seed[density] = each.groupby("seed")["excess"].mean()
+    comparisons = len(by_seed) if together else 1
+    return [(density, mean(excess, comparisons)) for density, excess in by_seed.items()]
 
 
 def dense_loss(part: pd.DataFrame, parents: pd.DataFrame) -> pd.Series[float]:
-    """Return the loss of the dense model of each trial's seed and bytes; NaN outside the parents' range."""
+    """Return the loss of the dense model of each trial's seed and bytes; NaN outside the parents' range.
+
+    Between the parents it is a monotone cubic in the logarithm of bytes (PCHIP): the loss is convex there, so that a
+    straight line would lie above it and favour the pruned models.
+    """
+    from scipy.interpolate import PchipInterpolator
+
     losses = pd.Series(np.nan, index=part.index, dtype=float)
     for seed, own in parents.groupby("seed"):
-        rows = part.index[part["seed"] == seed]
-        x, known = np.log(own["bytes"].to_numpy()), np.log(part.loc[rows, "bytes"].to_numpy(dtype=float))
-        losses[rows] = np.interp(known, x, own["loss"].to_numpy(), left=np.nan, right=np.nan)
+        by_bytes = own.groupby("bytes")["loss"].mean()
+        if len(by_bytes) > 1:
+            rows = part.index[part["seed"] == seed]
+            curve = PchipInterpolator(np.log(by_bytes.index.to_numpy(float)), by_bytes.to_numpy(), extrapolate=False)
+            losses[rows] = curve(np.log(part.loc[rows, "bytes"].to_numpy(dtype=float)))
     return losses
 
 
@@ -203,6 +215,7 @@ def sparsity_fit(trials: pd.DataFrame) -> Fit | str:
     columns = {"density": trials[DENSITY], "params": trials["params_remaining"], "loss": trials[LOSS]}
     columns |= {"config": trials[PARENT]} | ({"tokens": tokens} if several else {})
     try:
-        return fit(pd.DataFrame(columns), "sparsity" if several else "sparsity_one_length")
+        fitted = fit(pd.DataFrame(columns), "sparsity" if several else "sparsity_one_length")
     except FitRefused as reason:
         return str(reason)
+    return undetermined(fitted) or fitted

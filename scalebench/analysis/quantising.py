@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trends import Trend, trend_by
+from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, N, numeric
 from scalebench.laws import FitRefused, fit
 from scalebench.measure.statistics import combined_standard_error
@@ -157,6 +157,6 @@ def precision_law(study: StudyAnalysis) -> Trend:
         return Trend(None, "no number of simulated bits, 2 or more, adds to the loss of every model")
     columns = {"params": rows[N], "tokens": rows["data"], "bits": rows["bits"], "loss_added": rows["added"]}
     try:
-        return trend_by(fit({**columns, "config": rows["run"].astype(str)}, LAW, loss="squares"))
+        return determined(fit({**columns, "config": rows["run"].astype(str)}, LAW, loss="squares"))
     except FitRefused as refusal:
         return Trend(None, str(refusal))

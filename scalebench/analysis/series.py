@@ -22,6 +22,7 @@ from scalebench.analysis.trials import (
     best_over,
     means_per_size,
     numeric,
+    own_steps,
     split_columns,
     total_params,
     tuned_axes,
@@ -117,13 +118,18 @@ class Series:
     def step_time(self) -> Trend:
         """Median step time in seconds against N."""
         trend = cost_trend(self.timed, STEP_TIME, N)
-        return trend if trend.fit else replace(trend, reason=self._why_untimed or trend.reason)
+        return trend if trend.fit else replace(trend, reason=self.untimed_reason or trend.reason)
 
     @property
-    def _why_untimed(self) -> str:
+    def together(self) -> int:
+        """How many valid trials were trained together with others in one process."""
+        return int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum())
+
+    @property
+    def untimed_reason(self) -> str:
         """How many step times are left out because a process trained other models as well, or other work shared the
         machine, and what to do; "" for none."""
-        if together := int(numeric(self.trials[self.trials["valid"]], "ensemble_size").notna().sum()):
+        if together := self.together:
             return (
                 f"{together} of {int(self.trials['valid'].sum())} trials were trained together with others in one "
                 "process, and their times were not measured: run the study without run.ensemble, with --results NEW"
@@ -150,6 +156,14 @@ class Series:
     def flops(self) -> Trend:
         """FLOPs of a training step against N."""
         return cost_trend(self.usable, "flops_per_step", N)
+
+    @cached_property
+    def energy(self) -> Trend:
+        """Energy of a training step in joules against N; of an accelerator with a counter."""
+        per_step = numeric(self.usable, "energy_j") / own_steps(self.usable)
+        if per_step.isna().all():
+            return Trend(None, "energy was not measured")
+        return cost_trend(self.usable.assign(energy_per_step=per_step), "energy_per_step", N)
 
     @cached_property
     def checkpoint(self) -> Trend:

@@ -89,6 +89,11 @@ class StudyAnalysis:
             dict.fromkeys([*split_columns(self.trials, self.definition), *tuned_axes(self.definition), "seed"])
         )
 
+    @property
+    def untimed_reason(self) -> str:
+        """Why no trial has a step time, where all of them were trained together with others in one process; else ""."""
+        return next((each.untimed_reason for each in self.series if each.together and each.timed.empty), "")
+
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """The ids of planned trials without a readable record."""

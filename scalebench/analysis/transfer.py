@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trends import Trend, trend_by
+from scalebench.analysis.trends import Trend, determined
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, numeric
 from scalebench.laws import FitRefused, fit
 
@@ -37,7 +37,9 @@ Array = NDArray[np.float64]
 class Curve:
     """The loss from scratch of one size: ``tokens`` (n,), mean ``losses`` (n,) and the standard error of one mean.
 
-    The error pools the spread of the seeds over all lengths, with ``freedom`` degrees of freedom.
+    The error pools the spread of the seeds over all lengths, with ``freedom`` degrees of freedom. Between two lengths
+    the curve is a monotone cubic in the log of the tokens (PCHIP): losses are convex there, so that a straight line
+    would lie above them and favour what is compared. Beyond the lengths nothing is known.
     """
 
     tokens: Array
@@ -47,9 +49,18 @@ class Curve:
 
     def tokens_for(self, loss: float) -> float:
         """Return the tokens that training from scratch needs for a loss; NaN outside the losses measured."""
-        inside = self.losses[-1] <= loss <= self.losses[0]
-        logs = np.interp(-loss, -self.losses, np.log(self.tokens))  # np.interp needs rising places
-        return float(np.exp(logs)) if inside else float("nan")
+        return float(np.exp(_between(-self.losses, np.log(self.tokens), -loss)))
+
+    def loss_at(self, tokens: float) -> float:
+        """Return the loss from scratch on an amount of data; NaN outside the lengths measured."""
+        return _between(np.log(self.tokens), self.losses, float(np.log(tokens)))
+
+
+def _between(places: Array, values: Array, place: float) -> float:
+    """Return the monotone cubic through values (n,) at rising places (n,); NaN outside them."""
+    from scipy.interpolate import PchipInterpolator
+
+    return float(PchipInterpolator(places, values, extrapolate=False)(place))
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class TransferAnalysis:
         """The law D_T = k D_F^a N^b of the models whose weights were all trained, or the reason why not."""
         usable = [point for point in self.fully_tuned if _positive(point)]
         try:
-            return trend_by(fit(_law_points(usable), law="transfer")) if usable else Trend(None, self._left_out())
+            return determined(fit(_law_points(usable), law="transfer")) if usable else Trend(None, self._left_out())
         except FitRefused as refusal:
             return Trend(None, "; ".join(filter(None, (str(refusal), self._left_out()))))
 

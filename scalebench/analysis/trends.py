@@ -100,6 +100,21 @@ def trend_by(fitted: Fit) -> Trend:
     return Trend(fitted)
 
 
+def undetermined(fitted: Fit) -> str:
+    """Return why the parameters of a fit mean nothing; empty where they do.
+
+    A design can carry a fit without determining it: two sizes give any exponent of size, with an offset to match.
+    """
+    if fitted.status != "degenerate":
+        return ""
+    return f"the points do not separate the parameters of {fitted.law.name}; add other values of its inputs"
+
+
+def determined(fitted: Fit) -> Trend:
+    """Return the trend that a fit is, or the reason where the points do not determine its parameters."""
+    return Trend(None, reason) if (reason := undetermined(fitted)) else trend_by(fitted)
+
+
 def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
     """Fit a column against the column ``size``; seeds of one size are one configuration."""
     return fit_trend(_points(trials, column, size), law)

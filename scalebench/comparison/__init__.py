@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.comparison.options import Options, check_operation, listed
-from scalebench.errors import InputError, unknown
+from scalebench.errors import InputError, expect, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,7 +193,7 @@ def cost_columns(
     return {"flops": cost["flops"], "bytes_moved": cost["bytes_read"] + cost["bytes_written"]}
 
 
-def compare(operation: str, *, results: str | Path = "results", **options: Any) -> Comparison:
+def compare(operation: str | Path, *, results: str | Path = "results", **options: Any) -> Comparison:
     """Measure the providers of an operation beside each other and return the comparison.
 
     ``operation`` is "attention", "optimizer", "cross-entropy", "norm", or the path of a Python file that offers the
@@ -203,11 +203,14 @@ def compare(operation: str, *, results: str | Path = "results", **options: Any) 
     The run is kept under ``results``. Raises ``InputError`` (a ``ValueError``) with a line per
     mistake, ``StoreError`` when the folder cannot be written.
     """
+    expect(operation, str | Path, "compare: expected the name of an operation, or the path of a Python file")
+    for name in ("shapes", "dtype", "providers"):
+        expect(options.get(name, ()), str | Sequence, f"compare: {name}: expected a text, or several")
     unknown_options = [f"compare: {unknown(name, OPTIONS)}" for name in options if name not in OPTIONS]
     if unknown_options:
         raise InputError(unknown_options)
     arguments = "".join(f", {name}={value!r}" for name, value in options.items())
     if isinstance(options.get("shapes"), str):
         options["shapes"] = (options["shapes"],)
-    plan = plan_comparison(operation, Options(**options))
+    plan = plan_comparison(str(operation), Options(**options))
     return measure(plan, Path(results), f"scalebench.compare({operation!r}{arguments})")

@@ -13,7 +13,7 @@ import pandas as pd
 from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read_benchmarks
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
 from scalebench.errors import InputError
-from scalebench.store import check_writable, is_name, write_json
+from scalebench.store import StoreError, check_writable, is_name, read_bytes, write_json
 from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.comparisons import new_run, read_run, write_run
 from scalebench.store.names import RULE
@@ -52,9 +52,9 @@ def _check_different(paths: Sequence[Path]) -> None:
     by_digest: dict[str, Path] = {}
     for path in paths:
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise InputError([f"{path}: cannot be read ({error.strerror})"]) from error
+            digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        except StoreError as error:
+            raise InputError([str(error)]) from error
         if digest in by_digest:
             raise InputError(
                 [f"--import {path}: the same measurements as {by_digest[digest]}; each file is one process"]

@@ -135,7 +135,7 @@ class Estimate:
 
     def refit(self, target: Array, weights: Array) -> dict[str, Array]:
         """Parameters, each [batch], refitted from this optimum; `target` or `weights` or both are [batch, n]."""
-        problem = replace(self.problem, target=target, weights=weights)
+        problem = self.problem.same_inputs(target=target, weights=weights)
         batch = max(len(value) for value in (target, weights) if value.ndim == 2)
         theta, _, _ = polish(problem, np.tile(self.theta, (batch, 1)), self.settings["width"])
         return problem.parameters(theta)
@@ -143,7 +143,7 @@ class Estimate:
     @cached_property
     def least_squares(self) -> Array:
         """Coordinates [P] of the least-squares fit, started from this one."""
-        problem = replace(self.problem, overestimate=1.0)
+        problem = self.problem.same_inputs(overestimate=1.0)
         return np.asarray(polish(problem, self.theta[None], math.inf)[0][0])
 
     def least_squares_residuals(self) -> Array:

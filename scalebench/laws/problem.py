@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scalebench.laws.forms import Array, Law
 from scalebench.laws.places import Places
 
+Selection = slice | NDArray[np.intp]  # of entries of an axis
+
 COMPLEX_STEP = 1e-30
 REAL_STEP = 1e-5  # of central differences of the complex step: second derivatives to about 1e-10
 
@@ -26,21 +28,25 @@ REAL_STEP = 1e-5  # of central differences of the complex step: second derivativ
 class Affine:
     """Centred log terms that are linear in the exponents: `base` [m, n] + exponents @ `slopes` [k, m, n].
 
-    `active` [m]: terms that depend on any exponent; `moves` [k, m]: on which exponent.
+    `moved` [k]: the terms that each exponent moves.
     """
 
     base: Array
     slopes: Array
-    active: NDArray[np.bool_]
-    moves: NDArray[np.bool_]
+    moved: tuple[Selection, ...]
 
     def basis(self, exponents: Array) -> Array:
         """The terms, [batch, m, n]."""
-        terms = np.empty((len(exponents), *self.base.shape))
-        terms[:, ~self.active] = np.exp(self.base[~self.active])
-        logs = np.tensordot(exponents, self.slopes[:, self.active], axes=1) + self.base[self.active]
-        terms[:, self.active] = np.exp(logs, out=logs)
-        return terms
+        logs = exponents @ self.slopes.reshape(len(self.slopes), self.base.size)
+        logs += self.base.ravel()
+        return np.exp(logs, out=logs).reshape(len(exponents), *self.base.shape)
+
+
+def _selected(chosen: NDArray[np.bool_]) -> Selection:
+    """What picks the chosen entries of an axis: a slice where they are neighbours, as it copies nothing."""
+    index = np.flatnonzero(chosen)
+    neighbours = index.size > 0 and index[-1] - index[0] == index.size - 1
+    return slice(int(index[0]), int(index[-1]) + 1) if neighbours else index
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Problem:
     overestimate: float = 1.0
     held: int | None = None
 
-    @property
+    @cached_property
     def free(self) -> NDArray[np.bool_]:
         """Which of the P parameters are not pinned, [P]."""
         free: NDArray[np.bool_] = np.atleast_2d(self.lower < self.upper)[0]
@@ -106,8 +112,7 @@ class Problem:
         base = terms[0] - np.tensordot(probes[0], slopes, axes=1)
         if not np.allclose(base + np.tensordot(probes, slopes, axes=1), terms, rtol=1e-10, atol=1e-10):
             return None
-        moves = np.asarray(slopes.any(axis=2))
-        return Affine(base, slopes, np.asarray(moves.any(axis=0)), moves)
+        return Affine(base, slopes, tuple(_selected(moves) for moves in np.asarray(slopes.any(axis=2))))
 
     def basis(self, exponents: Array) -> Array:
         """Centred terms, [batch, m, p]."""
@@ -115,30 +120,44 @@ class Problem:
 
     def residuals(self, theta: Array) -> Array:
         """Prediction minus target in the space of the fit, [batch, n]."""
-        coefficients, exponents = self.split(theta)
-        prediction = (coefficients[:, None] @ self.basis(exponents))[:, 0]
+        return self._residuals(theta, self.basis(self.split(theta)[1]))
+
+    def _residuals(self, theta: Array, basis: Array) -> Array:
+        prediction = (self.split(theta)[0][:, None] @ basis)[:, 0]
         # With all coefficients at zero the prediction is 0, whose log is not finite.
         expected = np.log(np.maximum(prediction, 1e-300)) if self.log_space else prediction
         return np.asarray(self.places.spread(expected) - self.target)
 
     def value(self, theta: Array, width: float) -> Array:
         """Weighted sum of Huber losses, [batch]."""
-        residuals = self.residuals(theta)
-        return np.asarray((self.weights * self._tilt(residuals) * huber(residuals, width)).sum(axis=-1))
+        return self.value_with_terms(theta, width)[0]
 
-    def _tilt(self, residuals: Array) -> Array | float:
-        return 1.0 if self.overestimate == 1.0 else np.where(residuals > 0, self.overestimate, 1.0)
+    def value_with_terms(self, theta: Array, width: float) -> tuple[Array, Array]:
+        """The value, [batch], and the centred terms that it was computed from, [batch, m, p]."""
+        basis = self.basis(self.split(theta)[1])
+        residuals = self._residuals(theta, basis)
+        size = np.abs(residuals)
+        near = np.minimum(size, width)
+        size -= near / 2
+        size *= near
+        size *= self._pull(residuals)
+        return size.sum(axis=-1), basis
+
+    def _pull(self, residuals: Array) -> Array:
+        """Weights of the residuals, which of overestimates are larger where the loss has it so."""
+        if self.overestimate == 1.0:
+            return self.weights
+        return np.asarray(self.weights * np.where(residuals > 0, self.overestimate, 1.0))
 
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of the residuals, [batch, P, n]."""
-        _, _, jacobian, prediction = self._expand(theta)
+        _, jacobian, prediction = self._expand(theta, self.basis(self.split(theta)[1]))
         slopes = jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian
         return self.places.spread(slopes)
 
-    def _expand(self, theta: Array) -> tuple[Array, list[Array], Array, Array]:
-        """Terms [batch, m, p], slopes of their logs by each exponent, slopes of the prediction, and it, [batch, p]."""
+    def _expand(self, theta: Array, basis: Array) -> tuple[list[Array], Array, Array]:
+        """Slopes of the log terms by each exponent, those of the prediction, [batch, P, p], and it, [batch, p]."""
         coefficients, exponents = self.split(theta)
-        basis = self.basis(exponents)
         m, k = basis.shape[1], exponents.shape[1]
         slopes = [self._slope(exponents, j) for j in range(k)]
         jacobian = np.empty((len(theta), m + k, basis.shape[2]))
@@ -146,25 +165,28 @@ class Problem:
         for j in range(k):
             moved = self._moved(j)
             jacobian[:, m + j] = (coefficients[:, None, moved] @ (basis[:, moved] * slopes[j][:, moved]))[:, 0]
-        return basis, slopes, jacobian, (coefficients[:, None] @ basis)[:, 0]
+        return slopes, jacobian, (coefficients[:, None] @ basis)[:, 0]
 
-    def _moved(self, k: int) -> NDArray[np.intp]:
+    def _moved(self, k: int) -> Selection:
         """The terms that exponent k moves."""
-        return np.flatnonzero(self.affine.moves[k]) if self.affine else np.arange(len(self.law.coefficients))
+        return self.affine.moved[k] if self.affine else slice(len(self.law.coefficients))
 
-    def derivatives(self, theta: Array, width: float) -> tuple[Array, Array, Array]:
-        """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P]."""
-        basis, slopes, jacobian, prediction = self._expand(theta)
+    def derivatives(self, theta: Array, width: float, basis: Array | None = None) -> tuple[Array, Array, Array]:
+        """Gradient [batch, P], Newton matrix and its positive majorant (reweighted least squares), [batch, P, P].
+
+        `basis` are the terms at theta, [batch, m, p], of a caller that has them.
+        """
+        basis = self.basis(self.split(theta)[1]) if basis is None else basis
+        slopes, jacobian, prediction = self._expand(theta, basis)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
         residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
-        psi, inside, irls = huber_slopes(residuals, width)
-        weights = self.weights * self._tilt(residuals)
-        psi, inside, irls = (self.places.total(weights * each) for each in (psi, inside, irls))
+        inside, irls = (self._pull(residuals) * each for each in huber_weights(residuals, width))
+        psi, inside, irls = (self.places.total(each) for each in (irls * residuals, inside, irls))
         bending = self._bending(theta, basis, slopes, psi / scale)
         jacobian /= scale[:, None]
         transposed = jacobian.swapaxes(1, 2)
         # d2 log f = d2 f / f - (d log f)^2
-        curved = (jacobian * (inside - psi * self.log_space)[:, None]) @ transposed + bending
+        curved = (jacobian * (inside - psi if self.log_space else inside)[:, None]) @ transposed + bending
         return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
 
     def _slope(self, exponents: Array, k: int) -> Array:
@@ -205,8 +227,12 @@ class Problem:
         """The same problem for some replicates of the batch."""
         batched = ("target", "weights", "lower", "upper")
         pick = {name: value[index] for name in batched if (value := getattr(self, name)).ndim == 2}
-        part = replace(self, **pick) if pick else self
-        vars(part).update(affine=self.affine, places=self.places)  # the inputs are the same
+        return self.same_inputs(**pick) if pick else self
+
+    def same_inputs(self, **changes: Any) -> Problem:
+        """The problem with other targets, weights, loss or bounds, which pin the same parameters."""
+        part = replace(self, **changes)
+        vars(part).update(affine=self.affine, places=self.places)
         return part
 
     def parameters(self, theta: Array) -> dict[str, Array]:
@@ -217,16 +243,8 @@ class Problem:
         return self.law.naming.usual(named, self.centre) if self.law.naming else named
 
 
-def huber(residuals: Array, width: float) -> Array:
-    """Huber loss, shaped as `residuals`."""
+def huber_weights(residuals: Array, width: float) -> tuple[Array, Array]:
+    """Curvature of the Huber loss, and its slope over the residual (the reweighting), each shaped as `residuals`."""
     size = np.abs(residuals)
-    near = np.minimum(size, width)
-    return np.asarray(near * (size - near / 2))
-
-
-def huber_slopes(residuals: Array, width: float) -> tuple[Array, Array, Array]:
-    """Slope and curvature of the Huber loss, and slope / residual (the reweighting), each shaped as `residuals`."""
-    size = np.abs(residuals)
-    inside = size <= width
-    weight = np.divide(width, size, out=np.ones_like(size), where=~inside)
-    return weight * residuals, inside.astype(np.float64), weight
+    inside = (size <= width).astype(np.float64)
+    return inside, np.ones_like(size) if np.isinf(width) else width / np.maximum(size, width)

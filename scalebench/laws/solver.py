@@ -19,6 +19,7 @@ BLOCK = 60_000  # residuals per block, to stay in the processor's cache
 ROWS = 4000  # with more rows, starts are compared on a sample
 GRID_ROWS = 1000
 GRID_ROWS_MANY = 250
+LEAST_PIVOT = 1e-4  # of a Cholesky factor that is as exact as eigenvectors
 
 
 def starts(problem: Problem) -> Array:
@@ -101,45 +102,50 @@ def descend(problem: Problem, theta: Array, width: float, tolerance: float, step
     Newton steps, damped in the metric of reweighted least squares: damping 1 is about one reweighting, 0 is Newton.
     Converged when the predicted decrease is below `tolerance` times the objective.
     """
-    theta, value = theta.copy(), problem.value(theta, width)
-    damping, done = np.full(len(theta), 1e-2), np.zeros(len(theta), dtype=bool)
+    result, lowest, converged = theta.copy(), np.empty(len(theta)), np.zeros(len(theta), dtype=bool)
+    rounding, damping, live = _rounding(problem, len(theta)), np.full(len(theta), 1e-2), np.arange(len(theta))
+    with np.errstate(over="ignore"):  # of a step much too far, which is not taken
+        value, terms = problem.value_with_terms(theta, width)
+        lowest[:] = value
+        for _ in range(steps):
+            if not live.size:
+                break
+            step, predicted = _step(problem, theta, terms, width, damping)
+            trial = np.clip(theta + step, problem.lower, problem.upper)
+            trial_value, trial_terms = problem.value_with_terms(trial, width)
+            better = trial_value < value
+            done = predicted <= tolerance * value + rounding
+            over = done | ((damping > 1e10) & ~better)
+            damping = np.where(better, np.maximum(damping / 8, 1e-12), damping * 6)
+            theta, value = np.where(better[:, None], trial, theta), np.where(better, trial_value, value)
+            result[live], lowest[live], converged[live] = theta, value, done
+            if over.any():  # only the others go on
+                left = np.flatnonzero(~over)
+                live, rounding, damping, better = live[left], rounding[left], damping[left], better[left]
+                theta, value, terms, trial_terms = theta[left], value[left], terms[left], trial_terms[left]
+                problem = problem.rows(left)
+            terms = np.where(better[:, None, None], trial_terms, terms)
+    return result, lowest, converged
+
+
+def _rounding(problem: Problem, batch: int) -> Array:
+    """Objectives [batch] of residuals that are rounding errors."""
     magnitude = 1.0 if problem.log_space else np.abs(problem.target).mean()
-    rounding = (
-        1e-30 * magnitude**2 * np.broadcast_to(problem.weights, (len(theta), problem.target.shape[-1])).sum(axis=1)
-    )
-    stalled = np.zeros(len(theta), dtype=bool)
-    for _ in range(steps):
-        live = np.flatnonzero(~(done | stalled))
-        if not live.size:
-            break
-        part = problem.rows(live)
-        step, predicted = _step(part, theta[live], width, damping[live])
-        trial = np.clip(theta[live] + step, part.lower, part.upper)
-        with np.errstate(over="ignore"):  # a step much too far, which is not taken
-            trial_value = part.value(trial, width)
-        better = trial_value < value[live]
-        done[live] = predicted <= tolerance * value[live] + rounding[live]
-        stalled[live] = (damping[live] > 1e10) & ~better
-        theta[live] = np.where(better[:, None], trial, theta[live])
-        value[live] = np.where(better, trial_value, value[live])
-        damping[live] = np.where(better, np.maximum(damping[live] / 8, 1e-12), damping[live] * 6)
-    return theta, value, done
+    return 1e-30 * magnitude**2 * np.broadcast_to(problem.weights, (batch, problem.target.shape[-1])).sum(axis=1)
 
 
-def _step(problem: Problem, theta: Array, width: float, damping: Array) -> tuple[Array, Array]:
+def _step(problem: Problem, theta: Array, terms: Array, width: float, damping: Array) -> tuple[Array, Array]:
     """Damped Newton step [batch, P] and its predicted decrease [batch]."""
-    gradient, newton, majorant = problem.derivatives(theta, width)
+    gradient, newton, majorant = problem.derivatives(theta, width, terms)
     blocked = (
         ((theta <= problem.lower) & (gradient >= 0)) | ((theta >= problem.upper) & (gradient <= 0)) | ~problem.free
     )
-    keep = ~(blocked[:, :, None] | blocked[:, None, :])
-    gradient, newton, majorant = np.where(blocked, 0.0, gradient), newton * keep, majorant * keep
     # Whitening by the majorant makes the damping free of units; the ridge covers terms that are switched off.
     diagonal = np.sqrt(np.maximum(np.einsum("bpp->bp", majorant), 1e-300))
-    diagonal = np.where(blocked | (diagonal <= 1e-140), 1.0, diagonal)
-    scaled = majorant / diagonal[:, :, None] / diagonal[:, None, :] + 1e-14 * np.eye(theta.shape[1])
-    inner, axes = np.linalg.eigh(scaled)
-    whiten = axes / np.sqrt(np.maximum(inner, 1e-14))[:, None, :] / diagonal[:, :, None]
+    scale = ~blocked / np.where(blocked | (diagonal <= 1e-140), 1.0, diagonal)
+    scaled = majorant * (scale[:, :, None] * scale[:, None, :])
+    np.einsum("bpp->bp", scaled)[:] += 1e-14 + blocked  # a view; blocked rows are zero in both matrices
+    whiten = scale[:, :, None] * _whitening(scaled)
     curvature, turn = np.linalg.eigh(whiten.swapaxes(1, 2) @ newton @ whiten)
     whiten = whiten @ turn
     along = (gradient[:, None, :] @ whiten)[:, 0]
@@ -147,6 +153,18 @@ def _step(problem: Problem, theta: Array, width: float, damping: Array) -> tuple
     solid = np.abs(curvature) + 1e-12
     step = -(whiten @ (along / (solid + damping[:, None]))[..., None])[..., 0]
     return step, (along**2 / (solid + np.minimum(damping, 1.0)[:, None])).sum(axis=1) / 2
+
+
+def _whitening(matrices: Array) -> Array:
+    """W [batch, P, P] with W' M W = 1 for each M of the matrices, which have a unit diagonal."""
+    try:
+        factors = np.linalg.cholesky(matrices)
+        if np.einsum("bpp->bp", factors).min() > LEAST_PIVOT:
+            return np.asarray(np.linalg.inv(factors).swapaxes(1, 2))
+    except np.linalg.LinAlgError:
+        pass
+    values, axes = np.linalg.eigh(matrices)  # several times as slow, but exact where a matrix is nearly singular
+    return np.asarray(axes / np.sqrt(np.maximum(values, 1e-14))[:, None, :])
 
 
 def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, Array]:

@@ -79,7 +79,7 @@ class FileLock:
     @staticmethod
     def open(path: Path) -> int:
         """Open or create the file; for writing, since an exclusive lock over NFS needs that."""
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
     def release(self) -> None:
         """Release the lock."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scalebench.errors import InputError
@@ -42,10 +43,20 @@ def numbers(column: pa.Array, mark: DecimalMark = lambda: None, *, truth: bool =
     ``mark`` finds the decimal mark of its file; it is called only if some number is not plain.
     """
     try:
-        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+        plain = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     except pa.ArrowException:  # it fails as a whole if one cell is not a plain number
+        plain = None
+    if plain is None or (_may_be_thousands(column) and mark() == ","):
         cells = pd.Series(texts(column)).str.strip()
         return numerals.numbers(cells.str.lower().replace(TRUTH) if truth else cells, mark())
+    return plain
+
+
+def _may_be_thousands(column: pa.Array) -> bool:
+    """Whether the cells of a text column are all like 300.000, which a file of decimal commas has for 300,000."""
+    return pa.types.is_string(column.type) and bool(
+        pc.all(pc.match_substring_regex(column, numerals.ONE_DOT), min_count=1).as_py()
+    )
 
 
 def texts(column: pa.Array) -> Any:

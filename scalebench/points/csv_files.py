@@ -67,6 +67,10 @@ def _header(path: Path) -> _Header:
             first = file.readline(LONGEST_HEADER)
             while first.isspace():
                 first = file.readline(LONGEST_HEADER)
+            if "\0" in first:
+                raise PointsError(
+                    [f"{path}: its first line has zero bytes: not a text file; export it as CSV or Parquet"]
+                )
             if len(first) == LONGEST_HEADER:
                 raise PointsError([f"{path}: its first line has over {LONGEST_HEADER:,} characters; this is not a CSV"])
             separator = SEPARATOR_LINE.fullmatch(first)

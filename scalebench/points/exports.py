@@ -8,7 +8,6 @@ database ``mlflow.db`` holds several runs.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections import defaultdict
@@ -20,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from scalebench.points.batches import PointsError, Table, numbers
+from scalebench.store import read_bytes, read_json
 
 TRAINER_STATE = "trainer_state.json"
 EVENTS = "events.out.tfevents.*"
@@ -122,7 +122,7 @@ def _run_name(path: Path, place: Path) -> str:
 def _trainer_rows(path: Path) -> pd.DataFrame:
     """Return the log of Hugging Face's Trainer: step, epoch, loss, eval_loss, …, by step."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        entries = read_json(path)["log_history"]
         rows: dict[Any, dict[str, Any]] = {}
         for entry in entries:
             rows.setdefault(entry[STEP], {}).update(entry)
@@ -138,12 +138,12 @@ def _mlflow_rows(folder: Path) -> pd.DataFrame:
     metrics = {}
     for file in sorted((folder / "metrics").rglob("*")):
         if file.is_file():
-            lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.split() for line in read_bytes(file).decode().splitlines() if line.strip()]
             name = file.relative_to(folder / "metrics").as_posix()
             metrics[name] = pd.Series({int(line[2]) if len(line) > 2 else 0: float(line[1]) for line in lines})
     frame = pd.DataFrame(metrics).rename_axis(STEP).reset_index()
     for file in sorted((folder / "params").glob("*")):
-        frame[file.name] = file.read_text(encoding="utf-8").strip()
+        frame[file.name] = read_bytes(file).decode().strip()
     return frame
 
 

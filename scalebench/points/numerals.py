@@ -1,6 +1,7 @@
 """Numbers as people write them: 124M and 300B, decimal commas and thousands separators.
 
-``1,234,567`` and ``3,14`` have one meaning each; ``4,608`` alone has two, so other numbers of the file decide it.
+``1,234,567``, ``1.234.567`` and ``3,14`` have one meaning each; ``4,608`` alone has two, so other numbers of the file
+decide it. In a file of decimal commas ``4.608`` is four thousand.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ _DECIMAL_COMMA = re.compile(
     rf"{_SIGN}(?:\d+,(?:\d{{1,2}}|\d{{4,}})|0+,\d+|\d{{4,}},\d+|{_GROUPS}(?:\.\d{{3}})+,\d*|\d+,\d+[eE][+-]?\d+)"
     rf"{_EXPONENT}"
 )
+# Thousands with dots: 1.234.567 in any file, 1.234 in a file of decimal commas.
+_DOT_GROUPS = re.compile(rf"{_SIGN}[1-9]\d{{0,2}}(?:\.\d{{3}})+")
+ONE_DOT = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
 _ONE_COMMA = re.compile(rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}")  # either
 _OTHER_GROUPS = re.compile(rf"{_SIGN}{_GROUPS}(?:[_' \u00a0\u202f]\d{{3}})+(?:[.,]\d*)?{_EXPONENT}")
 
@@ -63,7 +67,7 @@ def mark_of(cells: Iterable[str]) -> Mark | None:
     """Return the decimal mark that the cells of a file show, or None where none does."""
     for cell in cells:
         text = without_suffix(cell.strip())
-        if _DECIMAL_COMMA.fullmatch(text):
+        if _DECIMAL_COMMA.fullmatch(text) or (text.count(".") > 1 and _DOT_GROUPS.fullmatch(text)):
             return ","
         if _COMMA_GROUPS.fullmatch(text):
             return "."
@@ -88,7 +92,7 @@ def plain(text: str, mark: Mark | None) -> str:
             return text
     if _OTHER_GROUPS.fullmatch(text):
         return re.sub(r"[_' \u00a0\u202f]", "", text).replace(",", ".")
-    if mark == "," and (_DECIMAL_COMMA.fullmatch(text) or _ONE_COMMA.fullmatch(text)):
+    if mark == "," and any(form.fullmatch(text) for form in (_DOT_GROUPS, _DECIMAL_COMMA, _ONE_COMMA)):
         return text.replace(".", "").replace(",", ".")
     if mark == "." and (_COMMA_GROUPS.fullmatch(text) or _ONE_COMMA.fullmatch(text)):
         return text.replace(",", "")

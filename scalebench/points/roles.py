@@ -61,8 +61,8 @@ def law_columns(
     """Return role -> column for a law, from those given by role and the defaults.
 
     A law of one input takes ``x`` and ``params``, ``y`` and ``loss`` for each other; any law takes ``y`` for its
-    response. With ``flops`` and without ``tokens``, a law of tokens reads FLOPs in their place; with both, and without
-    a column of parameters among the ``names`` of the file, a law of parameters does.
+    response. With ``flops``, a law of tokens reads FLOPs in the place of tokens that are not among the ``names`` of the
+    file; with both, it does in the place of parameters that are not.
     """
     defaults = OF_RESULTS if of_results else {}
     columns = {}
@@ -70,7 +70,7 @@ def law_columns(
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
         named = next((name for name in roles if name in by_role), None)
-        by_flops = role == "tokens" or (role == "params" and "tokens" in by_role and role not in names)
+        by_flops = role not in names and (role == "tokens" or "tokens" in by_role)
         if named is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
             columns["flops"] = by_role["flops"]
         else:

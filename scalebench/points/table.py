@@ -32,6 +32,7 @@ from scalebench.store import RENAMED
 MAX_POINTS = 1_000_000  # a fit takes about two kilobytes per point
 # Separators with two readings, such as 4,608 where no other number of the file decides, or none, such as 1_0.
 SEPARATED = re.compile(r"[+-]?\d+([,_' ]\d+)+(\.\d*)?([eE][+-]?\d+)?")
+MARKED = r",|\.\d+\."  # in cells whose decimal mark is worth a look
 CONFIG = "config"  # a role of text: it names the independent configuration of a row
 LAST_OF = "last of"  # a role of text that is read, but not returned: the run whose last row is wanted
 TEXTS = (CONFIG, LAST_OF)
@@ -117,7 +118,7 @@ def _decimal_mark(table: Table, names: Sequence[str]) -> numerals.Mark | None:
     """Return the decimal mark that a text file's numbers show; None if there is no comma in them, or no telling."""
     for batch in table.batches(names):
         cells = (texts(batch.column(name)) for name in names)
-        mark = numerals.mark_of(cell for column in cells for cell in column[pd.Series(column).str.contains(",")])
+        mark = numerals.mark_of(cell for column in cells for cell in column[pd.Series(column).str.contains(MARKED)])
         if mark is not None:
             return mark
     return None

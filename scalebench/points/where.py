@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.points.numerals import number
+
 Mask = NDArray[np.bool_]
 Kind = Literal["number", "text"]
 Columns = Callable[[str, Kind], Any]  # (name, kind) -> array of float64 or of str, (n,)
@@ -30,7 +32,8 @@ ALLOWED = (
 )
 MAX_LENGTH = 1000
 MAX_NODES = 250  # of the parse tree, constants aside: far from the interpreter's recursion limit
-QUOTED_OR_BACKTICKED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")  # backticks inside quotes are text
+# Texts, names in backticks (those inside quotes are text), and numbers such as 124M.
+QUOTED_OR_BACKTICKED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|(?P<suffixed>(?<![\w.])\d+(?:\.\d+)?[kKMBGT](?!\w))""")
 BACKTICKED = "__backticked_"
 TRUTH = ("true", "false")  # beside Python's True and False; a column of such a name needs backticks
 
@@ -99,7 +102,9 @@ def _tree(text: str) -> tuple[ast.expr, tuple[str, ...]]:
 
 
 def _identifier(quoted: re.Match[str]) -> str:
-    """Return an identifier that stands for a name in backticks; quoted text as it is."""
+    """Return an identifier that stands for a name in backticks, the value of a number such as 124M; text as it is."""
+    if quoted["suffixed"]:
+        return repr(number(quoted[0]))
     return BACKTICKED + quoted[0].encode().hex() if quoted[0].startswith("`") else quoted[0]
 
 

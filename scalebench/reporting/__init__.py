@@ -16,14 +16,22 @@ __all__ = ["picture", "render", "report", "verdict", "write"]
 # The drawing libraries are imported on use, so that a command that draws nothing does not wait for them.
 
 
-def report(paths: Sequence[str | Path], output: str | Path) -> Path:
-    """Write the report on the results folders ``paths`` to ``output`` and return it. Raises ``StoreError``."""
+def report(paths: str | Path | Sequence[str | Path], output: str | Path) -> Path:
+    """Write the report on one results folder or several to ``output`` and return it.
+
+    Raises ``InputError`` for what is no path, ``StoreError``.
+    """
     from scalebench.analysis.study import analyse_all, damaged_elsewhere
+    from scalebench.errors import expect
     from scalebench.store import read_results
     from scalebench.store.comparisons import read_comparisons
 
-    results = read_results(*paths)
-    return write(analyse_all(results), Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, paths)))
+    expect(paths, str | Path | Sequence, "report: expected the paths of results folders")
+    folders = [paths] if isinstance(paths, str | Path) else paths
+    for path in (*folders, output):
+        expect(path, str | Path, "report: expected a path")
+    results = read_results(*folders)
+    return write(analyse_all(results), Path(output), damaged_elsewhere(results), read_comparisons(*map(Path, folders)))
 
 
 def render(results: Results, compared: Comparisons | None = None) -> str:

@@ -144,6 +144,18 @@ function tableOf(json) {
   return table;
 }
 
+// The table behind a figure has only some of its rows as elements; the others come with it as JSON.
+function showAllRows(details) {
+  const json = details.querySelector(":scope > script");
+  if (!json) return;
+  details.querySelectorAll(":scope > .scroll, :scope > .tools").forEach((some) => some.remove());
+  offerTableTools(tableOf(json));
+  markScrollable();
+}
+
+// Before a reader sees it, on the screen or on paper.
+const fill = (details) => (details.classList.contains("trials") ? showTrials(details) : showAllRows(details));
+
 function showTrials(details) {
   if (details.dataset.shown) return;
   details.dataset.shown = "yes";
@@ -159,6 +171,6 @@ function showTrials(details) {
 function offerTrials(details) {
   details.hidden = false;
   details.querySelector("summary").textContent = "Every trial, with a figure of any two columns";
-  details.addEventListener("toggle", () => showTrials(details));
+  details.addEventListener("toggle", () => fill(details));
   if (details.open) showTrials(details);
 }

@@ -36,12 +36,14 @@ def to_svg(marks: Marks, name: str, title: str, description: str) -> str:
     _strip_namespaces(root)
     for metadata in root.findall("metadata"):
         root.remove(metadata)
+    _drop_shared_style(root)
     _add_titles(root, marks.titles)
     _place_areas(root)
     _classify(root)
     _rename_ids(root, name)
     _restyle(root)
     _flatten(root)
+    _join_definitions(root)
     _share_styles(root)
     _strip_spaces(root)
     data = {"data-series": _series(marks), "data-axes": scales_of(marks)}
@@ -100,6 +102,13 @@ def _strip_namespaces(root: ElementTree.Element) -> None:
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
 
 
+def _drop_shared_style(root: ElementTree.Element) -> None:
+    """Drop the one rule that matplotlib writes into each drawing: the page's style sheet has it for all of them."""
+    for defs in root.findall("defs"):
+        for style in defs.findall("style"):
+            defs.remove(style)
+
+
 def _add_titles(root: ElementTree.Element, titles: dict[str, list[str]]) -> None:
     """Give each mark its title; matplotlib writes one <use> per point of a line without a line, in order."""
     groups = {group.get("id"): group for group in root.iter("g")}
@@ -146,6 +155,17 @@ def _flatten(parent: ElementTree.Element) -> None:
         empty = child.tag in ("g", "defs") and not len(child)
         flat += [] if empty else list(child) if child.tag == "g" and not child.attrib else [child]
     parent[:] = flat
+
+
+def _join_definitions(root: ElementTree.Element) -> None:
+    """Move what marks refer to into one element at the head: matplotlib writes one beside each group of marks."""
+    head = ElementTree.Element("defs")
+    for parent in [*root.iter()]:
+        for defs in parent.findall("defs"):
+            head.extend(defs)
+            parent.remove(defs)
+    if len(head):
+        root.insert(0, head)
 
 
 def _share_styles(root: ElementTree.Element) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scalebench.analysis.study import StudyAnalysis
-from scalebench.analysis.trends import Trend
+from scalebench.analysis.trends import Trend, undetermined
 from scalebench.analysis.trials import N, numeric
 from scalebench.measure.statistics import mean_interval
 from scalebench.reporting.quantities import NO_INTERVAL, bounded, formula, quantity, symbol
 from scalebench.reporting.tables import Cell, Table, number, word
 
 FEWEST_SEEDS = 3  # with fewer no finding is confirmed or contradicted
+REFUSED = "refused: "  # begins the text of a law that there is not
 AGREES, DISAGREES, OPEN, UNTESTED = "agrees", "disagrees", "not resolved", "not tested"
 
 
@@ -89,9 +90,14 @@ class Outcome:
 
 
 def law_text(trend: Trend) -> str:
-    """Return a fitted law with its parameters and their intervals, or the refusal with its reason."""
+    """Return a fitted law with its parameters and their intervals, or the refusal with its reason.
+
+    A fit whose parameters are not determined, or have no intervals, is no result.
+    """
     if trend.fit is None:
-        return f"refused: {trend.reason}"
+        return f"{REFUSED}{trend.reason}"
+    if reason := undetermined(trend.fit) or trend.no_interval:
+        return f"{REFUSED}{reason}"
     parts = []
     for name, value in trend.fit.parameters.items():
         text, interval = bounded(value, *trend.interval(name))
@@ -101,10 +107,16 @@ def law_text(trend: Trend) -> str:
 
 
 def loss_outcome(study: StudyAnalysis) -> Outcome:
-    """Return the outcome of a study of training: its validation loss, with the law of each of at most three series."""
+    """Return the outcome of a study of training: its validation loss, with the law of each of at most three series.
+
+    Where its trials determine a law of size and data, it is that one, which holds for the series of all lengths.
+    """
+    surfaces = [(each.label, each.trend) for each in study.surfaces]
+    fitted = [(label, trend) for label, trend in surfaces if not law_text(trend).startswith(REFUSED)]
+    fits = fitted or [(each.label, each.loss_all) for each in study.series]
     named: dict[str, list[str]] = {}  # the series of each text: refusals are often the same
-    for series in study.series:
-        named.setdefault(law_text(series.loss_all), []).append(series.label)
+    for label, trend in fits:
+        named.setdefault(law_text(trend), []).append(label)
     laws = [f"{', '.join(labels)}: {text}".removeprefix(": ") for text, labels in named.items()]
     shown = laws if len(laws) <= 3 else [f"{len(study.series)} series, each with its law in its section"]
     return Outcome("validation loss, time, memory", "; ".join(shown))

@@ -88,15 +88,15 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
 
 
 def conclusion(rows: Sequence[GrowthRow]) -> str:
-    """Return in how many series time and memory grew more slowly than size, by their whole interval."""
+    """Return in how many series time and memory grew more slowly than size, of those whose exponent has an interval."""
     parts = []
     for name, growths in (("time", [row.time for row in rows]), ("memory", [row.memory for row in rows])):
-        known = [how for how in growths if how is not None]
+        known = [how for how in growths if how is not None and np.isfinite(how.high - how.low)]
         slower, faster = (sum(test(how) for how in known) for test in (_slower, _faster))
         if known:
             parts.append(f"{name} grew more slowly than size in {slower} of {len(known)}, faster in {faster}")
     head = f"Of {len(rows)} series in all studies, "
-    return (head + "; ".join(parts) if parts else f"{len(rows)} series, none of them with two sizes") + "."
+    return (head + "; ".join(parts) if parts else f"{len(rows)} series, none of them with three sizes") + "."
 
 
 def _slower(how: Growth) -> bool:
@@ -211,7 +211,7 @@ def _row_cells(name: str, series: Series, step_time: Growth | None, memory: Grow
         (str(len(sizes)), len(sizes)),
         _range(first["size"], last["size"]),
         done,
-        (uncertain(first["mean"], first["se"]), float(first["mean"])),
+        (uncertain(first["mean"], first["se"]), float(first["mean"])) if len(sizes) > 1 else ("one size", None),
         (uncertain(last["mean"], last["se"]), float(last["mean"])),
         _exponent(series),
         _growth_cell(step_time),

@@ -27,7 +27,7 @@ SI_PREFIXES = {
     "µ": 1e-6,
     "n": 1e-9,
 }
-SPREAD_FROM = 1e-7  # of the value: a narrower interval is rounding, as of FLOPs, which are computed
+SPREAD_FROM = 1e-5  # of the value: a narrower interval is rounding, as of FLOPs and of bytes of checkpoints
 TINY = 1e-6  # below this, numbers with an interval have an exponent
 NEGLIGIBLE = 1e-6  # a value beside the ends of its interval, whose digits it does not set
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
@@ -120,7 +120,8 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     # At least two digits of the value and at most four: an interval may be wide, or have no width at all.
     scaled = [x / factor for x in (value, low, high)]
     largest = max(abs(x) for x in scaled if math.isfinite(x))
-    least = decimals_of(abs(scaled[0])) if abs(scaled[0]) > NEGLIGIBLE * largest else 0
+    negligible = 0 < abs(scaled[0]) <= NEGLIGIBLE * largest
+    least = 0 if negligible else decimals_of(abs(scaled[0]))
     decimals = min(max(decimals_of(width), least), least + 2)
     # Large and tiny numbers: enough significant digits, two to four, to show two digits of the width.
     digits = min(max(2, 2 + _magnitude(largest) - _magnitude(width)), 4)

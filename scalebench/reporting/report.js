@@ -245,7 +245,7 @@ function offerPrint(print) {
   print.addEventListener("click", () => {
     const closed = details.filter((each) => !each.open);
     document.documentElement.classList.add("print-data");
-    for (const each of closed) each.open = true;
+    for (const each of closed) { fill(each); each.open = true; }
     addEventListener("afterprint", () => {
       document.documentElement.classList.remove("print-data");
       for (const each of closed) each.open = false;
@@ -262,6 +262,7 @@ document.querySelectorAll("table.sortable").forEach(offerSorting);
 document.querySelectorAll("details.data table, table.overview").forEach(offerTableTools);
 document.querySelectorAll("figure").forEach(offerFigureTools);
 document.querySelectorAll("details.trials").forEach(offerTrials);
+document.querySelectorAll("details.data:not(.trials)").forEach((each) => each.addEventListener("toggle", () => fill(each)));
 document.querySelectorAll("details").forEach((each) => each.addEventListener("toggle", markScrollable));
 addEventListener("resize", markScrollable);
 addEventListener("hashchange", openTarget);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,13 @@ class Table:
     appendix: bool = False  # a diagnostic, which the page folds
     units: tuple[str, ...] = ()  # of the columns' sort keys, for a script that draws them; none if empty
     links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
+    excerpt: tuple[int, ...] = ()  # the rows shown on a page without room for all, which a script then adds
+
+    @property
+    def excerpted(self) -> Table:
+        """The rows of the excerpt alone, with where the others are."""
+        note = f" {len(self.excerpt):,} of {len(self.rows):,} rows; all of them appear where scripts run."
+        return replace(self, caption=self.caption + note, rows=tuple(self.rows[i] for i in self.excerpt), excerpt=())
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -107,6 +114,5 @@ def environment_table(frame: pd.DataFrame) -> Table:
     for name in (name for name in ENVIRONMENT if name in frame):
         values = frame[name].dropna().astype(str).value_counts().sort_index()
         text = "; ".join(f"{value} ({n} trials)" if len(values) > 1 else str(value) for value, n in values.items())
-        differs = "differs between trials" if len(values) > 1 else ""
-        rows.append((word(name), word(text or None), word(differs)))
-    return Table("Environment of the trials.", ("property", "value", "note"), tuple(rows))
+        rows.append((word(name), word(f"differs between trials: {text}" if len(values) > 1 else text or None)))
+    return Table("Environment of the trials.", ("property", "value"), tuple(rows))

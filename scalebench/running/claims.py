@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from scalebench.measure.environment import machine_id
-from scalebench.store import StoreError, read_header, read_json
+from scalebench.store import StoreError, make_folder, read_header, read_json
 
 BEAT_EVERY_S = 1.0
 STALE_S = 30.0
@@ -121,7 +121,7 @@ def driving(study_dir: Path) -> Iterator[str]:
     """Be a driver of a study during a ``with`` block, and return its name: a thread keeps its file changing."""
     name, end = secrets.token_hex(8), threading.Event()
     path = study_dir / "drivers" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(study_dir.parent, path.parent)
     _beat(path, 0)
     thread = threading.Thread(target=_keep_beating, args=(path, end), daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ from typing import Any
 from scalebench.measure.device_lock import WAITING, FileLock
 from scalebench.measure.environment import machine_id, package_version
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S, Peak, cpu_peak, gpu_peak, usable_cpus
-from scalebench.store import StoreError, read_json, write_json
+from scalebench.store import StoreError, make_folder, read_json, write_json
 
 POLL_S = 0.05
 FRESH_S = 3600.0  # after this the peak is measured again
@@ -99,8 +99,9 @@ def node_peaks(folder: Path, device_kind: str, precisions: Sequence[str], thread
         return {precision: gpu_peak(precision) for precision in precisions}
     try:
         return _cpu_peaks(folder, precisions, threads)
-    except OSError as error:  # such as a file system without locks
-        return dict.fromkeys(precisions, Peak(None, f"not measured: {folder}: {error.strerror}"))
+    except (OSError, StoreError) as error:  # such as a file system without locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        return dict.fromkeys(precisions, Peak(None, f"not measured: {folder}: {reason}"))
 
 
 def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[str, Peak]:
@@ -108,7 +109,7 @@ def _cpu_peaks(folder: Path, precisions: Sequence[str], threads: int) -> dict[st
 
     Who measures has the lock alone and who trains shares it, so no trial is in training while a peak is measured.
     """
-    folder.mkdir(exist_ok=True)
+    make_folder(folder.parents[1], folder)
     path, lock = folder / f"{machine_id()}.json", FileLock(folder / f"{machine_id()}.lock")
     while (peaks := peaks_on_file(path, precisions, threads, within_s=FRESH_S)) is None:
         if lock.try_take():

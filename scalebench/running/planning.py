@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench.data import Data, DataError, open_data, open_source
-from scalebench.errors import InputError, StudyError, unknown
+from scalebench.errors import InputError, StudyError, expect, unknown
 from scalebench.families import FAMILIES, Counts, configure
 from scalebench.laws import LAWS
 from scalebench.points.where import WhereError, parse
@@ -106,7 +106,8 @@ def _parent_lines(study: Study) -> Iterator[str]:
         return
     if study.start is not None and not WORKLOADS[study.workload].TAKES_WEIGHTS:
         able = ", ".join(name for name, workload in WORKLOADS.items() if workload.TAKES_WEIGHTS)
-        teacher = f": a trial has one parent, and here it is that of {own.KEY}" if (own := study.own_parents) else ""
+        teachers = study.own_parents
+        teacher = f": a trial has one parent, and here it is that of {teachers.KEY}" if teachers else ""
         yield f"from: the workload {study.workload!r} starts from no weights{teacher}; those that do: {able}"
     if source.study == study.name:
         own = f"a study cannot start from its own trials; give this one another name than {study.name!r}"
@@ -126,6 +127,7 @@ def plan(study: Study, results: str | Path = "results") -> list[PlannedTrial]:
 
     Raises ``StudyError`` for points and parents that cannot be.
     """
+    expect(study, Study, "plan: expected a study, as load_study(...) returns it")
     trials: dict[str, PlannedTrial] = {}
     refused: dict[str, list[Mapping[str, Any]]] = {}
     accepted: list[Mapping[str, Any]] = []

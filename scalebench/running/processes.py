@@ -120,7 +120,9 @@ def exit_reason(code: int, message: str = "") -> str:
 def last_lines(log: Path, lines: int = 1, characters: int = 2000) -> str:
     """Return the last lines of a log joined by " | ", at most ``characters`` from their end; "" without a log."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8 * characters))  # a worker may have written gigabytes
+            text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
     return " | ".join(text.strip().splitlines()[-lines:])[-characters:]

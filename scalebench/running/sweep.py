@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scalebench import store
-from scalebench.errors import InputError
+from scalebench.errors import InputError, expect
 from scalebench.measure.environment import code_fingerprint, command_line
 from scalebench.measure.hardware import NOMINAL_FLOPS_PER_S
 from scalebench.running.attempts import Attempts, resources_of
@@ -60,7 +60,10 @@ def survey(study: Study, results: Path, retry: Sequence[str] = (), *, fresh_code
     """Plan the study and read the existing records.
 
     Trials with a status in ``retry`` count as missing; with ``fresh_code``, those run by other code do as well.
+    Raises ``StoreError`` where symbolic links lead out of the results, or a newer version wrote them.
     """
+    for folder in (results / study.name, results / study.name / "trials", results / study.name / "drivers"):
+        store.check_inside(results, folder)
     sweep = Sweep(results / study.name, plan(study, results))
     store.read_study(sweep.study_dir, [])  # of a newer version: refused before anything starts
     fingerprint = code_fingerprint()
@@ -185,6 +188,9 @@ def run(study: Study, results: str | Path = "results", *, jobs: int | None = Non
     ``jobs`` limits the workers that run at a time. ``engine`` is a name in ``running.engines.ENGINES``. Raises
     ``InputError`` for an unknown engine or no workers, ``StoreError`` when the folder cannot be written.
     """
+    expect(study, Study, "run: expected a study, as load_study(...) returns it")
+    expect(results, str | Path, "run: expected the path of a results folder")
+    expect(jobs, int | None, "run: jobs is a whole number")
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: at least one worker is needed (given {jobs})")
     find_engine(engine)

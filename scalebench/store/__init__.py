@@ -6,14 +6,16 @@ from scalebench.store.files import (
     StoreError,
     check_writable,
     json_safe,
+    open_regular,
     read_bytes,
     read_json,
+    read_tail,
     write_atomically,
     write_checked_json,
     write_json,
     write_table,
 )
-from scalebench.store.names import check_inside, check_name, is_name
+from scalebench.store.names import check_inside, check_name, is_name, make_folder
 from scalebench.store.outputs import write_output
 from scalebench.store.plans import drop, earlier_ids, left_out_line, of_plans, planned_ids, read_study, write_study
 from scalebench.store.records import SCHEMA, STATUSES, read_header, read_record, write_header, write_record
@@ -44,9 +46,11 @@ __all__ = [
     "left_out_line",
     "load_results",
     "make_attempt",
+    "make_folder",
     "name_attempt",
     "new_attempt",
     "of_plans",
+    "open_regular",
     "planned_ids",
     "read_bytes",
     "read_header",
@@ -55,6 +59,7 @@ __all__ = [
     "read_results",
     "read_steps",
     "read_study",
+    "read_tail",
     "study_dirs",
     "with_columns",
     "write_atomically",

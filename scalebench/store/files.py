@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -121,10 +123,12 @@ def plain_text(text: str) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
-    """Read a regular file of at most ``limit`` bytes.
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading.
 
-    Raises ``NoSuchFileError`` or ``StoreError``, also for folders, FIFOs and devices, none of which is waited for.
+    Raises ``NoSuchFileError`` or ``StoreError``, also for folders, FIFOs and devices, none of which is waited for, and
+    for an ``OSError`` while it is read.
     """
     try:
         descriptor = os.open(path, _OPEN)
@@ -133,17 +137,30 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise StoreError(f"{path}: not a regular file")
-        if state.st_size > limit:
-            raise StoreError(f"{path}: {state.st_size:,} bytes; at most {limit:,} are read")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(state.st_size)
+            yield file
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     finally:
         os.close(descriptor)
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """Read a regular file of at most ``limit`` bytes. Raises ``NoSuchFileError`` or ``StoreError``."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise StoreError(f"{path}: {size:,} bytes; at most {limit:,} are read")
+        return file.read(size)
+
+
+def read_tail(path: Path, limit: int) -> bytes:
+    """Read the last ``limit`` bytes of a regular file, however large. Raises as ``read_bytes``."""
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+        return file.read(limit)
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:

@@ -29,3 +29,9 @@ def check_inside(folder: Path, path: Path) -> None:
     """Raise ``StoreError`` where symbolic links lead from ``path`` out of ``folder``; neither needs to exist."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise StoreError(f"{path}: a symbolic link leads out of {folder}; nothing is written there")
+
+
+def make_folder(results: Path, folder: Path) -> None:
+    """Make a folder within the results. Raises ``StoreError`` where a symbolic link leads out of them, ``OSError``."""
+    check_inside(results, folder)
+    folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def _smaller(request: Request, decided: Decided, spec: PruneSpec) -> Decided:
 
 
 def _check_matrices(request: Request, config: Any, method: str, density: float) -> None:
-    """Raise ``InputError`` for a model without hidden matrices, a density that leaves nothing, and 2:4 that cannot be."""
+    """Raise ``InputError`` for a model without hidden matrices, a density of nothing, and 2:4 that cannot be."""
     import torch
 
     from scalebench.workloads.prune_masks import GLOBAL, GROUP, prunable

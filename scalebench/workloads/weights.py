@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import safetensors
 
-from scalebench.store import StoreError
+from scalebench.store import StoreError, open_regular
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,16 +63,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file in hexadecimal digits. Raises ``StoreError`` where it cannot be read."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise ``StoreError`` unless the file is there and has this SHA-256."""
-    try:
-        actual = sha256_of(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    actual = sha256_of(path)
     if actual != expected:
         raise StoreError(f"{path}: SHA-256 {actual[:16]}…, expected {expected[:16]}…: the file changed")

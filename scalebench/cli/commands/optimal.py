@@ -120,11 +120,6 @@ def _allocation(points: Mapping[str, Any], approach: int, counting: Counting) ->
         return isoflop(points, counting)
     columns = count(points, counting)
     surface = fit_law({name: columns[name] for name in ("params", "tokens", "loss")}, "chinchilla")
-    if surface.status == "max_iterations" or surface.starts_agreeing < 2:
-        agreeing = f"{surface.starts_agreeing} of {surface.starts} starts agree"
-        raise FitRefused(
-            f"the fit did not settle (status {surface.status}, {agreeing}): the points determine no optimum"
-        )
     return parametric(surface, counting, cost=flops_law(columns) if counting.flops == "exact" else None)
 
 

@@ -19,6 +19,7 @@ SHOWN_TRIALS = 10
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
 SIZES = ("params", "size", "requested_params")  # the column of the model has the size
 LOG_LINES = 8
+LOG_BYTES = 8192  # enough for these lines
 # Columns that the other lines have, or that only the reader of files needs.
 ELSEWHERE = {"files", "schema", "trial_id", "study", "status", "error_class", "error_message", "attempt", "attempt_dir",
              "checked"}  # fmt: skip
@@ -104,7 +105,12 @@ def _units(study: Path) -> dict[str, str]:
 def _log(attempts: list[Path]) -> list[str]:
     """Return the last lines of the newest attempt's log."""
     logs = [path for attempt in attempts[-1:] for path in sorted(attempt.glob("*.log"))]
-    lines = [line for path in logs for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines: list[str] = []
+    for path in logs:
+        try:
+            lines += store.read_tail(path, LOG_BYTES).decode("utf-8", "replace").splitlines()
+        except store.StoreError as error:
+            lines.append(str(error))
     return lines[-LOG_LINES:]
 
 

@@ -14,7 +14,7 @@ from scalebench.cli.commands.watch import running_trials
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, trials, warn
 from scalebench.running.claims import Observer
-from scalebench.running.engines.slurm import waiting
+from scalebench.running.engines.slurm_queue import waiting
 from scalebench.store.comparisons import Comparisons, latest, read_comparisons, went_wrong
 
 if TYPE_CHECKING:

@@ -32,7 +32,24 @@ def undetermined(fit: Estimate, intervals: Mapping[str, tuple[float, float]]) ->
         low, high = intervals.get(name, (1.0, 1.0))
         if name != fit.law.offset and name not in reasons and high > WIDEST * low > 0:
             reasons[name] = f"the ends of its 95 % interval differ by a factor of {high / low:.0e}"
+    return _cut_off(fit, intervals) | reasons
+
+
+def _cut_off(fit: Estimate, intervals: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Exponents whose interval ends where their search does while that of their coefficient begins at about zero."""
+    reasons: dict[str, str] = {}
+    for name, low, high in _searched(fit) if intervals else ():
+        beyond = intervals[name][0] <= low or intervals[name][1] >= high
+        absent = [
+            other for other in beside(fit, name) if other in fit.law.coefficients and _may_vanish(intervals[other])
+        ]
+        if beyond and absent:
+            reasons |= {name: "its 95 % interval ends where its search does", **dict.fromkeys(absent, f"{name} is not")}
     return reasons
+
+
+def _may_vanish(interval: tuple[float, float]) -> bool:
+    return interval[1] > WIDEST * interval[0]
 
 
 def switched_off(fit: Estimate) -> list[str]:

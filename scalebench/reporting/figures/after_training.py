@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,11 +39,13 @@ def tradeoff_figure(marks: Marks, studies: Sequence[StudyAnalysis], cost: str) -
     front = draw_front(marks, points, factor)
     marks.axes.set(xlabel=f"{name} ({prefixed})", ylabel="validation loss (nats)")
     legend(marks)
+    data = table(f"Loss against {name}, cheapest first.", (*COLUMNS[:3], name, *COLUMNS[3:]),
+                 _rows(points, set(front.index), everything, unit))  # fmt: skip
+    excerpt = tuple(sorted(int(index) for index in front.index if index < len(data.rows)))
     return Caption(
         _text(points, front, name, left_out=len(everything) - len(comparable)),
-        table(f"Loss against {name}, cheapest first.", (*COLUMNS[:3], name, *COLUMNS[3:]),
-              _rows(points, set(front.index), everything, unit)),
-    )  # fmt: skip
+        replace(data, excerpt=excerpt if len(excerpt) < len(data.rows) else ()),
+    )
 
 
 def _missing(studies: Sequence[StudyAnalysis]) -> str | None:

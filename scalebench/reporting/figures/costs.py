@@ -33,11 +33,11 @@ ROOM = 1.25  # height of the axis over the highest mark: a wide band is cut, so 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "other")
 
 
-def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
     frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
-        return None
+        return _untimed(study)
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
     rows = Rows(len(study.series))
     for series, style in zip(study.series, styles_of(study.series), strict=True):
@@ -60,6 +60,10 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
         _step_time_caption(marks, study),
         table("Time per training step.", columns, rows),
     )
+
+
+def _untimed(study: StudyAnalysis) -> str | None:
+    return f"No figure: {study.untimed_reason}." if study.untimed_reason else None
 
 
 def _step_time_caption(marks: Marks, study: StudyAnalysis) -> str:
@@ -148,12 +152,12 @@ def _memory_stack(marks: Marks, series: Series, factor: float) -> None:
             bottom += height
 
 
-def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Achieved FLOP/s against size, beside the peak it is measured against."""
     achieved, rows = "achieved_flops_per_s", Rows(len(study.series))
     known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
     if known.empty:
-        return None
+        return _untimed(study)
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
     factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
     for series, style in zip(study.series, styles_of(study.series), strict=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
-from scalebench.analysis.trials import LOSS, PARAMETERS, numeric, training_flops
+from scalebench.analysis.trials import LOSS, PARAMETERS, first_step, numeric, training_flops
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
 from scalebench.reporting.figures.base import many, styles_of, trial_label, trial_titles
 from scalebench.reporting.quantities import quantity, significant
@@ -143,10 +143,19 @@ def compute_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     finish(marks, "validation loss (nats)")
     marks.axes.set_xlabel("training compute (FLOP)")
     return Caption(
-        "FLOPs per step times steps, against the loss reached; lines join the means of the sizes. A continued run "
-        "includes the FLOPs of its parents, a fine-tuned one does not.",
+        f"FLOPs per step times steps, against the loss reached; lines join the means of the sizes.{_of_parents(study)}",
         table("Training compute and loss.", ("trial", "compute", "validation loss"), rows),
     )
+
+
+def _of_parents(study: StudyAnalysis) -> str:
+    """Return whether the compute includes that of the trials which these started from, for those that did."""
+    if "parent_trial_id" not in study.trials:
+        return ""
+    started = study.trials["parent_trial_id"].notna()
+    continued = started & (first_step(study.trials) > 0)
+    with_parents = " A continued run includes the FLOPs of its parents." if continued.any() else ""
+    return with_parents + (" A fine-tuned run counts its own steps only." if (started & ~continued).any() else "")
 
 
 def _compute_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:

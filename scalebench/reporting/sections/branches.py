@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from scalebench.analysis.branches import TOTAL, Agreement, branched, branches_of
+from scalebench.analysis.branches import TOTAL, Agreement, branch_law, branched, branches_of
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import DATA_SEEN, LOSS, N, first_step
 from scalebench.reporting.figures.runs import COMPUTE, CURVES, NOISE
-from scalebench.reporting.outcomes import Outcome
+from scalebench.reporting.outcomes import Outcome, law_text
 from scalebench.reporting.quantities import bounded, percent, quantity, uncertain
 from scalebench.reporting.sections import training
 from scalebench.reporting.sections.common import StudySection, workload_of
@@ -117,7 +117,7 @@ def outcome(study: StudyAnalysis) -> Outcome:
     inside = sum(place.within_noise for place in known)
     agrees = f"within noise of runs from scratch at {inside} of {len(known)} sizes and lengths" if known else ""
     saved = f"{percent(1 - branches.share, sign=False)} of the FLOPs saved" if np.isfinite(branches.share) else ""
-    return Outcome("; ".join(filter(None, ("loss against data", agrees, saved))), "none fitted")
+    return Outcome("; ".join(filter(None, ("loss against data", agrees, saved))), law_text(branch_law(study)))
 
 
 BRANCHES = FigureSpec("branches", "Loss of branches and of runs from scratch", figure)

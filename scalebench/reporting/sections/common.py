@@ -135,7 +135,7 @@ class StudySection:
             missing=study.missing,
             notes=tuple(note for series in study.series for note in series.notes),
             figures=draw_figures(name, (*specs, *OF_STUDY), study),
-            strip=_strip(study) if self.strip else None,
+            strip=strip_of(study) if self.strip else None,
             axes=axes_table(definition),
             problems=problems_table(study),
             damaged=study.damaged,
@@ -150,15 +150,14 @@ class StudySection:
         )
 
 
-def _strip(study: StudyAnalysis) -> Table | None:
+def strip_of(study: StudyAnalysis) -> Table | None:
     """Return the strip of the first screen: of the series with the lowest loss at its largest size.
 
     None where no trial took a training step, as most of its rows are what training costs.
     """
     with_loss = [series for series in study.series if len(series.sizes) > 1]
-    if study.trials[STEP_TIME].isna().all():
-        return None
-    if not with_loss:
+    trained = study.trials[STEP_TIME].notna().any() or study.untimed_reason
+    if not (with_loss and trained):
         return None
     return strip_table(min(with_loss, key=lambda series: float(series.sizes["mean"].iloc[-1])))
 
@@ -180,7 +179,7 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
     if usable < trials:
         yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
     else:
-        yield f"All {trials} recorded trials ended ok."
+        yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
 
 
 def counts(study: StudyAnalysis) -> str:

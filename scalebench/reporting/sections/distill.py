@@ -37,14 +37,18 @@ def best_sentence(student: Student, name: str) -> str:
     """Return the best teacher of a student, and those that are as good within noise."""
     best = student.best
     loss, teacher = uncertain(best.loss, best.error), quantity(best.teacher)
-    lead = (f"At {quantity(student.flops, 'FLOP')} in all, the student of {name} has its lowest loss, {loss} nats, "
-            f"with the teacher of {teacher} parameters")  # fmt: skip
+    budget = quantity(student.flops, "FLOP")
+    lead = f"the student of {name} has" if budget in name else f"At {budget} in all, the student of {name} has"
+    lead = lead[0].upper() + lead[1:]
+    if len(student.teachers) == 1:
+        return f"{lead} a loss of {loss} nats with its only teacher, of {teacher} parameters."
+    lead = f"{lead} its lowest loss, {loss} nats, with the teacher of {teacher} parameters"
     if best.seeds < FEWEST_SEEDS:
-        return f"{lead}; with {best.seeds} seed{'s' * (best.seeds != 1)} nothing is told apart."
+        return f"{lead}; {best.seeds} seed{'s are' if best.seeds != 1 else ' is'} too few to tell teachers apart."
     if student.tied:
         others = " and ".join(quantity(each.teacher) for each in student.tied)
         return f"{lead}; {others} are not told apart from it."
-    return f"{lead}, below all others beyond noise." if len(student.teachers) > 1 else f"{lead}."
+    return f"{lead}, below all others beyond noise."
 
 
 def supervised_sentence(student: Student, name: str) -> str:
@@ -117,23 +121,24 @@ def _findings(student: Student, name: str) -> Iterator[Finding]:
 
 
 def _gap_finding(student: Student, name: str) -> Finding:
-    """Return the finding on the capacity gap: the largest teacher beside the best."""
-    published, largest = "the best teacher is not the largest (capacity gap)", student.teachers[-1]
+    """Return the finding on the capacity gap: the gain from the largest teacher beside that from a smaller one."""
+    published = "the largest teacher does not make the best student (capacity gap)"
     if len(student.teachers) == 1:
         return Finding(published, BUSBRIDGE, reason="the study has one teacher")
-    gap = student.above_best(largest)
-    effect = f"loss with the largest teacher minus that with the best, at equal FLOPs, student of {name}"
-    return Finding(published, BUSBRIDGE, effect, *_ends(gap), seeds=largest.seeds, unit="nats")
+    if np.isnan((gap := student.capacity_gap).value):
+        return Finding(published, BUSBRIDGE, reason=student.reason or "no supervised run has as much data")
+    effect = f"gain on as much data with the best smaller teacher minus with the largest, student of {name}"
+    return Finding(published, BUSBRIDGE, effect, *_ends(gap), seeds=student.teachers[-1].seeds, unit="nats")
 
 
 METHODS = (
     "Every student is trained from initial weights on λ T² KL(teacher ‖ student) + (1 − λ) cross-entropy. Total FLOPs "
     "are its training steps and its teacher's forward passes; the teacher's own training is counted where it says so. "
-    "Losses are in nats on the same held-out sample; the standard error of a mean pools the spread between seeds over "
-    "the study.",
+    "At one budget a larger teacher leaves less data. Losses are in nats on the same held-out sample; the standard "
+    "error of a mean pools the spread between seeds over the study.",
     "Supervised training is that of the same size, data, batch size and sequence length among the other studies; its "
-    "loss between two lengths is linear in the log of the data, and nothing is said beyond them. Intervals are Welch's "
-    "t and hold for all teachers of a student together at 95 % (Bonferroni).",
+    "loss between two lengths is a monotone cubic in the log of the data, with nothing beyond them. Intervals are "
+    "Welch's t and hold for all teachers of a student together at 95 % (Bonferroni).",
     DRAWN_WITH,
 )  # fmt: skip
 COLUMNS = (

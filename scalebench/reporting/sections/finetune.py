@@ -32,8 +32,8 @@ from scalebench.reporting.figures.finetuned import (
     transfer_row,
 )
 from scalebench.reporting.figures.runs import CURVES
-from scalebench.reporting.outcomes import Finding, Outcome, law_text
-from scalebench.reporting.quantities import bounded, percent, quantity, uncertain
+from scalebench.reporting.outcomes import Finding, Outcome, law_text, loss_outcome
+from scalebench.reporting.quantities import NBSP, bounded, percent, quantity, significant, uncertain
 from scalebench.reporting.sections.common import DRAWN_WITH, RESOURCES, Column, StudySection, workload_of
 from scalebench.reporting.tables import Table, table
 from scalebench.reporting.views import FigureSpec
@@ -81,11 +81,17 @@ def accuracy_sentence(group: Tuned, groups: Sequence[Tuned]) -> str:
     """Return accuracy and F1 at both ends of the sizes."""
     accuracy, f1 = group.means("metric_accuracy"), group.means("metric_f1")
     ends = [
-        f"{percent(accuracy['mean'].iloc[i], sign=False)} (macro F1 {f1['mean'].iloc[i]:.3f}) at "
-        f"{quantity(accuracy['size'].iloc[i])} parameters"
+        f"{_share(row['mean'], row['se'])} (macro F1 {uncertain(f1['mean'].iloc[i], f1['se'].iloc[i])}) at "
+        f"{quantity(row['size'])} parameters"
         for i in dict.fromkeys((0, len(accuracy) - 1))
+        for row in [accuracy.iloc[i]]
     ]
     return f"Accuracy ({label_of(group, groups)}) is {' and '.join(ends)}."
+
+
+def _share(value: float, error: float) -> str:
+    """Return a share in percent with its standard error, where there is one."""
+    return f"{uncertain(100 * value, 100 * error)}{NBSP}%" if error > 0 else percent(value, sign=False)
 
 
 def classifies(study: StudyAnalysis) -> bool:
@@ -125,19 +131,22 @@ def lora_sentences(study: StudyAnalysis, groups: Sequence[Tuned]) -> Iterator[st
         part = [pair for pair in pairs if (pair.label, pair.tokens) == (label, tokens)]
         ends = [_difference(pair) for pair in dict.fromkeys((part[0], part[-1]))]
         low, high = min(share[0] for share in shares), max(share[1] for share in shares)
-        trained = f" (trains {percent(low, sign=False)} to {percent(high, sign=False)} of the parameters)"
+        share = " to ".join(dict.fromkeys(percent(each, sign=False) for each in (low, high)))
+        trained = f" (trains {share} of the parameters)"
         name = f"LoRA of {label}" if label.startswith("rank") else label
         yield f"{name}{trained} on {quantity(tokens)} tokens ends {' and '.join(ends)}."
 
 
 def _difference(pair: Paired) -> str:
-    """Return a difference with its side where it is clear of noise, else with its sign."""
+    """Return a difference with its side where it is clear of noise, else with its sign; of one seed without a claim."""
+    where = f"all weights at {quantity(pair.size)} parameters"
+    if np.isnan(pair.low):
+        return f"{significant(pair.value)} nats from {where} (one seed, so its noise is unknown)"
     sign = -1 if pair.clear and pair.value < 0 else 1
     low, high = sorted((sign * pair.low, sign * pair.high))
     value, interval = bounded(sign * pair.value, low, high)
     side = ("above" if pair.value > 0 else "below") if pair.clear else "from"
     noise = "" if pair.clear else ", which is within noise"
-    where = f"all weights at {quantity(pair.size)} parameters"
     return f"{value} nats {side} {where} (95 % interval {interval}, {pair.seeds} seeds{noise})"
 
 
@@ -162,7 +171,8 @@ def tables(study: StudyAnalysis) -> Iterator[Table]:
 def outcome(study: StudyAnalysis) -> Outcome:
     """Return what was measured, the law of transfer, and the findings that the study tests."""
     if classifies(study):
-        return Outcome("loss, accuracy and F1 of a classifier", "none fitted", tuple(_lora_findings(study, CLAIMS[:1])))
+        by_size = loss_outcome(study).law
+        return Outcome("loss, accuracy and F1 of a classifier", by_size, tuple(_lora_findings(study, CLAIMS[:1])))
     law = transfer_of(study).law
     findings = [_law_finding(study), *_lora_findings(study, CLAIMS)]
     return Outcome("loss before and after, forgetting, effective data transferred", law_text(law), tuple(findings))
@@ -200,7 +210,7 @@ METHODS = (
     "Losses are in nats on a held-out sample: that of the new data before and after, and the parent's own after, whose "
     "rise is the forgetting. LoRA and all weights are compared by parent and seed.",
     f"Effective data transferred ({HERNANDEZ}): D_E is read off the mean loss of the runs from scratch of the same "
-    "size, data and batch size, with log D linear in the loss between their lengths and nothing beyond them. Its "
+    "size, data and batch size, with log D a monotone cubic in the loss between their lengths, nothing beyond. Its "
     "interval is the difference of both means by Welch's t, moved along that curve.",
     DRAWN_WITH,
 )  # fmt: skip

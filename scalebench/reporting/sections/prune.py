@@ -25,6 +25,7 @@ from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS, LOSS_SE
 from scalebench.laws import Fit
 from scalebench.reporting.figures.pruning import BYTES, DENSITIES, LATENCY, METHODS_COMPARED, TOLERANCE
+from scalebench.reporting.outcomes import FEWEST_SEEDS
 from scalebench.reporting.quantities import NBSP, bounded, formula, percent, quantity, significant, symbol
 from scalebench.reporting.sections.common import DRAWN_WITH, Column, StudySection, workload_of
 from scalebench.reporting.sections.prune_findings import law_sentence, outcome, parameters
@@ -141,15 +142,16 @@ def _control_sentences(trials: pd.DataFrame) -> Iterator[str]:
 
 def _bytes_sentence(label: str, part: pd.DataFrame) -> Iterator[str]:
     """Yield the density at which a group does best beside dense models of equal bytes."""
-    compared = list(against_dense(part))
+    compared = against_dense(part, together=True)
     if not compared:
         return
     density, excess = min(compared, key=lambda each: each[1].value)
-    lower = sum(each.high < 0 for _, each in compared)
+    lower = sum(each.high < 0 and each.n >= FEWEST_SEEDS for _, each in compared)
+    several = f"; the intervals of all {len(compared)} hold together" if len(compared) > 1 else ""
     yield (
         f"{label}: beside dense models of equal {'packed ' if part['packed_bytes'].notna().any() else ''}bytes, pruned "
         f"ones have a clearly lower loss at {lower or 'none'} of {len(compared)} densities tried. The best, "
-        f"{density:g}, differs by {interval(excess, ' nats')} over {excess.n} seeds."
+        f"{density:g}, differs by {interval(excess, ' nats')} over {excess.n} seeds{several}."
     )
 
 
@@ -218,7 +220,8 @@ def _bytes_table(parts: dict[str, pd.DataFrame]) -> Table:
         for density, excess in against_dense(part)
     ]
     columns = ("method", "density", "loss above dense (nats)", "95 % interval", "seeds")
-    return table("Loss of pruned models beside dense models of equal bytes (masked ones packed).", columns, rows)
+    beside = "Loss of pruned models beside dense models of equal bytes (masked ones packed)"
+    return table(f"{beside}; intervals are of each density alone.", columns, rows)
 
 
 def _law_table(fits: Mapping[str, Fit | str]) -> Table:

@@ -176,17 +176,14 @@ def outcome(study: StudyAnalysis) -> Outcome:
     rows = quantised(study)
     level, part = _usual(rows)
     source, noun = "Kumar et al., arXiv:2411.04330", f"loss added at {level}"
-    by_size, by_data = part.groupby(N), part.groupby("data")
     findings = (
-        Finding.of_differences(
-            "larger models trained on as much data lose less to quantisation", source,
-            f"{noun}, {quantity(part[N].min())} minus {quantity(part[N].max())} parameters",
-            _differences(by_size, part[N].max(), part[N].min()),
+        _finding(
+            part, N, "larger models trained on as much data lose less to quantisation", source, noun,
+            largest_first=False, unit="parameters",
         ),
-        Finding.of_differences(
-            "models trained on more data lose more to quantisation", source,
-            f"{noun}, {quantity(part['data'].max())} minus {quantity(part['data'].min())} {unit_of(study)}",
-            _differences(by_data, part["data"].min(), part["data"].max()),
+        _finding(
+            part, "data", "models trained on more data lose more to quantisation", source, noun,
+            largest_first=True, unit=unit_of(study),
         ),
     )  # fmt: skip
     return Outcome("loss added, bytes, latency", law_text(precision_law(study)), findings)
@@ -199,10 +196,20 @@ def _usual(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return level, each.get(level, rows)
 
 
+def _finding(
+    part: pd.DataFrame, column: str, published: str, source: str, noun: str, *, largest_first: bool, unit: str
+) -> Finding:
+    """Return a finding on the difference in the loss added between both ends of a column, seed by seed."""
+    ends = part[column].min(), part[column].max()
+    if not ends[0] < ends[1]:
+        return Finding(published, source, reason=f"the models do not differ in {unit}")
+    first, last = ends[::-1] if largest_first else ends
+    effect = f"{noun}, {quantity(first)} minus {quantity(last)} {unit}"
+    return Finding.of_differences(published, source, effect, _differences(part.groupby(column), last, first))
+
+
 def _differences(groups: Any, first: float, second: float) -> list[float]:
     """Return the mean loss added in the group ``second`` minus that in ``first``, one of each seed that has both."""
-    if first == second or pd.isna(first):
-        return []
     means_of = [groups.get_group(value).groupby("seed")["added"].mean() for value in (first, second)]
     return (means_of[1] - means_of[0]).dropna().tolist()
 

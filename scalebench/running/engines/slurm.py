@@ -12,15 +12,11 @@ tasks there, still in the queue, and waits for them instead of submitting those 
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import shlex
 import shutil
-import subprocess
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,20 +31,27 @@ from scalebench.running.engines.base import (
     has_record,
     no_tick,
     worker_command,
-    worker_environment,
 )
+from scalebench.running.engines.slurm_queue import (
+    ACTIVE,
+    COMMANDS,
+    State,
+    Task,
+    forget,
+    queue,
+    run_command,
+    unfinished,
+)
+from scalebench.store import make_folder
 
 POLL_S = 0.5
 QUEUE_EVERY_S = 2.0  # a busy controller should not be asked more often
 SETTLE_S = 5.0  # what a node wrote may take this long to be seen through a shared file system
-COMMANDS = ("sbatch", "squeue", "scancel")
 ARRAY_TASKS = 1000  # Slurm's default limit (MaxArraySize)
 START_S = 180.0  # to import, open the data and wait for the node's measured peak: no part of a trial's own time limit
 ESTIMATE_FACTOR = 10.0  # how many times as long as estimated a trial without timeout_s may take
 HOST_MIB = {"cpu": 1024, "gpu": 4096}  # what a process takes beside its tensors
 MEMORY_STEP_MIB = 512
-ACTIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-          "RESIZING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED"}  # fmt: skip
 TIMED_OUT = 124  # the exit status of timeout(1) when the time is over
 
 SCRIPT = """#!/bin/sh
@@ -60,33 +63,13 @@ exec {command} "$attempt" >>"$attempt/stdout.log" 2>>"$attempt/stderr.log"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task of a job array."""
-
-    job: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.job}_{self.number}"
-
-
-@dataclass(frozen=True)
-class State:
-    """How a task stands: Slurm's name for it, the exit status (negative for a signal), and the reason it waits."""
-
-    name: str
-    code: int = 0
-    reason: str = ""
-
-
 def check(resources: Sequence[Resources]) -> None:
     """Raise ``InputError`` where Slurm is not there, or has no node for what a trial asks."""
     for program in COMMANDS:
         if shutil.which(program) is None:
             raise InputError(f"engine slurm: {program} was not found; run this where Slurm's commands are installed")
     for request, needs in {tuple(requested(needs)): needs for needs in resources}.items():
-        done = _run("sbatch", "--test-only", *request, script="#!/bin/sh\n")
+        done = run_command("sbatch", "--test-only", *request, script="#!/bin/sh\n")
         if done.returncode:
             needed = f"{needs.cpus} cores, {needs.gpus} GPUs, {memory_mib(needs)} MiB, {minutes(needs)} minutes"
             raise InputError(f"engine slurm: sbatch refuses a trial with {needed}: {_last(done.stderr)}")
@@ -121,7 +104,7 @@ def place(
         yield from finished(tasks, tick)
     finally:
         for part in parts(list(tasks), 500):
-            _run("scancel", *map(str, part))
+            run_command("scancel", *map(str, part))
         forget(_study_dir(attempts), tasks)
 
 
@@ -178,7 +161,7 @@ def submit(attempts: Sequence[Path], needs: Resources, jobs: int | None, *, seve
     At most ``jobs`` of its tasks run at a time; one of ``several`` arrays then starts when the one before has ended.
     """
     folder = _study_dir(attempts) / "slurm"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder.parents[1], folder)
     tasks = folder / f"{secrets.token_hex(6)}.tasks"
     lines = [str(attempt.resolve()) for attempt in attempts]
     if any("\n" in line for line in lines):
@@ -192,38 +175,12 @@ def submit(attempts: Sequence[Path], needs: Resources, jobs: int | None, *, seve
     options += ["--requeue", "--output=/dev/null"]
     options += ["--dependency=singleton"] * (several and bool(jobs))
     script = SCRIPT.format(tasks=shlex.quote(str(tasks.resolve())), command=shlex.join(command))
-    done = _run("sbatch", "--parsable", *options, *requested(needs), script=script)
+    done = run_command("sbatch", "--parsable", *options, *requested(needs), script=script)
     if done.returncode:
         raise InputError(f"engine slurm: sbatch refused {len(attempts)} trials: {_last(done.stderr)}")
     job = done.stdout.strip().partition(";")[0]  # the name of a cluster may follow
     tasks.with_suffix(".job").write_text(job, encoding="utf-8")
     return job
-
-
-# --- the queue -------------------------------------------------------------------------------------------------------
-
-
-def queue() -> dict[Task, State] | None:
-    """Return the state of this user's tasks, those that ended a moment ago included; None where Slurm cannot say."""
-    fields = "ArrayJobID:32,ArrayTaskID:16,State:24,exit_code:16,Reason:64"
-    done = _run("squeue", "--me", "--noheader", "--array", "--states=all", "-O", fields)
-    if done.returncode:
-        return None
-    states = {}
-    for words in map(str.split, done.stdout.splitlines()):
-        if len(words) >= 4 and words[1].isdigit():
-            states[Task(words[0], int(words[1]))] = State(words[2], exit_code(words[3]), " ".join(words[4:]))
-    return states
-
-
-def exit_code(text: str) -> int:
-    """Return the exit status, negative for a signal, of Slurm's number for it: a wait status, or ``status:signal``."""
-    status, colon, number = text.partition(":")
-    if not colon:
-        status, number = str(int(text) >> 8), str(int(text) & 0x7F)
-    code, sent = int(status), int(number)
-    # A shell, and timeout(1), report the signal that ended their program as 128 and its number.
-    return -sent if sent else 128 - code if code > 128 else code
 
 
 def close_task(task: Task, attempt: Path, state: State | None) -> None:
@@ -243,40 +200,6 @@ def close_task(task: Task, attempt: Path, state: State | None) -> None:
         close_attempt(attempt, "killed", "JobEnded", f"{where}{ending}")
 
 
-def submitted(study_dir: Path) -> dict[Task, Path]:
-    """Return every task that was submitted for a study and not forgotten, with its attempt."""
-    tasks: dict[Task, Path] = {}
-    for job in sorted((study_dir / "slurm").glob("*.job")):
-        lines = job.with_suffix(".tasks").read_text(encoding="utf-8").splitlines()
-        name = job.read_text(encoding="utf-8").strip()
-        tasks |= {Task(name, number): Path(line) for number, line in enumerate(lines)}
-    return tasks
-
-
-def unfinished(study_dir: Path) -> dict[Task, Path]:
-    """Return the study's tasks that are in Slurm's queue now and have no record yet."""
-    tasks = submitted(study_dir)
-    states = queue() or {} if tasks and shutil.which("squeue") else {}
-    active = {task for task, state in states.items() if state.name in ACTIVE}
-    return {task: attempt for task, attempt in tasks.items() if task in active and not has_record(attempt)}
-
-
-def waiting(study_dir: Path) -> Counter[str]:
-    """Count the study's tasks in Slurm's queue by state: {"running": 3, "pending": 20}."""
-    states = queue() or {} if (study_dir / "slurm").is_dir() and shutil.which("squeue") else {}
-    names = (states[task].name for task in submitted(study_dir) if task in states)
-    return Counter(name.lower() for name in names if name in ACTIVE)
-
-
-def forget(study_dir: Path, withdrawn: Collection[Task]) -> None:
-    """Delete the lists of arrays without tasks in the queue; ``withdrawn`` ones are on their way out (COMPLETING)."""
-    active = {task.job for task in unfinished(study_dir) if task not in withdrawn}
-    for job in (study_dir / "slurm").glob("*.job"):
-        if job.read_text(encoding="utf-8").strip() not in active:
-            job.unlink()
-            job.with_suffix(".tasks").unlink(missing_ok=True)
-
-
 def _study_dir(attempts: Sequence[Path]) -> Path:
     return attempts[0].parents[2]
 
@@ -285,13 +208,6 @@ def parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield the values in parts of at most ``size``."""
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-
-def _run(*command: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's programs with a worker's variables, which sbatch hands on, and the program's own."""
-    own = tuple(f"{program.upper()}_" for program in COMMANDS)
-    environment = worker_environment() | {name: text for name, text in os.environ.items() if name.startswith(own)}
-    return subprocess.run(command, input=script, capture_output=True, text=True, env=environment)
 
 
 def _last(text: str) -> str:
