@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,10 @@ def test_a_trained_model_writes_what_it_learned(results: Path, command) -> None:
     assert code == 0
     assert out == "abcabcabd abcabcabd abcab\n"
     assert command("generate", results, "--trial", name[:6], *request[4:], "--beams", "3")[1] == out
+    assert json.loads(command(*request, "--temperature", "0", "--json")[1]) == {
+        "command": "generate", "trial": name, "prompt": "abcabcabd abc", "seed": 0, "text": out.rstrip("\n"),
+        "tokens": 12,
+    }  # fmt: skip
     drawn = [command(*request, "--temperature", "3", "--seed", str(seed))[1] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 

@@ -39,7 +39,7 @@ def model(config: bert.Config) -> torch.nn.Module:
 
 def test_every_mask_is_filled_by_the_likeliest_byte_and_the_rest_stays(model, config) -> None:
     prompt = "def f[MASK]x):\n    ret[MASK]rn x"
-    written = filled(model, DATA, config, Request(prompt))
+    written = filled(model, DATA, config, Request(prompt)).text
     tokens = [256, *(258 if c == "\x00" else ord(c) for c in prompt.replace("[MASK]", "\x00")), 257]
     with torch.inference_mode():
         logits = model(torch.tensor([tokens]), torch.zeros(1, len(tokens), dtype=torch.int64))[0][0]
@@ -49,7 +49,7 @@ def test_every_mask_is_filled_by_the_likeliest_byte_and_the_rest_stays(model, co
 
 def test_drawing_depends_on_the_seed_alone(model, config) -> None:
     def drawn(seed: int) -> str:
-        return filled(model, DATA, config, Request("a[MASK][MASK][MASK][MASK]b", temperature=1.0, seed=seed))
+        return filled(model, DATA, config, Request("a[MASK][MASK][MASK][MASK]b", temperature=1.0, seed=seed)).text
 
     assert drawn(1) == drawn(1)
     assert len({drawn(seed) for seed in range(5)}) > 1

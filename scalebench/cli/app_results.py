@@ -52,6 +52,7 @@ def generate(
     top_p: float = 1.0,
     beams: int = 1,
     seed: int = 0,
+    as_json: Json = False,
 ) -> int:
     """Generate text with a trained model under RESULTS (its study must keep weights: checkpoint = true).
 
@@ -78,7 +79,8 @@ def generate(
     from scalebench.cli.commands.generate import run_generate
     from scalebench.workloads.completion_options import Request
 
-    return run_generate(results, trial, Request(prompt, tokens, temperature, top_k, top_p, beams, seed))
+    request = Request(prompt, tokens, temperature, top_k, top_p, beams, seed)
+    return run_generate(results, trial, request, as_json=as_json)
 
 
 def demo(

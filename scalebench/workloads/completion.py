@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +23,16 @@ __all__ = ["WRITERS", "Request"]
 DEFAULT_TOKENS = 100  # or as many as the context leaves room for
 
 
+@dataclass(frozen=True)
+class Completion:
+    """The prompt with what the model added to it, and how many tokens it generated."""
+
+    text: str
+    tokens: int
+
+
 @torch.inference_mode()
-def continued(model: Any, data: Coder, config: Any, request: Request) -> str:
+def continued(model: Any, data: Coder, config: Any, request: Request) -> Completion:
     """Return the prompt and its continuation. Raises ``InputError`` when both do not fit the model's context."""
     prompt = data.encode(request.prompt)
     room = config.context - len(prompt)
@@ -40,14 +49,14 @@ def continued(model: Any, data: Coder, config: Any, request: Request) -> str:
     else:
         choose = chooser(request.sampling(), torch.Generator().manual_seed(request.seed))
         tokens = generate(model, start, new, choose)
-    return data.decode(tokens[0].tolist())
+    return Completion(data.decode(tokens[0].tolist()), new)
 
 
 MASK = "[MASK]"
 
 
 @torch.inference_mode()
-def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> str:
+def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> Completion:
     """Return the prompt with each ``[MASK]`` replaced by a token: the most likely one, or sampled at a temperature.
 
     All masks are filled from one pass over [CLS] prompt [SEP], independently of each other. Raises ``InputError`` for
@@ -70,7 +79,10 @@ def filled(model: nn.Module, data: Coder, config: Any, request: Request) -> str:
     places = torch.tensor(prompt) == mask
     written = torch.tensor(prompt)
     written[places] = choose(logits[places])
-    return data.decode(written.tolist())
+    return Completion(data.decode(written.tolist()), int(places.sum()))
 
 
-WRITERS: Mapping[str, Callable[[nn.Module, Coder, Any, Request], str]] = {"generation": continued, "filling": filled}
+WRITERS: Mapping[str, Callable[[nn.Module, Coder, Any, Request], Completion]] = {
+    "generation": continued,
+    "filling": filled,
+}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalebench import store
-from scalebench.cli.output import say, warn
+from scalebench.cli.output import print_json, say, warn
 from scalebench.data import Coder, open_data
 from scalebench.errors import InputError, unknown
 from scalebench.families import FAMILIES
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 10
 
 
-def run_generate(results: Path, trial: str | None, request: Request) -> int:
+def run_generate(results: Path, trial: str | None, request: Request, *, as_json: bool = False) -> int:
     """Print the text that a trial's model generates; return the exit code. Raises ``InputError`` or ``StoreError``.
 
     Without ``trial`` the best one is taken, and named on standard error.
@@ -48,7 +49,12 @@ def run_generate(results: Path, trial: str | None, request: Request) -> int:
         raise InputError(
             [f"--trial: {trained.data.source} has changed since {trial} was trained; its tokenizer is needed to decode"]
         )
-    say(WRITERS[ability](model, data, configuration(trained), request))
+    completion = WRITERS[ability](model, data, configuration(trained), request)
+    if as_json:
+        name = attempt.parent.name if checkpoint is None else f"{attempt.parent.name}/{checkpoint.name}"
+        print_json("generate", {"trial": name, "prompt": request.prompt, "seed": request.seed, **asdict(completion)})
+    else:
+        say(completion.text)
     return 0
 
 
