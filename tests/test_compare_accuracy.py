@@ -70,3 +70,11 @@ def test_without_an_eager_error_only_the_last_places_are_sure() -> None:
     columns = accuracy_columns(off_by(1e-3), None, "eager is out of memory")
     assert columns["accepted"] is None
     assert "out of memory" in columns["error_note"]
+
+
+def test_without_an_eager_error_what_no_eager_error_excuses_is_wrong() -> None:
+    columns = accuracy_columns(off_by(0.41), None, "eager is out of memory")
+    assert columns["accepted"] is False
+    assert "error 0.41 exceeds 0.4," in columns["error_note"]
+    assert "out of memory" in columns["error_note"]
+    assert accuracy_columns(off_by(0.39), None)["accepted"] is None

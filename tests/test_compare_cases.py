@@ -66,6 +66,14 @@ def test_an_operation_that_is_not_known_or_not_complete_is_refused(tmp_path: Pat
             plan_comparison(name, Options())
 
 
+def test_an_operation_without_an_eager_provider_is_refused_as_nothing_could_be_checked(tmp_path: Path) -> None:
+    path = tmp_path / "sines.py"
+    text = Path(OPERATION).read_text(encoding="utf-8")
+    path.write_text(f"{text}\n\nall_providers = providers\nproviders = lambda: {{'mine': all_providers()['eager']}}\n")
+    with pytest.raises(InputError, match=r"no provider 'eager' .*; providers: mine"):
+        plan_comparison(str(path), Options(baseline="mine"))
+
+
 def test_an_operation_without_a_backward_says_so() -> None:
     with pytest.raises(InputError, match="no backward pass"):
         plan_comparison("optimizer", Options(backward=True, device="cpu"))

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from sys import float_info
 from typing import Any
 
 import torch
@@ -117,6 +118,12 @@ def judge(
         tensors[name] = TensorError(error, eager_error, max(min(FACTOR * (finite or 0.0), limit), floor))
     rejected = [_complaint(name, row) for name, row in tensors.items() if not row.accepted]
     return Judgement(tensors, "; ".join(rejected))
+
+
+def largest_allowed(own: Errors, terms: Terms = 0.0) -> dict[str, float]:
+    """Return, by tensor, the error that the rule allows at most, whatever the eager error."""
+    worst_eager = Errors(dict.fromkeys(own.by_name, float_info.max), own.scales)
+    return {name: row.allowed for name, row in judge(own, worst_eager, terms=terms).tensors.items()}
 
 
 def judge_results(

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from scalekernels.accuracy import Errors, Terms, errors_of, judge, terms_of
+from scalekernels.accuracy import Errors, Terms, errors_of, judge, largest_allowed, terms_of
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -101,7 +101,7 @@ def _first(error: Exception) -> str:
 def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "", terms: Terms = 0.0) -> dict[str, Any]:
     """Return a row's accuracy columns, by the rule of ``scalekernels.accuracy``, for the tensor with the worst error.
 
-    ``accepted`` is None if the error is above the rule's floor and there is no eager error to compare with.
+    Without an eager error to compare with, ``accepted`` is None between the rule's floor and its cap.
     ``error_ratio`` is own over eager error.
     """
     judged = judge(own, None if eager is None or eager.problem else eager, terms=terms)
@@ -111,6 +111,10 @@ def accuracy_columns(own: Errors, eager: Errors | None, eager_reason: str = "", 
     columns = {"max_abs_error": _finite(row.error), "error_result": judged.worst}
     if eager is None or eager.problem:
         note = f"no eager error to compare with: {eager_reason or (eager.problem if eager else 'not measured')}"
+        limit = largest_allowed(own, terms)[judged.worst]
+        if row.error > limit:
+            note = f"{judged.worst}: error {row.error:.3g} exceeds {limit:.3g}, the most for any eager error; {note}"
+            return {**columns, "accepted": False, "error_note": note}
         return {**columns, "accepted": True if judged.accepted else None, "error_note": note}
     theirs = row.eager_error or 0.0
     return {

@@ -19,6 +19,7 @@ import torch
 from scalebench.comparison.options import OPERATION_MODULES, check_operation
 from scalebench.errors import InputError, unknown
 
+EAGER = "eager"
 REQUIRED = ("Case", "CASES", "inputs", "results", "cost", "providers")
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 FIELD_DTYPES = DTYPES | {"int8": torch.int8, "uint8": torch.uint8, "float8_e4m3fn": torch.float8_e4m3fn}
@@ -42,7 +43,7 @@ class Operation:
 def load_operation(name: str) -> Operation:
     """Return an operation by name, or from a Python file that defines the same names.
 
-    Raises ``InputError`` for an unknown name, a missing file, or a file that lacks a required name.
+    Raises ``InputError`` for an unknown name, a missing file, or a file that lacks a required name or provider.
     """
     check_operation(name)
     if name.endswith(".py"):
@@ -52,6 +53,9 @@ def load_operation(name: str) -> Operation:
     lacking = [required for required in REQUIRED if not hasattr(module, required)]
     if lacking:
         raise InputError([f"{name}: lacks {', '.join(lacking)}; an operation defines {', '.join(REQUIRED)}"])
+    if EAGER not in (known := list(module.providers())):
+        line = f"no provider {EAGER!r} (plain PyTorch); others are checked by its error, and it is the default baseline"
+        raise InputError([f"{name}: {line}; providers: {', '.join(known)}"])
     return Operation(title, module, str(Path(name).resolve()) if name.endswith(".py") else name)
 
 

@@ -153,16 +153,20 @@ def speedup(row: Mapping[str, Any]) -> str:
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each reason why providers did not run, and for each wrong result."""
+    """Return a line for each reason why providers did not run or have no verdict, and for each wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     lines = [
         f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
     ]
-    wrong = [row for row in rows if row["accepted"] is False]
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
+    unclear = [(row["case"], str(row["verdict_reason"])) for row in rows if row["verdict"] is None]
+    lines += [f"{case}: {reason}" for case, reason in dict.fromkeys(unclear) if reason.startswith("no verdict:")]
+    unchecked = [row for row in rows if row["status"] == "ok" and row["accepted"] is None and row["error_note"]]
+    lines += [f"{row['provider']} is unchecked in {row['case']}: {_shortened(row['error_note'])}" for row in unchecked]
+    wrong = [row for row in rows if row["accepted"] is False]
     return lines + [f"{row['provider']} is WRONG in {row['case']}: {_shortened(row['error_note'])}" for row in wrong]
 
 
