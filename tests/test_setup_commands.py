@@ -18,6 +18,7 @@ from scalebench.errors import StudyError
 from scalebench.families import FAMILIES
 from scalebench.running.planning import load_study, plan
 
+NOMINAL_FLOPS_PER_S = 5e10  # of a CPU that has not been measured
 STUDIES = sorted((REPOSITORY / "studies").glob("*.toml"))
 
 
@@ -28,8 +29,11 @@ def test_a_new_study_can_be_planned(tmp_path: Path, family: str) -> None:
     trials = plan(load_study(path), tmp_path)
     assert len(trials) == 10
     assert {trial.trial.family for trial in trials} == {family}
-    text = path.read_text(encoding="utf-8")
-    assert all(f"# {name} = " in text for name in FAMILIES[family].Config.__dataclass_fields__)
+    lines = path.read_text(encoding="utf-8").splitlines()[2:]  # after what the file is for
+    fields = {line.removeprefix("# ").partition(" = ")[0]: line for line in lines if " = " in line}
+    assert fields.keys() >= {*FAMILIES[family].Config.__dataclass_fields__, "steps", "seed", "validation_samples"}
+    assert [line for line in fields.values() if len(line.partition("  # ")[2]) < 8] == []  # each has a comment
+    assert sum(trial.seconds(NOMINAL_FLOPS_PER_S) for trial in trials) < 150  # of one worker
 
 
 def test_a_new_study_replaces_no_file_and_names_families(command, tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_a_study_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 def test_show_prints_a_trial_by_the_first_digits_of_its_id(command, tmp_path: Path) -> None:
     rows = planted()
-    rows[0] |= {"status": "failed", "error_class": "ValueError", "error_message": "a reason"}
+    rows[0] |= {"status": "failed", "error_class": "ValueError", "error_message": "a reason", "mfu": 8.92067e-05}
     write_study(tmp_path / "results" / "planted", rows)
     (attempt,) = (tmp_path / "results" / "planted" / "trials" / str(rows[0]["trial_id"])).iterdir()
     (attempt / "stderr.log").write_text("first line\nlast line\n")
@@ -87,6 +91,7 @@ def test_show_prints_a_trial_by_the_first_digits_of_its_id(command, tmp_path: Pa
     assert code == 1
     assert f"planted/{rows[0]['trial_id']}: failed" in out
     assert "ValueError: a reason" in out
+    assert "8.921e−05" in out
     assert "  last line" in out
     assert str(attempt.relative_to(tmp_path)) in out
     good = str(rows[5]["trial_id"])

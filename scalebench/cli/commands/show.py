@@ -13,11 +13,12 @@ from scalebench import store
 from scalebench.cli.counted import counted
 from scalebench.cli.output import duration, print_json, say, say_exactly, table
 from scalebench.errors import InputError, unknown
-from scalebench.reporting.quantities import NBSP, present, quantity
+from scalebench.reporting.quantities import NBSP, present, quantity, significant
 
 SHOWN_TRIALS = 10
 LISTED = ["params_non_embedding", "validation_loss_nats", "step_time_median_s"]
 SIZES = ("params", "size", "requested_params")  # the column of the model has the size
+VALUE_DIGITS = 4
 LOG_LINES = 8
 LOG_BYTES = 8192  # enough for these lines
 # Columns that the other lines have, or that only the reader of files needs.
@@ -157,5 +158,5 @@ def _value(value: Any, unit: str) -> str:
         return duration(value)
     if unit in PREFIXED:
         return quantity(value, PREFIXED[unit]).replace(NBSP, " ")
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    text = f"{value:,}" if isinstance(value, int) else significant(value, VALUE_DIGITS)
     return text if unit in ("", "1") else f"{text} {unit}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from scalebench.cli.output import say_exactly
 from scalebench.errors import InputError, unknown
@@ -16,29 +17,27 @@ from scalebench.workloads.training_spec import TrainSpec
 TEMPLATE = """\
 # {summary}
 # Any field given as a list is an axis, and axes multiply. `scalebench plan {name}.toml` shows what this runs.
-schema = 1
-name = "{name}"
-title = "{family}: loss, time and memory against size"
+schema = 1                    # version of the file format
+name = "{name}"  # folder of the results
+title = "{family}: loss, time and memory against size"  # heading of the report
 
 [model]
-family = "{family}"
+family = "{family}"  # `scalebench list` shows all
 params = {{ geom = {ends}, points = 5 }}  # model size; the family chooses the shape
 {sizes}{model_fields}
 [train]
-steps = 300                   # or tokens, tokens_per_param, flops (isoFLOP)
-batch_size = 16
-seed = [0, 1]                 # repeats: their spread is the noise of the intervals
-{length}# learning_rate = [0.003, 0.01, 0.03]  # default: the family's rule for each size
+steps = {steps}  # or tokens, tokens_per_param, flops (isoFLOP)
+batch_size = {batch_size}  # samples per step
+seed = [0, 1]  # repeats: their spread is the noise of the intervals
+{train_lines}# learning_rate = [0.003, 0.01, 0.03]  # default: the family's rule for each size
 # optimizer = "adamw"         # `scalebench list` shows all
 # schedule = "wsd"            # constant, linear, cosine, wsd
 # precision = "bfloat16"      # float32, bfloat16, float16 (GPU)
-# implementation = "compile"  # {implementations}
 {train_fields}
 [data]
-source = "{data}"
-# validation_fraction = 0.2   # share held out
-# validation_samples = 1024
-
+source = "{data}"  # `scalebench list` shows all
+validation_samples = {validation_samples}  # at most as many held-out samples
+{data_fields}
 [fit]
 law = "power"                 # L = E + A N^-alpha; `scalebench list` shows all
 # best_over = ["learning_rate"]  # use the best value of this axis at each size
@@ -48,7 +47,56 @@ law = "power"                 # L = E + A N^-alpha; `scalebench list` shows all
 # timeout_s = 600             # of one trial
 # ensemble = 8                # train that many seeds or learning rates at once: faster for small models, no times
 """
-SHOWN = ("accumulation", "warmup_steps", "decay_fraction", "weight_decay", "gradient_clip", "graph")
+MODEL_FIELDS = {
+    "answer": "longest answer, in tokens",
+    "balance_weight": "weight of the loss that spreads tokens evenly over the experts",
+    "bias": "whether linear layers have biases",
+    "cell": "kind of recurrent cell",
+    "channels": "color channels of an image",
+    "classes": "number of classes",
+    "context": "longest sequence, in tokens",
+    "dense1": "features of the first dense layer",
+    "dense2": "features of the second dense layer",
+    "depth": "number of layers",
+    "embedding": "features of a token's embedding",
+    "experts": "experts per layer",
+    "first": "channels of the first convolution",
+    "form": "3x3 stem (cifar) or 7x7 stem with pooling (imagenet)",
+    "head_dim": "features of an attention head",
+    "heads": "attention heads per layer",
+    "hidden": "hidden units of the MLP in a block",
+    "image_size": "height and width of an image, in pixels",
+    "inputs": "features of an input",
+    "kernel": "height and width of a convolution, in pixels",
+    "last": "channels of the last stage",
+    "norm": "kind of normalization",
+    "norm_first": "normalize before each sublayer (true) or after it",
+    "outputs": "features of an output",
+    "patch": "height and width of a patch, in pixels",
+    "positions": "how positions enter",
+    "residual": "whether blocks have skip connections",
+    "second": "channels of the second convolution",
+    "tied": "whether the input embedding is also the output layer",
+    "top_k": "experts that a token is routed to",
+    "vocab_size": "number of token ids; default: the data's",
+    "width": "features of a layer",
+}
+TRAIN_FIELDS = (
+    "sequence_length", "implementation", "warmup_steps", "weight_decay", "accumulation", "decay_fraction",
+    "gradient_clip", "graph",
+)  # fmt: skip
+DATA_FIELDS = {
+    "noise_std": "standard deviation of the teacher's noise: it sets the lowest possible loss",
+    "validation_fraction": "share held out",
+}
+# Where a first study differs from the family's own: its trend shows within a minute on two cores.
+FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "mlp": {"data": {"noise_std": 0.1}},
+    "vit": {"model": {"params": [8e3, 6.4e4]}, "train": {"steps": 300}},
+    "attention": {"model": {"params": [3e3, 2e4]}, "train": {"steps": 1000}, "data": {"noise_std": 0.1}},
+    "bert": {"model": {"params": [1e4, 4e4]}, "train": {"steps": 400}},
+    "resnet": {"train": {"steps": 200}},
+}
 
 
 def study_template(name: str, family_name: str) -> str:
@@ -56,27 +104,35 @@ def study_template(name: str, family_name: str) -> str:
     if family_name not in FAMILIES:
         raise InputError([f"new study: family {unknown(family_name, FAMILIES)}"])
     family = FAMILIES[family_name]
-    example = read_toml(studies_dir() / f"{family_name}.toml")
-    length = example["train"].get("sequence_length")
+    model, train, data = (_values(family_name, table) for table in ("model", "train", "data"))
     return TEMPLATE.format(
         summary=family.SUMMARY,
         name=name,
         family=family_name,
-        ends=_ends(example["model"]["params"]),
-        sizes=f'# size = "{next(iter(family.SIZES))}"  # instead of params: {", ".join(family.SIZES)}\n'
-        if family.SIZES
-        else "",
-        model_fields=_model_fields(family),
-        length=f"sequence_length = {length}\n" if length else "",
-        implementations=", ".join(family.IMPLEMENTATIONS),
-        train_fields=_train_fields(),
-        data=example.get("data", {}).get("source", family.DATA),
+        ends=_ends(model["params"]),
+        sizes=_sizes(family),
+        model_fields=_model_fields(family, model),
+        steps=train["steps"],
+        batch_size=train["batch_size"],
+        train_lines=_train_lines(family, train, fixed=True),
+        train_fields=_train_lines(family, train, fixed=False),
+        data=data.get("source", family.DATA),
+        validation_samples=data["validation_samples"],
+        data_fields="".join(
+            _line(key, data.get(key), text) for key, text in DATA_FIELDS.items() if key in data or key != "noise_std"
+        ),
     )
+
+
+def _values(family_name: str, table: str) -> dict[str, Any]:
+    """Return a table of the family's own study with the changes of ``FIRST``."""
+    own = read_toml(studies_dir() / f"{family_name}.toml").get(table, {})
+    return {**own, **FIRST.get(family_name, {}).get(table, {})}
 
 
 def _sizes(family: Family) -> str:
     names = list(family.SIZES)
-    return f'# size = "{names[0]}"  # instead of params: {", ".join(names)}\n' if names else ""
+    return f'# size = "{names[0]}"  # a published shape instead of params: {", ".join(names)}\n' if names else ""
 
 
 def _ends(params: Any) -> str:
@@ -88,18 +144,32 @@ def _ends(params: Any) -> str:
     return f"[{ends[0]:g}, {ends[-1]:g}]"
 
 
-def _model_fields(family: Family) -> str:
-    """Return a comment for each field of the family's Config that may be fixed beside ``params``."""
-    lines = []
+def _model_fields(family: Family, fixed: Mapping[str, Any]) -> str:
+    """Return a line for each field of the family's Config that may be fixed beside ``params``."""
+    kinds = get_type_hints(family.Config)
+    lines = ["# Fields of the family that may be fixed, each a value or a list; by default the family chooses:\n"]
     for field in fields(family.Config):
-        default = "" if field.default is MISSING else f"  # default: {_toml(field.default)}"
-        lines.append(f"# {field.name} = …{default}")
-    return "# Fields of the family that may be fixed, each a value or a list:\n" + "\n".join(lines) + "\n"
+        text = MODEL_FIELDS[field.name]
+        if get_origin(kinds[field.name]) is Literal:
+            text += f": {', '.join(get_args(kinds[field.name]))}"
+        if field.default is not MISSING:
+            text += f"; default: {_toml(field.default)}"
+        value = fixed.get(field.name)
+        lines.append(_line(field.name, None if isinstance(value, list) else value, text))
+    return "".join(lines)
 
 
-def _train_fields() -> str:
-    described = {name: TrainSpec.model_fields[name].description for name in SHOWN}
-    return "".join(f"# {name} = …  # {text}\n" for name, text in described.items())
+def _train_lines(family: Family, values: Mapping[str, Any], *, fixed: bool) -> str:
+    """Return the lines of [train] that the family's own study fixes, or comments for the others."""
+    texts = {name: TrainSpec.model_fields[name].description or "" for name in TRAIN_FIELDS}
+    texts["implementation"] = ", ".join(family.IMPLEMENTATIONS)
+    names = [name for name in TRAIN_FIELDS if name != "sequence_length" or family.SEQUENCES]
+    return "".join(_line(name, values.get(name), texts[name]) for name in names if (name in values) == fixed)
+
+
+def _line(name: str, value: Any, text: str) -> str:
+    """Return a field with what it means; without a value it is a comment."""
+    return f"# {name} = …  # {text}\n" if value is None else f"{name} = {_toml(value)}  # {text}\n"
 
 
 def _toml(value: Any) -> str:
