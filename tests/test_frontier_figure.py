@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from report_support import page_text, undrawn
 
+from scalebench.advice import Allocation, Counting
 from scalebench.analysis.study import StudyAnalysis, analyse
 from scalebench.laws import fit
 from scalebench.reporting.figures.frontier import frontier_figure
@@ -103,6 +104,30 @@ def test_tokens_in_proportion_to_size_are_refused_with_a_reason() -> None:
         reason = frontier_figure(marks, analysis(results(along=20.0)))
     assert isinstance(reason, str)
     assert reason.startswith("No frontier: ")
+
+
+def test_an_interval_wider_than_four_orders_of_magnitude_is_no_answer() -> None:
+    """The rule of the command `optimal` and of the page: N* = C^(1/2), and draws a factor apart at 1 FLOP."""
+    counting, middle = Counting("non_embedding", "6ND"), np.array([0.0, 0.5, 0.0, 0.5])
+    for factor, slope, expected in (
+        (90.0, 0.0, [True, True]),
+        (110.0, 0.0, [False, False]),
+        (90.0, 0.1, [True, False]),
+    ):
+        ends = np.array([[0.0, 0.5, sign * np.log(factor), 0.5 + sign * slope] for sign in (-1, 1)])
+        allocation = Allocation(3, counting, middle, np.repeat(ends, 500, axis=0), "test", ())
+        assert allocation.determined([1.0, 1e6]).tolist() == expected
+    assert Allocation(3, counting, middle, None, "no draws", ()).determined(1.0).tolist() == [True]
+
+
+def test_what_is_not_determined_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Allocation, "determined", lambda _, flops: np.asarray(flops) > 9e13)
+    with canvas("x") as marks:
+        words = frontier_figure(marks, analysis(results()))
+    assert {row[0][1] > 9e13 for row in words.table.rows if row[1][0] == "fitted law"} == {True}
+    monkeypatch.setattr(Allocation, "determined", lambda _, flops: np.zeros(len(flops), dtype=bool))
+    with canvas("x") as marks:
+        assert "wider than ×10,000" in frontier_figure(marks, analysis(results()))
 
 
 @pytest.mark.slow

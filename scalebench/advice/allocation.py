@@ -14,6 +14,7 @@ from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN, Columns, positive
 from scalebench.laws.forms import Array, FitRefused
 from scalebench.laws.intervals.bootstrap import tails
 
+WIDEST = 1e4  # ratio of the ends of an interval from which an optimum is not determined
 PARAMETER_COLUMNS = {"total": "params", "non_embedding": "params_non_embedding"}
 
 
@@ -135,6 +136,18 @@ class Allocation:
     def tokens_interval(self, flops: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
         """Lower and upper ends of D*, each [n]. Raises FitRefused without draws."""
         return self._ends(_exp(self._logs(self._drawn(), 2, flops)), level)
+
+    def determined(self, flops: ArrayLike) -> Array:
+        """Return whether N* and D* are determined at each budget, bool [n]; True without draws.
+
+        They are where both are in their 95 % intervals, whose ends are less than a factor of `WIDEST` apart.
+        """
+        inside = np.ones(np.atleast_1d(flops).shape, dtype=bool)
+        if self.draws is not None:
+            for value, interval in ((self.params, self.params_interval), (self.tokens, self.tokens_interval)):
+                mid, (low, high) = value(flops), interval(flops)
+                inside &= (low <= mid) & (mid <= high) & (high < WIDEST * low)
+        return inside
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Interval of a, b, params_constant or tokens_constant. Raises FitRefused without draws."""

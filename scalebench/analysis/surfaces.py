@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.advice import Allocation, Counting, isoflop, parametric
-from scalebench.advice.allocation import count
+from scalebench.advice.allocation import WIDEST, count
 from scalebench.analysis.trends import Array, Trend, trend_by
 from scalebench.analysis.trials import LENGTH_AXES, LOSS, PARAMETERS, N, best_over, numeric, split_columns, tuned_axes
 from scalebench.laws import LAWS, Fit, FitRefused, fit
@@ -26,8 +26,8 @@ FRONTIER_LAW = "chinchilla"  # the law whose optimum has a closed form
 class Frontier:
     """Compute-optimal sizes and data of one surface.
 
-    ``budgets`` (n,) are in FLOP, ``allocation`` is the closed form of the fitted law, ``minima`` are the interior
-    minima of parabolas through the trials of one budget, as (FLOP, N, D).
+    ``budgets`` (n,) are those in FLOP at which the optimum is determined, ``allocation`` is the closed form of the
+    fitted law, ``minima`` are the interior minima of parabolas through the trials of one budget, as (FLOP, N, D).
     """
 
     fit: Fit
@@ -63,6 +63,9 @@ class Surface:
             return str(refusal)
         flops = count(self.points, COUNTING)["flops"]
         budgets = np.geomspace(flops.min(), flops.max(), BUDGETS)
+        budgets = budgets[allocation.determined(budgets)]
+        if not budgets.size:
+            return f"the 95 % intervals of N* and D* are wider than ×{WIDEST:,.0f}: the trials do not determine them"
         return Frontier(trend.fit, budgets, allocation, _minima(self.points))
 
     def _fitted(self, law: str) -> Trend:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 APPROACHES = (1, 2, 3)
 EXPONENTS = ("a", "b")
-WIDEST = 1e4  # ratio of the ends of an interval from which an optimum is not determined
 
 
 def run_optimal(
@@ -138,13 +137,8 @@ def _at(allocation: Allocation, budget: float) -> dict[str, Any]:
         row[name] = float(getattr(allocation, name)(budget)[0])
         ends = getattr(allocation, f"{name}_interval")(budget) if allocation.draws is not None else None
         row[f"{name}_interval"] = ends and [float(ends[0][0]), float(ends[1][0])]
-    row["determined"] = all(_is_determined(row[name], row[f"{name}_interval"]) for name in ("params", "tokens"))
+    row["determined"] = bool(allocation.determined(budget)[0])
     return row if row["determined"] else dict.fromkeys(row) | {"flops": budget, "determined": False}
-
-
-def _is_determined(value: float, ends: Sequence[float] | None) -> bool:
-    """Whether an optimum is inside its own interval, and known at least to a few orders of magnitude."""
-    return ends is None or (ends[0] <= value <= ends[1] and ends[1] < WIDEST * ends[0])
 
 
 def _document(

@@ -95,7 +95,7 @@ FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "vit": {"model": {"params": [8e3, 6.4e4]}, "train": {"steps": 300}},
     "attention": {"model": {"params": [3e3, 2e4]}, "train": {"steps": 1000}, "data": {"noise_std": 0.1}},
     "bert": {"model": {"params": [1e4, 4e4]}, "train": {"steps": 400}},
-    "resnet": {"train": {"steps": 200}},
+    "resnet": {"train": {"steps": 150}},
 }
 
 
