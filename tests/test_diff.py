@@ -107,3 +107,16 @@ def test_nothing_in_common_is_one_line(command, tmp_path: Path) -> None:
     assert code == 2
     assert "no configuration is in both; they differ in" in err
     assert len(err.splitlines()) == 1
+
+
+def test_times_taken_beside_other_programs_are_left_out_and_named(command, tmp_path: Path) -> None:
+    busy = frame(seed=2, step_time_median_s=2.0).assign(timing_exclusive=False)
+    changes = difference(frame(), busy, 0.01)
+    assert changes.shared == ("step time",)
+    assert "step time" not in {effect.quantity for effect in changes.effects}
+    assert difference(frame(), frame(seed=2), 0.01).shared == ()
+    for name, seed in (("old", 1), ("new", 2)):
+        write_study(tmp_path / name / "s", [row | {"timing_exclusive": False} for row in rows(4, 0.01, seed)])
+    code, out, _ = command("diff", "old", "new")
+    assert code == 0
+    assert "step time: not compared" in out

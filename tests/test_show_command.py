@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from command_support import planted, write_study
@@ -24,6 +25,11 @@ def test_show_lists_the_trials_with_what_tells_them_apart(command, tmp_path: Pat
     assert lines[0].split()[1:6] == ["ok", "gpt", "1,000", "seed", "0"]
     assert lines[1].split()[1] == "failed"
     assert command("show", "nothing")[0] == 2
+    (file,) = (tmp_path / "results" / "planted" / "trials" / str(rows[2]["trial_id"])).glob("*/record.json")
+    file.write_bytes(bytes(100))
+    document = json.loads(command("show", "--json")[1])
+    assert len(document["trials"]) == len(rows) - 1
+    assert ["record.json" in line for line in document["damaged"]] == [True]
 
 
 def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path: Path, monkeypatch) -> None:

@@ -64,12 +64,16 @@ class Effect:
 
 @dataclass(frozen=True)
 class Difference:
-    """All effects, the noise of one run by quantity (as a fraction), and what is in one folder only."""
+    """All effects, the noise of one run by quantity (as a fraction), and what is in one folder only.
+
+    ``shared`` are times that were measured in both, but in one of them only while other programs ran.
+    """
 
     effects: tuple[Effect, ...]
     noise: Mapping[str, float | None]
     only_old: int
     only_new: int
+    shared: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Effect, ...]:
@@ -83,6 +87,7 @@ class Difference:
             "noise": dict(self.noise),
             "only_old": self.only_old,
             "only_new": self.only_new,
+            "shared": list(self.shared),
         }
 
 
@@ -115,7 +120,12 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
             noise[name] = spread
     if not effects:
         raise InputError(["no time, memory or loss was measured in both"])
-    return Difference(tuple(_judged(effects, margin)), noise, *(len(group) - len(common) for group in groups))
+    shared = [
+        QUANTITIES[column][0] for column in TIMES
+        if QUANTITIES[column][0] not in noise and all(numeric(frame, column).gt(0).any() for frame in (old, new))
+    ]  # fmt: skip
+    only = (len(group) - len(common) for group in groups)
+    return Difference(tuple(_judged(effects, margin)), noise, *only, shared=tuple(shared))
 
 
 def _usable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -101,6 +101,7 @@ def _notes(changes: Difference, shown: int) -> list[str]:
         lines.append(f"{name}: one run varies by {100 * spread:.2g} % between repeats")
         if any(effect.verdict == "within noise" and effect.quantity == name for effect in changes.effects):
             lines[-1] += "; a change marked within noise is no larger than that of seeds alone can be"
+    lines += [f"{name}: not compared, as other programs ran during the trials of a folder" for name in changes.shared]
     if len(changes.effects) > shown:
         lines.append(f"{len(changes.effects) - shown} more comparisons; --json has all")
     if changes.only_old or changes.only_new:

@@ -54,15 +54,16 @@ def list_trials(results: Path, *, as_json: bool) -> int:
     rows = frame.sort_values(["study", *LISTED[:1], "trial_id"])
     if as_json:
         names = ["study", "trial_id", "status", "family", *LISTED]
-        print_json("show", {"trials": json.loads(rows[names].to_json(orient="records"))})
+        trials = json.loads(rows[names].to_json(orient="records"))
+        print_json("show", {"trials": trials, "damaged": list(stored.damaged)})
         return 0
-    for study, trials in rows.groupby("study", sort=False):
-        settings = _settings(trials, stored.studies.get(str(study), {}))
+    for study, part in rows.groupby("study", sort=False):
+        settings = _settings(part, stored.studies.get(str(study), {}))
         header = ("trial", "status", "model", "settings", "loss (nats)", "step")
         cells = [
             (row["trial_id"], row["status"], f"{row['family']} {_cell(row[LISTED[0]])}", text,
              _cell(row[LISTED[1]], digits=4), _cell(row[LISTED[2]], "s"))
-            for row, text in zip(trials.to_dict("records"), settings, strict=True)
+            for row, text in zip(part.to_dict("records"), settings, strict=True)
         ]  # fmt: skip
         table(str(study), header, cells, text_columns=4)
     say(*(f"damaged, left out: {line}" for line in counted(stored.damaged)))
