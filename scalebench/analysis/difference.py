@@ -124,8 +124,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         QUANTITIES[column][0] for column in TIMES
         if QUANTITIES[column][0] not in noise and all(numeric(frame, column).gt(0).any() for frame in (old, new))
     ]  # fmt: skip
-    only = (len(group) - len(common) for group in groups)
-    return Difference(tuple(_judged(effects, margin)), noise, *only, shared=tuple(shared))
+    only_old, only_new = (len(group) - len(common) for group in groups)
+    return Difference(tuple(_judged(effects, margin)), noise, only_old, only_new, tuple(shared))
 
 
 def _usable(frame: pd.DataFrame) -> pd.DataFrame:
