@@ -52,7 +52,7 @@ class Progress:
             self._bar.update(self._task, completed=fraction, description=done, note=note)
         elif now - self._printed >= LINE_EVERY_S:
             self._printed, elapsed, self._printed_now = now, now - self._begun, True
-            left = f", about {duration(elapsed * (1 - fraction) / fraction)} left" if fraction > 0.02 else ""
+            left = f", about {duration(elapsed * (1 - fraction) / fraction)} left" if 0.02 < fraction < 1 else ""
             self.line(f"{done} after {duration(elapsed)}{left}{f' ({note})' if note else ''}")
 
     def parts(self, lines: Mapping[str, tuple[float, str]]) -> None:
