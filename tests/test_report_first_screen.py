@@ -148,7 +148,7 @@ def test_one_diverged_trial_sets_no_axis() -> None:
 
 def test_no_interval_repeats_its_end_and_no_number_hides_behind_zeros() -> None:
     assert bounded(0.0, 0.0, 0.0, "s") == ("0\u00a0s", NO_SPREAD)
-    assert bounded(0.0, 0.0, 3e-6, "s") == ("0.0\u00a0µs", "0.0 to 3.0\u00a0µs")
+    assert bounded(0.0, 0.0, 3e-6, "s") == ("0.000\u00a0µs", "0.000 to 3.000\u00a0µs")
     low, high = bounded(12.02, 12.0199, 12.0201)[1].split(" to ")
     assert float(low) < float(high)
     assert bounded(1e9, 1e9, 1e9, "FLOP")[1] == NO_SPREAD

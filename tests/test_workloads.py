@@ -69,7 +69,7 @@ ELSEWHERE = {
 
 
 def test_columns_have_a_unit_of_the_vocabulary_and_a_meaning_and_one_definition() -> None:
-    units = {"", "1", "s", "1/s", "B", "J", "nat", "bit/B", "FLOP", "FLOP/s"}
+    units = {"", "1", "s", "1/s", "B", "B/s", "J", "nat", "bit/B", "FLOP", "FLOP/s"}
     rows = columns()
     assert {row["unit"] for row in rows} <= units
     assert all(row["meaning"] for row in rows)

@@ -70,7 +70,7 @@ def law_columns(
         aliases = ALIASES.get(role, ()) if len(law.inputs) == 1 else ()
         roles = [role, *aliases, *(("y",) if role == law.response else ())]
         named = next((name for name in roles if name in by_role), None)
-        by_flops = role not in names and (role == "tokens" or "tokens" in by_role)
+        by_flops = role == ("params" if "tokens" in by_role else "tokens") and role not in names
         if named is None and by_flops and "flops" in by_role and "tokens" in law.inputs:
             columns["flops"] = by_role["flops"]
         else:
