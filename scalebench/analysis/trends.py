@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
+EXACT, FEWEST_EXACT = 1e-6, 5  # relative residual below which a straight line is exact, at so many sizes
 NEGLIGIBLE_PERCENT = 0.1  # hold-out error below which a straight line needs no exponent
 
 
@@ -134,8 +135,11 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     simple, other = COST_LAWS
     if len(points) > MOST_COMPARED:
         points = points.groupby("x")["y"].median().reset_index()
+    x, y = points["x"].to_numpy(dtype=float), points["y"].to_numpy(dtype=float)
+    if is_straight(x, y):
+        return simple, f"{simple}, which fits every size to {100 * EXACT:g} %"
     try:
-        choice = choose({"x": points["x"].to_numpy(), "y": points["y"].to_numpy()}, COST_LAWS, by="x")
+        choice = choose({"x": x, "y": y}, COST_LAWS, by="x")
     except FitRefused:  # too few sizes to hold any out; the reason stands with the trend
         return simple, ""
     errors = {ranked.law: ranked.error_percent for ranked in choice.ranking}
@@ -146,6 +150,19 @@ def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:
     against = f"tied with {other}" if tied else f"not {other if law == simple else simple}"
     shown = ", ".join(f"{name} {_percent(error)} %" for name, error in errors.items())
     return law, f"{law}, {against}, by hold-out error: {shown}"
+
+
+def is_straight(x: Array, y: Array) -> bool:
+    """Return whether c + a x with c, a >= 0 is each y (n,) to EXACT, at FEWEST_EXACT sizes or more.
+
+    So it is with costs that are computed; the hold-out error of ``offset_linear`` is negligible then.
+    """
+    if len(np.unique(x)) < FEWEST_EXACT:
+        return False
+    columns = np.column_stack([1 / y, x / y])
+    solution = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)[0]
+    positive = solution[1] > 0 and solution[0] > -EXACT * y.min()
+    return bool(positive and np.abs(columns @ solution - 1).max() < EXACT)
 
 
 def _percent(error: float) -> str:

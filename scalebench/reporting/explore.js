@@ -115,7 +115,7 @@ function offerPlot(details, table) {
 
 const exploreId = (details) => `${details.id.replace(/-trials$/, "")}-explore`;
 
-// A page of many studies has their trials as JSON, which is a table's size without its thousands of elements.
+// JSON is a table's size without its thousands of elements.
 function tableOf(json) {
   const { caption, columns, units, rows } = JSON.parse(json.textContent);
   const table = document.createElement("table"), scroll = Object.assign(document.createElement("div"), { className: "scroll" });
@@ -144,13 +144,16 @@ function tableOf(json) {
   return table;
 }
 
-// The table behind a figure has only some of its rows as elements; the others come with it as JSON.
+// A long table has only some of its rows as elements; the others come with it as JSON.
 function showAllRows(details) {
   const json = details.querySelector(":scope > script");
-  if (!json) return;
+  if (!json) return details.querySelector("table");
   details.querySelectorAll(":scope > .scroll, :scope > .tools").forEach((some) => some.remove());
-  offerTableTools(tableOf(json));
+  const table = tableOf(json);
+  if (details.classList.contains("trials")) offerSorting(table);
+  offerTableTools(table);
   markScrollable();
+  return table;
 }
 
 // Before a reader sees it, on the screen or on paper.
@@ -159,12 +162,7 @@ const fill = (details) => (details.classList.contains("trials") ? showTrials(det
 function showTrials(details) {
   if (details.dataset.shown) return;
   details.dataset.shown = "yes";
-  const json = details.querySelector("script"), table = json ? tableOf(json) : details.querySelector("table");
-  if (json) {
-    offerSorting(table);
-    offerTableTools(table);
-  }
-  const figure = offerPlot(details, table);
+  const table = showAllRows(details), figure = offerPlot(details, table);
   if (figure) offerFigureTools(figure);
 }
 

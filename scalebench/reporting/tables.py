@@ -13,6 +13,7 @@ from scalebench.reporting.quantities import NOT_MEASURED, percent, present, quan
 
 MAX_ROWS = 1000
 MAX_DATA_ROWS = 300  # of the table behind a figure
+MAX_FIRST_ROWS, FIRST_ROWS = 100, 20  # of a folded table, more rows than which appear where scripts run; then these
 
 Cell = tuple[str, float | str | None]  # what is printed, and what the column sorts by
 
@@ -27,13 +28,20 @@ class Table:
     appendix: bool = False  # a diagnostic, which the page folds
     units: tuple[str, ...] = ()  # of the columns' sort keys, for a script that draws them; none if empty
     links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
-    excerpt: tuple[int, ...] = ()  # the rows shown on a page without room for all, which a script then adds
+    excerpt: tuple[int, ...] = ()  # the rows that stand for all until a script adds the others; if empty, see ``first``
 
     @property
-    def excerpted(self) -> Table:
-        """The rows of the excerpt alone, with where the others are."""
-        note = f" {len(self.excerpt):,} of {len(self.rows):,} rows; all of them appear where scripts run."
-        return replace(self, caption=self.caption + note, rows=tuple(self.rows[i] for i in self.excerpt), excerpt=())
+    def first(self) -> Table:
+        """The rows that are elements of the page before a script adds the others, and where those are.
+
+        They are those of the excerpt, else FIRST_ROWS spread evenly of more than MAX_FIRST_ROWS, else all: the table.
+        """
+        total = len(self.rows)
+        places = self.excerpt or (spread(total, FIRST_ROWS) if total > MAX_FIRST_ROWS else ())
+        if not places:
+            return self
+        note = f" {len(places):,} of {total:,} rows; all {total:,} appear where scripts run."
+        return replace(self, caption=self.caption + note, rows=tuple(self.rows[i] for i in places), excerpt=())
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -81,7 +89,12 @@ def evenly(trials: pd.DataFrame, most: int) -> pd.DataFrame:
     """Return at most ``most`` rows, spread evenly, the first and the last among them."""
     if len(trials) <= most:
         return trials
-    return trials.iloc[np.linspace(0, len(trials) - 1, most).round().astype(int)]
+    return trials.iloc[list(spread(len(trials), most))]
+
+
+def spread(total: int, most: int) -> tuple[int, ...]:
+    """Return ``most`` places of ``total`` in order, spread evenly, the first and the last among them."""
+    return tuple(np.linspace(0, total - 1, most).round().astype(int).tolist())
 
 
 def table(

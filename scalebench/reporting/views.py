@@ -113,9 +113,10 @@ def _drawn(marks: Marks, name: str, spec: FigureSpec[Any], caption: Caption) -> 
 def as_json(table: Table) -> Markup:
     """Return a table for a script, on a page that has no room for its elements: a cell is its text, or [text, number].
 
-    No character of it ends the element that it is in.
+    Whole numbers are exact, others have nine digits. No character of it ends the element that it is in.
     """
-    rows = [[[text, float(f"{key:.6g}")] if isinstance(key, int | float) and math.isfinite(key) else text
+    rows = [[[text, int(key) if key == int(key) else float(f"{key:.9g}")]
+             if isinstance(key, int | float) and math.isfinite(key) else text
              for text, key in row] for row in table.rows]  # fmt: skip
     content = {"caption": table.caption, "columns": table.columns, "units": table.units, "rows": rows}
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -123,24 +124,25 @@ def as_json(table: Table) -> Markup:
 
 
 def downloads(name: str, rows: pd.DataFrame, limit: int, *, compress: bool = False) -> Iterator[Download]:
-    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes; with ``compress``
-    as .gz, and the CSV alone.
+    """Embed the rows as CSV and as JSON, each of them only if it has at most ``limit`` bytes.
 
-    The attempt's folder is left out: it is a path on one machine.
+    With ``compress``, and where the CSV has more, the CSV alone as .gz. The attempt's folder is left out: it
+    is a path on one machine.
     """
     rows = rows.drop(columns="attempt_dir", errors="ignore")
-    table = rows.to_csv(index=False)
+    table = rows.to_csv(index=False).encode("utf-8", "replace")
+    compress = compress or len(table) > limit
     yield from _embedded(f"{name}.csv", "text/csv", table, limit, compress=compress)
-    if not compress and len(table) <= limit:  # the names of the columns are in each row: it is never smaller
+    if not compress:  # else JSON is too large, too: the names of the columns are in each row
         records = json.dumps(json.loads(rows.to_json(orient="records", double_precision=15)), indent=1, sort_keys=True)
-        yield from _embedded(f"{name}.json", "application/json", records, limit)
+        yield from _embedded(f"{name}.json", "application/json", records.encode("utf-8", "replace"), limit)
 
 
-def _embedded(name: str, kind: str, text: str, limit: int, *, compress: bool = False) -> Iterator[Download]:
+def _embedded(name: str, kind: str, content: bytes, limit: int, *, compress: bool = False) -> Iterator[Download]:
     """Embed one file, where it has at most ``limit`` bytes."""
-    content, stated = text.encode("utf-8", "replace"), f"{kind};charset=utf-8"
+    stated = f"{kind};charset=utf-8"
     if compress:
-        name, stated, content = f"{name}.gz", "application/gzip", gzip.compress(content, mtime=0)
+        name, stated, content = f"{name}.gz", "application/gzip", gzip.compress(content, 6, mtime=0)
     if len(content) <= limit:
         uri = f"data:{stated};base64,{base64.b64encode(content).decode()}"
         yield Download(name, uri, hashlib.sha256(content).hexdigest(), quantity(len(content), "B"))

@@ -41,7 +41,8 @@ def tradeoff_figure(marks: Marks, studies: Sequence[StudyAnalysis], cost: str) -
     legend(marks)
     data = table(f"Loss against {name}, cheapest first.", (*COLUMNS[:3], name, *COLUMNS[3:]),
                  _rows(points, set(front.index), everything, unit))  # fmt: skip
-    excerpt = tuple(sorted(int(index) for index in front.index if index < len(data.rows)))
+    # A page of several studies has no room for all trials of each again.
+    excerpt = tuple(sorted(int(i) for i in front.index if i < len(data.rows))) if len(studies) > 1 else ()
     return Caption(
         _text(points, front, name, left_out=len(everything) - len(comparable)),
         replace(data, excerpt=excerpt if len(excerpt) < len(data.rows) else ()),
