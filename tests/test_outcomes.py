@@ -85,6 +85,18 @@ def test_a_law_without_determined_parameters_or_intervals_is_refused() -> None:
     assert law_text(exact) == f"refused: {exact.no_interval}"
 
 
+def test_parameters_that_the_points_leave_open_have_no_value_in_a_law() -> None:
+    """Losses that do not fall with size leave the exponent open, and with it the coefficient."""
+    sizes, noise = np.repeat([4e3, 8e3, 16e3, 32e3], 6), np.random.default_rng(0).normal(0, 0.05, 24)
+    level = trend_by(fit({"x": sizes, "y": 1 + noise}, "power"))
+    assert level.fit is not None
+    assert {"alpha", "A"} <= {*level.fit.undetermined}
+    text = law_text(level)
+    assert "α not determined" in text
+    assert "A not determined" in text
+    assert "α =" not in text
+
+
 def test_the_row_of_a_study_has_its_sizes_its_law_and_its_time() -> None:
     study = analysed()
     row = dict(zip(COLUMNS, outcome_row(study, "training", loss_outcome(study)), strict=True))

@@ -92,7 +92,8 @@ class Outcome:
 def law_text(trend: Trend) -> str:
     """Return a fitted law with its parameters and their intervals, or the refusal with its reason.
 
-    A fit whose parameters are not determined, or have no intervals, is no result.
+    A fit whose parameters are not determined, or have no intervals, is no result; of others, single parameters may not
+    be determined and have no value here.
     """
     if trend.fit is None:
         return f"{REFUSED}{trend.reason}"
@@ -100,6 +101,9 @@ def law_text(trend: Trend) -> str:
         return f"{REFUSED}{reason}"
     parts = []
     for name, value in trend.fit.parameters.items():
+        if name in trend.fit.undetermined:
+            parts.append(f"{symbol(name)} not determined")
+            continue
         text, interval = bounded(value, *trend.interval(name))
         at_bound = ", at its bound" if name in trend.fit.bounds_hit else ""
         parts.append(f"{symbol(name)} = {text} ({interval}{at_bound})")
