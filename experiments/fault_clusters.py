@@ -34,7 +34,8 @@ def rank_killed(case: Case) -> None:
         case.another_folder()
     case.finish()
     frame = store.load_results(case.results)
-    case.notes.append(f"resumed from step {frame['resumed_from_step'].max()}")
+    step = frame["resumed_from_step"].max()
+    case.notes.append(f"resumed from step {step:g}" if step >= 0 else "resumed from no snapshot")
 
 
 def ray_killed(case: Case) -> None:

@@ -34,7 +34,7 @@ def descendants(driver: Driver, word: str) -> list[psutil.Process]:
 
 # --- drivers ---------------------------------------------------------------------------------------------------------
 
-# What a folder gets more of while a driver is at work: the moments at which it is disturbed, beside its planning.
+# What a running driver adds to a folder: the moments at which it is disturbed, beside its planning.
 MOMENTS = ("claim-*", "attempt-*/heartbeat.json", "attempt-*/record.json")
 
 
