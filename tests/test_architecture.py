@@ -123,10 +123,10 @@ def test_functions_are_short() -> None:
     assert quantiles(lengths, n=10)[-1] <= 35
 
 
-# Modules that import neither torch nor what draws; the page itself draws.
+# Modules that import neither torch nor what draws; the page itself draws, sentences and tables do without.
 LIGHT = (
     *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
-    *("points.table", "store", "study", "families", "running.planning", "tasks", "workloads"),
+    *("points.table", "reporting.sections", "store", "study", "families", "running.planning", "tasks", "workloads"),
 )
 
 
