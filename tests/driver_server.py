@@ -6,11 +6,13 @@ place of a fresh one, which is the same server without the seconds of importing.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import types
@@ -86,8 +88,27 @@ def serve_from_fifos(environment: Mapping[str, str]) -> NoReturn:
     serve(requests, replies, os.dup(2), environment)
 
 
-def run_driver(folder: str) -> int:
-    """Do in this forked process what ``driver.json`` says, and return the exit status."""
+def run_driver(folder: str) -> NoReturn:
+    """Do in this forked process what ``driver.json`` says, and end it.
+
+    The interpreter does not take its modules down, as that would copy every page that is shared with the server.
+    """
+    code: Any = 0
+    try:
+        run_command(folder)
+    except SystemExit as end:
+        code = end.code
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+def run_command(folder: str) -> None:
+    """Run the command of ``driver.json``."""
     request = json.loads((Path(folder) / "driver.json").read_text(encoding="utf-8"))
     start: Callable[..., Any] = processes.start
 
@@ -103,7 +124,6 @@ def run_driver(folder: str) -> int:
     from scalebench.cli.app import main
 
     main(request["arguments"])
-    return 0
 
 
 if __name__ == "__main__":
