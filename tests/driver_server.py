@@ -139,6 +139,17 @@ def run_driver(folder: str) -> NoReturn:
 def run_command(folder: str) -> None:
     """Run the command of ``driver.json``."""
     request = json.loads((Path(folder) / "driver.json").read_text(encoding="utf-8"))
+    fork_servers()
+    os.chdir(request["cwd"])
+    sys.argv = ["scalebench", *request["arguments"]]
+    exec(request["before"], {"__name__": "before"})
+    from scalebench.cli.app import main
+
+    main(request["arguments"])
+
+
+def fork_servers() -> None:
+    """Let fork servers be forked from this process instead of started."""
     start: Callable[..., Any] = processes.start
 
     def start_server(command: Sequence[str], environment: Mapping[str, str], **streams: Any) -> Any:
@@ -147,12 +158,6 @@ def run_command(folder: str) -> None:
         return start(command, environment, **streams)
 
     forked.processes = types.SimpleNamespace(**vars(processes) | {"start": start_server})  # type: ignore[assignment]
-    os.chdir(request["cwd"])
-    sys.argv = ["scalebench", *request["arguments"]]
-    exec(request["before"], {"__name__": "before"})
-    from scalebench.cli.app import main
-
-    main(request["arguments"])
 
 
 if __name__ == "__main__":

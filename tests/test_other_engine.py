@@ -11,7 +11,6 @@ import toy_engine
 from light_worker import light_command
 from support import run_here
 
-from scalebench import store
 from scalebench.errors import InputError
 from scalebench.running.engines import ENGINES
 from scalebench.running.planning import load_study
