@@ -5,8 +5,8 @@ For every launch, and for every call of a helper inside a kernel, the interprete
 in a process that interprets. The parts of types are worked out once for a shape (quick_types.py); operators, loads,
 stores and casts go to the arrays directly where conversion and broadcasting change nothing (quick_operations.py). Sums
 and products of integers are computed once: the interpreter computes them a second time in 64 bits, for an assertion
-that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines whole slices instead of
-single numbers, in the same order.
+that it leaves out unless a kernel is debugged. A reduction by a function of the kernel combines the halves of a block
+until one slice is left, as the threads of a device do, instead of one number after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 _broadcast = TritonSemantic.broadcast_impl_value
-_reduce_numbers = interpreter.ReduceOps.generic_reduce
+reduce_numbers = interpreter.ReduceOps.generic_reduce
 _convert_operands = TritonSemantic.binary_op_type_checking_impl
 _semantic = TritonSemantic(interpreter.interpreter_builder)
 
@@ -77,24 +77,21 @@ def _like(value: Any, example: Any) -> Any:
     if type(value) is tl.tensor and value.type is example.type:
         return value
     data = value.handle.data if isinstance(value, tl.tensor) else np.full(example.handle.data.shape, value)
-    stored = data.astype(example.handle.data.dtype, copy=False)
-    return tl.tensor(interpreter.TensorHandle(stored, example.dtype), example.type)
+    return new_tensor(data.astype(example.handle.data.dtype, copy=False), example.dtype)
 
 
-def _reduce_slices(self: Any, arguments: tuple[Any, ...]) -> list[Any]:
+def _reduce_halves(self: Any, arguments: tuple[Any, ...]) -> list[Any]:
     arguments, axis = self.unravel(arguments, self.axis)
-    slices = [np.moveaxis(each.handle.data, axis, 0) for each in arguments]
-    dtypes = [each.dtype for each in arguments]
-    rows = zip(*slices, strict=True)
-    result = [new_tensor(part, dtype) for part, dtype in zip(next(rows), dtypes, strict=True)]
-    for parts in rows:
-        following = [new_tensor(part, dtype) for part, dtype in zip(parts, dtypes, strict=True)]
-        combined = self.combine_fn.fn(*result, *following)
+    parts = [new_tensor(np.moveaxis(each.handle.data, axis, 0), each.dtype) for each in arguments]
+    while (size := parts[0].handle.data.shape[0]) > 1:
+        halves = (slice(size // 2), slice(size // 2, None))
+        first, second = ([new_tensor(each.handle.data[half], each.dtype) for each in parts] for half in halves)
+        combined = self.combine_fn.fn(*first, *second)
         values = combined if isinstance(combined, tuple) else (combined,)
-        result = [_like(value, example) for value, example in zip(values, result, strict=True)]
+        parts = [_like(value, example) for value, example in zip(values, first, strict=True)]
     shape = list(arguments[0].handle.data.shape)
     shape[axis : axis + 1] = [1] if self.keep_dims else []
-    return [self.to_tensor(each.handle.data.reshape(shape), each.dtype) for each in result]
+    return [self.to_tensor(each.handle.data.reshape(shape), each.dtype) for each in parts]
 
 
 def speed_up() -> None:
@@ -114,7 +111,7 @@ def speed_up() -> None:
     interpreter.InterpreterBuilder.create_masked_store = quick_operations.store
     interpreter.InterpreterBuilder.cast_impl = quick_operations.cast
     interpreter._convert_float = quick_operations.convert_float
-    interpreter.ReduceOps.generic_reduce = _reduce_slices
+    interpreter.ReduceOps.generic_reduce = _reduce_halves
     interpreter.ReduceScanOpInterface.to_tensor = _to_tensor
     _replace_language()
     interpreter._patch_lang = lambda _: interpreter._LangPatchScope()  # the next launch finds all replaced

@@ -140,25 +140,29 @@ def _index(addresses: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return (addresses - np.uint64(_FIRST)).view(np.int64) // dtype.itemsize
 
 
-def load(self: Any, pointers: Any, mask: Any, other: Any, *_: Any) -> Any:
+def _are_chosen(mask: Any) -> np.ndarray:
+    return mask if isinstance(mask, np.ndarray) else mask.data  # descriptors pass an array
+
+
+def load(self: Any, pointers: Any, mask: Any, other: Any, *_: Any, **hints: Any) -> Any:
     """Stand for the builder's ``create_masked_load``."""
-    element = pointers.get_element_ty()
+    element, chosen = pointers.get_element_ty(), _are_chosen(mask)
     dtype = find_numpy_dtype(element)
     memory, index = _memory(dtype), _index(pointers.data, dtype)
-    if mask is None or mask.data.all():
+    if chosen.all():
         return _handle(memory[index], element)
     data = np.zeros(index.shape, dtype) if other is None else np.array(other.data, dtype)
-    data[mask.data] = memory[index[mask.data]]
+    data[chosen] = memory[index[chosen]]
     return _handle(data, element)
 
 
 def store(self: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
     """Stand for the builder's ``create_masked_store``."""
-    memory, index = _memory(value.data.dtype), _index(pointers.data, value.data.dtype)
-    if mask is None or mask.data.all():
+    memory, index, chosen = _memory(value.data.dtype), _index(pointers.data, value.data.dtype), _are_chosen(mask)
+    if chosen.all():
         memory[index] = value.data
     else:
-        memory[index[mask.data]] = value.data[mask.data]
+        memory[index[chosen]] = value.data[chosen]
 
 
 def cast(self: Any, source: Any, kind: Any) -> Any:
