@@ -58,7 +58,7 @@ def test_the_terms_that_a_degenerate_fit_switches_off_are_not_determined() -> No
 
 @pytest.mark.parametrize("end", EXPONENT)
 def test_an_exponent_at_the_end_of_its_range_is_not_determined_if_its_term_may_vanish(planted: Fit, end: float) -> None:
-    """With its coefficient's interval down to about zero the data go without the term, and the exponent is arbitrary."""
+    """With its coefficient's interval down to about zero the data do without the term, and any exponent would do."""
     least, most = EXPONENT
     middle = (least + most) / 2
     at_end = (end, middle) if end == least else (middle, end)
