@@ -36,7 +36,7 @@ def test_trials_of_one_size_are_in_order_of_their_settings(command, tmp_path: Pa
     rows = planted()[:4]
     for row, batch, schedule in zip(rows, (16, 8, 128, 8), (None, "wsd", "cosine", "cosine"), strict=True):
         row |= {"params_non_embedding": 1000, "seed": 0, "batch_size": batch, "schedule": schedule}
-    write_study(tmp_path / "results" / "s", rows, {"batch_size": [8, 16, 128], "schedule": ["wsd", "cosine"]})
+    write_study(tmp_path / "results" / "planted", rows, {"batch_size": [8, 16, 128], "schedule": ["wsd", "cosine"]})
     _, out, _ = command("show")
     assert [line.split("batch size ")[1].split(",")[0] for line in out.splitlines()[2:]] == ["8", "8", "16", "128"]
     assert "cosine" in out.splitlines()[2]

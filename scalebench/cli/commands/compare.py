@@ -22,6 +22,7 @@ from scalebench.reporting.quantities import NBSP, bounded, significant
 
 COMPLAINTS = 3
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
+NOTHING = ("", "-", "—", "unchecked")  # cells without a value
 HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
 
 
@@ -80,8 +81,9 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
             lines.append((row["case"],))
         lines.append(_cells(row))
     table("", *_without_empty(HEADER, lines))
-    if any(row["accepted"] is not None for row in comparison.rows):
-        say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
+    checked = any(row["accepted"] is not None for row in comparison.rows)
+    error = "error: against float64, in multiples of the eager error" if checked else "results are unchecked"
+    say(f"{error}; speedup: times as fast as the baseline")
     if any(row["provider"] == row["baseline"] for row in comparison.rows):
         _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     else:
@@ -92,9 +94,9 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
 
 
 def _without_empty(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Leave out the columns in which no row has a value, as of rates that an imported file has none of."""
+    """Leave out the columns in which no row has a value: an imported file has no rates, and nothing to check."""
     full = [row for row in rows if len(row) > 1]
-    used = [i for i in range(len(header)) if not full or any(row[i] not in ("", "-", "—") for row in full)]
+    used = [i for i in range(len(header)) if not full or any(row[i] not in NOTHING for row in full)]
     return [header[i] for i in used], [tuple(row[i] for i in used) if len(row) > 1 else row for row in rows]
 
 
