@@ -1,12 +1,10 @@
-"""Gluon kernels of the backward pass of attention on Hopper (sm_90) for D of 256: dK and dV, and dQ.
+"""Gluon kernel for dK and dV of attention on Hopper (sm_90) where D is 256.
 
-As ``hopper_backward``, whose notation, rings and producer they share, but for sums that are twice as wide:
+As ``hopper_backward.hopper_keys``, whose notation and rings it uses, but both sums of 64 keys would take all registers
+of a consumer. Here a program owns 64 keys, and each consumer half of the columns of both sums. Of a pair of tiles of M
+queries each computes the scores of one, and passes p and ds to the other through shared memory.
 
-- dK and dV of 64 keys. Each consumer owns half of the columns of both. Of a pair of tiles of M queries each computes
-  the scores of one, and passes p and ds to the other through shared memory.
-- dQ of 2 x 64 queries, 64 for each consumer, by tiles of N keys, in pairs, of which the second runs beside the first.
-
-Both are deterministic. They have not been timed: ``hopper_gradients.methods`` offers them to be.
+Not timed yet: ``hopper_gradients.methods`` lists it for tuning.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -24,14 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from scalekernels.attention.hopper_backward import (
-    _key_weights,
-    _next_slot,
-    _own_block,
-    _queries_producer,
-    _ring,
-    _score_differences,
-)
+from scalekernels.attention.hopper_backward import _key_weights, _next_slot, _own_block, _ring
 
 RUNTIME_SIZES = ("batches", "query_heads", "group", "query_length", "key_length", "padded_length", "section")
 
@@ -210,120 +201,3 @@ def hopper_keys_wide(
                           key_head, first_key, first_row, 2 * pairs, group, query_heads, padded_length,
                           delta_offset, M, STAGES)),
     ], [4, 1], [REGISTERS, 24])  # fmt: skip
-
-
-@gluon.jit
-def _hold(p):
-    """The same weights, which what follows cannot overtake: a volatile store that never happens, as none is negative."""
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred q; .reg .b32 a, b; or.b32 a, $8, $9; or.b32 b, $10, $11; or.b32 a, a, b; or.b32 b, $12, $13; "
-        "or.b32 a, a, b; or.b32 b, $14, $15; or.b32 a, a, b; mov.b32 b, 0; "
-        "setp.lt.s32 q, a, 0; @q st.volatile.shared.b32 [b], a; mov.b32 $0, $8; mov.b32 $1, $9; mov.b32 $2, $10; "
-        "mov.b32 $3, $11; mov.b32 $4, $12; mov.b32 $5, $13; mov.b32 $6, $14; mov.b32 $7, $15; }",
-        "=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r,r,r,r,r", [p], dtype=gl.float32, is_pure=False, pack=8,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _queries_consumer(  # noqa: PLR0915
-    q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
-    statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-    WHO: gl.constexpr, CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second's dp is issued after the first's ds.
-
-    Three tiles of scores are there at a time, for lack of registers, and addresses depend on ``base``, which is 0.
-    """
-    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
-    of_row: gl.constexpr = gl.SliceLayout(1, scores)
-    dtype: gl.constexpr = q_buffers.dtype
-    first_row += WHO * M
-    own = statistics + statistics_row + WHO * M + gl.arange(0, M, layout=of_row)
-    lse = gl.load(own)
-    delta = gl.load(own + delta_offset)
-    whole = key_length
-    bound = gl.full([M], key_length, gl.int32, of_row)
-    if CAUSAL:
-        whole = gl.minimum(whole, first_row + 1)
-        bound = gl.minimum(bound, first_row + 1 + gl.arange(0, M, layout=of_row))
-    zero = gl.zeros([M, N], gl.float32, scores)
-    dq = gl.zeros([M, D], gl.float32, sums)
-    ds = gl.zeros([M, N], dtype, operand)  # the first round adds 0
-    slot = 0
-    phase = 0
-    before = 0
-    first_key = (tiles - 1) * N
-    mbarrier.wait(own_full, 0)
-    for step in range(tiles):
-        base = slot >> 8
-        q = q_buffers.index(base + WHO).reshape([M, D])
-        g = g_buffers.index(base + WHO).reshape([M, D])
-        mbarrier.wait(full.index(slot), phase)
-        k = k_buffers.index(slot).reshape([N, D])
-        v = v_buffers.index(slot).reshape([N, D])
-        s = warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
-        dp = warpgroup_mma(g, v.permute((1, 0)), zero, use_acc=False, is_async=True)
-        dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
-        s, dp = warpgroup_mma_wait(1, deps=(s, dp))
-        if first_key + N > whole:
-            keys = first_key + gl.arange(0, N, layout=gl.SliceLayout(0, scores))
-            s = gl.where(gl.expand_dims(keys, 0) < gl.expand_dims(bound, 1), s, float("-inf"))
-        p = _hold(gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1)))
-        ds = p * (dp - gl.expand_dims(delta, 1))
-        dq, ds = warpgroup_mma_wait(0, deps=(dq, ds))
-        mbarrier.arrive(empty.index(before), pred=step > 0)
-        ds = gl.convert_layout(ds.to(dtype), operand)
-        before = slot
-        slot, phase = _next_slot(slot, phase, STAGES)
-        first_key -= N
-    dq = warpgroup_mma(ds, k_buffers.index(before).reshape([N, D]), dq, is_async=True)
-    dq = warpgroup_mma_wait(0, deps=(dq,))
-    q_buffers.index(WHO).reshape([M, D]).store((dq * scale).to(dtype))
-    fence_async_shared()
-    mbarrier.arrive(done)
-
-
-@gluon.jit(do_not_specialize=RUNTIME_SIZES)
-def hopper_queries_wide(
-    q_desc, k_desc, v_desc, g_desc, dq_desc, statistics,
-    batches, query_heads, group, query_length, key_length, padded_length, section, scale, scale_log2,
-    CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr,
-):  # fmt: skip
-    """dQ of 2 x M queries of one head. Grid: (blocks of queries x batches x query heads,)."""
-    blocks = gl.cdiv(query_length, 2 * M)
-    block, index = _own_block(blocks, batches * query_heads, section)
-    batch = index // query_heads
-    head = index % query_heads
-    end = key_length
-    if CAUSAL:
-        block = blocks - 1 - block
-        end = gl.minimum(end, (block + 1) * 2 * M)
-    first_row = block * 2 * M
-    tiles = gl.cdiv(end, 2 * N)
-    dtype: gl.constexpr = q_desc.dtype
-    q_buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, M, D], q_desc.layout)
-    g_buffers = gl.allocate_shared_memory(dtype, [2, 1, 1, M, D], g_desc.layout)
-    k_buffers = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, N, D], k_desc.layout)
-    v_buffers = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, N, D], v_desc.layout)
-    own_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    done = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(own_full, count=1)
-    mbarrier.init(done, count=2)
-    full, empty = _ring(STAGES)
-    fence_async_shared()
-    statistics_row = index * padded_length + first_row
-    delta_offset = batches * query_heads * padded_length
-    gl.warp_specialize([
-        (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
-                             statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             0, CAUSAL, M, N, D, STAGES)),
-        (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
-                             statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             1, CAUSAL, M, N, D, STAGES)),
-        (_queries_producer, (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers,
-                             own_full, full, empty, done, batch, head, head // group, first_row, tiles,
-                             M, N, STAGES)),
-    ], [4, 1], [REGISTERS, 504 - 2 * REGISTERS])  # fmt: skip
