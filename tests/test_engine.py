@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drivers import NO_PEAK, Drivers
+from drivers import Drivers
 from support import SMALL, beats, run_here
 
 from scalebench import store
@@ -205,7 +205,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
         "--json",
         *(word for setting in settings for word in ("--set", setting)),
     ]
-    driver = drivers.start(tmp_path, command, before=NO_PEAK)
+    driver = drivers.start(tmp_path, command)
     while not list(tmp_path.glob("results/small/trials/*/*/record.json")):
         time.sleep(0.02)
         assert driver.poll() is None, driver.err
@@ -215,7 +215,7 @@ def test_an_interrupted_run_loses_nothing_finished_and_goes_on(
     assert "Traceback" not in driver.err
     done = 3 - len(survey(load_study(small_study, settings), tmp_path / "results").missing)
     assert 1 <= done < 3
-    again = drivers.start(tmp_path, command, before=NO_PEAK)
+    again = drivers.start(tmp_path, command)
     assert again.wait(60) == 0
     assert json.loads(again.out.splitlines()[-1])["executed"] == 3 - done
     assert store.load_results(tmp_path / "results")["status"].tolist() == ["ok"] * 3
