@@ -66,7 +66,6 @@ def test_a_study_runs_once_and_then_has_nothing_left(small_study: Path, tmp_path
         ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     row = one(tmp_path)
     steps = store.read_steps(str(row["attempt_dir"]))
@@ -79,7 +78,6 @@ def test_the_record_agrees_with_the_samples(tmp_path: Path) -> None:
     assert row["checkpoint_bytes"] == 3 * 4 * row["params"] + 4 * 4
 
 
-@pytest.mark.slow
 def test_the_same_trial_gives_the_same_loss_in_another_process(finished: Path, tmp_path: Path) -> None:
     first = one(tmp_path)
     frame = store.load_results(finished).set_index("trial_id")
@@ -146,7 +144,6 @@ def test_triton_on_gpt_is_unsupported_without_a_gpu_and_never_replaced(tmp_path:
     assert "no CUDA device: the fused kernels need one" in str(row["error_message"])
 
 
-@pytest.mark.slow
 def test_text_that_changes_under_a_planned_trial_fails_it(tmp_path: Path) -> None:
     story = tmp_path / "story.txt"
     story.write_text("".join(f"line {i} of a story that goes on\n" for i in range(3000)))
