@@ -231,6 +231,16 @@ class Problem:
                 total[:, m + j, m + k] += bent
         return total
 
+    def sorted(self) -> Problem:
+        """The same problem with its rows in the order of their places, where sums over places copy nothing."""
+        order, places = self.places.order, self.places.sorted()
+        if order is None:
+            return self
+        logs = {name: log[order] for name, log in self.logs.items()}
+        part = self.same_inputs(logs=logs, target=self.target[..., order], weights=self.weights[..., order])
+        vars(part).update(places=places)
+        return part
+
     def rows(self, index: NDArray[np.intp]) -> Problem:
         """The same problem for some replicates of the batch."""
         batched = ("target", "weights", "lower", "upper")

@@ -226,6 +226,7 @@ def polish(problem: Problem, theta: Array, width: float) -> tuple[Array, Array, 
 
     Works in blocks whose arrays stay in the processor's cache, which halves the time of a bootstrap.
     """
+    problem = problem.sorted() if len(theta) >= MANY else problem
     rows = max(BLOCK // problem.target.shape[-1], 8)
     if len(theta) <= rows:
         return _polish(problem, theta, width)
