@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scalebench.reporting.end_labels import end_of, label_ends
+from scalebench.reporting.layout import OneAxesLayout
 from scalebench.reporting.quantities import tick
 
 # Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
@@ -232,7 +233,7 @@ def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
 
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(5.6, height), layout="constrained")
+        figure = Figure(figsize=(5.6, height), layout=OneAxesLayout())
         axes = figure.subplots()
         sns.despine(ax=axes)
         yield Marks(figure, axes)
