@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -147,7 +147,7 @@ def log_ticks(axis: Axis, low: float, high: float, dense: float = 300, *, few: b
 
     At powers of ten alone where high is more than ``dense`` times low; ``few`` where the axis is short.
     """
-    ratio, beside = high / low, (*SUBS, *Y_SUBS) if axis.axis_name == "y" else SUBS
+    ratio, beside = high / low, (*SUBS, *Y_SUBS) if isinstance(axis, YAxis) else SUBS
     choices = FEW_SUBS if few else sorted(beside)
     subs = next((subs for most, subs in choices if ratio < min(most, dense)), (1,))
     # As on a linear axis: there would be two, or one.
