@@ -43,10 +43,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Make Triton's interpreter quick before anything is collected; not in the process of xdist that runs no test."""
-    if INTERPRETED and isinstance(collector, pytest.Session):
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()
