@@ -70,7 +70,7 @@ class Tunable:
 def tunables() -> Iterator[Tunable]:
     """Yield every tunable kernel at 16k tokens of width 2048, in sequences of 8192 and 1024; methods first."""
     for length, deterministic in itertools.product((8192, 1024), (True, False)):
-        for head_dimension, causal in itertools.product((128, 64), (True, False)):
+        for head_dimension, causal in itertools.product((128, 64, 256), (True, False)):
             yield _methods(head_dimension, length, causal, deterministic)
     for head_dimension, length in ((128, 8192), (64, 8192), (64, 1024), (128, 1024)):
         for causal in (True, False):
@@ -88,7 +88,8 @@ def _methods(head_dimension: int, length: int, causal: bool, deterministic: bool
         q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
         out, lse = launch.forward(q, k, v, causal, scale)
         compute = partial(hopper_gradients.backward, grad, q, k, v, out, lse, causal, scale)
-        return lambda method: compute(method=method)
+        plain = partial(launch.backward, grad, q, k, v, out, lse, causal, scale, deterministic, True, True, gluon=False)
+        return lambda method: plain() if method == hopper_gradients.PLAIN else compute(method=method)
 
     candidates = hopper_gradients.methods(head_dimension, causal, length_bucket, deterministic)
     kernel, place = hopper_gradients.METHOD_ROWS[deterministic], (head_dimension, length, causal)
