@@ -51,14 +51,15 @@ FILES = {
 def test_a_table_is_read_alike_however_it_is_written(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(FILES[name])
     read = read_columns(tmp_path / name, NAMES)
-    assert np.array([read.values[role] for role in NAMES]).T == pytest.approx(np.array(ROWS))
+    values = np.array([read.values[role] for role in NAMES])
+    assert values == pytest.approx(np.array(ROWS).T)
 
 
 def test_the_encoding_of_a_column_that_is_not_read_does_not_matter(tmp_path: Path) -> None:
     lines = [f"{line},{'note' if i == 0 else 'café'}" for i, line in enumerate(text().splitlines())]
     (tmp_path / "p.csv").write_bytes("\n".join(lines).encode("latin-1"))
     assert len(read_columns(tmp_path / "p.csv", NAMES)) == len(ROWS)
-    with pytest.raises(PointsError, match="column #3: Row #2.*invalid UTF8"):
+    with pytest.raises(PointsError, match=r"column #3: Row #2.*invalid UTF8"):
         read_columns(tmp_path / "p.csv", {**NAMES, "x": "note"})
     (tmp_path / "p.csv").write_bytes("\n".join(lines).replace("note", "Größe").encode("latin-1"))
     with pytest.raises(PointsError, match="not a text file in UTF-8"):
