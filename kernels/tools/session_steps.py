@@ -31,6 +31,7 @@ def first() -> list[Step]:
         Step("checks", checks, least_s=20, most_s=130),
         Step("tuning", tuning, least_s=15, most_s=50),
         Step("racecheck", racecheck, least_s=15, most_s=30),
+        Step("optimizer shapes", optimizer_shapes, least_s=20, most_s=30),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -280,6 +281,21 @@ def tuning(session: Session, quick: bool = False) -> str:
             session.environment["SCALEKERNELS_TUNED"] = str(table)
     winners = [row for row in session.tuned if row.get("winner")]
     return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
+
+
+def optimizer_shapes(session: Session) -> str:
+    """Time AdamW with 8-bit state by several launch shapes; their rows join those of ``tuning`` in tune.json."""
+    if session.device == "cpu":
+        return "needs a GPU"
+    output = session.work / "optimizer-rows.json"
+    try:
+        printed = session.python(TOOLS / "tuning_optimizer.py", "--output", output)
+    finally:
+        if output.exists():
+            rows = json.loads(output.read_text(encoding="utf-8"))
+            own = {row["kernel"] for row in rows}
+            session.tuned = [row for row in session.tuned if row["kernel"] not in own] + rows
+    return "; ".join(" ".join(line.split()) for line in printed.splitlines() if " ms" in line)
 
 
 def racecheck(session: Session) -> str:
