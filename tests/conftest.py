@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -33,10 +34,19 @@ from scalebench.running import processes
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRETED:
-    from quick_interpreter import speed_up
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Registered first, so called last: the end of a worker process, which would take down all modules one by one.
+    atexit.register(os._exit, 0)
+STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
-    speed_up()
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Make Triton's interpreter quick before anything is collected; not in the process of xdist that runs no test."""
+    if INTERPRETED and isinstance(collector, pytest.Session):
+        from quick_interpreter import speed_up
+
+        speed_up()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -46,9 +56,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if collection_path.name.startswith("test_kernel_") != INTERPRETED else None
 
 
-def pytest_collection_finish() -> None:
-    """Search for garbage from here on, but only among what tests make."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Search for garbage from here on, but only among what tests make; fork the server of drivers before any test."""
     gc.freeze()
+    session.config.stash[STARTED_DRIVERS] = drivers = Drivers()
+    if any("drivers" in getattr(item, "fixturenames", ()) for item in session.items):
+        drivers.fork_server()
     gc.enable()
 
 
@@ -79,9 +92,9 @@ def small_study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drivers() -> Iterator[Drivers]:
+def drivers(pytestconfig: pytest.Config) -> Iterator[Drivers]:
     """Start the command line in processes that are forked, without the seconds of importing."""
-    started = Drivers()
+    started = pytestconfig.stash[STARTED_DRIVERS]
     yield started
     started.stop()
 

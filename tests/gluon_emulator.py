@@ -64,9 +64,12 @@ class Int64(Int):
     bits = 64
 
 
+_SMALLEST, _LIMIT = {32: -(1 << 31), 64: -(1 << 63)}, {32: 1 << 31, 64: 1 << 63}
+
+
 def make_int(value: int, bits: int) -> Int:
     """Return a scalar; raises ``HazardError`` where it does not fit."""
-    if not -(1 << (bits - 1)) <= value < 1 << (bits - 1):
+    if not _SMALLEST[bits] <= value < _LIMIT[bits]:
         raise HazardError(f"{value} does not fit {bits} bits")
     return (Int64 if bits == 64 else Int)(value)
 
@@ -75,23 +78,23 @@ def _arithmetic(name: str, compute: Callable[[int, int], int]) -> None:
     def forward(self: Int, other: Any) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return make_int(compute(int(self), int(other)), max(self.bits, getattr(other, "bits", 32)))
+        return make_int(compute(self, other), 64 if self.bits == 64 or type(other) is Int64 else 32)
 
     def backward(self: Int, other: Any) -> Any:
-        return make_int(compute(int(other), int(self)), self.bits) if isinstance(other, int) else NotImplemented
+        return make_int(compute(other, self), self.bits) if isinstance(other, int) else NotImplemented
 
     setattr(Int, f"__{name}__", forward)
     setattr(Int, f"__r{name}__", backward)
 
 
 def _quotient(a: int, b: int) -> int:
-    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    quotient = int.__floordiv__(abs(int(a)), abs(int(b)))
+    return quotient if (int(a) < 0) == (int(b) < 0) else -quotient
 
 
 for _name, _compute in {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b, "lshift": lambda a, b: a << b, "rshift": lambda a, b: a >> b,
-    "floordiv": _quotient, "mod": lambda a, b: a - b * _quotient(a, b),
+    **{name: getattr(int, f"__{name}__") for name in ("add", "sub", "mul", "and", "or", "xor", "lshift", "rshift")},
+    "floordiv": _quotient, "mod": lambda a, b: int(a) - int(b) * _quotient(a, b),
 }.items():  # fmt: skip
     _arithmetic(_name, _compute)
 

@@ -138,7 +138,11 @@ class Partition:
 
     def step(self) -> None:
         """Let time pass before an operation, in which others may run."""
-        self.machine.at(self.machine.schedule.delay(self.name), self)
+        machine, delay = self.machine, self.machine.schedule.delay(self.name)
+        if not machine.error and not (machine.queue and machine.queue[0][0] <= machine.now + delay):
+            machine.now += delay  # nothing else is due before
+            return
+        machine.at(delay, self)
         self.block("its turn")
 
     def abort(self) -> None:

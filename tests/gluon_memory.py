@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -48,35 +49,36 @@ class Memory:
     def __init__(self, tensor: Tensor, allocation: Allocation) -> None:
         self.tensor, self.allocation = tensor, allocation
         self.shape, self.dtype = list(tensor.shape), tensor.dtype
-        self.elements: dict[int, Memory] = {}
+        self.views: dict[tuple[object, ...], Memory] = {}
 
     @cached_property
     def range(self) -> Range:
         """The bytes of this view."""
         return Range(self.allocation, self.tensor)
 
-    def _view(self, tensor: Tensor) -> Memory:
-        return Memory(tensor, self.allocation)
+    def _view(self, view: Callable[..., Tensor], *arguments: Any) -> Memory:
+        key = view.__name__, *arguments
+        if key not in self.views:
+            self.views[key] = Memory(view(self.tensor, *arguments), self.allocation)
+        return self.views[key]
 
     def index(self, i: int) -> Memory:
         """One element of the first dimension."""
         if not 0 <= i < self.shape[0]:
             raise HazardError(f"index {i} of a buffer of {self.shape[0]}")
-        if i not in self.elements:
-            self.elements[i] = self._view(self.tensor[int(i)])
-        return self.elements[i]
+        return self._view(Tensor.select, 0, int(i))
 
     def slice(self, start: int, length: int, dim: int = 0) -> Memory:
         """Part of one dimension."""
-        return self._view(self.tensor.narrow(dim, start, length))
+        return self._view(Tensor.narrow, dim, int(start), int(length))
 
     def reshape(self, shape: list[int]) -> Memory:
         """The same memory in another shape."""
-        return self._view(self.tensor.view(shape))
+        return self._view(Tensor.view, *shape)
 
     def permute(self, order: tuple[int, ...]) -> Memory:
         """The same memory with dimensions in another order."""
-        return self._view(self.tensor.permute(order))
+        return self._view(Tensor.permute, *order)
 
     def store(self, value: Tensor) -> None:
         """Write by ordinary stores."""
@@ -138,9 +140,16 @@ class Descriptor:
         nbytes = math.prod(block_shape) * tensor.element_size()
         self.block_type = types.SimpleNamespace(shape=self.block_shape, nbytes=nbytes)
         self.nbytes_per_cta = nbytes
+        self.boxes: dict[tuple[int, ...], tuple[tuple[slice, ...], tuple[slice, ...]]] = {}
 
     def inside(self, at: list[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Return the part of the tensor and the part of the block that a box at ``at`` covers."""
+        box = tuple(at)
+        if box not in self.boxes:
+            self.boxes[box] = self._inside(box)
+        return self.boxes[box]
+
+    def _inside(self, at: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         of_tensor, of_block = [], []
         for start, size, length in zip(map(int, at), self.block_shape, self.tensor.shape, strict=True):
             first, last = min(max(start, 0), length), max(min(start + size, length), 0)

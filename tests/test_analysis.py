@@ -92,6 +92,17 @@ def test_every_prediction_of_the_report_is_that_of_predict(command, folder: Path
 
 
 @pytest.mark.slow
+def test_next_has_the_loss_and_the_interval_of_the_report(command, folder: Path, page: str) -> None:
+    size = 4 * max(SIZES)
+    (loss,) = (row[2] for row in table(page, "Projections for a new run") if row[1] == "×4")
+    design = json.loads(command("next", folder, "--predict", f"params={size}", "--json")[1])
+    value, interval = bounded(design["predicted"], *design["interval_new_run"])
+    assert f"{value} ({interval})" == loss
+    printed = " ".join(command("next", folder, "--predict", f"params={size}")[1].split())
+    assert f": {value}, 95 % interval of a new run {interval} " in printed
+
+
+@pytest.mark.slow
 def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
     (series,) = study.series
     laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}

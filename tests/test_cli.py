@@ -41,6 +41,8 @@ def test_a_misspelt_command_or_option_has_exit_code_2_and_a_suggestion(scalebenc
         (("run", "demo", "--set", "train.steps"), "--set train.steps: expected key=value"),
         (("run", "demo", "--retry", "faild"), "did you mean 'failed'"),
         (("status", "nowhere"), "nowhere: no results here"),
+        (("status", "--results", "x"), "name the folder alone: scalebench status FOLDER"),
+        (("report", "--results=x"), "name the folder alone: scalebench report FOLDER"),
         (("report", "nowhere"), "nowhere: no results here"),
         (("export", "nowhere", "-o", "x.csv"), "nowhere: no results here"),
         (("run", "demo", "--results", "file/results"), "results cannot be written here"),

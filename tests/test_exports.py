@@ -131,6 +131,26 @@ def test_tensorboard_event_files_are_read_or_named(tmp_path: Path) -> None:
     assert set(columns.values["y"]) == {3.0, 2.5}
 
 
+def test_a_loss_over_steps_is_not_doubted_as_a_size_and_the_columns_of_a_log_fit_a_line(
+    command, tmp_path: Path
+) -> None:
+    losses = {step: 2 + 30 / step for step in range(50, 501, 50)}
+    trainer_state(tmp_path / "run", losses)
+    arguments = ("--x-column", "step", "--y-column", "eval_loss", "--bootstrap", "9")
+    code, _, err = command("fit", "run", *arguments)
+    assert code == 0, err
+    assert "is that a count" not in err
+    assert "names 1 run for 10 rows" in err
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    for entry in state["log_history"]:
+        entry |= {f"metric_{i}": 1.0 for i in range(90)}
+    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps(state))
+    code, _, err = command("fit", "run")
+    assert code == 2
+    assert "in all" in err.splitlines()[-1]
+    assert max(map(len, err.splitlines())) < 400
+
+
 def test_a_damaged_log_is_one_line(command, tmp_path: Path) -> None:
     for content in ("{", "{}", '{"log_history": []}', '{"log_history": [3]}'):
         (tmp_path / "trainer_state.json").write_text(content)

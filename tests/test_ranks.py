@@ -73,6 +73,30 @@ def test_processes_end_with_the_worker_that_started_them(tmp_path: Path, drivers
     assert not psutil.wait_procs(ranks, timeout=5)[1]
 
 
+def test_each_process_has_its_own_cores_so_that_none_takes_another_for_a_stranger(monkeypatch) -> None:
+    from scalebench.running import ranks
+
+    pinned: list[Any] = []
+    monkeypatch.setattr(ranks, "pin", pinned.append)
+    monkeypatch.setattr(ranks, "limit_threads", pinned.append)
+    shares = [ranks.take_share({"cpus": [3, 5, 6, 7, 9], "threads": 2}, number, 2)["cpus"] for number in range(2)]
+    assert (shares, pinned) == ([[3, 5], [6, 7]], [[3, 5], 2, [6, 7], 2])
+    crowded = [ranks.take_share({"cpus": [0, 1], "threads": 1}, number, 4)["cpus"] for number in range(4)]
+    assert crowded == [[]] * 4
+
+
+def test_times_are_exclusive_where_they_are_for_every_process() -> None:
+    from scalebench.running.ranks import joint_row
+
+    def row(share: float | None, *, alone: bool) -> dict[str, Any]:
+        return {"status": "ok", "timing_exclusive": alone, "others_cpu_share": share, "loss": share}
+
+    assert joint_row({1: row(0.03, alone=True), 0: row(0.01, alone=True)}) == row(0.03, alone=True) | {"loss": 0.01}
+    assert joint_row({0: row(0.01, alone=True), 1: row(0.4, alone=False)}) == row(0.4, alone=False) | {"loss": 0.01}
+    unknown = {"status": "ok", "timing_exclusive": False}
+    assert joint_row({0: unknown, 1: unknown}) == unknown
+
+
 def test_the_row_of_a_failed_trial_is_that_of_the_process_that_failed_first(tmp_path: Path) -> None:
     from scalebench.running.ranks import failed_row, ranks_written
 

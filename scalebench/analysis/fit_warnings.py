@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from scalebench.laws import Fit
     from scalebench.points.table import PointTable
 
+NO_SIZE = re.compile("step|epoch|iter|sample|second|time", re.I)  # columns that count no parameters
+
 
 def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
@@ -27,7 +30,12 @@ def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) ->
     selecting = parse(where).names if where else ()
     names = [name for name in column_names(path) if name not in selecting]
     unused = [*([table.note] if table.note else []), *unused_data(fit.law.inputs, table.columns, names)]
-    return [*unused, *data_doubts(path, table), *value_warnings(fit_values(table), fit)]
+    values = fit_values(table)
+    if NO_SIZE.search(
+        table.columns.get("params", table.columns.get("x", ""))
+    ):  # a loss over steps has no size to doubt
+        values = {("x" if role == "params" else role): numbers for role, numbers in values.items()}
+    return [*unused, *data_doubts(path, table), *value_warnings(values, fit)]
 
 
 def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -20,6 +21,8 @@ from scalebench.store import StoreError, read_json
 
 UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 UNKNOWN_MACHINE = "unknown"
+# asv tells by a benchmark's name what it measures; its file of results has no unit.
+NOT_A_TIME = re.compile(r"(^|\.)(mem_|Mem[A-Z_]|peakmem_|PeakMem[A-Z_]|track_|Track[A-Z_])[^.]*$")
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class BenchmarkFile:
-    """A file's benchmarks, the tool that wrote it, and what it says of the machine and the code, as columns."""
+    """A file's benchmarks, the tool that wrote it, and what it says of the machine and the code, as columns.
+
+    ``not_times`` names the benchmarks that were left out, as they measured memory or something else than a time.
+    """
 
     path: Path
     tool: str
     benchmarks: tuple[Benchmark, ...]
     shared: Mapping[str, Any]
+    not_times: tuple[str, ...] = ()
 
 
 def read_benchmarks(path: Path) -> BenchmarkFile:
@@ -57,10 +64,12 @@ def read_benchmarks(path: Path) -> BenchmarkFile:
     for tool, (keys, benchmarks, shared) in FORMATS.items():
         if isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items()):
             entries = tuple(benchmarks(path, content))
+            others = tuple(filter(NOT_A_TIME.search, content["results"])) if tool == "asv" else ()
             if not entries:
-                raise InputError([f"{path}: holds no benchmarks"])
+                reason = f"its benchmarks are of no times: {', '.join(others)}" if others else "holds no benchmarks"
+                raise InputError([f"{path}: {reason}"])
             _check_clashes(path, entries)
-            return BenchmarkFile(path, tool, _resolved(entries), shared(content))
+            return BenchmarkFile(path, tool, _resolved(entries), shared(content), others)
     raise InputError([f"{path}: not a JSON file of {', '.join(FORMATS)}"])
 
 
@@ -182,6 +191,8 @@ def _google_machine(content: Mapping[str, Any]) -> dict[str, Any]:
 def _asv(path: Path, content: Mapping[str, Any]) -> Iterator[Benchmark]:
     columns = content.get("result_columns") or ["result", "params", "version"]
     for name, stored in content["results"].items():
+        if NOT_A_TIME.search(name):
+            continue
         row = dict(zip(columns, stored, strict=False)) if isinstance(stored, list) else stored
         results, params = row.get("result"), row.get("params") or []
         if results is None:

@@ -62,9 +62,10 @@ def _run_doubts(path: Path, read: PointTable) -> list[str]:
     if len(counts) == len(read) or sum(counts.values()) != len(read):  # each once, or rows were selected
         return []
     longest = max(counts, key=lambda run: counts[run])
+    named = f"{len(counts)} run{'s' * (len(counts) > 1)}"
     return [
-        f"column {name!r} names {len(counts)} runs for {len(read)} rows ({longest!r}: {counts[longest]}): checkpoints "
-        "of one run are not independent, and intervals that count them so are too narrow; "
+        f"column {name!r} names {named} for {len(read)} rows ({longest!r}: {counts[longest]}): checkpoints of one run "
+        "are not independent, and intervals that count them so are too narrow; "
         f"--run-column {name!r} counts each run once, with --last only its last row"
     ]
 

@@ -37,7 +37,11 @@ RC = {
     "lines.linewidth": 1.8, "lines.markersize": 6, "svg.fonttype": "none", "axes.formatter.useoffset": False,
     "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
+# Ticks between two powers of ten, by the ratio of the axis' ends below which they are drawn; a script has the same.
+SUBS = ((8, (1, 1.5, 2, 3, 4, 5, 7)), (20, (1, 2, 3, 5)), (100, (1, 2, 5)), (1000, (1, 3)))
 LEGEND_ROOM = 66  # characters of legend text across the axes
+ENLARGED = 13 / 9.5  # text of a legend on a phone, over that in the drawing
+CHARACTER = 0.55  # mean width over height
 MAX_MARKS = 400  # of one group: more would overlap and take megabytes
 MOST_MARKS = 1000  # of all groups of a figure
 DESCRIBED = 4  # groups of marks in a figure's description
@@ -142,16 +146,19 @@ def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
     At powers of ten alone where high is more than ``dense`` times low.
     """
     ratio = high / low
-    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < dense else (1,)
+    subs = next((subs for most, subs in SUBS if ratio < min(most, dense)), (1,))
     # As on a linear axis: there would be two, or one.
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
 
 
 def legend_width(labels: Sequence[str], columns: int) -> int:
-    """Return the width of a legend in characters; a handle and its gaps take about nine."""
+    """Return the width of a legend in characters; a handle and its gaps take about nine.
+
+    On a phone the page enlarges its text, and every label needs that room.
+    """
     shares = np.array_split([len(label) for label in labels], columns)
-    return int(sum(share.max() + 9 for share in shares))
+    return int(sum(ENLARGED * share.max() + 9 for share in shares))
 
 
 def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
@@ -172,9 +179,14 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
         return
     columns = next((n for n in range(len(labels), 1, -1) if legend_width(labels, n) <= LEGEND_ROOM), 1)
     marks.axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, title=title,
-                      alignment="left")  # fmt: skip
+                      alignment="left", columnspacing=_column_gap(labels))  # fmt: skip
     rows = -(-len(labels) // columns) + bool(title)
     marks.figure.set_figheight(marks.figure.get_figheight() + 0.19 * rows)
+
+
+def _column_gap(labels: Sequence[str]) -> float:
+    """Return the gap between columns of a legend in heights of its text; the longest label may grow into it."""
+    return 1.5 + (ENLARGED - 1) * CHARACTER * max(map(len, labels))
 
 
 def cost_axis(axes: Axes, values: pd.Series[float]) -> None:

@@ -136,7 +136,8 @@ def find_parents(study: Study, results: Path) -> list[ParentTrial | None]:
         reason = f"{error}{_others(path) if source.study is not None else ''}"
         if isinstance(error, NotMadeError):
             retry = f" --retry {','.join(error.retry)}" if error.retry else ""
-            reason += f"; to make its parents: {again}{retry}"
+            both = "" if source.study is None or retry else "; run --with-parents does both"
+            reason += f"; to make its parents: {again}{retry}{both}"
         raise StudyError([f"{study.origin}: {key}{reason}"]) from error
 
 

@@ -184,7 +184,7 @@ def resolve(workload_name: str, point: Mapping[str, Any], parent: ParentTrial | 
     ``point`` is one of ``Study.points()``. Raises ``InputError`` or ``DataError`` when it cannot be.
     """
     workload = WORKLOADS[workload_name]
-    requested, values, data = (_table(point, table) for table in ("model", workload.TABLE, "data"))
+    requested, values, data = _tables(point, "model", workload.TABLE, "data")
     model = dict(requested)
     device = values.pop("device", "auto")
     if parent is not None:
@@ -233,8 +233,14 @@ def _at_model(error: InputError) -> InputError:
     return InputError(f"model.{text}" if text.split(":", maxsplit=1)[0].isidentifier() else f"model: {text}")
 
 
-def _table(point: Mapping[str, Any], table: str) -> dict[str, Any]:
-    return {key.partition(".")[2]: value for key, value in point.items() if key.startswith(f"{table}.")}
+def _tables(point: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Return the values of these tables of a point, each by field."""
+    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in point.items():
+        table, _, field = key.partition(".")
+        if table in tables:
+            tables[table][field] = value
+    return list(tables.values())
 
 
 Opening = tuple[str, int | None, float]  # source, vocabulary asked for, validation fraction

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def run_processes(attempt: Path, header: dict[str, Any], placement: dict[str, An
         path.unlink()
     failures = launch(attempt, header["resources"]["processes"])
     rows = {int(path.stem.partition("-")[2]): read_json(path) for path in ranks_written(attempt)}
-    row = rows[0] if not failures else failed_row(attempt, header, placement, rows, failures)
+    row = joint_row(rows) if not failures else failed_row(attempt, header, placement, rows, failures)
     write_record(attempt, row)
     return str(row["status"])
 
@@ -78,6 +78,16 @@ def ranks_written(attempt: Path) -> list[Path]:
     return sorted(attempt.glob("rank-*.json"), key=lambda path: path.stat().st_mtime_ns)
 
 
+def joint_row(rows: Mapping[int, Row]) -> Row:
+    """Return the record of a trial whose processes all ended ok: the first one's, and who else ran beside any of them.
+
+    Each waits for the slowest, so one whose core others used makes the times of all not the trial's own.
+    """
+    shares = [row["others_cpu_share"] for row in rows.values() if row.get("others_cpu_share") is not None]
+    alone = all(row["timing_exclusive"] for row in rows.values())
+    return rows[0] | {"timing_exclusive": alone} | ({"others_cpu_share": max(shares)} if shares else {})
+
+
 def failed_row(
     attempt: Path, header: dict[str, Any], placement: dict[str, Any], rows: dict[int, dict[str, Any]],
     failures: dict[int, ProcessFailure],
@@ -109,7 +119,7 @@ def run_rank(attempt: Path, parent: int, run: Callable[[Path, dict[str, Any], di
     processes.end_with_parent(parent)
     rank = int(os.environ["RANK"])
     header, placement = read_header(attempt), read_json(attempt / "placement.json")
-    take_share(placement, int(os.environ["LOCAL_RANK"]), header["resources"]["processes"])
+    placement |= take_share(placement, int(os.environ["LOCAL_RANK"]), header["resources"]["processes"])
     own = attempt if rank == 0 else attempt / f"rank-{rank}"
     own.mkdir(exist_ok=True)
     join(header["trial"]["device_kind"])
@@ -121,12 +131,17 @@ def run_rank(attempt: Path, parent: int, run: Callable[[Path, dict[str, Any], di
     return 0
 
 
-def take_share(placement: dict[str, Any], number: int, count: int) -> None:
-    """Limit this process to its threads, and keep it on its own cores where the trial has as many as it has threads."""
-    cpus, threads = placement["cpus"], placement["threads"]
-    if len(cpus) == threads * count:
-        pin(cpus[number * threads : (number + 1) * threads])
-    limit_threads(threads)
+def take_share(placement: Mapping[str, Any], number: int, count: int) -> dict[str, Any]:
+    """Limit this process to its threads and keep it on its own cores; return those as ``cpus`` of its placement.
+
+    What the trial's other processes use of their cores is then not taken for that of strangers. Processes without a
+    core each stay where they are; ``cpus`` is then empty, as whose time was used of a shared core cannot be said.
+    """
+    cpus, each = placement["cpus"], len(placement["cpus"]) // count
+    own = cpus[number * each : (number + 1) * each]
+    pin(own)
+    limit_threads(placement["threads"])
+    return {"cpus": own}
 
 
 def join(device_kind: str) -> None:

@@ -63,7 +63,7 @@ def study_table(study_dir: Path, damaged: list[str]) -> tuple[pd.DataFrame, list
     """
     names = list(trial_names(study_dir, damaged))
     indexed = index.read_index(study_dir) if len(names) >= index.SMALLEST else None
-    known = set() if indexed is None else set(indexed[index.TRIAL])
+    known = set() if indexed is None else set(indexed[index.TRIAL].tolist())
     stale = [name for name in names if name not in known]
     enough = max(index.SMALLEST * index.MOST_STALE, index.MOST_STALE * len(names))
     now_ns = index.file_system_time_ns(study_dir) if len(names) >= index.SMALLEST and len(stale) > enough else None
@@ -95,9 +95,16 @@ def latest_records(study_dir: Path, trial_ids: Collection[str], damaged: list[st
     frame, _ = study_table(study_dir, lines)
     ids, start = set(trial_ids), len(f"{folder}/")
     damaged += [line for line in lines if line[start:].split("/")[0] in ids]
-    columns = {str(name): values.astype(object).where(values.notna(), None) for name, values in frame.items()}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*map(list, columns.values()), strict=True))
+    columns = {str(name): _cells(values) for name, values in frame.items()}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     return {row["trial_id"]: row for row in rows}
+
+
+def _cells(values: pd.Series) -> list[Any]:
+    """Return the values of a column as they are in records, None for null."""
+    cells, null = values.to_numpy(dtype=object, copy=True), values.isna().to_numpy()
+    cells[null] = None
+    return list(cells.tolist())
 
 
 def table_of(readings: Iterable[Reading]) -> pd.DataFrame:

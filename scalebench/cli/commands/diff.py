@@ -44,8 +44,12 @@ def run_diff(
 def _print(changes: Difference) -> None:
     say(_sentence(changes), "")
     shown = _shown(changes.effects)
-    table("", HEADER, [_cells(effect) for effect in shown], text_columns=2)
-    say(*_notes(changes, len(shown)))
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(effect.quantity for effect in shown):  # a heading for each: one more column is too wide
+        same = [_cells(effect) for effect in shown if effect.quantity == name]
+        lines += [(name,), *((label, *cells) for label, _, *cells in same)]
+    table("", (HEADER[0], *HEADER[2:]), lines)
+    say("", *_notes(changes, len(shown)))
 
 
 def _markdown(changes: Difference) -> list[str]:

@@ -56,8 +56,10 @@ def run_tune(
 def _print_law(law: OptimumLaw) -> None:
     powers = " * ".join(f"{name}^{exponent:.3g}" for name, exponent in law.exponents.items())
     say(f"{law.optimised}* = {law.constant:.4g} * {powers}", "")
-    values = {"constant": law.constant, **law.exponents}
-    rows = [(name, *bounded(value, *law.interval(name))) for name, value in values.items()]
+    # Of a positive number whose interval spans orders of magnitude, each end has its own digits.
+    ends = " to ".join(significant(end) for end in law.interval("constant"))
+    rows = [("constant", significant(law.constant), ends)]
+    rows += [(name, *bounded(value, *law.interval(name))) for name, value in law.exponents.items()]
     table("", ("parameter", "value", "95 % interval"), rows)
     freedom = law.regression.degrees_of_freedom
     say("", f"t with {freedom} degree{'s' * (freedom > 1)} of freedom, {len(law.optima)} sweeps")

@@ -23,6 +23,7 @@ from scalebench.reporting.figures.base import (
     styles_of,
     trial_label,
     trial_titles,
+    untimed,
 )
 from scalebench.reporting.quantities import formula, quantity, scale, tick
 from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
@@ -37,7 +38,7 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None
     """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
     frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
-        return _untimed(study)
+        return untimed(study)
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
     rows = Rows(len(study.series))
     for series, style in zip(study.series, styles_of(study.series), strict=True):
@@ -60,10 +61,6 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None
         _step_time_caption(marks, study),
         table("Time per training step.", columns, rows),
     )
-
-
-def _untimed(study: StudyAnalysis) -> str | None:
-    return f"No figure: {study.untimed_reason}." if study.untimed_reason else None
 
 
 def _step_time_caption(marks: Marks, study: StudyAnalysis) -> str:
@@ -157,7 +154,7 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | Non
     achieved, rows = "achieved_flops_per_s", Rows(len(study.series))
     known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
     if known.empty:
-        return _untimed(study)
+        return untimed(study)
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
     factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
     for series, style in zip(study.series, styles_of(study.series), strict=True):

@@ -30,8 +30,12 @@ COLUMNS = ("series", "compute", "source", "N*", "95 % interval of N*", "D*", "95
 def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Compute-optimal parameters and tokens against compute; nothing where the trials do not vary both."""
     frontiers = [(surface.label, surface.frontier) for surface in study.surfaces]
-    refusals = [f"{label}: no frontier: {reason}." if label else f"No frontier: {reason}."
-                for label, reason in frontiers if isinstance(reason, str)]  # fmt: skip
+    refused: dict[str, list[str]] = {}
+    for label, reason in frontiers:
+        if isinstance(reason, str):
+            refused.setdefault(reason, []).append(label)
+    refusals = [f"No frontier{' of ' * any(labels)}{'; '.join(filter(None, labels))}: {reason}."
+                for reason, labels in refused.items()]  # fmt: skip
     drawn = [(label, frontier) for label, frontier in frontiers if not isinstance(frontier, str)]
     if not drawn:
         return " ".join(refusals) or None

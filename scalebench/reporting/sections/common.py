@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
 from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
-from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject, as_typed
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, evenly, number, table, word
@@ -143,7 +144,7 @@ class StudySection:
             brief=room.brief,
             trials=trials_table(study, self.columns(study), BRIEF_TRIALS if room.brief else MAX_ROWS),
             environment=environment_table(study.trials),
-            command=str(definition.get("command") or ""),
+            command=as_typed(str(definition.get("command") or "")),
             study_toml=str(definition.get("study_toml") or ""),
             methods=self.methods,
             downloads=tuple(downloads(study.name or name, study.rows, room.max_bytes, compress=room.neighbours > 1)),
@@ -207,8 +208,7 @@ def axes_table(definition: Mapping[str, Any]) -> Table:
         for name, values in (definition.get("axes") or {}).items()
     }
     rows = [
-        (word(name), number(len(values)), word(", ".join(word(value)[0] for value in values)))
-        for name, values in axes.items()
+        (word(name), number(len(values)), word(", ".join(map(setting_text, values)))) for name, values in axes.items()
     ]
     planned, combinations = len(planned_ids(definition)), math.prod(len(values) for values in axes.values())
     every = "; every combination of their values is a trial" if planned == combinations else ""

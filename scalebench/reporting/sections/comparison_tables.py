@@ -49,7 +49,10 @@ def suite_table(part: Part) -> Table:
     rows = []
     plain = part.frame.astype(object).where(part.frame.notna(), None)
     records = [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    ran = set(runnable(part.frame)["provider"])
     for suite in summarize_suite(records):
+        if suite.provider not in ran:
+            continue
         own = part.frame[part.frame["provider"] == suite.provider]
         counts = [number(int((own["verdict"] == name).sum())) for name in VERDICTS]
         speedup = word(None) if suite.speedup is None else (f"×{significant(suite.speedup)}", suite.speedup)
@@ -57,7 +60,9 @@ def suite_table(part: Part) -> Table:
                      speedup, share(suite.fast_1)))  # fmt: skip
     columns = ("provider", "cases", *(name.lower() for name in VERDICTS), "wrong", "geometric mean speedup",
                "share of cases at least as fast")  # fmt: skip
-    return table("Providers against the baseline, over all cases.", columns, rows)
+    return table(
+        "Providers against the baseline, over all cases. Those that could not run in any are left out.", columns, rows
+    )
 
 
 def verdicts_table(part: Part) -> Table:

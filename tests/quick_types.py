@@ -1,0 +1,87 @@
+"""Types and values of Triton's interpreter, made with less repeated work: their parts are worked out once for a shape.
+
+Shapes are interned: two blocks of the same sizes have one and the same object as their ``shape``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+_SHAPES: dict[tuple[int, ...], tuple[Any, int]] = {}  # the shape of a block type and its size
+_SIZES: dict[int, tuple[Any, Any]] = {}  # the size and shape of a tensor, by the identity of its type's
+_SIZES_OF: dict[int, tuple[int, ...]] = {}  # the numbers in a shape of the two dicts above, by its identity
+_BLOCK_TYPES: dict[tuple[int, str], Any] = {}  # by the identity of a shape and the name of a dtype
+_NAMES: dict[tuple[str, tuple[int, ...]], str] = {}
+_DTYPES: dict[str, Any] = {}
+SCALAR_SHAPE = tl.tuple([])
+_SCALAR = (tl.constexpr(1), SCALAR_SHAPE)
+_make_block_type, _numpy_dtype = tl.block_type.__init__, interpreter._get_np_dtype
+_unwrap_any = tl.core._unwrap_if_constexpr
+
+
+def init_block_type(self: Any, element_ty: Any, shape: Any) -> None:
+    """Stand for ``tl.block_type.__init__``."""
+    sizes = _SIZES_OF.get(id(shape)) or tuple([int(_unwrap_any(size)) for size in shape])
+    if sizes not in _SHAPES:
+        _make_block_type(self, element_ty, shape)
+        _SHAPES[sizes] = self.shape, self.numel
+        _SIZES[id(self.shape)] = tl.constexpr(self.numel), tl.tuple([tl.constexpr(size) for size in self.shape])
+        _SIZES_OF[id(self.shape)] = _SIZES_OF[id(_SIZES[id(self.shape)][1])] = sizes
+    name = element_ty.name, sizes
+    if name not in _NAMES:
+        _make_block_type(self, element_ty, shape)
+        _NAMES[name] = self.name
+    self.element_ty, self.name = element_ty, _NAMES[name]
+    self.shape, self.numel = _SHAPES[sizes]
+
+
+def find_block_type(element_ty: Any, shape: Any) -> Any:
+    """Return the block type of a dtype and the shape of a type; the same one each time, but for pointers."""
+    if id(shape) not in _SIZES_OF or element_ty.is_ptr():
+        return tl.block_type(element_ty, shape)
+    key = id(shape), element_ty.name
+    if key not in _BLOCK_TYPES:
+        _BLOCK_TYPES[key] = tl.block_type(element_ty, shape)
+    return _BLOCK_TYPES[key]
+
+
+def find_type(element_ty: Any, sizes: tuple[int, ...]) -> Any:
+    """Return the block type of a dtype and the shape of an array."""
+    return find_block_type(element_ty, _SHAPES[sizes][0] if sizes in _SHAPES else list(sizes))
+
+
+def unwrap(value: Any) -> Any:
+    """Stand for ``tl.core._unwrap_if_constexpr``."""
+    kind = type(value)
+    if kind is tl.tensor or kind is int:
+        return value
+    return value.value if kind is tl.constexpr else _unwrap_any(value)
+
+
+def init_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 - triton's name
+    """Stand for ``tl.tensor.__init__``."""
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.numel, self.shape = _SIZES[id(type.shape)] if type.is_block() else _SCALAR
+
+
+def init_handle(self: Any, data: Any, dtype: Any, attr: Any = None) -> None:
+    """Stand for the ``__init__`` of the interpreter's values: arrays, which are no wider than their dtype."""
+    self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+    if not fits(data, dtype):
+        self.__post_init__()  # raises
+
+
+def fits(data: Any, dtype: Any) -> bool:
+    """Stand for the interpreter's ``_validate_np_data_size``."""
+    return data.itemsize == 1 or dtype.is_ptr() or data.itemsize * 8 <= dtype.primitive_bitwidth
+
+
+def find_numpy_dtype(kind: Any) -> Any:
+    """Stand for the interpreter's ``_get_np_dtype``."""
+    name = kind.scalar.name
+    if name not in _DTYPES:
+        _DTYPES[name] = _numpy_dtype(kind.scalar)
+    return _DTYPES[name]
