@@ -1,34 +1,74 @@
-"""Launch shapes of the optimizer that a GPU session times: all compute the same, and a wrong one is reported."""
+"""What a GPU session times to choose from, with a clock of made-up times: tiles, and launch shapes of the optimizer."""
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
 import pytest
+import torch
 import tuning
 import tuning_optimizer
 from scalekernels.optimizer import kernels
+from torch import Tensor
+
+from scalebench.comparison.draining import Work
+from scalebench.comparison.pool import Pool
+from scalebench.comparison.timing import Timer
 
 SHAPES = ((3, 5), (700,))
 
 
-@pytest.fixture
-def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph is the step itself; times are made up. The interpreter takes no limit of registers."""
-    monkeypatch.setattr(tuning, "captured", lambda run, candidate: run(candidate) or candidate)
-    monkeypatch.setattr(tuning, "timed", lambda graphs: {place: [1.0 + place, 9.0, 0.5] for place in graphs})
+class Candidate(NamedTuple):
+    """A tile, and the number that its launch writes."""
+
+    result: float
+
+
+class Counting:
+    """A clock by which every piece of work takes a second more than the one before."""
+
+    shortest_s = long_s = cold_bytes = 0.0
+
+    def __init__(self) -> None:
+        self.timers = 0
+
+    def timer(self, work: Work, calls: int, refusal: str = "", pool: Pool | None = None) -> Timer:
+        """See ``Clock``; the work is done once."""
+        assert not refusal
+        assert pool is None
+        work()
+        self.timers += 1
+        return Timer(calls, "", partial(float, self.timers), lambda _: {})
+
+
+def test_every_shape_is_timed_and_one_that_fails_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"shipped": {}, "256": {"TAIL": 256}, "impossible": {"TAIL": 999}}
-    monkeypatch.setattr(tuning_optimizer, "SHAPES", shapes)
-
-
-@pytest.mark.usefixtures("without_a_gpu")
-def test_every_shape_is_timed_and_one_that_fails_is_a_row_with_the_reason() -> None:
+    monkeypatch.setattr(tuning_optimizer, "SHAPES", shapes)  # the interpreter takes no limit of registers
     written: list[int] = []
     shipped = kernels.update_kernel
-    rows = tuning_optimizer.measure(SHAPES, "cpu", lambda rows: written.append(len(rows)))
+    rows = tuning_optimizer.measure(SHAPES, "cpu", Counting(), lambda rows: written.append(len(rows)))
     assert kernels.update_kernel is shipped
     times = {row["candidate"]: row.get("time_median_s") for row in rows}
     assert times == {"float32 state": 1.0, "shipped": 2.0, "256": 3.0, "impossible": None}
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True]
     assert written == [1, 2, 3, 4, 4]
+
+
+def test_the_candidates_of_a_kernel_are_timed_and_the_fastest_right_one_wins(tmp_path: Path) -> None:
+    def run(candidate: Candidate) -> list[Tensor]:
+        return [torch.full((3,), float(candidate.result))]
+
+    candidates = [Candidate(1.0), Candidate(2.0), Candidate(1.0)]
+    tunable = tuning.Tunable("keys", 64, 1024, True, candidates, lambda: run, flops=1e12)
+    tuning.measure_all(iter([tunable]), Counting(), tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert [row["winner"] for row in rows] == [True, False, False]
+    assert [row["tflops"] for row in rows] == [1.0, 0.5, pytest.approx(1 / 3)]
+    assert "differs by 1" in rows[1]["problem"]
+    assert all(len(row["samples_s"]) == tuning.ROUNDS for row in rows)
 
 
 def test_a_shape_that_computes_something_else_is_seen() -> None:

@@ -27,6 +27,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from scalekernels.optimizer import kernels
 from scalekernels.optimizer.algorithms import AdamW
 from scalekernels.optimizer.cases import OPTIONS, SIZES
 from torch import Tensor
+
+from scalebench.comparison.cuda_timing import clock_for, side_stream
+from scalebench.comparison.timing import Clock, Timer
 
 # Changes of the launch of the update kernel, by name.
 SHAPES: Mapping[str, Mapping[str, int]] = {
@@ -98,11 +102,11 @@ def difference(shapes: Sequence[tuple[int, ...]], device: str, changes: Mapping[
 
 
 def measure(
-    shapes: Sequence[tuple[int, ...]], device: str, write: Callable[[list[dict[str, Any]]], object]
+    shapes: Sequence[tuple[int, ...]], device: str, clock: Clock, write: Callable[[list[dict[str, Any]]], object]
 ) -> list[dict[str, Any]]:
     """Return a row for float32 state and for each shape: median time of a step in seconds, or the problem."""
     rows: list[dict[str, Any]] = []
-    graphs: dict[int, Any] = {}
+    timers: dict[int, Timer] = {}
     kept = []  # a graph holds no reference to the tensors that it reads
     for name, changes in {"float32 state": {}, **SHAPES}.items():
         rows.append({"kernel": "adamw 124M bfloat16 parameters, 8-bit state", "candidate": name, "problem": None})
@@ -114,14 +118,19 @@ def measure(
             kept.append((made, params))
             with launching(changes):
                 made.step()
-                graphs[len(rows) - 1] = tuning.captured(lambda run: run(), made.step)
+                timers[len(rows) - 1] = clock.timer(lambda step=made.step: {"": step()}, calls=1)
         except Exception as error:  # noqa: BLE001 - a shape may fail in any way
             rows[-1]["problem"] = f"{type(error).__name__}: {error}"[:500]
         write(rows)
-    for place, samples in tuning.timed(graphs).items():
+    for place, samples in tuning.timed(timers).items():
         rows[place] |= {"time_median_s": statistics.median(samples), "samples_s": samples}
     write(rows)
     return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON."""
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="time AdamW with 8-bit state by several launch shapes")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    rows = measure(SIZES["124M"], "cuda", lambda rows: options.output.write_text(json.dumps(rows, indent=1)))
+    device = torch.device("cuda", torch.cuda.current_device())
+    with side_stream(device):
+        write = partial(write_rows, options.output)
+        rows = measure(SIZES["124M"], "cuda", clock_for(device), write)
     for row in rows:
         time = f"{1e3 * row['time_median_s']:.4f} ms" if "time_median_s" in row else ""
         print(f"{row['candidate']:16} {time} {row['problem'] or ''}")
