@@ -32,7 +32,7 @@ def first() -> list[Step]:
         Step("checks", checks, least_s=20, most_s=130),
         Step("tuning", tuning, least_s=15, most_s=50),
         Step("racecheck", racecheck, least_s=15, most_s=30),
-        Step("optimizer shapes", optimizer_shapes, least_s=20, most_s=30),
+        Step("launch shapes", launch_shapes, least_s=25, most_s=45),
         Step("cache", pack_cache, least_s=-RESERVE_S),
     ]
 
@@ -284,19 +284,34 @@ def tuning(session: Session, quick: bool = False) -> str:
     return "; ".join(f"{row['kernel']}: {row['tflops']:.0f} TFLOP/s {row['candidate']}" for row in winners)
 
 
-def optimizer_shapes(session: Session) -> str:
-    """Time AdamW with 8-bit state by several launch shapes; their rows join those of ``tuning`` in tune.json."""
+def launch_shapes(session: Session) -> str:
+    """Time AdamW and the loss by several launch shapes, one program after the other; their rows join tune.json.
+
+    Raises ``RuntimeError`` with what both printed if one failed.
+    """
     if session.device == "cpu":
         return "needs a GPU"
-    output = session.work / "optimizer-rows.json"
+    lines, failed = [], False
+    for name in ("tuning_optimizer", "tuning_loss"):
+        try:
+            lines += [" ".join(line.split()) for line in _rows_of(session, name).splitlines() if " ms" in line]
+        except RuntimeError as error:
+            lines, failed = [*lines, f"{name}: {error}"], True
+    if failed:
+        raise RuntimeError("; ".join(lines))
+    return "; ".join(lines)
+
+
+def _rows_of(session: Session, program: str) -> str:
+    """Run a program that times shapes, keep the rows that it wrote even if it failed, and return what it printed."""
+    output = session.work / f"{program}-rows.json"
     try:
-        printed = session.python(TOOLS / "tuning_optimizer.py", "--output", output)
+        return session.python(TOOLS / f"{program}.py", "--output", output)
     finally:
         if output.exists():
             rows = json.loads(output.read_text(encoding="utf-8"))
             own = {row["kernel"] for row in rows}
             session.tuned = [row for row in session.tuned if row["kernel"] not in own] + rows
-    return "; ".join(" ".join(line.split()) for line in printed.splitlines() if " ms" in line)
 
 
 SANITIZER = Path("/usr/local/cuda/bin/compute-sanitizer")  # where it is not on the path

@@ -10,7 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import tuning
+import tuning_loss
 import tuning_optimizer
+from scalekernels.cross_entropy import memory
+from scalekernels.cross_entropy.cases import Case
 from scalekernels.optimizer import kernels
 from torch import Tensor
 
@@ -55,6 +58,25 @@ def test_every_shape_is_timed_and_one_that_fails_is_a_row_with_the_reason(monkey
     assert times == {"float32 state": 1.0, "shipped": 2.0, "256": 3.0, "impossible": None}
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True]
     assert written == [1, 2, 3, 4, 4]
+
+
+def test_the_loss_is_timed_by_workspaces_that_are_planned_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped, planned = memory.WORKSPACE_BYTES, []
+    monkeypatch.setattr(tuning_loss, "WORKSPACES", (shipped, 2 * 64 * 2))
+    monkeypatch.setattr(memory, "FEWEST_TOKENS", 2)
+    monkeypatch.setattr(memory, "TOKEN_MULTIPLE", 2)
+    written: list[int] = []
+    case = Case(6, 4, 5, torch.float16)
+    tuning_loss.measure_all(
+        [case], "cpu", Counting(), lambda rows: planned.extend(rows[len(planned) :]) or written.append(1)
+    )
+    assert shipped == memory.WORKSPACE_BYTES
+    assert [row["chunks"] for row in planned] == [1, 3]
+    assert [row["time_median_s"] for row in planned] == [1.0, 2.0]
+    assert written == [1]
+    assert len([line for line in capsys.readouterr().out.splitlines() if " ms, " in line]) == 2
 
 
 def test_the_candidates_of_a_kernel_are_timed_and_the_fastest_right_one_wins(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The GPU session's step "racecheck": hazards fail it, and a machine that does not allow the check is named."""
+"""The GPU session's steps "racecheck" and "launch shapes": what fails them, and what they keep."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,28 @@ def test_the_case_exists() -> None:
 
     module = check_case.load("scalekernels.attention")
     assert check_case.find(module, "B1 H2/1 T193 D64 bf16 causal").head_dimension == 64
+
+
+def test_rows_of_launch_shapes_are_kept_although_a_program_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(tmp_path)
+    session.device = "cuda"
+    session.tuned = [{"kernel": "forward D64", "candidate": "a"}, {"kernel": "tuning_loss", "candidate": "old"}]
+
+    def python(_: Session, program: Path, option: str, output: Path) -> str:
+        assert program.exists()
+        assert option == "--output"
+        output.write_text(json.dumps([{"kernel": program.stem, "candidate": "new"}]))
+        if program.stem == "tuning_optimizer":
+            raise ProgramFailedError("stopped after its time", "")
+        return "a warning\n208 MiB: 3.1 ms\n"
+
+    monkeypatch.setattr(Session, "python", python)
+    with pytest.raises(RuntimeError, match="tuning_optimizer: stopped after its time; 208 MiB: 3.1 ms"):
+        session_steps.launch_shapes(session)
+    assert [(row["kernel"], row["candidate"]) for row in session.tuned] == [
+        ("forward D64", "a"), ("tuning_optimizer", "new"), ("tuning_loss", "new"),
+    ]  # fmt: skip
+    names = [step.name for step in session_steps.first()]
+    assert names.index("tuning") < names.index("launch shapes") < names.index("cache")
