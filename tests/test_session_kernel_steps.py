@@ -78,7 +78,7 @@ def test_rows_of_launch_shapes_are_kept_although_a_program_fails(
         return "a warning\n208 MiB: 3.1 ms\n"
 
     monkeypatch.setattr(Session, "python", python)
-    with pytest.raises(RuntimeError, match="tuning_optimizer: stopped after its time; 208 MiB: 3.1 ms"):
+    with pytest.raises(RuntimeError, match=r"tuning_optimizer: stopped after its time; 208 MiB: 3\.1 ms"):
         session_steps.launch_shapes(session)
     assert [(row["kernel"], row["candidate"]) for row in session.tuned] == [
         ("forward D64", "a"), ("tuning_optimizer", "new"), ("tuning_loss", "new"),
