@@ -14,6 +14,9 @@ from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The server of drivers is forked from this process: what a fork server has before it loads libraries (``forked.py``).
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.

@@ -125,10 +125,10 @@ def test_functions_are_short() -> None:
 
 # --- what starts without what takes long to import -------------------------------------------------------------------
 
-# Modules that import neither torch nor what draws; the page itself draws.
+# Modules that import neither torch nor what draws; the page itself draws, sentences and tables do without.
 LIGHT = (
     *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
-    *("points.table", "store", "study", "families", "running.planning", "tasks", "workloads"),
+    *("points.table", "reporting.sections", "store", "study", "families", "running.planning", "tasks", "workloads"),
 )
 # What takes longer to import than these commands take: they answer within a second, as experiments/bench_commands.py
 # measures. A results folder or a table that is there needs pandas.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, undetermined
 from scalebench.analysis.trials import N, numeric
+from scalebench.errors import number_of
 from scalebench.measure.statistics import mean_interval
 from scalebench.reporting.quantities import NBSP, NO_INTERVAL, bounded, formula, quantity, symbol
 from scalebench.reporting.tables import Cell, Table, number, word
@@ -77,7 +78,7 @@ class Finding:
         unit = f" {self.unit}" if self.unit else ""
         interval = interval if interval == NO_INTERVAL else f"95 % interval {interval}"
         few = f"; fewer than {FEWEST_SEEDS} {self.each}s" if self.seeds < FEWEST_SEEDS else ""
-        return f"{self.effect}: {text}{unit} ({interval}, {self.seeds} {self.each}{'s' * (self.seeds != 1)}{few})"
+        return f"{self.effect}: {text}{unit} ({interval}, {number_of(self.seeds, self.each)}{few})"
 
 
 @dataclass(frozen=True)
