@@ -5,11 +5,14 @@ import pandas as pd
 import pytest
 from report_support import STUDY, trial
 
+from scalebench.analysis.predictions import PredictedQuantity, predicted
 from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import Trend, trend_by
+from scalebench.laws import fit
 from scalebench.reporting.figures.frontier import frontier_figure
 from scalebench.reporting.figures.runs import noise_figure
-from scalebench.reporting.fit_tables import predictions_table, ranking_table
+from scalebench.reporting.fit_tables import predictions_table, projected_cell, ranking_table
 from scalebench.reporting.outcomes import Finding, findings_table
 from scalebench.reporting.page import templates
 from scalebench.reporting.quantities import percent
@@ -117,3 +120,10 @@ def test_the_appendix_has_the_reason_of_the_first_screen() -> None:
         reason = noise_figure(marks, study)
     assert isinstance(reason, str)
     assert "4 of 4 trials were trained together" in reason
+
+
+def test_a_projection_without_an_interval_says_so() -> None:
+    line = trend_by(fit({"x": np.array([1.0, 2, 4]), "y": np.array([3.0, 5, 9])}, "offset_linear"))
+    without = predicted(Trend(line.fit, no_interval="not computed"), 8.0, "memory", "B")
+    assert projected_cell(without)[0] == "17.0\u00a0B (no interval)"
+    assert projected_cell(PredictedQuantity("data", "tokens", 8.0))[0] == "8"

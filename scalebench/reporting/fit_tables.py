@@ -192,12 +192,13 @@ def _no_projections(all_series: Sequence[Series]) -> Table:
 
 
 def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> Cell:
-    """Return the cell of value and interval with ``between`` them, the value alone where it has no interval."""
+    """Return the cell of value and interval with ``between`` them, the value alone where it is known without one."""
     if predicted is None or predicted.value is None:
         return word(None)
     unit = predicted.unit if predicted.unit in PREFIXED else ""
     if predicted.low is None or predicted.high is None:
-        return number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        text, key = number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        return f"{text}{between}({NO_INTERVAL})" if predicted.trend else text, key
     value, interval = bounded(predicted.value, predicted.low, predicted.high, unit=unit)
     return value if interval == NO_SPREAD else f"{value}{between}({interval})", predicted.value
 
