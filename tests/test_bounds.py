@@ -189,3 +189,9 @@ def test_a_vocabulary_of_any_size_is_refused_or_bounded(source: str, symbols: in
 def test_expressions_are_evaluated_as_floats_or_refused(condition: str) -> None:
     with contextlib.suppress(WhereError):
         parse(condition)
+
+
+def test_a_study_that_is_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "study.toml")
+    with pytest.raises(StudyError, match="a pipe; a study is a regular file"):
+        load_study(tmp_path / "study.toml")

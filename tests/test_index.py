@@ -77,6 +77,19 @@ def test_an_index_that_holds_is_all_that_is_read(study: Path, monkeypatch) -> No
     assert indexed.damaged == expected.damaged == ()
 
 
+def test_rows_of_a_large_study_are_its_records(study: Path) -> None:
+    names = [f"{number:016x}" for number in range(TRIALS)]
+    rows = store.latest_records(study, names, [])
+    assert [*rows] == names
+    for name, row in rows.items():
+        record = store.read_record(record_path(study, int(name, 16)).parent)
+        assert {key: value for key, value in row.items() if value is not None} == {
+            key: value for key, value in record.items() if value is not None
+        }
+        assert row.get("no such column") is None
+        assert len(row) == len(dict(row)) >= len(record)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a new trial": lambda study: write_trial(study, record_of(90, f"{90:016x}", 8)),
     "a new trial with another column": lambda study: write_trial(study, record_of(90, f"{90:016x}", 8) | {"new": 1}),

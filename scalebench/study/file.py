@@ -23,6 +23,8 @@ MODEL_SIZES = ("params", "size")  # two ways to name a model's size
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise ``StudyError`` with the file and the line of the error."""
     try:
+        if path.is_fifo():  # opening it would wait for a writer, and a study is read more than once
+            raise StudyError([f"{path}: a pipe; a study is a regular file"])
         with path.open("rb") as file:
             content = file.read(STUDY_BYTES + 1)
         if len(content) > STUDY_BYTES:
