@@ -14,6 +14,9 @@ from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The server of drivers is forked from this process: what a fork server has before it loads libraries (``forked.py``).
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
@@ -41,10 +44,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Make Triton's interpreter quick before anything is collected; not in the process of xdist that runs no test."""
-    if INTERPRETED and isinstance(collector, pytest.Session):
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()

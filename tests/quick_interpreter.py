@@ -40,13 +40,19 @@ def _without_semantic(member: Callable[..., Any]) -> Callable[..., Any]:
 
 def _builtins(owner: Any) -> dict[str, Callable[..., Any]]:
     members = inspect.getmembers(owner)
-    return {name: _without_semantic(getattr(member, "__wrapped__", member)) for name, member in members if tl.core.is_builtin(member)}
+    return {
+        name: _without_semantic(getattr(member, "__wrapped__", member))
+        for name, member in members
+        if tl.core.is_builtin(member)
+    }
 
 
 def _replace_language() -> None:
     """Replace the builtins of ``triton.language``, and what else the interpreter replaces, until the process ends."""
     scope = interpreter._LangPatchScope()
-    replaced = [(owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)]
+    replaced = [
+        (owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)
+    ]
     for owner, members in replaced:
         quick = quick_operations.quick_operators(members) if owner is tl.tensor else {}
         for name, member in (members | quick).items():

@@ -144,7 +144,7 @@ def test_many_trials_stay_below_the_cap(results: Results) -> None:
     copies = [results.frame.assign(trial_id=f"{i:04x}" + results.frame["trial_id"], seed=i) for i in range(110)]
     text = render(all_planned(pd.concat(copies, ignore_index=True).assign(attempt_dir=None)))
     assert len(text.encode()) < 5_000_000
-    assert "1,000 of 1,320 rows, spread evenly." in text
+    assert "1,000 of 1,320 rows, spread evenly; the exported CSV has all." in text
     assert "marks are thinned evenly" in text
     assert "too large to embed as JSON" in text
 
