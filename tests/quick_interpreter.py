@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,13 +39,19 @@ def _without_semantic(member: Callable[..., Any]) -> Callable[..., Any]:
 
 def _builtins(owner: Any) -> dict[str, Callable[..., Any]]:
     members = inspect.getmembers(owner)
-    return {name: _without_semantic(getattr(member, "__wrapped__", member)) for name, member in members if tl.core.is_builtin(member)}
+    return {
+        name: _without_semantic(getattr(member, "__wrapped__", member))
+        for name, member in members
+        if tl.core.is_builtin(member)
+    }
 
 
 def _replace_language() -> None:
     """Replace the builtins of ``triton.language``, and what else the interpreter replaces, until the process ends."""
     scope = interpreter._LangPatchScope()
-    replaced = [(owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)]
+    replaced = [
+        (owner, _builtins(owner)) for owner in (tl, tl.core, tl.math, tl.core.tensor_descriptor_base, tl.tensor)
+    ]
     for owner, members in replaced:
         quick = quick_operations.quick_operators(members) if owner is tl.tensor else {}
         for name, member in (members | quick).items():
@@ -99,6 +104,7 @@ def speed_up() -> None:
     tl.block_type.__init__ = quick_types.init_block_type
     tl.block_type.with_element_ty = lambda self, element_ty: quick_types.find_block_type(element_ty, self.shape)
     interpreter.InterpreterBuilder.get_block_ty = lambda _, kind, shape: quick_types.find_block_type(kind, shape)
+    tl.dtype.__eq__ = quick_types.are_equal_dtypes
     tl.core._unwrap_if_constexpr = quick_types.unwrap
     tl.tensor.__init__ = quick_types.init_tensor
     interpreter.TensorHandle.__init__ = quick_types.init_handle
