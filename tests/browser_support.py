@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from scalebench.store import Results
+if TYPE_CHECKING:
+    from scalebench.store import Results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -56,6 +55,11 @@ LONG = "x" * 300
 
 def hard_study() -> Results:
     """Six sizes, two seeds, one failure; a law with 0.004 nats of noise."""
+    import numpy as np
+    import pandas as pd
+
+    from scalebench.store import Results
+
     rng = np.random.default_rng(0)
     rows = [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -13,6 +14,9 @@ from pathlib import Path
 
 # Two worker processes of pytest on two cores: one thread each, before torch and numpy count the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The server of drivers is forked from this process: what a fork server has before it loads libraries (``forked.py``).
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 # Tests run beside each other: their trials' times are used although others run on the cores (test_contention.py).
 os.environ.setdefault("SCALEBENCH_OTHERS_LIMIT", "inf")
 # Tests look for sentences; those of tests/test_output.py are about lines that are broken to fit.
@@ -28,15 +32,27 @@ from drivers import Drivers
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
+from scalebench.laws.intervals import backtest
+from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS
 from scalebench.running import processes
+
+FEW = 50  # refits
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRETED:
-    from quick_interpreter import speed_up
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Registered first, so called last: the end of a worker process, which would take down all modules one by one.
+    atexit.register(os._exit, 0)
+STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
-    speed_up()
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
+        from quick_interpreter import speed_up
+
+        speed_up()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -46,9 +62,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if collection_path.name.startswith("test_kernel_") != INTERPRETED else None
 
 
-def pytest_collection_finish() -> None:
-    """Search for garbage from here on, but only among what tests make."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Search for garbage from here on, but only among what tests make; fork the server of drivers before any test."""
     gc.freeze()
+    session.config.stash[STARTED_DRIVERS] = drivers = Drivers()
+    if any("drivers" in getattr(item, "fixturenames", ()) for item in session.items):
+        drivers.fork_server()
     gc.enable()
 
 
@@ -79,9 +98,9 @@ def small_study(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drivers() -> Iterator[Drivers]:
+def drivers(pytestconfig: pytest.Config) -> Iterator[Drivers]:
     """Start the command line in processes that are forked, without the seconds of importing."""
-    started = Drivers()
+    started = pytestconfig.stash[STARTED_DRIVERS]
     yield started
     started.stop()
 
@@ -117,6 +136,16 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
+
+
+@pytest.fixture
+def few_refits(monkeypatch) -> Iterator[None]:
+    """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
+    monkeypatch.setattr(backtest, "REFITS", FEW)
+    usual = DEFAULT_REFITS.n
+    object.__setattr__(DEFAULT_REFITS, "n", FEW)  # every fit refers to this object
+    yield
+    object.__setattr__(DEFAULT_REFITS, "n", usual)
 
 
 @pytest.fixture

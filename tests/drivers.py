@@ -7,23 +7,19 @@ import os
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from support import REPOSITORY, child_environment
 
 from scalebench.running import forked, processes
 from scalebench.running.forked import ForkedWorker, ForkServer
 
 COMMAND = (sys.executable, str(REPOSITORY / "tests" / "driver_server.py"))
-# What a driver runs first where the peak of the CPU does not matter: its measurement takes a second per results folder.
-NO_PEAK = """
-from scalebench.measure.hardware import Peak
-from scalebench.running import node
-node.cpu_peak = lambda precision, threads: Peak(1e10, "a test")
-"""
 
 
 class Driver(ForkedWorker):
@@ -60,10 +56,24 @@ class Driver(ForkedWorker):
 
 
 class Drivers:
-    """Starts drivers. They end with this process."""
+    """Starts drivers. They end with this process.
+
+    Their server is a process of its own, unless it was forked from this one.
+    """
 
     def __init__(self) -> None:
         self.server: ForkServer | None = None
+
+    def fork_server(self) -> None:
+        """Fork the server from this process, which must have imported torch, and used none of its threads."""
+        import driver_server
+
+        def fork(_: Sequence[str], environment: Mapping[str, str], **streams: Any) -> driver_server.ForkedServer:
+            return driver_server.ForkedServer(environment, streams["stderr"], driver_server.run_driver)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forked, "processes", types.SimpleNamespace(**vars(processes) | {"start": fork}))
+            self.server = ForkServer(child_environment(OMP_NUM_THREADS="1"))
 
     def start(self, cwd: Path, arguments: Sequence[str | Path], before: str = "", **variables: str) -> Driver:
         """Start ``scalebench`` with these arguments and environment variables, in the folder ``cwd``.
@@ -88,7 +98,7 @@ class Drivers:
         folder = Path(tempfile.mkdtemp())
         for name in ("requests", "replies"):
             os.mkfifo(folder / name)
-        serve = f"import __main__; __main__.serve_from_fifos({dict(environment)!r})"
+        serve = f"import driver_server; driver_server.serve_from_fifos({dict(environment)!r})"
         server: Any = self.start(folder, [], before=serve)
         server.stdin, server.stdout = (folder / "requests").open("wb", 0), (folder / "replies").open("rb", 0)
         return server

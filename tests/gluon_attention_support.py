@@ -7,9 +7,12 @@ import math
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
-from scalekernels.attention import tiles
+from gluon_emulator import launch
+from scalekernels.attention import hopper_gradients, tiles
+from scalekernels.attention.hopper_gradients import BackwardTile
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
@@ -59,6 +62,32 @@ def statistics_of(expected: dict[str, Tensor]) -> Tensor:
     """The two rows of a head as ``hopper_gradients.row_statistics`` lays them out."""
     rows = torch.stack([expected["lse"], expected["delta"]]).float()
     return torch.nn.functional.pad(rows, (0, tiles.padded(rows.shape[3]) - rows.shape[3])).contiguous()
+
+
+def gradients(
+    shape: Shape, dtype: torch.dtype, seed: int, tile: BackwardTile | None = None, kinds: str = "keys queries",
+    module: Any = None, opposed: float = 0.0,
+) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+    """Run the kernels for dK with dV ("keys") and for dQ ("queries"), or their namesakes in a module.
+
+    Return what they wrote with what was expected, by name.
+    """
+    causal, scale = shape[6], 0.7 * shape[5] ** -0.5
+    tensors = inputs(shape, dtype, opposed)
+    expected = oracle(shape, dtype, scale, opposed)
+    written = {name: torch.full_like(tiles.like(tensors[name[1]]), math.nan) for name in ("dq", "dk", "dv")}
+    operands = (*(tensors[name] for name in "qkvg"), statistics_of(expected))
+    calls = []
+    if "keys" in kinds:
+        what = (written["dk"], written["dv"], causal, scale, tile or hopper_gradients.KEYS[shape[5]])
+        calls.append(hopper_gradients.keys_arguments(*operands, *what))
+    if "queries" in kinds:
+        what = (written["dq"], causal, scale, tile or hopper_gradients.QUERIES[shape[5]])
+        calls.append(hopper_gradients.queries_arguments(*operands, *what))
+    for kernel, programs, arguments in calls:
+        launch(getattr(module, kernel.__name__, kernel), programs, arguments, seed)
+    names = [name for name in written if ("queries" if name == "dq" else "keys") in kinds]
+    return {name: (written[name], expected[name]) for name in names}
 
 
 def error(pair: tuple[Tensor, Tensor]) -> float:

@@ -1,4 +1,7 @@
-"""What several test files share."""
+"""What several test files share.
+
+Imports little by itself, as ``conftest.py`` uses it in the process of pytest-xdist that runs no test.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,18 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-import torch
 
 from scalebench import store
-from scalebench.running.planning import plan, trial_header
-from scalebench.running.worker import run_trial
-from scalebench.study import Study
-from scalebench.workloads.training_spec import TrainSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from scalebench.study import Study
+    from scalebench.workloads.training_spec import TrainSpec
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -94,11 +98,16 @@ _TRAIN = {
 
 def train_spec(**changes: object) -> TrainSpec:
     """One trial's training, short and plain, with some of its values changed."""
+    from scalebench.workloads.training_spec import TrainSpec
+
     return TrainSpec(**(_TRAIN | changes))
 
 
 def run_here(study: Study, results: Path) -> dict[str, dict[str, Any]]:
     """Run a study's trials in this process, as a worker does in its own; return the records by trial id."""
+    from scalebench.running.planning import plan, trial_header
+    from scalebench.running.worker import run_trial
+
     rows = {}
     for trial in plan(study, results):
         attempt = store.new_attempt(results / study.name, trial.trial_id)
@@ -133,6 +142,8 @@ def reference_case(name: str) -> Path:
 
 def saved_for_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     """Bytes that autograd keeps while ``loss`` runs, each storage once, the model's own tensors left out."""
+    import torch
+
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 

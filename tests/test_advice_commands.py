@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,7 +138,11 @@ def test_tune_is_the_law_of_the_package(command) -> None:
     assert law["exponents"] == pytest.approx(expected.exponents)
     assert law["at"]["value"] == pytest.approx(expected.predict(params=1e7))
     assert law["at"]["interval"] == pytest.approx(list(expected.prediction_interval(params=1e7)))
-    assert "learning_rate* = " in command("tune", "p.csv", "--against", "params")[1]
+    out = command("tune", "p.csv", "--against", "params")[1]
+    assert "learning_rate* = " in out
+    low, high = (float(part.replace(",", "")) for part in re.findall(r"constant +\S+ +(\S+) to (\S+)", out)[0])
+    assert 0 < low < expected.constant < high  # a positive constant's lower end is not printed as 0
+    assert (low, high) == pytest.approx(expected.interval("constant"), rel=5e-3)  # three digits each
 
 
 @pytest.mark.slow

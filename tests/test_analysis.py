@@ -92,6 +92,17 @@ def test_every_prediction_of_the_report_is_that_of_predict(command, folder: Path
 
 
 @pytest.mark.slow
+def test_next_has_the_loss_and_the_interval_of_the_report(command, folder: Path, page: str) -> None:
+    size = 4 * max(SIZES)
+    (loss,) = (row[2] for row in table(page, "Projections for a new run") if row[1] == "×4")
+    design = json.loads(command("next", folder, "--predict", f"params={size}", "--json")[1])
+    value, interval = bounded(design["predicted"], *design["interval_new_run"])
+    assert f"{value} ({interval})" == loss
+    printed = " ".join(command("next", folder, "--predict", f"params={size}")[1].split())
+    assert f": {value}, 95 % interval of a new run {interval} " in printed
+
+
+@pytest.mark.slow
 def test_costs_follow_the_law_that_predicted_the_larger_sizes(study: StudyAnalysis) -> None:
     (series,) = study.series
     laws = {name: getattr(series, name).fit.law.name for name in ("step_time", "memory", "flops", "checkpoint")}
@@ -134,6 +145,7 @@ def test_the_irreducible_loss_has_one_interval(command, study: StudyAnalysis, fo
     assert set(stated.findall(page)) == {(value, interval)}
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_a_study_is_fitted_once_for_verdict_page_and_picture(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +208,7 @@ def test_the_figure_of_compute_counts_the_parents_of_continued_runs() -> None:
     assert line.get_xdata() == pytest.approx([1e15 + flops for flops in own])
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 @pytest.mark.parametrize("old_file", [False, True])
 def test_trials_that_the_latest_run_did_not_plan_are_counted_and_in_no_fit(

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 
 import pytest
 from command_support import planted, surface, write_study
-from support import REPOSITORY, child_environment, source_tree
+from support import REPOSITORY, child_environment, shared_folder, source_tree
 
 from scalebench.cli.app import app
 
@@ -25,6 +25,7 @@ PACKAGES = {
 }
 # An import inside a function makes a circle too. What must stay is listed: (importing, imported): why.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
+BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # of statements: an import is never inside an expression
 COMMANDS = [name for name in app if not name.startswith("-")]
 
 
@@ -43,8 +44,9 @@ def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node
     only_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    for child in node.orelse if only_types else ast.iter_child_nodes(node):
-        yield from import_statements(child)
+    for block in ("orelse",) if only_types else BLOCKS:
+        for child in getattr(node, block, ()):
+            yield from import_statements(child)
 
 
 def imported_names(path: Path, known: Iterable[str]) -> set[str]:
@@ -123,90 +125,103 @@ def test_functions_are_short() -> None:
     assert quantiles(lengths, n=10)[-1] <= 35
 
 
-# Modules that import neither torch nor what draws; the page itself draws.
+# --- what starts without what takes long to import -------------------------------------------------------------------
+
+# Modules that import neither torch nor what draws; the page itself draws, sentences and tables do without.
 LIGHT = (
     *("scalebench", "analysis.predictions", "analysis.study", "cli.app", "laws", "measure.environment"),
-    *("points.table", "store", "study", "families", "running.planning", "tasks", "workloads"),
+    *("points.table", "reporting.sections", "store", "study", "families", "running.planning", "tasks", "workloads"),
 )
-
-
-def loaded_after(script: str, folder: Path) -> set[str]:
-    """Run a script in a new process and return the modules loaded at its end."""
-    code = f"import json, sys\n{script}\nprint(json.dumps(list(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=child_environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def command_lines(*lines: Iterable[object], codes: tuple[int, ...] = (0, 1)) -> str:
-    """Return a script that runs command lines one after another; it fails for an exit code not among ``codes``."""
-    script = ["from scalebench.cli.app import main"]
-    for line in lines:
-        words = [str(word) for word in line]
-        script += [
-            "try:",
-            f"    main({words!r})",
-            "except SystemExit as end:",
-            f"    assert end.code in {codes}, end.code",
-        ]
-    return "\n".join(script)
-
-
-@pytest.mark.slow
-def test_importing_light_modules_loads_no_torch_and_no_plots(tmp_path: Path) -> None:
-    names = ", ".join(name if name == "scalebench" else f"scalebench.{name}" for name in LIGHT)
-    assert not loaded_after(f"import {names}", tmp_path) & {"torch", "triton", "matplotlib", "seaborn"}
-
-
-def test_help_of_every_command_loads_no_torch(tmp_path: Path) -> None:
-    assert {"run", "plan", "status", "report", "export", "compare", "fit", "predict"} <= set(COMMANDS)
-    loaded = loaded_after(command_lines(["--help"], *([name, "--help"] for name in COMMANDS)), tmp_path)
-    assert not loaded & {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}
-
-
 # What takes longer to import than these commands take: they answer within a second, as experiments/bench_commands.py
 # measures. A results folder or a table that is there needs pandas.
 DRAWN_OR_BUILT = {"torch", "triton", "matplotlib", "seaborn", "sklearn", "scipy.stats", "scipy.optimize", "ray"}
 OF_TABLES = {"pandas", "pyarrow", "scipy"}
 
 
-@pytest.mark.slow
-def test_planning_listing_and_errors_of_studies_load_no_pandas(tmp_path: Path) -> None:
-    (tmp_path / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
+def command_lines(*lines: Iterable[object], codes: tuple[int, ...] = (0, 1)) -> str:
+    """Return a script that runs command lines one after another; it fails for an exit code not among ``codes``."""
+    return "\n".join(f"end({[str(word) for word in line]!r}, {codes})" for line in lines)
+
+
+# Runs scripts one after another, and prints after each its name and all modules that are loaded.
+RUN = """
+import json, sys
+from scalebench.cli.app import main
+
+def end(words, codes):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code in codes, (words, end.code)
+
+for name, script in json.loads(sys.argv[1]).items():
+    exec(script)
+    print(json.dumps([name, *sys.modules]))
+"""
+
+
+def scripts(finished: Path) -> dict[str, str]:
+    """Return what may load ever more, in this order."""
     lines = "plan mlp|plan gpt|list|list --columns|run nothere|plan wrong.toml|plan mlp --set train.stepz=3"
     others = "compare nothere|compare|status none|export none -o x.csv|new study nothere|nothere|schema"
     generate = ["generate", "none", "--trial", "1", "--prompt", "a"]
-    script = command_lines(*(line.split() for line in f"{lines}|{others}".split("|")), generate, codes=(0, 2))
-    assert not loaded_after(script, tmp_path) & (DRAWN_OR_BUILT | OF_TABLES)
-
-
-@pytest.mark.slow
-def test_errors_about_tables_load_no_statistics(tmp_path: Path) -> None:
     files = "fit none.csv|predict none --params 1|optimal none.csv|worth a b|tune none.csv|diff a b|report none|show 3f"
-    lines = [line.split() for line in files.split("|")]
     following = ["next", "none.csv", "--predict", "params=1"]
-    assert not loaded_after(command_lines(*lines, following, codes=(2,)), tmp_path) & DRAWN_OR_BUILT
-
-
-@pytest.mark.slow
-def test_commands_that_read_results_load_no_torch(finished: Path, tmp_path: Path) -> None:
-    lines = (["status", finished], ["export", finished, "-o", "x.csv"], ["report", finished, "-o", "x.html"])
-    assert "torch" not in loaded_after(command_lines(*lines), tmp_path)
-    assert (tmp_path / "x.html").exists()
-
-
-@pytest.mark.slow
-def test_fit_and_predict_load_neither_torch_nor_plots(tmp_path: Path) -> None:
-    surface(0.01).to_csv(tmp_path / "p.csv", index=False)
     columns = ["--params-column", "N", "--tokens-column", "D", "--loss-column", "L"]
     fit = ["fit", "p.csv", "--law", "chinchilla", *columns, "--output", "f.json"]
     predict = ["predict", "f.json", "--params", "7e9", "--tokens", "1e12"]
-    write_study(tmp_path / "planted", planted())
-    predict_trials = ["predict", "planted", "--params", "3e6"]
-    loaded = loaded_after(command_lines(fit, predict, predict_trials), tmp_path)
-    assert not loaded & {"torch", "matplotlib", "seaborn", "jinja2", "scalebench.reporting.page"}
+    return {
+        "help": command_lines(["--help"], *([name, "--help"] for name in COMMANDS)),
+        "studies": command_lines(*(line.split() for line in f"{lines}|{others}".split("|")), generate, codes=(0, 2)),
+        "tables": command_lines(*(line.split() for line in files.split("|")), following, codes=(2,)),
+        "light": f"import {', '.join(name if name == 'scalebench' else f'scalebench.{name}' for name in LIGHT)}",
+        "laws": command_lines(fit, predict, ["predict", "planted", "--params", "3e6"]),
+        "results": command_lines(
+            ["status", finished], ["export", finished, "-o", "x.csv"], ["report", finished, "-o", "x.html"]
+        ),
+    }
+
+
+@pytest.fixture
+def loaded(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> dict[str, set[str]]:
+    """The modules that are loaded in one process after each of the scripts and those before it."""
+
+    def fill(folder: Path) -> None:
+        (folder / "wrong.toml").write_text('schema = 1\nname = "w"\n[model]\nfamily = "gpt"\nwidht = 3\n')
+        surface(0.01).to_csv(folder / "p.csv", index=False)
+        write_study(folder / "planted", planted())
+        code = [sys.executable, "-c", RUN, json.dumps(scripts(finished))]
+        done = subprocess.run(code, cwd=folder, env=child_environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "x.html").exists()
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
+        (folder / "loaded.json").write_text(json.dumps({name: modules for name, *modules in rows}))
+
+    folder = shared_folder(tmp_path_factory, "loaded", fill)
+    return {name: set(modules) for name, modules in json.loads((folder / "loaded.json").read_text()).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "modules"),
+    [
+        ("help", {"torch", "triton", "matplotlib.pyplot", "seaborn", "pandas"}),
+        ("studies", DRAWN_OR_BUILT | OF_TABLES),
+        ("tables", DRAWN_OR_BUILT),
+        ("light", {"torch", "triton", "matplotlib", "seaborn"}),
+        ("laws", {"torch", "matplotlib", "seaborn", "jinja2", "scalebench.reporting.page"}),
+        ("results", {"torch"}),
+    ],
+)
+def test_what_takes_long_to_import_is_loaded_where_it_is_needed(
+    loaded: dict[str, set[str]], script: str, modules: set[str]
+) -> None:
+    assert "scalebench.cli.app" in loaded[script]
+    assert not loaded[script] & modules
+
+
+def test_the_commands_whose_help_loads_little_are_all() -> None:
+    assert {"run", "plan", "status", "report", "export", "compare", "fit", "predict"} <= set(COMMANDS)
 
 
 def test_no_test_file_imports_another() -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from gluon_attention_support import TOLERANCE, Shape, error, inputs, load_changed, oracle, statistics_of
-from gluon_emulator import DeadlockError, HazardError, launch
-from scalekernels.attention import hopper, hopper_backward, hopper_gradients, tiles
+from gluon_attention_support import TOLERANCE, Shape, error, gradients, load_changed
+from gluon_emulator import DeadlockError, HazardError
+from scalekernels.attention import hopper, hopper_backward, hopper_gradients
 from scalekernels.attention.hopper_gradients import BackwardTile
-from torch import Tensor
 
 SHAPES: list[Shape] = [
     (1, 1, 1, 256, 256, 128, True),
@@ -25,28 +24,6 @@ SHAPES: list[Shape] = [
     (1, 2, 2, 129, 257, 128, False),
     (1, 2, 1, 640, 640, 64, True),
 ]
-
-
-def gradients(
-    shape: Shape, dtype: torch.dtype, seed: int, tile: BackwardTile | None = None, kinds: str = "keys queries",
-    module: Any = hopper_backward, opposed: float = 0.0,
-) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
-    """Run the kernels of a module; return what they wrote with what was expected, by name."""
-    causal, scale = shape[6], 0.7 * shape[5] ** -0.5
-    tensors = inputs(shape, dtype, opposed)
-    expected = oracle(shape, dtype, scale, opposed)
-    written = {name: torch.full_like(tiles.like(tensors[name[1]]), math.nan) for name in ("dq", "dk", "dv")}
-    operands = (*(tensors[name] for name in "qkvg"), statistics_of(expected))
-    if "keys" in kinds:
-        what = (written["dk"], written["dv"], causal, scale, tile or hopper_gradients.KEYS[shape[5]])
-        _, programs, arguments = hopper_gradients.keys_arguments(*operands, *what)
-        launch(module.hopper_keys, programs, arguments, seed)
-    if "queries" in kinds:
-        what = (written["dq"], causal, scale, tile or hopper_gradients.QUERIES[shape[5]])
-        _, programs, arguments = hopper_gradients.queries_arguments(*operands, *what)
-        launch(module.hopper_queries, programs, arguments, seed)
-    names = [name for name in written if ("queries" if name == "dq" else "keys") in kinds]
-    return {name: (written[name], expected[name]) for name in names}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
@@ -113,7 +90,8 @@ BROKEN = {
     "keys: mask lets the next key through": ("keys", "keys = first_key + gl", "keys = first_key - 1 + gl"),
     "keys: second masked tile forgotten": ("keys", "first_row < first_key + KEYS - 1", "first_row < first_key"),
     "keys: dK of the wrong tile": (
-        "keys", "dk = warpgroup_mma(ds, q_buffers.index(before)", "dk = warpgroup_mma(ds, q_buffers.index(slot)",
+        "keys", "dk = warpgroup_mma(factor, q_buffers.index(before)",
+        "dk = warpgroup_mma(factor, q_buffers.index(slot)",
     ),
     "keys: last tile's dK missing": (
         "keys", "    dk = warpgroup_mma_wait(0, deps=(dk,))\n", "    dk = warpgroup_mma_wait(0, deps=(dk,)) * 0.0\n",

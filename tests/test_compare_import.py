@@ -254,3 +254,33 @@ def test_asv_is_imported_with_its_parameters(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert file.benchmarks[0].samples_s == [1e-3, 1.1e-3]
     assert file.shared["git_commit"] == "abc"
+
+
+def test_what_asv_measured_other_than_time_is_left_out_and_named(command, tmp_path: Path) -> None:
+    results = {
+        "lists.time_sort": [[1e-3], []], "lists.Suite.mem_list": [[1234], []], "lists.peakmem_list": [[10**6], []],
+        "lists.track_size.track_len": [[7], []], "lists.TimeSuite.time_tracked": [[2e-3], []],
+    }  # fmt: skip
+    content = {"commit_hash": "abc", "result_columns": ["result", "params"], "results": results}
+    (tmp_path / "asv.json").write_text(json.dumps(content))
+    code, out, err = command("compare", "lists", "--import", "asv.json", "--json")
+    assert code == 0
+    assert [row["provider"] for row in json.loads(out)["rows"]] == ["time_sort", "time_tracked"]
+    for name in ("Suite.mem_list", "peakmem_list", "track_len"):
+        assert f"{name}: not a time, left out" in err
+    del results["lists.time_sort"], results["lists.TimeSuite.time_tracked"]
+    (tmp_path / "asv.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="of no times"):
+        read_benchmarks(tmp_path / "asv.json")
+
+
+def test_an_import_names_its_run_and_why_there_is_no_verdict(command, tmp_path: Path) -> None:
+    cases = [timed(f"t.py::test_{name}[{n}]", params={"n": n}) for name, n in (("a", 1), ("b", 1), ("b", 2))]
+    (tmp_path / "b.json").write_text(json.dumps(pytest_file(*cases)))
+    code, out, _ = command("compare", "sums", "--import", "b.json", "--baseline", "test_a")
+    assert code == 0
+    assert "n 2: no verdict: the baseline was not measured in this case" in out
+    assert "INCONCLUSIVE: only one process" in out
+    assert "float64" not in out  # nothing of it was checked
+    run = out.rpartition("rows and samples: ")[2].strip()
+    assert len(pd.read_parquet(tmp_path / run / "samples.parquet")) == 15

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from command_support import SIZES, record, write_study
 
+from scalebench.analysis.configuration_labels import labels_by_size
 from scalebench.analysis.difference import BETTER, NOISE, SAME, WORSE, difference
 
 
@@ -85,7 +86,7 @@ def test_the_command_has_exit_code_1_on_a_regression(command, tmp_path: Path) ->
     assert out.startswith("nothing became worse")
     code, out, _ = command("diff", "old", "new", "--json")
     document = json.loads(out)
-    assert {effect["label"] for effect in document["effects"]} == {"all", *(f"depth {size}" for size in SIZES)}
+    assert {effect["label"] for effect in document["effects"]} == {"all", *(f"{size:,} params" for size in SIZES)}
     code, out, _ = command("diff", "old", "new", "--markdown")
     assert "| configuration | quantity |" in out
     assert "| --- |" in out
@@ -109,6 +110,25 @@ def test_nothing_in_common_is_one_line(command, tmp_path: Path) -> None:
     assert len(err.splitlines()) == 1
 
 
+def test_folders_without_a_valid_trial_are_one_line(command, tmp_path: Path) -> None:
+    write_study(tmp_path / "good", rows(2, 0.01, 1))
+    write_study(tmp_path / "failed", [row | {"status": "failed"} for row in rows(1, 0.01, 2)])
+    for old, new, side in (
+        ("good", "failed", "NEW"),
+        ("failed", "good", "OLD"),
+        ("failed", "failed", "OLD and of NEW"),
+    ):
+        code, out, err = command("diff", old, new)
+        assert (code, out) == (2, "")
+        assert err.splitlines() == [f"{old} and {new}: no trial of {side} ended ok with valid numbers"]
+    for path in (tmp_path / "good").rglob("record.json"):
+        path.write_bytes(bytes(50))
+    code, _, err = command("diff", "good", "failed")
+    assert code == 2
+    assert len(err.splitlines()) == 2
+    assert "more like it" in err.splitlines()[0]
+
+
 def test_times_taken_beside_other_programs_are_left_out_and_named(command, tmp_path: Path) -> None:
     busy = frame(seed=2, step_time_median_s=2.0).assign(timing_exclusive=False)
     changes = difference(frame(), busy, 0.01)
@@ -120,3 +140,34 @@ def test_times_taken_beside_other_programs_are_left_out_and_named(command, tmp_p
     code, out, _ = command("diff", "old", "new")
     assert code == 0
     assert "step time: not compared" in out
+
+
+def test_configurations_are_named_by_size_and_by_what_it_does_not_decide() -> None:
+    names = ("learning_rate", "batch_size", "params_non_embedding", "width", "optimizer")
+    keys = [
+        (str(1 / size), str(batch), str(size), str(size // 100), kind)
+        for batch in (16, 8) for size in (12000, 900, 4000) for kind in ("lion", "adam")
+    ]  # fmt: skip
+    labels = list(labels_by_size(names, keys).values())
+    sizes = ("900", "4,000", "12,000")
+    assert labels == [
+        f"{size} params, batch size {batch}, optimizer {kind}"
+        for size in sizes for batch in (8, 16) for kind in ("adam", "lion")
+    ]  # fmt: skip
+    # A rate that the size decides is in no label, one that was varied is; sizes are in order of number, not of text.
+    assert list(labels_by_size(names, keys[1:6:2]).values()) == [f"{size} params" for size in sizes]
+    varied = [("0.0123456789", *keys[0][1:]), ("0.001", *keys[0][1:])]
+    assert list(labels_by_size(names, varied).values()) == ["learning rate 0.001", "learning rate 0.01235"]
+    assert list(labels_by_size(names, keys[:1]).values()) == ["the configuration"]
+
+
+def test_effects_are_in_order_of_size_and_fit_the_terminal(command, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        write_study(tmp_path / name, rows(3, 0.01, len(name))[::-1])
+    _, out, _ = command("diff", "old", "new")
+    table = [line for line in out.splitlines() if " params " in line]
+    shown = [line.split()[0] for line in table]
+    by_size = [f"{size:,}" for size in sorted(SIZES)]
+    assert shown[: len(SIZES)] == shown[len(SIZES) : 2 * len(SIZES)] == by_size
+    assert "nats" in out
+    assert max(map(len, table)) <= 80

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ensemble_support import prepared, run_alone, run_together, small_study
-from support import PLACEMENT, SOURCE_PATH
+from support import PLACEMENT
 
 from scalebench import store
 from scalebench.analysis.study import StudyAnalysis
@@ -249,8 +249,8 @@ def test_a_report_says_that_times_of_such_trials_are_not_fitted(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_is_killed_is_finished_by_the_same_command(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", SOURCE_PATH)
+@pytest.mark.usefixtures("forked_trials")
+def test_a_run_whose_worker_is_killed_is_finished_by_the_same_command(tmp_path: Path) -> None:
     study = small_study(tmp_path, "train.weight_decay=0.1", "train.steps=40")
     undisturbed = run_alone(study, tmp_path / "alone")
     long = small_study(tmp_path, "train.weight_decay=0.1", "train.steps=1000000")

@@ -15,6 +15,8 @@ from scalekernels.attention import (
     hopper_forward,
     hopper_fused,
     hopper_gradients,
+    hopper_single,
+    hopper_wide,
     tuned,
 )
 from scalekernels.attention import descriptors as attention_descriptors
@@ -85,7 +87,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Any, ...]]:
     launches: set[tuple[Any, ...]] = set()
     shipped = {configuration.kernel for arch in ARCHITECTURES for configuration in compilations(arch)} | {"hopper_all"}
     shipped.add("attention_scale_queries")
-    for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused):
+    for module in (attention_kernels, hopper_forward, hopper_backward, hopper_fused, hopper_single, hopper_wide):
         for name in shipped & vars(module).keys():
             monkeypatch.setattr(module, name, Noted(getattr(module, name), launches))
     for module in (attention_launch, attention_descriptors, attention_hopper):

@@ -137,9 +137,8 @@ def test_gradient_and_newton_matrix_are_those_of_autograd(name, space):
         # Coordinates differ in size: compare in units of the curvature that least squares give each of them.
         scale = np.sqrt(np.diag(problem.derivatives(theta[None], np.inf)[2][0]))
         np.testing.assert_allclose(gradient / scale, expected / scale, rtol=1e-9, atol=1e-11)
-        # The laws that are not linear in their exponents take central differences of an exact first derivative.
-        np.testing.assert_allclose(newton / np.outer(scale, scale), hessian / np.outer(scale, scale),
-                                   rtol=1e-9 if problem.affine else 1e-7, atol=1e-9)  # fmt: skip
+        units = np.outer(scale, scale)
+        np.testing.assert_allclose(newton / units, hessian / units, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow

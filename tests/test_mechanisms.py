@@ -71,7 +71,7 @@ def test_a_fault_is_a_problem_only_where_the_mechanism_is_shipped(
     monkeypatch.setattr(
         mechanisms, "witnesses", lambda: {"one": lambda device: "3 entries", "two": lambda device: None}
     )
-    monkeypatch.setattr(mechanisms, "are_shipped", lambda: is_shipped)
+    monkeypatch.setattr(mechanisms, "is_shipped", lambda _: is_shipped)
     check = check_case.check_mechanism("one", "cpu")
     assert check == {"mechanism one": {"problem": problem, "information": "3 entries"}}
     assert check_case.check_mechanism("two", "cpu")["mechanism two"] == {"problem": None, "information": "exact"}
@@ -82,7 +82,7 @@ def test_a_mechanism_that_cannot_be_launched_is_reported(monkeypatch: pytest.Mon
         raise RuntimeError(f"no such instruction on {device}")
 
     monkeypatch.setattr(mechanisms, "witnesses", lambda: {"one": fails})
-    monkeypatch.setattr(mechanisms, "are_shipped", lambda: False)
+    monkeypatch.setattr(mechanisms, "is_shipped", lambda _: False)
     check = check_case.check_mechanism("one", "cpu")["mechanism one"]
     assert check == {"problem": None, "information": "RuntimeError: no such instruction on cpu"}
 
@@ -97,8 +97,11 @@ def test_every_mechanism_has_a_job_on_a_gpu() -> None:
 def test_mechanisms_are_shipped_with_a_measured_method_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     method: dict[str, Any] | None = None
     monkeypatch.setattr(mechanisms.tuned, "row", lambda *_: method)
-    assert not mechanisms.are_shipped()
+    (wide,) = mechanisms.WIDE
+    assert not mechanisms.is_shipped("half of B")
+    assert not mechanisms.is_shipped(wide)
     method = hopper_gradients.APART._asdict()
-    assert not mechanisms.are_shipped()
+    assert not mechanisms.is_shipped("half of B")
+    assert mechanisms.is_shipped(wide)  # D 256 "apart" is by kernels of its own
     method |= {"name": "ordered", "stages": 3}
-    assert mechanisms.are_shipped()
+    assert mechanisms.is_shipped("half of B")

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 import toy_engine
+from light_worker import light_command
 from support import run_here
 
-from scalebench import store
 from scalebench.errors import InputError
 from scalebench.running.engines import ENGINES
 from scalebench.running.planning import load_study
@@ -24,21 +24,31 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy"
 
 
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let its workers be those of ``light_worker.py``."""
+    monkeypatch.setattr(toy_engine, "worker_command", light_command)
+
+
 @pytest.mark.slow
 def test_another_engine_is_one_file_and_one_entry(toy: str, small_study: Path, tmp_path: Path) -> None:
-    study = load_study(small_study, ["model.params=[200, 400]", "train.seed=0"])
+    study = load_study(small_study, ["model.params=200", "train.seed=0"])
     sweep = run(study, tmp_path / "r", engine=toy)
-    assert sweep.statuses() == {"ok": 2}
-    frame = store.load_results(tmp_path / "r").sort_values("started_at")
+    assert sweep.statuses() == {"ok": 1}
+    # It assigned no cores: the worker used one, as the trial needs, and cannot say that nothing else ran there.
+    (row,) = sweep.rows.values()
+    assert (row["threads"], row["timing_exclusive"]) == (1, False)
+    assert 0 < row["mfu"] < 1
+    (here,) = run_here(study, tmp_path / "here").values()
+    assert (row["trial_id"], row["validation_loss_nats"]) == (here["trial_id"], here["validation_loss_nats"])
+
+
+def test_another_engine_runs_trials_one_after_another(toy: str, light: None, small_study: Path, tmp_path: Path) -> None:
+    sweep = run(load_study(small_study), tmp_path / "r", engine=toy)
+    assert sweep.statuses() == {"ok": 4}
     begun = [plan.trial_id for plan in sweep.planned]
-    assert frame["trial_id"].tolist() == begun  # one after another, in the order given
-    # It assigned no cores: each worker used one, as the trial needs, and cannot say that nothing else ran there.
-    assert set(frame["threads"]) == {1}
-    assert not frame["timing_exclusive"].any()
-    assert frame["mfu"].between(0, 1).all()
-    here = run_here(study, tmp_path / "here")
-    losses = {name: row["validation_loss_nats"] for name, row in here.items()}
-    assert losses == {row["trial_id"]: row["validation_loss_nats"] for row in sweep.rows.values()}
+    ended = sorted(tmp_path.glob("r/small/trials/*/*/record.json"), key=lambda record: record.stat().st_mtime_ns)
+    assert [record.parents[1].name for record in ended] == begun
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def test_the_five_questions_and_the_loss_are_answered(command, tmp_path: Path) -
         "memory": 2.0**20 + 18 * n, "compute": steps * (1e6 + 6 * n * BATCH_TOKENS),
         "checkpoint": 5_000 + 12 * (n + VOCABULARY_BYTES * n**0.5),
     }  # fmt: skip
-    assert set(answers) == set(truth) | {"data"}
+    assert set(answers) == set(truth) | {"data", "energy"}
+    assert answers["energy"]["reason"] == "not measured: no energy counter was recorded"
     for name, value in truth.items():
         assert answers[name]["value"] == pytest.approx(value, rel=0.01), name
         assert answers[name]["low"] * (1 - 1e-4) <= value <= answers[name]["high"] * (1 + 1e-4), name
@@ -191,11 +192,11 @@ def test_a_fit_answers_the_loss_alone_and_as_the_fit_does(command, tmp_path: Pat
     answer = answers["nats"]
     assert (answer["value"], answer["low"], answer["high"]) == (fitted.predict(at)[0], low[0], high[0])
     assert answer["beyond"] == pytest.approx(7)
-    for name in ("step_time", "memory", "compute", "checkpoint"):
+    for name in ("step_time", "memory", "compute", "checkpoint", "energy"):
         assert answers[name]["value"] is None
         assert "a fit of one law holds no costs" in answers[name]["reason"]
     _, out, _ = command("predict", "f.json", "--params", "7e10", "--tokens", "1.4e12")
-    assert "step time, memory, compute, checkpoint: refused: a fit of one law holds no costs" in out
+    assert "step time, memory, compute, checkpoint, energy: refused: a fit of one law holds no costs" in out
 
 
 def test_an_input_that_a_law_does_not_take_is_said(command) -> None:

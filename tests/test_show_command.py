@@ -32,6 +32,19 @@ def test_show_lists_the_trials_with_what_tells_them_apart(command, tmp_path: Pat
     assert ["record.json" in line for line in document["damaged"]] == [True]
 
 
+def test_trials_of_one_size_are_in_order_of_their_settings(command, tmp_path: Path) -> None:
+    rows = planted()[:4]
+    for row, batch, schedule in zip(rows, (16, 8, 128, 8), (None, "wsd", "cosine", "cosine"), strict=True):
+        row |= {"params_non_embedding": 1000, "seed": 0, "batch_size": batch, "schedule": schedule}
+    write_study(tmp_path / "results" / "planted", rows, {"batch_size": [8, 16, 128], "schedule": ["wsd", "cosine"]})
+    _, out, _ = command("show")
+    assert [line.split("batch size ")[1].split(",")[0] for line in out.splitlines()[2:]] == ["8", "8", "16", "128"]
+    assert "cosine" in out.splitlines()[2]
+    code, _, err = command("show", "results")
+    assert code == 2
+    assert "results is a folder, not a trial: scalebench show --results results" in err
+
+
 def test_generate_takes_the_lowest_loss_of_those_with_weights(command, tmp_path: Path, monkeypatch) -> None:
     """The choice alone: what is generated is tested in test_generate_command.py."""
     rows = planted()

@@ -7,8 +7,9 @@ from report_support import STUDY, trial
 
 from scalebench.analysis.ends import FACTORS, ends_of
 from scalebench.analysis.growth import Growth
-from scalebench.analysis.predictions import predict_energy
+from scalebench.analysis.predictions import predict_size
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.reporting.fit_tables import predictions_table
 from scalebench.reporting.overview import GrowthRow, conclusion
 from scalebench.reporting.quantities import NO_SPREAD, bounded
 
@@ -39,10 +40,22 @@ def test_energy_is_projected_by_its_law():
         assert projected.low < projected.value < projected.high
 
 
-def test_without_a_counter_nothing_is_projected():
-    projected = predict_energy(series_with(np.nan), 4 * SIZES[-1])
-    assert projected.value is None
-    assert projected.reason == "energy was not measured"
+def test_predict_and_the_strip_give_one_energy():
+    series = series_with(1.0)
+    row = next(each for each in ends_of(series) if each.quantity == "energy")
+    predicted = next(each for each in predict_size(series, 4 * SIZES[-1]).quantities if each.quantity == "energy")
+    assert predicted == row.projected[0]
+    assert "energy" in predictions_table([series]).columns
+
+
+def test_without_a_counter_predict_and_the_strip_give_one_reason():
+    series = series_with(np.nan)
+    series.usable["energy_method"] = "none: no counter readable on a CPU without root"
+    predicted = next(each for each in predict_size(series, 4 * SIZES[-1]).quantities if each.quantity == "energy")
+    row = next(each for each in ends_of(series) if each.quantity == "energy")
+    assert predicted.value is None
+    assert predicted.reason == row.reason == "not measured: no counter readable on a CPU without root"
+    assert "energy" not in predictions_table([series]).columns
 
 
 def test_an_interval_of_rounding_is_none():
@@ -53,5 +66,6 @@ def test_an_interval_of_rounding_is_none():
 def test_the_conclusion_counts_exponents_with_an_interval():
     slow, unsure = Growth(0.5, 0.4, 0.6), Growth(0.8, np.nan, np.nan)
     rows = [GrowthRow((), slow, None), GrowthRow((), unsure, None)]
-    assert "time grew more slowly than size in 1 of 1" in conclusion(rows)
+    assert "grew more slowly than model size in 1 of 1 series" in conclusion(rows)
+    assert conclusion([GrowthRow((), Growth(1.5, 1.2, 1.8), slow)]).endswith("Faster: time in 1.")
     assert conclusion([GrowthRow((), unsure, unsure)]) == "1 series, none of them with three sizes."

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from drivers import Drivers
 from support import PLACEMENT, REPOSITORY, run_here
 
 from scalebench import store
@@ -202,10 +201,17 @@ factor = [2.0, 4.0]
 """
 
 
-# Runs the commands of a list, each a list of arguments: exit code, output and errors of each.
+# Runs the commands of a list, each a list of arguments, in a forked driver, which imports the package anew from a copy.
+# Writes exit code, output and errors of each.
 RUN_ALL = """
 import contextlib, io, json, sys
+sys.path[:0] = {paths!r}
+for name in [name for name in sys.modules if name.split(".")[0] in ("scalebench", "driver_server")]:
+    del sys.modules[name]
+import driver_server
 from scalebench.cli.app import main
+assert sys.modules["scalebench"].__file__.startswith({paths[0]!r})
+driver_server.fork_servers()
 
 def run(arguments):
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -216,15 +222,16 @@ def run(arguments):
             code = end.code or 0
     return code, out.getvalue(), err.getvalue()
 
-json.dump([run(arguments) for arguments in json.loads(sys.argv[1])], sys.stdout)
+json.dump([run(arguments) for arguments in {lines!r}], sys.stdout)
+sys.exit(0)
 """
 
 
 @pytest.fixture
-def with_toy(tmp_path: Path) -> Callable[..., list[tuple[int, str, str]]]:
+def with_toy(tmp_path: Path, drivers: Drivers) -> Callable[..., list[tuple[int, str, str]]]:
     """Run commands, all in one process, with a copy of the package that has one file and one line more."""
     copy = tmp_path / "copy"
-    shutil.copytree(REPOSITORY / "scalebench", copy / "scalebench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "scalebench", copy / "scalebench")
     shutil.copytree(REPOSITORY / "studies", copy / "studies")
     (copy / "scalebench" / "workloads" / "toy.py").write_text(TOY)
     catalogue = copy / "scalebench" / "workloads" / "__init__.py"
@@ -232,16 +239,14 @@ def with_toy(tmp_path: Path) -> Callable[..., list[tuple[int, str, str]]]:
     line, entry = "from scalebench.workloads import distill, finetune, inference", '    "inference": inference,\n'
     assert text.count(line) == text.count(entry) == 1
     catalogue.write_text(text.replace(line, f"{line}, toy").replace(entry, entry + '    "toy": toy,\n'))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(copy), str(REPOSITORY / "kernels")])}
+    paths = [str(copy), str(REPOSITORY / "kernels"), str(REPOSITORY / "tests")]
 
     def commands(*lines: str) -> list[tuple[int, str, str]]:
         (tmp_path / "doubling.toml").write_text(TOY_STUDY)
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_ALL, json.dumps([line.split() for line in lines])],
-            capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        before = RUN_ALL.format(paths=paths, lines=[line.split() for line in lines])
+        driver = drivers.start(tmp_path, [], before=before, PYTHONPATH=os.pathsep.join(paths))
+        assert driver.wait(300) == 0, driver.err
+        return json.loads(driver.out)
 
     return commands
 

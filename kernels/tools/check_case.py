@@ -142,7 +142,7 @@ def check_mechanism(name: str, device: str) -> dict[str, Any]:
         problem = f"{type(error).__name__}: {error}"[:500]
     return {
         f"mechanism {name}": {
-            "problem": problem if mechanisms.are_shipped() else None,
+            "problem": problem if mechanisms.is_shipped(name) else None,
             "information": problem or "exact",
         }
     }

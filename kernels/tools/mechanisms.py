@@ -34,16 +34,19 @@ ROUNDS = 8  # additions of each
 
 
 @gluon.jit
-def product(A, B, C, WIDTH: gl.constexpr, FIRST: gl.constexpr, N: gl.constexpr, TRANSPOSED: gl.constexpr):
-    """C (64, N) = A B[:, FIRST : FIRST + N] or Aᵀ B[...], of A (64, 64) and B (64, WIDTH) in shared memory."""
+def product(A, B, C, WIDTH: gl.constexpr, FIRST: gl.constexpr, N: gl.constexpr, TRANSPOSED: gl.constexpr,
+            INNER: gl.constexpr):  # fmt: skip
+    """C (64, N) = A B[:, FIRST : FIRST + N] or Aᵀ B[...], of A (64, INNER) and B (INNER, WIDTH) in shared memory."""
     loaded: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     in_memory: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    a_in_memory: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=2 * INNER, element_bitwidth=16, rank=2)
     result: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, loaded)), 1)
-    inner = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(0, loaded)), 0)
+    inner = gl.expand_dims(gl.arange(0, INNER, layout=gl.SliceLayout(0, loaded)), 0)
+    inner_row = gl.expand_dims(gl.arange(0, INNER, layout=gl.SliceLayout(1, loaded)), 1)
     column = gl.expand_dims(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, loaded)), 0)
-    a = gl.allocate_shared_memory(gl.float16, [64, 64], in_memory, gl.load(A + row * 64 + inner))
-    b = gl.allocate_shared_memory(gl.float16, [64, WIDTH], in_memory, gl.load(B + row * WIDTH + column))
+    a = gl.allocate_shared_memory(gl.float16, [64, INNER], a_in_memory, gl.load(A + row * INNER + inner))
+    b = gl.allocate_shared_memory(gl.float16, [INNER, WIDTH], in_memory, gl.load(B + inner_row * WIDTH + column))
     stored = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(stored, count=1)
     fence_async_shared()
@@ -102,14 +105,16 @@ def addition(values, sums_desc, counters, WIDTH: gl.constexpr, ROUNDS: gl.conste
 
 # --- what they compute -----------------------------------------------------------------------------------------------
 
-# Width of B, first column and number of columns, whether A is transposed.
+# Width of B, first column and number of columns, whether A is transposed, rows of B.
 PRODUCTS = {
-    "transposed A": (64, 0, 64, True),
-    "half of B": (128, 64, 64, False),
-    "half of B, within a swizzled line": (64, 32, 32, False),
-    "transposed A, half of B": (128, 64, 64, True),
-    "transposed A, half of B, within a swizzled line": (64, 32, 32, True),
+    "transposed A": (64, 0, 64, True, 64),
+    "half of B": (128, 64, 64, False, 64),
+    "half of B, within a swizzled line": (64, 32, 32, False, 64),
+    "transposed A, half of B": (128, 64, 64, True, 64),
+    "transposed A, half of B, within a swizzled line": (64, 32, 32, True, 64),
+    "A in lines of 64 bytes, half of a wide B": (256, 128, 128, False, 32),
 }
+WIDE = ("A in lines of 64 bytes, half of a wide B",)  # what only the backward pass of D 256 needs
 # Columns, whether the order is fixed.
 ADDITIONS = {
     "TMA addition": (64, False),
@@ -118,13 +123,14 @@ ADDITIONS = {
 }
 
 
-def wrong_products(device: str, case: tuple[int, int, int, bool]) -> str | None:
+def wrong_products(device: str, case: tuple[int, int, int, bool, int]) -> str | None:
     """Return what is wrong with a product, None if it is exact."""
-    width, first, columns, transposed = case
+    width, first, columns, transposed, inner = case
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(-4, 5, (ROWS, n), generator=generator).to(device, torch.float16) for n in (ROWS, width))
+    sizes = ((ROWS, inner), (inner, width))
+    a, b = (torch.randint(-4, 5, size, generator=generator).to(device, torch.float16) for size in sizes)
     output = torch.full((ROWS, columns), torch.nan, device=device)
-    product[(1,)](a, b, output, width, first, columns, transposed, num_warps=4)
+    product[(1,)](a, b, output, width, first, columns, transposed, inner, num_warps=4)
     expected = (a.mT if transposed else a).double() @ b[:, first : first + columns].double()
     return difference(output, expected)
 
@@ -158,17 +164,18 @@ def witnesses() -> Mapping[str, Callable[[str], str | None]]:
     return of_products | {name: partial(wrong_additions, case=case) for name, case in ADDITIONS.items()}
 
 
-def are_shipped() -> bool:
-    """Return whether a method of the measured table uses the kernel for all gradients."""
-    places = ((d, causal, name) for d in hopper_gradients.KEYS for causal in (True, False) for name in tuned.BUCKETS)
-    methods = (hopper_gradients.method_of(*place, way) for place in places for way in (True, False))
-    return any(method not in (None, hopper_gradients.APART) for method in methods)
+def is_shipped(name: str) -> bool:
+    """Return whether a method of the measured table uses a kernel that needs a mechanism."""
+    dimensions = [d for d in hopper_gradients.KEYS if (d == hopper_gradients.WIDE) == (name in WIDE)]
+    places = ((d, causal, name) for d in dimensions for causal in (True, False) for name in tuned.BUCKETS)
+    methods = {hopper_gradients.method_of(*place, way) for place in places for way in (True, False)}
+    return bool(methods - {None, *(() if name in WIDE else (hopper_gradients.APART,))})
 
 
 def compilations() -> Iterator[Compilation]:
     """Yield every witness for ahead-of-time compilation."""
-    for name, (width, first, columns, transposed) in PRODUCTS.items():
-        constants = {"WIDTH": width, "FIRST": first, "N": columns, "TRANSPOSED": transposed}
+    for name, (width, first, columns, transposed, inner) in PRODUCTS.items():
+        constants = {"WIDTH": width, "FIRST": first, "N": columns, "TRANSPOSED": transposed, "INNER": inner}
         types = {"A": "*fp16", "B": "*fp16", "C": "*fp32"}
         signature = types | dict.fromkeys(constants, "constexpr")
         yield Compilation("product", name, product, signature, constants, 4, 3, 1, tuple(types), tensor_core=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit  # scipy.stats takes 0.7 s to import
 
+from scalebench.analysis.configuration_labels import labels_by_size
 from scalebench.analysis.trials import LOSS, STEP_TIME, numeric
 from scalebench.errors import InputError
 from scalebench.store import ENVIRONMENT_COLUMNS, STORE_NAMES
@@ -27,7 +28,7 @@ QUANTITIES = {
     "latency_median_s": ("latency", "s"),
     "peak_memory_allocated_bytes": ("memory", "B"),
     "memory_tracked_peak_bytes": ("memory (tracked)", "B"),
-    LOSS: ("validation loss", "nat"),
+    LOSS: ("validation loss", "nats"),
 }
 TIMES = (STEP_TIME, "latency_median_s")
 # Columns that say what was measured or where, not what was run; names carry their units.
@@ -37,7 +38,6 @@ MEASURED = re.compile(
 )
 MACHINE = "machine_id"
 LEVEL = 0.95
-LONG = 8  # characters of a number that a label shortens
 BETTER, WORSE, SAME, NOISE, UNKNOWN = "BETTER", "WORSE", "SAME", "within noise", "no repeats"
 
 
@@ -98,6 +98,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
     both, and where they are of different machines unless ``other_machine``.
     """
     old, new = (_usable(frame) for frame in (old, new))
+    if empty := [name for name, frame in (("OLD", old), ("NEW", new)) if frame.empty]:
+        raise InputError([f"no trial of {' and of '.join(empty)} ended ok with valid numbers"])
     if not other_machine:
         _check_machines(old, new)
     names = _identity(old, new)
@@ -108,11 +110,11 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
         apart = [name for name in names if not values[0][name] & values[1][name]]
         reason = "differ in" if apart else "are matched by"
         raise InputError([f"no configuration is in both; they {reason} {', '.join(apart or names)}"])
-    labels = _labels(names, common)
+    labels = labels_by_size(names, common)
     effects: list[Effect] = []
     noise = {}
     for column, (name, unit) in QUANTITIES.items():
-        pairs = {key: tuple(_values(group[key], column) for group in groups) for key in common}
+        pairs = {key: tuple(_values(group[key], column) for group in groups) for key in labels}
         pairs = {key: values for key, values in pairs.items() if all(part.size for part in values)}
         if pairs:
             measured, spread = _effects(pairs, labels, name, unit)
@@ -129,6 +131,8 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, margin: float, *, other_mac
 
 
 def _usable(frame: pd.DataFrame) -> pd.DataFrame:
+    if "status" not in frame:  # no trial at all
+        return frame
     invalid = frame["invalid_reason"].notna() if "invalid_reason" in frame else False
     return frame[(frame["status"] == "ok") & ~invalid]
 
@@ -161,23 +165,6 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
         return f"{float(value):.12g}"
     return str(value)
-
-
-def _labels(names: Sequence[str], keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return a label of each configuration: the columns in which they differ, sizes only where nothing else does."""
-    differ = [i for i in range(len(names)) if len({key[i] for key in keys}) > 1]
-    varying = [i for i in differ if "params" not in names[i]] or differ[:1]
-    short = {i: _short({key[i] for key in keys}) for i in varying}
-    return {key: " ".join(f"{names[i]} {short[i][key[i]]}" for i in varying) or "the configuration" for key in keys}
-
-
-def _short(values: Collection[str]) -> dict[str, str]:
-    """Return long numbers with four digits where these tell the values apart, by value; others as they are."""
-    try:
-        short = {value: value if len(value) < LONG else f"{float(value):.4g}" for value in values}
-    except ValueError:
-        short = {}
-    return short if len({*short.values()}) == len(values) else {value: value for value in values}
 
 
 def _values(trials: pd.DataFrame, column: str) -> Any:

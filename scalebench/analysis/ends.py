@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.predictions import PredictedQuantity, predict_energy, predict_size
+from scalebench.analysis.predictions import PredictedQuantity, predict_size
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import DATA_SEEN, LOSS, STEP_TIME, N, numeric, own_steps, training_flops
 
@@ -40,7 +40,7 @@ class Ends:
 def ends_of(series: Series) -> tuple[Ends, ...]:
     """Return loss, step time, training time, memory, compute, data, checkpoint and energy of a series by size."""
     largest = float(series.sizes["size"].max())
-    beyond = [{q.quantity: q for q in predicted_at(series, factor * largest)} for factor in FACTORS]
+    beyond = [{q.quantity: q for q in predict_size(series, factor * largest).quantities} for factor in FACTORS]
     usable = series.usable
     memory = usable[series.memory_column] if series.memory_column else pd.Series(np.nan, index=usable.index)
     timed = usable[STEP_TIME].where(usable["timed"])
@@ -58,11 +58,6 @@ def ends_of(series: Series) -> tuple[Ends, ...]:
         _ends(series, name, unit, values, tuple(answers.get(name) for answers in beyond))
         for name, unit, values in columns
     )
-
-
-def predicted_at(series: Series, size: float) -> tuple[PredictedQuantity, ...]:
-    """Return what `predict` says of a size, and its energy where the trials measured that."""
-    return (*predict_size(series, size).quantities, predict_energy(series, size))
 
 
 def _ends(
@@ -106,11 +101,6 @@ def _reason(series: Series, name: str, *, nowhere: bool) -> str:
         return "trained together with others" if series.together else "not measured alone on the machine"
     if name in ("step time", "training time"):
         return "not measured alone on the machine at both sizes"
-    if name != "energy":
-        return "not measured" if nowhere else "not measured at both sizes"
-    methods = series.usable.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
-    return (
-        f"not measured: {methods[0].removeprefix('none: ')}"
-        if len(methods) == 1
-        else "not measured: no energy counter was recorded"
-    )
+    if name == "energy":
+        return series.energy.reason or "not measured at both sizes"
+    return "not measured" if nowhere else "not measured at both sizes"

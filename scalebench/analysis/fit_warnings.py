@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalebench.analysis.selected import trial_warnings
-from scalebench.points.doubts import data_doubts
+from scalebench.points.doubts import PERPLEXITIES, data_doubts
 from scalebench.points.files import is_results
 from scalebench.points.fit_file import fit_values
 from scalebench.points.roles import column_names
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from scalebench.laws import Fit
     from scalebench.points.table import PointTable
 
+NO_SIZE = re.compile("step|epoch|iter|sample|second|time", re.I)  # columns that count no parameters
+
 
 def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) -> list[str]:
     """Warn of trials that differ in more than size, or of units, copies and unused columns in other points."""
@@ -27,7 +30,17 @@ def file_warnings(path: Path, fit: Fit, table: PointTable, where: str | None) ->
     selecting = parse(where).names if where else ()
     names = [name for name in column_names(path) if name not in selecting]
     unused = [*([table.note] if table.note else []), *unused_data(fit.law.inputs, table.columns, names)]
-    return [*unused, *data_doubts(path, table), *value_warnings(fit_values(table), fit)]
+    values = fit_values(table)
+    if NO_SIZE.search(
+        table.columns.get("params", table.columns.get("x", ""))
+    ):  # a loss over steps has no size to doubt
+        values = {("x" if role == "params" else role): numbers for role, numbers in values.items()}
+    by_name = data_doubts(path, table)
+    by_value = [
+        line for line in value_warnings(values, fit)
+        if PERPLEXITIES not in line or not any("looks like a perplexity" in named for named in by_name)
+    ]  # fmt: skip
+    return [*unused, *by_name, *by_value]
 
 
 def value_warnings(values: Mapping[str, Any], fit: Fit) -> list[str]:

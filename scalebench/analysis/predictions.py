@@ -92,6 +92,7 @@ def predict_size(
         _over_steps(predicted(series.flops, params, "compute", "FLOP"), steps, "compute", "FLOP"),
         _data(recipe, data, requested=tokens is not None),
         predict_checkpoint(series, params),
+        _over_steps(predicted(series.energy, params, "energy", "J"), steps, "energy", "J"),
     )
     return SizePrediction(params, data, quantities, loss.trend.backtest if loss.trend else ())
 
@@ -105,7 +106,13 @@ def predict_fit(fitted: Fit, inputs: Mapping[str, float], response: str) -> Size
         data = PredictedQuantity("data", "tokens", tokens, basis="as requested")
     refused = [
         PredictedQuantity(quantity, unit, reason="a fit of one law holds no costs: give a results folder")
-        for quantity, unit in (("step time", "s"), ("memory", "B"), ("compute", "FLOP"), ("checkpoint", "B"))
+        for quantity, unit in (
+            ("step time", "s"),
+            ("memory", "B"),
+            ("compute", "FLOP"),
+            ("checkpoint", "B"),
+            ("energy", "J"),
+        )
     ]
     at = ", ".join(f"{name} {value:g}" for name, value in inputs.items())
     return SizePrediction(
@@ -171,12 +178,6 @@ def predict_step_time(series: Series, params: float) -> PredictedQuantity:
 def predict_memory(series: Series, params: float) -> PredictedQuantity:
     """Return the peak memory."""
     return predicted(series.memory, params, "memory", "B")
-
-
-def predict_energy(series: Series, params: float) -> PredictedQuantity:
-    """Return the energy of a training along the recipe of the trials."""
-    steps = steps_of(series.recipe, series.recipe.amount(params))
-    return _over_steps(predicted(series.energy, params, "energy", "J"), steps, "energy", "J")
 
 
 def steps_of(recipe: Recipe, data: float | None) -> float | None:

@@ -162,7 +162,7 @@ class Series:
         """Energy of a training step in joules against N; of an accelerator with a counter."""
         per_step = numeric(self.usable, "energy_j") / own_steps(self.usable)
         if per_step.isna().all():
-            return Trend(None, "energy was not measured")
+            return Trend(None, f"not measured: {_why_no_energy(self.usable)}")
         return cost_trend(self.usable.assign(energy_per_step=per_step), "energy_per_step", N)
 
     @cached_property
@@ -178,6 +178,12 @@ class Series:
         return Recipe.of(self.usable)
 
 
+def _why_no_energy(trials: pd.DataFrame) -> str:
+    """Return why trials have no energy, by their records."""
+    methods = trials.get("energy_method", pd.Series(dtype=object)).dropna().astype(str).unique()
+    return methods[0].removeprefix("none: ") if len(methods) == 1 else "no energy counter was recorded"
+
+
 def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) -> Series:
     """Make a series of prepared trials by the ``[fit]`` table of a study."""
     options = definition.get("fit") or {}
@@ -190,10 +196,15 @@ def make_series(label: str, trials: pd.DataFrame, definition: Mapping[str, Any],
     return Series(label, x, trials, usable, law, holds_out, notes)
 
 
-def _text(value: Any) -> str:
-    """Return a setting as a study file has it: 200 without a point, 3e10 without ten zeros, true or false."""
-    if not isinstance(value, float) or not value.is_integer():
-        return str(value).lower()
+def setting_text(value: Any) -> str:
+    """Return a setting as a study file has it: 200 without a point, 3e10 without ten zeros, true or false.
+
+    A number that is not whole, as of a geometric axis, has six digits and no exponent.
+    """
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.0f}" if abs(value) >= 1e6 else f"{value:.6g}"
+    if not isinstance(value, float):
+        return str(value).lower() if value is None or isinstance(value, bool | np.bool_) else str(value)
     digits, power = f"{value:.0f}", f"{value:g}".replace("e+0", "e").replace("e+", "e")
     return power if len(power) < len(digits) and float(power) == value else digits
 
@@ -207,7 +218,8 @@ def series_of(trials: pd.DataFrame, definition: Mapping[str, Any], x: SizeAxis) 
     for values, group in trials.groupby(columns, dropna=False, sort=True):
         named = zip(columns, values, strict=True)
         parts = [
-            value if isinstance(value, str) else f"{SHORT.get(name, name)} {_text(value)}" for name, value in named
+            value if isinstance(value, str) else f"{SHORT.get(name, name)} {setting_text(value)}"
+            for name, value in named
         ]
         label = ", ".join(dict.fromkeys(parts))  # weights and arithmetic may be of one type
         yield make_series(label, group, definition, x)

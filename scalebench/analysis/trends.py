@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+INPUT = re.compile(r"\bx\b(?! =)")
 COST_LAWS = ("offset_linear", "offset_power")  # the simpler law first
 MAX_POINTS = 1000  # of a fit: of more trials, as many are taken, spread evenly over sizes and seeds
 MOST_COMPARED = 200  # points by which two laws of a cost are compared; of more, the medians of the sizes
@@ -118,7 +120,7 @@ def determined(fitted: Fit) -> Trend:
 
 def trend_of(trials: pd.DataFrame, column: str, law: str, size: str) -> Trend:
     """Fit a column against the column ``size``; seeds of one size are one configuration."""
-    return fit_trend(_points(trials, column, size), law)
+    return _named(fit_trend(_points(trials, column, size), law))
 
 
 def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
@@ -127,7 +129,12 @@ def cost_trend(trials: pd.DataFrame, column: str, size: str) -> Trend:
     if points.empty:
         return Trend(None, f"no valid trial has a {column}")
     law, choice = choose_cost_law(points)
-    return replace(fit_trend(points, law), choice=choice)
+    return _named(replace(fit_trend(points, law), choice=choice))
+
+
+def _named(trend: Trend) -> Trend:
+    """Return a trend whose reasons speak of the size, which laws of one input call x."""
+    return replace(trend, reason=INPUT.sub("size", trend.reason), no_interval=INPUT.sub("size", trend.no_interval))
 
 
 def choose_cost_law(points: pd.DataFrame) -> tuple[str, str]:

@@ -6,16 +6,24 @@ import re
 from collections.abc import Sequence
 
 from cyclopts import CycloptsError
-from cyclopts.exceptions import CoercionError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from scalebench.errors import unknown
 
-KINDS = {int: "a whole number", float: "a number"}
+KINDS = {int: "a whole number", float: "a number such as 7e9, 124M or 300B"}
 
 
 def usage_line(error: CycloptsError, commands: Sequence[str]) -> str:
     """Return the line for a command line that cannot be read: which command, what is wrong, where help is."""
     name = " ".join(["scalebench", *(error.command_chain or ())])
+    if isinstance(error, UnknownOptionError) and error.token.value.startswith("--results"):
+        return f"{name}: no option --results; name the folder alone: {name} FOLDER (see {name} --help)"
     return f"{name}: {_reason(error, commands)} (see {name} --help)"
 
 

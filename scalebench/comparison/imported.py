@@ -10,24 +10,26 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.comparison import Comparison
 from scalebench.comparison.benchmark_files import Benchmark, BenchmarkFile, read_benchmarks
 from scalebench.comparison.rows import ABSENT, case_rows, rate_columns, sample_rows
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.store import StoreError, check_writable, is_name, read_bytes, write_json
 from scalebench.store.comparison_columns import ROW_COLUMNS
 from scalebench.store.comparisons import new_run, read_run, write_run
 from scalebench.store.names import RULE
 
 Benchmarks = list[dict[str, Any]]
-METHOD = "{}, rounds of one provider after the other, {} call{} each"
+METHOD = "{}, rounds of one provider after the other, {} each"
 
 
 def import_files(
     paths: Sequence[Path], operation: str | None, baseline: str, margin: float, results: Path, command: str
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[Comparison, list[str]]:
     """Add the measurements in the files to ``results``, a run per operation and direction.
 
-    Returns the rows, and a line for each benchmark that some of the files lack. Operation, case and provider of a
+    Returns the rows with the folder of their run (``results`` where there are several), and a line for each benchmark
+    that some of the files lack or whose measurement is no time. Operation, case and provider of a
     benchmark come from its ``extra_info`` if it has them (as this project's do); otherwise they are ``operation``, the
     benchmark's group or parameters, and its parameter or name. Raises ``InputError``, before anything is written, for a
     file that cannot be read, one that is named twice, and a benchmark without an operation.
@@ -40,11 +42,14 @@ def import_files(
         for benchmark in file.benchmarks
     ]
     check_writable(results)
+    runs: list[Path] = []
     rows: list[dict[str, Any]] = []
     for key in dict.fromkeys((benchmark["operation"], benchmark["backward"]) for benchmark in benchmarks):
         part = [benchmark for benchmark in benchmarks if (benchmark["operation"], benchmark["backward"]) == key]
-        rows.extend(_add_run(part, paths, baseline, margin, results, command))
-    return rows, _missing(benchmarks, paths)
+        runs.append(_add_run(part, paths, baseline, margin, results, command))
+        rows.extend(read_run(runs[-1])[0])
+    others = [f"{file.path}: {name}: not a time, left out" for file in files for name in file.not_times]
+    return Comparison(runs[0] if len(runs) == 1 else results, rows), others + _missing(benchmarks, paths)
 
 
 def _check_different(paths: Sequence[Path]) -> None:
@@ -88,14 +93,14 @@ def _columns(file: BenchmarkFile, benchmark: Benchmark, operation: str | None) -
         "operation": str(operation), "backward": benchmark.backward, "case": benchmark.case,
         "provider": benchmark.provider, "status": "ok", "samples_s": benchmark.samples_s,
         "median_s": benchmark.median_s, "calls_per_sample": benchmark.calls, "source": file.tool,
-        "timing_method": METHOD.format(file.tool, benchmark.calls, "s" * (benchmark.calls > 1)),
+        "timing_method": METHOD.format(file.tool, number_of(benchmark.calls, "call")),
         "stop_reason": f"{file.tool}'s own rule", **file.shared,
     }  # fmt: skip
 
 
 def _add_run(
     part: Benchmarks, paths: Sequence[Path], baseline: str, margin: float, results: Path, command: str
-) -> list[dict[str, Any]]:
+) -> Path:
     run = new_run(results, part[0]["operation"])
     request = {
         "schema": 1, "operation": part[0]["operation"], "source": part[0]["source"], "backward": part[0]["backward"],
@@ -113,7 +118,7 @@ def _add_run(
         for benchmark in part
     ]
     write_run(run, rows, pd.concat(samples, ignore_index=True))
-    return read_run(run)[0]
+    return run
 
 
 def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: set[str]) -> Iterator[dict[str, Any]]:
@@ -132,5 +137,7 @@ def _rows(part: Benchmarks, number: int, request: Mapping[str, Any], machines: s
             row.update({"time_median_s": first["median_s"], "timing_method": first["timing_method"]})
             row.update(rate_columns(row))
         if request["baseline"] not in filled and machines:
-            row["verdict_reason"] = "no verdict: the baseline was measured on another machine"
+            elsewhere = head["machine_id"] not in machines
+            reason = "was measured on another machine" if elsewhere else "was not measured in this case"
+            row["verdict_reason"] = f"no verdict: the baseline {reason}"
         yield row

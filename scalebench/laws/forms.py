@@ -1,8 +1,8 @@
 """The data structure of a scaling law, which the fitter reads without knowing the law.
 
 A law is a sum of positive terms, `prediction = sum_j c_j * b_j(x; exponents)` with every coefficient `c_j >= 0`. A law
-is one function that returns `log b_j`, so that terms spanning many orders of magnitude stay finite, and exact gradients
-come from the complex step. To add a law, write that function and an entry in `catalogue.LAWS`, or pass a `Law`
+is one function that returns `log b_j`, so that terms spanning many orders of magnitude stay finite; exact derivatives
+come from calling it with jets. To add a law, write that function and an entry in `catalogue.LAWS`, or pass a `Law`
 to `fit`.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalebench.laws.jets import Jet, Pair
+
 Array = NDArray[np.float64]
 LogTerms = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[Any]]
 
@@ -24,9 +26,18 @@ class FitRefused(ValueError):  # noqa: N818 - expected input, not a bug
 
 
 def log_sum(first: Any, second: Any) -> Any:
-    """Log of the sum of two exponentials, also of complex arguments; the larger is taken out lest it overflow."""
+    """Log of the sum of two exponentials, of numbers of any kind; the larger is taken out lest it overflow."""
     larger = np.maximum(np.real(first), np.real(second))
     return larger + np.log(np.exp(first - larger) + np.exp(second - larger))
+
+
+def _stacked(by_term: Sequence[Mapping[Any, Any]], shape: tuple[int, int, int]) -> dict[Any, Array]:
+    """Derivatives by key of all terms, each of ``shape``, from those of each term."""
+    stacked: dict[Any, Array] = {}
+    for i, derivatives in enumerate(by_term):
+        for key, values in derivatives.items():
+            stacked.setdefault(key, np.zeros(shape))[:, i] = values
+    return stacked
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,9 @@ class Law:
     """A named form: `prediction = sum_j coefficients[j] * exp(log_terms(log x, exponents)[j])`.
 
     `log_terms(logs, exponents)` takes the natural logs of the inputs, shape [n], and the exponents, shape [batch, 1],
-    both by name, and returns one array (or number) per coefficient. It may use any analytic NumPy function, since it is
-    also called with complex exponents, but no `abs`, `max` or comparison of exponents.
+    both by name, and returns one array (or number) per coefficient. It may use arithmetic, `np.where`, and any analytic
+    NumPy function of one argument, since it is also called with jets of the exponents and with complex ones. It may use
+    no `abs` or `max` of them; their plain values, for comparisons, are `exponent.real`.
     `offset` names the coefficient that is an irreducible loss; it is bounded by the lowest measured loss.
     `positions` names the exponents that are logs of an input, and that input: their range is that of the points.
     `same_unit` maps an input to another with the same unit; it need not vary on its own. `narrow` names inputs that
@@ -114,6 +126,16 @@ class Law:
         by_name = {name: exponents[:, i, None] for i, name in enumerate(self.exponents)}
         shape = (len(exponents), next(iter(logs.values())).size)
         return np.stack([np.broadcast_to(term, shape) for term in self.log_terms(logs, by_name)], axis=1)
+
+    def slopes(self, logs: Mapping[str, Array], exponents: Array) -> tuple[dict[int, Array], dict[Pair, Array]]:
+        """First and second derivatives of `terms` by index of an exponent and by pair, [batch, coefficients, n] each.
+
+        Those that are absent are zero for every term.
+        """
+        by_name = {name: Jet(exponents[:, i, None], {i: 1.0}) for i, name in enumerate(self.exponents)}
+        terms = [Jet.of(term) for term in self.log_terms(logs, by_name)]
+        shape = (len(exponents), len(terms), next(iter(logs.values())).size)
+        return _stacked([term.first for term in terms], shape), _stacked([term.second for term in terms], shape)
 
     def predict(self, parameters: Mapping[str, Any], logs: Mapping[str, Array]) -> Array:
         """Response in its own units, [batch, n], for parameters by name, each a number or [batch]."""

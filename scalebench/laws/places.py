@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,15 @@ class Places:
     """The distinct inputs of rows: ``logs`` by name and ``counts`` of rows, each [places].
 
     ``row`` [n] is the place of each row, ``order`` [n] sorts rows by place, and ``first`` [places] is where the rows of
-    a place begin in it. Without shared inputs every row is its own place, in the order of the rows.
+    a place begin in it; None where the rows already are in that order. Without shared inputs every row is its own
+    place, in the order of the rows.
     """
 
     logs: dict[str, Array]
     counts: Array
     shared: bool
     row: NDArray[np.intp]
-    order: NDArray[np.intp]
+    order: NDArray[np.intp] | None
     first: NDArray[np.intp]
 
     @classmethod
@@ -36,8 +37,8 @@ class Places:
         n, row = len(inputs), row.reshape(-1)
         if len(where) * SHARED > n:
             every = np.arange(n)
-            return cls(dict(logs), np.ones(n), False, every, every, every)
-        order = np.argsort(row, kind="stable")
+            return cls(dict(logs), np.ones(n), False, every, None, every)
+        order = None if (np.diff(row) >= 0).all() else np.argsort(row, kind="stable")
         first = np.concatenate([[0], np.cumsum(counts)[:-1]])
         return cls({name: log[where] for name, log in logs.items()}, counts.astype(np.float64), True, row, order, first)
 
@@ -49,4 +50,9 @@ class Places:
         """Sum over the rows of each place: [..., n] to [..., places]."""
         if not self.shared:
             return values
-        return np.asarray(np.add.reduceat(np.take(values, self.order, axis=-1), self.first, axis=-1))
+        values = values if self.order is None else np.take(values, self.order, axis=-1)
+        return np.asarray(np.add.reduceat(values, self.first, axis=-1))
+
+    def sorted(self) -> Places:
+        """The same places of rows in their ``order``."""
+        return self if self.order is None else replace(self, row=self.row[self.order], order=None)

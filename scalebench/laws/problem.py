@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalebench.laws.forms import Array, Law
+from scalebench.laws.jets import IMAGINARY_STEP, Pair
 from scalebench.laws.places import Places
 
 Selection = slice | NDArray[np.intp]  # of entries of an axis
-
-COMPLEX_STEP = 1e-30
-REAL_STEP = 1e-5  # of central differences of the complex step: second derivatives to about 1e-10
+Slopes = dict[int, Array]  # first derivatives by exponent
+Bends = dict[Pair, Array]  # second derivatives by pair of exponents
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ class Problem:
         means = (terms * counts).sum(axis=2) / counts.sum() if self.places.shared else terms.mean(axis=2)
         return np.where(self.free[: terms.shape[1]], means, 0.0)
 
+    def _complex_slope(self, exponents: Array, k: int) -> Array:
+        """Derivative of the centred log terms by exponent k, [batch, m, p]."""
+        step = exponents.astype(np.complex128)
+        step[:, k] += 1j * IMAGINARY_STEP
+        return np.asarray(self.centred_terms(step).imag / IMAGINARY_STEP)
+
     def centred_terms(self, exponents: NDArray[Any]) -> NDArray[Any]:
         """Log of each centred term, [batch, m, p]."""
         terms = self.law.terms(self.places.logs, exponents)
@@ -103,7 +109,10 @@ class Problem:
 
     @cached_property
     def affine(self) -> Affine | None:
-        """Log terms as linear functions of the exponents, None if they are not linear. This saves most of the work."""
+        """Log terms as linear functions of the exponents, None if they are not linear. This saves most of the work.
+
+        Their slopes are by the complex step.
+        """
         k = len(self.law.exponents)
         low, high = (np.atleast_2d(bound)[0, bound.shape[-1] - k :] for bound in (self.lower, self.upper))
         probes = low + np.array([[0.3], [0.5], [0.8]]) * (high - low)
@@ -151,21 +160,21 @@ class Problem:
 
     def jacobian(self, theta: Array) -> Array:
         """Derivatives of the residuals, [batch, P, n]."""
-        _, jacobian, prediction = self._expand(theta, self.basis(self.split(theta)[1]))
+        exponents = self.split(theta)[1]
+        jacobian, prediction = self._expand(theta, self.basis(exponents), self._derivatives(exponents)[0])
         slopes = jacobian / np.maximum(prediction, 1e-300)[:, None] if self.log_space else jacobian
         return self.places.spread(slopes)
 
-    def _expand(self, theta: Array, basis: Array) -> tuple[list[Array], Array, Array]:
-        """Slopes of the log terms by each exponent, those of the prediction, [batch, P, p], and it, [batch, p]."""
-        coefficients, exponents = self.split(theta)
-        m, k = basis.shape[1], exponents.shape[1]
-        slopes = [self._slope(exponents, j) for j in range(k)]
-        jacobian = np.empty((len(theta), m + k, basis.shape[2]))
+    def _expand(self, theta: Array, basis: Array, slopes: Slopes) -> tuple[Array, Array]:
+        """Slopes of the prediction, [batch, P, p], and it, [batch, p]."""
+        coefficients = self.split(theta)[0]
+        m = basis.shape[1]
+        jacobian = np.zeros((len(theta), theta.shape[1], basis.shape[2]))
         jacobian[:, :m] = basis
-        for j in range(k):
+        for j, slope in slopes.items():
             moved = self._moved(j)
-            jacobian[:, m + j] = (coefficients[:, None, moved] @ (basis[:, moved] * slopes[j][:, moved]))[:, 0]
-        return slopes, jacobian, (coefficients[:, None] @ basis)[:, 0]
+            jacobian[:, m + j] = (coefficients[:, None, moved] @ (basis[:, moved] * slope[:, moved]))[:, 0]
+        return jacobian, (coefficients[:, None] @ basis)[:, 0]
 
     def _moved(self, k: int) -> Selection:
         """The terms that exponent k moves."""
@@ -176,52 +185,61 @@ class Problem:
 
         `basis` are the terms at theta, [batch, m, p], of a caller that has them.
         """
-        basis = self.basis(self.split(theta)[1]) if basis is None else basis
-        slopes, jacobian, prediction = self._expand(theta, basis)
+        exponents = self.split(theta)[1]
+        basis = self.basis(exponents) if basis is None else basis
+        slopes, bends = self._derivatives(exponents)
+        jacobian, prediction = self._expand(theta, basis, slopes)
         scale = np.maximum(prediction, 1e-300) if self.log_space else np.ones_like(prediction)
         residuals = self.places.spread(np.log(scale) if self.log_space else prediction) - self.target
-        inside, irls = (self._pull(residuals) * each for each in huber_weights(residuals, width))
+        inside, irls = huber_weights(residuals, width)
+        pull = self._pull(residuals)
+        inside, irls = pull * inside, pull * irls
         psi, inside, irls = (self.places.total(each) for each in (irls * residuals, inside, irls))
-        bending = self._bending(theta, basis, slopes, psi / scale)
+        bending = self._bending(theta, basis * (psi / scale)[:, None], slopes, bends)
         jacobian /= scale[:, None]
         transposed = jacobian.swapaxes(1, 2)
         # d2 log f = d2 f / f - (d log f)^2
         curved = (jacobian * (inside - psi if self.log_space else inside)[:, None]) @ transposed + bending
         return (jacobian @ psi[..., None])[..., 0], curved, (jacobian * irls[:, None]) @ transposed
 
-    def _slope(self, exponents: Array, k: int) -> Array:
-        """Derivative of the centred log terms by exponent k, [batch or 1, m, p]."""
-        return self.affine.slopes[k][None] if self.affine else self._complex_slope(exponents, k)
+    def _derivatives(self, exponents: Array) -> tuple[Slopes, Bends]:
+        """First and second derivatives of the centred log terms, [batch or 1, m, p]; those that are absent are zero."""
+        if self.affine:
+            return {k: slope[None] for k, slope in enumerate(self.affine.slopes)}, {}
+        slopes, bends = self.law.slopes(self.places.logs, exponents)
+        return self._centred(slopes), self._centred(bends)
 
-    def _complex_slope(self, exponents: Array, k: int) -> Array:
-        """The same by the complex step: exact to machine precision."""
-        step = exponents.astype(np.complex128)
-        step[:, k] += 1j * COMPLEX_STEP
-        return np.asarray(self.centred_terms(step).imag / COMPLEX_STEP)
+    def _centred(self, derivatives: dict[Any, Array]) -> dict[Any, Array]:
+        return {key: values - self._means(values)[..., None] for key, values in derivatives.items()}
 
-    def _bending(self, theta: Array, basis: Array, slopes: list[Array], pull: Array) -> Array:
-        """Sum over places of pull * second derivative of the prediction, [batch, P, P]."""
-        coefficients, exponents = self.split(theta)
+    def _bending(self, theta: Array, pulled: Array, slopes: Slopes, bends: Bends) -> Array:
+        """Sum over places of pull * second derivative of the prediction, [batch, P, P], for terms times their pull."""
+        coefficients = self.split(theta)[0]
         m = coefficients.shape[1]
         total = np.zeros((len(theta), theta.shape[1], theta.shape[1]))
-        for k, first in enumerate(slopes):
+        for k, first in slopes.items():
             moved = self._moved(k)
-            pulled = basis[:, moved] * pull[:, None]
-            total[:, moved, m + k] = total[:, m + k, moved] = (pulled * first[:, moved]).sum(axis=2)
-            for j, second in enumerate(slopes[: k + 1]):
-                both = first[:, moved] * second[:, moved]
-                if not self.affine:
-                    both = both + self._second_slope(exponents, k, j)
-                bent = (pulled * both).sum(axis=2)
-                total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
+            total[:, moved, m + k] = total[:, m + k, moved] = (pulled[:, moved] * first[:, moved]).sum(axis=2)
+            for j, second in slopes.items():
+                if j <= k:
+                    bent = (pulled[:, moved] * (first[:, moved] * second[:, moved])).sum(axis=2)
+                    total[:, m + k, m + j] = total[:, m + j, m + k] = (coefficients[:, moved] * bent).sum(axis=1)
+        for (k, j), second in bends.items():
+            bent = (coefficients * (pulled * second).sum(axis=2)).sum(axis=1)
+            total[:, m + k, m + j] += bent
+            if j != k:
+                total[:, m + j, m + k] += bent
         return total
 
-    def _second_slope(self, exponents: Array, k: int, j: int) -> Array:
-        """Second derivative of the centred log terms by exponents k and j, [batch, m, p]."""
-        step = np.zeros(exponents.shape[1])
-        step[j] = REAL_STEP
-        ahead, behind = (self._complex_slope(exponents + sign * step, k) for sign in (1, -1))
-        return (ahead - behind) / (2 * REAL_STEP)
+    def sorted(self) -> Problem:
+        """The same problem with its rows in the order of their places, where sums over places copy nothing."""
+        order, places = self.places.order, self.places.sorted()
+        if order is None:
+            return self
+        logs = {name: log[order] for name, log in self.logs.items()}
+        part = self.same_inputs(logs=logs, target=self.target[..., order], weights=self.weights[..., order])
+        vars(part).update(places=places)
+        return part
 
     def rows(self, index: NDArray[np.intp]) -> Problem:
         """The same problem for some replicates of the batch."""
@@ -245,6 +263,8 @@ class Problem:
 
 def huber_weights(residuals: Array, width: float) -> tuple[Array, Array]:
     """Curvature of the Huber loss, and its slope over the residual (the reweighting), each shaped as `residuals`."""
+    if np.isinf(width):
+        return np.ones_like(residuals), np.ones_like(residuals)
     size = np.abs(residuals)
     inside = (size <= width).astype(np.float64)
-    return inside, np.ones_like(size) if np.isinf(width) else width / np.maximum(size, width)
+    return inside, np.divide(width, np.maximum(size, width, out=size), out=size)

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # Source that can change a trial's results; reports, fits and the command line cannot.
 DECISIVE = ("families", "data", "tasks", "workloads", "optim", "measure", "running/worker.py", "running/node.py")
 
+PACKAGES = ("numpy", "pandas", "pyarrow", "scipy", "triton")  # whose versions are recorded, beside that of torch
+
 
 def command_line() -> str:
     """Return the command line, quoted for a shell, without what looks like a secret."""
@@ -30,6 +32,7 @@ def command_line() -> str:
     return shlex.join([*start, *hide_in_words(sys.argv[1:])])
 
 
+@cache
 def package_version(name: str) -> str | None:
     """Return the installed version of a distribution, or None."""
     try:
@@ -146,5 +149,5 @@ def environment_file(device_kind: str) -> dict[str, Any]:
         "load_average": os.getloadavg(),
         "environment_variables": hide_in_variables(variables),
         "torch_build": torch.__config__.show(),
-        "packages": {name: package_version(name) for name in ("numpy", "pandas", "pyarrow", "scipy", "triton")},
+        "packages": {name: package_version(name) for name in PACKAGES},
     }

@@ -18,12 +18,14 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.errors import number_of
 from scalebench.points.batches import PointsError, Table, numbers
 from scalebench.store import read_bytes, read_json
 
 TRAINER_STATE = "trainer_state.json"
 EVENTS = "events.out.tfevents.*"
 DATABASE = "mlflow.db"
+SHOWN_COLUMNS = 20
 DEEPEST = 4  # folders below the one named
 RUN, STEP = "run", "step"
 CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>[^-]+)")
@@ -63,7 +65,14 @@ def reshaped(table: Table, series: Mapping[str, tuple[str, str]]) -> tuple[pd.Da
         runs.append(joined.assign(**{RUN: run}))
     frame = pd.concat(runs, ignore_index=True)
     note = f"a chart of Weights & Biases, {len(runs)} runs side by side, read as one row per run and step"
-    return frame, f"{note}; its columns are {', '.join(map(str, frame))}"
+    return frame, f"{note}; {_columns_of(frame)}"
+
+
+def _columns_of(frame: pd.DataFrame) -> str:
+    """Name the columns of a table, of many only the first."""
+    names = [str(name) for name in frame]
+    more = f", … {len(names)} in all" if len(names) > SHOWN_COLUMNS else ""
+    return f"its columns are {', '.join(names[:SHOWN_COLUMNS])}{more}"
 
 
 # --- folders of logs -------------------------------------------------------------------------------------------------
@@ -109,7 +118,8 @@ def read_logs(path: Path) -> tuple[pd.DataFrame, str]:
     ]
     frame = pd.concat(named, ignore_index=True)
     kinds = ", ".join(dict.fromkeys(NAMES[kind] for kind, _ in runs))
-    return frame, f"{kinds}, {frame[RUN].nunique()} runs; its columns are {', '.join(map(str, frame))}"
+    number = frame[RUN].nunique()
+    return frame, f"{kinds}, {number_of(number, 'run')}; {_columns_of(frame)}"
 
 
 def _run_name(path: Path, place: Path) -> str:
@@ -211,8 +221,8 @@ def _hyperparameters(log: Any) -> dict[str, Any]:
 
 READERS = {"trainer": _trainer_rows, "mlflow": _mlflow_rows, "database": _database_rows, "events": _event_rows}
 NAMES = {
-    "trainer": "logs of Hugging Face's Trainer",
-    "mlflow": "MLflow's logs",
-    "database": "MLflow's database",
-    "events": "TensorBoard's logs",
+    "trainer": "Hugging Face Trainer logs",
+    "mlflow": "MLflow logs",
+    "database": "MLflow database",
+    "events": "TensorBoard logs",
 }

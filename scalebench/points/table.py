@@ -162,7 +162,7 @@ def _check_names(
         if name not in known
     ]
     if lines and note:
-        lines.append(f"{path}: it is {note}")
+        lines.append(f"{path}: read as {note}")
     if lines and all(map(_is_number, known)):
         lines.append(f"{path}: the first line holds only numbers; it must name the columns")
     if lines:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_size
 from scalebench.analysis.series import Series, ranked, to_fit
 from scalebench.analysis.surfaces import Surface
 from scalebench.analysis.trends import Trend
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting.quantities import CLEAR, NO_INTERVAL, NO_SPREAD, bounded, formula, percent, symbol, uncertain
+from scalebench.reporting.quantities import (
+    CLEAR,
+    NO_INTERVAL,
+    NO_SPREAD,
+    PREFIXED,
+    bounded,
+    decimals_of,
+    formula,
+    percent,
+    symbol,
+    uncertain,
+)
 from scalebench.reporting.sentences import within_noise
 from scalebench.reporting.tables import Cell, Table, number, table, word
 
 NEXT_FACTORS = (2, 4, 10)
-PROJECTED = ("validation loss", "step time", "memory", "training time", "compute", "data", "checkpoint")
-PREFIXED = ("s", "B", "FLOP", "J")  # units of predicted quantities that take a prefix
+NO_FIT: Cell = ("no fit", None)
+EXPONENT = 4  # the column of the ranking
+HEADINGS = {"validation loss": "loss in nats"}
+PROJECTED = ("validation loss", "step time", "memory", "training time", "compute", "data", "checkpoint", "energy")
 
 
 def _trends(series: Series) -> dict[str, tuple[Trend, str]]:
@@ -86,7 +102,8 @@ def backtest_table(all_series: Sequence[Series]) -> Table:
     ]  # fmt: skip
     columns = ("series", "held-out size", "predicted (nats)", "measured (nats)", "error",
                "error of repeating the next-smaller loss", "inside the 95 % interval")  # fmt: skip
-    return table("Each size predicted from the smaller ones only.", columns, rows, len(all_series))
+    predicted = table("Each size predicted from the smaller ones only.", columns, rows, len(all_series))
+    return replace(predicted, topic="prediction")
 
 
 def ranking_table(all_series: Sequence[Series]) -> Table:
@@ -97,27 +114,32 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
     rows, places, shown = [], ranked(all_series), {id(series) for series in to_fit(all_series)}
     for series in places:
         best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
-        behind = last["mean"] - best["mean"]
+        behind, digits = last["mean"] - best["mean"], decimals_of(float(np.hypot(last["se"], best["se"])))
+        above = f"{behind:.{digits}f}", float(behind)
         near = "within noise of the lowest" if within_noise(last, best) else "higher"
         place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
         exponent = _exponent(series.loss_all if id(series) in shown else series.loss_of_means)
-        rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), exponent,
+        rows.append((word(series.label or "all trials"), number(last["size"]), loss, above, exponent,
                      word(place)))  # fmt: skip
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
-    caption = (
-        f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors. "
-        "Exponents are those of the fitted laws, with 95 % intervals."
-    )
+    caption = f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors."
+    if all(row[EXPONENT] == NO_FIT for row in rows):
+        return Table(caption, _without(columns, EXPONENT), tuple(_without(row, EXPONENT) for row in rows))
+    caption += " Exponents are those of the fitted laws, with 95 % intervals."
     if len(shown) < len(places):
         caption += " Exponents without an interval are of laws fitted to the means."
     return Table(caption, columns, tuple(rows))
 
 
+def _without(cells: tuple[Any, ...], place: int) -> tuple[Any, ...]:
+    return (*cells[:place], *cells[place + 1 :])
+
+
 def _exponent(trend: Trend) -> Cell:
     """Return the exponent of a law with its interval, where it has one; "no fit" of a refused fit."""
     if trend.fit is None:
-        return "no fit", None
+        return NO_FIT
     name = next(iter(trend.fit.law.exponents), None)
     if name is None:
         return word(None)
@@ -128,29 +150,55 @@ def _exponent(trend: Trend) -> Cell:
 
 
 def predictions_table(all_series: Sequence[Series]) -> Table:
-    """Return what sizes beyond the data will need and reach, with intervals of a new run."""
-    rows = []
-    for series in (series for series in all_series if len(series.sizes)):
-        largest = float(series.sizes["size"].max())
-        for factor in NEXT_FACTORS:
-            size = factor * largest
-            answers = {answer.quantity: answer for answer in predict_size(series, size).quantities}
-            if series.x is not PARAMETERS:
-                answers = {"validation loss": predict_loss_at(series, size)}
-            cells = [projected_cell(answers.get(name), "\n") for name in PROJECTED]
-            rows.append((word(series.label or "all trials"), number(size), word(f"×{factor}"), *cells))
-    columns = ("series", "size", "largest size ×", "loss in nats", *PROJECTED[1:])
+    """Return what sizes beyond the data will need and reach, with intervals of a new run.
+
+    Quantities that no series can project have no column. Where none has a law, the rows are the reasons.
+    """
+    projected = [
+        (series, factor, size, _answers(series, size))
+        for series in all_series if len(series.sizes)
+        for factor in NEXT_FACTORS for size in [factor * float(series.sizes["size"].max())]
+    ]  # fmt: skip
+    found = [answers for *_, answers in projected]
+    shown = [name for name in PROJECTED if any(name in each and each[name].value is not None for each in found)]
+    if not {*shown} - {"data"}:
+        return _no_projections(all_series)
+    rows = [
+        (word(series.label or "all trials"), number(size), word(f"×{factor}"),
+         *(projected_cell(answers.get(name), "\n") for name in shown))
+        for series, factor, size, answers in projected
+    ]  # fmt: skip
+    columns = ("series", "size", "largest size ×", *(HEADINGS.get(name, name) for name in shown))
     caption = "Projections for a new run beyond the data, with 95 % intervals."
-    return table(caption, columns, rows, len(all_series))
+    return replace(table(caption, columns, rows, len(all_series)), topic="projection")
+
+
+def _answers(series: Series, size: float) -> dict[str, PredictedQuantity]:
+    """Return what a series projects at a place on its x axis, by the names of the quantities."""
+    if series.x is not PARAMETERS:
+        return {"validation loss": predict_loss_at(series, size)}
+    return {answer.quantity: answer for answer in predict_size(series, size).quantities}
+
+
+def _no_projections(all_series: Sequence[Series]) -> Table:
+    """Return why no series has a law to project by, the series of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for series in all_series:
+        reasons.setdefault(series.loss_all.reason or "its law has no values", []).append(series.label or "all trials")
+    rows = [(word(", ".join(labels)), word(reason)) for reason, labels in reasons.items()]
+    return Table(
+        "Nothing is projected beyond the data: no quantity has a law.", ("series", "law of the loss"), tuple(rows)
+    )
 
 
 def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> Cell:
-    """Return the cell of value and interval with ``between`` them, the value alone where it has no interval."""
+    """Return the cell of value and interval with ``between`` them, the value alone where it is known without one."""
     if predicted is None or predicted.value is None:
         return word(None)
     unit = predicted.unit if predicted.unit in PREFIXED else ""
     if predicted.low is None or predicted.high is None:
-        return number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        text, key = number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        return f"{text}{between}({NO_INTERVAL})" if predicted.trend else text, key
     value, interval = bounded(predicted.value, predicted.low, predicted.high, unit=unit)
     return value if interval == NO_SPREAD else f"{value}{between}({interval})", predicted.value
 
@@ -169,5 +217,5 @@ def fit_tables(all_series: Sequence[Series], surfaces: Sequence[Surface]) -> tup
     of_fits = (predictions_table(shown), backtest_table(shown), parameters_table(shown, surfaces),
                fits_table(shown, surfaces))  # fmt: skip
     predictions, *others = (replace(table, caption=table.caption + note) for table in of_fits)
-    rankings = [ranking_table(all_series)] if len(all_series) > 1 else []
+    rankings = [ranking_table(all_series)] if len(ranked(all_series)) > 1 else []
     return (*rankings, predictions, *others) if len(all_series) > len(shown) else (predictions, *rankings, *others)

@@ -79,9 +79,10 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
     outcomes = [section.outcome(study) for study in studies if isinstance(section := section_for(study), StudySection)]
     pairs = list(zip(studies, outcomes, strict=True))
     named = [(study.name, finding) for study, outcome in pairs for finding in outcome.findings]
+    shown_at = [link for (_, outcome), link in zip(pairs, links, strict=True) for _ in outcome.findings]
     rows = [outcome_row(study, workload_of(study), outcome) for study, outcome in pairs]
     sentence = findings_sentence([finding for _, finding in named])
-    tables = (findings_table(named),) if named else ()
+    tables = (findings_table(named, shown_at),) if named else ()
     return Overview(
         sentence, outcomes_table(rows, links), tables, draw_figures("overview", OF_ALL, studies), style="outcomes"
     )
@@ -89,14 +90,20 @@ def after_training(studies: Sequence[StudyAnalysis], links: Sequence[str]) -> Ov
 
 def conclusion(rows: Sequence[GrowthRow]) -> str:
     """Return in how many series time and memory grew more slowly than size, of those whose exponent has an interval."""
-    parts = []
+    slower, faster = [], []
     for name, growths in (("time", [row.time for row in rows]), ("memory", [row.memory for row in rows])):
         known = [how for how in growths if how is not None and np.isfinite(how.high - how.low)]
-        slower, faster = (sum(test(how) for how in known) for test in (_slower, _faster))
         if known:
-            parts.append(f"{name} grew more slowly than size in {slower} of {len(known)}, faster in {faster}")
-    head = f"Of {len(rows)} series in all studies, "
-    return (head + "; ".join(parts) if parts else f"{len(rows)} series, none of them with three sizes") + "."
+            slower.append((name, f"{sum(map(_slower, known))} of {len(known)}"))
+        if count := sum(map(_faster, known)):
+            faster.append(f"{name} in {count}")
+    if not slower:
+        return f"{len(rows)} series, none of them with three sizes."
+    (first, share), *rest = slower
+    head = f"{first.capitalize()} grew more slowly than model size in {share} series"
+    also = "".join(f" and {name} in {share}" for name, share in rest)
+    more = f" Faster: {' and '.join(faster)}." if faster else ""
+    return f"{head}{also}, of those whose exponent has an interval.{more}"
 
 
 def _slower(how: Growth) -> bool:
@@ -231,11 +238,9 @@ def _exponent(series: Series) -> Cell:
         return word(None)
     if means.iloc[-1] >= means.iloc[0]:
         return "none: the loss does not fall", None
-    low, high = series.loss_all.interval("alpha")
-    least, most = fitted.law.exponents["alpha"]
-    if low <= least and high >= most:
-        return f"not resolved ({least:g} to {most:g})", None
-    return _with_interval(fitted.parameters["alpha"], low, high), fitted.parameters["alpha"]
+    if "alpha" in fitted.undetermined:
+        return "not determined", None
+    return _with_interval(fitted.parameters["alpha"], *series.loss_all.interval("alpha")), fitted.parameters["alpha"]
 
 
 def _growth_cell(growth: Growth | None) -> Cell:

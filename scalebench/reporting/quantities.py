@@ -29,7 +29,9 @@ SI_PREFIXES = {
 }
 SPREAD_FROM = 1e-5  # of the value: a narrower interval is rounding, as of FLOPs and of bytes of checkpoints
 TINY = 1e-6  # below this, numbers with an interval have an exponent
+BEYOND_USE = 1e6  # the upper end of an interval over its value, from which it limits nothing
 NEGLIGIBLE = 1e-6  # a value beside the ends of its interval, whose digits it does not set
+PREFIXED = ("s", "B", "FLOP", "J")  # units of predicted quantities that take a prefix
 BINARY_PREFIXES = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20, "Ki": 2.0**10, "": 1.0}
 
 
@@ -101,8 +103,13 @@ def uncertain(value: float, error: float) -> str:
 def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str, str]:
     """Format a value and its interval with the digits the interval supports: ("62 ns", "58 to 66 ns").
 
-    An infinite value is a rate that the data do not resolve: its interval has only a lower bound.
+    An infinite value is a rate that the data do not resolve: its interval has only a lower bound. So has one whose
+    upper end is ``BEYOND_USE`` times the value: a limit that far away is none.
     """
+    if value > 0 and low > 0 and BEYOND_USE * value < high < math.inf:
+        text, _ = bounded(value, low, value, unit)
+        factor, prefixed = scale(low, unit) if unit else (1.0, "")
+        return text, f"above {significant(low / factor, 2)}{NBSP}{prefixed}".rstrip()
     if math.isinf(value):
         factor, prefixed = scale(low, unit) if unit else (1.0, "")
         lowest = f"above {significant(low / factor, 2)}{NBSP}{prefixed}".rstrip()
@@ -137,6 +144,11 @@ def bounded(value: float, low: float, high: float, unit: str = "") -> tuple[str,
     return (text + suffix).replace("-", "−"), (" to ".join(ends) + suffix).replace("-", "−")
 
 
+def interval_words(ends: str) -> str:
+    """Return the ends of an interval as ``bounded`` writes them, named: 95 % interval 1 to 2; or that there is none."""
+    return ends if ends in (NO_INTERVAL, NO_SPREAD) else f"95 % interval {ends}"
+
+
 def _distinct(low: float, high: float) -> list[str]:
     """Format two different numbers with the fewest significant digits, five or more, that tell them apart."""
     texts = ([significant(end, digits) for end in (low, high)] for digits in range(5, 17))
@@ -148,8 +160,8 @@ def _magnitude(value: float) -> int:
 
 
 def percent(fraction: float, sign: bool = True) -> str:
-    """Format a fraction as a percentage with one decimal, or two below one percent."""
-    digits = 1 if abs(fraction) >= 0.01 else 2
+    """Format a fraction as a percentage with one decimal, two below one percent, and none of nothing and of all."""
+    digits = 0 if fraction in (0, 1) else 1 if abs(fraction) >= 0.01 else 2
     return f"{100 * fraction:{'+' if sign else ''}.{digits}f}{NBSP}%".replace("-", "−")
 
 

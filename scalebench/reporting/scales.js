@@ -19,9 +19,11 @@ function withPrefix(value, unit) {
     : `${Number((value / 1000 ** power).toPrecision(3))} ${prefix}${unit}`.trim();
 }
 
+const SUBS = [[8, [1, 1.5, 2, 3, 4, 5, 7]], [100, [1, 2, 5]], [1000, [1, 3]]];
+
 function ticksOf([low, high], log) {
   if (log && high / low > 3) {
-    const subs = high / low < 8 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 1000 ? [1, 2, 5] : [1], ticks = [];
+    const ticks = [], subs = SUBS.find(([most]) => high / low < most)?.[1] ?? [1];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
       ticks.push(...subs.map((sub) => sub * 10 ** power).filter((tick) => tick >= low && tick <= high));
     }

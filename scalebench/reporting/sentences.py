@@ -9,13 +9,16 @@ import pandas as pd
 
 from scalebench.analysis.series import Series, ranked
 from scalebench.analysis.study import StudyAnalysis
+from scalebench.analysis.trends import undetermined
 from scalebench.analysis.trials import MEMORY_PEAKS, PARAMETERS, STEP_TIME, N
 from scalebench.reporting.quantities import (
     CLEAR,
     NBSP,
-    NO_INTERVAL,
+    NEGLIGIBLE,
+    NO_SPREAD,
     bounded,
     formula,
+    interval_words,
     percent,
     quantity,
     significant,
@@ -28,15 +31,22 @@ MANY_SERIES = 3  # with more, details are in figures and tables only: nobody rea
 
 
 def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[str]]) -> Iterator[str]:
-    """Yield how the loss of each series changed, and further sentences on each where there are few series."""
-    many = len(study.series) > MANY_SERIES
-    if many:
+    """Yield how the loss changed with size; of several series first which is the best, and details of that one.
+
+    Of at most ``MANY_SERIES`` series, how the loss of each changed is among them.
+    """
+    best = ranked(study.series)[:1] or study.series[:1]
+    if len(study.series) > 1 and len(ranked(study.series)) != 1:
         yield from ranking_sentences(study.series)
-    for series in ranked(study.series)[:1] if many else study.series:
-        prefix = f"{series.label}: " if series.label else ""
-        for sentence in (loss_sentence(series), *details(series)):
-            if sentence:
-                yield (prefix + sentence).replace(" %", f"{NBSP}%")
+    for series in study.series if len(study.series) <= MANY_SERIES else best:
+        yield _of_series(series, loss_sentence(series))
+    for series in best:
+        yield from (_of_series(series, sentence) for sentence in details(series) if sentence)
+
+
+def _of_series(series: Series, sentence: str) -> str:
+    prefix = f"{series.label}: " if series.label else ""
+    return (prefix + sentence).replace(" %", f"{NBSP}%")
 
 
 def ranking_sentences(all_series: Sequence[Series]) -> Iterator[str]:
@@ -51,8 +61,8 @@ def ranking_sentences(all_series: Sequence[Series]) -> Iterator[str]:
     yield f"Of {len(places)} series the lowest validation loss at the largest size is that of {best}."
     near = [series.label for series, row in zip(places[1:], last[1:], strict=True) if within_noise(row, last[0])]
     more = f" and {len(near) - NAMED} more" if len(near) > NAMED else ""
-    yield f"Within noise of it: {', '.join(near[:NAMED])}{more}." if near else "No other is within noise of it."
-    yield f"The highest is that of {worst}."
+    others = f"Within noise of it: {', '.join(near[:NAMED])}{more}." if near else "No other is within noise of it."
+    yield others if len(near) == len(places) - 1 else f"{others} The highest is that of {worst}."
 
 
 def within_noise(row: pd.Series[float], best: pd.Series[float]) -> bool:
@@ -71,7 +81,8 @@ def loss_sentence(series: Series) -> str:
         return f"Validation loss is {start} nats at {quantity(first['size'])} {series.x.noun}, the only size."
     change, error = first["mean"] - last["mean"], float(np.hypot(first["se"], last["se"]))
     rises = [quantity(size) for size, step in zip(sizes["size"][1:], np.diff(sizes["mean"]), strict=True) if step >= 0]
-    steps = f"it did not fall at {', '.join(rises)}." if rises else "it fell at every size."
+    steps = f"it did not fall at {' and '.join(filter(None, (', '.join(rises[:-1]), *rises[-1:])))}."
+    steps = steps if rises else "it fell at every size."
     ratio = abs(change) / error if error > 0 else np.nan
     noise = ", which is within noise" if ratio < CLEAR else ""
     clear = f", a change of {significant(ratio, 2)} combined standard errors{noise}" if error > 0 else ""
@@ -88,24 +99,29 @@ def law_sentence(series: Series) -> str:
     """Return exponent and irreducible loss of the law fitted to every size, and which parameters are at a bound."""
     trend = series.loss_all
     if trend.fit is None:
-        return f"No law could be fitted: {trend.reason}." if len(series.sizes) else ""
+        return f"No law could be fitted: {trend.reason}." if len(series.sizes) > 1 else ""
+    law = series.x.formula(formula(trend.fit.law.formula))
+    if reason := undetermined(trend.fit) or trend.no_interval:
+        return f"The law {law} is not determined: {reason}."
+    if series.sizes["mean"].iloc[-1] >= series.sizes["mean"].iloc[0]:
+        return f"The loss does not fall, so that the law {law} has no exponent."
     parts, unknown = [], []
     for name, value in trend.fit.parameters.items():
         if name == "A":
             continue
-        text, interval = bounded(value, *trend.interval(name))
-        bound = ", at its bound: these sizes do not determine it" if name in trend.fit.bounds_hit else ""
-        if name in trend.fit.undetermined and not bound:
+        if name in trend.fit.undetermined:
             unknown.append(series.x.formula(symbol(name)))
-        else:
-            parts.append(f"{series.x.formula(symbol(name))} = {text} ({_interval(interval)}{bound})")
-    law = series.x.formula(formula(trend.fit.law.formula))
+            continue
+        text, interval = bounded(value, *trend.interval(name))
+        bound = ", at its bound" if name in trend.fit.bounds_hit else ""
+        parts.append(f"{series.x.formula(symbol(name))} = {text}{_bracket(interval, bound)}")
     but = f"; these sizes do not determine {' and '.join(unknown)}" if unknown else ""
-    return f"The fitted law is {law} with {', '.join(parts)}{but}."
+    return f"The fitted law is {law} with {', '.join(parts)}{but}." if parts else f"The fitted law is {law}{but}."
 
 
-def _interval(interval: str) -> str:
-    return interval if interval == NO_INTERVAL else f"95 % interval {interval}"
+def _bracket(interval: str, also: str = "") -> str:
+    """Return an interval in brackets after a space; nothing for one without width."""
+    return f" ({interval_words(interval)}{also})" if interval != NO_SPREAD else ""
 
 
 def held_out_sentence(series: Series) -> str:
@@ -145,12 +161,12 @@ def cost_sentence(series: Series, cost: str) -> str:
     if len(means) > 1:
         head += f" and {quantity(means.iloc[-1], unit)} at {quantity(means.index[-1])}"
     if trend.fit is None:
-        return f"{head}; no trend: {trend.reason}."
+        return f"{head}; no trend: {trend.reason}." if len(series.sizes) > 1 or series.untimed_reason else f"{head}."
     parameters = trend.fit.parameters
-    offset = quantity(parameters["c0"], unit)
+    fixed = f"{quantity(parameters['c0'], unit)} plus " if parameters["c0"] > NEGLIGIBLE * means.iloc[0] else ""
     if "p" in parameters:
         exponent, interval = bounded(parameters["p"], *trend.interval("p"))
         each = quantity(parameters["c1"], unit)
-        return f"{head}; the trend is {offset} plus {each}·N^p with p = {exponent} ({_interval(interval)})."
+        return f"{head}; the trend is {fixed}{each}·N^p with p = {exponent}{_bracket(interval)}."
     value, interval = bounded(parameters["c1"], *trend.interval("c1"), unit=unit)
-    return f"{head}; the trend is {offset} plus {value} per parameter ({_interval(interval)})."
+    return f"{head}; the trend is {fixed}{value} per parameter{_bracket(interval)}."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from scalebench.analysis.ends import FACTORS, Ends, ends_of
 from scalebench.analysis.series import Series
 from scalebench.analysis.trials import PARAMETERS
-from scalebench.reporting.fit_tables import PREFIXED, projected_cell
-from scalebench.reporting.quantities import NO_SPREAD, bounded, quantity, significant
-from scalebench.reporting.tables import Cell, Table, word
+from scalebench.reporting.fit_tables import projected_cell
+from scalebench.reporting.quantities import NO_SPREAD, PREFIXED, bounded, quantity, significant
+from scalebench.reporting.tables import COVERED, Cell, Table, word
 
 
 def strip_table(series: Series) -> Table | None:
@@ -20,19 +21,29 @@ def strip_table(series: Series) -> Table | None:
     first, last = float(sizes.min()), float(sizes.max())
     columns = ("", f"N = {quantity(first)}", f"N = {quantity(last)}", "factor",
                *(f"projected ×{factor}\nN = {quantity(factor * last)}" for factor in FACTORS))  # fmt: skip
-    label = f" ({series.label})" if series.label else ""
+    label, measured = f" ({series.label})" if series.label else "", ends_of(series)
     caption = f"What growth cost and bought{label}. Projections are for a new run. Brackets: 95 % intervals."
-    return Table(caption, columns, tuple(_row(ends) for ends in ends_of(series)))
+    return Table(caption + _not_projected(measured), columns, tuple(_row(ends) for ends in measured))
 
 
 def _row(ends: Ends) -> tuple[Cell, ...]:
     unit = ends.unit if ends.unit in PREFIXED else ""
     name = ends.quantity if unit else f"{ends.quantity} ({ends.unit})"
     if ends.reason:
-        return (word(f"{name}\n{ends.reason}"), *[word(None)] * 3, *(projected_cell(q, "\n") for q in ends.projected))
+        projected = [projected_cell(each, "\n") for each in ends.projected]
+        nothing = all(key is None for _, key in projected)
+        rest = [COVERED] * len(projected) if nothing else projected
+        return (word(name), word(ends.reason), COVERED, COVERED, *rest)
     digits = 4 if ends.unit == "nats" else 3
     measured = [(quantity(value, unit, digits), value) for value in (ends.smallest, ends.largest)]
     return (word(name), *measured, (_factor(ends), ends.factor), *(projected_cell(q, "\n") for q in ends.projected))
+
+
+def _not_projected(measured: Sequence[Ends]) -> str:
+    """Return what was measured and has no law to project by, in a sentence that begins with a space."""
+    refused = (ends for ends in measured if any(each is not None and each.value is None for each in ends.projected))
+    names = [ends.quantity for ends in refused if not ends.reason]
+    return f" Not projected, as no law could be fitted: {', '.join(names)}." if names else ""
 
 
 def _factor(ends: Ends) -> str:

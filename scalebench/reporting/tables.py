@@ -16,6 +16,7 @@ MAX_DATA_ROWS = 300  # of the table behind a figure
 MAX_FIRST_ROWS, FIRST_ROWS = 100, 20  # of a folded table, more rows than which appear where scripts run; then these
 
 Cell = tuple[str, float | str | None]  # what is printed, and what the column sorts by
+COVERED: Cell = ("", "covered")  # a place that the cell before it takes, too
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     appendix: bool = False  # a diagnostic, which the page folds
+    topic: str = ""  # "projection" or "prediction": what the page has to explain
     units: tuple[str, ...] = ()  # of the columns' sort keys, for a script that draws them; none if empty
     links: tuple[str, ...] = ()  # for each row, where its first cell leads; none if empty
     excerpt: tuple[int, ...] = ()  # the rows that stand for all until a script adds the others; if empty, see ``first``
@@ -42,6 +44,14 @@ class Table:
             return self
         note = f" {len(places):,} of {total:,} rows; all {total:,} appear where scripts run."
         return replace(self, caption=self.caption + note, rows=tuple(self.rows[i] for i in places), excerpt=())
+
+    def spans(self, row: Sequence[Cell]) -> tuple[int, ...]:
+        """Return how many columns each cell of a row takes, 0 for one that is covered; empty where all take one."""
+        if COVERED not in row:
+            return ()
+        starts = [i for i, cell in enumerate(row) if cell is not COVERED]
+        ends = dict(zip(starts, [*starts[1:], len(row)], strict=True))
+        return tuple(ends.get(i, i) - i for i in range(len(row)))
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -109,7 +119,7 @@ def table(
     total = max(total, len(cells))
     cut = f" The first {MAX_ROWS:,} of {total:,} rows." if total > MAX_ROWS else ""
     if isinstance(rows, Rows) and rows.total > len(rows):
-        cut = f" {len(rows):,} of {rows.total:,} rows, spread evenly."
+        cut = f" {len(rows):,} of {rows.total:,} rows, spread evenly; the exported CSV has all."
     return Table(caption + cut, tuple(columns[first:]), tuple(cells[:MAX_ROWS]))
 
 
@@ -125,7 +135,7 @@ def environment_table(frame: pd.DataFrame) -> Table:
     """Return machine and software, with the number of trials of each value where trials differ."""
     rows = []
     for name in (name for name in ENVIRONMENT if name in frame):
-        values = frame[name].dropna().astype(str).value_counts().sort_index()
+        values = frame[name].dropna().map(lambda value: word(value)[0]).value_counts().sort_index()
         text = "; ".join(f"{value} ({n} trials)" if len(values) > 1 else str(value) for value, n in values.items())
         rows.append((word(name), word(f"differs between trials: {text}" if len(values) > 1 else text or None)))
     return Table("Environment of the trials.", ("property", "value"), tuple(rows))

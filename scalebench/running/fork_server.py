@@ -77,6 +77,8 @@ def _preload() -> None:
 
     # Of the source that was imported just now, which is what the workers run.
     environment.code_fingerprint(), environment.git_state(), environment.machine_id()
+    for name in ("torch", *environment.PACKAGES):
+        environment.package_version(name)
     gc.collect()
     gc.freeze()  # a collection in a worker would copy every page that it shares with the server
 

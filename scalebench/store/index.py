@@ -16,7 +16,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,26 +40,14 @@ TRIAL, FOLDER_TIME, RECORD_TIME, RECORD_SIZE, FILES = (
 STAMPS = [TRIAL, FOLDER_TIME, RECORD_TIME, RECORD_SIZE, FILES]
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What a trial's row was read from: times in ns, sizes in bytes, -1 for a file that is missing."""
-
-    folder_time: int
-    record_time: int
-    record_size: int
-    files: Mapping[str, int]
-
-    def times(self) -> tuple[int, int, int]:
-        """Return what a row of an index has beside its files."""
-        return self.folder_time, self.record_time, self.record_size
+Stamp = tuple[int, int, int]  # change of a trial's folder and of its record, both in ns; size of the record in bytes
 
 
-def stamp_of(trials: int, trial: str, attempt: str, files: Sequence[str]) -> Stamp:
+def stamp_of(trials: int, trial: str, attempt: str) -> Stamp:
     """Return the present state of a trial below the opened folder ``trials``; ``OSError`` where there is none."""
     folder = os.stat(trial, dir_fd=trials)
     record = os.stat(f"{trial}/{attempt}/{RECORD}", dir_fd=trials)
-    sizes = {name: _size(trials, f"{trial}/{attempt}/{name}") for name in files}
-    return Stamp(folder.st_mtime_ns, record.st_ctime_ns, record.st_size, sizes)
+    return folder.st_mtime_ns, record.st_ctime_ns, record.st_size
 
 
 def _size(trials: int, path: str) -> int:
@@ -110,21 +97,26 @@ def _hash(content: bytes) -> str:
 
 def _unchanged(trials: Path, frame: pd.DataFrame) -> list[bool]:
     """Return for each row of an index whether its trial is as it was."""
-    stamps = [frame[name].tolist() for name in (TRIAL, "attempt", FOLDER_TIME, RECORD_TIME, RECORD_SIZE, FILES)]
-    sizes = {text: json.loads(text) for text in set(stamps[-1])}
+    places = zip(frame[TRIAL].tolist(), frame["attempt"].tolist(), strict=True)
+    stamps = zip(*(frame[name].tolist() for name in (FOLDER_TIME, RECORD_TIME, RECORD_SIZE)), strict=True)
+    texts = frame[FILES].tolist()
+    files = {text: tuple(json.loads(text).items()) for text in set(texts)}
     descriptor = os.open(trials, os.O_RDONLY)
     try:
         return [
-            _holds(descriptor, trial, attempt, Stamp(folder_time, record_time, record_size, sizes[files]))
-            for trial, attempt, folder_time, record_time, record_size, files in zip(*stamps, strict=True)
+            _holds(descriptor, *place, stamp, files[text])
+            for place, stamp, text in zip(places, stamps, texts, strict=True)
         ]
     finally:
         os.close(descriptor)
 
 
-def _holds(trials: int, trial: str, attempt: str, stamp: Stamp) -> bool:
+def _holds(trials: int, trial: str, attempt: str, stamp: Stamp, files: Sequence[tuple[str, int]]) -> bool:
+    """Whether a trial has this stamp, and its files these sizes (-1: missing)."""
     try:
-        return stamp_of(trials, trial, attempt, tuple(stamp.files)) == stamp
+        if stamp_of(trials, trial, attempt) != stamp:
+            return False
+        return all(_size(trials, f"{trial}/{attempt}/{name}") == size for name, size in files)
     except OSError:
         return False
 
@@ -141,10 +133,10 @@ def stamped(study_dir: Path, frame: pd.DataFrame, files: Mapping[str, Mapping[st
     try:
         for trial, attempt in zip(frame["trial_id"], frame["attempt"], strict=True):
             try:
-                stamp = stamp_of(descriptor, trial, attempt, ()) if trial in files else None
+                stamp = stamp_of(descriptor, trial, attempt) if trial in files else None
             except OSError:  # deleted since
                 stamp = None
-            values = [None] * 5 if stamp is None else [trial, *stamp.times(), json.dumps(files[trial])]
+            values = [None] * 5 if stamp is None else [trial, *stamp, json.dumps(files[trial])]
             for name, value in zip(STAMPS, values, strict=True):
                 stamps[name].append(value)
     finally:

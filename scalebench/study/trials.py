@@ -17,6 +17,7 @@ LATER: Mapping[str, Any] = {
 # How the validation samples of a source are drawn, by the source's kind ("text" of "text:PATH"): 1 where none stands
 # here. Whoever changes what is drawn raises the number, so that losses of before and after are of different trials.
 VALIDATION_DRAWS: Mapping[str, int] = {}
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 Scalar = bool | int | float | str | None
 
 
@@ -77,6 +78,6 @@ def trial_id(trial: Trial) -> str:
     drawn = VALIDATION_DRAWS.get(trial.data.source.partition(":")[0], 1)
     if drawn > 1:
         values["data"]["validation_draw"] = drawn
-    values["spec"] = {name: value for name, value in values["spec"].items() if LATER.get(name, ()) != value}
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    for name in [name for name, before in LATER.items() if values["spec"].get(name, ()) == before]:
+        del values["spec"][name]
+    return hashlib.sha256(CANONICAL.encode(values).encode()).hexdigest()[:16]

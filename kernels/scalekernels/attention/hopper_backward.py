@@ -32,6 +32,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from scalekernels.attention.hopper_order import hold_weights
+
 RUNTIME_SIZES = ("batches", "query_heads", "group", "query_length", "key_length", "padded_length", "section")
 
 
@@ -91,11 +93,11 @@ def _keys_consumer(
     k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done,
     first_key, first_row, tiles, group, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, KEYS: gl.constexpr, M: gl.constexpr, D: gl.constexpr,
-    STAGES: gl.constexpr, IN_REGISTERS: gl.constexpr,
+    STAGES: gl.constexpr, IN_REGISTERS: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
     """dK and dV of KEYS keys, over ``tiles`` tiles of each query head of the group. All scores are (keys, queries).
 
-    A round issues the products dK (of the round before), s, dp, dV.
+    A round issues the products dK (of the round before), s, dp, dV. LATE rounds ds in the round that multiplies it.
     """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, M, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -108,7 +110,8 @@ def _keys_consumer(
     zero = gl.zeros([KEYS, M], gl.float32, scores)
     dk = gl.zeros([KEYS, D], gl.float32, sums)
     dv = gl.zeros([KEYS, D], gl.float32, sums)
-    ds = gl.zeros([KEYS, M], dtype, operand)  # the first round adds 0 to dK
+    # The first round adds 0 to dK.
+    ds = gl.zeros([KEYS, M], gl.float32, scores) if LATE else gl.zeros([KEYS, M], dtype, operand)
     slot = 0
     phase = 0
     before = 0
@@ -122,7 +125,8 @@ def _keys_consumer(
         mbarrier.wait(full.index(slot), phase)
         q = q_buffers.index(slot).reshape([M, D])
         g = g_buffers.index(slot).reshape([M, D])
-        dk = warpgroup_mma(ds, q_buffers.index(before).reshape([M, D]), dk, is_async=True)
+        factor = gl.convert_layout(ds.to(dtype), operand) if LATE else ds
+        dk = warpgroup_mma(factor, q_buffers.index(before).reshape([M, D]), dk, is_async=True)
         s = warpgroup_mma(k, q.permute((1, 0)), zero, use_acc=False, is_async=True)
         dp = warpgroup_mma(v, g.permute((1, 0)), zero, use_acc=False, is_async=True)
         dk, s = warpgroup_mma_wait(1, deps=(dk, s))  # the exponentials run beside dp
@@ -131,12 +135,16 @@ def _keys_consumer(
         dp = warpgroup_mma_wait(1, deps=(dp,))  # ds runs beside dV
         mbarrier.arrive(empty.index(before), pred=step > 0)
         ds = p * (dp - gl.expand_dims(delta_buffers.index(slot).load(column), 0))
-        ds = gl.convert_layout(ds.to(dtype), operand)
-        dv = warpgroup_mma_wait(0, deps=(dv,))
+        if LATE:
+            dv, ds = warpgroup_mma_wait(0, deps=(dv, ds))
+        else:
+            ds = gl.convert_layout(ds.to(dtype), operand)
+            dv = warpgroup_mma_wait(0, deps=(dv,))
         before = slot
         slot, phase = _next_slot(slot, phase, STAGES)
         row = gl.where(row == last_row, first_row, row + M)
-    dk = warpgroup_mma(ds, q_buffers.index(before).reshape([M, D]), dk, is_async=True)
+    factor = gl.convert_layout(ds.to(dtype), operand) if LATE else ds
+    dk = warpgroup_mma(factor, q_buffers.index(before).reshape([M, D]), dk, is_async=True)
     dk = warpgroup_mma_wait(0, deps=(dk,))
     k_buffers.index(WHO).reshape([KEYS, D]).store((dk * scale).to(dtype))  # nothing reads this memory any more
     v_buffers.index(WHO).reshape([KEYS, D]).store(dv.to(dtype))
@@ -185,7 +193,7 @@ def hopper_keys(
     q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc,
     batches, query_heads, group, query_length, key_length, padded_length, section, scale, scale_log2,
     CAUSAL: gl.constexpr, KEYS: gl.constexpr, M: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr,
+    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
     """dK and dV of 2 x KEYS keys of one key head. Grid: (blocks of keys x batches x key heads,).
 
@@ -220,10 +228,10 @@ def hopper_keys(
     gl.warp_specialize([
         (_keys_consumer, (k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty,
                           done, first_key, first_row, tiles, group, scale, scale_log2,
-                          0, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS)),
+                          0, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS, LATE)),
         (_keys_consumer, (k_buffers, v_buffers, q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty,
                           done, first_key, first_row, tiles, group, scale, scale_log2,
-                          1, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS)),
+                          1, CAUSAL, KEYS, M, D, STAGES, IN_REGISTERS, LATE)),
         (_keys_producer, (q_desc, k_desc, v_desc, g_desc, dk_desc, dv_desc, statistics_desc, k_buffers, v_buffers,
                           q_buffers, g_buffers, lse_buffers, delta_buffers, own_full, full, empty, done, batch,
                           key_head, first_key, first_row,
@@ -232,12 +240,15 @@ def hopper_keys(
 
 
 @gluon.jit
-def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr):
+def _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N: gl.constexpr, layout: gl.constexpr,
+                       HOLD: gl.constexpr):  # fmt: skip
     """Return ds / scale (queries, keys) of raw scores; keys before ``whole`` need no mask, others end at ``bound``."""
     if first_key + N > whole:
         keys = first_key + gl.arange(0, N, layout=gl.SliceLayout(0, layout))
         s = gl.where(gl.expand_dims(keys, 0) < gl.expand_dims(bound, 1), s, float("-inf"))
     p = gl.exp2(s * scale_log2 - gl.expand_dims(lse, 1))
+    if HOLD:
+        p = hold_weights(p)
     return p * (dp - gl.expand_dims(delta, 1))
 
 
@@ -246,9 +257,12 @@ def _queries_consumer(  # noqa: PLR0915
     q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
     statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
     WHO: gl.constexpr, CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    IN_REGISTERS: gl.constexpr,
+    IN_REGISTERS: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
-    """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first."""
+    """dQ of M queries, over ``tiles`` pairs of N keys, the last first. The second of a pair runs beside the first.
+
+    ptxas has the second's exponentials wait for the first's dQ; LATE keeps that wait behind them.
+    """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, sums, 2)
@@ -290,14 +304,18 @@ def _queries_consumer(  # noqa: PLR0915
         s_second = warpgroup_mma(q, k_second.permute((1, 0)), zero, use_acc=False, is_async=True)
         dp_second = warpgroup_mma(g, v_second.permute((1, 0)), zero, use_acc=False, is_async=True)
         s, dp = warpgroup_mma_wait(3, deps=(s, dp))
-        ds = _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N, scores)
+        ds = _score_differences(s, dp, lse, delta, first_key, whole, bound, scale_log2, N, scores, False)
         ds = gl.convert_layout(ds.to(dtype), operand)
         dq = warpgroup_mma(ds, k, dq, is_async=True)
         s, dp = warpgroup_mma_wait(1, deps=(s_second, dp_second))
         mbarrier.arrive(empty.index(before), pred=step > 0)
-        ds = _score_differences(s, dp, lse, delta, first_key + N, whole, bound, scale_log2, N, scores)
-        ds = gl.convert_layout(ds.to(dtype), operand)
-        dq = warpgroup_mma_wait(0, deps=(dq,))
+        ds = _score_differences(s, dp, lse, delta, first_key + N, whole, bound, scale_log2, N, scores, LATE)
+        if LATE:
+            dq, ds = warpgroup_mma_wait(0, deps=(dq, ds))
+            ds = gl.convert_layout(ds.to(dtype), operand)
+        else:
+            ds = gl.convert_layout(ds.to(dtype), operand)
+            dq = warpgroup_mma_wait(0, deps=(dq,))
         mbarrier.arrive(empty.index(slot))
         before = second
         slot, phase = _next_slot(second, phase, STAGES)
@@ -341,7 +359,7 @@ def hopper_queries(
     q_desc, k_desc, v_desc, g_desc, dq_desc, statistics,
     batches, query_heads, group, query_length, key_length, padded_length, section, scale, scale_log2,
     CAUSAL: gl.constexpr, M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr,
+    REGISTERS: gl.constexpr, IN_REGISTERS: gl.constexpr, LATE: gl.constexpr,
 ):  # fmt: skip
     """dQ of 2 x M queries of one head. Grid: (blocks of queries x batches x query heads,).
 
@@ -373,10 +391,10 @@ def hopper_queries(
     gl.warp_specialize([
         (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
                              statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             0, CAUSAL, M, N, D, STAGES, IN_REGISTERS)),
+                             0, CAUSAL, M, N, D, STAGES, IN_REGISTERS, LATE)),
         (_queries_consumer, (q_buffers, g_buffers, k_buffers, v_buffers, statistics, own_full, full, empty, done,
                              statistics_row, delta_offset, first_row, tiles, key_length, scale, scale_log2,
-                             1, CAUSAL, M, N, D, STAGES, IN_REGISTERS)),
+                             1, CAUSAL, M, N, D, STAGES, IN_REGISTERS, LATE)),
         (_queries_producer, (q_desc, g_desc, k_desc, v_desc, dq_desc, q_buffers, g_buffers, k_buffers, v_buffers,
                              own_full, full, empty, done, batch, head, head // group, first_row, tiles,
                              M, N, STAGES)),

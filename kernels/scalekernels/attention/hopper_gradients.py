@@ -1,19 +1,24 @@
-"""Launches of the backward pass in Gluon for Hopper: tiles, arguments, and every configuration a launch can reach.
+"""Launches of the backward pass in Gluon for Hopper: tiles, methods and arguments.
 
 A first pass writes the statistics of every row; three methods follow. "apart" computes dK with dV, and dQ, by the two
-kernels of ``hopper_backward.py``. "ordered" and "unordered" compute all by that of ``hopper_fused.py``, with dQ added
-to in a fixed order or in none; a last pass scales and rounds dQ.
+kernels of ``hopper_backward.py``, or for D 256 of ``hopper_wide.py`` and ``hopper_single.py``. "ordered" and
+"unordered" compute all by that of ``hopper_fused.py``, with dQ added to in a fixed order or in none; a last pass scales
+and rounds dQ.
 
 ``tuned.json`` has the fastest tiles and methods measured on a GPU. For cases without a row, ``KEYS`` and ``QUERIES``
-have the tiles, and deterministic gradients are computed "apart". ``candidates`` and ``methods`` return what else
-compiles without spills and without serialised wgmma with Triton 3.6 and 3.7, for tuning.
+have the tiles, and deterministic gradients are computed "apart", those of D 256 by the kernels of ``kernels.py``
+("plain"). ``candidates`` and ``methods`` return what else compiles without spills and without serialised wgmma with
+Triton 3.6 and 3.7, for tuning.
+
+Compiled and left out (bfloat16, Triton 3.6, ptxas 13.5): D 256 dQ by pairs of 32 keys, 64 to 176 bytes spilled; D 64
+dK and dV by 128 queries, or with three consumers, serialised for lack of registers; D 128 "late", 16 to 64 bytes
+spilled with Triton 3.7; D 128 all gradients with ds of dK in registers, 16 to 24 bytes spilled in the loop.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,28 +26,45 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from scalekernels.attention import hopper, hopper_backward, hopper_fused, kernels, tiles, tuned
-from scalekernels.attention.hopper import DTYPES, described, type_of
-from scalekernels.compilation import Compilation
+from scalekernels.attention import (
+    hopper,
+    hopper_backward,
+    hopper_fused,
+    hopper_single,
+    hopper_wide,
+    kernels,
+    tiles,
+    tuned,
+)
+from scalekernels.attention.hopper import described
 
 ROWS = 64  # rows of the result that one consumer warpgroup owns, of two in a program: the height of a wgmma
 SUMS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
 STATISTICS_LAYOUT = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
 WARPS = 4  # of the first partition, as a launch specifies them; the compiler adds the others
-# Registers of a thread: at the start, as a consumer, as the producer (in the kernels). An SM has 65,536; the producer's
-# warp counts as a warpgroup.
-START_REGISTERS, REGISTERS = 168, 240
+# Registers of a consumer's thread, where the producer has 24. An SM has 65,536; the producer's warp counts as a
+# warpgroup.
+REGISTERS = 240
+# In ``hopper_single``, by consumers: those of a consumer, and of the producer, which spills with 24.
+SINGLE_REGISTERS = {2: (232, 40), 3: (160, 32)}
+START_REGISTERS = {2: 168, 3: 128}  # of all kernels, by consumers: those of every thread before partitions begin
+WIDE = 256  # the head dimension of ``hopper_wide``
 
 
 class BackwardTile(NamedTuple):
     """Rows of the other sequence in one product, and stages of the ring: at least 2 for dK and dV, 3 for dQ.
 
-    ``in_registers`` keeps a consumer's own rows in registers, for which D 64 leaves room.
+    ``in_registers`` keeps a consumer's own rows in registers, for which D 64 leaves room. ``late`` rounds ds of dK a
+    round later (16 of 270 instructions less at D 64), and moves dQ's wait behind the exponentials (all of them beside a
+    product, where half were). ``consumers`` other than 2 and ``paired=False`` choose ``hopper_single`` for dQ.
     """
 
     rows: int
     stages: int
     in_registers: bool = False
+    late: bool = False
+    consumers: int = 2
+    paired: bool = True
 
 
 class Method(NamedTuple):
@@ -63,13 +85,14 @@ class Method(NamedTuple):
 
 
 APART = Method("apart")
+PLAIN = Method("plain")  # by the kernels of ``kernels.py``; "apart" and this alone serve D 256
 # The rows of ``tuned.json`` with a method, by whether gradients have to be deterministic.
 METHOD_ROWS = {True: "method", False: "method-any-order"}
 
 
 # By head dimension, with and without a causal mask.
-KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3)}
-QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4)}
+KEYS = {64: BackwardTile(64, 4), 128: BackwardTile(64, 3), 256: BackwardTile(32, 4)}
+QUERIES = {64: BackwardTile(64, 6), 128: BackwardTile(64, 4), 256: BackwardTile(32, 3, paired=False)}
 SHIPPED = {"keys": KEYS, "queries": QUERIES}
 
 
@@ -82,32 +105,43 @@ def tile_of(kind: str, head_dimension: int, causal: bool, length_bucket: str) ->
 def candidates(kind: str, head_dimension: int, causal: bool, length_bucket: str) -> tuple[BackwardTile, ...]:
     """Return the candidate tiles of "keys" or "queries", the shipped one first."""
     listed: dict[tuple[str, int], tuple[tuple[Any, ...], ...]] = {
-        ("keys", 64): ((64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True)),
+        ("keys", 64): (
+            (64, 4), (64, 3), (64, 6), (64, 4, True), (64, 3, True), (64, 6, True),
+            (64, 3, False, True), (64, 4, False, True),
+        ),
         ("keys", 128): ((64, 3), (64, 2), (64, 4)),
-        ("queries", 64): ((64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True)),
+        ("keys", 256): (),
+        ("queries", 64): (
+            (64, 6), (64, 4), (64, 8), (64, 6, True), (64, 4, True), (64, 8, True),
+            (64, 6, False, True), (64, 6, False, False, 3, False),
+        ),
         ("queries", 128): ((64, 4), (64, 3)),
-    }
+        ("queries", 256): (),
+    }  # fmt: skip
     shipped = tile_of(kind, head_dimension, causal, length_bucket)
     return tuple(dict.fromkeys([shipped, *(BackwardTile(*tile) for tile in listed[kind, head_dimension])]))
 
 
 def method_of(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> Method | None:
-    """Return the fastest measured method; if none was, "apart" for deterministic gradients, else None."""
+    """Return the fastest measured method; if none was, "apart" for deterministic gradients; None for "plain"."""
     measured = tuned.row(METHOD_ROWS[deterministic], head_dimension, causal, length_bucket)
-    default = APART if deterministic else None
-    return default if measured is None else Method(**measured)
+    default = APART if deterministic and head_dimension != WIDE else PLAIN
+    method = default if measured is None else Method(**measured)
+    return None if method == PLAIN else method
 
 
 def methods(head_dimension: int, causal: bool, length_bucket: str, deterministic: bool) -> tuple[Method, ...]:
-    """Return the candidate methods, the shipped one first, or "apart" if none is."""
+    """Return the candidate methods, the shipped one first, or "apart" ("plain" for D 256) if none is."""
     name = "ordered" if deterministic else "unordered"
     listed: dict[int, tuple[tuple[Any, ...], ...]] = {
         64: ((64, 4), (64, 4, True), (64, 3)),
         128: ((64, 2), (64, 3)),
+        256: (),
     }
-    shipped = method_of(head_dimension, causal, length_bucket, deterministic) or APART
+    default = PLAIN if head_dimension == WIDE else APART
+    shipped = method_of(head_dimension, causal, length_bucket, deterministic) or default
     others = (Method(name, *tile) for tile in listed[head_dimension])
-    return tuple(dict.fromkeys([shipped, APART, *others]))
+    return tuple(dict.fromkeys([shipped, default, APART, *others]))
 
 
 def unsupported(**tensors: Tensor) -> str | None:
@@ -190,9 +224,10 @@ def row_statistics(out: Tensor, grad_out: Tensor, lse: Tensor) -> Tensor:
 
 
 def launch(kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
-    """Launch a kernel of ``hopper_backward`` on the device of its tensors, which need not be the current one."""
+    """Launch a kernel of the backward pass on the device of its tensors, which need not be the current one."""
     with _device_of(arguments["q_desc"].base):
-        kernel[(programs,)](**arguments, num_warps=WARPS, maxnreg=START_REGISTERS)
+        registers = START_REGISTERS[arguments.get("CONSUMERS", 2)]
+        kernel[(programs,)](**arguments, num_warps=WARPS, maxnreg=registers)
 
 
 def _strides(**tensors: Tensor) -> dict[str, int]:
@@ -218,7 +253,18 @@ def keys_arguments(
     # Without a mask all blocks take equally long, so that one key head at a time is enough.
     section = _section(heads, 4 * group * q.shape[2] * q.shape[3]) if causal else 1
     arguments |= _sizes(q, k, statistics, scale) | {"section": section} | keys_constants(q.shape[3], causal, tile)
-    return hopper_backward.hopper_keys, -(-k.shape[2] // (2 * ROWS)) * heads, arguments
+    block = ROWS if q.shape[3] == WIDE else 2 * ROWS
+    return keys_kernel(q.shape[3]), -(-k.shape[2] // block) * heads, arguments
+
+
+def keys_kernel(head_dimension: int) -> Any:
+    """Return the kernel for dK and dV."""
+    return hopper_wide.hopper_keys_wide if head_dimension == WIDE else hopper_backward.hopper_keys
+
+
+def queries_kernel(tile: BackwardTile) -> Any:
+    """Return the kernel for dQ."""
+    return hopper_backward.hopper_queries if tile.paired else hopper_single.hopper_queries_single
 
 
 def all_arguments(
@@ -231,6 +277,7 @@ def all_arguments(
     block = [ROWS, head_dimension // 2]
     sums_desc = TensorDescriptor(sums, [rows, head_dimension], [head_dimension, 1], block, SUMS_LAYOUT)
     arguments |= {"sums_desc": sums_desc, "counters": counters, "ORDERED": method.name == "ordered"}
+    del arguments["LATE"]
     return hopper_fused.hopper_all, programs, arguments
 
 
@@ -246,7 +293,7 @@ def queries_arguments(
     arguments["statistics"] = statistics
     section = _section(heads // group, 4 * k.shape[2] * k.shape[3]) * group if causal else group
     arguments |= _sizes(q, k, statistics, scale) | {"section": section} | queries_constants(q.shape[3], causal, tile)
-    return hopper_backward.hopper_queries, -(-q.shape[2] // (2 * ROWS)) * heads, arguments
+    return queries_kernel(tile), -(-q.shape[2] // (tile.consumers * ROWS)) * heads, arguments
 
 
 def _section(heads: int, bytes_of_head: int) -> int:
@@ -262,104 +309,21 @@ def _sizes(q: Tensor, k: Tensor, statistics: Tensor, scale: float) -> dict[str, 
     }  # fmt: skip
 
 
-def keys_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
-    """Return what the kernel for dK and dV is compiled for."""
-    shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
-    return {"KEYS": ROWS, "M": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
+def keys_constants(head_dimension: int, causal: bool, tile: BackwardTile, late: bool = True) -> dict[str, Any]:
+    """Return what the kernel for dK and dV is compiled for; the one for all gradients is without ``late``."""
+    constants = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
+    constants |= {"KEYS": ROWS, "M": tile.rows}
+    if head_dimension != WIDE:
+        constants |= {"IN_REGISTERS": tile.in_registers} | ({"LATE": tile.late} if late else {})
+    return constants
 
 
 def queries_constants(head_dimension: int, causal: bool, tile: BackwardTile) -> dict[str, Any]:
     """Return what the kernel for dQ is compiled for."""
-    shared = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages, "REGISTERS": REGISTERS}
-    return {"M": ROWS, "N": tile.rows, "IN_REGISTERS": tile.in_registers} | shared
-
-
-# Seen: 4 or 8 bytes stored with Triton 3.7 and ptxas 13.5, none with Triton 3.6.
-_SPILLS_ALLOWED = "one or two registers beside both sums of 64 keys by 128 dimensions"
-
-
-def compilation(
-    kind: str, tile: BackwardTile, dtype: str, head_dimension: int, causal: bool, ordered: bool = False
-) -> Compilation:
-    """Return one configuration of "keys", "queries" or "all" as ahead-of-time compilation takes it."""
-    function = {
-        "keys": hopper_backward.hopper_keys, "queries": hopper_backward.hopper_queries, "all": hopper_fused.hopper_all,
-    }[kind]  # fmt: skip
-    constants = (queries_constants if kind == "queries" else keys_constants)(head_dimension, causal, tile)
-    constants |= {"ORDERED": ordered} if kind == "all" else {}
-    types = _types(dtype, head_dimension, tile, ("k_desc", "v_desc") if kind == "queries" else ("q_desc", "g_desc"))
-    signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
-    mask = "causal" if causal else "full"
-    name = kind if kind != "all" else "ordered" if ordered else "unordered"
-    return Compilation(
-        kernel=function.__name__,
-        label=f"attention {name}-gluon {dtype} D{head_dimension} {mask} {2 * ROWS}x{tile.rows} {tile.stages} stages"
-        + " in registers" * tile.in_registers,
-        function=function,
-        signature=signature,
-        constants=constants,
-        num_warps=WARPS,
-        num_stages=3,
-        work=2 * ROWS * tile.rows,
-        aligned=tuple(name for name, type_ in signature.items() if type_.startswith("*")),
-        tensor_core=True,
-        vector_bytes=16,
-        options={"maxnreg": START_REGISTERS},
-        spills_allowed=_SPILLS_ALLOWED if kind == "all" and causal and head_dimension == 128 else "",
-        overlapped=kind == "all",
-    )
-
-
-def _types(dtype: str, head_dimension: int, tile: BackwardTile, streamed: tuple[str, ...]) -> dict[str, str]:
-    types = dict.fromkeys(hopper_backward.RUNTIME_SIZES, "i32") | {"scale": "fp32", "scale_log2": "fp32"}
-    for name in ("q_desc", "g_desc", "k_desc", "v_desc", "dk_desc", "dv_desc", "dq_desc"):
-        types[name] = type_of(dtype, tile.rows if name in streamed else ROWS, head_dimension)
-    types |= {"counters": "*i32", "sums_desc": f"tensordesc<fp32{[ROWS, head_dimension // 2]},{SUMS_LAYOUT!r}>"}
-    return types | {"statistics": "*fp32", "statistics_desc": f"tensordesc<fp32[{tile.rows}],{STATISTICS_LAYOUT!r}>"}
-
-
-def _row_compilation(kind: str, dtype: str, head_dimension: int) -> Compilation:
-    """The passes over rows: "statistics", and "scale", which writes dQ from its sums."""
-    function = {"statistics": kernels.attention_statistics, "scale": kernels.attention_scale_queries}[kind]
-    block, _, warps, _ = tiles.row_tile(head_dimension)
-    constants = {"D": head_dimension, "BLOCK_M": block}
-    pointers = dict.fromkeys(("out", "grad_out", "dq"), f"*{dtype}")
-    pointers |= dict.fromkeys(("lse", "statistics", "sums"), "*fp32")
-    types = {name: pointers.get(name, "fp32" if name == "scale" else "i32") for name in function.arg_names}
-    signature = {name: "constexpr" if name in constants else type_ for name, type_ in types.items()}
-    return Compilation(
-        kernel=function.__name__,
-        label=f"attention {kind} {dtype} D{head_dimension} {block}x1 {warps} warps 1 stages",
-        function=function,
-        signature=signature,
-        constants=constants,
-        num_warps=warps,
-        num_stages=1,
-        work=block,
-        aligned=tuple(name for name in signature if name in pointers or name.startswith("stride_")),
-        vector_bytes=16,
-    )
-
-
-def compilations(arch: int) -> Iterator[Compilation]:
-    """Every configuration of the backward pass in Gluon that a launch can reach on an architecture."""
-    if arch != 90:
-        return
-    for dtype, causal in itertools.product(DTYPES.values(), (False, True)):
-        for kind, head_dimension in itertools.product(SHIPPED, KEYS):
-            for tile in {tile_of(kind, head_dimension, causal, name): None for name in tuned.BUCKETS}:
-                yield compilation(kind, tile, dtype, head_dimension, causal)
-        for head_dimension in KEYS:
-            for method in _methods_reached(head_dimension, causal):
-                yield compilation("all", method.tile, dtype, head_dimension, causal, method.name == "ordered")
-    for dtype, head_dimension in itertools.product(DTYPES.values(), KEYS):
-        yield _row_compilation("statistics", dtype, head_dimension)
-        if any(_methods_reached(head_dimension, causal) for causal in (False, True)):
-            yield _row_compilation("scale", dtype, head_dimension)
-
-
-def _methods_reached(head_dimension: int, causal: bool) -> dict[Method, None]:
-    """Return the methods of ``tuned.json`` that use the kernel for all gradients."""
-    cases = itertools.product(tuned.BUCKETS, (True, False))
-    found = (method_of(head_dimension, causal, bucket, deterministic) for bucket, deterministic in cases)
-    return {method: None for method in found if method is not None and method.name != APART.name}
+    constants: dict[str, Any] = {"CAUSAL": causal, "D": head_dimension, "STAGES": tile.stages}
+    constants |= {"M": ROWS, "N": tile.rows}
+    if tile.paired:
+        return constants | {"REGISTERS": REGISTERS, "IN_REGISTERS": tile.in_registers, "LATE": tile.late}
+    registers, producer_registers = SINGLE_REGISTERS[tile.consumers]
+    constants |= {"REGISTERS": registers, "PRODUCER_REGISTERS": producer_registers}
+    return constants | {"CONSUMERS": tile.consumers}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekernels.attention import hopper, hopper_forward, hopper_gradients, kernels, tiles, tuned
+from scalekernels.attention import hopper, hopper_compilations, hopper_forward, hopper_gradients, kernels, tiles, tuned
 from scalekernels.attention.descriptors import described, type_of, undescribed
 from scalekernels.attention.hopper import GluonTile
 from scalekernels.attention.tiles import LOG2_E, Tile, like, row_tile
@@ -203,7 +203,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
             for kind in ("delta", "convert"):
                 yield _compilation(kind, row_tile(head_dimension), dtype, head_dimension, None)
     yield from hopper.compilations(arch)
-    yield from hopper_gradients.compilations(arch)
+    yield from hopper_compilations.compilations(arch)
 
 
 _FUNCTIONS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from scalebench.cli.output import duration, print_json, quantity, say, table, wa
 from scalebench.cli.progress import ComparisonProgress, Progress
 from scalebench.comparison import Comparison, ComparisonPlan, Options, measure, plan_comparison
 from scalebench.comparison.options import OPERATION_MODULES
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.measure.environment import command_line
 from scalebench.reporting.quantities import NBSP, bounded, significant
 
 COMPLAINTS = 3
 WIDEST = 1000.0  # a wider interval is not shown; two processes can disagree this much
+NOTHING = ("", "-", "—", "unchecked")  # cells without a value
 HEADER = ("provider", "time (95 %)", "error", "speedup (95 %)", "verdict", "FLOP/s", "B/s", "memory")
 
 
@@ -33,9 +34,9 @@ def run_compare(
         from scalebench.comparison.imported import import_files
 
         margin, line = options.margin, command_line()
-        rows, missing = import_files(imports, operation, options.baseline, margin, results, line)
-        warn(*counted(missing))
-        return _print(Comparison(results, rows), as_json=as_json)
+        imported, remarks = import_files(imports, operation, options.baseline, margin, results, line)
+        warn(*counted(remarks))
+        return _print(imported, as_json=as_json)
     if operation is None:
         raise InputError([f"compare: give an operation ({', '.join(OPERATION_MODULES)}) or a .py file"])
     plan = plan_comparison(operation, options)
@@ -51,9 +52,9 @@ def _announce(plan: ComparisonPlan) -> None:
     request = plan.request
     direction = "gradients" if request["backward"] else "results"
     counts = (
-        _count(plan.cases, "case"),
-        _count(request["providers"], "provider"),
-        f"{_count(range(request['processes']), 'process')} on {request['device']}",
+        number_of(len(plan.cases), "case"),
+        number_of(len(request["providers"]), "provider"),
+        f"{number_of(request['processes'], 'process')} on {request['device']}",
     )
     say(
         f"{request['operation']}, {direction}: {', '.join(counts)}; at most {duration(plan.sampling_s)} of sampling, "
@@ -61,7 +62,7 @@ def _announce(plan: ComparisonPlan) -> None:
     )
     load, cores = os.getloadavg()[0], psutil.cpu_count() or 1
     if load > 0.5 * cores:
-        warn(f"load average is {load:.1f} on {cores} cores: other programs will make the times noisy")
+        warn(f"load average is {load:.1f} on {number_of(cores, 'core')}: other programs will make the times noisy")
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> int:
@@ -80,7 +81,9 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
             lines.append((row["case"],))
         lines.append(_cells(row))
     table("", *_without_empty(HEADER, lines))
-    say("error: against float64, in multiples of the eager error; speedup: times as fast as the baseline")
+    checked = any(row["accepted"] is not None for row in comparison.rows)
+    error = "error: against float64, in multiples of the eager error" if checked else "results are unchecked"
+    say(f"{error}; speedup: times as fast as the baseline")
     if any(row["provider"] == row["baseline"] for row in comparison.rows):
         _print_summary([summary for summary in summarize_suite(comparison.rows) if summary.cases > 1])
     else:
@@ -91,9 +94,9 @@ def _print(comparison: Comparison, *, as_json: bool) -> int:
 
 
 def _without_empty(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Leave out the columns in which no row has a value, as of rates that an imported file has none of."""
+    """Leave out the columns in which no row has a value: an imported file has no rates, and nothing to check."""
     full = [row for row in rows if len(row) > 1]
-    used = [i for i in range(len(header)) if not full or any(row[i] not in ("", "-", "—") for row in full)]
+    used = [i for i in range(len(header)) if not full or any(row[i] not in NOTHING for row in full)]
     return [header[i] for i in used], [tuple(row[i] for i in used) if len(row) > 1 else row for row in rows]
 
 
@@ -156,18 +159,28 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each reason why providers did not run or have no verdict, and for each wrong result."""
     reasons = [(row["provider"], row["status"], row["error_message"]) for row in rows if row["status"] != "ok"]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    lines = [
-        f"{name} {status} in {_count(range(count), 'case')}: {text}" for (name, status, text), count in counts.items()
-    ]
+    lines = [f"{name} {status} in {number_of(count, 'case')}: {text}" for (name, status, text), count in counts.items()]
     lines += [
         f"{row['provider']} in {row['case']}: {row['invalid_reason']}" for row in rows if row.get("invalid_reason")
     ]
     unclear = [(row["case"], str(row["verdict_reason"])) for row in rows if row["verdict"] is None]
     lines += [f"{case}: {reason}" for case, reason in dict.fromkeys(unclear) if reason.startswith("no verdict:")]
+    lines += [
+        f"INCONCLUSIVE: {reason}; {advice}" for reason, advice in dict.fromkeys(map(_of_one_process, rows)) if reason
+    ]
     unchecked = [row for row in rows if row["status"] == "ok" and row["accepted"] is None and row["error_note"]]
     lines += [f"{row['provider']} is unchecked in {row['case']}: {_shortened(row['error_note'])}" for row in unchecked]
     wrong = [row for row in rows if row["accepted"] is False]
     return lines + [f"{row['provider']} is WRONG in {row['case']}: {_shortened(row['error_note'])}" for row in wrong]
+
+
+def _of_one_process(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return why one process is inconclusive, and what to do about it; empty where there were more."""
+    if row["verdict"] != "INCONCLUSIVE" or row["processes"] != 1:
+        return "", ""
+    measured = row["source"] == "measured"
+    advice = "--processes 5 measures several" if measured else "import a file of another run beside it"
+    return str(row["verdict_reason"]), advice
 
 
 def _shortened(note: str | None) -> str:
@@ -176,11 +189,6 @@ def _shortened(note: str | None) -> str:
     return "; ".join(complaints[:COMPLAINTS]) + (
         f"; and {len(complaints) - COMPLAINTS} more" if len(complaints) > COMPLAINTS else ""
     )
-
-
-def _count(things: Sized, noun: str) -> str:
-    plural = "" if len(things) == 1 else "es" if noun.endswith("s") else "s"
-    return f"{len(things)} {noun}{plural}"
 
 
 def _ceilings(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalebench.advice import best_set, compute_multiplier, next_trial
 from scalebench.advice.design import MOST, candidate_grid
 from scalebench.analysis.compute import open_compute_fit
-from scalebench.cli.output import print_json, say, table, warn
+from scalebench.cli.output import print_json, say, table, trials, warn
 from scalebench.errors import InputError
 from scalebench.laws import Fit, FitRefused
 from scalebench.points.fit_file import open_fit
@@ -52,8 +52,18 @@ def run_next(
             design = best_set(fit, possible, target, budget, most=most or MOST)
     except FitRefused as refusal:
         raise InputError([f"{source}: {refusal}"]) from refusal
-    print_json("next", {"law": fit.law.name, **design.to_dict()}) if as_json else print_design(fit, design)
+    new_run = interval_of_new_run(fit, design.target)
+    if as_json:
+        print_json("next", {"law": fit.law.name, "interval_new_run": new_run, **design.to_dict()})
+    else:
+        print_design(fit, design, new_run)
     return 0
+
+
+def interval_of_new_run(fit: Fit, target: Mapping[str, float]) -> tuple[float, float]:
+    """Return the 95 % interval of a new run at the target, as `predict` and the report have it."""
+    low, high = fit.prediction_interval({name: [value] for name, value in target.items()}, kind="new")
+    return float(low[0]), float(high[0])
 
 
 def _check_target(source: Path, fit: Fit, target: Mapping[str, float]) -> None:
@@ -85,20 +95,22 @@ def _candidates(fit: Fit, path: Path, budget: float | None) -> dict[str, Any]:
     return dict(read_columns(path, {name: name for name in names}).values)
 
 
-def print_design(fit: Fit, design: Design) -> None:
-    """Print the trials to run, and what they do to the prediction."""
+def print_design(fit: Fit, design: Design, new_run: tuple[float, float]) -> None:
+    """Print the trials to run, and what they do to the prediction, with its interval of a new run."""
     at = ", ".join(f"{name} {quantity(value)}" for name, value in design.target.items())
     now, after = (bounded(design.predicted, *ends)[1] for ends in (design.interval_now, design.interval_after))
-    say(f"{fit.law.name} at {at}: {significant(design.predicted, 4)}, 95 % interval of the mean {now}", "")
+    predicted, run = bounded(design.predicted, *new_run)
+    say(f"{fit.law.name} at {at}: {predicted}, 95 % interval of a new run {run}")
+    say(f"95 % interval of its mean (delta method): {now}", "")
     total = "" if design.flops is None else f", {quantity(design.flops)}FLOP in total"
-    say(f"run {len(design.chosen)} trial{'s' * (len(design.chosen) > 1)}{total}:")
+    say(f"run {trials(len(design.chosen))}{total}:")
     header = (*design.target, "FLOPs", "interval width if run alone")
     table("", header, [_candidate(trial) for trial in design.chosen], text_columns=0)
     ratio, ends = bounded(design.narrowing, *(design.narrowing_interval or (math.nan, math.nan)))
     say("", f"expected interval afterwards: {after}, ×{ratio} of the width now ({ends})")
     if design.unlimited is not None:
         count, narrowing = design.unlimited
-        say(f"{count} trials within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
+        say(f"{trials(count)} within the same budget would narrow it to ×{narrowing:.3g} (--most {count})")
     if len(design.chosen) == 1:
         say("", "next best alternatives:")
         table("", header, [_candidate(trial) for trial in design.ranking[1 : 1 + SHOWN]], text_columns=0)

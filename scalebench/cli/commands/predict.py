@@ -13,14 +13,13 @@ from scalebench.cli.output import duration, print_json, say, table, warn
 from scalebench.errors import InputError
 from scalebench.points.files import is_fit, is_results, is_table_file
 from scalebench.points.fit_file import from_document
-from scalebench.reporting.quantities import bounded, percent, quantity, significant
+from scalebench.reporting.quantities import PREFIXED, bounded, percent, quantity, significant
 from scalebench.store import left_out_line
 
 if TYPE_CHECKING:
     from scalebench.laws import Forecast
 
 SENSIBLE = (1e-30, 1e30)  # beyond these, powers of the number overflow
-PREFIXED = ("s", "B", "FLOP")  # units that take a prefix
 TESTED_REACH = 10  # coverage of intervals is measured for predictions this many times beyond the data
 MINUTE_S = 60  # longer times are printed in minutes, hours and days
 OPTIONS = {"x": "--params", "params": "--params", "tokens": "--tokens"}  # inputs of laws with an option of their own

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from scalebench import store
@@ -51,7 +52,8 @@ def list_trials(results: Path, *, as_json: bool) -> int:
     """Print every planned trial that has a result: id, status, model, settings that vary, loss and time of a step."""
     stored = store.read_results(results)
     frame = store.with_columns(store.of_plans(stored).frame, [*LISTED, "family"])
-    rows = frame.sort_values(["study", *LISTED[:1], "trial_id"])
+    parts = [_in_order(part, stored.studies.get(str(study), {})) for study, part in frame.groupby("study")]
+    rows = pd.concat(parts) if parts else frame
     if as_json:
         names = ["study", "trial_id", "status", "family", *LISTED]
         trials = json.loads(rows[names].to_json(orient="records"))
@@ -68,6 +70,20 @@ def list_trials(results: Path, *, as_json: bool) -> int:
         table(str(study), header, cells, text_columns=4)
     say(*(f"damaged, left out: {line}" for line in counted(stored.damaged)))
     return 0
+
+
+def _in_order(trials: pd.DataFrame, definition: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a study's trials by size, then by their settings."""
+    names = [LISTED[0], *(name for name in definition.get("axes") or {} if name in trials), "trial_id"]
+    rows = trials.reset_index(drop=True)
+    return rows.loc[sorted(rows.index, key=lambda i: [_sort_key(rows.at[i, name]) for name in names])]
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    """Return numbers before text, and what is missing last."""
+    if isinstance(value, int | float | np.number) and value == value:  # noqa: PLR0124 - NaN differs from itself
+        return (0, float(value), "")
+    return (1, 0.0, value) if isinstance(value, str) else (2, 0.0, str(value))
 
 
 def _cell(value: Any, unit: str = "", digits: int = 3) -> str:
@@ -93,6 +109,8 @@ def find_trial(results: Path, trial: str) -> Path:
     matching = [name for name in folders if name.startswith(trial)] if trial else []
     if len(matching) > 1:
         raise InputError([f"{trial} begins {len(matching)} ids: {', '.join(matching[:SHOWN_TRIALS])}"])
+    if not matching and Path(trial).is_dir():
+        raise InputError([f"{trial} is a folder, not a trial: scalebench show --results {trial}"])
     if not matching:
         raise InputError([f"{results}: trial {unknown(trial, list(folders)[:SHOWN_TRIALS])}; {len(folders)} in all"])
     return folders[matching[0]]

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.series import Series, ranked
+from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend
 from scalebench.reporting.quantities import quantity
 from scalebench.reporting.svg import DIRECT_FROM, MUTED, SERIES_COLORS, Marks, series_styles
+
+WIDEST_BAND = 3.0  # of a curve's height: a wider band would hide the marks and says that nothing is known
 
 
 def trial_label(row: pd.Series[Any], series: Series) -> str:
@@ -49,6 +52,11 @@ def trial_titles(series: Series, frame: pd.DataFrame, column: str, unit: str) ->
         return f"{trial_label(row, series)}: {quantity(row[column], unit)}"
 
     return Titles(len(frame), title)
+
+
+def untimed(study: StudyAnalysis) -> str | None:
+    """Return why a figure of times is missing, where no trial has one by design; None where it is not known."""
+    return f"No figure: {study.untimed_reason}." if study.untimed_reason else None
 
 
 def many(all_series: Sequence[Series]) -> bool:
@@ -95,11 +103,14 @@ def draw_curve(
     if trend.fit is None:
         return
     x = np.geomspace(min(sizes), max(sizes), 60)
-    low, high = trend.band(x)
+    (low, high), curve = trend.band(x), trend.fit.predict(x=x)
     shade = color if trend.fit.status == "converged" else MUTED
-    marks.axes.plot(x, trend.fit.predict(x=x) / factor, color=shade, label=label)
-    marks.band(x, low / factor, high / factor, shade)
+    marks.axes.plot(x, curve / factor, color=shade, label=label)
     marks.drawn |= {"curve"} | ({"grey curve"} if shade == MUTED else set())
+    if np.median(high - low) > WIDEST_BAND * np.median(np.abs(curve)):  # False of NaN
+        marks.drawn.add("no band")
+    else:
+        marks.band(x, low / factor, high / factor, shade)
 
 
 def curve_sentence(marks: Marks, subject: str) -> str:
@@ -110,5 +121,7 @@ def curve_sentence(marks: Marks, subject: str) -> str:
     if "curve" not in marks.drawn:
         return ""
     band = " with the 95 % band of its mean" if "band" in marks.drawn else ""
+    wide = f" Bands more than {WIDEST_BAND:g} times as wide as the curve is high are left out."
+    band += "." + wide * ("no band" in marks.drawn)
     grey = " Grey: the fit ended at a bound or did not converge." if "grey curve" in marks.drawn else ""
-    return f"The curve is {subject}{band}.{grey} "
+    return f"The curve is {subject}{band}{grey} "

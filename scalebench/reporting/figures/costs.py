@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -23,6 +22,7 @@ from scalebench.reporting.figures.base import (
     styles_of,
     trial_label,
     trial_titles,
+    untimed,
 )
 from scalebench.reporting.quantities import formula, quantity, scale, tick
 from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
@@ -37,7 +37,7 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None
     """Median step time against size with p20 to p80 and its trend; hollow where the machine was shared."""
     frame = study.trials[(study.trials["status"] == "ok") & (study.trials[STEP_TIME] > 0)]
     if frame.empty:
-        return _untimed(study)
+        return untimed(study)
     factor, unit = scale(float(frame[STEP_TIME].median()), "s")
     rows = Rows(len(study.series))
     for series, style in zip(study.series, styles_of(study.series), strict=True):
@@ -60,10 +60,6 @@ def step_time_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None
         _step_time_caption(marks, study),
         table("Time per training step.", columns, rows),
     )
-
-
-def _untimed(study: StudyAnalysis) -> str | None:
-    return f"No figure: {study.untimed_reason}." if study.untimed_reason else None
 
 
 def _step_time_caption(marks: Marks, study: StudyAnalysis) -> str:
@@ -157,7 +153,7 @@ def efficiency_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | Non
     achieved, rows = "achieved_flops_per_s", Rows(len(study.series))
     known = study.trials[study.trials["valid"] & (numeric(study.trials, achieved) > 0)]
     if known.empty:
-        return _untimed(study)
+        return untimed(study)
     peaks = sorted({*numeric(known, "peak_flops_per_s").dropna()})
     factor, unit = scale(float(max([*peaks, numeric(known, achieved).max()])), "FLOP/s")
     for series, style in zip(study.series, styles_of(study.series), strict=True):
@@ -191,14 +187,16 @@ def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
     """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
     if len(peaks) != 1:
         return ""
+    from matplotlib.ticker import LogLocator
+
     share_of_peak = 100 * factor / peaks[0]
     right = marks.axes.secondary_yaxis(
         "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
     )
     right.set_ylabel("MFU (% of the peak)")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(lambda value, _: tick(value))
+    right.yaxis.minorticks_off()
     return " The right axis has the MFU, the share of that peak."
 
 

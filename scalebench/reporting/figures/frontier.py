@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.surfaces import Frontier
@@ -30,8 +29,12 @@ COLUMNS = ("series", "compute", "source", "N*", "95 % interval of N*", "D*", "95
 def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Compute-optimal parameters and tokens against compute; nothing where the trials do not vary both."""
     frontiers = [(surface.label, surface.frontier) for surface in study.surfaces]
-    refusals = [f"{label}: no frontier: {reason}." if label else f"No frontier: {reason}."
-                for label, reason in frontiers if isinstance(reason, str)]  # fmt: skip
+    refused: dict[str, list[str]] = {}
+    for label, reason in frontiers:
+        if isinstance(reason, str):
+            refused.setdefault(reason, []).append(label)
+    refusals = [f"No frontier{' of ' * any(labels)}{'; '.join(filter(None, labels))}: {reason}."
+                for reason, labels in refused.items()]  # fmt: skip
     drawn = [(label, frontier) for label, frontier in frontiers if not isinstance(frontier, str)]
     if not drawn:
         return " ".join(refusals) or None
@@ -39,8 +42,8 @@ def frontier_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     rows = [row for i, (label, frontier) in enumerate(drawn) for row in _draw(marks, label, frontier, i, single=single)]
     marks.axes.set(xscale="log", yscale="log", xlabel="training compute C = 6ND (FLOP)", ylabel="parameters or tokens")
     for axis in (marks.axes.xaxis, marks.axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(lambda value, _: quantity(value))
+        axis.set_minor_formatter("")
     legend(marks)
     sentences = (text for label, frontier in drawn for text in (_exponents(label, frontier), _parameters(frontier)))
     drawn_as = CAPTION.format(

@@ -14,7 +14,7 @@ from scalebench.analysis.series import Series
 from scalebench.analysis.study import MAX_STEP_TABLES, StudyAnalysis
 from scalebench.analysis.trials import LOSS, PARAMETERS, first_step, numeric, training_flops
 from scalebench.measure.statistics import OUTLIER_MADS, outlier_mask
-from scalebench.reporting.figures.base import many, styles_of, trial_label, trial_titles
+from scalebench.reporting.figures.base import many, styles_of, trial_label, trial_titles, untimed
 from scalebench.reporting.quantities import quantity, significant
 from scalebench.reporting.svg import MUTED, SERIES_COLORS, Marks, finish, legend, ramp, size_axis
 from scalebench.reporting.tables import Cell, Rows, number, table, word
@@ -23,7 +23,7 @@ from scalebench.reporting.views import Caption, FigureSpec
 Times = NDArray[np.float64]
 CURVE_POINTS = 100
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of few series, each its own
-SIZES_NAMED = 6  # in the legend of a colour ramp
+SIZES_NAMED = 8  # in the legend of a colour ramp
 Curve = tuple[Any, Series, pd.DataFrame]  # the record of a trial, its series and its averaged steps
 
 
@@ -162,7 +162,7 @@ def _compute_cells(series: Series, row: pd.Series[Any]) -> Sequence[Cell]:
     return word(trial_label(row, series)), number(row["compute"], "FLOP"), number(row[LOSS], "nats", 4)
 
 
-def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
+def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | str | None:
     """Step times of each trial relative to its median, and the number of outliers."""
     import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
 
@@ -171,7 +171,7 @@ def noise_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     ]
     trials = [trial for trial in trials if len(trial[2])]
     if not trials:
-        return None
+        return untimed(study)
     data = pd.concat(
         [pd.DataFrame({"ratio": x / np.median(x), "trial": i}) for i, (*_, x) in enumerate(trials)], ignore_index=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from scalebench.reporting.tables import Table
 from scalebench.reporting.views import Caption, Download
 
 Subject = StudyAnalysis | Operation
+OWN_FILE = re.compile(r"^(app|cli)\.py (?=\w)")  # that the program was started as
+
+
+def as_typed(command: str) -> str:
+    """Return a recorded command as it is typed: its first word may be the file that the program was started as."""
+    return OWN_FILE.sub("scalebench ", command)
 
 
 @dataclass(frozen=True)

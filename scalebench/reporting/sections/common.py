@@ -11,13 +11,15 @@ from typing import Any
 
 import pandas as pd
 
+from scalebench.analysis.series import setting_text
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import MEMORY_PEAKS, STEP_TIME, N, numeric
+from scalebench.errors import number_of
 from scalebench.reporting.chains import chain_tables
 from scalebench.reporting.figures.after_training import OF_STUDY
 from scalebench.reporting.outcomes import Outcome, loss_outcome
 from scalebench.reporting.quantities import present, quantity
-from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject, as_typed
 from scalebench.reporting.strip import strip_table
 from scalebench.reporting.svg import Marks
 from scalebench.reporting.tables import MAX_ROWS, Cell, Table, environment_table, evenly, number, table, word
@@ -143,7 +145,7 @@ class StudySection:
             brief=room.brief,
             trials=trials_table(study, self.columns(study), BRIEF_TRIALS if room.brief else MAX_ROWS),
             environment=environment_table(study.trials),
-            command=str(definition.get("command") or ""),
+            command=as_typed(str(definition.get("command") or "")),
             study_toml=str(definition.get("study_toml") or ""),
             methods=self.methods,
             downloads=tuple(downloads(study.name or name, study.rows, room.max_bytes, compress=room.neighbours > 1)),
@@ -177,7 +179,8 @@ def _verdict(study: StudyAnalysis, sentences: Callable[[StudyAnalysis], Iterable
         return
     yield from sentences(study)
     if usable < trials:
-        yield f"{trials - usable} of {trials} recorded trials did not end ok or are invalid; they are in no fit."
+        recorded = number_of(trials, "recorded trial")
+        yield f"{trials - usable} of {recorded} did not end ok or are invalid; they are in no fit."
     else:
         yield "The recorded trial ended ok." if trials == 1 else f"All {trials} recorded trials ended ok."
 
@@ -187,7 +190,11 @@ def counts(study: StudyAnalysis) -> str:
     ended = [f"{count} {status}" for status, count in study.by_status.items()]
     ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
-    head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
+    head = (
+        f"{number_of(study.planned, 'trial')} planned"
+        if study.planned
+        else number_of(len(study.trials), "recorded trial")
+    )
     left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
     edited = (
         f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
@@ -207,8 +214,7 @@ def axes_table(definition: Mapping[str, Any]) -> Table:
         for name, values in (definition.get("axes") or {}).items()
     }
     rows = [
-        (word(name), number(len(values)), word(", ".join(word(value)[0] for value in values)))
-        for name, values in axes.items()
+        (word(name), number(len(values)), word(", ".join(map(setting_text, values)))) for name, values in axes.items()
     ]
     planned, combinations = len(planned_ids(definition)), math.prod(len(values) for values in axes.values())
     every = "; every combination of their values is a trial" if planned == combinations else ""
@@ -274,5 +280,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column], most: int = MA
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
     units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
     total = len(study.trials)
-    cut = f" {len(frame):,} of {total:,} rows, spread evenly." if len(frame) < total else ""
+    cut = f" {len(frame):,} of {total:,} rows, spread evenly; the exported CSV has all." if len(frame) < total else ""
     return Table(f"Every trial, by size.{cut}", titles, tuple(rows), units=units)

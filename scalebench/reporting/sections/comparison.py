@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.trials import numeric
+from scalebench.errors import number_of
 from scalebench.reporting.quantities import NBSP, present, significant
-from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject
+from scalebench.reporting.sections.base import MAX_FINDINGS, Room, SectionView, Subject, as_typed
 from scalebench.reporting.sections.comparison_figures import FIGURES, TIMES, Part, part_of
 from scalebench.reporting.sections.comparison_tables import (
     VERDICTS,
@@ -62,6 +63,7 @@ class PartView:
 class ComparisonView(SectionView):
     """The section of one operation."""
 
+    name: str
     counts: str
     providers: Table
     problems: Table
@@ -98,6 +100,7 @@ class ComparisonSection:
         rows = subject.rows
         return ComparisonView(
             id=name,
+            name=subject.name,
             title=f"{subject.name}: providers compared",
             template=self.template,
             verdict=self.verdict(subject),
@@ -106,7 +109,7 @@ class ComparisonSection:
             problems=problems_table(rows),
             parts=tuple(_part_views(subject, name)),
             environment=rows_environment_table(rows),
-            commands=tuple(rows["command"].dropna().drop_duplicates()),
+            commands=tuple(rows["command"].dropna().map(as_typed).drop_duplicates()),
             methods=METHODS,
             downloads=tuple(downloads(f"compare-{subject.name}", rows.reset_index(drop=True), room.max_bytes)),
         )
@@ -140,7 +143,7 @@ def _title(key: Any, frame: pd.DataFrame, several: bool) -> str:
 def sentences(name: str, part: Part) -> Iterator[str]:
     """Yield which correct provider is fastest how often, then how each compares with the baseline."""
     frame = part.frame
-    subject = f"{name}, {DIRECTIONS[bool(frame['backward'].iloc[0])].lower()}"
+    subject = f"{name} ({DIRECTIONS[bool(frame['backward'].iloc[0])].lower()})"
     right = frame[(frame["status"] == "ok") & frame["accepted"].ne(False) & (numeric(frame, "time_median_s") > 0)]
     if right.empty:
         yield f"No conclusion on {subject}: no provider ran with a correct result."
@@ -148,8 +151,9 @@ def sentences(name: str, part: Part) -> Iterator[str]:
     fastest = right.loc[right.groupby("case")["time_median_s"].idxmin().astype(int)]["provider"].value_counts()
     best = sorted(fastest.items(), key=lambda item: (-item[1], str(item[0])))
     cases = frame["case"].nunique()
-    wins = ", ".join(f"{provider} in {count}" for provider, count in best)
-    yield f"Shortest median time for {subject}, of {cases} case{'s' * (cases > 1)}: {wins}."
+    (first, count), *others = best
+    wins = "".join(f", {provider} in {count}" for provider, count in others)
+    yield f"Fastest {subject} by median time: {first} in {count} of {number_of(cases, 'case')}{wins}."
     ran, recorded = runnable(frame), set(frame["provider"])
     for provider in part.providers:
         rows = ran[(ran["provider"] == provider) & (ran["provider"] != ran["baseline"])]
@@ -171,8 +175,10 @@ def _against_baseline(provider: str, rows: pd.DataFrame) -> str:
     words = [f"{word_.lower()} in {counts[word_]}" for word_ in VERDICTS
              if word_ in counts]  # fmt: skip
     mean = significant(float(np.exp(-np.log(numeric(judged, "ratio")).mean())))
+    alone = judged["verdict"].eq("INCONCLUSIVE").all() and numeric(judged, "processes").le(1).all()
+    why = " (a verdict needs more than one process)" if alone else ""
     return (
-        f"{provider} against {baseline}: {', '.join([*words, *ends])} of {len(rows)} cases; "
+        f"{provider} against {baseline}: {', '.join([*words, *ends])} of {number_of(len(rows), 'case')}{why}; "
         f"geometric mean speedup ×{mean}."
     )
 
@@ -182,10 +188,11 @@ def _counts(frame: pd.DataFrame) -> str:
     statuses = frame["status"].value_counts()
     ended = ", ".join(f"{statuses[name]} {name}" for name in sorted(statuses.index, key=lambda n: (n != "ok", n)))
     runs = frame["run"].nunique()
-    source = f"from {runs} run{'s' * (runs > 1)}; the newest of each case"
+    source = f"from {number_of(runs, 'run')}; the newest of each case"
     load, cores = numeric(frame, "load_average").max(), numeric(frame, "cpu_count").max()
     busy = f" The machine was busy: load average {load:.1f} on {cores:.0f} cores." if load > 0.5 * cores else ""
-    return f"{cases} cases and {providers} providers, {len(frame)} rows: {ended} ({source}).{busy}"
+    compared = f"{number_of(cases, 'case')} and {number_of(providers, 'provider')}"
+    return f"{compared}, {number_of(len(frame), 'row')}: {ended} ({source}).{busy}"
 
 
 SECTION = ComparisonSection(Path(__file__).with_name("comparison.html.j2"))

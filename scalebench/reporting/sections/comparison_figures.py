@@ -69,7 +69,8 @@ def part_of(frame: pd.DataFrame, providers: Sequence[str]) -> Part:
     varying = [name for name in shapes if cases[name].nunique(dropna=False) > 1]
     sizes = [name for name in varying if pd.api.types.is_numeric_dtype(cases[name]) and cases[name].dtype != bool]
     others = [name for name in (*varying, "dtype") if name not in sizes]
-    for size in sorted(sizes, key=lambda name: -cases[name].nunique()):
+    # Of equal choices not the batch: where it varies beside a length, it falls as that grows.
+    for size in sorted(sizes, key=lambda name: (-cases[name].nunique(), name == "shape_batch")):
         variants = _variants(cases, size, others, [name for name in sizes if name != size])
         if cases.groupby(variants, dropna=False)[size].nunique().median() >= 2:
             return Part(frame, providers, size, size.removeprefix("shape_").replace("_", " "), tuple(variants), rate)

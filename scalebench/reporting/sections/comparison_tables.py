@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalebench.analysis.suite import summarize_suite
+from scalebench.errors import number_of
 from scalebench.reporting.quantities import NBSP, bounded, percent, present, significant
 from scalebench.reporting.sections.comparison_figures import UNITS, Part, share_of_ceiling
 from scalebench.reporting.tables import ENVIRONMENT, Cell, Table, number, share, table, word
@@ -23,7 +24,7 @@ def providers_table(frame: pd.DataFrame) -> Table:
     for name, part in frame.groupby("provider", sort=False):
         summary = part["summary"].dropna()
         gone = part.loc[part["status"].isin(["unavailable", "oom"]), "error_message"].dropna().value_counts()
-        why = "; ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in gone.items())
+        why = "; ".join(f"{text} ({number_of(count, 'case')})" for text, count in gone.items())
         rows.append((word(name), word(summary.iloc[0] if len(summary) else None), word(why or None)))
     return table("Providers, and why they could not run.", ("provider", "description", "could not run"), rows)
 
@@ -49,7 +50,10 @@ def suite_table(part: Part) -> Table:
     rows = []
     plain = part.frame.astype(object).where(part.frame.notna(), None)
     records = [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    ran = set(runnable(part.frame)["provider"])
     for suite in summarize_suite(records):
+        if suite.provider not in ran:
+            continue
         own = part.frame[part.frame["provider"] == suite.provider]
         counts = [number(int((own["verdict"] == name).sum())) for name in VERDICTS]
         speedup = word(None) if suite.speedup is None else (f"×{significant(suite.speedup)}", suite.speedup)
@@ -57,7 +61,9 @@ def suite_table(part: Part) -> Table:
                      speedup, share(suite.fast_1)))  # fmt: skip
     columns = ("provider", "cases", *(name.lower() for name in VERDICTS), "wrong", "geometric mean speedup",
                "share of cases at least as fast")  # fmt: skip
-    return table("Providers against the baseline, over all cases.", columns, rows)
+    return table(
+        "Providers against the baseline, over all cases. Those that could not run in any are left out.", columns, rows
+    )
 
 
 def verdicts_table(part: Part) -> Table:
