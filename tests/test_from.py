@@ -139,7 +139,6 @@ def test_the_parents_cost_adds_up_over_a_chain(copied: Path) -> None:
     assert grandchild["parent_flops"] == child["parent_flops"] + 2 * child["flops_per_step"]
 
 
-@pytest.mark.slow
 def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     trained(copied, PARENT, "train.seed=[1, 2]", "train.steps=2")
     assert len(planned(copied, CHILD)) == 3
@@ -153,7 +152,6 @@ def test_parents_are_an_axis_that_where_narrows(copied: Path) -> None:
     }
 
 
-@pytest.mark.slow
 def test_a_study_does_not_start_from_its_own_trials(copied: Path) -> None:
     results = copied / "results"
     by_path = CHILD.replace('study = "parent"', f'results = "{results}"')
