@@ -10,7 +10,8 @@ import time
 from functools import partial
 
 from fault_kinds import ROUNDS, descendants
-from fault_support import RETRY, Case, Unavailable
+from fault_support import EVERY, RETRY, Case, Unavailable
+from support import ranks_of
 
 from scalebench import store
 
@@ -18,11 +19,17 @@ WITHIN_S = 30  # in which a trial ends after one of its processes
 
 
 def rank_killed(case: Case) -> None:
-    """Kill one process of a trial that two processes train, after its first snapshot; the trial ends soon after."""
+    """Kill one process of a trial that two processes train, after its first snapshot.
+
+    The trial ends soon after, and its next attempt goes on from the snapshot.
+    """
+    disturbed = ""
     for _ in range(ROUNDS):
         driver = case.start()
         if case.wait(lambda: case.files("attempt-*/resume.json"), driver):
-            random.choice(descendants(driver, "running.worker")).kill()
+            attempt = case.files("attempt-*/resume.json")[0].parent  # another trial may have no snapshot yet
+            disturbed = attempt.parent.name
+            random.choice(ranks_of(attempt)).kill()
             before, begun = len(case.records()), time.monotonic()
             case.wait(lambda before=before: len(case.records()) > before, driver)
             if (seconds := time.monotonic() - begun) > WITHIN_S:
@@ -33,9 +40,11 @@ def rank_killed(case: Case) -> None:
             break
         case.another_folder()
     case.finish()
-    frame = store.load_results(case.results)
-    step = frame["resumed_from_step"].max()
-    case.notes.append(f"resumed from step {step:g}" if step >= 0 else "resumed from no snapshot")
+    frame = store.load_results(case.results).set_index("trial_id")
+    step = frame["resumed_from_step"].get(disturbed)
+    if not (step and step >= EVERY):
+        case.wrong.append(f"trial {disturbed} began anew")
+    case.notes.append(f"resumed from step {step}")
 
 
 def ray_killed(case: Case) -> None:

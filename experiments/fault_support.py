@@ -17,7 +17,8 @@ from support import run_here
 from scalebench import store
 from scalebench.running.planning import load_study, plan
 
-STUDY = """
+EVERY = 10  # steps between the snapshots of a trial
+STUDY = f"""
 schema = 1
 name = "tiny"
 [model]
@@ -32,7 +33,7 @@ seed = %s
 [data]
 validation_samples = 32
 [run]
-checkpoint_every_steps = 10
+checkpoint_every_steps = {EVERY}
 """
 RETRY = "--retry=failed,killed,timeout,oom,diverged"
 RUN = ("run", "tiny.toml", "--jobs", "2", "--json")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from support import PLACEMENT
 
+from scalebench.running.ranks import run_rank
 from scalebench.running.worker import trial_row
 from scalebench.store import read_json, write_json
 
@@ -28,3 +29,11 @@ def train(name: str, rank: int) -> None:
         write_json(attempt / f"rank-{rank}.json", trial_row(own, read_json(attempt / "trial.json"), PLACEMENT))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def go_on(name: str, rank: int, port: int) -> None:
+    """Train the trial of one attempt, as the process of this rank does under torchrun, which listens at ``port``."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}"}
+    assert run_rank(Path(name), os.getppid(), trial_row) == 0

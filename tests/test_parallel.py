@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +36,7 @@ RANK = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 import parallel_ranks
-parallel_ranks.train({{folder!r}}, {{rank}})
+parallel_ranks.{{call}}
 sys.exit(0)
 """
 STUDY = """
@@ -77,7 +79,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers) -> Path:
         (folder / "exploding").mkdir()
         header = trial_header(exploding, plan(exploding)[0], "a test") | {"most_processes": 2}
         store.write_json(folder / "exploding" / "trial.json", header)
-        ranks = [drivers.start(folder, [], before=RANK.format(folder=str(folder), rank=rank)) for rank in range(2)]
+        ranks = [
+            drivers.start(folder, [], before=RANK.format(call=f"train({str(folder)!r}, {rank})")) for rank in range(2)
+        ]
         for rank in ranks:
             assert rank.wait(300) == 0, rank.err[-2000:]
 
@@ -159,20 +163,45 @@ def test_a_trial_of_two_processes_is_one_record_with_weights_to_continue_from(tm
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_its_trial_with_its_own_error(tmp_path: Path, drivers: Drivers) -> None:
+def test_a_rank_that_dies_ends_its_trial_with_its_own_error_and_the_next_attempt_goes_on(
+    tmp_path: Path, drivers: Drivers
+) -> None:
     killed: list[float] = []
 
     def kill() -> None:
-        running = [path.parent for path in tmp_path.glob("r/*/trials/*/*/heartbeat.json")]
+        running = [path.parent for path in tmp_path.glob("r/*/trials/*/*/resume.json")]
         if running and not killed:
             ranks_of(running[0])[1].kill()
             killed.append(time.monotonic())
 
-    (row,) = by_command(drivers, tmp_path, "train.steps=1e7", tick=kill)
+    (row,) = by_command(drivers, tmp_path, "train.steps=200", "run.checkpoint_every_steps=10", tick=kill)
     assert time.monotonic() - killed[0] < 30
     assert (row["status"], row["error_class"]) == ("killed", "ProcessEnded"), row
     assert row["error_message"] == "process 1 of 2 ended: SIGKILL"
-    assert not ranks_of(Path(row["attempt_dir"]))
+    attempt = Path(row["attempt_dir"])
+    assert not ranks_of(attempt)
+    step = store.read_json(attempt / "resume.json")["step"]
+    resumed = go_on(drivers, attempt)
+    assert {(row["status"], row["resumed_from_step"], row["resumed_attempts"]) for row in resumed} == {("ok", step, 1)}
+    assert step in range(10, 200, 10)
+    (alone,) = run_here(two(tmp_path, "train.steps=200", "train.processes=1"), tmp_path / "alone").values()
+    assert resumed[0]["validation_loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
+
+
+def go_on(drivers: Drivers, earlier: Path) -> list[dict[str, Any]]:
+    """Run the next attempt at a trial, by processes that need not start; return what they record, by rank."""
+    attempt = earlier.with_name("attempt-29990101T000000000000Z-b")
+    attempt.mkdir()
+    for name in ("trial.json", "placement.json"):
+        shutil.copy(earlier / name, attempt)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    calls = [f"go_on({str(attempt)!r}, {rank}, {port})" for rank in range(2)]
+    ranks = [drivers.start(earlier.parent, [], before=RANK.format(call=call)) for call in calls]
+    for rank in ranks:
+        assert rank.wait(300) == 0, rank.err[-2000:]
+    return [store.read_json(attempt / f"rank-{rank}.json") for rank in range(2)]
 
 
 @pytest.mark.slow
