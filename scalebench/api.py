@@ -19,7 +19,7 @@ import pandas as pd
 from scalebench import store
 from scalebench.analysis.fit_warnings import file_warnings, value_warnings
 from scalebench.analysis.selected import trial_warnings
-from scalebench.errors import InputError, expect, unknown
+from scalebench.errors import InputError, expect, number_of, unknown
 from scalebench.laws import Fit, Law
 from scalebench.laws import fit as fit_law
 from scalebench.points.files import is_fit, is_results, open_results
@@ -77,7 +77,7 @@ class Results(pd.DataFrame):
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in self["status"].value_counts().items())
         studies = ", ".join(map(str, dict.fromkeys(self["study"])))
-        return f"Results: {len(self)} trials of {studies} ({counts}); .table, .fit(), .plot.loss()"
+        return f"Results: {number_of(len(self), 'trial')} of {studies} ({counts}); .table, .fit(), .plot.loss()"
 
 
 def load_results(*paths: str | Path) -> Results:

@@ -55,6 +55,7 @@ def test_a_loss_that_rises_is_a_sentence_and_no_answer(command) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_trials")
 def test_a_finite_loss_far_above_its_start_is_diverged(command, tmp_path: Path) -> None:
     study = reference_case("02-diverged-but-finite/study.toml")
     code, out, _ = command("run", study, "--set", "model.params=2000", "--set", "train.steps=10", "--jobs", "1")

@@ -238,6 +238,7 @@ def test_multiplier_of_two_units_is_doubted(command, tmp_path: Path) -> None:
 # --- cases from the field --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_refits")
 @pytest.mark.slow
 def test_points_of_two_series_determine_no_optimum(command) -> None:
     for name in ("a.csv", "b.csv"):

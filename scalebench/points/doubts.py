@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scalebench.errors import number_of
 from scalebench.laws.columns import FLOPS_PER_PARAMETER_TOKEN
 from scalebench.points.batches import texts
 from scalebench.points.files import open_table
@@ -63,9 +64,9 @@ def _run_doubts(path: Path, read: PointTable) -> list[str]:
     if len(counts) == len(read) or sum(counts.values()) != len(read):  # each once, or rows were selected
         return []
     longest = max(counts, key=lambda run: counts[run])
-    named = f"{len(counts)} run{'s' * (len(counts) > 1)}"
+    named, rows = number_of(len(counts), "run"), number_of(len(read), "row")
     return [
-        f"column {name!r} names {named} for {len(read)} rows ({longest!r}: {counts[longest]}): checkpoints of one run "
+        f"column {name!r} names {named} for {rows} ({longest!r}: {counts[longest]}): checkpoints of one run "
         "are not independent, and intervals that count them so are too narrow; "
         f"--run-column {name!r} counts each run once, with --last only its last row"
     ]

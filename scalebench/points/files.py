@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from scalebench.errors import number_of
 from scalebench.points import exports
 from scalebench.points.batches import PointsError, Table, as_text, check_unique, empty_file, named_errors, texts
 from scalebench.points.csv_files import open_csv
@@ -129,7 +130,7 @@ def open_results(path: Path, results: Results) -> Table:
     trained = ok[ok["validation_loss_nats"].notna()] if "validation_loss_nats" in ok else ok
     valid = (ok if trained.empty else trained).reset_index(drop=True)
     if valid.empty:
-        raise PointsError([f"{path}: none of its {len(frame)} trials ended ok with valid numbers"])
+        raise PointsError([f"{path}: none of its {number_of(len(frame), 'trial')} ended ok with valid numbers"])
 
     def locate(row: int, name: str) -> tuple[str, str]:
         value = valid[name].iloc[row]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trends import Trend, undetermined
 from scalebench.analysis.trials import N, numeric
+from scalebench.errors import number_of
 from scalebench.measure.statistics import mean_interval
 from scalebench.reporting.quantities import NBSP, bounded, formula, interval_words, quantity, symbol
 from scalebench.reporting.tables import Cell, Table, number, word
@@ -76,8 +77,7 @@ class Finding:
         text, interval = bounded(self.value, self.low, self.high)
         unit = f" {self.unit}" if self.unit else ""
         few = f"; fewer than {FEWEST_SEEDS} {self.each}s" if self.seeds < FEWEST_SEEDS else ""
-        seeds = f"{self.seeds} {self.each}{'s' * (self.seeds != 1)}"
-        return f"{self.effect}: {text}{unit} ({interval_words(interval)}, {seeds}{few})"
+        return f"{self.effect}: {text}{unit} ({interval_words(interval)}, {number_of(self.seeds, self.each)}{few})"
 
 
 @dataclass(frozen=True)

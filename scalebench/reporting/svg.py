@@ -6,20 +6,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scalebench.reporting.end_labels import end_of, label_ends
+from scalebench.reporting.layout import OneAxesLayout
 from scalebench.reporting.quantities import tick
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Stand-ins that the page replaces by CSS variables, so that one drawing serves the light, dark and printed page.
 INK, MUTED, GRID, PAPER = "#111111", "#777777", "#dddddd", "#fefefe"
@@ -38,7 +39,9 @@ RC = {
     "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
 # Ticks between two powers of ten, by the ratio of the axis' ends below which they are drawn; a script has the same.
-SUBS = ((8, (1, 1.5, 2, 3, 4, 5, 7)), (20, (1, 2, 3, 5)), (100, (1, 2, 5)), (1000, (1, 3)))
+FEW_SUBS = ((8, (1, 2, 5)), (1000, (1, 3)))  # beside names at the ends of lines, which leave less room
+Y_SUBS = ((20, (1, 2, 3, 5)),)  # labels above one another take less room
+SUBS = ((8, (1, 1.5, 2, 3, 4, 5, 7)), (100, (1, 2, 5)), (1000, (1, 3)))
 LEGEND_ROOM = 66  # characters of legend text across the axes
 ENLARGED = 13 / 9.5  # text of a legend on a phone, over that in the drawing
 CHARACTER = 0.55  # mean width over height
@@ -134,22 +137,29 @@ SIZE_LABEL = "size N (non-embedding parameters)"
 
 def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     """Make x logarithmic with ticks as 1 k, 2 k, 5 k."""
+    from matplotlib.ticker import EngFormatter
+
     axes.set_xscale("log")
     log_ticks(axes.xaxis, *axes.get_xlim(), dense=1000)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\u00a0"))
     axes.set_xlabel(label)
 
 
-def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
+def log_ticks(axis: Axis, low: float, high: float, dense: float = 300, *, few: bool = False) -> None:
     """Place as many ticks on a logarithmic axis from low to high as can be read, at round numbers.
 
-    At powers of ten alone where high is more than ``dense`` times low.
+    At powers of ten alone where high is more than ``dense`` times low; ``few`` where the axis is short.
     """
-    ratio = high / low
-    subs = next((subs for most, subs in SUBS if ratio < min(most, dense)), (1,))
+    from matplotlib.axis import YAxis
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    ratio, beside = high / low, (*SUBS, *Y_SUBS) if isinstance(axis, YAxis) else SUBS
+    choices = FEW_SUBS if few else sorted(beside)
+    subs = next((subs for most, subs in choices if ratio < min(most, dense)), (1,))
     # As on a linear axis: there would be two, or one.
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
-    axis.set_minor_locator(NullLocator())
+    linear = MaxNLocator(3 if few else 5, steps=[1, 2, 2.5, 5, 10])
+    axis.set_major_locator(linear if ratio < 3 else LogLocator(subs=subs))
+    axis.minorticks_off()
 
 
 def legend_width(labels: Sequence[str], columns: int) -> int:
@@ -166,6 +176,8 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
 
     The legend is above the axes, where it hides no data, in as many columns as fit.
     """
+    from matplotlib.lines import Line2D
+
     handles, labels = marks.axes.get_legend_handles_labels()
     ends = [end_of(handle, color_of(handle) or MUTED, label) if direct and isinstance(handle, Line2D) else None
             for handle, label in zip(handles, labels, strict=True)]  # fmt: skip
@@ -173,6 +185,8 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
     # Trials, means and fit of one series share its colour: a legend tells them apart.
     if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
         label_ends(marks.axes, named)
+        if marks.axes.get_xscale() == "log":
+            log_ticks(marks.axes.xaxis, *marks.axes.get_xlim(), dense=1000, few=True)
         rest = [i for i, end in enumerate(ends) if end is None]
         handles, labels = [handles[i] for i in rest], [labels[i] for i in rest]
     if not labels:
@@ -196,7 +210,7 @@ def cost_axis(axes: Axes, values: pd.Series[float]) -> None:
         return
     axes.set_xscale("log")
     log_ticks(axes.xaxis, low, high)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
 
 
 def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
@@ -205,7 +219,7 @@ def finish(marks: Marks, ylabel: str, log: bool = False) -> None:
     if log:
         axes.set_yscale("log")
         log_ticks(axes.yaxis, *axes.get_ylim())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
     size_axis(axes)
     axes.set_ylabel(ylabel)
     legend(marks)
@@ -228,11 +242,13 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     """Yield empty axes in the report's style; drawing inside the block does not depend on global settings."""
-    import seaborn as sns  # here, as it takes seconds to import and sentences and tables do without
+    import matplotlib as mpl  # here, as they take seconds to import and sentences and tables do without
+    import seaborn as sns
+    from matplotlib.figure import Figure
 
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(5.6, height), layout="constrained")
+        figure = Figure(figsize=(5.6, height), layout=OneAxesLayout())
         axes = figure.subplots()
         sns.despine(ax=axes)
         yield Marks(figure, axes)

@@ -9,7 +9,7 @@ from scalebench import store
 from scalebench.analysis.difference import WORSE, Difference, Effect, difference
 from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
-from scalebench.errors import InputError
+from scalebench.errors import InputError, number_of
 from scalebench.points.table import select_rows
 from scalebench.reporting.quantities import significant
 
@@ -109,6 +109,6 @@ def _notes(changes: Difference, shown: int) -> list[str]:
     if len(changes.effects) > shown:
         lines.append(f"{len(changes.effects) - shown} more comparisons; --json has all")
     if changes.only_old or changes.only_new:
-        lines.append(f"not in both: {changes.only_old} configurations of OLD, {changes.only_new} of NEW")
+        lines.append(f"not in both: {number_of(changes.only_old, 'configuration')} of OLD, {changes.only_new} of NEW")
     lines.append("intervals: Student's t, each at 95 %; verdicts after Holm's correction for all comparisons together")
     return lines

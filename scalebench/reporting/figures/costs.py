@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -188,14 +187,16 @@ def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
     """Label the right side with the share of the peak, where there is one peak; return a sentence for the caption."""
     if len(peaks) != 1:
         return ""
+    from matplotlib.ticker import LogLocator
+
     share_of_peak = 100 * factor / peaks[0]
     right = marks.axes.secondary_yaxis(
         "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
     )
     right.set_ylabel("MFU (% of the peak)")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(lambda value, _: tick(value))
+    right.yaxis.minorticks_off()
     return " The right axis has the MFU, the share of that peak."
 
 

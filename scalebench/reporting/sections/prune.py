@@ -176,9 +176,9 @@ def _time_sentence(trials: pd.DataFrame) -> Iterator[str]:
         low, middle, high = part["latency_ratio"].quantile([0.1, 0.5, 0.9])
         sizes = part["weight_bytes"] / part["weight_bytes_before"]
         size = "as many bytes as" if (sizes == 1).all() else f"{percent(sizes.median(), sign=False)} of the bytes of"
-        spread = f"; 10th to 90th percentile {significant(low, 2)} to {significant(high, 2)}"
+        spread = f"; 10th to 90th percentile {significant(low)} to {significant(high)}"
         yield (
-            f"The {kind} have {size} the unpruned ones and take {significant(middle, 2)} times as long (medians of "
+            f"The {kind} have {size} the unpruned ones and take {significant(middle)} times as long (medians of "
             f"{len(part)} trials{spread if len(part) >= FEWEST_FOR_PERCENTILES else ''})."
         )
 
