@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("study", "status", "family", "params_non_embedding", "seed", "validation_loss_nats", "step_time_median_s")
 SHOWN_ROWS = 12
+ORDER = ("study", "params_non_embedding", "seed")
 POINTS = "a path, a table with named columns (a DataFrame or a dict), or load_results(...)"
 
 
@@ -62,8 +63,9 @@ class Results(pd.DataFrame):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The main columns of every trial."""
-        return pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+        """The main columns of every trial, by study, size and seed."""
+        shown = pd.DataFrame(self)[[name for name in SHOWN if name in self.columns]]
+        return shown.sort_values([name for name in ORDER if name in shown], kind="stable")
 
     def fit(self, law: str = "power", where: str | None = None, **options: Any) -> Fit:
         """Fit a law to the valid trials that ended ok; arguments as of ``scalebench.fit``."""

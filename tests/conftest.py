@@ -32,7 +32,11 @@ from drivers import Drivers
 from support import FINISHED, SMALL, SOURCE_PATH, child_environment, shared_folder
 
 from scalebench.cli.app import main
+from scalebench.laws.intervals import backtest
+from scalebench.laws.intervals.bootstrap import DEFAULT_REFITS
 from scalebench.running import processes
+
+FEW = 50  # refits
 
 # Triton decides at import whether kernels are compiled or interpreted, so the two kinds of test never share a process:
 # `make test` runs pytest twice, the second time with TRITON_INTERPRET=1 and the kernel files alone.
@@ -43,10 +47,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STARTED_DRIVERS = pytest.StashKey[Drivers]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Make Triton's interpreter quick before anything is collected; not in the process of xdist that runs no test."""
-    if INTERPRETED and isinstance(collector, pytest.Session):
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Triton's interpreter quick before anything is collected, where tests run: not in the controller of xdist."""
+    if INTERPRETED and not session.config.pluginmanager.has_plugin("dsession"):
         from quick_interpreter import speed_up
 
         speed_up()
@@ -133,6 +136,16 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "index.html").write_text(render(synthetic(folder)))
 
     return shared_folder(tmp_path_factory, "synthetic", fill)
+
+
+@pytest.fixture
+def few_refits(monkeypatch) -> Iterator[None]:
+    """Intervals from 50 refits, not from 1,000: for tests that assert nothing about where intervals end."""
+    monkeypatch.setattr(backtest, "REFITS", FEW)
+    usual = DEFAULT_REFITS.n
+    object.__setattr__(DEFAULT_REFITS, "n", FEW)  # every fit refers to this object
+    yield
+    object.__setattr__(DEFAULT_REFITS, "n", usual)
 
 
 @pytest.fixture

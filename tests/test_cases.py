@@ -105,6 +105,10 @@ def test_outputs_are_written_through_links_fifos_and_devices(command, tmp_path: 
     assert (link.is_symlink(), stat.S_IMODE(target.stat().st_mode)) == (True, 0o640)
     assert read == [target.read_bytes()]
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    (circle := tmp_path / "circle.json").symlink_to(circle)
+    code, _, err = command("fit", points, *QUICK, "-o", circle)
+    assert (code, circle.is_symlink()) == (2, True)
+    assert "cannot be written (Too many levels of symbolic links)" in err
 
 
 @pytest.mark.slow

@@ -99,8 +99,15 @@ def test_the_page_is_written_at_most_a_twentieth_of_the_time(tmp_path: Path, mon
     monkeypatch.setattr("scalebench.analysis.study.analyse_all", lambda _: [])
     monkeypatch.setattr("scalebench.store.read_results", lambda *_: None)
     monkeypatch.setattr("scalebench.analysis.study.damaged_elsewhere", lambda _: ())
+    page.refresh()
+    assert not written  # nothing has finished
     for _ in range(5):
+        page.finished()
         page.refresh()
     assert len(written) == 1
-    page.write()  # the end of the run
+    page._next_s = 0.0  # later, while no other trial finishes
+    page.refresh()
+    page.refresh()
     assert len(written) == 2
+    page.write()  # the end of the run
+    assert len(written) == 3

@@ -18,10 +18,15 @@ class LivePage:
     def __init__(self, study_dir: Path) -> None:
         self.study_dir, self.path = study_dir, study_dir / "report.html"
         self._next_s = 0.0
+        self._behind = False
+
+    def finished(self) -> None:
+        """Note that another trial has finished."""
+        self._behind = True
 
     def refresh(self) -> None:
-        """Write the page, unless it was written a moment ago."""
-        if time.monotonic() >= self._next_s:
+        """Write the page where trials have finished since, unless it was written a moment ago."""
+        if self._behind and time.monotonic() >= self._next_s:
             self.write()
 
     def write(self) -> None:
@@ -29,7 +34,8 @@ class LivePage:
         from scalebench.analysis.study import analyse_all, damaged_elsewhere
         from scalebench.reporting import write
 
-        begun = time.monotonic()
+        self._behind = False
+        begun = time.monotonic()  # imports take seconds, but once
         results = store.read_results(self.study_dir)
         write(analyse_all(results), self.path, damaged_elsewhere(results))
         ended = time.monotonic()

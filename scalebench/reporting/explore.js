@@ -166,7 +166,27 @@ function showTrials(details) {
   if (figure) offerFigureTools(figure);
 }
 
+// Below the headline figure of a loss, links to the figure of every trial with its loss against another column.
+const OTHER_AXES = ["tokens or samples seen", "compute", "training time", "energy"];
+
+function offerOtherAxes(details) {
+  const figure = document.getElementById(details.id.replace(/trials$/, "loss"));
+  const json = details.querySelector(":scope > script"), { columns, rows } = json ? JSON.parse(json.textContent) : {};
+  const table = details.querySelector("table"), varied = json
+    ? columns.filter((_, i) => new Set(rows.map((row) => row[i]?.[1] ?? 0)).size > 1 && rows.some((row) => Array.isArray(row[i])))
+    : plottable(table).map(({ name }) => name);
+  const names = OTHER_AXES.filter((name) => varied.includes(name));
+  if (!figure || !names.length) return;
+  const line = Object.assign(document.createElement("p"), { className: "tools", textContent: "Loss of every trial against" });
+  for (const name of names) {
+    const state = new URLSearchParams([["x axis", name]]);
+    line.append(Object.assign(document.createElement("a"), { href: `#${exploreId(details)}?${state}`, textContent: name }));
+  }
+  figure.querySelector(":scope > .tools")?.after(line);
+}
+
 function offerTrials(details) {
+  offerOtherAxes(details);
   details.hidden = false;
   details.querySelector("summary").textContent = "Every trial, with a figure of any two columns";
   details.addEventListener("toggle", () => fill(details));

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from scalebench.analysis.predictions import PredictedQuantity, predict_loss_at, predict_size
 from scalebench.analysis.series import Series, ranked, to_fit
 from scalebench.analysis.surfaces import Surface
@@ -17,6 +19,7 @@ from scalebench.reporting.quantities import (
     NO_SPREAD,
     PREFIXED,
     bounded,
+    decimals_of,
     formula,
     percent,
     symbol,
@@ -111,12 +114,13 @@ def ranking_table(all_series: Sequence[Series]) -> Table:
     rows, places, shown = [], ranked(all_series), {id(series) for series in to_fit(all_series)}
     for series in places:
         best, last = places[0].sizes.iloc[-1], series.sizes.iloc[-1]
-        behind = last["mean"] - best["mean"]
+        behind, digits = last["mean"] - best["mean"], decimals_of(float(np.hypot(last["se"], best["se"])))
+        above = f"{behind:.{digits}f}", float(behind)
         near = "within noise of the lowest" if within_noise(last, best) else "higher"
         place = "lowest" if series is places[0] else near
         loss = uncertain(last["mean"], last["se"]), float(last["mean"])
         exponent = _exponent(series.loss_all if id(series) in shown else series.loss_of_means)
-        rows.append((word(series.label or "all trials"), number(last["size"]), loss, number(behind), exponent,
+        rows.append((word(series.label or "all trials"), number(last["size"]), loss, above, exponent,
                      word(place)))  # fmt: skip
     columns = ("series", "largest size", "loss there (nats)", "above the lowest (nats)", "exponent", "verdict")
     caption = f"Series by their loss at the largest size; noise is {CLEAR:g} combined standard errors."
@@ -188,12 +192,13 @@ def _no_projections(all_series: Sequence[Series]) -> Table:
 
 
 def projected_cell(predicted: PredictedQuantity | None, between: str = " ") -> Cell:
-    """Return the cell of value and interval with ``between`` them, the value alone where it has no interval."""
+    """Return the cell of value and interval with ``between`` them, the value alone where it is known without one."""
     if predicted is None or predicted.value is None:
         return word(None)
     unit = predicted.unit if predicted.unit in PREFIXED else ""
     if predicted.low is None or predicted.high is None:
-        return number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        text, key = number(predicted.value, unit, 4 if predicted.unit == "nats" else 3)
+        return f"{text}{between}({NO_INTERVAL})" if predicted.trend else text, key
     value, interval = bounded(predicted.value, predicted.low, predicted.high, unit=unit)
     return value if interval == NO_SPREAD else f"{value}{between}({interval})", predicted.value
 

@@ -19,7 +19,7 @@ function withPrefix(value, unit) {
     : `${Number((value / 1000 ** power).toPrecision(3))} ${prefix}${unit}`.trim();
 }
 
-const SUBS = [[8, [1, 1.5, 2, 3, 4, 5, 7]], [20, [1, 2, 3, 5]], [100, [1, 2, 5]], [1000, [1, 3]]];
+const SUBS = [[8, [1, 1.5, 2, 3, 4, 5, 7]], [100, [1, 2, 5]], [1000, [1, 3]]];
 
 function ticksOf([low, high], log) {
   if (log && high / low > 3) {

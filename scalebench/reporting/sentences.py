@@ -15,10 +15,10 @@ from scalebench.reporting.quantities import (
     CLEAR,
     NBSP,
     NEGLIGIBLE,
-    NO_INTERVAL,
     NO_SPREAD,
     bounded,
     formula,
+    interval_words,
     percent,
     quantity,
     significant,
@@ -36,8 +36,7 @@ def series_sentences(study: StudyAnalysis, details: Callable[[Series], Iterable[
     Of at most ``MANY_SERIES`` series, how the loss of each changed is among them.
     """
     best = ranked(study.series)[:1] or study.series[:1]
-    several = len(study.series) > 1
-    if several:
+    if len(study.series) > 1 and len(ranked(study.series)) != 1:
         yield from ranking_sentences(study.series)
     for series in study.series if len(study.series) <= MANY_SERIES else best:
         yield _of_series(series, loss_sentence(series))
@@ -60,8 +59,6 @@ def ranking_sentences(all_series: Sequence[Series]) -> Iterator[str]:
     best, worst = (f"{series.label} ({uncertain(row['mean'], row['se'])} nats)"
                    for series, row in ((places[0], last[0]), (places[-1], last[-1])))  # fmt: skip
     yield f"Of {len(places)} series the lowest validation loss at the largest size is that of {best}."
-    if len(places) == 1:
-        return
     near = [series.label for series, row in zip(places[1:], last[1:], strict=True) if within_noise(row, last[0])]
     more = f" and {len(near) - NAMED} more" if len(near) > NAMED else ""
     others = f"Within noise of it: {', '.join(near[:NAMED])}{more}." if near else "No other is within noise of it."
@@ -124,8 +121,7 @@ def law_sentence(series: Series) -> str:
 
 def _bracket(interval: str, also: str = "") -> str:
     """Return an interval in brackets after a space; nothing for one without width."""
-    inside = f"95 % interval {interval}" if interval not in (NO_INTERVAL, NO_SPREAD) else interval
-    return f" ({inside}{also})" if interval != NO_SPREAD else ""
+    return f" ({interval_words(interval)}{also})" if interval != NO_SPREAD else ""
 
 
 def held_out_sentence(series: Series) -> str:

@@ -40,13 +40,10 @@ def _row(ends: Ends) -> tuple[Cell, ...]:
 
 
 def _not_projected(measured: Sequence[Ends]) -> str:
-    """Return what was measured and not projected, with the reasons, each once; it begins with a space."""
-    reasons: dict[str, list[str]] = {}
-    for ends in measured:
-        refused = [each.reason for each in ends.projected if each is not None and each.value is None]
-        if refused and not ends.reason:
-            reasons.setdefault(refused[-1], []).append(ends.quantity)
-    return "".join(f" Not projected: {', '.join(names)} ({reason})." for reason, names in reasons.items())
+    """Return what was measured and has no law to project by, in a sentence that begins with a space."""
+    refused = (ends for ends in measured if any(each is not None and each.value is None for each in ends.projected))
+    names = [ends.quantity for ends in refused if not ends.reason]
+    return f" Not projected, as no law could be fitted: {', '.join(names)}." if names else ""
 
 
 def _factor(ends: Ends) -> str:

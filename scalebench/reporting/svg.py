@@ -39,7 +39,9 @@ RC = {
     "text.parse_math": False, "xtick.bottom": False, "ytick.left": False,  # grid lines are enough
 }  # fmt: skip
 # Ticks between two powers of ten, by the ratio of the axis' ends below which they are drawn; a script has the same.
-SUBS = ((8, (1, 1.5, 2, 3, 4, 5, 7)), (20, (1, 2, 3, 5)), (100, (1, 2, 5)), (1000, (1, 3)))
+FEW_SUBS = ((8, (1, 2, 5)), (1000, (1, 3)))  # beside names at the ends of lines, which leave less room
+Y_SUBS = ((20, (1, 2, 3, 5)),)  # labels above one another take less room
+SUBS = ((8, (1, 1.5, 2, 3, 4, 5, 7)), (100, (1, 2, 5)), (1000, (1, 3)))
 LEGEND_ROOM = 66  # characters of legend text across the axes
 ENLARGED = 13 / 9.5  # text of a legend on a phone, over that in the drawing
 CHARACTER = 0.55  # mean width over height
@@ -143,17 +145,20 @@ def size_axis(axes: Axes, label: str = SIZE_LABEL) -> None:
     axes.set_xlabel(label)
 
 
-def log_ticks(axis: Axis, low: float, high: float, dense: float = 300) -> None:
+def log_ticks(axis: Axis, low: float, high: float, dense: float = 300, *, few: bool = False) -> None:
     """Place as many ticks on a logarithmic axis from low to high as can be read, at round numbers.
 
-    At powers of ten alone where high is more than ``dense`` times low.
+    At powers of ten alone where high is more than ``dense`` times low; ``few`` where the axis is short.
     """
+    from matplotlib.axis import YAxis
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    ratio = high / low
-    subs = next((subs for most, subs in SUBS if ratio < min(most, dense)), (1,))
+    ratio, beside = high / low, (*SUBS, *Y_SUBS) if isinstance(axis, YAxis) else SUBS
+    choices = FEW_SUBS if few else sorted(beside)
+    subs = next((subs for most, subs in choices if ratio < min(most, dense)), (1,))
     # As on a linear axis: there would be two, or one.
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if ratio < 3 else LogLocator(subs=subs))
+    linear = MaxNLocator(3 if few else 5, steps=[1, 2, 2.5, 5, 10])
+    axis.set_major_locator(linear if ratio < 3 else LogLocator(subs=subs))
     axis.minorticks_off()
 
 
@@ -180,6 +185,8 @@ def legend(marks: Marks, title: str | None = None, direct: bool = True) -> None:
     # Trials, means and fit of one series share its colour: a legend tells them apart.
     if len(named) >= DIRECT_FROM and len({end.color for end in named}) >= DIRECT_FROM:
         label_ends(marks.axes, named)
+        if marks.axes.get_xscale() == "log":
+            log_ticks(marks.axes.xaxis, *marks.axes.get_xlim(), dense=1000, few=True)
         rest = [i for i, end in enumerate(ends) if end is None]
         handles, labels = [handles[i] for i in rest], [labels[i] for i in rest]
     if not labels:

@@ -119,7 +119,7 @@ def table(
     total = max(total, len(cells))
     cut = f" The first {MAX_ROWS:,} of {total:,} rows." if total > MAX_ROWS else ""
     if isinstance(rows, Rows) and rows.total > len(rows):
-        cut = f" {len(rows):,} of {rows.total:,} rows, spread evenly."
+        cut = f" {len(rows):,} of {rows.total:,} rows, spread evenly; the exported CSV has all."
     return Table(caption + cut, tuple(columns[first:]), tuple(cells[:MAX_ROWS]))
 
 

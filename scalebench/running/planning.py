@@ -65,7 +65,7 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
     """
     path = find_study(str(name))
     raw = read_toml(path)
-    override(raw, settings)
+    override(raw, settings, WORKLOADS)
     study, lines = parse_study(raw, WORKLOADS)
     if study is not None:
         lines += [*_name_lines(study), *_parent_lines(study)]
@@ -79,6 +79,8 @@ def load_study(name: str | Path, settings: Sequence[str] = ()) -> Study:
                 line.partition(":")[0] for line in lines
             }  # a field with a wrong value was left out of the study
             more = (line for *_, line in _resolved(study, [None]) if line)
+            # Nor is a table incomplete that lacks such a field.
+            reported |= {key.partition(".")[0] for key in reported}
             lines += [line for line in more if line.partition(":")[0] not in reported]
     if study is None or lines:
         raise StudyError([f"{path}: {line}" for line in lines])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scalebench import store
 from scalebench.analysis.difference import WORSE, Difference, Effect, difference
+from scalebench.cli.counted import counted
 from scalebench.cli.output import print_json, quantity, say, say_exactly, table, warn
 from scalebench.errors import InputError, number_of
 from scalebench.points.table import select_rows
@@ -25,8 +26,7 @@ def run_diff(
     frames = []
     for path in (old, new):
         results = store.of_plans(store.read_results(path))
-        for line in results.damaged:
-            warn(f"damaged, left out: {line}")
+        warn(*(f"damaged, left out: {line}" for line in counted(results.damaged)))
         frames.append(select_rows(path, results.frame, where))
     try:
         changes = difference(frames[0], frames[1], margin, other_machine=other_machine)

@@ -130,15 +130,20 @@ def _execute(sweep: Sweep, study: Study, options: RunOptions, page: LivePage | N
     labels = {trial.trial_id: _label(trial) for trial in sweep.missing}
     with Progress(quiet=as_json) as display:
         progress = SweepProgress(expected, display, labels)
+
+        def tick(running: Sequence[Path]) -> None:
+            progress.tick(running)
+            if page:
+                page.refresh()
+
         rows = execute(
-            sweep, study, jobs=options.jobs, engine=options.engine, slots=options.slots, order=options.order,
-            tick=progress.tick,
-        )  # fmt: skip
+            sweep, study, jobs=options.jobs, engine=options.engine, slots=options.slots, order=options.order, tick=tick
+        )
         with contextlib.closing(rows):
             for row in rows:
                 progress.finish(row, as_json=as_json)
                 if page:
-                    page.refresh()
+                    page.finished()
                 if options.fail_fast and row["status"] != "ok":
                     return
 

@@ -20,7 +20,7 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 COSTS = {"bytes": ("bytes of the weights", "B"), "latency": ("time of a forward pass, batch of one", "s")}
 MOST_LABELS = 8  # series of their own colour; more are drawn as one
-NAMED = 8  # trials of the front that the caption names; the table has all
+NAMED = 4  # trials of the front that the caption names; the table has all
 COLUMNS = ("trial", "where it comes from", "parameters", "loss (nats)", "FLOPs of the chain", "on the Pareto front")
 
 

@@ -29,6 +29,8 @@ from scalebench.reporting.views import Caption, FigureSpec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FARTHEST = 10  # times the largest size: the last row of the projections
+
 
 def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
     """Validation loss against size or data: trials, means, the law fitted without the largest, and its projection."""
@@ -60,9 +62,19 @@ def loss_figure(marks: Marks, study: StudyAnalysis) -> Caption | None:
             for series in (() if many(study.series) else study.series)
             if (text := far_sentence(series))
         )
-        + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else ""),
+        + (" Dashed: irreducible loss of the data, known in closed form." if floor.size else "")
+        + (f" The law does not know it, and projects a lower loss by ×{FARTHEST}." if _below(study, floor) else ""),
         table("Mean validation loss per size.", columns, rows, series=len(study.series)),
     )
+
+
+def _below(study: StudyAnalysis, floor: NDArray[np.float64]) -> bool:
+    """Return whether the law of a series projects less than the known floor at the largest projected size."""
+    if not floor.size or many(study.series):
+        return False
+    sizes = [(series, FARTHEST * float(series.sizes["size"].max())) for series in study.series if len(series.sizes)]
+    values = [predict_loss_at(series, size).value for series, size in sizes]
+    return any(value is not None and value < floor[0] for value in values)
 
 
 def _caption(marks: Marks) -> str:

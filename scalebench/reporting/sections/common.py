@@ -280,5 +280,5 @@ def trials_table(study: StudyAnalysis, columns: Sequence[Column], most: int = MA
     titles = ("trial", "N (non-embedding parameters)", *axes, "status", *(c.title for c in measured), "reason")
     units = ("", "", *("" for _ in axes), "", *(c.unit for c in measured), "")
     total = len(study.trials)
-    cut = f" {len(frame):,} of {total:,} rows, spread evenly." if len(frame) < total else ""
+    cut = f" {len(frame):,} of {total:,} rows, spread evenly; the exported CSV has all." if len(frame) < total else ""
     return Table(f"Every trial, by size.{cut}", titles, tuple(rows), units=units)

@@ -47,7 +47,7 @@ def best_sentence(student: Student, name: str) -> str:
         return f"{lead}; {best.seeds} seed{'s are' if best.seeds != 1 else ' is'} too few to tell teachers apart."
     if student.tied:
         others = " and ".join(quantity(each.teacher) for each in student.tied)
-        return f"{lead}; {others} are not told apart from it."
+        return f"{lead}; {others} do not differ from it significantly."
     return f"{lead}, below all others beyond noise."
 
 
