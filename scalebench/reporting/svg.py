@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from scalebench.reporting.end_labels import end_of, label_ends
-from scalebench.reporting.layout import OneAxesLayout
 from scalebench.reporting.quantities import tick
 
 if TYPE_CHECKING:
@@ -245,6 +244,8 @@ def canvas(name: str, height: float = 3.7) -> Iterator[Marks]:
     import matplotlib as mpl  # here, as they take seconds to import and sentences and tables do without
     import seaborn as sns
     from matplotlib.figure import Figure
+
+    from scalebench.reporting.layout import OneAxesLayout
 
     style: Any = {**dict(sns.axes_style("ticks")), **RC, "svg.hashsalt": name}
     with mpl.rc_context(style):
