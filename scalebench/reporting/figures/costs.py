@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from scalebench.analysis.series import Series
 from scalebench.analysis.study import StudyAnalysis
@@ -26,7 +26,7 @@ from scalebench.reporting.figures.base import (
     untimed,
 )
 from scalebench.reporting.quantities import formula, quantity, scale, tick
-from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish
+from scalebench.reporting.svg import INK, MUTED, PAPER, SERIES_COLORS, Marks, finish, log_ticks
 from scalebench.reporting.tables import Cell, Rows, number, share, table, word
 from scalebench.reporting.views import Caption, FigureSpec
 
@@ -193,9 +193,8 @@ def _mfu_axis(marks: Marks, peaks: Sequence[float], factor: float) -> str:
         "right", functions=(partial(np.multiply, share_of_peak), partial(np.multiply, 1 / share_of_peak))
     )
     right.set_ylabel("MFU (% of the peak)")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    log_ticks(right.yaxis, *(share_of_peak * end for end in marks.axes.get_ylim()))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    right.yaxis.set_minor_locator(NullLocator())
     return " The right axis has the MFU, the share of that peak."
 
 

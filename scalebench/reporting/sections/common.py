@@ -189,13 +189,17 @@ def counts(study: StudyAnalysis) -> str:
     ended += [f"{study.invalid} of the ok ones invalid"] * bool(study.invalid)
     ended += [f"{len(study.missing)} missing"] * bool(study.missing)
     head = f"{study.planned} trials planned" if study.planned else f"{len(study.trials)} recorded trials"
-    left_out = f" {left_out_line(study.left_out)}." if study.left_out else ""
-    edited = (
-        f" The study was edited between runs: {study.earlier:,} trials of an earlier version are no longer planned."
-        if study.earlier
-        else ""
-    )
-    return f"{head}: {', '.join(ended) or 'no records yet'}.{left_out}{edited}"
+    return f"{head}: {', '.join(ended) or 'no records yet'}.{_of_other_settings(study)}"
+
+
+def _of_other_settings(study: StudyAnalysis) -> str:
+    """Return that the study was edited between runs, and how many results of its folder are left out."""
+    if not study.earlier:
+        return f" {left_out_line(study.left_out)}." if study.left_out else ""
+    kept = f"; results of {study.left_out:,} are in this folder and left out" if study.left_out else ""
+    trials = f"{study.earlier:,} trial{'s' * (study.earlier > 1)} of an earlier version"
+    planned = "are no longer planned" if study.earlier > 1 else "is no longer planned"
+    return f" The study was edited between runs: {trials} {planned}{kept}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
