@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scalebench.analysis.series import Series, ranked, to_fit
+from scalebench.analysis.series import Series, to_fit
 from scalebench.analysis.study import StudyAnalysis
 from scalebench.analysis.trials import LOSS
 from scalebench.reporting.figures.base import Titles, trial_titles
@@ -22,8 +22,8 @@ from scalebench.reporting.views import Caption, FigureSpec
 
 def why_no_fit(study: StudyAnalysis) -> str | None:
     """Return the reasons why no series has a fit of loss against size, or None where there is nothing to fit."""
-    reasons = dict.fromkeys(series.loss_all.reason for series in to_fit(study.series)
-                            if series.loss_all.fit is None and (len(series.sizes) or not ranked(study.series)))  # fmt: skip
+    with_loss = [series for series in to_fit(study.series) if len(series.sizes)] or study.series
+    reasons = dict.fromkeys(series.loss_all.reason for series in with_loss if series.loss_all.fit is None)
     return " ".join(f"No fit of loss against size alone: {reason}." for reason in reasons if reason) or None
 
 
